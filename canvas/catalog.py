@@ -1,0 +1,246 @@
+"""The models that can be picked: what each is, where it comes from, what it needs."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from canvas import validation
+from canvas.errors import InvalidInput, UnknownModel
+from canvas.schedulers import SCHEDULERS
+
+MODEL_TYPES = ("stable_diffusion", "stable_diffusion_xl", "auto")
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+REQUIRED_FIELDS = ("name", "size", "speed", "quality", "resolution", "type")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One entry of the catalogue.
+
+    `name` is a Hub id, a local diffusers folder or a single `.safetensors` file;
+    `mirrors` are Hub ids tried in order when it is gone. `resolution` is the native
+    side in pixels. Pipelines of equal `name` are shared.
+    """
+
+    key: str
+    name: str
+    size: str
+    speed: str
+    quality: str
+    resolution: int
+    type: str
+    mirrors: tuple[str, ...] = ()
+    trigger_words: str = ""
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    scheduler: str = "DPM++ 2M"
+    accelerations: tuple[str, ...] = ()
+    license: str = ""
+    description: str = ""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where it may come from, the preferred one first."""
+        return (self.name, *self.mirrors)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `name` is a folder or file on this machine."""
+        return Path(self.name).is_absolute() or Path(self.name).exists()
+
+    @property
+    def min_size(self) -> int:
+        """Smallest side in pixels that still gives a picture."""
+        return max(64, self.resolution // 2)
+
+    @property
+    def max_size(self) -> int:
+        """Largest side in pixels; beyond twice the native one the model repeats itself."""
+        return self.resolution * 2
+
+    @property
+    def size_step(self) -> int:
+        """Step of the resolution slider in pixels, a multiple of 8."""
+        return max(8, self.resolution // 8)
+
+
+def parse_model(key: str, entry: object) -> ModelSpec:
+    """Check one catalogue entry; raises InvalidInput naming the wrong field."""
+    if isinstance(entry, ModelSpec):
+        return entry
+    if not isinstance(key, str) or not key.strip() or len(key) > 64:
+        raise InvalidInput("model key", key, "a short name such as 'my-model'")
+    where = f"models.{key}"
+    if not isinstance(entry, Mapping):
+        raise InvalidInput(where, entry, f"a table with the fields {', '.join(REQUIRED_FIELDS)}")
+    known = {field.name for field in fields(ModelSpec)} - {"key"}
+    for name in entry:
+        if name not in known:
+            raise InvalidInput(f"{where}.{name}", entry[name], f"one of {', '.join(sorted(known))}")
+    for name in REQUIRED_FIELDS:
+        if name not in entry:
+            raise InvalidInput(f"{where}.{name}", None, "a value: the field is required")
+    checked = {
+        name: CHECKS.get(name, validation.text)(f"{where}.{name}", value)
+        for name, value in entry.items()
+    }
+    if not checked["name"]:
+        raise InvalidInput(f"{where}.name", "", "a Hub id, a diffusers folder or a file")
+    return ModelSpec(key=key, **checked)
+
+
+def _texts(field: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise InvalidInput(field, value, "a list of texts")
+    return tuple(value)
+
+
+def _resolution(field: str, value: object) -> int:
+    return validation.multiple_of_8(field, validation.whole_number(field, value, 64, 2048))
+
+
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "mirrors": _texts,
+    "accelerations": _texts,
+    "resolution": _resolution,
+    "num_inference_steps": lambda field, value: validation.whole_number(field, value, 1, 150),
+    "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
+    "type": lambda field, value: validation.choice(field, value, MODEL_TYPES),
+    "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
+}
+
+
+class Catalog(MutableMapping[str, ModelSpec]):
+    """Models by key, checked on assignment; one laid over `base` sees what is added there later."""
+
+    def __init__(self, base: Catalog | None = None) -> None:
+        self._base = base
+        self._own: dict[str, ModelSpec] = {}
+
+    def __getitem__(self, key: str) -> ModelSpec:
+        if key in self._own or self._base is None:
+            return self._own[key]
+        return self._base[key]
+
+    def __setitem__(self, key: str, entry: ModelSpec | Mapping[str, Any]) -> None:
+        self._own[key] = parse_model(key, entry)
+
+    def __delitem__(self, key: str) -> None:
+        del self._own[key]
+
+    def __iter__(self) -> Iterator[str]:
+        inherited = self._base or ()
+        yield from inherited
+        yield from (key for key in self._own if key not in inherited)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def load(self, path: Path) -> None:
+        """Add the tables of a `models.toml`; nothing is added if one of them is wrong."""
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput(str(path), str(error), "a TOML file with a table a model") from error
+        self._own.update({key: parse_model(key, entry) for key, entry in tables.items()})
+
+
+def get_model(key: str, models: Mapping[str, ModelSpec] | None = None) -> ModelSpec:
+    """The model of that key; raises UnknownModel listing what exists."""
+    models = MODELS if models is None else models
+    if not isinstance(key, str) or key not in models:
+        raise UnknownModel("model_key", key, f"one of {', '.join(models)}")
+    return models[key]
+
+
+def _built_in() -> Catalog:
+    """The catalogue as shipped; sizes are what a CPU fetches."""
+    small_sd = {
+        "name": "OFA-Sys/small-stable-diffusion-v0",
+        "size": "3.2 GB",
+        "resolution": 512,
+        "type": "stable_diffusion",
+        # Eight tensors differ in shape from SD1.5: its LoRAs do not fit.
+        "accelerations": ["taesd"],
+        "license": "openrail",
+    }
+    sd15 = {
+        "type": "stable_diffusion",
+        "resolution": 512,
+        "size": "4.3 GB",
+        "accelerations": ["few_step_lora", "taesd"],
+        "license": "creativeml-openrail-m",
+    }
+    entries: dict[str, dict[str, Any]] = {
+        "starter": {
+            "name": str(ASSETS / "starter"),
+            "size": "built in",
+            "speed": "Instant",
+            "quality": "Storybook",
+            "resolution": 128,
+            "type": "stable_diffusion",
+            "num_inference_steps": 20,
+            "guidance_scale": 3.5,
+            "scheduler": "DDIM",
+            "license": "mit",
+            "description": "Storybook scenes of one or two things in a place; no download",
+        },
+        "tiny": {
+            **small_sd,
+            "speed": "Fast",
+            "quality": "Fair",
+            "num_inference_steps": 15,
+            "description": "The smallest general model",
+        },
+        "small": {
+            **sd15,
+            "name": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "mirrors": ["sd-legacy/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"],
+            "speed": "Medium",
+            "quality": "Good",
+            "description": "Stable Diffusion 1.5, the classic",
+        },
+        "dreamshaper": {
+            **sd15,
+            "name": "Lykon/dreamshaper-8",
+            "mirrors": ["Lykon/DreamShaper"],
+            "speed": "Medium",
+            "quality": "Very Good",
+            "scheduler": "DEIS",
+            "description": "Painterly and photographic, a good all-rounder",
+        },
+        "openjourney": {
+            **sd15,
+            "name": "prompthero/openjourney-v4",
+            "mirrors": ["prompthero/openjourney"],
+            "speed": "Medium",
+            "quality": "Very Good",
+            "description": "Midjourney-like illustration",
+        },
+        "mini-sd": {
+            **small_sd,
+            "speed": "Medium",
+            "quality": "Good",
+            "num_inference_steps": 25,
+            "description": "The weights of tiny with more steps",
+        },
+        "portrait": {
+            **sd15,
+            "name": "wavymulder/portraitplus",
+            "speed": "Medium",
+            "quality": "Excellent for faces",
+            "trigger_words": "portrait+ style",
+            "description": "Portraits, best at 1:1",
+        },
+    }
+    catalog = Catalog()
+    for key, entry in entries.items():
+        catalog[key] = entry
+    return catalog
+
+
+MODELS = _built_in()

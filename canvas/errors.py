@@ -1,0 +1,114 @@
+"""What can go wrong, in sentences that may be shown to a user and say what to do next."""
+
+from __future__ import annotations
+
+
+class CanvasError(Exception):
+    """Any failure that the program foresees; `str(error)` is fit for the user's eyes."""
+
+    code = "error"
+
+
+class InvalidInput(CanvasError):
+    """A value that cannot be taken: names the field, the value and what is allowed."""
+
+    code = "invalid_input"
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = f"{shown[:60]}… ({len(shown)} characters)"
+        super().__init__(f"{field}: {shown} cannot be used; allowed is {allowed}.")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+
+class UnknownModel(InvalidInput):
+    """A model key that the catalogue does not hold."""
+
+    code = "unknown_model"
+
+
+class NotFound(CanvasError):
+    """No such picture or job, or none that this owner may see."""
+
+    code = "not_found"
+
+
+class QueueFull(CanvasError):
+    """A visitor has as many jobs waiting as allowed."""
+
+    code = "queue_full"
+
+
+class GenerationCancelled(CanvasError):
+    """The job was stopped by its owner."""
+
+    code = "cancelled"
+
+
+class OutOfMemory(CanvasError):
+    """A load or a step that does not fit into memory; names the smallest change that would fit."""
+
+    code = "out_of_memory"
+
+
+class GenerationFailed(CanvasError):
+    """The pipeline could not make this picture."""
+
+    code = "generation_failed"
+
+
+class StorageError(CanvasError):
+    """The data folder or its database cannot be read or written."""
+
+    code = "storage_error"
+
+
+class ModelUnavailable(CanvasError):
+    """A model that cannot be had; the subclasses say why."""
+
+    code = "model_unavailable"
+
+
+class ModelGone(ModelUnavailable):
+    """The repository and all its mirrors are gone, or never were."""
+
+    code = "model_gone"
+
+
+class ModelGated(ModelUnavailable):
+    """The repository asks for accepted terms and a token."""
+
+    code = "model_gated"
+
+
+class HubOffline(ModelUnavailable):
+    """The Hub cannot be reached and the model is not on disk."""
+
+    code = "hub_offline"
+
+
+class DiskFull(ModelUnavailable):
+    """The download does not fit on the disk."""
+
+    code = "disk_full"
+
+
+class DownloadFailed(ModelUnavailable):
+    """The download broke: a stalled server, a short or damaged file, repeated server errors."""
+
+    code = "download_failed"
+
+
+class DownloadCancelled(ModelUnavailable):
+    """The download was stopped by its owner; finished files stay."""
+
+    code = "download_cancelled"
+
+
+class ModelBroken(ModelUnavailable):
+    """Files are there but do not make a pipeline."""
+
+    code = "model_broken"

@@ -1,0 +1,180 @@
+"""What is asked for, how far it is, and what comes out: the three words every layer speaks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from canvas import validation
+from canvas.catalog import ModelSpec
+from canvas.errors import InvalidInput
+from canvas.schedulers import SCHEDULERS
+from canvas.styles import STYLES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_FORMATS = ("png", "jpeg", "webp")
+MAX_SEED = 2**53 - 1  # the largest whole number that JSON, JavaScript and SQLite all keep
+RANDOM_SEED = -1
+WHOLE_NUMBERS = {"seed": (RANDOM_SEED, MAX_SEED), "num_images": (1, 16), "quality": (1, 100)}
+
+
+def _side(field: str, value: object) -> int:
+    return validation.multiple_of_8(field, validation.whole_number(field, value, 64, 4096))
+
+
+LEFT_TO_THE_MODEL: Mapping[str, Callable[[str, Any], Any]] = {
+    "width": _side,
+    "height": _side,
+    "num_inference_steps": lambda field, value: validation.whole_number(field, value, 1, 150),
+    "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
+    "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
+}
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A wish for pictures; what is None is filled from the model by `resolve`.
+
+    Raises InvalidInput naming the field, the value and what is allowed. Image i of
+    `num_images` is made with `seed + i`, so it can be made again alone. `quality`
+    (1 to 100) applies to JPEG and WebP.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    style: str = "none"
+    model_key: str = "starter"
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    seed: int = RANDOM_SEED
+    num_images: int = 1
+    image_format: str = "png"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            "prompt": validation.text("prompt", self.prompt),
+            "negative_prompt": validation.text("negative_prompt", self.negative_prompt),
+            "style": validation.choice("style", self.style, STYLES),
+            "image_format": validation.choice("image_format", self.image_format, IMAGE_FORMATS),
+        }
+        for name, (low, high) in WHOLE_NUMBERS.items():
+            checked[name] = validation.whole_number(name, getattr(self, name), low, high)
+        for name, check in LEFT_TO_THE_MODEL.items():
+            if (value := getattr(self, name)) is not None:
+                checked[name] = check(name, value)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # how a frozen dataclass is normalised
+        if not self.prompt:
+            raise InvalidInput("prompt", self.prompt, "some words that describe the picture")
+        if not isinstance(self.model_key, str):
+            raise InvalidInput("model_key", self.model_key, "the key of a model")
+        if self.seed + self.num_images - 1 > MAX_SEED:
+            raise InvalidInput("seed", self.seed, f"at most {MAX_SEED} for the last picture")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationRequest:
+        """The inverse of `to_dict`; an unknown field raises InvalidInput."""
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise InvalidInput(name, values[name], f"one of the fields {', '.join(known)}")
+        return cls(**{"prompt": "", **values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as JSON can hold them."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def resolve(self, spec: ModelSpec) -> GenerationRequest:
+        """Fill what was left open from the model and draw the seed; checks the size against it."""
+        seed = self.seed
+        if seed == RANDOM_SEED:
+            seed = random.randrange(2**32 - self.num_images)
+        resolved = replace(
+            self,
+            width=self.width or spec.resolution,
+            height=self.height or spec.resolution,
+            num_inference_steps=self.num_inference_steps or spec.num_inference_steps,
+            guidance_scale=(
+                spec.guidance_scale if self.guidance_scale is None else self.guidance_scale
+            ),
+            scheduler=self.scheduler or spec.scheduler,
+            seed=seed,
+        )
+        for name in ("width", "height"):
+            value = getattr(resolved, name)
+            if not spec.min_size <= value <= spec.max_size:
+                raise InvalidInput(
+                    name, value, f"{spec.min_size} to {spec.max_size} with the model {spec.key}"
+                )
+        return resolved
+
+    def single(self, index: int) -> GenerationRequest:
+        """The request that makes picture `index` of a resolved batch again, alone."""
+        return replace(self, seed=self.seed + index, num_images=1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress of one picture: `step` of `num_steps` done, and a small preview now and then."""
+
+    step: int
+    num_steps: int
+    image_index: int = 0
+    num_images: int = 1
+    seconds_left: float | None = None
+    preview: Image | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def fraction(self) -> float:
+        """Share of the whole job that is done, 0 to 1."""
+        return (self.image_index + self.step / self.num_steps) / self.num_images
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One finished picture: its pixels until it is kept, its settings, and where it lies.
+
+    `request` is resolved and single: sending it again on the same machine gives the
+    same pixels. `notes` say what happened on the way (a fallback, a rounded value).
+    """
+
+    request: GenerationRequest
+    enhanced_prompt: str
+    generation_time: float  # seconds
+    device: str
+    dtype: str
+    model_revision: str = ""
+    notes: tuple[str, ...] = ()
+    task: str = "text_to_image"
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    image: Image | None = field(default=None, repr=False, compare=False)
+    id: int | None = None
+    filename: str = ""
+    filepath: str = ""
+    file_size: int = 0  # bytes
+    owner: str = "local"
+    favourite: bool = False
+    parent_id: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that is known of the picture but its pixels and its place, for JSON."""
+        return {
+            **self.request.to_dict(),
+            "enhanced_prompt": self.enhanced_prompt,
+            "generation_time": self.generation_time,
+            "device": self.device,
+            "dtype": self.dtype,
+            "model_revision": self.model_revision,
+            "notes": list(self.notes),
+            "task": self.task,
+            "created_at": self.created_at.isoformat(),
+        }

@@ -1,0 +1,33 @@
+"""The schedulers on offer: the field's names and the diffusers classes behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SchedulerSpec:
+    """A class of `diffusers` and the configuration laid over the model's own."""
+
+    class_name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+SCHEDULERS = MappingProxyType(
+    {
+        "DPM++ 2M": SchedulerSpec("DPMSolverMultistepScheduler"),
+        "DPM++ 2M Karras": SchedulerSpec(
+            "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}
+        ),
+        "UniPC": SchedulerSpec("UniPCMultistepScheduler"),
+        "DEIS": SchedulerSpec("DEISMultistepScheduler"),
+        "Euler": SchedulerSpec("EulerDiscreteScheduler"),
+        "Euler a": SchedulerSpec("EulerAncestralDiscreteScheduler"),
+        "DDIM": SchedulerSpec("DDIMScheduler"),
+        "PNDM": SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}),
+        "LCM": SchedulerSpec("LCMScheduler"),
+    }
+)

@@ -1,0 +1,113 @@
+"""What the environment and the command line decide, read once at start-up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from canvas import validation
+from canvas.errors import InvalidInput
+
+PREFIX = "CANVAS_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every option of the program; `from_environment` reads `CANVAS_` + the name in capitals.
+
+    `memory_budget` is in bytes, for loaded pipelines; None means from what the machine has.
+    `public` is on for strangers: a shared link or a Space.
+    """
+
+    data_dir: Path = Path()
+    cache_dir: Path = Path("~/.cache/magic-canvas").expanduser()
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False
+    auth: tuple[str, str] | None = None
+    model: str = "starter"
+    device: str | None = None
+    dtype: str | None = None
+    memory_budget: int | None = None
+    public: bool = False
+
+    @classmethod
+    def from_environment(
+        cls, environ: Mapping[str, str] | None = None, **overrides: Any
+    ) -> Settings:
+        """Settings from `environ` (default: the process's), with those overrides that are set."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            variable = PREFIX + item.name.upper()
+            if environ.get(variable):
+                values[item.name] = _parse(variable, item.name, environ[variable])
+        for name, value in overrides.items():
+            if value is not None:
+                values[name] = _parse(name, name, value) if isinstance(value, str) else value
+        settings = cls(**values)
+        validation.whole_number("port", settings.port, 0, 65535)
+        return settings
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file that remembers every picture and download."""
+        return self.data_dir / "ai_images.db"
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of the picture files."""
+        return self.data_dir / "outputs"
+
+    @property
+    def models_file(self) -> Path:
+        """The user's own models, a table each."""
+        return self.data_dir / "models.toml"
+
+
+def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) -> None:
+    """Turn off the telemetry of the libraries; call before they are imported."""
+    environ = os.environ if environ is None else environ
+    environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _switch(field: str, value: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True}
+    words |= {"0": False, "false": False, "no": False, "off": False}
+    return words[validation.choice(field, value.lower(), words)]
+
+
+def _whole(field: str, value: str) -> int:
+    if not value.isdecimal():
+        raise InvalidInput(field, value, "a whole number")
+    return int(value)
+
+
+def _login(field: str, value: str) -> tuple[str, str]:
+    user, colon, password = value.partition(":")
+    if not (user and colon and password):
+        raise InvalidInput(field, "(hidden)", "USER:PASSWORD")
+    return user, password
+
+
+PARSERS: Mapping[str, Callable[[str, str], Any]] = {
+    "data_dir": lambda _, value: Path(value).expanduser(),
+    "cache_dir": lambda _, value: Path(value).expanduser(),
+    "port": _whole,
+    "memory_budget": _whole,
+    "share": _switch,
+    "public": _switch,
+    "auth": _login,
+    "device": lambda field, value: validation.choice(field, value, ("cpu", "cuda", "mps")),
+    "dtype": lambda field, value: validation.choice(
+        field, value, ("float32", "bfloat16", "float16")
+    ),
+}
+
+
+def _parse(field: str, name: str, value: str) -> Any:
+    return PARSERS.get(name, validation.text)(field, value)

@@ -1,0 +1,59 @@
+"""Checks of single values; each returns the clean value or raises InvalidInput."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Collection
+
+from canvas.errors import InvalidInput
+
+MAX_TEXT = 10_000
+
+
+def text(field: str, value: object) -> str:
+    """A stripped text of at most MAX_TEXT characters without control characters; None is empty."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidInput(field, value, "a text")
+    if len(value) > MAX_TEXT:
+        raise InvalidInput(field, value, f"at most {MAX_TEXT:,} characters")
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    for character in value:
+        # Cc: control characters, Cs: halves of surrogate pairs, which no file can hold
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
+            raise InvalidInput(field, character, "text without control characters")
+    return value.strip()
+
+
+def number(field: str, value: object, low: float, high: float) -> float:
+    """A number within the inclusive bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidInput(field, value, f"a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def whole_number(field: str, value: object, low: int, high: int) -> int:
+    """A whole number within the inclusive bounds; 512.0 counts as 512."""
+    allowed = f"a whole number from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidInput(field, value, allowed)
+    if value != int(value) or not low <= value <= high:
+        raise InvalidInput(field, value, allowed)
+    return int(value)
+
+
+def multiple_of_8(field: str, value: int) -> int:
+    """A size in pixels that the latents (1/8 of it) can hold."""
+    if value % 8:
+        lower = value // 8 * 8
+        raise InvalidInput(field, value, f"a multiple of 8, such as {lower} or {lower + 8}")
+    return value
+
+
+def choice(field: str, value: object, choices: Collection[str]) -> str:
+    """One of the names in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidInput(field, value, f"one of {', '.join(choices)}")
+    return value
