@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Settings:
     """
 
     data_dir: Path = Path()
-    cache_dir: Path = Path("~/.cache/magic-canvas").expanduser()
+    cache_dir: Path = field(default_factory=lambda: Path.home() / ".cache" / "magic-canvas")
     host: str = "127.0.0.1"
     port: int = 7860
     share: bool = False
