@@ -1,4 +1,4 @@
-"""What picking a model means, in one line: where it is, what is left to fetch, how long it takes."""
+"""What picking a model means, in one line: where it is, what to fetch, how long it takes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,212 @@
+"""The workers behind the studio: one fetches models, one holds the device."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from canvas.catalog import Catalog, ModelSpec, get_model
+from canvas.engine import downloads
+from canvas.engine.device import Device, detect_device
+from canvas.engine.generation import run
+from canvas.engine.pipelines import PipelineCache
+from canvas.errors import CanvasError, GenerationCancelled, GenerationFailed
+from canvas.history.store import ModelEvent
+from canvas.jobs import Job, JobQueue
+from canvas.request import GeneratedImage, Step
+from canvas.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Workshop:
+    """Runs jobs: downloads in one thread, pictures in another that alone touches the device.
+
+    `keep` gets every finished picture with its owner and returns it as kept; `record`
+    gets every download and load.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Catalog,
+        keep: Callable[[GeneratedImage, str], GeneratedImage],
+        record: Callable[[ModelEvent], Any],
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._keep = keep
+        self._record = record
+        self._to_fetch = JobQueue()
+        self._to_make = JobQueue()
+        self._device: Device | None = None
+        self._pipelines: PipelineCache | None = None
+        self._device_lock = threading.Lock()
+        self._detecting = threading.Lock()
+        self._workers = [
+            threading.Thread(target=self._work, args=(self._to_fetch, self._fetch), daemon=True),
+            threading.Thread(target=self._work, args=(self._to_make, self._make), daemon=True),
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def put(self, job: Job) -> None:
+        """Queue a job where it has to begin: at the download, or at the device."""
+        spec = get_model(job.model_key, self._models)
+        fetch_first = job.kind == "download" or downloads.find_local(spec) is None
+        (self._to_fetch if fetch_first else self._to_make).put(job)
+
+    def waiting(self) -> list[Job]:
+        """The jobs that wait for the device, in the order in which they will be taken."""
+        return self._to_make.in_order()
+
+    def close(self) -> None:
+        """End the workers after what they do now."""
+        self._to_fetch.close()
+        self._to_make.close()
+        for worker in self._workers:
+            worker.join(timeout=30)
+
+    @property
+    def device(self) -> Device:
+        """The device with its dtype; found by a short measurement at the first use."""
+        with self._detecting:
+            if self._device is None:
+                self._device = detect_device(
+                    self._settings.cache_dir, self._settings.device, self._settings.dtype
+                )
+            return self._device
+
+    @property
+    def device_if_known(self) -> Device | None:
+        """The device when it has been found already; never waits."""
+        return self._device
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether 16-bit weights are what this device works with."""
+        return self.device.dtype != "float32"
+
+    def is_loaded(self, spec: ModelSpec) -> bool:
+        """Whether a model's pipeline is in memory."""
+        return self._pipelines is not None and self._pipelines.is_loaded(spec)
+
+    def free(self, spec: ModelSpec) -> bool:
+        """Let a loaded model go from memory; raises CanvasError while the device works."""
+        if not self._device_lock.acquire(timeout=1):
+            raise CanvasError("A picture is being made; free the model when it is done.")
+        try:
+            return self._pipelines is not None and self._pipelines.free(spec)
+        finally:
+            self._device_lock.release()
+
+    def warm_up(self, spec: ModelSpec) -> None:
+        """Find the device and load a model that is on disk, in a thread of its own."""
+        threading.Thread(target=self._warm_up, args=(spec,), daemon=True).start()
+
+    def _warm_up(self, spec: ModelSpec) -> None:
+        local = downloads.find_local(spec)
+        if local is None:
+            return
+        try:
+            with self._device_lock:
+                self._load(spec, local)
+        except CanvasError as error:  # said again, to the user, when the model is asked for
+            log.warning("%s", error)
+
+    def _work(self, queue: JobQueue, task: Callable[[Job], None]) -> None:
+        while (job := queue.take()) is not None:
+            try:
+                task(job)
+            except GenerationCancelled as error:
+                job.update(status="cancelled", error=error)
+            except CanvasError as error:
+                job.update(status="failed", error=error)
+            except Exception as error:  # the worker must survive any job, and say so
+                log.exception("job %s failed", job.id)
+                sentence = f"Something unforeseen went wrong: {type(error).__name__}: {error}"
+                job.update(status="failed", error=GenerationFailed(sentence))
+
+    def _fetch(self, job: Job) -> None:
+        spec = get_model(job.model_key, self._models)
+        if downloads.find_local(spec) is None:
+            job.update(status="downloading")
+            self._download(job, spec)
+        if job.kind == "download":
+            job.update(status="done")
+        else:
+            job.update(status="queued", progress=None)
+            self._to_make.put(job)
+
+    def _download(self, job: Job, spec: ModelSpec) -> None:
+        with self._recorded(ModelEvent(spec.key, "download", spec.name)) as event:
+            plan = downloads.plan_download(spec, half_precision=self.half_precision)
+            event.repo_id, event.revision = plan.repo_id, plan.revision
+            try:
+                done = downloads.download(
+                    spec, plan, lambda progress: job.update(progress=progress), job.cancelled
+                )
+            except CanvasError as error:
+                if job.cancelled.is_set():
+                    raise GenerationCancelled("The download was stopped.") from error
+                raise
+            event.bytes, event.file_count = done.bytes, done.file_count
+
+    def _make(self, job: Job) -> None:
+        assert job.request is not None  # noqa: S101 - only generate jobs come here
+        spec = get_model(job.model_key, self._models)
+        local = downloads.find_local(spec)
+        if local is None:  # removed from the disk while the job waited
+            self._to_fetch.put(job)
+            return
+        with self._device_lock:
+            job.update(status="loading")
+            pipeline = self._load(spec, local)
+            if job.cancelled.is_set():
+                raise GenerationCancelled("Stopped before the first step.")
+            job.update(status="running")
+            pictures = run(
+                pipeline,
+                job.request,
+                spec=spec,
+                device=self.device,
+                on_step=lambda step: _show(job, step),
+                cancelled=job.cancelled,
+                model_revision=local.revision,
+            )
+            for picture in pictures:
+                job.update(images=[*job.images, self._keep(picture, job.owner)])
+        job.update(status="done", preview=None)
+
+    def _load(self, spec: ModelSpec, local: downloads.LocalModel) -> Any:
+        if self._pipelines is None:
+            self._pipelines = PipelineCache(self.device, self._settings.memory_budget)
+        if self._pipelines.is_loaded(spec):
+            return self._pipelines.get(spec, local)
+        with self._recorded(ModelEvent(spec.key, "load", local.repo_id, local.revision)):
+            return self._pipelines.get(spec, local)
+
+    @contextmanager
+    def _recorded(self, event: ModelEvent) -> Iterator[ModelEvent]:
+        started = time.monotonic()
+        event.status = "failed"
+        try:
+            yield event
+            event.status = "complete"
+        except GenerationCancelled:
+            event.status = "cancelled"
+            raise
+        except CanvasError as error:
+            event.error = str(error)
+            raise
+        finally:
+            event.download_time = time.monotonic() - started
+            self._record(event)
+
+
+def _show(job: Job, step: Step) -> None:
+    job.update(progress=step, preview=step.preview or job.preview)
