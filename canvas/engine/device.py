@@ -1,0 +1,211 @@
+"""Where pictures are computed and in which number format, decided by measuring."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canvas.engine import machine
+from canvas.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+DEVICES = ("cpu", "cuda", "mps")
+DTYPES = ("float32", "bfloat16", "float16")
+# Below this gain the rounding of bfloat16 is not worth it.
+WORTHWHILE_GAIN = 1.15
+
+
+@dataclass(frozen=True)
+class Device:
+    """`name` as torch knows it, `dtype` of the weights, and in words why."""
+
+    name: str
+    dtype: str
+    reason: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's object."""
+        import torch
+
+        found = getattr(torch, self.dtype)
+        assert isinstance(found, torch.dtype)  # noqa: S101 - DTYPES holds nothing else
+        return found
+
+
+def detect_device(cache_dir: Path, name: str | None = None, dtype: str | None = None) -> Device:
+    """The device to use; sets torch's number of threads to the cores that there really are.
+
+    `name` and `dtype` are the user's wish and win over every measurement. On a CPU the
+    dtype is measured (under half a second) and remembered in `cache_dir`.
+    """
+    _check("device", name, DEVICES)
+    _check("dtype", dtype, DTYPES)
+    use_all_cores()
+    found, why_device = (name, "as asked for") if name else _best_device()
+    if name:
+        _require(name)
+    if dtype:
+        return Device(found, dtype, f"{_in_words(found)} {why_device}; {dtype} as asked for")
+    if found == "cuda":
+        return Device(found, "float16", f"{_in_words(found)} {why_device}; it is fast in float16")
+    if found == "mps":
+        return Device(found, *_mps_dtype(why_device))
+    chosen, why_dtype = _cpu_dtype(cache_dir)
+    return Device("cpu", chosen, f"{_in_words('cpu')} {why_device}; {why_dtype}")
+
+
+def use_all_cores() -> int:
+    """Let torch use every core that this process really has; returns how many."""
+    import torch
+
+    cores = machine.core_count()
+    if torch.get_num_threads() != cores:
+        torch.set_num_threads(cores)
+    return cores
+
+
+def measure_speeds() -> dict[str, float]:
+    """Seconds of a small mix of a UNet's work in float32 and bfloat16 on this CPU.
+
+    One 3x3 convolution of 320 channels on a 32x32 field and the two linear layers of a
+    feed-forward block on as many tokens; the best of a few, in turns, in a third of a second.
+    """
+    import torch
+
+    work = {name: _unet_mix(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    seconds: dict[str, float] = {}
+    stop = time.perf_counter() + 0.3
+    with torch.inference_mode():
+        for run in work.values():
+            run()  # the first run prepares kernels
+        while not seconds or time.perf_counter() < stop:
+            for name, run in work.items():
+                start = time.perf_counter()
+                run()
+                seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
+    return seconds
+
+
+def _unet_mix(dtype: torch.dtype) -> Callable[[], Any]:
+    import torch
+    from torch.nn import functional
+
+    field = torch.ones(1, 320, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
+    kernel = torch.ones(320, 320, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+    tokens = torch.ones(1, 1024, 320, dtype=dtype)
+    widen, narrow = torch.ones(1280, 320, dtype=dtype), torch.ones(320, 1280, dtype=dtype)
+
+    def run() -> Any:
+        functional.conv2d(field, kernel, padding=1)
+        return functional.linear(functional.linear(tokens, widen), narrow)
+
+    return run
+
+
+def _cpu_dtype(cache_dir: Path) -> tuple[str, str]:
+    seconds = _remembered_speeds(cache_dir)
+    gain = seconds["float32"] / seconds["bfloat16"]
+    if gain >= WORTHWHILE_GAIN:
+        return "bfloat16", f"measured here, bfloat16 is {gain:.1f} times as fast as float32"
+    if gain >= 1:
+        return "float32", f"measured here, bfloat16 is only {gain:.2f} times as fast as float32"
+    return "float32", f"measured here, bfloat16 takes {1 / gain:.1f} times as long as float32"
+
+
+def _remembered_speeds(cache_dir: Path) -> dict[str, float]:
+    """The measurement of this processor, core count and torch version; made when not yet known."""
+    import torch
+
+    path = cache_dir / "speeds.json"
+    key = (
+        f"{machine.processor_name()} | {torch.get_num_threads()} cores | torch {torch.__version__}"
+    )
+    known = _read(path)
+    speeds = known.get(key)
+    if isinstance(speeds, dict) and all(_is_time(speeds.get(name)) for name in DTYPES[:2]):
+        return speeds
+    known[key] = measure_speeds()
+    try:
+        _write(path, known)
+    except OSError as error:
+        logger.warning("The speed measurement could not be kept in %s: %s", path, error)
+    return known[key]
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1e6
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # not there yet, or damaged: measured anew
+    return known if isinstance(known, dict) else {}
+
+
+def _write(path: Path, known: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(known, file, indent=1)
+    Path(name).replace(path)
+
+
+def _best_device() -> tuple[str, str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda", "is there"
+    if torch.backends.mps.is_available():
+        return "mps", "is there"
+    return "cpu", "because no GPU was found"
+
+
+def _require(name: str) -> None:
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}
+    if not there.get(name, torch.backends.mps.is_available()):
+        raise InvalidInput("device", name, "cpu on this machine: torch finds no such GPU")
+
+
+def _mps_dtype(why_device: str) -> tuple[str, str]:
+    """float16, unless this macOS and torch cannot convolve in it."""
+    import torch
+
+    try:
+        field = torch.full((1, 4, 8, 8), 0.5, dtype=torch.float16, device="mps")
+        works = bool(torch.nn.functional.conv2d(field, field).isfinite().all())
+    except (RuntimeError, TypeError):
+        works = False
+    dtype, why = ("float16", "is fast") if works else ("float32", "because float16 fails there")
+    return dtype, f"{_in_words('mps')} {why_device}; {dtype} {why}"
+
+
+def _in_words(name: str) -> str:
+    import torch
+
+    if name == "cuda":
+        return torch.cuda.get_device_name()
+    if name == "mps":
+        return "Apple GPU"
+    cores = torch.get_num_threads()
+    return f"{machine.processor_name()}, {cores} {'core' if cores == 1 else 'cores'},"
+
+
+def _check(field: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise InvalidInput(field, value, f"one of {', '.join(choices)}")
