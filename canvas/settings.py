@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -51,6 +52,18 @@ class Settings:
         settings = cls(**values)
         validation.whole_number("port", settings.port, 0, 65535)
         return settings
+
+    @classmethod
+    def from_command_line(cls, arguments: list[str] | None = None) -> Settings:
+        """Settings from the environment, overridden by the options of `python app.py`."""
+        parser = argparse.ArgumentParser(prog="app.py", description="Magic Canvas")
+        parser.add_argument("--host", help="address to listen on; 0.0.0.0 for all")
+        parser.add_argument("--port", help="port to listen on")
+        parser.add_argument("--share", action="store_true", default=None, help="a public link")
+        parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a login")
+        parser.add_argument("--data-dir", help="folder of ai_images.db and outputs/")
+        parser.add_argument("--model", metavar="KEY", help="the model that is picked at first")
+        return cls.from_environment(**vars(parser.parse_args(arguments)))
 
     @property
     def database(self) -> Path:

@@ -1,0 +1,12 @@
+"""Magic Canvas: `python app.py` serves the page; `python app.py --help` lists the options."""
+
+import sys
+
+from canvas.errors import CanvasError
+from canvas.serve import main
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CanvasError as error:
+        sys.exit(str(error))

@@ -1,0 +1,68 @@
+"""Puts the page, the routes and the studio together and serves them."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import cookie_parser
+
+from canvas.identity import IdentityMiddleware
+from canvas.settings import Settings, quiet_libraries
+from canvas.studio import Studio
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+    from starlette.types import Scope
+
+WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of torch
+
+
+def launch(studio: Studio, *, block: bool = True) -> Blocks:
+    """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
+    quiet_libraries()
+    from canvas.api.functions import publish_functions
+    from canvas.api.routes import build_routes
+    from canvas.ui.page import build_page, launch_options
+
+    settings = studio.settings
+    with build_page(studio) as page:
+        publish_functions(studio)
+    identity = Middleware(
+        IdentityMiddleware,
+        public=settings.public or settings.share,
+        login_of=_gradio_login if settings.auth else None,
+    )
+    page.launch(
+        server_name=settings.host,
+        server_port=settings.port or None,
+        share=settings.share,
+        auth=settings.auth,
+        app_kwargs={"routes": build_routes(studio), "middleware": [identity]},
+        prevent_thread_lock=True,
+        **launch_options(),
+    )
+    warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
+    warm_up.daemon = True
+    warm_up.start()
+    if block:
+        page.block_thread()
+    return page
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve with the settings of the environment and the command line."""
+    with Studio(Settings.from_command_line(arguments)) as studio:
+        launch(studio)
+
+
+def _gradio_login(scope: Scope) -> str | None:
+    # Gradio keeps its sessions on the app: the cookie's token names the user.
+    app, cookies = scope["app"], cookie_parser(Headers(scope=scope).get("cookie", ""))
+    for kind in ("access-token", "access-token-unsecure"):
+        token = cookies.get(f"{kind}-{app.cookie_id}")
+        if token in app.tokens:
+            return app.tokens[token]
+    return None

@@ -1,0 +1,24 @@
+"""Fixtures for every test: a studio on a fresh data folder, with the built-in model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from canvas import Studio
+from canvas.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    # float32 on the CPU, so that no test depends on what a machine measured.
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return Settings(data_dir=tmp_path / "data", cache_dir=cache, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def studio(settings: Settings) -> Iterator[Studio]:
+    with Studio(settings) as studio:
+        yield studio

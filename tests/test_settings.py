@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from canvas.errors import InvalidInput
+from canvas.settings import Settings, quiet_libraries
+
+
+def test_defaults_need_no_environment() -> None:
+    settings = Settings.from_environment({})
+    assert settings.database == Path("ai_images.db")
+    assert settings.outputs == Path("outputs")
+    assert settings.host == "127.0.0.1"
+    assert not settings.public
+
+
+def test_environment_and_then_the_command_line() -> None:
+    environ = {"CANVAS_PORT": "7000", "CANVAS_MODEL": "tiny", "CANVAS_AUTH": "ada:secret"}
+    settings = Settings.from_environment(environ, port="7001", host=None)
+    assert settings.port == 7001
+    assert settings.model == "tiny"
+    assert settings.auth == ("ada", "secret")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CANVAS_PORT", "http"),
+        ("CANVAS_PORT", "70000"),
+        ("CANVAS_DTYPE", "float8"),
+        ("CANVAS_DEVICE", "abacus"),
+        ("CANVAS_SHARE", "maybe"),
+        ("CANVAS_MEMORY_BUDGET", "-1"),
+    ],
+)
+def test_a_wrong_variable_is_named(variable: str, value: str) -> None:
+    with pytest.raises(InvalidInput, match="(?i)" + variable.removeprefix("CANVAS_")):
+        Settings.from_environment({variable: value})
+
+
+def test_a_wrong_login_is_not_repeated() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Settings.from_environment({"CANVAS_AUTH": "secret-without-colon"})
+    assert "secret-without-colon" not in str(caught.value)
+
+
+def test_telemetry_is_off_but_the_user_may_decide() -> None:
+    environ = {"HF_HUB_DISABLE_TELEMETRY": "0"}
+    quiet_libraries(environ)
+    assert environ == {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "0"}
