@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from canvas.catalog import Catalog, ModelSpec, get_model
@@ -143,9 +144,9 @@ class Workshop:
             self._to_make.put(job)
 
     def _download(self, job: Job, spec: ModelSpec) -> None:
-        with self._recorded(ModelEvent(spec.key, "download", spec.name)) as event:
+        with self._recorded(ModelEvent(spec.key, "download", spec.name)) as facts:
             plan = downloads.plan_download(spec, half_precision=self.half_precision)
-            event.repo_id, event.revision = plan.repo_id, plan.revision
+            facts.update(repo_id=plan.repo_id, revision=plan.revision)
             try:
                 done = downloads.download(
                     spec, plan, lambda progress: job.update(progress=progress), job.cancelled
@@ -154,7 +155,7 @@ class Workshop:
                 if job.cancelled.is_set():
                     raise GenerationCancelled("The download was stopped.") from error
                 raise
-            event.bytes, event.file_count = done.bytes, done.file_count
+            facts.update(bytes=done.bytes, file_count=done.file_count)
 
     def _make(self, job: Job) -> None:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
@@ -191,21 +192,22 @@ class Workshop:
             return self._pipelines.get(spec, local)
 
     @contextmanager
-    def _recorded(self, event: ModelEvent) -> Iterator[ModelEvent]:
+    def _recorded(self, event: ModelEvent) -> Iterator[dict[str, Any]]:
+        """Record a download or load however it ends; the block adds facts to the yielded dict."""
         started = time.monotonic()
-        event.status = "failed"
+        facts: dict[str, Any] = {"status": "failed"}
         try:
-            yield event
-            event.status = "complete"
+            yield facts
+            facts["status"] = "complete"
         except GenerationCancelled:
-            event.status = "cancelled"
+            facts["status"] = "cancelled"
             raise
         except CanvasError as error:
-            event.error = str(error)
+            facts["error"] = str(error)
             raise
         finally:
-            event.download_time = time.monotonic() - started
-            self._record(event)
+            facts["download_time"] = time.monotonic() - started
+            self._record(replace(event, **facts))
 
 
 def _show(job: Job, step: Step) -> None:
