@@ -1,0 +1,1 @@
+"""Keeps pictures: the database, the files, the settings inside them."""

@@ -1,0 +1,84 @@
+"""Store and files together: keeping pictures, and finding what a crash or a visitor left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from canvas.errors import NotFound, StorageError
+from canvas.history.images import ImageFolder
+from canvas.history.metadata import read_settings
+from canvas.history.store import Store
+from canvas.request import GeneratedImage
+
+WRITING_TIME = 60  # seconds; a part file younger than this may still be written by another process
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """How many pictures got a row, how many rows lost their file, how many part files went."""
+
+    added: int = 0
+    missing: int = 0
+    cleaned: int = 0
+
+
+class Gallery:
+    """The pictures that were made, as rows and as files."""
+
+    def __init__(self, store: Store, folder: ImageFolder) -> None:
+        self.store = store
+        self.folder = folder
+
+    def keep(self, image: GeneratedImage) -> GeneratedImage:
+        """Write the file, then its row; after a failure reconciling finds the file again."""
+        return self.store.record(self.folder.save(image))
+
+    def reconcile(self) -> Reconciled:
+        """Make rows and files agree: rows for pictures that have none, marks on lost ones."""
+        rows = self.store.files()
+        on_disk = dict(self.folder.pictures())
+        known = {filepath for filepath, _, _ in rows.values()}
+        # Rows of the oldest programs name only the file.
+        known_names = {filename for filepath, filename, _ in rows.values() if not filepath}
+        new = [
+            found
+            for filepath, path in sorted(on_disk.items())
+            if filepath not in known and path.name not in known_names
+            if (found := _from_file(filepath, path)) is not None
+        ]
+        self.store.record_all(new)
+        lost: list[int] = []
+        back: list[int] = []
+        for image_id, (filepath, filename, missing) in rows.items():
+            is_there = filepath in on_disk or self._is_there(filepath, filename)
+            if is_there == missing:
+                (back if is_there else lost).append(image_id)
+        self.store.mark_missing(lost)
+        self.store.mark_missing(back, missing=False)
+        return Reconciled(len(new), len(lost), self._clean())
+
+    def _is_there(self, filepath: str, filename: str) -> bool:
+        try:
+            return self.folder.find(filepath, filename).is_file()
+        except NotFound:
+            return False
+
+    def _clean(self) -> int:
+        old = time.time() - WRITING_TIME
+        parts = [path for path in self.folder.unfinished() if path.stat().st_mtime < old]
+        for path in parts:
+            path.unlink(missing_ok=True)
+        return len(parts)
+
+
+def _from_file(filepath: str, path: Path) -> GeneratedImage | None:
+    """The picture that a file says it is; None where it says nothing or cannot be read."""
+    try:
+        image = read_settings(path)
+    except StorageError:
+        return None
+    if image is None:
+        return None
+    return replace(image, filename=path.name, filepath=filepath, file_size=path.stat().st_size)

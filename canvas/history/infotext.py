@@ -1,0 +1,210 @@
+"""The A1111 infotext: settings as the lines that most programs of the field read and write."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from canvas.errors import InvalidInput
+from canvas.request import GeneratedImage, GenerationRequest
+from canvas.schedulers import SCHEDULERS
+
+# A1111, modules/infotext_utils.py: what a reader takes for a pair.
+PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})")
+NEGATIVE = "Negative prompt:"
+PROMPT_LENGTH = "Prompt length"
+OWN_FIELD = "Canvas "
+
+# Their words for fields of the request, in the order in which they are written.
+KEYS = {
+    "num_inference_steps": "Steps",
+    "scheduler": "Sampler",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+    "model_key": "Model",
+    "num_images": "Batch size",
+    "style": "Style",
+    "image_format": "Image format",
+    "quality": "Quality",
+}
+FIELDS = {key.lower(): name for name, key in KEYS.items()}
+NUMBERS = {"num_inference_steps", "guidance_scale", "seed", "num_images", "quality"}
+SAMPLERS = {"plms": "PNDM", **{name.lower(): name for name in SCHEDULERS}}
+PLAIN_SCHEDULES = ("", "automatic", "normal", "simple", "uniform")
+# Says nothing about how to make the picture again, or follows from the rest.
+UNIMPORTANT = ("version", "model hash", "size", "schedule type", "prompt length")
+
+
+@dataclass(frozen=True)
+class ParsedSettings:
+    """Fields of a GenerationRequest that were found, each a valid value, and what was not taken.
+
+    `unread` are sentences for the user.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+
+def write_infotext(image: GeneratedImage) -> str:
+    """The settings of a picture; `read_infotext` gives the same request back."""
+    request = image.request
+    text = _compose(request, {})
+    if read_infotext(text).values != _written(request):
+        # The prompt itself looks like infotext: our reader counts its characters instead.
+        text = _compose(request, {PROMPT_LENGTH: len(request.prompt)})
+    return text
+
+
+def read_infotext(text: str) -> ParsedSettings:
+    """Settings from infotext of any program; without a line of settings all of it is prompt."""
+    head, _, last = text.strip().rpartition("\n")
+    pairs = {key.strip(): _unquote(value) for key, value in PAIR.findall(last)}
+    if len(pairs) < 3:
+        head, pairs = text.strip(), {}
+    prompt, negative_prompt = _split_prompts(head, pairs.get(PROMPT_LENGTH, ""))
+    found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
+    found |= _size(pairs.get("Size", ""))
+    unread: list[str] = []
+    for key, value in pairs.items():
+        if key.lower() in UNIMPORTANT:
+            continue
+        name, read = _read_pair(key, value, pairs)
+        if name is None:
+            unread.append(f"{key}: {_short(value)} has no counterpart here.")
+        else:
+            found[name] = read
+    return check_values(found, unread)
+
+
+def check_values(found: Mapping[str, Any], unread: list[str]) -> ParsedSettings:
+    """Keep the values that a request takes; the rest joins `unread` with the reason."""
+    values: dict[str, Any] = {}
+    for name, value in found.items():
+        if value in ("", None):
+            continue
+        try:
+            checked = GenerationRequest.from_dict({"prompt": "x", name: value})
+        except InvalidInput as error:
+            unread.append(str(error))
+        else:
+            values[name] = getattr(checked, name)
+    return ParsedSettings(values, tuple(unread))
+
+
+def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"{NEGATIVE} {request.negative_prompt}")
+    values = _written(request)
+    pairs = {KEYS[name]: values[name] for name in KEYS if name in values}
+    if "width" in values and "height" in values:
+        pairs["Size"] = f"{request.width}x{request.height}"
+    for name, value in values.items():
+        if name not in KEYS and name not in ("prompt", "negative_prompt"):
+            pairs |= _own_pair(name, value, pairs)
+    # Three pairs are the least that readers take for settings.
+    pairs |= {"Image format": request.image_format, "Quality": request.quality, **extra}
+    pairs["Version"] = "Magic Canvas"
+    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _own_pair(name: str, value: Any, pairs: Mapping[str, Any]) -> dict[str, str]:
+    if name in ("width", "height") and "Size" in pairs:
+        return {}
+    return {OWN_FIELD + name: json.dumps(value)}
+
+
+def _written(request: GenerationRequest) -> dict[str, Any]:
+    """The fields that differ from what a reader assumes, and those that are always written."""
+    defaults = {item.name: item.default for item in fields(request)}
+    always = ("prompt", "model_key", "image_format", "quality")
+    return {
+        name: value
+        for name, value in request.to_dict().items()
+        if value not in (None, "") and (name in always or value != defaults[name])
+    }
+
+
+def _split_prompts(head: str, length: str) -> tuple[str, str]:
+    if length.isdecimal() and int(length) <= len(head):
+        rest = head[int(length) :].removeprefix("\n")
+        if not rest or rest.startswith(NEGATIVE):
+            return head[: int(length)], rest.removeprefix(NEGATIVE).strip()
+    if head.startswith(NEGATIVE):
+        return "", head.removeprefix(NEGATIVE).strip()
+    prompt, _, negative_prompt = head.partition(f"\n{NEGATIVE}")
+    return prompt.strip(), negative_prompt.strip()
+
+
+def _read_pair(key: str, value: str, pairs: Mapping[str, str]) -> tuple[str | None, Any]:
+    """The request's field and value of a pair; (None, None) where there is no such field."""
+    if key.startswith(OWN_FIELD):
+        return _own_field(key.removeprefix(OWN_FIELD), value)
+    name = FIELDS.get(key.lower())
+    if name is None:
+        return None, None
+    if name == "scheduler":
+        scheduler = read_sampler(value, pairs.get("Schedule type", ""))
+        return (name, scheduler) if scheduler else (None, None)
+    if name in NUMBERS:
+        return name, read_number(value)
+    return name, value
+
+
+def _own_field(name: str, value: str) -> tuple[str | None, Any]:
+    if name not in {item.name for item in fields(GenerationRequest)}:
+        return None, None
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return None, None
+
+
+def read_sampler(name: str, schedule: str = "") -> str | None:
+    """Our name of an A1111 sampler with its schedule type, or None where there is none."""
+    schedule = schedule.strip().lower()
+    full = name.strip() if schedule in PLAIN_SCHEDULES else f"{name.strip()} {schedule}"
+    return SAMPLERS.get(full.lower())
+
+
+def read_number(value: str) -> int | float | str:
+    """A number where the text is one, otherwise the text itself, which the check then names."""
+    try:
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _size(value: str) -> dict[str, int]:
+    match = SIZE.fullmatch(value.strip())
+    return {"width": int(match[1]), "height": int(match[2])} if match else {}
+
+
+def _quote(value: Any) -> str:
+    text = str(value)
+    if text != text.strip() or any(mark in text for mark in ',:\n"') or not text:
+        return json.dumps(text, ensure_ascii=False)
+    return text
+
+
+def _unquote(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        try:
+            return str(json.loads(value))
+        except (ValueError, RecursionError):
+            return value
+    return value.strip()
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:50]}…"

@@ -1,0 +1,185 @@
+"""Settings to and from the text inside picture files."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+
+from canvas.errors import StorageError
+from canvas.history.infotext import ParsedSettings, read_infotext, write_infotext
+from canvas.history.records import image_from
+from canvas.request import GeneratedImage
+
+CHUNK = "magic_canvas"
+MAX_JSON = 1_000_000  # characters that are read of our own chunk
+USER_COMMENT_PREFIX = b"UNICODE\0"
+SEGMENT_PREFIX = b"magic_canvas\0"
+SEGMENT_SIZE = 60_000  # a JPEG segment holds 65,533 bytes
+SHORT_PROMPT = 7_000  # two of these in UTF-16, of four-byte characters, fit into one segment
+
+XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about=""
+ xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+ xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">
+<xmp:CreatorTool>Magic Canvas</xmp:CreatorTool>
+<Iptc4xmpExt:DigitalSourceType>\
+http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia\
+</Iptc4xmpExt:DigitalSourceType>{settings}
+</rdf:Description>
+</rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
+XMP_SETTINGS = '\n<canvas:settings xmlns:canvas="urn:magic-canvas:1">{}</canvas:settings>'
+XMP_SETTINGS_PATTERN = re.compile(r"<canvas:settings[^>]*>([^<]*)</canvas:settings>")
+
+__all__ = ["ParsedSettings", "embed", "read_infotext", "read_settings", "write_infotext"]
+
+
+def embed(image: GeneratedImage) -> bytes:
+    """The file of the picture in the request's format, all settings inside; needs its pixels."""
+    if image.image is None:
+        raise ValueError("a picture without pixels cannot be encoded")
+    picture, request = image.image, image.request
+    if request.image_format == "jpeg" and picture.mode not in ("RGB", "L"):
+        picture = picture.convert("RGB")
+    target = io.BytesIO()
+    picture.save(target, request.image_format, **_save_options(image))
+    return target.getvalue()
+
+
+def read_settings(path: Path) -> GeneratedImage | None:
+    """What our own chunk in the file says, exactly as it was; None where there is none.
+
+    The picture is not decoded. Raises StorageError for a file that is no picture.
+    """
+    with open_picture(path) as picture:
+        text = _own_text(picture)
+    if not text:
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return image_from(values) if isinstance(values, dict) else None
+
+
+def read_text(path: Path) -> dict[str, str]:
+    """The texts in the file by name, the infotext under `parameters`; none longer than allowed."""
+    with open_picture(path) as picture:
+        texts = {
+            str(name): str(value)
+            for name, value in picture.info.items()
+            if isinstance(value, str) and len(value) <= MAX_JSON
+        }
+        comment = _user_comment(picture)
+    return {"parameters": comment, **texts} if comment else texts
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """The opened, not yet decoded picture; what fails on it raises StorageError."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            yield picture
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise StorageError(
+            f"The picture {path} cannot be read ({error}). Check the file, or remove it."
+        ) from error
+
+
+def _save_options(image: GeneratedImage) -> dict[str, Any]:
+    settings = json.dumps(image.settings(), allow_nan=False)
+    request = image.request
+    if request.image_format == "png":
+        chunks = PngInfo()
+        chunks.add_text("parameters", write_infotext(image))
+        chunks.add_text(CHUNK, settings)
+        chunks.add_itxt("XML:com.adobe.xmp", XMP.format(settings=""))
+        return {"pnginfo": chunks}
+    if request.image_format == "jpeg":
+        return {
+            "quality": request.quality,
+            "exif": _exif(_short_infotext(image)),
+            "xmp": XMP.format(settings="").encode(),
+            "extra": _segments(settings),
+        }
+    return {
+        "quality": request.quality,
+        "exif": _exif(write_infotext(image)),
+        "xmp": XMP.format(settings=XMP_SETTINGS.format(html.escape(settings))).encode(),
+    }
+
+
+def _exif(infotext: str) -> bytes:
+    exif = Image.Exif()
+    comment = USER_COMMENT_PREFIX + infotext.encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    return exif.tobytes()
+
+
+def _short_infotext(image: GeneratedImage) -> str:
+    """The infotext with prompts cut to what a JPEG segment holds; our own chunk holds them all."""
+    request = image.request
+    if len(request.prompt) + len(request.negative_prompt) > 2 * SHORT_PROMPT:
+        request = replace(
+            request,
+            prompt=request.prompt[:SHORT_PROMPT],
+            negative_prompt=request.negative_prompt[:SHORT_PROMPT],
+        )
+    return write_infotext(replace(image, request=request))
+
+
+def _segments(settings: str) -> bytes:
+    """The settings, compressed, as as many APP9 segments as they take."""
+    packed = zlib.compress(settings.encode())
+    segments = b""
+    for start in range(0, len(packed), SEGMENT_SIZE):
+        part = SEGMENT_PREFIX + packed[start : start + SEGMENT_SIZE]
+        segments += b"\xff\xe9" + (len(part) + 2).to_bytes(2, "big") + part
+    return segments
+
+
+def _own_text(picture: Image.Image) -> str:
+    if picture.format == "PNG":
+        text = picture.info.get(CHUNK, "")
+        return str(text) if len(text) <= MAX_JSON else ""
+    if picture.format == "JPEG":
+        return _unpack(
+            b"".join(
+                data.removeprefix(SEGMENT_PREFIX)
+                for name, data in getattr(picture, "applist", ())
+                if name == "APP9" and data.startswith(SEGMENT_PREFIX)
+            )
+        )
+    xmp = picture.info.get("xmp", b"")
+    match = XMP_SETTINGS_PATTERN.search(xmp[: 2 * MAX_JSON].decode("utf-8", "replace"))
+    return html.unescape(match[1]) if match else ""
+
+
+def _unpack(packed: bytes) -> str:
+    try:
+        return zlib.decompressobj().decompress(packed, MAX_JSON).decode("utf-8", "replace")
+    except zlib.error:
+        return ""
+
+
+def _user_comment(picture: Image.Image) -> str:
+    comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    if not isinstance(comment, bytes) or len(comment) > MAX_JSON:
+        return ""
+    if comment.startswith(USER_COMMENT_PREFIX):
+        return comment.removeprefix(USER_COMMENT_PREFIX).decode("utf-16-be", "replace")
+    return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")

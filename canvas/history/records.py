@@ -1,0 +1,204 @@
+"""What the database holds of a picture and of a model: rows, and what they were made from."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from canvas import validation
+from canvas.errors import InvalidInput
+from canvas.request import RANDOM_SEED, GeneratedImage, GenerationRequest
+
+# Columns of generated_images that hold a field of the request; its other fields go to `options`.
+REQUEST_COLUMNS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "style": "style",
+    "model_used": "model_key",
+    "image_width": "width",
+    "image_height": "height",
+    "num_inference_steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "scheduler": "scheduler",
+    "seed": "seed",
+    "format_used": "image_format",
+    "quality": "quality",
+}
+
+# Columns that hold a field of the picture under the same name.
+IMAGE_COLUMNS = (
+    "id",
+    "filename",
+    "filepath",
+    "enhanced_prompt",
+    "generation_time",
+    "file_size",
+    "task",
+    "device",
+    "dtype",
+    "model_revision",
+    "owner",
+    "favourite",
+    "parent_id",
+)
+
+REQUEST_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
+OLD_FORMATS = {"jpg": "jpeg"}
+
+
+@dataclass
+class ModelEvent:
+    """A download or a load of a model: one row of `model_downloads`, filled as it happens.
+
+    `event` is "download" or "load"; `status` is "complete", "failed" or "cancelled".
+    """
+
+    model_name: str
+    event: str = "download"
+    repo_id: str = ""
+    revision: str = ""
+    bytes: int | None = None
+    file_count: int | None = None
+    download_time: float | None = None  # seconds
+    status: str = "complete"
+    error: str = ""
+    model_size: str = ""
+    id: int | None = None
+    downloaded_at: datetime | None = None
+
+
+def row_of(image: GeneratedImage) -> dict[str, Any]:
+    """One value a column of `generated_images`."""
+    request = image.request.to_dict()
+    row = {column: request.pop(name) for column, name in REQUEST_COLUMNS.items()}
+    row |= {column: getattr(image, column) for column in IMAGE_COLUMNS}
+    row["seed"] = None if row["seed"] == RANDOM_SEED else row["seed"]
+    row["favourite"] = int(image.favourite)
+    row["created_at"] = _timestamp(image.created_at)
+    row["options"] = json.dumps({"notes": list(image.notes), **request}, ensure_ascii=False)
+    return row
+
+
+def image_of(row: Mapping[str, Any]) -> GeneratedImage:
+    """The inverse of `row_of`; rows of older programs are read as far as they go."""
+    options = _options(row["options"])
+    values = {name: row[column] for column, name in REQUEST_COLUMNS.items()}
+    values |= {name: value for name, value in options.items() if name in REQUEST_FIELDS}
+    values |= {column: row[column] for column in IMAGE_COLUMNS}
+    values |= {"created_at": row["created_at"], "notes": options.get("notes", ())}
+    return image_from(values)
+
+
+def image_from(values: Mapping[str, Any]) -> GeneratedImage:
+    """The inverse of `GeneratedImage.settings()`, with the place of the picture where given.
+
+    What cannot be taken as it is, is left to its default, and a note says so.
+    """
+    request, lost = _lenient_request(
+        {name: value for name, value in values.items() if name in REQUEST_FIELDS}
+    )
+    notes = values.get("notes")
+    kept = [str(note) for note in notes] if isinstance(notes, list | tuple) else []
+    parent = values.get("parent_id")
+    return GeneratedImage(
+        request=request,
+        notes=(*kept, *lost),
+        created_at=parse_time(values.get("created_at")),
+        generation_time=_number(values.get("generation_time")),
+        id=values.get("id") if isinstance(values.get("id"), int) else None,
+        file_size=int(_number(values.get("file_size"))),
+        favourite=values.get("favourite") in (1, True),
+        parent_id=parent if isinstance(parent, int) else None,
+        task=_text(values.get("task")) or "text_to_image",
+        owner=_text(values.get("owner")) or "local",
+        filename=_text(values.get("filename")),
+        filepath=_text(values.get("filepath")),
+        enhanced_prompt=_text(values.get("enhanced_prompt")),
+        device=_text(values.get("device")),
+        dtype=_text(values.get("dtype")),
+        model_revision=_text(values.get("model_revision")),
+    )
+
+
+def download_row(entry: ModelEvent) -> dict[str, Any]:
+    """One value a column of `model_downloads`."""
+    return {**asdict(entry), "downloaded_at": _timestamp(entry.downloaded_at or datetime.now(UTC))}
+
+
+def download_of(row: Mapping[str, Any]) -> ModelEvent:
+    """The inverse of `download_row`."""
+    values = {field.name: row[field.name] for field in fields(ModelEvent)}
+    values["downloaded_at"] = parse_time(row["downloaded_at"])
+    values["model_size"] = row["model_size"] or ""
+    return ModelEvent(**values)
+
+
+def parse_time(value: object) -> datetime:
+    """A moment in UTC from ISO 8601 text; what has no zone is UTC, what is no time is 1970."""
+    if isinstance(value, datetime):
+        return value
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        return datetime.fromtimestamp(0, UTC)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _timestamp(moment: datetime) -> str:
+    # The shape of SQLite's CURRENT_TIMESTAMP, so that old and new rows sort as text.
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _lenient_request(values: dict[str, Any]) -> tuple[GenerationRequest, list[str]]:
+    """The request of these values, and a note for each that had to be left out."""
+    values = {name: value for name, value in values.items() if value is not None}
+    values.setdefault("model_key", "")
+    notes: list[str] = []
+    for name in ("style", "image_format"):
+        if isinstance(values.get(name), str):
+            values[name] = values[name].lower()
+    if "image_format" in values:
+        values["image_format"] = OLD_FORMATS.get(values["image_format"], values["image_format"])
+    while True:
+        try:
+            return GenerationRequest.from_dict(values), notes
+        except InvalidInput as error:
+            notes.append(f"The record's {error}")
+            if error.field == "prompt":
+                values["prompt"] = _clean(values.get("prompt"))
+            elif error.field == "negative_prompt":
+                values["negative_prompt"] = _clean(values["negative_prompt"])
+            elif error.field == "model_key":
+                values["model_key"] = ""
+            else:
+                del values[error.field]
+
+
+def _clean(value: object) -> str:
+    """Text that a request accepts: never empty, no control characters, not too long."""
+    allowed = (
+        character
+        for character in str(value or "")
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
+    )
+    return "".join(allowed)[: validation.MAX_TEXT].strip() or "(no prompt)"
+
+
+def _options(text: object) -> dict[str, Any]:
+    try:
+        options = json.loads(str(text))
+    except ValueError:
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,188 @@
+"""The tables of the database and the ordered steps that bring an older one up to date."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from canvas.errors import StorageError
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS generated_images (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    filename TEXT NOT NULL,
+    filepath TEXT,
+    prompt TEXT NOT NULL,
+    enhanced_prompt TEXT,
+    model_used TEXT,
+    style TEXT,
+    negative_prompt TEXT,
+    generation_time REAL,
+    image_width INTEGER,
+    image_height INTEGER,
+    file_size INTEGER,
+    format_used TEXT,
+    quality INTEGER,
+    created_at TEXT DEFAULT CURRENT_TIMESTAMP
+);
+CREATE TABLE IF NOT EXISTS model_downloads (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_name TEXT NOT NULL,
+    model_size TEXT,
+    download_time REAL,
+    downloaded_at TEXT DEFAULT CURRENT_TIMESTAMP
+);
+CREATE TABLE IF NOT EXISTS exports (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    export_type TEXT,
+    filename TEXT,
+    filepath TEXT,
+    file_size INTEGER,
+    item_count INTEGER,
+    created_at TEXT DEFAULT CURRENT_TIMESTAMP
+);
+"""
+
+# What the oldest schema lacks.
+FILE_COLUMNS = {"filepath": "TEXT", "format_used": "TEXT", "quality": "INTEGER"}
+
+IMAGE_COLUMNS = {
+    "task": "TEXT NOT NULL DEFAULT 'text_to_image'",
+    "seed": "INTEGER",
+    "num_inference_steps": "INTEGER",
+    "guidance_scale": "REAL",
+    "scheduler": "TEXT",
+    "device": "TEXT NOT NULL DEFAULT ''",
+    "dtype": "TEXT NOT NULL DEFAULT ''",
+    "model_revision": "TEXT NOT NULL DEFAULT ''",
+    "owner": "TEXT NOT NULL DEFAULT 'local'",
+    "favourite": "INTEGER NOT NULL DEFAULT 0",
+    "parent_id": "INTEGER",
+    "options": "TEXT NOT NULL DEFAULT '{}'",
+}
+
+DOWNLOAD_COLUMNS = {
+    "event": "TEXT NOT NULL DEFAULT 'download'",
+    "repo_id": "TEXT NOT NULL DEFAULT ''",
+    "revision": "TEXT NOT NULL DEFAULT ''",
+    "bytes": "INTEGER",
+    "file_count": "INTEGER",
+    "status": "TEXT NOT NULL DEFAULT 'complete'",
+    "error": "TEXT NOT NULL DEFAULT ''",
+}
+
+# The two wide indexes hold every column that the gallery filters by, so that a page is found
+# without touching the rows; all other orders are sorted from the same index.
+GALLERY = """
+CREATE INDEX images_of_owner ON generated_images (
+    owner, missing, created_at, id, favourite, model_used, style, task,
+    image_width, image_height, file_size, generation_time
+);
+CREATE INDEX images_of_all ON generated_images (
+    missing, created_at, id, favourite, model_used, style, task,
+    image_width, image_height, file_size, generation_time
+);
+CREATE INDEX images_by_filename ON generated_images (filename);
+CREATE INDEX images_by_file_size ON generated_images (file_size);
+CREATE INDEX images_by_timing ON generated_images (
+    model_used, device, dtype, id, image_width, image_height,
+    generation_time, num_inference_steps
+);
+CREATE VIRTUAL TABLE image_search USING fts5 (
+    prompt, content='generated_images', content_rowid='id',
+    tokenize='unicode61 remove_diacritics 2', prefix='2 3'
+);
+CREATE TRIGGER image_search_insert AFTER INSERT ON generated_images BEGIN
+    INSERT INTO image_search (rowid, prompt) VALUES (new.id, new.prompt);
+END;
+CREATE TRIGGER image_search_delete AFTER DELETE ON generated_images BEGIN
+    INSERT INTO image_search (image_search, rowid, prompt) VALUES ('delete', old.id, old.prompt);
+END;
+CREATE TRIGGER image_search_update AFTER UPDATE OF prompt ON generated_images BEGIN
+    INSERT INTO image_search (image_search, rowid, prompt) VALUES ('delete', old.id, old.prompt);
+    INSERT INTO image_search (rowid, prompt) VALUES (new.id, new.prompt);
+END;
+INSERT INTO image_search (image_search) VALUES ('rebuild');
+"""
+
+
+def _execute_all(connection: sqlite3.Connection, script: str) -> None:
+    # Connection.executescript commits first, which would break the migration's transaction.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+
+
+def _add_columns(connection: sqlite3.Connection, table: str, columns: Mapping[str, str]) -> None:
+    present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    for name, declaration in columns.items():
+        if name not in present:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {declaration}")
+
+
+def _first_tables(connection: sqlite3.Connection) -> None:
+    _execute_all(connection, TABLES)
+    _add_columns(connection, "generated_images", FILE_COLUMNS)
+
+
+def _reproducible_records(connection: sqlite3.Connection) -> None:
+    _add_columns(connection, "generated_images", IMAGE_COLUMNS)
+    _add_columns(connection, "model_downloads", DOWNLOAD_COLUMNS)
+
+
+def _gallery(connection: sqlite3.Connection) -> None:
+    _add_columns(connection, "generated_images", {"missing": "INTEGER NOT NULL DEFAULT 0"})
+    _execute_all(connection, GALLERY)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _first_tables,
+    _reproducible_records,
+    _gallery,
+)
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Run the steps that are still due, in one transaction; an older file is copied first."""
+    if _version(connection, path) == len(MIGRATIONS):
+        return
+    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        _back_up(connection, path)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Read again under the lock: another process may have migrated meanwhile.
+        for step in MIGRATIONS[_version(connection, path) :]:
+            step(connection)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StorageError(
+            f"The database {path} was written by a newer Magic Canvas (schema {version}, "
+            f"this one knows {len(MIGRATIONS)}). Update the program, or choose another data folder."
+        )
+    return version
+
+
+def _back_up(connection: sqlite3.Connection, path: Path) -> None:
+    """Copy the database to `<name>.backup-<n>.db` beside it; never over an existing file."""
+    number = 1
+    while (backup := path.with_name(f"{path.stem}.backup-{number}.db")).exists():
+        number += 1
+    unfinished = backup.with_suffix(".part")
+    target = sqlite3.connect(unfinished)
+    try:
+        connection.backup(target)
+    finally:
+        target.close()
+    unfinished.replace(backup)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from canvas.errors import InvalidInput
+from canvas.history.infotext import read_infotext, write_infotext
+from canvas.request import MAX_SEED, GenerationRequest
+from canvas.schedulers import SCHEDULERS
+from canvas.styles import STYLES
+
+from .conftest import make_image
+
+LINES = ["Negative prompt: x", "Steps: 20, Sampler: Euler, Seed: 1, Size: 8x8", "a, b: c", '"', " "]
+
+
+def texts() -> st.SearchStrategy[str]:
+    plain = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
+    lines = st.lists(st.sampled_from(LINES) | plain, max_size=4)
+    return plain | lines.map("\n".join)
+
+
+def sides() -> st.SearchStrategy[int | None]:
+    return st.none() | st.integers(8, 512).map(lambda eighth: eighth * 8)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> GenerationRequest:
+    values: dict[str, Any] = {
+        "prompt": draw(texts().filter(lambda text: text.strip())),
+        "negative_prompt": draw(texts()),
+        "style": draw(st.sampled_from(sorted(STYLES))),
+        "model_key": draw(texts().filter(bool)),
+        "width": draw(sides()),
+        "height": draw(sides()),
+        "num_inference_steps": draw(st.none() | st.integers(1, 150)),
+        "guidance_scale": draw(st.none() | st.floats(0, 30)),
+        "scheduler": draw(st.none() | st.sampled_from(sorted(SCHEDULERS))),
+        "seed": draw(st.integers(-1, MAX_SEED - 16)),
+        "num_images": draw(st.integers(1, 16)),
+        "image_format": draw(st.sampled_from(["png", "jpeg", "webp"])),
+        "quality": draw(st.integers(1, 100)),
+    }
+    return GenerationRequest(**values)
+
+
+@given(requests())
+@example(GenerationRequest("a\nNegative prompt: b", "c\nNegative prompt: d"))
+@example(GenerationRequest("Negative prompt: b"))
+@example(GenerationRequest('Steps: 1, Seed: 2, Size: 8x8, x: "\\', model_key='a, "b": \\c\n'))
+def test_what_is_written_reads_back_the_same(request: GenerationRequest) -> None:
+    parsed = read_infotext(write_infotext(replace(make_image(), request=request)))
+    assert GenerationRequest.from_dict(parsed.values) == request
+    assert parsed.unread == ()
+
+
+def test_the_text_is_as_other_programs_expect_it() -> None:
+    lines = write_infotext(make_image()).split("\n")
+    assert lines[:2] == ["a red fox in the snow", "Negative prompt: blurry"]
+    assert lines[2].startswith(
+        "Steps: 15, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Model: tiny, "
+    )
+    assert ", Size: 64x72, " in lines[2]
+    assert len(lines) == 3
+
+
+def test_a_text_of_a1111_is_read_and_what_is_lost_is_said() -> None:
+    parsed = read_infotext(
+        "masterpiece, (a fox:1.2)\nin the snow <lora:x:1>\r\n"
+        "Negative prompt: bad\nvery bad\n"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 965400086, "
+        "Size: 512x768, Model hash: 6ce0161689, Model: v1-5, Denoising strength: 0.6, "
+        'Lora hashes: "x: 123, y: 456", Version: v1.10.1'
+    )
+    assert parsed.values == {
+        "prompt": "masterpiece, (a fox:1.2)\nin the snow <lora:x:1>",
+        "negative_prompt": "bad\nvery bad",
+        "num_inference_steps": 20,
+        "scheduler": "DPM++ 2M Karras",
+        "guidance_scale": 7.0,
+        "seed": 965400086,
+        "width": 512,
+        "height": 768,
+        "model_key": "v1-5",
+    }
+    assert [sentence.split(":")[0] for sentence in parsed.unread] == [
+        "Denoising strength",
+        "Lora hashes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pair", "named"),
+    [
+        ("Steps: 9999", "num_inference_steps"),
+        ("CFG scale: high", "guidance_scale"),
+        ("Sampler: Heun", "Sampler"),
+        ("Size: 511x512", "width"),
+        ("Seed: 99999999999999999999", "seed"),
+        ("Canvas strength of will: 1", "Canvas"),
+        ("Canvas width: [[[", "Canvas"),
+    ],
+)
+def test_a_value_that_cannot_be_taken_is_named(pair: str, named: str) -> None:
+    parsed = read_infotext(f"a fox\n{pair}, Model: tiny, Quality: 90, Version: x")
+    assert parsed.values["prompt"] == "a fox"
+    assert len(parsed.unread) == 1
+    assert named in parsed.unread[0]
+
+
+@pytest.mark.parametrize("text", ["", "a fox", "Negative prompt:", "a: b, c: d", "\n\n"])
+def test_any_text_is_read_without_settings(text: str) -> None:
+    assert set(read_infotext(text).values) <= {"prompt", "negative_prompt"}
+
+
+@given(st.text(max_size=300))
+def test_no_text_breaks_the_reader(text: str) -> None:
+    values = read_infotext(text).values
+    if values.get("prompt"):
+        try:
+            GenerationRequest.from_dict(values)
+        except InvalidInput as error:
+            assert error.field == "seed"  # the one bound that depends on another field
