@@ -132,3 +132,12 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, torch or a driver means that memory was short."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)

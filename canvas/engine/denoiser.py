@@ -1,0 +1,102 @@
+"""The denoising model of a pipeline during one run: float32 around it, a fresh scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from canvas.engine.preview import predicted_latents
+from canvas.schedulers import SCHEDULERS
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Denoiser:
+    """Keeps the latents in float32 around a UNet of fewer bits, and its last prediction.
+
+    The rounding of sixteen bits then happens once a step inside the UNet and does not
+    add up over the steps. Pipelines without a UNet are left as they are.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._unet: Any = getattr(pipeline, "unet", None)
+        self._seen: tuple[Any, Any] | None = None
+        self._output: Any = None
+
+    @property
+    def takes_latents(self) -> bool:
+        """Whether noise in the layout of a UNet can be handed to the pipeline."""
+        return self._unet is not None
+
+    @contextmanager
+    def running(self) -> Iterator[Denoiser]:
+        """Hook into the UNet for the time of the block."""
+        hooks: list[Any] = []
+        if self._unet is not None:
+            hooks = [
+                self._unet.register_forward_pre_hook(self._before, with_kwargs=True),
+                self._unet.register_forward_hook(self._after),
+            ]
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._seen = self._output = None
+
+    def noise(self, width: int, height: int, generator: torch.Generator) -> torch.Tensor:
+        """The first latents, drawn as diffusers draws them in float32 on the CPU."""
+        import torch
+
+        scale = self._pipeline.vae_scale_factor
+        shape = (1, self._unet.config.in_channels, height // scale, width // scale)
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+    def prediction(self) -> torch.Tensor | None:
+        """The clean latents that the UNet saw in its last step, guidance included."""
+        if self._seen is None or self._output is None:
+            return None
+        noisy, timestep = self._seen
+        output = self._output
+        if len(output) == 2:
+            without, wanted = output.chunk(2)
+            output = without + self._pipeline.guidance_scale * (wanted - without)
+        return predicted_latents(noisy[:1], output, float(timestep), self._pipeline.scheduler)
+
+    def _before(self, module: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
+        noisy, timestep, *others = args
+        self._seen = (noisy, timestep)
+        return (noisy.to(module.dtype), timestep, *others), kwargs
+
+    def _after(self, _: Any, __: Any, result: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        self._output = result[0].float()
+        return (self._output, *result[1:])
+
+
+@contextmanager
+def fresh_scheduler(pipeline: Any, name: str, num_inference_steps: int) -> Iterator[None]:
+    """Put a new scheduler on the pipeline for one picture; the model's own comes back after it.
+
+    It is made from the model's own configuration, so no state of an earlier run leaks in.
+    """
+    own = pipeline.scheduler
+    if name in SCHEDULERS and hasattr(own, "alphas_cumprod"):
+        pipeline.scheduler = build_scheduler(own.config, name, num_inference_steps)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
+
+
+def build_scheduler(config: Any, name: str, num_inference_steps: int) -> Any:
+    """A scheduler of that name from a model's scheduler configuration."""
+    import diffusers
+
+    spec = SCHEDULERS[name]
+    options: dict[str, Any] = dict(spec.options)
+    if name == "LCM":  # its teacher must have had at least as many steps
+        options["original_inference_steps"] = max(50, num_inference_steps)
+    return getattr(diffusers, spec.class_name).from_config(config, **options)

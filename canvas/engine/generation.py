@@ -1,0 +1,154 @@
+"""Request and pipeline to pictures: the whole way of one prompt through the engine."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from canvas.engine import machine
+from canvas.engine.decoding import decode
+from canvas.engine.denoiser import Denoiser, fresh_scheduler
+from canvas.engine.pipelines import free_device_memory
+from canvas.engine.progress import Progress
+from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
+from canvas.errors import GenerationFailed, OutOfMemory
+from canvas.request import GeneratedImage, GenerationRequest, Step
+
+if TYPE_CHECKING:
+    import threading
+
+    from PIL.Image import Image
+
+    from canvas.catalog import ModelSpec
+    from canvas.engine.device import Device
+
+# What decoding a picture takes at its peak, a pixel and byte of a number.
+WORKING_BYTES = 1100
+
+
+def run(
+    pipeline: Any,
+    request: GenerationRequest,
+    *,
+    spec: ModelSpec,
+    device: Device,
+    on_step: Callable[[Step], None],
+    cancelled: threading.Event,
+    model_revision: str = "",
+) -> Iterator[GeneratedImage]:
+    """The pictures of a resolved request, one after the other, each as soon as it is done.
+
+    Picture i is made from seed + i with a CPU generator of its own, so it is the same
+    as that of `request.single(i)`. Raises GenerationCancelled within one step.
+    """
+    # 1. The words that go to the model
+    prompt = enhance_prompt(request, spec)
+    negative_prompt = enhance_negative_prompt(request)
+
+    denoiser = Denoiser(pipeline)
+    progress = Progress(request, denoiser, on_step, cancelled)
+    for index in range(request.num_images):
+        single = request.single(index)
+        started = time.perf_counter()
+        progress.begin(index)
+        with _errors_in_words(single, spec, device):
+            # 2. Noise to latents, step by step
+            latents = _denoise(pipeline, single, prompt, negative_prompt, denoiser, progress)
+
+            # 3. Latents to pixels
+            image, note = _finish(latents, pipeline, denoiser)
+        progress.finish()
+
+        # 4. The picture with all that it was made from
+        yield GeneratedImage(
+            request=single,
+            enhanced_prompt=prompt,
+            generation_time=time.perf_counter() - started,
+            device=device.name,
+            dtype=device.dtype,
+            model_revision=model_revision,
+            notes=(note,) if note else (),
+            image=image,
+        )
+
+
+def _denoise(
+    pipeline: Any,
+    request: GenerationRequest,
+    prompt: str,
+    negative_prompt: str,
+    denoiser: Denoiser,
+    progress: Progress,
+) -> Any:
+    """The latents of one picture; of a pipeline that is not understood, the picture itself."""
+    import torch
+
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    assert request.scheduler and request.num_inference_steps  # noqa: S101 - likewise
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    arguments: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "width": request.width,
+        "height": request.height,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "generator": generator,
+        "output_type": "pil",
+        "callback_on_step_end": progress,
+    }
+    if denoiser.takes_latents:
+        noise = denoiser.noise(request.width, request.height, generator)
+        arguments |= {"latents": noise, "output_type": "latent"}
+    known = inspect.signature(pipeline.__call__).parameters
+    try:
+        with (
+            torch.no_grad(),
+            fresh_scheduler(pipeline, request.scheduler, request.num_inference_steps),
+            denoiser.running(),
+        ):
+            return pipeline(**{k: v for k, v in arguments.items() if k in known}).images[0]
+    finally:
+        pipeline.maybe_free_model_hooks()
+
+
+def _finish(latents: Any, pipeline: Any, denoiser: Denoiser) -> tuple[Image, str]:
+    import torch
+
+    if not denoiser.takes_latents:
+        return latents, ""
+    with torch.no_grad():
+        return decode(latents[None], pipeline)
+
+
+@contextmanager
+def _errors_in_words(request: GenerationRequest, spec: ModelSpec, device: Device) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if machine.is_out_of_memory(error):
+            machine.release_memory()
+            raise OutOfMemory(_what_would_fit(request, spec, device)) from error
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise GenerationFailed(
+            f"The model {spec.key} could not make this picture: {first_line}. "
+            "Try another scheduler, size or number of steps."
+        ) from error
+
+
+def _what_would_fit(request: GenerationRequest, spec: ModelSpec, device: Device) -> str:
+    """The largest smaller size whose decoding fits into the memory that is free."""
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    free = free_device_memory(device)
+    said = f"Memory ran out at {request.width}x{request.height} ({free / 1e9:.1f} GB are free)."
+    longer = max(request.width, request.height)
+    for side in range(longer - spec.size_step, spec.min_size - 1, -spec.size_step):
+        width, height = (
+            max(64, n * side // longer // 8 * 8) for n in (request.width, request.height)
+        )
+        if width * height * WORKING_BYTES * device.torch_dtype.itemsize <= free:
+            return f"{said} {width}x{height} would fit."
+    return f"{said} Close other programs or pick a smaller model."
