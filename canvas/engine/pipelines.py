@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import machine, weights
+from canvas.engine import machine, sources, weights
 from canvas.engine.device import Device
 from canvas.errors import CanvasError, HubOffline, InvalidInput, ModelBroken, OutOfMemory
 
@@ -28,6 +28,11 @@ PIPELINE_CLASSES = {
     "stable_diffusion": "StableDiffusionPipeline",
     "stable_diffusion_xl": "StableDiffusionXLPipeline",
     "auto": "AutoPipelineForText2Image",
+}
+WITHOUT_CHECKER = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
 }
 # The rest is for activations, other programs and the file cache.
 SHARE_OF_CPU_MEMORY = 0.6
@@ -96,7 +101,8 @@ class PipelineCache:
             self._release()
 
     def _load(self, spec: ModelSpec, local: LocalModel) -> Loaded:
-        size = weights.estimate_bytes(local.path, self.device.torch_dtype.itemsize)
+        files = [local.path] if local.path.is_file() else _files(local.path, self.device)
+        size = weights.estimate_bytes(files, self.device.torch_dtype.itemsize)
         self._make_room(spec, size)
         try:
             pipeline = load_pipeline(spec, local, self.device)
@@ -154,7 +160,6 @@ def free_device_memory(device: Device) -> int:
 
 def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
     """Open the files as a pipeline on the device; weights are mapped and cast once."""
-    import torch
     from safetensors import SafetensorError
 
     _quieten()
@@ -164,32 +169,40 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
         else:
             pipeline = _from_folder(spec, local.path, device)
         pipeline = pipeline.to(device.name)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(
-            f"The model {spec.key} does not fit into the memory of {device.name}. "
-            "Close other programs or pick a smaller model."
-        ) from error
     except (
         *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
-        *(ImportError, EOFError, pickle.UnpicklingError, SafetensorError),
+        *(ImportError, EOFError, MemoryError, pickle.UnpicklingError, SafetensorError),
     ) as error:
+        if machine.is_out_of_memory(error):
+            raise OutOfMemory(
+                f"The model {spec.key} does not fit into the memory of {device.name}. "
+                "Close other programs or pick a smaller model."
+            ) from error
         raise _broken(spec, local.path, str(error)) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def _selection(folder: Path, device: Device) -> sources.Selection:
+    return sources.selection_in(folder, half_precision=device.dtype != "float32")
+
+
+def _files(folder: Path, device: Device) -> list[Path]:
+    return [folder / name for name in _selection(folder, device).files]
+
+
 def _from_folder(spec: ModelSpec, folder: Path, device: Device) -> Any:
     import diffusers
 
-    index = weights.read_index(folder)
-    options: dict[str, Any] = {"dtype": device.torch_dtype, "local_files_only": True}
-    for name in ("safety_checker", "feature_extractor"):
-        if name in index:
-            options[name] = None
-    if "requires_safety_checker" in index:
-        options["requires_safety_checker"] = False
-    if weights.has_half_precision_files(folder):
-        options["variant"] = "fp16"
+    index = sources.read_index(folder)
+    edition = _selection(folder, device).edition
+    options: dict[str, Any] = {
+        "dtype": device.torch_dtype,
+        "local_files_only": True,
+        "variant": edition.variant,
+        "use_safetensors": edition.format == "safetensors",
+    }
+    options |= {name: value for name, value in WITHOUT_CHECKER.items() if name in index}
     return getattr(diffusers, PIPELINE_CLASSES[spec.type]).from_pretrained(str(folder), **options)
 
 
@@ -201,8 +214,7 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
     """
     import diffusers
 
-    if path.suffix != ".safetensors":
-        raise _broken(spec, path, "single files must be .safetensors, others may hold programs")
+    sources.check_single_file(path)
     if spec.type == "auto":
         raise _broken(spec, path, "a single file needs its type: stable_diffusion or ..._xl")
     options: dict[str, Any] = {"dtype": device.torch_dtype}
@@ -210,7 +222,7 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
     if config.is_dir():
         options |= {"config": str(config), "local_files_only": True}
     if spec.type == "stable_diffusion":
-        options |= {"safety_checker": None, "feature_extractor": None}
+        options |= WITHOUT_CHECKER
     pipeline_class = getattr(diffusers, PIPELINE_CLASSES[spec.type])
     try:
         return pipeline_class.from_single_file(str(path), **options)
