@@ -20,9 +20,11 @@ class Fault:
     """What goes wrong with a repository (`org/name`) or with one file (`org/name/path`).
 
     `times`: how often, None for ever. `after`: bytes of the body that still arrive.
+    `method`: "HEAD" or "GET" alone.
     """
 
     status: int = 200
+    method: str = ""
     error_code: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     times: int | None = None
@@ -49,9 +51,9 @@ class Fault:
         return cls(status=404, error_code="EntryNotFound")
 
     @classmethod
-    def errors(cls, times: int | None = None, status: int = 500) -> Fault:
+    def errors(cls, times: int | None = None, method: str = "") -> Fault:
         """Server errors, so many times and then fine."""
-        return cls(status=status, times=times)
+        return cls(status=500, times=times, method=method)
 
     @classmethod
     def too_many(cls, retry_after: int, times: int | None = None) -> Fault:
@@ -143,12 +145,12 @@ class LocalHub:
         with self._lock:
             self.requests.append((method, path))
 
-    def fault_at(self, *names: str) -> Fault:
+    def fault_at(self, method: str, *names: str) -> Fault:
         """The fault set for the first of those names that has one; counts its `times` down."""
         with self._lock:
             for name in names:
                 fault = self.faults.get(name)
-                if fault is None or fault.times == 0:
+                if fault is None or fault.times == 0 or fault.method not in {"", method}:
                     continue
                 if fault.times is not None:
                     fault.times -= 1
@@ -212,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the client was stopped: that is what some tests do
 
     def _api(self, repo_id: str, route: str) -> None:
-        fault = self.hub.fault_at(repo_id)
+        fault = self.hub.fault_at(self.command, repo_id)
         if fault.status != 200:
             self._error(fault.status, fault.error_code, fault.headers)
         elif repo_id not in self.hub.repositories:
@@ -227,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound")
 
     def _file(self, repo_id: str, sha: str, name: str, *, body: bool, on_cdn: bool) -> None:
-        fault = self.hub.fault_at(f"{repo_id}/{name}", repo_id)
+        fault = self.hub.fault_at(self.command, f"{repo_id}/{name}", repo_id)
         if fault.status != 200:
             return self._error(fault.status, fault.error_code, fault.headers)
         if repo_id not in self.hub.repositories or name not in self.hub.files(repo_id):

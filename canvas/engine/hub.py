@@ -1,0 +1,194 @@
+"""Asks the Hub in a process of its own, with a time limit, and puts its failures into words."""
+
+from __future__ import annotations
+
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from canvas.errors import (
+    CanvasError,
+    DiskFull,
+    DownloadCancelled,
+    DownloadFailed,
+    HubOffline,
+    ModelBroken,
+    ModelGated,
+    ModelGone,
+)
+
+PROGRAM = Path(__file__).with_name("hub_process.py")
+# Seconds that a new Python may take to import the library, on a cold and busy disk.
+START_SECONDS = 120.0
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where models come from and go to; None is what huggingface_hub takes from its environment.
+
+    `timeout`: seconds without a sign of life after which the server counts as stalled.
+    """
+
+    endpoint: str | None = None
+    cache_dir: Path | None = None
+    token: str | None = None
+    timeout: float = 30.0
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the cached repositories."""
+        from huggingface_hub import constants
+
+        return (self.cache_dir or Path(constants.HF_HUB_CACHE)).expanduser().absolute()
+
+    def folder(self, repo_id: str) -> Path:
+        """Where the cache keeps that repository."""
+        return self.cache / f"models--{repo_id.replace('/', '--')}"
+
+
+def ask(
+    hub: Hub,
+    task: Event,
+    *,
+    on_bytes: Callable[[int], None] | None = None,
+    cancelled: threading.Event | None = None,
+) -> Event:
+    """What the Hub answered; raises a kind of ModelUnavailable.
+
+    The task's `do` is "list" or "fetch". `on_bytes` is called in this thread.
+    """
+    cancelled = cancelled or threading.Event()
+    task = {
+        **task,
+        "endpoint": hub.endpoint,
+        "cache_dir": str(hub.cache),
+        "token": hub.token,
+        "timeout": hub.timeout,
+    }
+    note, most, give_up = "", -1, time.monotonic() + START_SECONDS
+    with _running(task) as (events, errors):
+        while True:
+            if cancelled.is_set():
+                raise DownloadCancelled("The download was stopped; files that are whole stay.")
+            try:
+                event = events.get(timeout=0.1)
+            except queue.Empty:
+                if time.monotonic() > give_up:
+                    raise _stalled(hub, note) from None
+                continue
+            if event is None:
+                raise DownloadFailed(_crashed(errors))
+            if event.get("done"):
+                if "error" in event:
+                    raise in_words(task["repo_id"], event)
+                return event
+            note = event.get("note", note)
+            # A note is no sign of life: five retries of a dead server would go on for minutes.
+            if "bytes" in event:
+                give_up = time.monotonic() + hub.timeout
+                if on_bytes and event["bytes"] != most:
+                    most = event["bytes"]
+                    on_bytes(most)
+
+
+@contextmanager
+def _running(task: Event) -> Iterator[tuple[queue.Queue[Event | None], IO[bytes]]]:
+    """The child at work: its events (None at the end) and what it writes to standard error."""
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(  # noqa: S603 - our own program, started by its path
+            # -P: the folder of the program must not hide packages of the same names.
+            [sys.executable, "-P", str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+        )
+        assert child.stdin and child.stdout  # noqa: S101 - both are pipes
+        events: queue.Queue[Event | None] = queue.Queue()
+        reader = threading.Thread(target=_read, args=(child.stdout, events), daemon=True)
+        reader.start()
+        try:
+            child.stdin.write(json.dumps(task) + "\n")
+            child.stdin.flush()
+            yield events, errors
+        finally:
+            child.kill()
+            child.wait()
+            reader.join()
+            child.stdout.close()
+            child.stdin.close()
+
+
+def _read(pipe: IO[str], events: queue.Queue[Event | None]) -> None:
+    for line in pipe:
+        events.put(json.loads(line))
+    events.put(None)
+
+
+def _crashed(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+    return f"The download ended unexpectedly: {lines[-1] if lines else 'no reason given'}"
+
+
+def _stalled(hub: Hub, note: str) -> DownloadFailed:
+    reason = f" ({note})" if note else ""
+    return DownloadFailed(
+        f"The Hub sent nothing for {hub.timeout:.0f} seconds{reason}. "
+        "Files that are whole stay; try again later."
+    )
+
+
+def in_words(repo_id: str, event: Event) -> CanvasError:
+    """The error for a failure that the child described."""
+    kind, sentence = WORDS[event["error"]]
+    return kind(
+        sentence.format(repo_id=repo_id, retry="Files that are whole stay; try again.", **event)
+    )
+
+
+WORDS: dict[str, tuple[type[CanvasError], str]] = {
+    "gated": (
+        ModelGated,
+        "{repo_id} is open only to those who ask: accept the terms at "
+        "https://huggingface.co/{repo_id} and set HF_TOKEN.",
+    ),
+    "bad_token": (
+        ModelGated,
+        "The Hub does not take the token: make a new one at "
+        "https://huggingface.co/settings/tokens and set HF_TOKEN.",
+    ),
+    "gone": (ModelGone, "{repo_id} is gone from the Hub, or private."),
+    "no_repo_id": (
+        ModelGone,
+        "{repo_id} is no folder or file on this machine, nor the id of a repository.",
+    ),
+    "no_file": (ModelBroken, "{repo_id} lists a file that the Hub does not have: {detail}"),
+    "offline": (HubOffline, "The Hub cannot be reached; check the connection."),
+    "offline_mode": (HubOffline, "HF_HUB_OFFLINE is set; unset it to download."),
+    "timeout": (DownloadFailed, "The Hub did not answer in time. {retry}"),
+    "broken": (DownloadFailed, "The connection broke again and again ({detail}). {retry}"),
+    "short": (DownloadFailed, "A file arrived incomplete again and again. {retry}"),
+    "damaged": (DownloadFailed, "A file arrived damaged and was removed ({detail}). {retry}"),
+    "too_many": (
+        DownloadFailed,
+        "The Hub limits requests from here; set HF_TOKEN, or wait some minutes and try again.",
+    ),
+    "server": (DownloadFailed, "The Hub has a fault of its own (status {status}). {retry}"),
+    "disk_full": (
+        DiskFull,
+        "The disk became full; files that are whole stay. Free some space and try again.",
+    ),
+    "disk": (DownloadFailed, "The cache folder cannot be used: {detail}."),
+}
