@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 
 from canvas.catalog import MODELS, Catalog, get_model
-from canvas.engine import downloads, prompts
+from canvas.engine import prompts
 from canvas.engine.device import Device
+from canvas.engine.hub import Hub
 from canvas.errors import NotFound, StorageError
 from canvas.history.gallery import Gallery
 from canvas.history.images import ImageFolder
@@ -25,10 +26,16 @@ class Studio:
     """Joins the engine and the history; every front end makes pictures through `submit`.
 
     Use it as a context manager, or call `close`. Raises StorageError when the data
-    folder cannot be used, InvalidInput for a wrong `models.toml`.
+    folder cannot be used, InvalidInput for a wrong `models.toml`. `hub` says where models
+    come from; by default what huggingface_hub takes from its environment.
     """
 
-    def __init__(self, settings: Settings | None = None, models: Catalog = MODELS) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        models: Catalog = MODELS,
+        hub: Hub | None = None,
+    ) -> None:
         self.settings = settings or Settings.from_environment()
         quiet_libraries()
         self.models = Catalog(models)
@@ -41,7 +48,11 @@ class Studio:
         self.gallery.reconcile()
         self._jobs = JobBook()
         self._workshop = Workshop(
-            self.settings, self.models, keep=self._keep, record=self.store.record_download
+            self.settings,
+            self.models,
+            keep=self._keep,
+            record=self.store.record_download,
+            hub=hub,
         )
 
     def __enter__(self) -> Studio:
@@ -135,6 +146,14 @@ class Studio:
         """Let a loaded model go from memory; raises CanvasError while the device works."""
         return self._workshop.free(get_model(model_key, self.models))
 
+    def bytes_on_disk(self, model_key: str) -> int:
+        """What a downloaded model takes on the disk."""
+        return self._workshop.bytes_on_disk(get_model(model_key, self.models))
+
+    def remove(self, model_key: str) -> int:
+        """Delete a model's download; returns the bytes won. Pictures made with it stay."""
+        return self._workshop.remove(get_model(model_key, self.models))
+
     def estimate(self, request: GenerationRequest) -> float | None:
         """Seconds that a request will take once its model is loaded; None before any was timed."""
         device = self._workshop.device_if_known
@@ -152,11 +171,10 @@ class Studio:
         missing = None
         if self._workshop.is_loaded(spec):
             where = "memory"
-        elif downloads.find_local(spec) is not None:
+        elif self._workshop.find_local(spec) is not None:
             where = "disk"
         elif ask_hub:
-            plan = downloads.plan_download(spec, half_precision=self._workshop.half_precision)
-            missing = plan.missing_bytes
+            missing = self._workshop.plan_download(spec).missing_bytes
         seconds = self.estimate(GenerationRequest("a picture", model_key=model_key))
         free = shutil.disk_usage(self.settings.data_dir).free
         return describe(spec, where, missing_bytes=missing, free_bytes=free, seconds=seconds)
@@ -169,7 +187,7 @@ class Studio:
         """How much of the enhanced prompt the model can read."""
         spec = get_model(request.model_key, self.models)
         text = prompts.enhance_prompt(request, spec)
-        local = downloads.find_local(spec)
+        local = self._workshop.find_local(spec)
         return prompts.split_at_limit(text, local) if local else prompts.estimate_fit(text)
 
     # What was made

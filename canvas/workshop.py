@@ -14,8 +14,9 @@ from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.engine import downloads
 from canvas.engine.device import Device, detect_device
 from canvas.engine.generation import run
+from canvas.engine.hub import Hub
 from canvas.engine.pipelines import PipelineCache
-from canvas.errors import CanvasError, GenerationCancelled, GenerationFailed
+from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, GenerationFailed
 from canvas.history.store import ModelEvent
 from canvas.jobs import Job, JobQueue
 from canvas.request import GeneratedImage, Step
@@ -37,11 +38,13 @@ class Workshop:
         models: Catalog,
         keep: Callable[[GeneratedImage, str], GeneratedImage],
         record: Callable[[ModelEvent], Any],
+        hub: Hub | None = None,
     ) -> None:
         self._settings = settings
         self._models = models
         self._keep = keep
         self._record = record
+        self._hub = hub
         self._to_fetch = JobQueue()
         self._to_make = JobQueue()
         self._device: Device | None = None
@@ -58,7 +61,7 @@ class Workshop:
     def put(self, job: Job) -> None:
         """Queue a job where it has to begin: at the download, or at the device."""
         spec = get_model(job.model_key, self._models)
-        fetch_first = job.kind == "download" or downloads.find_local(spec) is None
+        fetch_first = job.kind == "download" or self.find_local(spec) is None
         (self._to_fetch if fetch_first else self._to_make).put(job)
 
     def waiting(self) -> list[Job]:
@@ -87,10 +90,27 @@ class Workshop:
         """The device when it has been found already; never waits."""
         return self._device
 
-    @property
-    def half_precision(self) -> bool:
-        """Whether 16-bit weights are what this device works with."""
-        return self.device.dtype != "float32"
+    def find_local(self, spec: ModelSpec) -> downloads.LocalModel | None:
+        """The model where it is complete on this disk; asks no network."""
+        return downloads.find_local(spec, hub=self._hub)
+
+    def plan_download(
+        self, spec: ModelSpec, cancelled: threading.Event | None = None
+    ) -> downloads.DownloadPlan:
+        """What to fetch for this device, 16-bit weights where it works with them; asks the Hub."""
+        half = self.device.dtype != "float32"
+        return downloads.plan_download(
+            spec, half_precision=half, hub=self._hub, cancelled=cancelled
+        )
+
+    def bytes_on_disk(self, spec: ModelSpec) -> int:
+        """What the model takes in the cache of downloads."""
+        return downloads.model_bytes_on_disk(spec, hub=self._hub)
+
+    def remove(self, spec: ModelSpec) -> int:
+        """Free a model from memory and delete its download; returns the bytes won."""
+        self.free(spec)
+        return downloads.remove(spec, hub=self._hub)
 
     def is_loaded(self, spec: ModelSpec) -> bool:
         """Whether a model's pipeline is in memory."""
@@ -110,7 +130,7 @@ class Workshop:
         threading.Thread(target=self._warm_up, args=(spec,), daemon=True).start()
 
     def _warm_up(self, spec: ModelSpec) -> None:
-        local = downloads.find_local(spec)
+        local = self.find_local(spec)
         if local is None:
             return
         try:
@@ -123,7 +143,7 @@ class Workshop:
         while (job := queue.take()) is not None:
             try:
                 task(job)
-            except GenerationCancelled as error:
+            except (GenerationCancelled, DownloadCancelled) as error:
                 job.update(status="cancelled", error=error)
             except CanvasError as error:
                 job.update(status="failed", error=error)
@@ -134,7 +154,7 @@ class Workshop:
 
     def _fetch(self, job: Job) -> None:
         spec = get_model(job.model_key, self._models)
-        if downloads.find_local(spec) is None:
+        if self.find_local(spec) is None:
             job.update(status="downloading")
             self._download(job, spec)
         if job.kind == "download":
@@ -145,22 +165,21 @@ class Workshop:
 
     def _download(self, job: Job, spec: ModelSpec) -> None:
         with self._recorded(ModelEvent(spec.key, "download", spec.name)) as facts:
-            plan = downloads.plan_download(spec, half_precision=self.half_precision)
+            plan = self.plan_download(spec, cancelled=job.cancelled)
             facts.update(repo_id=plan.repo_id, revision=plan.revision)
-            try:
-                done = downloads.download(
-                    spec, plan, lambda progress: job.update(progress=progress), job.cancelled
-                )
-            except CanvasError as error:
-                if job.cancelled.is_set():
-                    raise GenerationCancelled("The download was stopped.") from error
-                raise
+            done = downloads.download(
+                spec,
+                plan,
+                on_progress=lambda progress: job.update(progress=progress),
+                cancelled=job.cancelled,
+                hub=self._hub,
+            )
             facts.update(bytes=done.bytes, file_count=done.file_count)
 
     def _make(self, job: Job) -> None:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
         spec = get_model(job.model_key, self._models)
-        local = downloads.find_local(spec)
+        local = self.find_local(spec)
         if local is None:  # removed from the disk while the job waited
             self._to_fetch.put(job)
             return
@@ -199,7 +218,7 @@ class Workshop:
         try:
             yield facts
             facts["status"] = "complete"
-        except GenerationCancelled:
+        except (GenerationCancelled, DownloadCancelled):
             facts["status"] = "cancelled"
             raise
         except CanvasError as error:
