@@ -1,0 +1,161 @@
+"""The widgets of the form, by the field of GenerationRequest that each of them fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import gradio as gr
+
+from canvas.catalog import Catalog, ModelSpec, get_model
+from canvas.errors import CanvasError
+from canvas.request import IMAGE_FORMATS, RANDOM_SEED, GenerationRequest
+from canvas.schedulers import SCHEDULERS
+from canvas.styles import STYLES
+from canvas.ui.sizes import ASPECT_RATIOS, setting_of, size_of
+
+Make = Callable[[Catalog, ModelSpec], gr.components.Component]
+
+WIDGETS: Mapping[str, Make] = MappingProxyType(
+    {
+        "prompt": lambda models, spec: gr.Textbox(
+            label="Prompt",
+            placeholder="Describe a picture: a fox in the snow, 3d",
+            lines=1,
+            max_lines=6,
+            autofocus=True,
+            show_label=False,
+            container=False,
+            elem_id="prompt",
+        ),
+        "model_key": lambda models, spec: gr.Dropdown(
+            list(models),
+            value=spec.key,
+            label="Model",
+            elem_id="model",
+        ),
+        "style": lambda models, spec: gr.Dropdown(list(STYLES), value="none", label="Style"),
+        "num_images": lambda models, spec: gr.Slider(
+            1, 16, value=1, step=1, label="Number of pictures", buttons=[]
+        ),
+        "seed": lambda models, spec: gr.Number(
+            -1, label="Seed", info="-1 draws a new one each time", precision=0, elem_id="seed"
+        ),
+        "negative_prompt": lambda models, spec: gr.Textbox(
+            label="Negative prompt", placeholder="What should not be in it", lines=2, max_lines=4
+        ),
+        "num_inference_steps": lambda models, spec: gr.Slider(
+            1, 150, value=spec.num_inference_steps, step=1, label="Steps", buttons=[]
+        ),
+        "guidance_scale": lambda models, spec: gr.Slider(
+            0, 30, value=spec.guidance_scale, step=0.1, label="Guidance", buttons=[]
+        ),
+        "scheduler": lambda models, spec: gr.Dropdown(
+            list(SCHEDULERS), value=spec.scheduler, label="Scheduler"
+        ),
+        "width": lambda models, spec: gr.Number(
+            label="Exact width", placeholder="from resolution", precision=0, min_width=100, step=8
+        ),
+        "height": lambda models, spec: gr.Number(
+            label="Exact height", placeholder="from resolution", precision=0, min_width=100, step=8
+        ),
+        "image_format": lambda models, spec: gr.Dropdown(
+            list(IMAGE_FORMATS), value="png", label="Image format", min_width=120
+        ),
+        "quality": lambda models, spec: gr.Slider(
+            1, 100, value=95, step=1, label="Quality of JPEG and WebP", buttons=[]
+        ),
+        # Two widgets that are no fields: they stand for width and height while those are empty
+        "resolution": lambda models, spec: gr.Slider(
+            **_range_of(spec), value=spec.resolution, label="Resolution", buttons=[]
+        ),
+        "aspect_ratio": lambda models, spec: gr.Radio(
+            list(ASPECT_RATIOS), value="1:1", label="Aspect ratio", elem_classes="pills"
+        ),
+    }
+)
+FIELDS = tuple(name for name in WIDGETS if name not in ("resolution", "aspect_ratio"))
+FROM_MODEL = ("num_inference_steps", "guidance_scale", "scheduler")
+
+
+def _range_of(spec: ModelSpec) -> dict[str, Any]:
+    return {"minimum": spec.min_size, "maximum": spec.max_size, "step": spec.size_step}
+
+
+class Controls:
+    """The form: makes the widgets where they are placed, reads and fills them by field name."""
+
+    def __init__(self, models: Catalog, preselected: str) -> None:
+        self._models = models
+        self._preselected = get_model(preselected, models)
+        self._widgets: dict[str, Any] = {}
+
+    def place(self, *names: str) -> None:
+        """Make these widgets in the layout that is open."""
+        for name in names:
+            self._widgets[name] = WIDGETS[name](self._models, self._preselected)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._widgets[name]
+
+    @property
+    def widgets(self) -> set[Any]:
+        """All widgets, as the inputs or outputs of an event."""
+        return set(self._widgets.values())
+
+    def read(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        """The values of the widgets by name, from what Gradio hands to a callback."""
+        return {name: values[widget] for name, widget in self._widgets.items()}
+
+    def request(self, fields: Mapping[str, Any]) -> GenerationRequest:
+        """What the values of the widgets ask for; raises InvalidInput as the request does."""
+        spec = get_model(fields["model_key"], self._models)
+        width, height = size_of(spec, fields["resolution"], fields["aspect_ratio"])
+        filled = {"width": width, "height": height, "seed": RANDOM_SEED}
+        asked = {
+            name: filled.get(name) if fields[name] is None else fields[name] for name in FIELDS
+        }
+        return GenerationRequest.from_dict(asked)
+
+    def restore(self, saved: object) -> dict[Any, Any]:
+        """Updates that bring back what `read` gave; none when it does not fit this form."""
+        if not isinstance(saved, dict) or set(saved) != set(self._widgets):
+            return {}  # nothing was saved, or by another version
+        try:
+            self.request({**saved, "prompt": saved["prompt"] or "…"})
+        except CanvasError:
+            return {}
+        updates = {self[name]: value for name, value in saved.items()}
+        spec = get_model(saved["model_key"], self._models)
+        updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=saved["resolution"])
+        return updates
+
+    def model_of(self, updates: Mapping[Any, Any]) -> str:
+        """The model that is picked after these updates of a fresh form."""
+        return updates.get(self["model_key"], self._preselected.key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._widgets)
+
+    def for_model(self, model_key: str) -> dict[Any, Any]:
+        """Updates that set size, steps, guidance and scheduler to what suits a model."""
+        spec = get_model(model_key, self._models)
+        updates = {self[name]: getattr(spec, name) for name in FROM_MODEL}
+        updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=spec.resolution)
+        updates[self["width"]] = updates[self["height"]] = None
+        return updates
+
+    def fill(self, request: GenerationRequest) -> dict[Any, Any]:
+        """Updates that put a request into the form; what it leaves open comes from its model."""
+        spec = get_model(request.model_key, self._models)
+        updates = self.for_model(request.model_key)
+        for name, value in request.to_dict().items():
+            if name in self._widgets and value is not None:
+                updates[self[name]] = value
+        width, height = request.width or spec.resolution, request.height or spec.resolution
+        if setting := setting_of(spec, width, height):
+            updates[self["width"]] = updates[self["height"]] = None
+            updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=setting[0])
+            updates[self["aspect_ratio"]] = setting[1]
+        return updates

@@ -1,0 +1,206 @@
+"""The tab where pictures are made: prompt, settings, the picture, the strip."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from canvas.errors import CanvasError
+from canvas.request import RANDOM_SEED
+from canvas.ui import stage
+from canvas.ui.controls import Controls
+from canvas.ui.events import listen
+from canvas.ui.owner import owner_of
+from canvas.ui.panel import panel, render
+
+if TYPE_CHECKING:
+    from canvas.studio import Studio
+
+BUSY = 0.4  # seconds between two looks while something of this owner is being made
+CALM = 2.5  # seconds between two looks otherwise: another tab may have begun something
+EMPTY_PAIR = "() => [null, null]"
+
+
+class Create:
+    """Layout and behaviour of the tab; other tabs fill its form through `controls`."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self.controls = Controls(studio.models, studio.settings.model)
+        self.selected = gr.State(None)  # id of the picture that was picked; clicks write it
+        self._seen: gr.State = gr.State({})  # what the panels show; only looks write it
+        self._saved = gr.BrowserState(None, storage_key="magic-canvas-form", secret="form")  # noqa: S106 - no secret: the reader's own form
+        self._timer = gr.Timer(BUSY)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        with gr.Column(elem_id="wish"):
+            self.controls.place("prompt")
+            self._sent = panel("sent")
+            with gr.Row(elem_id="wish-row"):
+                self._drawer = gr.Button("Settings", elem_id="drawer-button", size="sm", scale=0)
+                self._summary = panel("summary")
+                self._stop = gr.Button("Stop", elem_id="stop", scale=0, visible=False)
+                self._generate = gr.Button(
+                    "Generate", variant="primary", elem_id="generate", scale=0
+                )
+        with gr.Row(elem_id="desk"):
+            with gr.Column(elem_id="easel"):
+                self._stage = panel("stage")
+                self._queue = panel("queue")
+                self._strip = panel("strip")
+            with gr.Column(elem_id="drawer", scale=0):
+                self._lay_out_settings()
+
+    def _lay_out_settings(self) -> None:
+        self.controls.place("model_key")
+        self._state = panel("model-state")
+        self.controls.place("style", "resolution", "aspect_ratio", "num_images")
+        with gr.Row(elem_classes="seed-row"):
+            self.controls.place("seed")
+            self._dice = gr.Button("🎲 Random", size="sm", scale=0, elem_id="dice")
+        self.controls.place("negative_prompt")
+        with gr.Accordion("Advanced", open=False):
+            self.controls.place("num_inference_steps", "guidance_scale", "scheduler")
+            with gr.Row():
+                self.controls.place("width", "height")
+            self.controls.place("image_format", "quality")
+
+    def wire(self, page: gr.Blocks) -> None:
+        """Connect what was laid out; call inside the page's context."""
+        form = self.controls
+        panels = {self._stage, self._queue, self._strip, self._stop, self._timer}
+        live = panels | {self._seen}
+        listen(
+            [self._generate.click, form["prompt"].submit],
+            self.generate,
+            form.widgets,
+            panels | {self.selected},
+        )
+        listen(self._stop.click, self.stop, {self.selected}, panels)
+        for part in (self._stage, self._queue, self._strip):
+            listen(part.click, self.act, {self.selected}, panels | form.widgets | {self.selected})
+        listen(self._timer.tick, self.look, {self.selected, self._seen}, live, queue=False)
+        listen(page.load, self.look, {self.selected, self._seen}, live)
+        listen(page.load, self.restore, {self._saved}, form.widgets | {self._state}).then(
+            self.describe, form.widgets, self._words, api_visibility="private"
+        )
+        self._wire_form()
+
+    @property
+    def _words(self) -> set[Any]:
+        return {self._sent, self._summary, self._saved}
+
+    def _wire_form(self) -> None:
+        form = self.controls
+        listen(
+            [form[name].change for name in form],
+            self.describe,
+            form.widgets,
+            self._words,
+            trigger_mode="always_last",
+            queue=False,
+        )
+        listen(
+            form["model_key"].input, self.pick_model, form.widgets, form.widgets | {self._state}
+        ).then(self.ask_hub, form.widgets, {self._state}, api_visibility="private")
+        for name in ("resolution", "aspect_ratio"):
+            listen(form[name].input, None, None, [form["width"], form["height"]], js=EMPTY_PAIR)
+        listen(self._dice.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
+        listen(self._drawer.click, None, js="() => magicCanvas.toggleDrawer()")
+
+    # What the buttons do
+
+    def generate(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        """Queue what the form asks for and show it."""
+        wish = self.controls.request(self.controls.read(values))
+        self._studio.submit(wish, owner_of(request))
+        return {self.selected: None, **self._panels(owner_of(request), None)}
+
+    def stop(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        """Stop what is being made; what waits behind it goes on."""
+        owner = owner_of(request)
+        for job in self._studio.jobs(owner):
+            if job.kind == "generate" and not job.finished and job.status != "queued":
+                job.cancel()
+        return self._panels(owner, values[self.selected])
+
+    def act(
+        self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
+    ) -> dict[Any, Any]:
+        """A click on a picture, an example, or a waiting job."""
+        owner, selected = owner_of(request), values[self.selected]
+        if event.action == "example":
+            return {self.controls["prompt"]: event.prompt}
+        if event.action == "use":
+            image = self._studio.image(int(event.image), owner)
+            return self.controls.fill(image.request)
+        if event.action == "remove":
+            self._studio.job(str(event.job), owner).cancel()
+        if event.action == "show":
+            selected = self._studio.image(int(event.image), owner).id
+        return {self.selected: selected, **self._panels(owner, selected)}
+
+    # What the page shows by itself
+
+    def look(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        """What has changed since the last look, so that a reload or another tab loses nothing."""
+        panels = self._panels(owner_of(request), values[self.selected])
+        now = {place: hash(str(content)) for place, content in enumerate(panels.values())}
+        changed = [place for place in now if values[self._seen].get(place) != now[place]]
+        if not changed:
+            return {self._seen: gr.skip()}
+        shown = list(panels.items())
+        return {**dict(shown[place] for place in changed), self._seen: now}
+
+    def _panels(self, owner: str, selected: int | None) -> dict[Any, Any]:
+        active = [job for job in self._studio.jobs(owner) if not job.finished]
+        working = any(job.kind == "generate" and job.status != "queued" for job in active)
+        return {
+            self._stage: stage.stage(self._studio, owner, selected),
+            self._queue: stage.queue(self._studio, owner),
+            self._strip: stage.strip(self._studio, owner, selected),
+            self._stop: gr.update(visible=working),
+            self._timer: gr.update(value=BUSY if active else CALM),
+        }
+
+    def describe(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """What the model will get and how long it takes; keeps the form in the browser."""
+        fields = self.controls.read(values)
+        try:
+            request = self.controls.request(fields | {"prompt": fields["prompt"].strip() or "…"})
+            words = stage.sent(self._studio, request) if fields["prompt"].strip() else ""
+        except CanvasError as error:  # said in the line, not as a message at every key
+            return {self._sent: "", self._summary: line(str(error), "wrong"), self._saved: fields}
+        summary = stage.summary(self._studio, request)
+        return {self._sent: words, self._summary: line(summary), self._saved: fields}
+
+    def restore(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Put the form back as this browser left it."""
+        updates = self.controls.restore(values[self._saved])
+        return {**updates, self._state: self._state_line(self.controls.model_of(updates))}
+
+    def pick_model(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Set what suits the model and say what picking it means."""
+        model_key = self.controls.read(values)["model_key"]
+        return {**self.controls.for_model(model_key), self._state: self._state_line(model_key)}
+
+    def ask_hub(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """The exact size of what would be downloaded, once the Hub has said it."""
+        model_key = self.controls.read(values)["model_key"]
+        if self._studio.model_state(model_key).where != "hub":
+            return {self._state: gr.skip()}
+        try:
+            return {self._state: line(self._studio.model_state(model_key, ask_hub=True).sentence)}
+        except CanvasError as error:
+            return {self._state: line(str(error), "wrong")}
+
+    def _state_line(self, model_key: str) -> str:
+        about = self._studio.models[model_key].description
+        return line(about) + line(self._studio.model_state(model_key).sentence)
+
+
+def line(words: str, kind: str = "quiet") -> str:
+    """One line of text as a panel shows it."""
+    return render("line.html", words=words, kind=kind)

@@ -1,0 +1,70 @@
+"""How the page listens: private events whose errors are shown as sentences."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+from canvas import errors
+
+TITLES: dict[type[errors.CanvasError], str] = {
+    errors.InvalidInput: "This value cannot be used",
+    errors.UnknownModel: "Unknown model",
+    errors.NotFound: "Not found",
+    errors.QueueFull: "The queue is full",
+    errors.OutOfMemory: "Not enough memory",
+    errors.GenerationFailed: "The picture could not be made",
+    errors.StorageError: "The data folder cannot be used",
+    errors.ModelGone: "The model is gone",
+    errors.ModelGated: "The model asks for your consent",
+    errors.HubOffline: "The Hub cannot be reached",
+    errors.DiskFull: "The disk is full",
+    errors.DownloadFailed: "The download broke",
+    errors.ModelBroken: "The model's files are damaged",
+}
+
+
+def title_of(error: errors.CanvasError) -> str:
+    """A few words that name the kind of an error."""
+    for kind in type(error).__mro__:
+        if kind in TITLES:
+            return TITLES[kind]
+    return "This did not work"
+
+
+def in_words(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same callback, its CanvasErrors shown as a message with a title and a sentence."""
+
+    @functools.wraps(call)
+    def told(*args: Any, **named: Any) -> Any:
+        try:
+            return call(*args, **named)
+        except errors.CanvasError as error:
+            raise gr.Error(str(error), title=title_of(error), print_exception=False) from error
+
+    return told
+
+
+def listen(
+    triggers: Any | Sequence[Any],
+    call: Callable[..., Any] | None,
+    inputs: Any = None,
+    outputs: Any = None,
+    **options: Any,
+) -> Any:
+    """`gr.on` for events of the page: not part of the API, without spinners, not limited."""
+    return gr.on(
+        triggers,
+        None if call is None else in_words(call),
+        inputs,
+        outputs,
+        **{
+            "api_visibility": "private",
+            "show_progress": "hidden",
+            "concurrency_limit": None,
+            **options,
+        },
+    )

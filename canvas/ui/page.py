@@ -1,0 +1,60 @@
+"""Assembles the page: the header, the tabs, and how it is dressed."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from canvas.catalog import ASSETS
+from canvas.ui.create import Create
+from canvas.ui.gallery import GalleryTab
+from canvas.ui.models import ModelsTab
+from canvas.ui.panel import render
+from canvas.ui.theme import canvas_theme
+
+if TYPE_CHECKING:
+    from canvas.studio import Studio
+
+KEEP_UPLOADS = (3600, 3600)  # seconds: how often Gradio's cache is swept, and from what age on
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """The whole page over one studio; importing torch is left to the studio's workers."""
+    with gr.Blocks(
+        title="Magic Canvas", fill_width=True, analytics_enabled=False, delete_cache=KEEP_UPLOADS
+    ) as page:
+        gr.HTML(render("header.html"), apply_default_css=False, elem_id="header")
+        with gr.Tabs(selected="create", elem_id="tabs") as tabs:
+            with gr.Tab("Create", id="create") as create_tab:
+                create = Create(studio)
+            with gr.Tab("Gallery", id="gallery") as gallery_tab:
+                gallery = GalleryTab(studio, create)
+            with gr.Tab("Models", id="models") as models_tab:
+                models = ModelsTab(studio)
+        create.wire(page)
+        gallery.wire(gallery_tab, tabs)
+        models.wire(models_tab, [create_tab, gallery_tab])
+    return page
+
+
+def heading_font() -> str:
+    """The rule of the headings' font: its Latin letters inside, so that it needs no request."""
+    letters = base64.b64encode((ASSETS / "fonts" / "Fraunces-SemiBold.woff2").read_bytes())
+    source = f'url("data:font/woff2;base64,{letters.decode("ascii")}") format("woff2")'
+    return f"@font-face {{ font-family: Fraunces; font-weight: 600; src: {source} }}"
+
+
+def launch_options() -> dict[str, Any]:
+    """What `Blocks.launch` takes so that the page looks as it should."""
+    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    return {
+        "theme": canvas_theme(),
+        "css": heading_font(),
+        "css_paths": ASSETS / "style.css",
+        "head": f"<script>{script}</script>",
+        "favicon_path": ASSETS / "icon.svg",
+        "footer_links": ["api"],
+        "ssr_mode": False,
+    }

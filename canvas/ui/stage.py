@@ -1,0 +1,197 @@
+"""What Create shows of an owner's work: the picture or its making, the queue, the strip."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from canvas.errors import NotFound
+from canvas.jobs import Job
+from canvas.models import duration, gigabytes
+from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.ui.events import title_of
+from canvas.ui.panel import render
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from canvas.studio import Studio
+
+STRIP_LENGTH = 24
+PREVIEW_SIDE = 256  # pixels; a preview travels in the page's own messages
+EXAMPLES = (
+    "a fox in the snow, 3d",
+    "a red rocket at night, flat",
+    "an octopus under the sea, sticker",
+    "a lighthouse at sunset, flat",
+    "a robot on the moon, 3d",
+    "two owls in the forest at night",
+)
+
+
+def stage(studio: Studio, owner: str, selected: int | None) -> str:
+    """The large place: a picked picture, else what is being made, else the latest outcome."""
+    if selected is not None:
+        try:
+            return _pictures([studio.image(selected, owner)])
+        except NotFound:
+            pass  # it was deleted meanwhile: show what is there
+    jobs = [job for job in studio.jobs(owner) if job.kind == "generate"]
+    active = [job for job in jobs if not job.finished]
+    if active:
+        return _making(studio, next((job for job in active if job.status != "queued"), active[0]))
+    outcomes = [job for job in jobs if job.images or job.status == "failed"]
+    if outcomes:
+        latest = outcomes[-1]
+        return _failure(latest) if latest.status == "failed" else _pictures(latest.images)
+    recent = studio.recent(owner, 1, 0)
+    return _pictures(recent) if recent else render("empty.html", examples=EXAMPLES)
+
+
+def _making(studio: Studio, job: Job) -> str:
+    assert job.request is not None  # noqa: S101 - only generate jobs are shown here
+    step = job.progress if isinstance(job.progress, Step) else None
+    return render(
+        "making.html",
+        job=job,
+        prompt=job.request.prompt,
+        ratio=_ratio(job.request),
+        preview=data_url(job.preview) if job.preview else "",
+        finished=job.images,
+        missing=max(0, job.request.num_images - len(job.images) - 1),
+        fraction=_fraction(job),
+        soft=round(8 * (1 - step.step / step.num_steps), 1) if step else 8,
+        words=progress_words(studio, job),
+    )
+
+
+def _fraction(job: Job) -> float | None:
+    progress = job.progress
+    if job.status == "running" and isinstance(progress, Step):
+        return progress.fraction
+    if job.status == "downloading" and progress is not None and progress.bytes_total:
+        return progress.bytes_done / progress.bytes_total
+    return None
+
+
+def progress_words(studio: Studio, job: Job) -> str:
+    """How far a job is, in one line."""
+    if job.status == "queued":
+        before = studio.queue_position(job)
+        seconds = studio.seconds_to_wait(job)
+        place = f"{before} before it" if before else "next"
+        return f"Waiting: {place}" + (f", about {duration(seconds)}" if seconds else "")
+    if job.status == "downloading":
+        return download_words(job)
+    if job.status == "loading":
+        return f"Loading {job.model_key} into memory…"
+    if not isinstance(job.progress, Step):
+        return "Starting…"
+    return _step_words(job.progress)
+
+
+def download_words(job: Job) -> str:
+    """Bytes, rate and time left of a download."""
+    progress = job.progress
+    if progress is None:
+        return f"Asking where {job.model_key} is…"
+    words = f"{gigabytes(progress.bytes_done)} of {gigabytes(progress.bytes_total)}"
+    if progress.bytes_per_second:
+        words += f" · {gigabytes(int(progress.bytes_per_second))}/s"
+    if progress.seconds_left is not None:
+        words += f" · {duration(progress.seconds_left)} left"
+    return f"Downloading {job.model_key}: {words}"
+
+
+def _step_words(step: Step) -> str:
+    words = f"Step {step.step} of {step.num_steps}"
+    if step.num_images > 1:
+        words = f"Picture {step.image_index + 1} of {step.num_images} · {words}"
+    if step.seconds_left is not None:
+        words += f" · {duration(step.seconds_left)} left"
+    return words
+
+
+def _failure(job: Job) -> str:
+    error = job.error
+    title = title_of(error) if error else "This did not work"
+    prompt = job.request.prompt if job.request else ""
+    return render("failure.html", title=title, sentence=str(error or ""), prompt=prompt)
+
+
+def _pictures(images: Sequence[GeneratedImage]) -> str:
+    image = images[0]
+    return render(
+        "picture.html", images=images, image=image, ratio=_ratio(image.request), facts=facts(image)
+    )
+
+
+def facts(image: GeneratedImage) -> list[str]:
+    """The settings of a picture that matter at a glance."""
+    request = image.request
+    words = [request.model_key, f"{request.width} × {request.height}", f"seed {request.seed}"]
+    words.append(f"{request.num_inference_steps} steps")
+    if request.style != "none":
+        words.insert(1, request.style)
+    return [*words, duration(image.generation_time)]
+
+
+def _ratio(request: GenerationRequest) -> float:
+    return (request.width or 1) / (request.height or 1)
+
+
+def queue(studio: Studio, owner: str) -> str:
+    """The jobs that wait, each with its place and its time."""
+    waiting = [
+        (job, progress_words(studio, job))
+        for job in studio.jobs(owner)
+        if job.status == "queued" and job.kind == "generate"
+    ]
+    return render("queue.html", waiting=waiting)
+
+
+def strip(studio: Studio, owner: str, selected: int | None) -> str:
+    """The latest pictures, small."""
+    return render(
+        "strip.html", images=studio.recent(owner, STRIP_LENGTH, 0), selected=selected or 0
+    )
+
+
+def data_url(preview: Image) -> str:
+    """A preview as a small JPEG that fits into a message."""
+    small = preview.convert("RGB")
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=70)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def sent(studio: Studio, request: GenerationRequest) -> str:
+    """What the model will get, where it differs from what was written, and what it cannot read."""
+    text = studio.enhanced_prompt(request)
+    fit = studio.prompt_fit(request)
+    if text == request.prompt and not fit.cut:
+        return ""
+    written = len(request.prompt) if text.startswith(request.prompt) else len(text)
+    return render(
+        "sent.html",
+        own=fit.kept[:written],
+        added=fit.kept[written:],
+        fit=fit,
+        model=request.model_key,
+    )
+
+
+def summary(studio: Studio, request: GenerationRequest) -> str:
+    """The settings at a glance: model, size, number, and the time they will take."""
+    words = [request.model_key, f"{request.width} × {request.height}"]
+    if request.style != "none":
+        words.append(request.style)
+    if request.num_images > 1:
+        words.append(f"{request.num_images} pictures")
+    seconds = studio.estimate(request)
+    if seconds is not None:
+        words.append(f"about {duration(seconds)}")
+    return " · ".join(words)
