@@ -32,7 +32,7 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
         publish_functions(studio)
     identity = Middleware(
         IdentityMiddleware,
-        public=settings.public or settings.share,
+        public=settings.is_public,
         login_of=_gradio_login if settings.auth else None,
     )
     page.launch(

@@ -66,6 +66,11 @@ class Settings:
         return cls.from_environment(**vars(parser.parse_args(arguments)))
 
     @property
+    def is_public(self) -> bool:
+        """Whether strangers come in without a login: on a shared link, or told so."""
+        return (self.public or self.share) and self.auth is None
+
+    @property
     def database(self) -> Path:
         """The SQLite file that remembers every picture and download."""
         return self.data_dir / "ai_images.db"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from canvas import limits
 from canvas.catalog import MODELS, Catalog, get_model
 from canvas.engine import prompts
 from canvas.engine.device import Device
@@ -46,6 +47,7 @@ class Studio:
         self.store = Store(self.settings.database)
         self.gallery = Gallery(self.store, ImageFolder(self.settings.outputs))
         self.gallery.reconcile()
+        self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
         self._jobs = JobBook()
         self._workshop = Workshop(
             self.settings,
@@ -76,9 +78,12 @@ class Studio:
     # Asking for pictures and models
 
     def submit(self, request: GenerationRequest, owner: str = "local") -> Job:
-        """Queue a wish; raises InvalidInput before anything is queued."""
+        """Queue a wish; raises InvalidInput or QueueFull before anything is queued."""
         spec = get_model(request.model_key, self.models)
-        return self._start(Job(owner, "generate", spec.key, request.resolve(spec)))
+        request = request.resolve(spec)
+        unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
+        self._limits.check(request, unfinished)
+        return self._start(Job(owner, "generate", spec.key, request))
 
     def generate(self, request: GenerationRequest, owner: str = "local") -> list[GeneratedImage]:
         """Submit and wait; returns the kept pictures or raises the reason why there are none."""

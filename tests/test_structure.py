@@ -16,7 +16,7 @@ MAX_LINES = 300
 FLOORS = [
     {"errors"},
     {"validation", "settings", "styles", "schedulers", "catalog", "request"},
-    {"engine", "history", "jobs", "models", "identity"},
+    {"engine", "history", "jobs", "models", "identity", "limits"},
     {"workshop"},
     {"studio"},
     {"ui", "api"},

@@ -1,0 +1,44 @@
+"""What one visitor of a public server may ask for at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from canvas.errors import InvalidInput, QueueFull
+from canvas.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`waiting` jobs at a time, and `work` in pixels × steps × pictures a job; None: no limit."""
+
+    waiting: int | None = None
+    work: int | None = None
+
+    def check(self, request: GenerationRequest, waiting: int) -> None:
+        """Raise QueueFull or InvalidInput when a resolved request would go beyond."""
+        if self.waiting is not None and waiting >= self.waiting:
+            raise QueueFull(
+                f"You have {waiting} pictures waiting, and {self.waiting} are allowed at a time "
+                "here. Wait for one to finish, or take one out of the queue."
+            )
+        if self.work is None:
+            return
+        steps = request.num_inference_steps or 1
+        pixels = (request.width or 0) * (request.height or 0)
+        if pixels * steps * request.num_images > self.work:
+            fitting = self.work // (pixels * request.num_images)
+            raise InvalidInput(
+                "num_inference_steps",
+                steps,
+                f"at most {fitting} here for {request.num_images} × "
+                f"{request.width} × {request.height} pixels, as others wait, too"
+                if fitting
+                else f"a smaller picture or fewer of them here: {request.num_images} × "
+                f"{request.width} × {request.height} pixels are too much while others wait",
+            )
+
+
+# A public server is shared by strangers: 512 × 512 at 50 steps, four at a time, is plenty.
+PUBLIC = Limits(waiting=6, work=512 * 512 * 50 * 4)
+PRIVATE = Limits()
