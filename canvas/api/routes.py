@@ -1,0 +1,80 @@
+"""The HTTP routes beside Gradio's: pictures by name, and whether the server is well."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from starlette.responses import FileResponse, JSONResponse
+from starlette.routing import Route
+
+from canvas.api.errors import error_response
+from canvas.errors import CanvasError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import BaseRoute
+
+    from canvas.studio import Studio
+
+HEADERS = {
+    # A name belongs to one picture forever.
+    "Cache-Control": "private, max-age=31536000, immutable",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def build_routes(studio: Studio) -> list[BaseRoute]:
+    """All routes of the programs' doors over one studio."""
+    pictures = Pictures(studio)
+    return [
+        Route("/pictures/{filename}", pictures.picture, name="picture"),
+        Route("/thumbnails/{filename}", pictures.thumbnail, name="thumbnail"),
+        Route("/healthz", Health(studio).health, name="health"),
+    ]
+
+
+class Pictures:
+    """Picture files, unchanged, to whoever knows a name that cannot be guessed."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+
+    def picture(self, request: Request) -> Response:
+        """The file as it was written, settings embedded."""
+        return self._answer(request, thumbnail=False)
+
+    def thumbnail(self, request: Request) -> Response:
+        """A small WebP of it."""
+        return self._answer(request, thumbnail=True)
+
+    def _answer(self, request: Request, *, thumbnail: bool) -> Response:
+        try:
+            path = self._studio.picture_path(request.path_params["filename"], thumbnail)
+        except CanvasError as error:
+            return error_response(error)
+        return FileResponse(path, headers=HEADERS)
+
+
+class Health:
+    """Whether the server can make pictures, for whatever watches over it."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+
+    def health(self, request: Request) -> Response:
+        """Ready (the preselected model is in memory), the device, free disk in bytes."""
+        settings = self._studio.settings
+        device = self._studio.device_if_known
+        state = self._studio.model_state(settings.model)
+        return JSONResponse(
+            {
+                "status": "ok",
+                "ready": state.where == "memory",
+                "model": settings.model,
+                "device": device.name if device else None,
+                "dtype": device.dtype if device else None,
+                "free_bytes": shutil.disk_usage(settings.data_dir).free,
+            }
+        )
