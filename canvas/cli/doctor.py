@@ -1,0 +1,73 @@
+"""`doctor`: what works here, and what to do about what does not."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+import typer
+
+from canvas.cli.terminal import AsJson, DataDir, say, say_json, settings_of
+from canvas.errors import CanvasError
+
+if TYPE_CHECKING:
+    from canvas.settings import Settings
+    from canvas.studio import Studio
+
+PACKAGES = ("gradio", "diffusers", "torch", "transformers", "huggingface_hub", "safetensors")
+LITTLE_SPACE = 5 * 10**9  # bytes: one more model and some pictures
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    well: bool
+    sentence: str
+
+
+def doctor(json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Look at packages, device, data folder and models; leaves with 1 when something is wrong."""
+    findings = []
+    for finding in _look(settings_of(data_dir)):
+        findings.append(finding)
+        if json:
+            say_json(asdict(finding))
+        else:
+            say(f"{'ok  ' if finding.well else 'BAD '} {finding.name}: {finding.sentence}")
+    if not all(finding.well for finding in findings):
+        raise typer.Exit(1)
+
+
+def _look(settings: Settings) -> Iterator[Finding]:
+    yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
+    for package in PACKAGES:
+        try:
+            yield Finding(package, True, version(package))
+        except PackageNotFoundError:
+            sentence = "is missing; run: pip install -r requirements.txt"
+            yield Finding(package, False, sentence)
+    try:
+        from canvas.studio import Studio
+
+        with Studio(settings) as studio:
+            yield Finding("data folder", True, str(settings.data_dir.resolve()))
+            yield from _look_into(studio)
+    except CanvasError as error:
+        yield Finding("data folder", False, str(error))
+
+
+def _look_into(studio: Studio) -> Iterator[Finding]:
+    from canvas.models import gigabytes
+
+    free = shutil.disk_usage(studio.settings.data_dir).free
+    yield Finding("disk", free > LITTLE_SPACE, f"{gigabytes(free)} free")
+    device = studio.device
+    yield Finding("device", True, f"{device.name}, {device.dtype}: {device.reason}")
+    for key in studio.models:
+        yield Finding(f"model {key}", True, studio.model_state(key).sentence)

@@ -1,0 +1,63 @@
+"""Gathers the commands, and tells failures in one line with an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from canvas.cli import bench, doctor, generate, models, serve
+from canvas.cli.terminal import complain
+from canvas.errors import (
+    CanvasError,
+    GenerationCancelled,
+    InvalidInput,
+    ModelUnavailable,
+    StorageError,
+)
+
+# 2 is what a wrong command line gives, too; 130 is what Ctrl+C gives everywhere.
+EXIT_CODES: tuple[tuple[type[CanvasError], int], ...] = (
+    (InvalidInput, 2),
+    (ModelUnavailable, 3),
+    (StorageError, 4),
+    (GenerationCancelled, 130),
+)
+
+app = typer.Typer(
+    name="python -m canvas",
+    help="Magic Canvas: text to image on the machine that you have.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate.generate)
+app.command()(models.models)
+app.command()(models.download)
+app.add_typer(bench.app, name="bench")
+app.command()(doctor.doctor)
+app.command()(serve.serve)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; leaves with 0, or with the failure's code after one line on stderr."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except CanvasError as error:
+        complain(str(error))
+        code = exit_code(error)
+    except typer.TyperException as error:  # a wrong command line
+        complain(error.format_message())
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        complain("Stopped.")
+        code = 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stderr.close()  # else Python complains about it while it ends
+        code = 0
+    sys.exit(code)
+
+
+def exit_code(error: CanvasError) -> int:
+    """The exit code of a failure; 1 for all without one of their own."""
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)

@@ -1,0 +1,109 @@
+"""What a command shows: words, JSON, and a bar where somebody looks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from canvas.errors import GenerationCancelled, InvalidInput
+from canvas.request import Step
+
+if TYPE_CHECKING:
+    from canvas.jobs import Job
+    from canvas.settings import Settings
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", metavar="DIR", help="Folder of ai_images.db and outputs/.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+def number(field: str, allowed: str, kind: Callable[[str], Any]) -> Any:
+    """An option that takes a number and, unlike typer, names the value that is none."""
+
+    def parse(value: Any) -> Any:
+        try:
+            return kind(str(value))
+        except ValueError as error:
+            raise InvalidInput(field, value, allowed) from error
+
+    return typer.Option(parser=parse, metavar="N", help=f"{allowed.capitalize()}.")
+
+
+def settings_of(data_dir: Path | None) -> Settings:
+    """The environment's settings with the folder that was asked for."""
+    from canvas.settings import Settings
+
+    return Settings.from_environment(data_dir=data_dir.expanduser() if data_dir else None)
+
+
+def say(text: str) -> None:
+    """One line of the answer."""
+    typer.echo(text)
+
+
+def say_json(value: Any) -> None:
+    """One line of the answer for programs."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    typer.echo(" ".join(text.split()), err=True)
+
+
+def wait(job: Job, title: str) -> None:
+    """Wait for a job with a bar on a terminal, in silence elsewhere; Ctrl+C stops the job.
+
+    Raises why it failed.
+    """
+    try:
+        if sys.stderr.isatty():
+            _show(job, title)
+        job.wait()
+    except KeyboardInterrupt:
+        job.cancel()
+        raise GenerationCancelled("Stopped.") from None
+
+
+def _show(job: Job, title: str) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=1.0, note="")
+        for _ in job.watch():
+            fraction, note = progress_of(job)
+            bar.update(task, completed=fraction, note=note)
+
+
+def progress_of(job: Job) -> tuple[float, str]:
+    """How far a job is, 0 to 1, and what to say of it."""
+    progress = job.progress
+    if progress is None:
+        return 0.0, job.status
+    if isinstance(progress, Step):
+        note = f"step {progress.step} of {progress.num_steps}"
+        if progress.num_images > 1:
+            note = f"picture {progress.image_index + 1} of {progress.num_images}, {note}"
+        return progress.fraction, note + _time(progress.seconds_left)
+    done, total = progress.bytes_done, progress.bytes_total
+    from canvas.models import gigabytes
+
+    note = f"{gigabytes(done)} of {gigabytes(total)}, {gigabytes(progress.bytes_per_second)}/s"
+    return done / total if total else 1.0, note + _time(progress.seconds_left)
+
+
+def _time(seconds: float | None) -> str:
+    from canvas.models import duration
+
+    return "" if seconds is None else f", {duration(seconds)} left"

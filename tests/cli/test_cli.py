@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from canvas.cli import main as cli
+from canvas.cli.bench import first_answer
+from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BAD = [
+    ([""], "prompt: ''"),
+    (["x" * 100_000], "at most 10,000 characters"),
+    (["a\x07b"], "without control characters"),
+    (["fox", "--width", "0"], "width: 0"),
+    (["fox", "--width", "7"], "width: 7"),
+    (["fox", "--width", "513"], "512 or 520"),
+    (["fox", "--height", "1000000000"], "height: 1000000000"),
+    (["fox", "--width", "NaN"], "width: 'NaN'"),
+    (["fox", "--steps", "0"], "num_inference_steps: 0"),
+    (["fox", "--count", "1000"], "num_images: 1000"),
+    (["fox", "--seed", "-2"], "seed: -2"),
+    (["fox", "--seed", str(2**64)], "seed: 18446744073709551616"),
+    (["fox", "--seed", "abc"], "seed: 'abc'"),
+    (["fox", "--guidance", "nan"], "guidance_scale: nan"),
+    (["fox", "--model", "nope"], "one of starter, tiny"),
+    (["fox", "--style", "baroque"], "one of none, photorealistic"),
+    (["fox", "--scheduler", "magic"], "one of DPM++ 2M"),
+    (["fox", "--output", "fox.gif"], "ends in .png"),
+    (["fox", "--output", "no/such/folder/fox.png"], "a folder that exists"),
+    (["fox", "--count", "2", "--output", "-"], "several pictures"),
+    (["fox", "--colour", "red"], "--colour"),
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CANVAS_DEVICE", "cpu")
+    monkeypatch.setenv("CANVAS_DTYPE", "float32")
+    monkeypatch.setenv("CANVAS_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(list(arguments))
+    return int(leaving.value.code or 0)
+
+
+def test_the_same_line_gives_the_same_picture(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["generate", "a fox in the snow", "--seed", "7", "--steps", "2", "--output"]
+    assert run(*line, "fox.png") == 0
+    assert run(*line, "again.png") == 0
+    assert capfd.readouterr().out.splitlines() == ["fox.png", "again.png"]
+    with Image.open("fox.png") as first, Image.open("again.png") as second:
+        assert first.tobytes() == second.tobytes()
+        assert first.info["parameters"] == second.info["parameters"]
+    with sqlite3.connect("ai_images.db") as database:
+        rows = database.execute("SELECT prompt, seed FROM generated_images").fetchall()
+    database.close()
+    assert rows == [("a fox in the snow", 7)] * 2
+
+
+def test_standard_output_gets_the_picture_alone(here: Path) -> None:
+    line = ["generate", "a boat", "--steps", "1", "--output", "-"]
+    done = subprocess.run(
+        [sys.executable, "-m", "canvas", *line, "--data-dir", str(here)],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.startswith(b"\x89PNG")
+    assert done.stderr == b""
+
+
+def test_prompts_come_from_standard_input(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "prompts.txt").write_text("a boat\n\na tree\n", encoding="utf-8")
+    with (here / "prompts.txt").open(encoding="utf-8") as prompts:
+        monkeypatch.setattr("sys.stdin", prompts)
+        line = ["generate", "-", "--steps", "1", "--seed", "1", "--json", "--output", "out.webp"]
+        assert run(*line) == 0
+    boat, tree = (json.loads(line) for line in capfd.readouterr().out.splitlines())
+    assert (boat["prompt"], boat["output"]) == ("a boat", "out-1.webp")
+    assert (tree["prompt"], tree["output"]) == ("a tree", "out-2.webp")
+    with Image.open("out-2.webp") as picture:
+        assert picture.format == "WEBP"
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD)
+def test_bad_input_is_one_line_and_code_2(
+    here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+) -> None:
+    assert run("generate", *arguments) == 2
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert sentence in shown.err
+    assert not list(here.rglob("*.png"))
+
+
+def test_a_nul_byte_in_a_line_of_standard_input_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "prompts.txt").write_bytes(b"a boat\na\x00tree\n")
+    with (here / "prompts.txt").open(encoding="utf-8") as prompts:
+        monkeypatch.setattr("sys.stdin", prompts)
+        assert run("generate", "-") == 2
+    assert "without control characters" in capfd.readouterr().err
+
+
+def test_an_unusable_data_folder_is_said(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "file").write_text("no folder", encoding="utf-8")
+    assert run("models", "--data-dir", "file") == 4
+    assert "data_dir" in capfd.readouterr().err
+
+
+def test_a_file_that_is_no_database_is_said(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "ai_images.db").write_bytes(b"not a database at all" * 100)
+    assert run("generate", "fox", "--steps", "1") == 4
+    assert "is not a database" in capfd.readouterr().err
+
+
+def test_a_wrong_models_file_is_said(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "models.toml").write_text('[mine]\nname = "a/b"\ncolour = "red"\n', encoding="utf-8")
+    assert run("models") == 2
+    assert "models.mine.colour" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UnknownModel("model_key", "x", "y"), 2),
+        (HubOffline("offline"), 3),
+        (DiskFull("full"), 3),
+        (StorageError("locked"), 4),
+        (OutOfMemory("too big"), 1),
+    ],
+)
+def test_every_kind_of_failure_has_its_code(error: Any, code: int) -> None:
+    assert cli.exit_code(error) == code
+
+
+def test_models_are_listed_for_people_and_programs(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("models") == 0
+    assert "starter" in capfd.readouterr().out
+    assert run("models", "--json") == 0
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert {line["key"]: line["where"] for line in lines}["starter"] == "disk"
+
+
+def test_downloading_what_is_there_costs_nothing(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("download", "starter", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["where"] == "disk"
+
+
+def test_downloading_an_unknown_model_is_refused(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("download", "nope") == 2
+    assert "one of starter" in capfd.readouterr().err
+
+
+def test_the_doctor_looks_at_everything(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", "--json") == 0
+    findings = {line["name"]: line for line in map(json.loads, capfd.readouterr().out.splitlines())}
+    assert findings["device"]["sentence"].startswith("cpu, float32")
+    assert {"torch", "disk", "data folder", "model starter"} <= set(findings)
+
+
+def test_the_doctor_finds_what_is_wrong(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "ai_images.db").write_bytes(b"not a database at all" * 100)
+    assert run("doctor") == 1
+    assert "BAD  data folder" in capfd.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from canvas.cli import main\n"
+        "try:\n    main.main(['--help'])\n"
+        "except SystemExit:\n"
+        "    sys.exit(bool({'torch', 'gradio', 'PIL', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "generate" in done.stdout
+
+
+def test_a_first_answer_is_timed() -> None:
+    assert first_answer(["-m", "http.server"]) > 0
+
+
+def test_a_server_that_ends_is_said() -> None:
+    with pytest.raises(cli.CanvasError, match="no such thing"):
+        first_answer(["-c", "import sys; sys.exit('no such thing')"])
