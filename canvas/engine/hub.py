@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -75,35 +75,46 @@ def ask(
         "token": hub.token,
         "timeout": hub.timeout,
     }
-    note, most, give_up = "", -1, time.monotonic() + START_SECONDS
-    with _running(task) as (events, errors):
-        while True:
-            if cancelled.is_set():
-                raise DownloadCancelled("The download was stopped; files that are whole stay.")
-            try:
-                event = events.get(timeout=0.1)
-            except queue.Empty:
-                if time.monotonic() > give_up:
-                    raise _stalled(hub, note) from None
-                continue
-            if event is None:
-                raise DownloadFailed(_crashed(errors))
+    most = -1
+    with _running(task) as (lines, errors):
+        for event in _events(lines, hub.timeout, cancelled):
+            if "error" in event:
+                raise in_words(task["repo_id"], event)
             if event.get("done"):
-                if "error" in event:
-                    raise in_words(task["repo_id"], event)
                 return event
-            note = event.get("note", note)
-            # A note is no sign of life: five retries of a dead server would go on for minutes.
-            if "bytes" in event:
-                give_up = time.monotonic() + hub.timeout
-                if on_bytes and event["bytes"] != most:
-                    most = event["bytes"]
-                    on_bytes(most)
+            if on_bytes and event.get("bytes", most) != most:
+                most = event["bytes"]
+                on_bytes(most)
+        raise DownloadFailed(_crashed(errors))
+
+
+def _events(
+    lines: queue.Queue[str | None], timeout: float, cancelled: threading.Event
+) -> Iterator[Event]:
+    """What the child says until it ends; raises when it is not wanted any more, or stalls."""
+    note, give_up = "", time.monotonic() + START_SECONDS
+    while True:
+        if cancelled.is_set():
+            raise DownloadCancelled("The download was stopped; files that are whole stay.")
+        try:
+            line = lines.get(timeout=0.1)
+        except queue.Empty:
+            if time.monotonic() > give_up:
+                raise _stalled(timeout, note) from None
+            continue
+        if line is None:
+            return
+        event = json.loads(line)
+        note = event.get("note", note)
+        # A note is no sign of life: five retries of a dead server would go on for minutes.
+        if "bytes" in event:
+            give_up = time.monotonic() + timeout
+        yield event
 
 
 @contextmanager
-def _running(task: Event) -> Iterator[tuple[queue.Queue[Event | None], IO[bytes]]]:
-    """The child at work: its events (None at the end) and what it writes to standard error."""
+def _running(task: Event) -> Iterator[tuple[queue.Queue[str | None], IO[bytes]]]:
+    """The child at work: its lines (None at the end) and what it writes to standard error."""
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(  # noqa: S603 - our own program, started by its path
             # -P: the folder of the program must not hide packages of the same names.
@@ -115,25 +126,27 @@ def _running(task: Event) -> Iterator[tuple[queue.Queue[Event | None], IO[bytes]
             encoding="utf-8",
         )
         assert child.stdin and child.stdout  # noqa: S101 - both are pipes
-        events: queue.Queue[Event | None] = queue.Queue()
-        reader = threading.Thread(target=_read, args=(child.stdout, events), daemon=True)
+        lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=_read, args=(child.stdout, lines), daemon=True)
         reader.start()
         try:
-            child.stdin.write(json.dumps(task) + "\n")
-            child.stdin.flush()
-            yield events, errors
+            with suppress(BrokenPipeError):  # a child that ended at once is told of by `lines`
+                child.stdin.write(json.dumps(task) + "\n")
+                child.stdin.flush()
+            yield lines, errors
         finally:
             child.kill()
             child.wait()
             reader.join()
             child.stdout.close()
-            child.stdin.close()
+            with suppress(BrokenPipeError):
+                child.stdin.close()
 
 
-def _read(pipe: IO[str], events: queue.Queue[Event | None]) -> None:
+def _read(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
     for line in pipe:
-        events.put(json.loads(line))
-    events.put(None)
+        lines.put(line)
+    lines.put(None)
 
 
 def _crashed(errors: IO[bytes]) -> str:
@@ -142,10 +155,10 @@ def _crashed(errors: IO[bytes]) -> str:
     return f"The download ended unexpectedly: {lines[-1] if lines else 'no reason given'}"
 
 
-def _stalled(hub: Hub, note: str) -> DownloadFailed:
+def _stalled(timeout: float, note: str) -> DownloadFailed:
     reason = f" ({note})" if note else ""
     return DownloadFailed(
-        f"The Hub sent nothing for {hub.timeout:.0f} seconds{reason}. "
+        f"The Hub sent nothing for {timeout:.0f} seconds{reason}. "
         "Files that are whole stay; try again later."
     )
 

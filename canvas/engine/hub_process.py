@@ -263,7 +263,8 @@ def main() -> None:
     """One task from standard input."""
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with, args=(sys.stdin,), daemon=True).start()
-    reporter = Reporter(sys.stdout)
+    reporter = Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)  # what a library prints is no event
     logging.getLogger("huggingface_hub").addHandler(Notes(reporter))
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK
     constants.HF_HUB_DOWNLOAD_TIMEOUT = task["timeout"]

@@ -102,6 +102,7 @@ class LocalHub:
     def __init__(self) -> None:
         self.faults: dict[str, Fault] = {}
         self.requests: list[tuple[str, str]] = []
+        self.tokens: set[str] = set()
         self.repositories: dict[str, Path] = {}
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -140,10 +141,11 @@ class LocalHub:
         with self._lock:
             return [path for verb, path in self.requests if verb == method]
 
-    def note(self, method: str, path: str) -> None:
+    def note(self, method: str, path: str, token: str) -> None:
         """Called by the handler for every request."""
         with self._lock:
             self.requests.append((method, path))
+            self.tokens.add(token)
 
     def fault_at(self, method: str, *names: str) -> Fault:
         """The fault set for the first of those names that has one; counts its `times` down."""
@@ -202,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.note(self.command, path)
+        self.hub.note(self.command, path, self.headers.get("Authorization", ""))
         try:
             if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
                 self._api(match[1], match[2] or "")
