@@ -78,7 +78,7 @@ def row_of(image: GeneratedImage) -> dict[str, Any]:
     row |= {column: getattr(image, column) for column in IMAGE_COLUMNS}
     row["seed"] = None if row["seed"] == RANDOM_SEED else row["seed"]
     row["favourite"] = int(image.favourite)
-    row["created_at"] = _timestamp(image.created_at)
+    row["created_at"] = timestamp(image.created_at)
     row["options"] = json.dumps({"notes": list(image.notes), **request}, ensure_ascii=False)
     return row
 
@@ -126,7 +126,7 @@ def image_from(values: Mapping[str, Any]) -> GeneratedImage:
 
 def download_row(entry: ModelEvent) -> dict[str, Any]:
     """One value a column of `model_downloads`."""
-    return {**asdict(entry), "downloaded_at": _timestamp(entry.downloaded_at or datetime.now(UTC))}
+    return {**asdict(entry), "downloaded_at": timestamp(entry.downloaded_at or datetime.now(UTC))}
 
 
 def download_of(row: Mapping[str, Any]) -> ModelEvent:
@@ -143,12 +143,13 @@ def parse_time(value: object) -> datetime:
         return value
     try:
         moment = datetime.fromisoformat(str(value))
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # a zone can push the year out of its bounds
         return datetime.fromtimestamp(0, UTC)
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _timestamp(moment: datetime) -> str:
+def timestamp(moment: datetime) -> str:
+    """The moment as the database holds it, in UTC."""
     # The shape of SQLite's CURRENT_TIMESTAMP, so that old and new rows sort as text.
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 

@@ -12,6 +12,8 @@ from statistics import median
 from typing import Any
 
 from canvas.errors import StorageError
+from canvas.history import queries
+from canvas.history.queries import Query
 from canvas.history.records import (
     ModelEvent,
     download_of,
@@ -23,6 +25,7 @@ from canvas.history.schema import migrate
 from canvas.request import GeneratedImage, GenerationRequest
 
 BUSY_TIMEOUT = 30.0  # seconds
+COMMON = 2000  # words in as many pictures are met soon on a walk through all
 
 # By what SQLite says of it.
 SENTENCES = {
@@ -111,14 +114,25 @@ class Store:
 
     def recent(self, owner: str | None, limit: int = 50, offset: int = 0) -> list[GeneratedImage]:
         """The newest pictures that have a file, of one owner or (None) of all."""
-        mine = "" if owner is None else "owner = :owner AND "
-        rows = self.rows(
-            "SELECT * FROM generated_images WHERE id IN (SELECT id FROM generated_images "  # noqa: S608
-            f"WHERE {mine}missing = 0 ORDER BY created_at DESC, id DESC "
-            "LIMIT :limit OFFSET :offset) ORDER BY created_at DESC, id DESC",
-            {"owner": owner, "limit": limit, "offset": offset},
-        )
-        return [image_of(row) for row in rows]
+        return self.search(Query(owner=owner, limit=limit, offset=offset))
+
+    def search(self, query: Query) -> list[GeneratedImage]:
+        """One page of what fits the query."""
+        common = self.rows(*queries.matches(query, COMMON))[0]["matches"] == COMMON
+        return [image_of(row) for row in self.rows(*queries.page(query, common))]
+
+    def count(self, query: Query) -> int:
+        """How many pictures fit the query on all pages."""
+        return self.totals(query)[0]
+
+    def totals(self, query: Query) -> tuple[int, int]:
+        """How many pictures fit the query on all pages, and the bytes of their files."""
+        (row,) = self.rows(*queries.total(query))
+        return row["pictures"], row["bytes"]
+
+    def ids(self, query: Query) -> list[int]:
+        """The ids of all pictures that fit the query, in its order."""
+        return [row["id"] for row in self.rows(*queries.all_ids(query))]
 
     def record_download(self, entry: ModelEvent) -> int:
         """Write one download or load of a model and return the row's id."""

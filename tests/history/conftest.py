@@ -37,7 +37,7 @@ def make_image(**changes: Any) -> GeneratedImage:
     }
     known = GenerationRequest("x").to_dict()
     request |= {name: changes.pop(name) for name in list(changes) if name in known}
-    values = {
+    values: dict[str, Any] = {
         "request": GenerationRequest(**request),
         "enhanced_prompt": "a red fox in the snow, fantasy art",
         "generation_time": 3.25,
@@ -46,8 +46,9 @@ def make_image(**changes: Any) -> GeneratedImage:
         "model_revision": "abc123",
         "notes": ("Rounded 513 to 512.",),
         "created_at": datetime(2026, 5, 4, 3, 2, 1, 123456, UTC),
-        "image": Image.radial_gradient("L").resize((64, 72)).convert("RGB"),
     }
+    if "image" not in changes:
+        values["image"] = Image.radial_gradient("L").resize((64, 72)).convert("RGB")
     return GeneratedImage(**{**values, **changes})
 
 

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from canvas.errors import InvalidInput
+from canvas.history import queries
+from canvas.history.queries import SORTS, Query
+from canvas.history.store import COMMON, Store
+
+from .conftest import make_image
+from .many import many_images
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PROMPTS = [
+    "a red fox in the snow",
+    "a blue fox on a rainy night",
+    "Ein Füchslein, sci-fi castle",
+    "two dragons AND a robot NOT a fox-hound",
+    "日本の城 under the moon",
+]
+
+
+@pytest.fixture
+def prompts(store: Store) -> Store:
+    for hour, prompt in enumerate(PROMPTS):
+        store.record(make_image(prompt=prompt, created_at=START + timedelta(hours=hour)))
+    return store
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    store = Store(tmp_path_factory.mktemp("many") / "ai_images.db")
+    store.record_all(many_images(COMMON + 500))
+    yield store
+    store.close()
+
+
+def found(store: Store, **query: Any) -> list[int]:
+    images = store.search(Query(**query))
+    assert store.count(Query(**query)) == len(images)
+    assert store.ids(Query(**query)) == [image.id for image in images]
+    return sorted(image.id or 0 for image in images)
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("fox", [1, 2, 4]),
+        ("FOX snow", [1]),
+        ("fox*", [1, 2, 4]),
+        ("dragon", []),
+        ("dragon*", [4]),
+        ('"red fox"', [1]),
+        ('"fox red"', []),
+        ('"red fox', [1]),
+        ("fox -snow", [2, 4]),
+        ('fox -"red fox" -robot', [2]),
+        ("-fox", [3, 5]),
+        ("-fox -moon", [3]),
+        ("fuchslein", [3]),
+        ("sci-fi", [3]),
+        ("日本*", [5]),
+        ("AND", [4]),
+        ("fox OR castle", []),
+        ("fox AND", [4]),
+        ("nothing", []),
+        ("  ", [1, 2, 3, 4, 5]),
+        ("- * ^ ( ) : ''", [1, 2, 3, 4, 5]),
+        ("prompt:fox", []),
+        ("(fox)", [1, 2, 4]),
+    ],
+)
+def test_words_find_prompts(prompts: Store, text: str, ids: list[int]) -> None:
+    assert found(prompts, text=text) == ids
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(text=st.text(max_size=60) | st.text('"*-^():+{}fox AND OR NOT NEAR', max_size=60))
+def test_no_text_breaks_the_search(prompts: Store, text: str) -> None:
+    try:
+        query = Query(text)
+    except InvalidInput:
+        return
+    assert len(prompts.search(query)) == prompts.count(query)
+
+
+def test_a_new_a_changed_and_a_gone_prompt_are_followed(prompts: Store) -> None:
+    with prompts.transaction() as connection:
+        connection.execute("UPDATE generated_images SET prompt = 'an owl' WHERE id = 1")
+        connection.execute("DELETE FROM generated_images WHERE id = 2")
+    assert found(prompts, text="fox") == [4]
+    assert found(prompts, text="owl") == [1]
+
+
+@pytest.mark.parametrize(
+    ("filters", "ids"),
+    [
+        ({"owner": "anna"}, [2]),
+        ({"model_key": "small"}, [3]),
+        ({"style": "anime"}, [3]),
+        ({"task": "inpaint"}, [4]),
+        ({"size": (512, 768)}, [4]),
+        ({"favourite": True}, [5]),
+        ({"favourite": False, "owner": "local"}, [1, 3, 4]),
+        ({"since": START + timedelta(hours=3)}, [4, 5]),
+        ({"until": START + timedelta(hours=1)}, [1]),
+        ({"ids": (2, 4, 99)}, [2, 4]),
+        ({"ids": ()}, []),
+        ({"ids": (2, 4), "text": "fox", "owner": "anna"}, [2]),
+        ({"text": "fox", "owner": "anna"}, [2]),
+        ({"text": "-fox", "model_key": "small"}, [3]),
+    ],
+)
+def test_filters(store: Store, filters: dict[str, Any], ids: list[int]) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"owner": "anna"},
+        {"model_key": "small", "style": "anime"},
+        {"task": "inpaint", "width": 512, "height": 768},
+        {"favourite": True},
+    ]
+    for hour, (prompt, change) in enumerate(zip(PROMPTS, changes, strict=True)):
+        store.record(make_image(prompt=prompt, created_at=START + timedelta(hours=hour), **change))
+    assert found(store, **filters) == ids
+
+
+def test_pictures_without_file_are_not_found(prompts: Store) -> None:
+    prompts.mark_missing([1, 2])
+    assert found(prompts) == [3, 4, 5]
+    assert found(prompts, text="fox") == [4]
+
+
+@pytest.mark.parametrize("sort", list(SORTS))
+@pytest.mark.parametrize("text", ["", "picture", "unicorn", "-fox"])
+def test_pages_join_to_the_whole_in_order(many: Store, sort: str, text: str) -> None:
+    query = {"text": text, "owner": "local", "sort": sort}
+    pages = [
+        many.search(Query(**query, limit=700, offset=offset)) for offset in range(0, 2800, 700)
+    ]
+    ids = [image.id for image in itertools.chain.from_iterable(pages)]
+    assert ids == many.ids(Query(**query))
+    assert len(set(ids)) == len(ids) == many.count(Query(**query))
+    rows = many.rows("SELECT id, created_at, file_size, generation_time, model_used, prompt "
+                     "FROM generated_images WHERE owner = 'local'")  # fmt: skip
+    keys: dict[str, Any] = {
+        "newest": lambda row: (row["created_at"], row["id"]),
+        "largest": lambda row: (row["file_size"], row["id"]),
+        "slowest": lambda row: (row["generation_time"], row["id"]),
+    }
+    if sort in keys:
+        word = text.removeprefix("-")
+        expected = [row for row in rows if (word in row["prompt"]) != text.startswith("-")]
+        expected.sort(key=keys[sort], reverse=True)
+        assert ids == [row["id"] for row in expected]
+
+
+@pytest.mark.parametrize("owner", ["local", None])
+@pytest.mark.parametrize("text", ["", "fox", "fox -snow", "-fox", '"a b" c*'])
+@pytest.mark.parametrize("sort", list(SORTS))
+def test_nothing_is_scanned(many: Store, owner: str | None, text: str, sort: str) -> None:
+    for filters in (
+        {},
+        {"favourite": True},
+        {"model_key": "tiny", "style": "anime", "task": "x", "size": (1, 1)},
+        {"since": START, "until": START},
+        {"ids": (1, 2)},
+    ):
+        query = Query(text, owner=owner, sort=sort, **filters)  # type: ignore[arg-type]
+        for statement in (
+            queries.page(query, common=True),
+            queries.page(query, common=False),
+            queries.total(query),
+            queries.all_ids(query),
+        ):
+            plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
+            details = [row["detail"] for row in plan]
+            assert not [line for line in details if line.startswith("SCAN generated_images")]
+            assert any(line.startswith("SEARCH generated_images USING") for line in details)
+
+
+def test_the_pages_of_all_are_found_in_the_index(many: Store) -> None:
+    for query in (Query(), Query(owner="local"), Query(owner="local", favourite=True)):
+        statement = queries.page(query, common=False)
+        plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
+        inner = [row["detail"] for row in plan if "COVERING INDEX images_of_" in row["detail"]]
+        assert len(inner) == 1
+
+
+def test_file_names_and_timings_are_looked_up(many: Store) -> None:
+    plan = many.rows("EXPLAIN QUERY PLAN SELECT * FROM generated_images WHERE filename = 'x'")
+    assert "images_by_filename" in plan[0]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"sort": "random"}, "sort"),
+        ({"limit": -1}, "limit"),
+        ({"limit": 10**6}, "limit"),
+        ({"offset": -1}, "offset"),
+        ({"text": "a\0b"}, "search"),
+        ({"text": "a " * 60}, "search"),
+        ({"text": "a" * 100_000}, "search"),
+    ],
+)
+def test_a_query_that_makes_no_sense_is_refused(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Query(**values)
+    assert caught.value.field == field
