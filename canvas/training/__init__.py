@@ -1,0 +1,1 @@
+"""The recipe of the built-in model: from openly licensed drawings to `assets/starter/`."""

@@ -1,0 +1,156 @@
+"""The command line of the recipe: `python -m canvas.training STAGE`."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from canvas.training import autoencoder, classifier, denoiser, text
+from canvas.training.checkpoints import Clock, pick_device
+from canvas.training.evaluate import Settings, evaluate, time_pipeline
+from canvas.training.export import export_model, write_card
+from canvas.training.parallel import Team, run_team
+from canvas.training.presets import PRESETS, Preset
+from canvas.training.sampling import Sampler
+from canvas.training.sheet import contact_sheet
+from canvas.training.sprites import Sprites, build_sprites
+
+STAGES = ("sprites", "autoencoder", "text", "denoiser", "judge", "evaluate", "sheet", "export")
+# Minutes of each training stage, by preset; the README says what they took.
+MINUTES = {
+    "cpu": {"autoencoder": 40, "text": 25, "denoiser": 180, "judge": 8},
+    "gpu": {"autoencoder": 8, "text": 8, "denoiser": 27, "judge": 3},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    preset: Preset
+    preset_name: str
+    work: Path
+    packages: Path
+    target: Path
+    minutes: float | None
+    stop_after: float | None
+    steps: int
+    guidance_scale: float
+
+    def clock(self, stage: str) -> Clock:
+        """A clock for the stage's minutes."""
+        minutes = self.minutes or MINUTES[self.preset_name][stage]
+        return Clock(minutes, pick_device(), stop_after=self.stop_after)
+
+
+def parse_options(arguments: list[str]) -> tuple[str, Options]:
+    """The stage and its options."""
+    parser = argparse.ArgumentParser(prog="python -m canvas.training", description=__doc__)
+    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("training-work"))
+    parser.add_argument("--packages", type=Path, help="folder of npm tarballs (WORK/packages)")
+    parser.add_argument("--target", type=Path, default=Path("assets/starter"))
+    parser.add_argument("--minutes", type=float, help="whole training of the stage")
+    parser.add_argument("--stop-after", type=float, help="minutes after which to stop and resume")
+    parser.add_argument("--workers", type=int, help="processes that train together")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    told = parser.parse_args(arguments)
+    preset = PRESETS[told.preset]
+    if told.workers:
+        from dataclasses import replace
+
+        preset = replace(preset, workers=told.workers)
+    return told.stage, Options(
+        preset,
+        told.preset,
+        told.work,
+        told.packages or told.work / "packages",
+        told.target,
+        told.minutes,
+        told.stop_after,
+        told.steps,
+        told.guidance,
+    )
+
+
+def _start_log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+
+def _in_team(team: Team, train: Callable[..., None], stage: str, options: Options) -> None:
+    _start_log()
+    sprites = Sprites.load(options.work / "sprites")
+    train(team, sprites, options.preset, options.work, options.clock(stage))
+
+
+def _train(train: Callable[..., None], stage: str, options: Options) -> None:
+    workers = 1 if torch.cuda.is_available() else options.preset.workers
+    run_team(workers, options.work, _in_team, train, stage, options)
+
+
+def stage_sprites(options: Options) -> None:
+    """Render the drawings."""
+    name = options.preset.things_file
+    things_file = Path(__file__).with_name(name) if name else None
+    build_sprites(options.preset, options.packages, things_file).save(options.work / "sprites")
+
+
+def stage_text(options: Options) -> None:
+    """Make the tokenizer, train the text encoder."""
+    text.prepare_tokenizer(Sprites.load(options.work / "sprites"), options.preset, options.work)
+    _train(text.train_text, "text", options)
+
+
+def stage_evaluate(options: Options) -> None:
+    """Measure the exported model and write its card."""
+    sprites = Sprites.load(options.work / "sprites")
+    judge = classifier.load_judge(options.work, len(sprites.things))
+    settings = Settings(options.steps, options.guidance_scale)
+    sampler = Sampler(options.target, pick_device())
+    figures = evaluate(sampler, judge, sprites, options.preset.image_size, settings)
+    figures |= time_pipeline(options.target, settings)
+    (options.work / "figures.json").write_text(json.dumps(figures, indent=1))
+    write_card(options.work, options.target, sprites)
+
+
+def stage_sheet(options: Options) -> None:
+    """Draw 64 prompts with the models of the work folder."""
+    path = options.work / "sheet.png"
+    sampler = Sampler(options.work, pick_device())
+    contact_sheet(sampler, path, options.steps, options.guidance_scale)
+
+
+def stage_export(options: Options) -> None:
+    """Write the model and its card."""
+    export_model(options.work, options.target)
+    write_card(options.work, options.target, Sprites.load(options.work / "sprites"))
+
+
+def run(stage: str, options: Options) -> None:
+    """One stage, or all in order."""
+    stages: dict[str, Callable[[Options], None]] = {
+        "sprites": stage_sprites,
+        "autoencoder": lambda o: _train(autoencoder.train_autoencoder, "autoencoder", o),
+        "text": stage_text,
+        "denoiser": lambda o: _train(denoiser.train_denoiser, "denoiser", o),
+        "judge": lambda o: _train(classifier.train_judge, "judge", o),
+        "sheet": stage_sheet,
+        "export": stage_export,
+        "evaluate": stage_evaluate,
+    }
+    options.work.mkdir(parents=True, exist_ok=True)
+    for name in stages if stage == "all" else (stage,):
+        logging.getLogger(__name__).info("stage %s", name)
+        stages[name](options)
+
+
+if __name__ == "__main__":
+    _start_log()
+    run(*parse_options(sys.argv[1:]))

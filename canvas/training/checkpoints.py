@@ -1,0 +1,82 @@
+"""Clocks and checkpoints: every stage runs for given minutes and goes on where it stopped."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class Clock:
+    """Minutes that a stage trains for; its share drives the learning rate.
+
+    `minutes` is the whole training over all runs, so that the decay always completes;
+    `stop_after` ends this run earlier, to be resumed.
+    """
+
+    def __init__(
+        self,
+        minutes: float,
+        device: torch.device,
+        report_every: float = 60.0,
+        stop_after: float | None = None,
+    ) -> None:
+        self.minutes = minutes
+        self.device = device
+        self.report_every = report_every
+        self.stop_after = stop_after
+        self._before = 0.0
+        self._started = time.monotonic()
+
+    def begin(self, spent: float = 0.0) -> None:
+        """Start counting after the seconds that earlier runs spent."""
+        self._before, self._started = spent, time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Seconds trained, earlier runs included."""
+        return self._before + time.monotonic() - self._started
+
+    @property
+    def share(self) -> float:
+        """Part of the whole training that is done, 0 to 1."""
+        return min(1.0, self.spent / (60 * self.minutes))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the training is complete, or this run is to stop."""
+        run = time.monotonic() - self._started
+        return self.share >= 1 or (self.stop_after is not None and run > 60 * self.stop_after)
+
+
+def pick_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def save_checkpoint(path: Path, **parts: Any) -> None:
+    """Write state of modules and optimizers, and plain numbers, replacing the file at once."""
+    state = {
+        name: part.state_dict() if hasattr(part, "state_dict") else part
+        for name, part in parts.items()
+    }
+    part_path = path.with_suffix(".part")
+    torch.save(state, part_path)
+    os.replace(part_path, path)
+
+
+def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
+    """Restore the parts and return the rest; empty when there is no checkpoint yet."""
+    if not path.exists():
+        return {}
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state.pop(name))
+    logger.info(
+        "resumed from %s: %s", path, {k: v for k, v in state.items() if isinstance(v, (int, float))}
+    )
+    return state

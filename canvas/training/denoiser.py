@@ -1,0 +1,151 @@
+"""The denoiser: a small UNet2DConditionModel that learns to paint the named drawings in place."""
+
+import copy
+import logging
+import time
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import nn
+
+from canvas.training.cache import Encoders, SceneCache
+from canvas.training.checkpoints import Clock, load_checkpoint, save_checkpoint
+from canvas.training.parallel import Team
+from canvas.training.presets import Preset
+from canvas.training.sprites import Sprites
+
+logger = logging.getLogger(__name__)
+DECAY_FROM = 0.6  # share of the training after which the learning rate falls to zero
+
+
+def build_denoiser(preset: Preset) -> UNet2DConditionModel:
+    """The block types of Stable Diffusion 1, with cross-attention at every resolution."""
+    levels = len(preset.unet_channels)
+    return UNet2DConditionModel(
+        sample_size=preset.latent_size,
+        in_channels=preset.latent_channels,
+        out_channels=preset.latent_channels,
+        block_out_channels=preset.unet_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=preset.unet_layers,
+        attention_head_dim=preset.unet_heads,
+        cross_attention_dim=preset.text_hidden,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise, rescaled to end in pure noise; v-prediction; trailing steps."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def spread_timesteps(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+    """One timestep from each of `count` equal parts of the schedule, at random within it."""
+    parts = torch.arange(count) + torch.rand(count, generator=generator)
+    return (parts / count * steps).long().clamp(max=steps - 1)
+
+
+def learning_rate(peak: float, step: int, share: float) -> float:
+    """Warm up over 200 steps, hold, and fall to zero from DECAY_FROM to the end."""
+    falling = (1 - share) / (1 - DECAY_FROM)
+    return peak * min(1.0, (step + 1) / 200) * max(0.0, min(1.0, falling))
+
+
+@torch.no_grad()
+def follow(ema: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the running average of the weights a little towards them."""
+    amount = 1 - min(0.9995, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), amount)
+
+
+def denoising_loss(
+    model: nn.Module,
+    latents: torch.Tensor,
+    hidden: torch.Tensor,
+    scheduler: DDIMScheduler,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean squared error of the velocity (Salimans and Ho 2022), all timesteps alike."""
+    device = latents.device
+    total = scheduler.config.num_train_timesteps
+    timesteps = spread_timesteps(len(latents), total, generator).to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    velocity = scheduler.get_velocity(latents, noise, timesteps)
+    with torch.autocast(device.type, torch.bfloat16):
+        output = model(noisy, timesteps, hidden).sample
+    return (output.float() - velocity).square().mean()
+
+
+def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clock: Clock) -> None:
+    """Train until the clock ends, resuming exactly; writes the averaged weights to `unet/`."""
+    device = clock.device
+    model = build_denoiser(preset).to(device).train()
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=preset.unet_learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        fused=True,
+    )
+    parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    state = load_checkpoint(work / "denoiser.pt", **parts)
+    step, spent, mean = (state.get(k, 0) for k in ("step", "spent", "mean"))
+    team.share_weights(model)
+    scheduler = build_scheduler()
+    seed = 3 + step * 10 + team.rank
+    cache = SceneCache(
+        sprites, preset, Encoders(work, device), preset.cache_size // team.size, seed
+    )
+    generator = torch.Generator().manual_seed(seed)
+    batch, fresh = preset.unet_batch // team.size, preset.fresh_per_step // team.size
+    for _ in range(24):
+        cache.add(min(64, preset.cache_size // team.size))
+    clock.begin(spent)
+    reported, first, over = time.monotonic(), step, False
+    while not over:
+        if step % 8 == 0:
+            cache.add(8 * fresh)
+        share, over = team.agree(clock.share, clock.is_over)
+        rate = learning_rate(preset.unet_learning_rate, step, share)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        latents, hidden = cache.draw(batch, generator)
+        loss = denoising_loss(model, latents, hidden, scheduler, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        team.average_gradients(model.parameters())
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if team.leads:
+            follow(ema, model, step)
+        step += 1
+        mean += (float(loss.detach()) - mean) * max(0.01, 1 / step)
+        if team.leads and (over or time.monotonic() - reported > clock.report_every):
+            speed = (step - first) * preset.unet_batch / (time.monotonic() - reported)
+            logger.info(
+                "denoiser %.1f%% step %d samples %d loss %.4f rate %.2e, %.1f samples/s",
+                100 * share,
+                step,
+                step * preset.unet_batch,
+                mean,
+                rate,
+                speed,
+            )
+            rest = {"step": step, "spent": clock.spent, "mean": mean}
+            save_checkpoint(work / "denoiser.pt", **parts, **rest)
+            if share < DECAY_FROM:  # to go on from with more minutes later
+                save_checkpoint(work / "denoiser-before-decay.pt", **parts, **rest)
+            ema.save_pretrained(work / "unet")
+            reported, first = time.monotonic(), step
