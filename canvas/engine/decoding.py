@@ -24,7 +24,9 @@ def decode(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
         )
     vae = pipeline.vae
     dtype = vae.dtype
-    if dtype == torch.float16 and getattr(vae.config, "force_upcast", False):
+    # Every AutoencoderKL says force_upcast; only SDXL's pipelines mean it, and have upcast_vae.
+    upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
+    if upcast and dtype == torch.float16:
         return _picture(_in_float32(latents, vae, dtype), pipeline), ""
     pixels = _pixels(latents, vae)
     if dtype == torch.float32 or not _is_empty(pixels):

@@ -38,7 +38,7 @@ class PromptFit:
 def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
     """Trigger words, the prompt, the style's words; none is said twice."""
     prompt = _joined(request.prompt, STYLES[request.style].words)
-    if _says(prompt, spec.trigger_words):
+    if not spec.trigger_words or _says(prompt, spec.trigger_words):
         return prompt
     return f"{spec.trigger_words}, {prompt}"
 

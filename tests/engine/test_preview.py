@@ -1,0 +1,94 @@
+"""Small pictures from latents of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import ImageChops, ImageStat
+
+from canvas.catalog import ASSETS
+from canvas.engine.preview import predicted_latents, preview_image
+
+
+@pytest.fixture(scope="module")
+def starter() -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(ASSETS / "starter", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(tiny_folder)
+
+
+def test_small_latents_of_a_tiny_decoder_are_decoded(starter: Any) -> None:
+    latents = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    preview = preview_image(latents, starter)
+    pixels = starter.vae.decode(latents[:1] / starter.vae.config.scaling_factor).sample
+    decoded = starter.image_processor.postprocess(pixels.detach())[0].resize((256, 256))
+    assert preview.size == (256, 256)
+    difference = ImageChops.difference(preview, decoded)
+    assert max(ImageStat.Stat(difference).mean) < 3
+
+
+def test_four_channels_become_colours(tiny: Any) -> None:
+    latents = torch.zeros(1, 4, 8, 16)
+    latents[:, 0] = 2.0  # brightness
+    latents[:, 1, :, :8] = 2.0  # towards green
+    latents[:, 3, :, 8:] = 1.0  # away from blue
+    preview = preview_image(latents, tiny)
+    assert preview.size == (256, 128)
+    left, right = preview.getpixel((60, 60)), preview.getpixel((200, 60))
+    assert left[1] > left[0] > 128
+    assert right[2] < right[0]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8, 16])
+def test_unknown_latents_still_show_something(tiny: Any, channels: int) -> None:
+    latents = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    preview = preview_image(latents[:, :1] if channels == 2 else latents, tiny)
+    assert preview.mode == "RGB"
+    low, high = preview.convert("L").getextrema()
+    assert high - low > 20
+
+
+def test_numbers_that_are_none_do_not_break_it(tiny: Any) -> None:
+    assert preview_image(torch.full((1, 4, 8, 8), float("nan")), tiny).size == (256, 256)
+
+
+def test_a_large_preview_is_not_enlarged(tiny: Any) -> None:
+    assert preview_image(torch.zeros(1, 4, 40, 300), tiny).size == (300, 40)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_prediction_finds_the_clean_latents(kind: str) -> None:
+    """Noise added by the scheduler itself and told truly by the model leads back."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(prediction_type=kind)
+    generator = torch.Generator().manual_seed(1)
+    clean, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
+    timestep = torch.tensor([500])
+    noisy = scheduler.add_noise(clean, noise, timestep)
+    told = {
+        "epsilon": noise,
+        "sample": clean,
+        "v_prediction": scheduler.get_velocity(clean, noise, timestep)
+        if kind == "v_prediction"
+        else noise,
+    }[kind]
+    found = predicted_latents(noisy, told, 500.0, scheduler)
+    torch.testing.assert_close(found, clean, atol=1e-4, rtol=1e-4)
+
+
+def test_a_timestep_without_signal_is_no_division_by_zero() -> None:
+    scheduler = SimpleNamespace(alphas_cumprod=torch.tensor([0.9, 0.0]), config={})
+    found = predicted_latents(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2), 5.0, scheduler)
+    assert found.isfinite().all()
