@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from canvas.errors import NotFound, StorageError
 from canvas.history.images import ImageFolder
 from canvas.history.metadata import read_settings
+from canvas.history.queries import Query
 from canvas.history.store import Store
+from canvas.history.trash import Trash
 from canvas.request import GeneratedImage
 
 WRITING_TIME = 60  # seconds; a part file younger than this may still be written by another process
@@ -30,13 +33,34 @@ class Gallery:
     def __init__(self, store: Store, folder: ImageFolder) -> None:
         self.store = store
         self.folder = folder
+        self.trash = Trash(store, folder)
 
     def keep(self, image: GeneratedImage) -> GeneratedImage:
         """Write the file, then its row; after a failure reconciling finds the file again."""
         return self.store.record(self.folder.save(image))
 
+    def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:
+        """Remove an owner's (None: anybody's) pictures; the token for `undo`, and their number."""
+        return self.trash.delete(ids, owner)
+
+    def undo(self, token: str, owner: str | None) -> int:
+        """Bring back what `delete` removed in this session; raises NotFound when it is too late."""
+        return self.trash.undo(token, owner)
+
+    def delete_matching(self, query: Query) -> tuple[str, int]:
+        """Clean up; `store.totals(query)` tells before how many pictures and bytes would go."""
+        return self.trash.delete(self.store.ids(query), query.owner)
+
+    def erase(self, owner: str) -> int:
+        """Remove everything of an owner for good and at once; the number of pictures."""
+        _, number = self.trash.delete(self.store.ids_of(owner), owner)
+        self.trash.empty(owner=owner)
+        self.store.shrink()
+        return number
+
     def reconcile(self) -> Reconciled:
         """Make rows and files agree: rows for pictures that have none, marks on lost ones."""
+        self.trash.empty_old_sessions()
         rows = self.store.files()
         on_disk = dict(self.folder.pictures())
         known = {filepath for filepath, _, _ in rows.values()}

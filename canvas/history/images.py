@@ -6,11 +6,12 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -22,6 +23,7 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PART = ".part"
 THUMBNAILS = ".thumbnails"
+TRASH = ".trash"
 THUMBNAIL_SIDE = 320  # pixels
 OWN_NAME = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp)")
 
@@ -82,16 +84,35 @@ class ImageFolder:
             self._write(small, content)
         return small
 
+    def find_row(self, row: Mapping[str, Any]) -> Path | None:
+        """The file of a row; None where there is none."""
+        try:
+            path = self.find(row["filepath"] or "", row["filename"])
+        except NotFound:
+            return None
+        return path if path.is_file() else None
+
+    def drop_thumbnail(self, path: Path) -> None:
+        """Remove the thumbnail of the picture at `path`, if there is one."""
+        _unlink(self._thumbnail_path(path))
+
+    def thumbnails(self) -> list[Path]:
+        """All thumbnails; any of them may be removed, and is made again on first use."""
+        return [path for path in (self.root / THUMBNAILS).rglob("*.webp") if path.is_file()]
+
+    def free_thumbnails(self) -> int:
+        """Remove all thumbnails; the bytes that are free now."""
+        freed = 0
+        for path in self.thumbnails():
+            freed += path.stat().st_size
+            _unlink(path)
+        return freed
+
     def delete(self, image: GeneratedImage) -> None:
-        """Remove the file and its thumbnail; what is not there is not missed."""
+        """Remove the file and its thumbnail for good; what is not there is not missed."""
         path = self.path_of(image)
-        for gone in (path, self._thumbnail_path(path)):
-            try:
-                gone.unlink(missing_ok=True)
-            except OSError as error:
-                raise StorageError(f"The file {gone} cannot be deleted ({error.strerror}).") from (
-                    error
-                )
+        _unlink(path)
+        self.drop_thumbnail(path)
 
     def pictures(self) -> Iterator[tuple[str, Path]]:
         """Every picture file with its `filepath`; hidden folders are left out."""
@@ -150,6 +171,16 @@ def _resolved(path: Path) -> Path | None:
         return path.resolve()
     except (OSError, ValueError, RuntimeError):  # NUL bytes, links in a circle
         return None
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The file {path} cannot be deleted ({error.strerror}). Give yourself the right "
+            "to write in its folder, then try again."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

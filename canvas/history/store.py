@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,11 @@ from canvas.request import GeneratedImage, GenerationRequest
 
 BUSY_TIMEOUT = 30.0  # seconds
 COMMON = 2000  # words in as many pictures are met soon on a walk through all
+
+PICKED = (
+    "* FROM generated_images WHERE id IN (SELECT value FROM json_each(:ids)) "
+    "AND (:owner IS NULL OR +owner = :owner)"
+)
 
 # By what SQLite says of it.
 SENTENCES = {
@@ -165,6 +171,34 @@ class Store:
         scaled = [row["seconds"] * pixels / (row["width"] * row["height"]) for row in rows]
         return median(scaled) if scaled and pixels else None
 
+    def set_favourite(self, ids: Iterable[int], owner: str | None, favourite: bool) -> int:
+        """Mark or unmark an owner's (None: anybody's) pictures; how many there were."""
+        with self.transaction() as connection:
+            return connection.execute(
+                "UPDATE generated_images SET favourite = :favourite WHERE id IN "
+                "(SELECT value FROM json_each(:ids)) AND (:owner IS NULL OR +owner = :owner)",
+                {"favourite": int(favourite), "ids": json.dumps(list(ids)), "owner": owner},
+            ).rowcount
+
+    def take_rows(self, ids: Iterable[int], owner: str | None) -> list[dict[str, Any]]:
+        """Delete an owner's (None: anybody's) rows and return them as they were."""
+        picked = {"ids": json.dumps(list(ids)), "owner": owner}
+        with self.transaction() as connection:
+            rows = self.rows(f"SELECT {PICKED}", picked)
+            connection.execute(f"DELETE {PICKED.removeprefix('* ')}", picked)
+        return rows
+
+    def insert_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """The inverse of `take_rows`."""
+        with self.transaction() as connection:
+            for row in rows:
+                _insert(connection, "generated_images", row)
+
+    def ids_of(self, owner: str) -> list[int]:
+        """The ids of all rows of an owner, with or without file."""
+        rows = self.rows("SELECT id FROM generated_images WHERE owner = ?", [owner])
+        return [row["id"] for row in rows]
+
     def files(self) -> dict[int, tuple[str, str, bool]]:
         """Of every picture its filepath, its filename and whether it is marked missing, by id."""
         rows = self.rows("SELECT id, filepath, filename, missing FROM generated_images")
@@ -192,6 +226,9 @@ class Store:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """The connection, alone in this process, for writes that happen all or not at all."""
         with self._lock, self._errors():
+            if self._connection.in_transaction:  # part of a larger one
+                yield self._connection
+                return
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -199,6 +236,12 @@ class Store:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+
+    def shrink(self) -> None:
+        """Overwrite what was deleted, in the search index and the write-ahead log too."""
+        with self._lock, self._errors():
+            self._connection.execute("INSERT INTO image_search (image_search) VALUES ('optimize')")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _one(self, sql: str, parameters: Sequence[Any]) -> GeneratedImage | None:
         rows = self.rows(sql, parameters)

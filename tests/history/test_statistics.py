@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from canvas.history.gallery import Gallery
+from canvas.history.statistics import Downloads, Seconds, disk_use, statistics
+from canvas.history.store import ModelEvent, Store
+
+from .conftest import make_image
+
+
+def test_figures_of_one_owner_and_of_all(store: Store) -> None:
+    for day, model, style, seconds, owner in (
+        (1, "tiny", "anime", 2.0, "anna"),
+        (1, "tiny", "none", 4.0, "anna"),
+        (3, "small", "anime", 8.0, "anna"),
+        (4, "small", "none", 1.0, "berta"),
+    ):
+        moment = datetime(2026, 1, day, 12, tzinfo=UTC)
+        store.record(
+            make_image(
+                model_key=model,
+                style=style,
+                generation_time=seconds,
+                owner=owner,
+                created_at=moment,
+                favourite=day == 3,
+            )
+        )
+    of_anna = statistics(store, "anna")
+    assert (of_anna.pictures, of_anna.favourites, of_anna.seconds) == (3, 1, 14.0)
+    assert dict(of_anna.by_day) == {"2026-01-01": 2, "2026-01-03": 1}
+    assert list(of_anna.by_model.items()) == [("tiny", 2), ("small", 1)]
+    assert list(of_anna.by_style.items()) == [("anime", 2), ("none", 1)]
+    assert of_anna.by_model_and_size == (
+        Seconds("tiny", 64, 72, 2, 3.0),
+        Seconds("small", 64, 72, 1, 8.0),
+    )
+    assert statistics(store, None).pictures == 4
+    assert statistics(store, "nobody").by_day == {}
+
+
+def test_downloads_count_what_arrived(store: Store) -> None:
+    for event, status, size in (
+        ("download", "complete", 100),
+        ("download", "complete", 50),
+        ("download", "failed", None),
+        ("download", "cancelled", 7),
+        ("load", "complete", None),
+    ):
+        store.record_download(
+            ModelEvent("tiny", event, status=status, bytes=size, download_time=2.0)
+        )
+    assert statistics(store, None).downloads == (Downloads("tiny", 2, 1, 150, 4.0),)
+
+
+def test_disk_use_is_what_lies_there_and_thumbnails_can_be_freed(gallery: Gallery) -> None:
+    kept = gallery.keep(make_image())
+    used = disk_use(gallery.store, gallery.folder)
+    assert used.pictures == kept.file_size == gallery.folder.path_of(kept).stat().st_size
+    assert used.thumbnails == gallery.folder.thumbnail(kept).stat().st_size > 0
+    assert gallery.folder.free_thumbnails() == used.thumbnails
+    assert disk_use(gallery.store, gallery.folder).thumbnails == 0
+    assert gallery.folder.thumbnail(kept).is_file()
