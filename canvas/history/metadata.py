@@ -84,8 +84,8 @@ def read_text(path: Path) -> dict[str, str]:
             for name, value in picture.info.items()
             if isinstance(value, str) and len(value) <= MAX_JSON
         }
-        comment = _user_comment(picture)
-    return {"parameters": comment, **texts} if comment else texts
+        exif = picture.getexif()
+    return {**_exif_texts(exif), **texts}
 
 
 @contextmanager
@@ -176,10 +176,18 @@ def _unpack(packed: bytes) -> str:
         return ""
 
 
-def _user_comment(picture: Image.Image) -> str:
-    comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    if not isinstance(comment, bytes) or len(comment) > MAX_JSON:
-        return ""
-    if comment.startswith(USER_COMMENT_PREFIX):
-        return comment.removeprefix(USER_COMMENT_PREFIX).decode("utf-16-be", "replace")
-    return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").strip("\0")
+def _exif_texts(exif: Image.Exif) -> dict[str, str]:
+    texts = {}
+    # ComfyUI writes `name:text` into these two, for want of better places.
+    for tag in (ExifTags.Base.Make, ExifTags.Base.Model):
+        name, colon, text = str(exif.get(tag, "")).partition(":")
+        if colon and len(text) <= MAX_JSON:
+            texts[name] = text.strip("\0")
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    if isinstance(comment, bytes) and len(comment) <= MAX_JSON:
+        if comment.startswith(USER_COMMENT_PREFIX):
+            text = comment.removeprefix(USER_COMMENT_PREFIX).decode("utf-16-be", "replace")
+        else:
+            text = comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace")
+        texts["parameters"] = text.strip("\0")
+    return {name: text for name, text in texts.items() if text}

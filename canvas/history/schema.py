@@ -106,6 +106,17 @@ END;
 INSERT INTO image_search (image_search) VALUES ('rebuild');
 """
 
+UNFINISHED_JOBS = """
+CREATE TABLE unfinished_jobs (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    request TEXT NOT NULL,
+    server TEXT NOT NULL,
+    created_at TEXT NOT NULL
+);
+CREATE INDEX unfinished_jobs_of_owner ON unfinished_jobs (owner, created_at);
+"""
+
 
 def _execute_all(connection: sqlite3.Connection, script: str) -> None:
     # Connection.executescript commits first, which would break the migration's transaction.
@@ -139,10 +150,15 @@ def _gallery(connection: sqlite3.Connection) -> None:
     _execute_all(connection, GALLERY)
 
 
+def _unfinished_jobs(connection: sqlite3.Connection) -> None:
+    _execute_all(connection, UNFINISHED_JOBS)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first_tables,
     _reproducible_records,
     _gallery,
+    _unfinished_jobs,
 )
 
 
