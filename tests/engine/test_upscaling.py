@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from canvas.engine import upscaling
-from canvas.engine.upscaling import TILE, enlarge, enlarge_with_detail, spans
+from canvas.engine.upscaling import NETWORKS, enlarge, enlarge_with_detail, spans
 from canvas.errors import GenerationCancelled, InvalidInput
 
 needs_networks = pytest.mark.skipif(
@@ -68,7 +69,8 @@ def test_network_in_tiles_gives_what_one_pass_gives(monkeypatch: pytest.MonkeyPa
     picture = waves((100, 70))
     seen: list[tuple[int, int]] = []
     whole = np.asarray(enlarge(picture, 2, "illustration"), int)
-    monkeypatch.setattr(upscaling, "TILE", 48)
+    small = replace(NETWORKS["illustration"], tile=48)
+    monkeypatch.setattr(upscaling, "NETWORKS", {"illustration": small})
     tiled = enlarge(picture, 2, "illustration", lambda done, total: seen.append((done, total)))
     assert np.abs(np.asarray(tiled, int) - whole).max() <= 1
     assert seen == [(done, 6) for done in range(7)]
@@ -78,7 +80,7 @@ def test_network_in_tiles_gives_what_one_pass_gives(monkeypatch: pytest.MonkeyPa
 def test_network_stops_within_a_tile() -> None:
     cancelled = threading.Event()
     with pytest.raises(GenerationCancelled):
-        enlarge(waves((TILE * 2, 32)), 2, "illustration", lambda *_: cancelled.set(), cancelled)
+        enlarge(waves((400, 32)), 2, "illustration", lambda *_: cancelled.set(), cancelled)
 
 
 @given(st.integers(1, 5000), st.integers(64, 1024))
