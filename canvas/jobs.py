@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,8 @@ class Job:
     """One thing to do for one owner; lives on when the tab that asked for it is closed.
 
     `request` is None for a download. `progress` is the engine's latest word: a `Step`
-    of a picture or the bytes of a download. `id` cannot be guessed.
+    of a picture or the bytes of a download. `id` cannot be guessed. `on_finish` is called
+    once, before the watchers hear of the end.
     """
 
     owner: str
@@ -41,6 +42,7 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
+    on_finish: Callable[[Job], None] | None = field(default=None, repr=False)
     version: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
@@ -61,6 +63,8 @@ class Job:
                 self.started_at = now
             if self.finished:
                 self.finished_at = now
+            if self.finished and self.on_finish:
+                self.on_finish(self)
             self.version += 1
             self._changed.notify_all()
 

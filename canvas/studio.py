@@ -16,6 +16,7 @@ from canvas.errors import NotFound, StorageError
 from canvas.history.gallery import Gallery
 from canvas.history.images import ImageFolder
 from canvas.history.store import Store
+from canvas.history.unfinished import UnfinishedJob, UnfinishedJobs
 from canvas.jobs import Job, JobBook
 from canvas.models import ModelState, Where, describe
 from canvas.request import GeneratedImage, GenerationRequest, Step
@@ -49,6 +50,8 @@ class Studio:
         self.gallery.reconcile()
         self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
         self._jobs = JobBook()
+        self._unfinished = UnfinishedJobs(self.store)
+        self._closing = False
         self._workshop = Workshop(
             self.settings,
             self.models,
@@ -69,7 +72,11 @@ class Studio:
         self.close()
 
     def close(self) -> None:
-        """Stop what runs, let the workers end, close the database."""
+        """Stop what runs, let the workers end, close the database.
+
+        Jobs that were not done are offered to their owners at the next start.
+        """
+        self._closing = True
         for job in self._jobs.of():
             job.cancel()
         self._workshop.close()
@@ -83,7 +90,27 @@ class Studio:
         request = request.resolve(spec)
         unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
         self._limits.check(request, unfinished)
-        return self._start(Job(owner, "generate", spec.key, request))
+        job = Job(owner, "generate", spec.key, request, on_finish=self._forget)
+        self._unfinished.add(UnfinishedJob(job.id, owner, request, job.created_at))
+        return self._start(job)
+
+    def interrupted(self, owner: str) -> list[UnfinishedJob]:
+        """The owner's jobs that an earlier server did not finish; `resume` or `dismiss` them."""
+        return self._unfinished.interrupted(owner)
+
+    def resume(self, job_id: str, owner: str) -> Job:
+        """Run an interrupted job again; raises NotFound when there is none."""
+        job = self.submit(self._unfinished.get(job_id, owner).request, owner)
+        self._unfinished.remove(job_id)
+        return job
+
+    def dismiss(self, job_id: str, owner: str) -> None:
+        """Forget an interrupted job; raises NotFound when there is none."""
+        self._unfinished.remove(self._unfinished.get(job_id, owner).id)
+
+    def _forget(self, job: Job) -> None:
+        if not self._closing:
+            self._unfinished.remove(job.id)
 
     def generate(self, request: GenerationRequest, owner: str = "local") -> list[GeneratedImage]:
         """Submit and wait; returns the kept pictures or raises the reason why there are none."""
@@ -98,8 +125,8 @@ class Studio:
         self._workshop.put(job)
         return job
 
-    def jobs(self, owner: str) -> list[Job]:
-        """The owner's jobs, the oldest first: waiting, running, and what ended within the hour."""
+    def jobs(self, owner: str | None) -> list[Job]:
+        """The owner's jobs (None: everybody's), the oldest first; ended ones for an hour."""
         return self._jobs.of(owner)
 
     def job(self, job_id: str, owner: str) -> Job:

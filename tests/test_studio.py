@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from canvas.errors import (
 from canvas.request import Step
 from canvas.settings import Settings
 
+ROOT = Path(__file__).resolve().parent.parent
 FOX = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=2)
 
 
@@ -154,3 +157,25 @@ def test_pictures_outlive_the_studio(settings: Settings) -> None:
         [picture] = studio.generate(FOX)
     with Studio(settings) as studio:
         assert studio.recent() == [picture]
+
+
+def test_what_a_dead_server_left_is_offered_again(settings: Settings) -> None:
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from canvas import GenerationRequest, Studio\n"
+        "from canvas.settings import Settings\n"
+        "studio = Studio(Settings.from_environment({}, data_dir=sys.argv[1]))\n"
+        "studio.submit(GenerationRequest('an owl', num_inference_steps=150), owner='ann')\n"
+        "os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(settings.data_dir)], cwd=ROOT, check=False)
+    with Studio(settings) as studio:
+        [left] = studio.interrupted("ann")
+        assert left.request.prompt == "an owl"
+        assert studio.interrupted("bob") == []
+        with pytest.raises(NotFound):
+            studio.resume(left.id, "bob")
+        job = studio.resume(left.id, "ann")
+        assert studio.interrupted("ann") == []
+        assert job.request == left.request
+        job.cancel()
