@@ -60,6 +60,12 @@ class GenerationFailed(CanvasError):
     code = "generation_failed"
 
 
+class Blocked(CanvasError):
+    """The safety setting of this place does not allow the prompt or the picture."""
+
+    code = "blocked"
+
+
 class StorageError(CanvasError):
     """The data folder or its database cannot be read or written."""
 

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from canvas.engine.device import Device
+from canvas.engine.safety import PictureChecker, check_prompt
+from canvas.errors import Blocked, HubOffline
+
+CPU = Device("cpu", "float32", "test")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a skilled hunter in Essex",
+        "a class of assassins analysing a cockpit in Scunthorpe",
+        "shiitake mushrooms, pussy willow, great tit on a branch",
+        "she is hit by rain",
+        "a red fox in the snow, 3d",
+    ],
+)
+def test_harmless_words_that_hold_others_pass(prompt: str) -> None:
+    check_prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word"),
+    [
+        ("a nude woman", "nude"),
+        ("a (naked:1.3) man", "naked"),
+        ("NSFW, a beach", "nsfw"),
+        ("p.o.r.n", "porn"),
+    ],
+)
+def test_words_are_named(prompt: str, word: str) -> None:
+    with pytest.raises(Blocked, match=f"“{word}”"):
+        check_prompt(prompt)
+
+
+@pytest.fixture
+def checker(tmp_path: Path) -> Any:
+    """The checker's own class with tiny random weights; its thresholds are what a test sets."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    model = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+
+    def with_threshold(value: float) -> PictureChecker:
+        with torch.no_grad():
+            model.concept_embeds_weights.fill_(value)
+            model.special_care_embeds_weights.fill_(2)
+        model.save_pretrained(tmp_path)
+        return PictureChecker(CPU, str(tmp_path))
+
+    return with_threshold
+
+
+def test_checker_stops_what_it_flags(checker: Any) -> None:
+    with pytest.raises(Blocked, match="not stored"):
+        checker(-2).check(Image.radial_gradient("L").convert("RGB"))
+
+
+def test_checker_lets_the_rest_pass(checker: Any) -> None:
+    checker(2).check(Image.radial_gradient("L").convert("RGB"))
+
+
+def test_without_the_checker_nothing_passes(tmp_path: Path) -> None:
+    with pytest.raises(HubOffline, match="CANVAS_SAFETY=prompt"):
+        PictureChecker(CPU, str(tmp_path / "nothing")).check(Image.new("RGB", (64, 64)))
