@@ -87,10 +87,13 @@ class Settings:
 
 
 def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) -> None:
-    """Turn off the telemetry of the libraries; call before they are imported."""
+    """Turn off the libraries' telemetry and busy waiting; call before they are imported."""
     environ = os.environ if environ is None else environ
     environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # torch's threads spin while they wait for each other: beside any other program that
+    # keeps a core busy, a picture then takes ten times as long as with sleeping threads.
+    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _switch(field: str, value: str) -> bool:

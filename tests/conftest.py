@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from canvas import Studio
-from canvas.settings import Settings
+from canvas.settings import Settings, quiet_libraries
+
+
+def pytest_configure() -> None:
+    """Quieten the libraries before any test module imports them."""
+    quiet_libraries()
 
 
 @pytest.fixture
