@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from canvas.catalog import MODELS, ModelSpec
 from canvas.history import comfyui
@@ -67,16 +67,18 @@ class PictureSettings:
     unread: tuple[str, ...] = ()
 
 
-def read_picture(path: Path, models: Mapping[str, ModelSpec] | None = None) -> PictureSettings:
+def read_picture(
+    source: Path | IO[bytes], models: Mapping[str, ModelSpec] | None = None
+) -> PictureSettings:
     """Settings of a picture by us, A1111 and its kin, ComfyUI or InvokeAI; nothing is run.
 
     Raises StorageError for a file that is no picture.
     """
-    own = read_settings(path)
+    own = read_settings(source)
     if own is not None:
         parsed = ParsedSettings(own.request.to_dict(), own.notes)
         return _with_model("Magic Canvas", parsed, models)
-    texts = read_text(path)
+    texts = read_text(source)
     for chunk, (program, read) in READERS.items():
         if chunk in texts:
             parsed = read(texts[chunk])

@@ -105,4 +105,14 @@ def _from_file(filepath: str, path: Path) -> GeneratedImage | None:
         return None
     if image is None:
         return None
-    return replace(image, filename=path.name, filepath=filepath, file_size=path.stat().st_size)
+    return replace(
+        image,
+        filename=path.name,
+        filepath=filepath,
+        file_size=path.stat().st_size,
+        # A file may claim anything; these are not for it to say.
+        id=None,
+        parent_id=None,
+        owner="local",
+        favourite=False,
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
@@ -60,12 +60,12 @@ def embed(image: GeneratedImage) -> bytes:
     return target.getvalue()
 
 
-def read_settings(path: Path) -> GeneratedImage | None:
+def read_settings(source: Path | IO[bytes]) -> GeneratedImage | None:
     """What our own chunk in the file says, exactly as it was; None where there is none.
 
     The picture is not decoded. Raises StorageError for a file that is no picture.
     """
-    with open_picture(path) as picture:
+    with open_picture(source) as picture:
         text = _own_text(picture)
     if not text:
         return None
@@ -76,9 +76,9 @@ def read_settings(path: Path) -> GeneratedImage | None:
     return image_from(values) if isinstance(values, dict) else None
 
 
-def read_text(path: Path) -> dict[str, str]:
+def read_text(source: Path | IO[bytes]) -> dict[str, str]:
     """The texts in the file by name, the infotext under `parameters`; none longer than allowed."""
-    with open_picture(path) as picture:
+    with open_picture(source) as picture:
         texts = {
             str(name): str(value)
             for name, value in picture.info.items()
@@ -89,14 +89,14 @@ def read_text(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
+def open_picture(source: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
     """The opened, not yet decoded picture; what fails on it raises StorageError."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
             yield picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise StorageError(
-            f"The picture {path} cannot be read ({error}). Check the file, or remove it."
+            f"The picture {name or source} cannot be read ({error}). Check the file, or remove it."
         ) from error
 
 

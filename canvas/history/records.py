@@ -11,7 +11,7 @@ from typing import Any
 
 from canvas import validation
 from canvas.errors import InvalidInput
-from canvas.request import RANDOM_SEED, GeneratedImage, GenerationRequest
+from canvas.request import MAX_SEED, RANDOM_SEED, GeneratedImage, GenerationRequest
 
 # Columns of generated_images that hold a field of the request; its other fields go to `options`.
 REQUEST_COLUMNS = {
@@ -47,7 +47,7 @@ IMAGE_COLUMNS = (
 )
 
 REQUEST_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
-OLD_FORMATS = {"jpg": "jpeg"}
+OLD_WORDS = {"jpg": "jpeg"}
 
 
 @dataclass
@@ -102,17 +102,16 @@ def image_from(values: Mapping[str, Any]) -> GeneratedImage:
         {name: value for name, value in values.items() if name in REQUEST_FIELDS}
     )
     notes = values.get("notes")
-    kept = [str(note) for note in notes] if isinstance(notes, list | tuple) else []
-    parent = values.get("parent_id")
+    kept = [_text(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
     return GeneratedImage(
         request=request,
         notes=(*kept, *lost),
         created_at=parse_time(values.get("created_at")),
         generation_time=_number(values.get("generation_time")),
-        id=values.get("id") if isinstance(values.get("id"), int) else None,
+        id=_row_id(values.get("id")),
         file_size=int(_number(values.get("file_size"))),
         favourite=values.get("favourite") in (1, True),
-        parent_id=parent if isinstance(parent, int) else None,
+        parent_id=_row_id(values.get("parent_id")),
         task=_text(values.get("task")) or "text_to_image",
         owner=_text(values.get("owner")) or "local",
         filename=_text(values.get("filename")),
@@ -157,36 +156,32 @@ def timestamp(moment: datetime) -> str:
 def _lenient_request(values: dict[str, Any]) -> tuple[GenerationRequest, list[str]]:
     """The request of these values, and a note for each that had to be left out."""
     values = {name: value for name, value in values.items() if value is not None}
-    values.setdefault("model_key", "")
+    values["model_key"] = _text(values.get("model_key"))
     notes: list[str] = []
     for name in ("style", "image_format"):
         if isinstance(values.get(name), str):
-            values[name] = values[name].lower()
-    if "image_format" in values:
-        values["image_format"] = OLD_FORMATS.get(values["image_format"], values["image_format"])
+            values[name] = OLD_WORDS.get(values[name].lower(), values[name].lower())
     while True:
         try:
             return GenerationRequest.from_dict(values), notes
         except InvalidInput as error:
             notes.append(f"The record's {error}")
             if error.field == "prompt":
-                values["prompt"] = _clean(values.get("prompt"))
+                values["prompt"] = _clean(values.get("prompt")) or "(no prompt)"
             elif error.field == "negative_prompt":
                 values["negative_prompt"] = _clean(values["negative_prompt"])
-            elif error.field == "model_key":
-                values["model_key"] = ""
             else:
                 del values[error.field]
 
 
 def _clean(value: object) -> str:
-    """Text that a request accepts: never empty, no control characters, not too long."""
+    """Text that a request accepts: no control characters, not too long."""
     allowed = (
         character
         for character in str(value or "")
         if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
     )
-    return "".join(allowed)[: validation.MAX_TEXT].strip() or "(no prompt)"
+    return "".join(allowed)[: validation.MAX_TEXT].strip()
 
 
 def _options(text: object) -> dict[str, Any]:
@@ -198,8 +193,14 @@ def _options(text: object) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    # Halves of surrogate pairs, which JSON can bring in, fit into no file.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """A number of seconds or bytes that SQLite and JSON can hold."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MAX_SEED else 0.0
+
+
+def _row_id(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 < value <= MAX_SEED else None

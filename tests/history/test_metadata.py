@@ -156,3 +156,10 @@ def test_what_is_no_picture_is_said(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(StorageError, match="cannot be read"):
         read_settings(path)
+
+
+def test_a_number_beyond_all_bounds_is_left_out(tmp_path: Path) -> None:
+    text = f'{{"prompt": "a fox", "seed": 1{"0" * 400}, "width": 1{"0" * 400}}}'
+    found = read_settings(png(tmp_path, magic_canvas=text))
+    assert found is not None
+    assert (found.request.seed, found.request.width) == (-1, None)
