@@ -37,7 +37,9 @@ def number(field: str, value: object, low: float, high: float) -> float:
 def whole_number(field: str, value: object, low: int, high: int) -> int:
     """A whole number within the inclusive bounds; 512.0 counts as 512."""
     allowed = f"a whole number from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidInput(field, value, allowed)
+    if isinstance(value, float) and not math.isfinite(value):
         raise InvalidInput(field, value, allowed)
     if value != int(value) or not low <= value <= high:
         raise InvalidInput(field, value, allowed)
