@@ -23,6 +23,7 @@ WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of t
 def launch(studio: Studio, *, block: bool = True) -> Blocks:
     """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
     quiet_libraries()
+    from canvas.api.access import key_middleware
     from canvas.api.functions import publish_functions
     from canvas.api.routes import build_routes
     from canvas.ui.page import build_page, launch_options
@@ -40,7 +41,11 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
         server_port=settings.port or None,
         share=settings.share,
         auth=settings.auth,
-        app_kwargs={"routes": build_routes(studio), "middleware": [identity]},
+        app_kwargs={
+            "routes": build_routes(studio),
+            "middleware": [identity, key_middleware(studio)],
+        },
+        mcp_server=True,
         prevent_thread_lock=True,
         **launch_options(),
     )

@@ -7,17 +7,45 @@ from typing import TYPE_CHECKING
 from starlette.responses import JSONResponse
 
 from canvas import errors
+from canvas.errors import CanvasError
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
+MAX_BODY = 20 * 2**20  # bytes: a picture and its mask in base64 with room to spare
+SENTENCE = (
+    "A key is needed: make one with `python -m canvas keys make NAME` and send it as "
+    "'Authorization: Bearer KEY'."
+)
+
+
+class BodyTooLarge(CanvasError):
+    """More bytes than any request of this family needs."""
+
+    code = "body_too_large"
+
+    def __init__(self) -> None:
+        super().__init__(f"The body is too large; allowed are {MAX_BODY // 2**20} MiB.")
+
+
+class NotAllowed(CanvasError):
+    """A key is missing, or is none of ours."""
+
+    code = "invalid_api_key"
+
+    def __init__(self, sentence: str = SENTENCE) -> None:
+        super().__init__(sentence)
+
+
 # The first class that fits counts, so subclasses stand before their bases.
 STATUSES: tuple[tuple[type[errors.CanvasError], int], ...] = (
+    (NotAllowed, 401),
+    (BodyTooLarge, 413),
     (errors.UnknownModel, 404),
     (errors.InvalidInput, 400),
     (errors.NotFound, 404),
     (errors.QueueFull, 429),
-    (errors.GenerationCancelled, 409),
+    (errors.GenerationCancelled, 499),  # 409 would be tried again by many clients
     (errors.ModelUnavailable, 503),
     (errors.OutOfMemory, 507),
     (errors.StorageError, 507),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+from fastapi import FastAPI
 from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 
 from canvas.api.errors import error_response
+from canvas.api.metrics import Metrics, count_jobs
+from canvas.api.openai import OpenAI
+from canvas.api.sdapi import Sdapi
 from canvas.errors import CanvasError
 
 if TYPE_CHECKING:
@@ -28,7 +32,17 @@ HEADERS = {
 def build_routes(studio: Studio) -> list[BaseRoute]:
     """All routes of the programs' doors over one studio."""
     pictures = Pictures(studio)
+    programs = FastAPI(
+        title="Magic Canvas",
+        description="The same pictures for every client. Gradio's own API is under /?view=api.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    programs.include_router(OpenAI(studio).router)
+    programs.include_router(Sdapi(studio).router)
     return [
+        *programs.routes,
+        Route("/metrics", Metrics(studio).metrics, name="metrics"),
         Route("/pictures/{filename}", pictures.picture, name="picture"),
         Route("/thumbnails/{filename}", pictures.thumbnail, name="thumbnail"),
         Route("/healthz", Health(studio).health, name="health"),
@@ -75,6 +89,7 @@ class Health:
                 "model": settings.model,
                 "device": device.name if device else None,
                 "dtype": device.dtype if device else None,
+                "jobs": count_jobs(self._studio.jobs(None)),
                 "free_bytes": shutil.disk_usage(settings.data_dir).free,
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         studio.url = page.local_url.rstrip("/")
         yield studio
         page.close()
+    # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it
+    # parses a module (gh-106905), so they go here.
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

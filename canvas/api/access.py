@@ -1,0 +1,126 @@
+"""Who may call: keys for programs, wherever the server can be reached by others."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+
+from canvas.api.errors import NotAllowed
+from canvas.history.keys import Keys
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from canvas.settings import Settings
+    from canvas.studio import Studio
+
+# Where only programs call; the functions of Gradio's API ask for the key themselves,
+# because they share their paths with the page.
+OPENAI, SDAPI = "/v1/", "/sdapi/"
+PROGRAMS = (OPENAI, SDAPI, "/metrics", "/gradio_api/mcp")
+
+
+def asks_for_keys(settings: Settings) -> bool:
+    """Whether others than the person at this machine can reach the server."""
+    return bool(settings.auth or settings.is_public or not _is_loopback(settings.host))
+
+
+def owner_of(request: Any) -> str:
+    """Whose pictures a program asks for; raises NotAllowed without a key where one is needed."""
+    owner: str | None = getattr(request.state, "owner", None)
+    if owner is None or not getattr(request.state, "may_program", False):
+        raise NotAllowed
+    return owner
+
+
+def key_middleware(studio: Studio) -> Middleware:
+    """Stands behind the identity middleware and puts the key's owner in the visitor's place."""
+    return Middleware(
+        KeyMiddleware,
+        keys=Keys(studio.store),
+        required=asks_for_keys(studio.settings),
+        login=studio.settings.auth is not None,
+    )
+
+
+class KeyMiddleware:
+    """Sets `request.state.may_program`, and the owner where the request brings a key.
+
+    Who has logged in may call as well. `login`: Gradio asks for one, so a key has to open
+    that door, too.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, required: bool, login: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._required = required
+        self._login = login
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request on its way in."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        secret = secret_in(Headers(scope=scope).get("authorization", ""))
+        owner = self._keys.owner_of(secret) if secret else None
+        if owner is not None:
+            state["owner"] = owner
+            if self._login:
+                _log_in(scope, secret, owner)
+        logged_in = self._login and state.get("owner") is not None
+        state["may_program"] = bool(owner or logged_in or not self._required)
+        if scope["path"].startswith(PROGRAMS) and not state["may_program"]:
+            await _refusal(scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def secret_in(authorization: str) -> str:
+    """The key in an Authorization header: a bearer token, or the password of HTTP Basic."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+def _refusal(path: str) -> JSONResponse:
+    error = NotAllowed()
+    if path.startswith(SDAPI):
+        return JSONResponse({"detail": str(error)}, 401, {"WWW-Authenticate": "Basic"})
+    kind = "invalid_request_error" if path.startswith(OPENAI) else "error"
+    body = {"message": str(error), "type": kind, "param": None, "code": error.code}
+    return JSONResponse({"error": body}, 401, {"WWW-Authenticate": "Bearer"})
+
+
+def _log_in(scope: Scope, secret: str, owner: str) -> None:
+    # Gradio knows logins by a cookie whose token is listed on the app.
+    app = scope["app"]
+    token = hmac.new(app.cookie_id.encode(), secret.encode(), hashlib.sha256).hexdigest()
+    app.tokens[token] = owner
+    headers = MutableHeaders(scope=scope)
+    cookie = f"access-token-unsecure-{app.cookie_id}={token}"
+    known = headers.get("cookie")
+    headers["cookie"] = f"{known}; {cookie}" if known else cookie
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

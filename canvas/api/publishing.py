@@ -1,0 +1,105 @@
+"""How a function becomes part of Gradio's API: its hints spelled out, its failures in words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import gradio as gr
+
+from canvas.api.access import owner_of
+from canvas.api.errors import NotAllowed
+from canvas.errors import CanvasError
+from canvas.request import GeneratedImage, Step
+
+if TYPE_CHECKING:
+    from canvas.jobs import Job
+    from canvas.studio import Studio
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+File = dict[str, Any]  # what gradio.FileData is in JSON
+
+
+def published(*returns: Any) -> Callable[[Function], Function]:
+    """Spell out the hints for Gradio: it reads no strings, and of a generator no item."""
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function, eval_str=True)
+        hint = GenericAlias(tuple, returns) if len(returns) > 1 else returns[0]
+        signature = signature.replace(return_annotation=hint)
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Tell what fails in the block as Gradio's clients show it."""
+    try:
+        yield
+    except CanvasError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def caller(request: gr.Request | None) -> str:
+    """Whose pictures the call is about; raises NotAllowed."""
+    if request is None:  # Gradio gives one to every call
+        raise NotAllowed
+    return owner_of(request)
+
+
+def progress_of(studio: Studio, job: Job) -> dict[str, Any]:
+    """How far a job is."""
+    answer: dict[str, Any] = {
+        "job_id": job.id,
+        "kind": job.kind,
+        "model_key": job.model_key,
+        "status": job.status,
+    }
+    if job.error:
+        answer["error"] = str(job.error)
+    if job.status == "queued":
+        answer["queue_position"] = studio.queue_position(job)
+        answer["seconds_to_wait"] = studio.seconds_to_wait(job)
+    progress = job.progress
+    if isinstance(progress, Step):
+        answer |= {
+            "image_index": progress.image_index,
+            "step": progress.step,
+            "num_steps": progress.num_steps,
+            "fraction": progress.fraction,
+            "seconds_left": progress.seconds_left,
+        }
+    elif progress is not None:
+        answer |= {
+            "bytes_done": progress.bytes_done,
+            "bytes_total": progress.bytes_total,
+            "bytes_per_second": progress.bytes_per_second,
+            "seconds_left": progress.seconds_left,
+        }
+    return answer
+
+
+def settings_of(studio: Studio, images: list[GeneratedImage]) -> dict[str, Any]:
+    """The settings of a batch, and its files."""
+    return {
+        **images[0].settings(),
+        "num_images": len(images),
+        "pictures": [file_of(studio, image) for image in images],
+        "ids": [image.id for image in images],
+    }
+
+
+def file_of(studio: Studio, image: GeneratedImage) -> File:
+    """Where a client fetches the file as it was written."""
+    return {
+        "path": str(studio.picture_path(image.filename).resolve()),
+        "orig_name": image.filename,
+        "size": image.file_size,
+        "mime_type": f"image/{image.request.image_format}",
+        "meta": {"_type": "gradio.FileData"},
+    }
