@@ -54,11 +54,12 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
         "scheduler": lambda models, spec: gr.Dropdown(
             list(SCHEDULERS), value=spec.scheduler, label="Scheduler"
         ),
+        # 0, not None: Gradio's number field makes 0 of nothing when it is drawn
         "width": lambda models, spec: gr.Number(
-            label="Exact width", placeholder="from resolution", precision=0, min_width=100, step=8
+            0, label="Exact width", info="0: from resolution", precision=0, min_width=100, step=8
         ),
         "height": lambda models, spec: gr.Number(
-            label="Exact height", placeholder="from resolution", precision=0, min_width=100, step=8
+            0, label="Exact height", info="0: from resolution", precision=0, min_width=100, step=8
         ),
         "image_format": lambda models, spec: gr.Dropdown(
             list(IMAGE_FORMATS), value="png", label="Image format", min_width=120
@@ -112,10 +113,10 @@ class Controls:
         """What the values of the widgets ask for; raises InvalidInput as the request does."""
         spec = get_model(fields["model_key"], self._models)
         width, height = size_of(spec, fields["resolution"], fields["aspect_ratio"])
-        filled = {"width": width, "height": height, "seed": RANDOM_SEED}
-        asked = {
-            name: filled.get(name) if fields[name] is None else fields[name] for name in FIELDS
-        }
+        asked = {name: fields[name] for name in FIELDS}
+        asked["width"], asked["height"] = asked["width"] or width, asked["height"] or height
+        if asked["seed"] is None:
+            asked["seed"] = RANDOM_SEED
         return GenerationRequest.from_dict(asked)
 
     def restore(self, saved: object) -> dict[Any, Any]:
@@ -143,7 +144,7 @@ class Controls:
         spec = get_model(model_key, self._models)
         updates = {self[name]: getattr(spec, name) for name in FROM_MODEL}
         updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=spec.resolution)
-        updates[self["width"]] = updates[self["height"]] = None
+        updates[self["width"]] = updates[self["height"]] = 0
         return updates
 
     def fill(self, request: GenerationRequest) -> dict[Any, Any]:
@@ -155,7 +156,7 @@ class Controls:
                 updates[self[name]] = value
         width, height = request.width or spec.resolution, request.height or spec.resolution
         if setting := setting_of(spec, width, height):
-            updates[self["width"]] = updates[self["height"]] = None
+            updates[self["width"]] = updates[self["height"]] = 0
             updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=setting[0])
             updates[self["aspect_ratio"]] = setting[1]
         return updates

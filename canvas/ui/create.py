@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUSY = 0.4  # seconds between two looks while something of this owner is being made
 CALM = 2.5  # seconds between two looks otherwise: another tab may have begun something
-EMPTY_PAIR = "() => [null, null]"
+NO_EXACT_SIZE = "() => [0, 0]"
 
 
 class Create:
@@ -106,7 +106,7 @@ class Create:
             form["model_key"].input, self.pick_model, form.widgets, form.widgets | {self._state}
         ).then(self.ask_hub, form.widgets, {self._state}, api_visibility="private")
         for name in ("resolution", "aspect_ratio"):
-            listen(form[name].input, None, None, [form["width"], form["height"]], js=EMPTY_PAIR)
+            listen(form[name].input, None, None, [form["width"], form["height"]], js=NO_EXACT_SIZE)
         listen(self._dice.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
         listen(self._drawer.click, None, js="() => magicCanvas.toggleDrawer()")
 

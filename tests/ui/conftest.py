@@ -1,0 +1,76 @@
+"""The page in a real browser: one served studio for all tests, a fresh visit for each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from canvas import Studio
+from canvas.serve import launch
+from canvas.settings import Settings
+
+PATIENCE = 40_000  # milliseconds: the machine of a test may be busy
+QUIET = (
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """The real program on a free port; its address is `served.address`."""
+    settings = Settings(
+        data_dir=tmp_path_factory.mktemp("served"),
+        cache_dir=tmp_path_factory.getbasetemp() / "cache",
+        port=0,
+        device="cpu",
+        dtype="float32",
+    )
+    with Studio(settings) as studio:
+        page = launch(studio, block=False)
+        studio.address = page.local_url  # type: ignore[attr-defined]
+        yield studio
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail("Chromium is missing; CI must not skip the tests of the page.")
+        pytest.skip("Chromium is not installed: install the package `chromium`.")
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=executable, args=QUIET) as browser,
+    ):
+        yield browser
+
+
+@pytest.fixture
+def page(served: Studio, browser: Browser) -> Iterator[Page]:
+    """A visit of a fresh browser; errors in its console fail the test."""
+    errors: list[str] = []
+    with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: _keep_errors(message, errors))
+        page.goto(served.address)  # type: ignore[attr-defined]
+        page.locator("#stage .stage, #stage .stage-empty").wait_for()
+        yield page
+        for job in served.jobs("local"):
+            job.cancel()
+    assert errors == []
+
+
+def _keep_errors(message: ConsoleMessage, errors: list[str]) -> None:
+    if message.type == "error":
+        errors.append(message.text)

@@ -1,0 +1,205 @@
+"""What a visitor does with the page, in a real browser against the real program."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from canvas import Studio
+from tests.ui.conftest import PATIENCE
+
+expect.set_options(timeout=PATIENCE)
+FOREVER = 150  # steps, so that something is still being made while a test looks
+
+
+def ask(page: Page, prompt: str, steps: int | None = None) -> None:
+    """Fill the form and press Generate."""
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    if steps is not None:
+        open_settings(page)
+        if not page.get_by_label("Scheduler").is_visible():
+            page.get_by_role("button", name="Advanced").click()
+        page.get_by_label("number input for Steps").fill(str(steps))
+        page.get_by_label("number input for Steps").blur()
+    page.get_by_role("button", name="Generate", exact=True).click()
+
+
+def open_settings(page: Page) -> None:
+    button = page.get_by_role("button", name="Settings", exact=True)
+    if button.get_attribute("aria-expanded") != "true":
+        button.click()
+
+
+def making(page: Page, prompt: str) -> None:
+    expect(page.locator(".stage-making .prompt")).to_have_text(prompt)
+    page.locator(".stage-making img.preview").wait_for()
+
+
+def finished(page: Page, prompt: str) -> None:
+    expect(page.locator(".stage-picture .told .prompt")).to_have_text(prompt)
+    picture = page.locator(".stage-picture .look img").first
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.naturalWidth") == 128
+
+
+def test_from_prompt_to_gallery(page: Page) -> None:
+    ask(page, "a fox in the snow, 3d", steps=20)
+    making(page, "a fox in the snow, 3d")
+    expect(page.locator(".stage-making .words")).to_have_text(re.compile(r"Step \d+ of 20"))
+    finished(page, "a fox in the snow, 3d")
+    page.reload()
+    finished(page, "a fox in the snow, 3d")
+    page.get_by_role("tab", name="Gallery").click()
+    page.get_by_role("button", name="Open: a fox in the snow, 3d").first.click()
+    opened = page.get_by_role("dialog")
+    expect(opened).to_contain_text("128 × 128")
+    expect(opened).to_contain_text("DDIM")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_reload_in_the_middle_loses_nothing(page: Page) -> None:
+    ask(page, "a red rocket at night", steps=40)
+    making(page, "a red rocket at night")
+    page.reload()
+    making(page, "a red rocket at night")
+    finished(page, "a red rocket at night")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a red rocket at night")
+
+
+def test_a_second_tab_sees_the_same_work(page: Page) -> None:
+    ask(page, "a whale at sea", steps=FOREVER)
+    with page.context.new_page() as other:
+        other.goto(page.url)
+        making(other, "a whale at sea")
+        other.get_by_role("button", name="Stop", exact=True).click()
+        other.locator(".stage-making").wait_for(state="detached")
+    page.locator(".stage-making").wait_for(state="detached")
+
+
+def test_stop_ends_the_work_within_a_step(page: Page, served: Studio) -> None:
+    ask(page, "a bear in a meadow", steps=FOREVER)
+    making(page, "a bear in a meadow")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.locator(".stage-making").wait_for(state="detached")
+    job = served.jobs("local")[-1]
+    assert job.status == "cancelled"
+    assert job.progress.step < FOREVER
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
+
+
+def test_a_second_click_queues_up_and_can_be_taken_out(page: Page, served: Studio) -> None:
+    ask(page, "an owl at night", steps=FOREVER)
+    making(page, "an owl at night")
+    ask(page, "a duck at sea")
+    ask(page, "a lion in the desert")
+    waiting = page.get_by_role("region", name="Queue").get_by_role("listitem")
+    expect(waiting).to_have_count(2)
+    expect(waiting.nth(1)).to_contain_text("Waiting: 2 before it")
+    page.get_by_role("button", name="Remove from the queue: a duck at sea").click()
+    expect(waiting).to_have_count(1)
+    expect(waiting).to_contain_text("a lion in the desert")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    making(page, "a lion in the desert")  # what waits behind the stopped one goes on
+    assert [job.status for job in served.jobs("local")[-3:-1]] == ["cancelled", "cancelled"]
+
+
+def test_bad_input_is_said_in_a_sentence(page: Page, served: Studio) -> None:
+    before = len(served.jobs("local"))
+    ask(page, "   ")
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("prompt: '' cannot be used; allowed is some words")
+    expect(toast).not_to_contain_text("Traceback")
+    ask(page, "x" * 10_001)
+    expect(toast.last).to_contain_text("allowed is at most 10,000 characters")
+    assert len(served.jobs("local")) == before
+
+
+def test_use_these_settings_fills_the_form(page: Page, served: Studio) -> None:
+    from canvas import GenerationRequest
+
+    wish = GenerationRequest(
+        "a cat on the beach",
+        negative_prompt="rain",
+        style="cartoon",
+        seed=41,
+        width=152,
+        height=112,
+        num_inference_steps=2,
+        guidance_scale=2.5,
+    )
+    [first] = served.generate(wish)
+    page.get_by_role("tab", name="Gallery").click()
+    page.get_by_role("button", name="Open: a cat on the beach").click()
+    page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a cat on the beach")
+    expect(page.locator("#summary")).to_contain_text("starter · 152 × 112 · cartoon")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    again = page.locator(f'.stage-picture [data-action="use"]:not([data-image="{first.id}"])')
+    expect(again).to_be_visible()
+    assert served.recent("local", 1)[0].request == first.request
+
+
+def test_an_example_fills_the_prompt_and_words_beyond_the_limit_are_marked(page: Page) -> None:
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("a fox " * 30 + "and a hidden moon")
+    expect(page.locator("#sent mark")).to_contain_text("hidden moon")
+    expect(page.locator("#sent")).to_contain_text("the marked words will not be seen")
+    open_settings(page)
+    prompt.fill("a fox")
+    page.get_by_label("Style").click()
+    page.get_by_role("option", name="fantasy").click()
+    expect(page.locator("#sent .added")).to_contain_text("magical, epic")
+    expect(page.locator("#sent .own")).to_have_text("a fox")
+
+
+def test_prompts_are_text_and_never_code(page: Page) -> None:
+    evil = "<img src=x onerror='window.hacked=1'> ${window.hacked=2} `{{value}}` a fox"
+    ask(page, evil, steps=2)
+    finished(page, evil)
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".tile").first.click()
+    expect(page.get_by_role("dialog").locator("h2")).to_have_text(evil)
+    assert page.evaluate("window.hacked") is None
+
+
+def test_ctrl_enter_generates(page: Page) -> None:
+    page.get_by_label("Prompt", exact=True).fill("a boat at sunset")
+    page.keyboard.press("Control+Enter")
+    finished(page, "a boat at sunset")
+
+
+def test_the_models_are_listed_with_state_and_device(page: Page) -> None:
+    page.get_by_role("tab", name="Models").click()
+    expect(page.locator(".model h3")).to_have_text(
+        ["starter", "tiny", "small", "dreamshaper", "openjourney", "mini-sd", "portrait"]
+    )
+    expect(page.get_by_role("button", name="Download small")).to_be_visible()
+    expect(page.locator(".device")).to_contain_text("CPU · float32")
+    page.get_by_role("button", name="Free the memory of starter").click()
+    expect(page.locator(".model", has_text="starter")).to_contain_text("on disk")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("tab", ["Create", "Gallery", "Models"])
+def test_nothing_is_wider_than_the_window(page: Page, width: int, tab: str) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.get_by_role("tab", name=tab).click()
+    if tab == "Create":
+        open_settings(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    open_settings(page)
+    page.get_by_role("button", name="Advanced").click()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("input, textarea, select, button, [role=option]")]
+            .filter(one => one.checkVisibility())
+            .filter(one => !(one.labels?.length || one.ariaLabel || one.textContent.trim()
+                             || one.title || one.getAttribute("aria-labelledby")))
+            .map(one => one.outerHTML.slice(0, 200))"""
+    )
+    assert nameless == []
