@@ -10,6 +10,7 @@ from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 
 from canvas.api.errors import error_response
+from canvas.api.exports import Exports
 from canvas.api.metrics import Metrics, count_jobs
 from canvas.api.openai import OpenAI
 from canvas.api.sdapi import Sdapi
@@ -31,7 +32,7 @@ HEADERS = {
 
 def build_routes(studio: Studio) -> list[BaseRoute]:
     """All routes of the programs' doors over one studio."""
-    pictures = Pictures(studio)
+    pictures, exports = Pictures(studio), Exports(studio)
     programs = FastAPI(
         title="Magic Canvas",
         description="The same pictures for every client. Gradio's own API is under /?view=api.",
@@ -45,6 +46,8 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
         Route("/metrics", Metrics(studio).metrics, name="metrics"),
         Route("/pictures/{filename}", pictures.picture, name="picture"),
         Route("/thumbnails/{filename}", pictures.thumbnail, name="thumbnail"),
+        Route("/downloads/{filename}", exports.picture, name="download"),
+        Route("/export.zip", exports.archive, name="export"),
         Route("/healthz", Health(studio).health, name="health"),
     ]
 
