@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from canvas import validation
+from canvas import tasks, validation
 from canvas.catalog import ModelSpec
 from canvas.errors import InvalidInput
 from canvas.schedulers import SCHEDULERS
@@ -24,7 +24,7 @@ WHOLE_NUMBERS = {"seed": (RANDOM_SEED, MAX_SEED), "num_images": (1, 16), "qualit
 
 
 def _side(field: str, value: object) -> int:
-    return validation.multiple_of_8(field, validation.whole_number(field, value, 64, 4096))
+    return validation.multiple_of_8(field, validation.whole_number(field, value, 64, 16384))
 
 
 LEFT_TO_THE_MODEL: Mapping[str, Callable[[str, Any], Any]] = {
@@ -41,8 +41,10 @@ class GenerationRequest:
     """A wish for pictures; what is None is filled from the model by `resolve`.
 
     Raises InvalidInput naming the field, the value and what is allowed. Image i of
-    `num_images` is made with `seed + i`, so it can be made again alone. `quality`
-    (1 to 100) applies to JPEG and WebP.
+    `num_images` is made with `seed + i`, so it can be made again alone; with a
+    `variation_seed`, the seed stays and that one counts up. `quality` (1 to 100) applies
+    to JPEG and WebP. `image` and `mask_image` are names of pictures that the studio keeps;
+    `extend` counts pixels left, top, right, bottom; `loras` are names with weights.
     """
 
     prompt: str
@@ -58,6 +60,22 @@ class GenerationRequest:
     num_images: int = 1
     image_format: str = "png"
     quality: int = 95
+    task: str = "text_to_image"
+    image: str | None = None
+    mask_image: str | None = None
+    strength: float | None = None
+    fit: str = "crop"
+    background: str = "#ffffff"
+    mask_feather: int = 8
+    only_masked: bool = False
+    extend: tuple[int, ...] = (0, 0, 0, 0)
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    scale: int = 2
+    upscaler: str = "lanczos"
+    loras: tuple[tuple[str, float], ...] = ()
+    prompt_weighting: bool = False
+    watermark: str = ""
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -71,9 +89,11 @@ class GenerationRequest:
         for name, check in LEFT_TO_THE_MODEL.items():
             if (value := getattr(self, name)) is not None:
                 checked[name] = check(name, value)
+        for name, check in tasks.CHECKS.items():
+            checked[name] = check(name, getattr(self, name))
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # how a frozen dataclass is normalised
-        if not self.prompt:
+        if not self.prompt and self.task != "upscale":
             raise InvalidInput("prompt", self.prompt, "some words that describe the picture")
         if not isinstance(self.model_key, str):
             raise InvalidInput("model_key", self.model_key, "the key of a model")
@@ -95,6 +115,7 @@ class GenerationRequest:
 
     def resolve(self, spec: ModelSpec) -> GenerationRequest:
         """Fill what was left open from the model and draw the seed; checks the size against it."""
+        self._check_complete()
         seed = self.seed
         if seed == RANDOM_SEED:
             seed = random.randrange(2**32 - self.num_images)
@@ -102,14 +123,18 @@ class GenerationRequest:
             self,
             width=self.width or spec.resolution,
             height=self.height or spec.resolution,
-            num_inference_steps=self.num_inference_steps or spec.num_inference_steps,
+            num_inference_steps=(
+                self.num_inference_steps or spec.num_inference_steps if self.needs_model else 1
+            ),
             guidance_scale=(
                 spec.guidance_scale if self.guidance_scale is None else self.guidance_scale
             ),
             scheduler=self.scheduler or spec.scheduler,
             seed=seed,
+            strength=self.strength or tasks.STRENGTHS.get(self.task),
+            num_images=1 if self.task == "upscale" else self.num_images,
         )
-        for name in ("width", "height"):
+        for name in ("width", "height") if self.is_drawn_at_once else ():
             value = getattr(resolved, name)
             if not spec.min_size <= value <= spec.max_size:
                 raise InvalidInput(
@@ -117,8 +142,26 @@ class GenerationRequest:
                 )
         return resolved
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether a diffusion model has to be loaded for it."""
+        return self.task != "upscale" or self.upscaler == "detail"
+
+    @property
+    def is_drawn_at_once(self) -> bool:
+        """Whether the model draws the whole picture at once, so that its limits of size count."""
+        return self.task != "upscale" and not (self.task == "inpaint" and self.only_masked)
+
+    def _check_complete(self) -> None:
+        if self.task != "text_to_image" and self.image is None:
+            raise InvalidInput("image", None, f"a picture, which {self.task} starts from")
+        if self.task == "inpaint" and self.mask_image is None and not any(self.extend):
+            raise InvalidInput("mask_image", None, "a mask, or a side to extend the picture by")
+
     def single(self, index: int) -> GenerationRequest:
         """The request that makes picture `index` of a resolved batch again, alone."""
+        if self.variation_seed is not None:
+            return replace(self, variation_seed=self.variation_seed + index, num_images=1)
         return replace(self, seed=self.seed + index, num_images=1)
 
 
@@ -154,7 +197,7 @@ class GeneratedImage:
     dtype: str
     model_revision: str = ""
     notes: tuple[str, ...] = ()
-    task: str = "text_to_image"
+    task: str = ""  # always that of the request
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     image: Image | None = field(default=None, repr=False, compare=False)
     id: int | None = None
@@ -164,6 +207,9 @@ class GeneratedImage:
     owner: str = "local"
     favourite: bool = False
     parent_id: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", self.request.task)
 
     def settings(self) -> dict[str, Any]:
         """Everything that is known of the picture but its pixels and its place, for JSON."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from canvas.errors import CanvasError, InvalidInput
 from canvas.request import IMAGE_FORMATS, MAX_SEED
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
+from canvas.tasks import FITS, SCALES, TASKS, UPSCALERS
 
 STARTER = MODELS["starter"]
 
@@ -28,6 +30,22 @@ requests = st.builds(
     num_images=st.integers(1, 16),
     image_format=st.sampled_from(IMAGE_FORMATS),
     quality=st.integers(1, 100),
+    task=st.sampled_from(TASKS),
+    image=st.none() | st.just("a" * 64 + ".png"),
+    mask_image=st.none() | st.just("b" * 64 + ".png"),
+    strength=st.none() | st.floats(0.01, 1),
+    fit=st.sampled_from(FITS),
+    background=st.sampled_from(["#ffffff", "#0a1b2c"]),
+    mask_feather=st.integers(0, 256),
+    only_masked=st.booleans(),
+    extend=st.tuples(*[st.integers(0, 256).map(lambda n: n * 8)] * 4),
+    variation_seed=st.none() | st.integers(0, MAX_SEED - 16),
+    variation_strength=st.floats(0, 1),
+    scale=st.sampled_from(SCALES),
+    upscaler=st.sampled_from(UPSCALERS),
+    loras=st.lists(st.tuples(st.just("snow"), st.floats(-4, 4)), max_size=3).map(tuple),
+    prompt_weighting=st.booleans(),
+    watermark=st.sampled_from(["", "mine"]),
 )
 
 
@@ -66,6 +84,29 @@ requests = st.builds(
         ("image_format", "gif"),
         ("quality", 0),
         ("model_key", 5),
+        ("task", "txt2img"),
+        ("image", "../../etc/passwd"),
+        ("image", 7),
+        ("mask_image", "a\nb"),
+        ("strength", 0),
+        ("strength", 1.5),
+        ("fit", "squeeze"),
+        ("background", "red"),
+        ("mask_feather", -1),
+        ("only_masked", "yes"),
+        ("extend", (8, 8)),
+        ("extend", (7, 0, 0, 0)),
+        ("variation_seed", -1),
+        ("variation_strength", 2),
+        ("scale", 3),
+        ("upscaler", "magic"),
+        ("loras", "snow"),
+        ("loras", (("snow",),)),
+        ("loras", (("snow", 9),)),
+        ("loras", (("", 1),)),
+        ("prompt_weighting", 1),
+        ("watermark", "two\nlines"),
+        ("watermark", "m" * 61),
     ],
 )
 def test_bad_values_get_a_sentence(field: str, value: Any) -> None:
@@ -90,6 +131,7 @@ def test_line_endings_become_newlines() -> None:
 @given(requests)
 def test_dictionary_and_back(request: GenerationRequest) -> None:
     assert GenerationRequest.from_dict(request.to_dict()) == request
+    assert GenerationRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
 
 
 def test_unknown_field_is_named() -> None:
@@ -129,3 +171,39 @@ def test_last_seed_of_a_batch_must_fit() -> None:
 
 def test_every_error_is_a_canvas_error() -> None:
     assert issubclass(InvalidInput, CanvasError)
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"task": "image_to_image"}, "image"),
+        ({"task": "upscale"}, "image"),
+        ({"task": "inpaint", "image": "a.png"}, "mask_image"),
+    ],
+)
+def test_resolve_names_what_a_task_lacks(fields: dict[str, Any], missing: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{missing}: None"):
+        GenerationRequest("a fox", **fields).resolve(STARTER)
+
+
+def test_strength_follows_from_the_task() -> None:
+    for task, strength in (("text_to_image", None), ("image_to_image", 0.6), ("inpaint", 1.0)):
+        request = GenerationRequest("a fox", task=task, image="a.png", mask_image="b.png")
+        assert request.resolve(STARTER).strength == strength
+
+
+def test_only_what_the_model_draws_at_once_is_held_to_its_size() -> None:
+    for fields in ({"task": "upscale"}, {"task": "inpaint", "only_masked": True}):
+        request = GenerationRequest(
+            "a fox", width=2048, height=2048, image="a.png", mask_image="b.png", **fields
+        )
+        assert request.resolve(STARTER).width == 2048
+
+
+def test_enlarging_needs_no_words() -> None:
+    assert GenerationRequest("", task="upscale", image="a.png").resolve(STARTER).num_images == 1
+
+
+def test_variations_count_their_own_seed() -> None:
+    batch = GenerationRequest("a fox", seed=5, num_images=4, variation_seed=9).resolve(STARTER)
+    assert (batch.single(3).seed, batch.single(3).variation_seed) == (5, 12)
