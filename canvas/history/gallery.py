@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from canvas.errors import NotFound, StorageError
 from canvas.history.images import ImageFolder
@@ -55,6 +54,8 @@ class Gallery:
         """Remove everything of an owner for good and at once; the number of pictures."""
         _, number = self.trash.delete(self.store.ids_of(owner), owner)
         self.trash.empty(owner=owner)
+        with self.store.transaction() as connection:
+            connection.execute("DELETE FROM unfinished_jobs WHERE owner = ?", [owner])
         self.store.shrink()
         return number
 
@@ -62,15 +63,15 @@ class Gallery:
         """Make rows and files agree: rows for pictures that have none, marks on lost ones."""
         self.trash.empty_old_sessions()
         rows = self.store.files()
-        on_disk = dict(self.folder.pictures())
+        on_disk = set(self.folder.pictures())
         known = {filepath for filepath, _, _ in rows.values()}
         # Rows of the oldest programs name only the file.
         known_names = {filename for filepath, filename, _ in rows.values() if not filepath}
         new = [
             found
-            for filepath, path in sorted(on_disk.items())
-            if filepath not in known and path.name not in known_names
-            if (found := _from_file(filepath, path)) is not None
+            for filepath in sorted(on_disk - known)
+            if filepath.rpartition("/")[2] not in known_names
+            and (found := self._from_file(filepath)) is not None
         ]
         self.store.record_all(new)
         lost: list[int] = []
@@ -82,6 +83,27 @@ class Gallery:
         self.store.mark_missing(lost)
         self.store.mark_missing(back, missing=False)
         return Reconciled(len(new), len(lost), self._clean())
+
+    def _from_file(self, filepath: str) -> GeneratedImage | None:
+        """The picture that a file says it is; None where it says nothing or cannot be read."""
+        path = self.folder.root.parent / filepath
+        try:
+            image = read_settings(path)
+        except StorageError:
+            return None
+        if image is None:
+            return None
+        return replace(
+            image,
+            filename=path.name,
+            filepath=filepath,
+            file_size=path.stat().st_size,
+            # A file may claim anything; these are not for it to say.
+            id=None,
+            parent_id=None,
+            owner="local",
+            favourite=False,
+        )
 
     def _is_there(self, filepath: str, filename: str) -> bool:
         try:
@@ -95,24 +117,3 @@ class Gallery:
         for path in parts:
             path.unlink(missing_ok=True)
         return len(parts)
-
-
-def _from_file(filepath: str, path: Path) -> GeneratedImage | None:
-    """The picture that a file says it is; None where it says nothing or cannot be read."""
-    try:
-        image = read_settings(path)
-    except StorageError:
-        return None
-    if image is None:
-        return None
-    return replace(
-        image,
-        filename=path.name,
-        filepath=filepath,
-        file_size=path.stat().st_size,
-        # A file may claim anything; these are not for it to say.
-        id=None,
-        parent_id=None,
-        owner="local",
-        favourite=False,
-    )

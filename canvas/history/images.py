@@ -114,23 +114,20 @@ class ImageFolder:
         _unlink(path)
         self.drop_thumbnail(path)
 
-    def pictures(self) -> Iterator[tuple[str, Path]]:
-        """Every picture file with its `filepath`; hidden folders are left out."""
-        for path in self._walk():
-            if path.suffix.lower() in PICTURE_SUFFIXES:
-                yield f"{self.root.name}/{path.relative_to(self.root).as_posix()}", path
+    def pictures(self) -> Iterator[str]:
+        """The `filepath` of every picture file; hidden folders are left out."""
+        # Text, not paths: there may be a hundred thousand at every start.
+        for folder, folders, names in os.walk(self.root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            place = Path(self.root.name, Path(folder).relative_to(self.root)).as_posix()
+            for name in names:
+                if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
+                    yield f"{place}/{name}"
 
     def unfinished(self) -> Iterator[Path]:
         """Files whose writing was interrupted, or is going on."""
-        return (path for path in self._walk(hidden=True) if path.suffix == PART)
-
-    def _walk(self, hidden: bool = False) -> Iterator[Path]:
-        for folder, folders, names in os.walk(self.root):
-            if not hidden:
-                folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in names:
-                if hidden or not name.startswith("."):
-                    yield Path(folder, name)
+        for folder, _, names in os.walk(self.root):
+            yield from (Path(folder, name) for name in names if name.endswith(PART))
 
     def _thumbnail_path(self, path: Path) -> Path:
         folder = path.parent.name if path.parent.parent == self.root.resolve() else ""

@@ -35,7 +35,7 @@ def make_image(**changes: Any) -> GeneratedImage:
         "scheduler": "DPM++ 2M Karras",
         "seed": 7,
     }
-    known = GenerationRequest("x").to_dict()
+    known = set(GenerationRequest("x").to_dict()) - {"image"}  # the pixels go by that name
     request |= {name: changes.pop(name) for name in list(changes) if name in known}
     values: dict[str, Any] = {
         "request": GenerationRequest(**request),

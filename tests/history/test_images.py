@@ -141,5 +141,5 @@ def test_pictures_and_part_files_are_told_apart(folder: ImageFolder) -> None:
     saved = folder.save(make_image(created_at=datetime(2026, 1, 1, tzinfo=UTC)))
     part = folder.root / "2026-01-01" / ".x.png.part"
     part.write_bytes(b"half")
-    assert list(folder.pictures()) == [(saved.filepath, folder.path_of(saved))]
+    assert list(folder.pictures()) == [saved.filepath]
     assert list(folder.unfinished()) == [part]

@@ -129,7 +129,6 @@ def test_a_chunk_with_wrong_values_is_taken_as_far_as_it_goes(tmp_path: Path) ->
         "notes": 5,
         "created_at": {},
         "generation_time": "x",
-        "task": 3,
         "quality": None,
         "favourite": 1,
         "id": "7",

@@ -118,6 +118,10 @@ def test_erasing_leaves_no_trace_of_an_owner(gallery: Gallery, tmp_path: Path) -
     other = gallery.keep(make_image(owner="berta"))
     token, _ = gallery.delete(ids(kept[:1]), "anna")
     gallery.store.mark_missing(ids(kept[1:2]))
+    with gallery.store.transaction() as connection:
+        connection.execute(
+            "INSERT INTO unfinished_jobs VALUES ('1', 'anna', ?, '', '')", [f"{words} 4"]
+        )
     assert gallery.erase("anna") == 2
     with pytest.raises(NotFound):
         gallery.undo(token, "anna")
