@@ -18,9 +18,11 @@ class Encoders:
 
     def __init__(self, work: Path, device: torch.device) -> None:
         self.device = device
-        self.vae = AutoencoderTiny.from_pretrained(work / "vae").eval().to(device)
+        vae = AutoencoderTiny.from_pretrained(work / "vae")
+        text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder")
+        self.vae = vae.float().eval().to(device)
         self.tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder").eval().to(device)
+        self.text_encoder = text_encoder.float().eval().to(device)
 
     @torch.no_grad()
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:

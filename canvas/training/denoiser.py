@@ -20,14 +20,14 @@ DECAY_FROM = 0.6  # share of the training after which the learning rate falls to
 
 
 def build_denoiser(preset: Preset) -> UNet2DConditionModel:
-    """The block types of Stable Diffusion 1, with cross-attention at every resolution."""
+    """The block types of Stable Diffusion 1, cross-attention everywhere on the way up."""
     levels = len(preset.unet_channels)
     return UNet2DConditionModel(
         sample_size=preset.latent_size,
         in_channels=preset.latent_channels,
         out_channels=preset.latent_channels,
         block_out_channels=preset.unet_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (levels - 1)),
         up_block_types=("CrossAttnUpBlock2D",) * levels,
         layers_per_block=preset.unet_layers,
         attention_head_dim=preset.unet_heads,
@@ -64,7 +64,7 @@ def learning_rate(peak: float, step: int, share: float) -> float:
 @torch.no_grad()
 def follow(ema: nn.Module, model: nn.Module, step: int) -> None:
     """Move the running average of the weights a little towards them."""
-    amount = 1 - min(0.9995, (1 + step) / (10 + step))
+    amount = 1 - min(0.998, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), amount)
 
 
@@ -110,8 +110,8 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
     )
     generator = torch.Generator().manual_seed(seed)
     batch, fresh = preset.unet_batch // team.size, preset.fresh_per_step // team.size
-    for _ in range(24):
-        cache.add(min(64, preset.cache_size // team.size))
+    for _ in range(0, preset.first_scenes // team.size, 32):
+        cache.add(32)
     clock.begin(spent)
     reported, first, over = time.monotonic(), step, False
     while not over:

@@ -181,7 +181,7 @@ def time_pipeline(folder: Path, settings: Settings, runs: int = 3) -> dict[str, 
     from diffusers import StableDiffusionPipeline
 
     started = time.monotonic()
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     loaded = time.monotonic()
     for seed in range(runs):

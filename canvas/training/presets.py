@@ -23,13 +23,14 @@ class Preset:
     text_layers: int = 3
     text_batch: int = 32
     text_learning_rate: float = 1.5e-3
-    unet_channels: tuple[int, ...] = (96, 160, 192)
+    unet_channels: tuple[int, ...] = (64, 128, 192)
     unet_layers: int = 1
     unet_heads: int = 4
-    unet_batch: int = 32
-    unet_learning_rate: float = 8e-4
+    unet_batch: int = 24
+    unet_learning_rate: float = 1e-3
+    first_scenes: int = 768
     cache_size: int = 24000
-    fresh_per_step: int = 8
+    fresh_per_step: int = 4
 
     @property
     def latent_size(self) -> int:
@@ -42,7 +43,7 @@ GPU = replace(
     CPU,
     workers=1,
     image_size=256,
-    sprite_size=192,
+    sprite_size=160,
     things_file=None,
     styles=STYLES,
     vae_channels=48,
@@ -55,6 +56,8 @@ GPU = replace(
     text_learning_rate=1e-3,
     unet_channels=(96, 160, 256, 256),
     unet_batch=256,
+    unet_learning_rate=8e-4,
+    first_scenes=8192,
     cache_size=60000,
     fresh_per_step=64,
 )

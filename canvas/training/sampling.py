@@ -14,7 +14,8 @@ class Sampler:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.encoders = Encoders(folder, device)
-        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval().to(device)
+        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").float()
+        self.unet.eval().to(device)
         saved = folder / "scheduler"
         self.scheduler = (
             DDIMScheduler.from_pretrained(saved) if saved.exists() else build_scheduler()
