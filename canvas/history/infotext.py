@@ -27,12 +27,15 @@ KEYS = {
     "seed": "Seed",
     "model_key": "Model",
     "num_images": "Batch size",
+    "strength": "Denoising strength",
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation seed strength",
     "style": "Style",
     "image_format": "Image format",
     "quality": "Quality",
 }
 FIELDS = {key.lower(): name for name, key in KEYS.items()}
-NUMBERS = {"num_inference_steps", "guidance_scale", "seed", "num_images", "quality"}
+TEXTS = {"scheduler", "model_key", "style", "image_format"}
 SAMPLERS = {"plms": "PNDM", **{name.lower(): name for name in SCHEDULERS}}
 PLAIN_SCHEDULES = ("", "automatic", "normal", "simple", "uniform")
 # Says nothing about how to make the picture again, or follows from the rest.
@@ -152,9 +155,9 @@ def _read_pair(key: str, value: str, pairs: Mapping[str, str]) -> tuple[str | No
     if name == "scheduler":
         scheduler = read_sampler(value, pairs.get("Schedule type", ""))
         return (name, scheduler) if scheduler else (None, None)
-    if name in NUMBERS:
-        return name, read_number(value)
-    return name, value
+    if name == "strength" and "Hires upscale" in pairs:
+        return None, None  # of a second pass, which there is not here
+    return name, value if name in TEXTS else read_number(value)
 
 
 def _own_field(name: str, value: str) -> tuple[str | None, Any]:

@@ -25,6 +25,7 @@ REQUEST_COLUMNS = {
     "guidance_scale": "guidance_scale",
     "scheduler": "scheduler",
     "seed": "seed",
+    "task": "task",
     "format_used": "image_format",
     "quality": "quality",
 }
@@ -37,7 +38,6 @@ IMAGE_COLUMNS = (
     "enhanced_prompt",
     "generation_time",
     "file_size",
-    "task",
     "device",
     "dtype",
     "model_revision",
@@ -112,7 +112,6 @@ def image_from(values: Mapping[str, Any]) -> GeneratedImage:
         file_size=int(_number(values.get("file_size"))),
         favourite=values.get("favourite") in (1, True),
         parent_id=_row_id(values.get("parent_id")),
-        task=_text(values.get("task")) or "text_to_image",
         owner=_text(values.get("owner")) or "local",
         filename=_text(values.get("filename")),
         filepath=_text(values.get("filepath")),

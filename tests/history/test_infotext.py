@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from canvas.history.infotext import read_infotext, write_infotext
 from canvas.request import MAX_SEED, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
+from canvas.tasks import FITS, SCALES, TASKS, UPSCALERS
 
 from .conftest import make_image
 
@@ -22,6 +23,14 @@ def texts() -> st.SearchStrategy[str]:
     plain = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=40)
     lines = st.lists(st.sampled_from(LINES) | plain, max_size=4)
     return plain | lines.map("\n".join)
+
+
+def lines() -> st.SearchStrategy[str]:
+    return texts().filter(lambda text: "\n" not in text and 0 < len(text.strip()) <= 60)
+
+
+def names() -> st.SearchStrategy[str | None]:
+    return st.none() | st.sampled_from(["ab12.png", 'my picture, 1: "a".jpg'])
 
 
 def sides() -> st.SearchStrategy[int | None]:
@@ -44,7 +53,25 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         "num_images": draw(st.integers(1, 16)),
         "image_format": draw(st.sampled_from(["png", "jpeg", "webp"])),
         "quality": draw(st.integers(1, 100)),
+        "task": draw(st.sampled_from(TASKS)),
+        "image": draw(names()),
+        "mask_image": draw(names()),
+        "strength": draw(st.none() | st.floats(0.01, 1)),
+        "fit": draw(st.sampled_from(FITS)),
+        "background": draw(st.sampled_from(["#ffffff", "#00ff7f"])),
+        "mask_feather": draw(st.integers(0, 256)),
+        "only_masked": draw(st.booleans()),
+        "extend": tuple(8 * draw(st.integers(0, 100)) for _ in range(4)),
+        "variation_seed": draw(st.none() | st.integers(0, 2**50)),
+        "variation_strength": draw(st.floats(0, 1)),
+        "scale": draw(st.sampled_from(SCALES)),
+        "upscaler": draw(st.sampled_from(UPSCALERS)),
+        "loras": draw(st.lists(st.tuples(lines(), st.floats(-4, 4)), max_size=3).map(tuple)),
+        "prompt_weighting": draw(st.booleans()),
+        "watermark": draw(lines()),
     }
+    # A field that is new in the request is to be new here as well.
+    assert values.keys() == {item.name for item in fields(GenerationRequest)}
     return GenerationRequest(**values)
 
 
@@ -86,11 +113,9 @@ def test_a_text_of_a1111_is_read_and_what_is_lost_is_said() -> None:
         "width": 512,
         "height": 768,
         "model_key": "v1-5",
+        "strength": 0.6,
     }
-    assert [sentence.split(":")[0] for sentence in parsed.unread] == [
-        "Denoising strength",
-        "Lora hashes",
-    ]
+    assert [sentence.split(":")[0] for sentence in parsed.unread] == ["Lora hashes"]
 
 
 @pytest.mark.parametrize(
