@@ -112,7 +112,9 @@ def read_graph(graph: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     }
     denoise = _value(nodes, first, "denoise")
     if isinstance(denoise, int | float) and denoise < 1:
-        unread.append(f"The strength {denoise} has no counterpart here.")
+        unread.append(
+            f"It was made from another picture with strength {denoise}; the file does not hold it."
+        )
     for kind in sorted(_kinds(nodes, first) - KNOWN_NODES):
         unread.append(f"The node {kind[:60]} has no counterpart here.")
     return {name: value for name, value in found.items() if value is not None}, unread

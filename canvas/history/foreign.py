@@ -41,7 +41,6 @@ INVOKEAI_LOST = (
     "controlnets",
     "ipAdapters",
     "t2iAdapters",
-    "strength",
     "vae",
     "clip_skip",
 )

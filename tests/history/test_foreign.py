@@ -280,6 +280,18 @@ def test_comfyui_second_passes_loras_and_strength_are_said(tmp_path: Path) -> No
     )
 
 
+def test_comfyui_from_another_picture(tmp_path: Path) -> None:
+    changed = graph(
+        node3={"denoise": 0.4, "latent_image": ["30", 0]},
+        node30={"class_type": "VAEEncode", "inputs": {"pixels": ["31", 0], "vae": ["4", 2]}},
+        node31={"class_type": "LoadImage", "inputs": {"image": "cat.png"}},
+    )
+    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    assert "width" not in found.values
+    assert found.unread[0].startswith("It was made from another picture with strength 0.4")
+    assert len(found.unread) == 3
+
+
 def test_comfyui_custom_samplers(tmp_path: Path) -> None:
     nodes = {
         "1": {
@@ -325,6 +337,7 @@ def test_comfyui_custom_samplers(tmp_path: Path) -> None:
         ({"generation_mode": "img2img"}, "another picture"),
         ({"model": {"name": "Juggernaut"}}, "Juggernaut"),
         ({"seed": 2**60}, "seed"),
+        ({"generation_mode": "img2img", "strength": 0.4}, "another picture"),
     ],
 )
 def test_what_invokeai_says_and_we_cannot_is_named(
