@@ -11,7 +11,7 @@ from canvas.history.images import ImageFolder
 from canvas.history.metadata import read_settings
 from canvas.history.queries import Query
 from canvas.history.store import Store
-from canvas.history.trash import Trash
+from canvas.history.trash import UNDO_SECONDS, Trash
 from canvas.request import GeneratedImage
 
 WRITING_TIME = 60  # seconds; a part file younger than this may still be written by another process
@@ -36,6 +36,7 @@ class Gallery:
 
     def keep(self, image: GeneratedImage) -> GeneratedImage:
         """Write the file, then its row; after a failure reconciling finds the file again."""
+        self.trash.empty(UNDO_SECONDS)
         return self.store.record(self.folder.save(image))
 
     def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:

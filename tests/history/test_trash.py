@@ -102,6 +102,15 @@ def test_the_time_for_undoing_ends(gallery: Gallery) -> None:
     assert len([name for name in files(gallery) if name.startswith(".trash/")]) == 1
 
 
+def test_keeping_a_picture_empties_what_is_too_old(gallery: Gallery) -> None:
+    now = [0.0]
+    gallery.trash = Trash(gallery.store, gallery.folder, clock=lambda: now[0])
+    gallery.delete(ids(keep(gallery, "local")), "local")
+    now[0] = UNDO_SECONDS
+    keep(gallery, "local")
+    assert [name for name in files(gallery) if name.startswith(".trash/")] == []
+
+
 def test_what_an_old_session_left_is_removed_at_the_start(gallery: Gallery) -> None:
     token, _ = gallery.delete(ids(keep(gallery, "local")), "local")
     Gallery(gallery.store, gallery.folder).reconcile()
