@@ -64,7 +64,9 @@ class Denoiser:
         if len(output) == 2:
             without, wanted = output.chunk(2)
             output = without + self._pipeline.guidance_scale * (wanted - without)
-        return predicted_latents(noisy[:1], output, float(timestep), self._pipeline.scheduler)
+        # Inpainting models see the mask and the masked picture in further channels.
+        noisy = noisy[:1, : output.shape[1]]
+        return predicted_latents(noisy, output, float(timestep), self._pipeline.scheduler)
 
     def _before(self, module: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         noisy, timestep, *others = args

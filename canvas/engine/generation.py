@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import machine
+from canvas.engine import acceleration, machine
 from canvas.engine.decoding import decode
 from canvas.engine.denoiser import Denoiser, fresh_scheduler
+from canvas.engine.editing import Edit, Pictures, check_pipeline, prepare
+from canvas.engine.noise import slerp
 from canvas.engine.pipelines import free_device_memory
 from canvas.engine.progress import Progress
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
+from canvas.engine.weighting import embed
 from canvas.errors import GenerationFailed, OutOfMemory
+from canvas.modes import MODES
 from canvas.request import GeneratedImage, GenerationRequest, Step
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 WORKING_BYTES = 1100
 
 
-def run(
+def run(  # noqa: PLR0913 - by keyword only, one a line
     pipeline: Any,
     request: GenerationRequest,
     *,
@@ -38,12 +42,17 @@ def run(
     on_step: Callable[[Step], None],
     cancelled: threading.Event,
     model_revision: str = "",
+    pictures: Pictures | None = None,
 ) -> Iterator[GeneratedImage]:
     """The pictures of a resolved request, one after the other, each as soon as it is done.
 
     Picture i is made from seed + i with a CPU generator of its own, so it is the same
-    as that of `request.single(i)`. Raises GenerationCancelled within one step.
+    as that of `request.single(i)`. `pictures` are those that the request names, by its
+    field. Raises GenerationCancelled within one step.
     """
+    check_pipeline(pipeline, request, spec)
+    edit = prepare(request, pictures or {}, spec)
+
     # 1. The words that go to the model
     prompt = enhance_prompt(request, spec)
     negative_prompt = enhance_negative_prompt(request)
@@ -56,10 +65,13 @@ def run(
         progress.begin(index)
         with _errors_in_words(single, spec, device):
             # 2. Noise to latents, step by step
-            latents = _denoise(pipeline, single, prompt, negative_prompt, denoiser, progress)
+            latents = _denoise(
+                pipeline, single, (prompt, negative_prompt), edit, denoiser, progress
+            )
 
             # 3. Latents to pixels
             image, note = _finish(latents, pipeline, denoiser)
+            image = edit.finish(image) if edit else image
         progress.finish()
 
         # 4. The picture with all that it was made from
@@ -78,8 +90,8 @@ def run(
 def _denoise(
     pipeline: Any,
     request: GenerationRequest,
-    prompt: str,
-    negative_prompt: str,
+    prompts: tuple[str, str],
+    edit: Edit | None,
     denoiser: Denoiser,
     progress: Progress,
 ) -> Any:
@@ -89,9 +101,9 @@ def _denoise(
     assert request.width and request.height  # noqa: S101 - the request is resolved
     assert request.scheduler and request.num_inference_steps  # noqa: S101 - likewise
     generator = torch.Generator("cpu").manual_seed(request.seed)
+    words: dict[str, Any] = {"prompt": prompts[0], "negative_prompt": prompts[1]}
     arguments: dict[str, Any] = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
+        **(embed(pipeline, *prompts) if request.prompt_weighting else words),
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.num_inference_steps,
@@ -100,19 +112,39 @@ def _denoise(
         "output_type": "pil",
         "callback_on_step_end": progress,
     }
+    if edit:
+        arguments |= edit.arguments(request)
+        arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, progress)
+    elif denoiser.takes_latents:
+        arguments["latents"] = _noise(request, denoiser, generator)
     if denoiser.takes_latents:
-        noise = denoiser.noise(request.width, request.height, generator)
-        arguments |= {"latents": noise, "output_type": "latent"}
+        arguments["output_type"] = "latent"
     known = inspect.signature(pipeline.__call__).parameters
+    passes = acceleration.plan(MODES[request.mode], request.num_inference_steps)
     try:
         with (
             torch.no_grad(),
             fresh_scheduler(pipeline, request.scheduler, request.num_inference_steps),
             denoiser.running(),
+            acceleration.shortcuts(pipeline, passes),
         ):
             return pipeline(**{k: v for k, v in arguments.items() if k in known}).images[0]
     finally:
         pipeline.maybe_free_model_hooks()
+
+
+def _noise(request: GenerationRequest, denoiser: Denoiser, generator: Any) -> Any:
+    """The noise of the seed, moved towards that of the variation's seed."""
+    import torch
+
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    noise = denoiser.noise(request.width, request.height, generator)
+    if request.variation_seed is None:
+        return noise
+    other = torch.Generator("cpu").manual_seed(request.variation_seed)
+    return slerp(
+        noise, denoiser.noise(request.width, request.height, other), request.variation_strength
+    )
 
 
 def _finish(latents: Any, pipeline: Any, denoiser: Denoiser) -> tuple[Image, str]:

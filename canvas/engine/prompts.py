@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ModelSpec
+from canvas.engine.loras import split_tags
 from canvas.errors import ModelBroken
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
@@ -36,8 +37,11 @@ class PromptFit:
 
 
 def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
-    """Trigger words, the prompt, the style's words; none is said twice."""
-    prompt = _joined(request.prompt, STYLES[request.style].words)
+    """Trigger words, the prompt, the style's words; none is said twice.
+
+    Names of LoRAs, `<lora:name:0.8>`, are not for the model to read.
+    """
+    prompt = _joined(split_tags(request.prompt)[0], STYLES[request.style].words)
     if not spec.trigger_words or _says(prompt, spec.trigger_words):
         return prompt
     return f"{spec.trigger_words}, {prompt}"

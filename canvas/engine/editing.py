@@ -1,0 +1,166 @@
+"""What a task does with pictures: what the model sees of them, and what becomes of its answer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from canvas.catalog import ModelSpec
+from canvas.engine import masks
+from canvas.engine.blending import KeptLatents, OnStepEnd
+from canvas.engine.inputs import fit, flatten
+from canvas.engine.masks import Box
+from canvas.engine.weighting import takes_weights
+from canvas.errors import InvalidInput
+from canvas.request import GenerationRequest
+
+Pictures = Mapping[str, Image.Image]  # by the request's field: image, mask_image
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A picture at the size at which the model works, and how its answer joins the original.
+
+    `mask` is None where all of it is redrawn. `box` is the part of `original` that the
+    model sees.
+    """
+
+    image: Image.Image
+    original: Image.Image
+    box: Box
+    mask: Image.Image | None = None  # of the original's size
+    feather: int = 0
+
+    def arguments(self, request: GenerationRequest) -> dict[str, Any]:
+        """What the pipeline takes beside the words."""
+        assert request.strength and request.num_inference_steps  # noqa: S101 - it is resolved
+        given = {
+            "image": self.image,
+            "strength": request.strength,
+            "width": self.image.width,
+            "height": self.image.height,
+            # At a small strength only few of the steps are done: at least one.
+            "num_inference_steps": max(
+                request.num_inference_steps, math.ceil(1 / request.strength + 1e-9)
+            ),
+        }
+        if self.mask is not None:
+            given["mask_image"] = self._small_mask
+        return given
+
+    @property
+    def _small_mask(self) -> Image.Image:
+        assert self.mask is not None  # noqa: S101 - asked for only where there is one
+        small = masks.hard(self.mask).crop(self.box)
+        return small.resize(self.image.size, Image.Resampling.NEAREST)
+
+    def on_step_end(self, pipeline: Any, seed: int, then: OnStepEnd) -> OnStepEnd:
+        """The callback, with what a pipeline that knows no masks needs to keep the rest."""
+        if self.mask is None or "mask_image" in inspect.signature(pipeline.__call__).parameters:
+            return then
+        return KeptLatents(self.image, self._small_mask, seed, then)
+
+    def finish(self, drawn: Image.Image) -> Image.Image:
+        """The model's answer where it was asked for, the original's own pixels elsewhere."""
+        if self.mask is None:
+            return drawn
+        changed = self.original.copy()
+        size = (self.box[2] - self.box[0], self.box[3] - self.box[1])
+        if drawn.size != size:
+            drawn = drawn.resize(size, Image.Resampling.LANCZOS)
+        changed.paste(drawn, self.box[:2])
+        return masks.composite(self.original, changed, self.mask, self.feather)
+
+
+def variant_of(pipeline: Any, request: GenerationRequest) -> str:
+    """The pipeline's variant for a request, in the words of the cache: a task."""
+    if request.task == "upscale":
+        return "image_to_image"
+    if request.task == "inpaint" and _channels(pipeline) not in (4, 9):
+        return "image_to_image"  # diffusers' own for masks takes no others
+    return request.task
+
+
+def check_pipeline(pipeline: Any, request: GenerationRequest, spec: ModelSpec) -> None:
+    """Raise InvalidInput when the model cannot do the task."""
+    if _channels(pipeline) == 9 and request.task != "inpaint":
+        raise InvalidInput("task", request.task, f"inpaint with {spec.key}, made for that alone")
+    if request.prompt_weighting and not takes_weights(pipeline):
+        raise InvalidInput("prompt_weighting", True, f"false with the model {spec.key}")
+
+
+def _channels(pipeline: Any) -> int:
+    config = getattr(getattr(pipeline, "unet", None), "config", None)
+    return getattr(config, "in_channels", 4)
+
+
+def prepare(request: GenerationRequest, pictures: Pictures, spec: ModelSpec) -> Edit | None:
+    """The edit that a resolved request asks for; None where it starts from words alone."""
+    if request.task not in ("image_to_image", "inpaint"):
+        return None
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    left, top, right, bottom = _sides(request)
+    inner = (request.width - left - right, request.height - top - bottom)
+    if min(inner) < 8:
+        raise InvalidInput("extend", request.extend, "less than the whole of the new picture")
+    picture = flatten(pictures["image"], request.background)
+    original = fit(picture, inner, request.fit, request.background)
+    if request.task == "image_to_image":
+        return Edit(original, original, (0, 0, *inner))
+    original, mask = masks.extended(original, (left, top, right, bottom))
+    if "mask_image" in pictures:
+        painted = masks.as_mask(pictures["mask_image"])
+        masks.check_mask(painted, pictures["image"].size)
+        mask.paste(fit(painted, inner, request.fit, "#000000"), (left, top))
+    masks.check_mask(mask, original.size)
+    return _inpaint(request, original, mask, spec)
+
+
+def _inpaint(
+    request: GenerationRequest, original: Image.Image, mask: Image.Image, spec: ModelSpec
+) -> Edit:
+    if not request.only_masked:
+        return Edit(original, original, (0, 0, *original.size), mask, request.mask_feather)
+    box = masks.masked_area(mask)
+    size = masks.working_size(box, spec.resolution)
+    image = original.crop(box).resize(size, Image.Resampling.LANCZOS)
+    return Edit(image, original, box, mask, request.mask_feather)
+
+
+def final_size(
+    request: GenerationRequest, size: tuple[int, int], spec: ModelSpec
+) -> tuple[int, int]:
+    """The size of the result for a picture of that size, where the request does not say.
+
+    Multiples of 8: a picture is cut by less than that. What the model draws at once is
+    kept within its limits; the shape stays.
+    """
+    width, height = size
+    if request.task == "upscale":
+        step = 8 // request.scale
+        return width // step * step * request.scale, height // step * step * request.scale
+    left, top, right, bottom = _sides(request)
+    added = (left + right, top + bottom)
+    if not request.is_drawn_at_once:
+        return width // 8 * 8 + added[0], height // 8 * 8 + added[1]
+    room = [spec.max_size - pixels for pixels in added]
+    factor = min(1.0, room[0] / width, room[1] / height)
+    factor = max(factor, min(spec.min_size / min(size), room[0] / width, room[1] / height))
+    smallest = -(-spec.min_size // 8) * 8
+    # Sides beyond the limits, of very long pictures, are left to how the picture is fitted.
+    return (
+        min(max(int(width * factor + 1e-6) // 8 * 8 + added[0], smallest), spec.max_size),
+        min(max(int(height * factor + 1e-6) // 8 * 8 + added[1], smallest), spec.max_size),
+    )
+
+
+def _sides(request: GenerationRequest) -> masks.Sides:
+    if request.task != "inpaint":
+        return 0, 0, 0, 0
+    left, top, right, bottom = request.extend
+    return left, top, right, bottom
