@@ -24,3 +24,22 @@ new MutationObserver((_, observer) => {
   button.setAttribute("aria-controls", "drawer");
   magicCanvas.toggleDrawer(localStorage.getItem("magic-canvas-drawer") === "true");
 }).observe(document, { childList: true, subtree: true });
+
+// A picture dropped anywhere on the page goes to the button that takes settings from one.
+const hasFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+document.addEventListener("dragover", (event) => {
+  if (!hasFile(event)) return;
+  event.preventDefault();
+  document.documentElement.classList.add("page-drop");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.documentElement.classList.remove("page-drop");
+});
+document.addEventListener("drop", (event) => {
+  document.documentElement.classList.remove("page-drop");
+  const input = document.querySelector("#drawer input[type=file]");
+  if (!hasFile(event) || !input) return;
+  event.preventDefault();
+  input.files = event.dataTransfer.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+});

@@ -4,9 +4,16 @@ element.addEventListener("click", (event) => {
   const target = event.target.closest("[data-action]");
   if (!target || target.disabled) return;
   event.preventDefault();
+  if (target.dataset.confirm && !window.confirm(target.dataset.confirm)) return;
   const dialog = target.closest("dialog");
   if (dialog && target.dataset.action === "close") dialog.close(); // gives the focus back
   trigger("click", { ...target.dataset });
+});
+
+// The curtain between two compared pictures
+element.addEventListener("input", (event) => {
+  if (!event.target.matches("[data-split]")) return;
+  event.target.parentElement.style.setProperty("--split", `${event.target.value}%`);
 });
 
 const keepModal = () => {

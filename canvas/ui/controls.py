@@ -119,6 +119,14 @@ class Controls:
             asked["seed"] = RANDOM_SEED
         return GenerationRequest.from_dict(asked)
 
+    def fill_partly(self, values: Mapping[str, Any]) -> dict[Any, Any]:
+        """`fill` with some fields of a request; the others as its model would have them."""
+        fields = {"prompt": "…", "model_key": self._preselected.key, **values}
+        updates = self.fill(GenerationRequest.from_dict(fields))
+        if "prompt" not in values:
+            updates.pop(self["prompt"])
+        return updates
+
     def restore(self, saved: object) -> dict[Any, Any]:
         """Updates that bring back what `read` gave; none when it does not fit this form."""
         if not isinstance(saved, dict) or set(saved) != set(self._widgets):

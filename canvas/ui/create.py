@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from canvas.errors import CanvasError
+from canvas.history.foreign import read_picture
 from canvas.request import RANDOM_SEED
 from canvas.ui import stage
 from canvas.ui.controls import Controls
@@ -66,6 +69,12 @@ class Create:
             with gr.Row():
                 self.controls.place("width", "height")
             self.controls.place("image_format", "quality")
+        self._read = gr.UploadButton(
+            "Take settings from a picture",
+            file_types=["image"],
+            size="sm",
+            elem_id="read-picture",
+        )
 
     def wire(self, page: gr.Blocks) -> None:
         """Connect what was laid out; call inside the page's context."""
@@ -108,6 +117,7 @@ class Create:
         for name in ("resolution", "aspect_ratio"):
             listen(form[name].input, None, None, [form["width"], form["height"]], js=NO_EXACT_SIZE)
         listen(self._dice.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
+        listen(self._read.upload, self.read_picture, {self._read}, form.widgets | {self._read})
         listen(self._drawer.click, None, js="() => magicCanvas.toggleDrawer()")
 
     # What the buttons do
@@ -138,6 +148,10 @@ class Create:
             return self.controls.fill(image.request)
         if event.action == "remove":
             self._studio.job(str(event.job), owner).cancel()
+        if event.action == "resume":
+            self._studio.resume(str(event.job), owner)
+        if event.action == "dismiss":
+            self._studio.dismiss(str(event.job), owner)
         if event.action == "show":
             selected = self._studio.image(int(event.image), owner).id
         return {self.selected: selected, **self._panels(owner, selected)}
@@ -185,6 +199,20 @@ class Create:
         """Set what suits the model and say what picking it means."""
         model_key = self.controls.read(values)["model_key"]
         return {**self.controls.for_model(model_key), self._state: self._state_line(model_key)}
+
+    def read_picture(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Fill the form with what a picture says of itself; tells what could not be read."""
+        path = Path(values[self._read])
+        try:
+            found = read_picture(path, self._studio.models)
+        finally:
+            path.unlink(missing_ok=True)  # Gradio's copy of the upload: it has been read
+        if not found.values:
+            gr.Warning("This picture says nothing about how it was made.", title="No settings")
+            return {self._read: gr.skip()}
+        if found.unread:
+            gr.Info(html.escape(" ".join(found.unread)), title=f"Settings by {found.program}")
+        return self.controls.fill_partly(found.values)
 
     def ask_hub(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The exact size of what would be downloaded, once the Hub has said it."""

@@ -59,6 +59,8 @@ class ModelsTab:
             self._studio.job(str(event.job), owner).cancel()
         elif event.action == "free":
             self._studio.free(str(event.model))
+        elif event.action == "delete" and not self._studio.settings.is_public:
+            self._studio.remove(str(event.model))
         return self.show(request)
 
     def _html(self, owner: str) -> str:
@@ -67,7 +69,12 @@ class ModelsTab:
             self._row(spec, self._studio.model_state(key), jobs)
             for key, spec in self._studio.models.items()
         ]
-        return render("models.html", rows=rows, device=self._studio.device_if_known)
+        return render(
+            "models.html",
+            rows=rows,
+            device=self._studio.device_if_known,
+            public=self._studio.settings.is_public,
+        )
 
     def _row(self, spec: ModelSpec, state: ModelState, jobs: list[Job]) -> dict[str, Any]:
         of_model = [job for job in jobs if job.model_key == spec.key]

@@ -12,6 +12,7 @@ from canvas.ui.create import Create
 from canvas.ui.gallery import GalleryTab
 from canvas.ui.models import ModelsTab
 from canvas.ui.panel import render
+from canvas.ui.statistics import StatisticsTab
 from canvas.ui.theme import canvas_theme
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Tab("Create", id="create") as create_tab:
                 create = Create(studio)
             with gr.Tab("Gallery", id="gallery") as gallery_tab:
-                gallery = GalleryTab(studio, create)
+                gallery = GalleryTab(studio, create, tabs)
             with gr.Tab("Models", id="models") as models_tab:
                 models = ModelsTab(studio)
+            with gr.Tab("Statistics", id="statistics") as statistics_tab:
+                statistics = StatisticsTab(studio)
         create.wire(page)
-        gallery.wire(gallery_tab, tabs)
-        models.wire(models_tab, [create_tab, gallery_tab])
+        gallery.wire(gallery_tab)
+        models.wire(models_tab, [create_tab, gallery_tab, statistics_tab])
+        statistics.wire(statistics_tab)
     return page
 
 

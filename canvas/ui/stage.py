@@ -143,13 +143,13 @@ def _ratio(request: GenerationRequest) -> float:
 
 
 def queue(studio: Studio, owner: str) -> str:
-    """The jobs that wait, each with its place and its time."""
+    """The jobs that wait, each with its place and its time, and those that a restart ended."""
     waiting = [
         (job, progress_words(studio, job))
         for job in studio.jobs(owner)
         if job.status == "queued" and job.kind == "generate"
     ]
-    return render("queue.html", waiting=waiting)
+    return render("queue.html", waiting=waiting, interrupted=studio.interrupted(owner))
 
 
 def strip(studio: Studio, owner: str, selected: int | None) -> str:

@@ -1,0 +1,34 @@
+"""One picture with everything that is known of it."""
+
+from __future__ import annotations
+
+from canvas.models import gigabytes
+from canvas.request import IMAGE_FORMATS, GeneratedImage
+from canvas.ui.panel import render
+
+
+def opened(image: GeneratedImage) -> str:
+    """The picture, its settings and what can be done with it."""
+    return render("opened.html", image=image, rows=settings_of(image), formats=IMAGE_FORMATS)
+
+
+def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:
+    """Every setting of a picture with its name; what says nothing is left out."""
+    request = image.request
+    sent = image.enhanced_prompt
+    rows: list[tuple[str, object]] = [
+        ("Sent to the model", "" if sent == request.prompt else sent),
+        ("Negative prompt", request.negative_prompt),
+        ("Model", request.model_key),
+        ("Revision", image.model_revision[:12]),
+        ("Style", "" if request.style == "none" else request.style),
+        ("Size", f"{request.width} × {request.height}"),
+        ("Seed", request.seed),
+        ("Steps", request.num_inference_steps),
+        ("Guidance", request.guidance_scale),
+        ("Scheduler", request.scheduler),
+        ("Time", f"{image.generation_time:.1f} s on {image.device}, {image.dtype}"),
+        ("File", f"{request.image_format.upper()}, {gigabytes(image.file_size)}"),
+        ("Made", image.created_at.astimezone().strftime("%Y-%m-%d %H:%M")),
+    ]
+    return [(name, value) for name, value in rows if value not in ("", None)]

@@ -1,0 +1,145 @@
+"""The tab of figures: what was made when and how, what it occupies, and what can be cleaned up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from canvas.history.queries import Query
+from canvas.history.statistics import Statistics, disk_use, statistics
+from canvas.models import gigabytes
+from canvas.ui.events import listen
+from canvas.ui.owner import owner_of
+from canvas.ui.panel import panel, render
+
+if TYPE_CHECKING:
+    from canvas.studio import Studio
+
+DAYS = 60  # of the chart by day
+LONGEST = 8  # bars of a chart
+
+
+class StatisticsTab:
+    """Layout and behaviour of the tab."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._figures = panel("statistics")
+        with gr.Accordion("Clean up", open=False, elem_id="clean-up"):
+            with gr.Row():
+                self._age = gr.Number(
+                    90, label="Older than (days)", precision=0, minimum=0, min_width=140
+                )
+                models = [("all models", ""), *((key, key) for key in studio.models)]
+                self._model = gr.Dropdown(models, value="", label="Made with", min_width=160)
+                self._keep = gr.Checkbox(True, label="Keep favourites", min_width=160)
+            self._outcome = panel("clean-up-outcome")
+        self._undo = gr.State("")
+
+    def wire(self, tab: gr.Tab) -> None:
+        """Connect what was laid out; call inside the page's context."""
+        asked = {self._age, self._model, self._keep, self._undo}
+        listen(tab.select, self.show, None, self._figures)
+        listen(
+            [tab.select, self._age.change, self._model.change, self._keep.change],
+            self.preview,
+            asked,
+            {self._outcome},
+        )
+        shown = {self._figures, self._outcome, self._undo}
+        listen(self._outcome.click, self.clean, asked, shown)
+        listen(self._figures.click, self.free, None, self._figures)
+
+    def show(self, request: gr.Request) -> str:
+        """The figures as they are now."""
+        studio, owner = self._studio, owner_of(request)
+        figures = statistics(studio.store, owner)
+        return render(
+            "statistics.html",
+            figures=figures,
+            days=days_of(figures, datetime.now(UTC).date()),
+            charts=charts_of(figures),
+            downloads=figures.downloads,
+            disk=None if studio.settings.is_public else self._disk(),
+        )
+
+    def _disk(self) -> dict[str, Any]:
+        used = disk_use(self._studio.store, self._studio.gallery.folder)
+        fetched = [key for key, spec in self._studio.models.items() if not spec.is_local]
+        sizes = {key: self._studio.bytes_on_disk(key) for key in fetched}
+        models = {key: size for key, size in sizes.items() if size}
+        return {"pictures": used.pictures, "thumbnails": used.thumbnails, "models": models}
+
+    def free(self, event: gr.EventData, request: gr.Request) -> str:
+        """A button that frees a part of the disk, or erases everything of this owner."""
+        if event.action == "erase":
+            self._studio.gallery.erase(owner_of(request))
+        elif not self._studio.settings.is_public:
+            if event.action == "thumbnails":
+                self._studio.gallery.folder.free_thumbnails()
+            elif event.action == "model":
+                self._studio.remove(str(event.model))
+        return self.show(request)
+
+    def preview(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        """What cleaning up would remove and how much that frees."""
+        return {self._outcome: self._would_go(self._query(values, owner_of(request)))}
+
+    def clean(
+        self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
+    ) -> dict[Any, Any]:
+        """Remove what was shown, or bring it back."""
+        owner = owner_of(request)
+        if event.action == "undo":
+            self._studio.gallery.undo(values[self._undo], owner)
+            outcome = self._would_go(self._query(values, owner))
+            return {self._figures: self.show(request), self._outcome: outcome, self._undo: ""}
+        token, number = self._studio.gallery.delete_matching(self._query(values, owner))
+        outcome = render("cleaned.html", number=number, freed="", done=True)
+        return {self._figures: self.show(request), self._outcome: outcome, self._undo: token}
+
+    def _query(self, values: Mapping[Any, Any], owner: str) -> Query:
+        query = Query(owner=owner, model_key=values[self._model] or None)
+        if values[self._keep]:
+            query = replace(query, favourite=False)
+        days = min(max(values[self._age] or 0, 0), 36_500)
+        return replace(query, until=datetime.now(UTC) - timedelta(days=days))
+
+    def _would_go(self, query: Query) -> str:
+        number, size = self._studio.store.totals(query)
+        return render("cleaned.html", number=number, freed=gigabytes(size), done=False)
+
+
+def days_of(figures: Statistics, today: date) -> list[dict[str, Any]]:
+    """The latest days with their pictures, empty ones included; heights are per cent."""
+    days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
+    counts = {day: figures.by_day.get(day.isoformat(), 0) for day in days}
+    most = max(1, *counts.values())
+    return [
+        {"day": day.isoformat(), "pictures": count, "height": round(100 * count / most)}
+        for day, count in counts.items()
+    ]
+
+
+def charts_of(figures: Statistics) -> list[dict[str, Any]]:
+    """The charts with horizontal bars; lengths are per cent of the longest."""
+    pace = {
+        f"{row.model_key}, {row.width} × {row.height}": row.seconds
+        for row in figures.by_model_and_size[:LONGEST]
+    }
+    return [
+        _chart("By model", figures.by_model, "{:,.0f}"),
+        _chart("By style", {name or "none": n for name, n in figures.by_style.items()}, "{:,.0f}"),
+        _chart("Seconds a picture", pace, "{:.1f} s"),
+    ]
+
+
+def _chart(title: str, values: Mapping[str, float], words: str) -> dict[str, Any]:
+    shown = list(values.items())[:LONGEST]
+    most = max((value for _, value in shown), default=1) or 1
+    bars = [(name, round(100 * value / most), words.format(value)) for name, value in shown]
+    return {"title": title, "bars": bars}
