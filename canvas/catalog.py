@@ -23,7 +23,8 @@ class ModelSpec:
 
     `name` is a Hub id, a local diffusers folder or a single `.safetensors` file;
     `mirrors` are Hub ids tried in order when it is gone. `resolution` is the native
-    side in pixels. Pipelines of equal `name` are shared.
+    side in pixels. Pipelines of equal `name` are shared. `gigaflops` is what one pass of
+    the denoiser computes at the native size, in 10^9 operations; 0 means as its type does.
     """
 
     key: str
@@ -39,6 +40,7 @@ class ModelSpec:
     guidance_scale: float = 7.5
     scheduler: str = "DPM++ 2M"
     accelerations: tuple[str, ...] = ()
+    gigaflops: float = 0.0
     license: str = ""
     description: str = ""
 
@@ -109,6 +111,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "resolution": _resolution,
     "num_inference_steps": lambda field, value: validation.whole_number(field, value, 1, 150),
     "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
+    "gigaflops": lambda field, value: validation.number(field, value, 0, 1e6),
     "type": lambda field, value: validation.choice(field, value, MODEL_TYPES),
     "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
 }
@@ -164,6 +167,7 @@ def _built_in() -> Catalog:
         "size": "3.2 GB",
         "resolution": 512,
         "type": "stable_diffusion",
+        "gigaflops": 523,
         # Eight tensors differ in shape from SD1.5: its LoRAs do not fit.
         "accelerations": ["taesd"],
         "license": "openrail",
@@ -171,6 +175,7 @@ def _built_in() -> Catalog:
     sd15 = {
         "type": "stable_diffusion",
         "resolution": 512,
+        "gigaflops": 803,
         "size": "4.3 GB",
         "accelerations": ["few_step_lora", "taesd"],
         "license": "creativeml-openrail-m",
@@ -186,6 +191,7 @@ def _built_in() -> Catalog:
             "num_inference_steps": 20,
             "guidance_scale": 3.5,
             "scheduler": "DDIM",
+            "gigaflops": 2.1,
             "license": "mit",
             "description": "Storybook scenes of one or two things in a place; no download",
         },

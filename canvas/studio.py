@@ -11,6 +11,7 @@ from canvas import limits
 from canvas.catalog import MODELS, Catalog, get_model
 from canvas.engine import prompts
 from canvas.engine.device import Device
+from canvas.engine.estimate import seconds_per_step
 from canvas.engine.hub import Hub
 from canvas.errors import NotFound, StorageError
 from canvas.history.gallery import Gallery
@@ -187,12 +188,19 @@ class Studio:
         return self._workshop.remove(get_model(model_key, self.models))
 
     def estimate(self, request: GenerationRequest) -> float | None:
-        """Seconds that a request will take once its model is loaded; None before any was timed."""
+        """Seconds that a request will take once its model is loaded; None when unknown.
+
+        Learned from the pictures made here, and before there are any from the speed of
+        the device.
+        """
         device = self._workshop.device_if_known
         if device is None:
             return None
-        request = request.resolve(get_model(request.model_key, self.models))
+        spec = get_model(request.model_key, self.models)
+        request = request.resolve(spec)
         per_step = self.store.seconds_per_step(request, device.name, device.dtype)
+        if per_step is None:
+            per_step = seconds_per_step(request, spec, device)
         steps = (request.num_inference_steps or 0) * request.num_images
         return None if per_step is None else per_step * steps
 
