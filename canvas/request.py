@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from canvas import tasks, validation
+from canvas import modes, tasks, validation
 from canvas.catalog import ModelSpec
 from canvas.errors import InvalidInput
 from canvas.schedulers import SCHEDULERS
@@ -44,7 +44,8 @@ class GenerationRequest:
     `num_images` is made with `seed + i`, so it can be made again alone; with a
     `variation_seed`, the seed stays and that one counts up. `quality` (1 to 100) applies
     to JPEG and WebP. `image` and `mask_image` are names of pictures that the studio keeps;
-    `extend` counts pixels left, top, right, bottom; `loras` are names with weights.
+    `extend` counts pixels left, top, right, bottom; `loras` are names with weights;
+    `mode` is one of `canvas.modes.MODES`.
     """
 
     prompt: str
@@ -76,6 +77,7 @@ class GenerationRequest:
     loras: tuple[tuple[str, float], ...] = ()
     prompt_weighting: bool = False
     watermark: str = ""
+    mode: str = "quality"
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -83,6 +85,7 @@ class GenerationRequest:
             "negative_prompt": validation.text("negative_prompt", self.negative_prompt),
             "style": validation.choice("style", self.style, STYLES),
             "image_format": validation.choice("image_format", self.image_format, IMAGE_FORMATS),
+            "mode": validation.choice("mode", self.mode, modes.MODES),
         }
         for name, (low, high) in WHOLE_NUMBERS.items():
             checked[name] = validation.whole_number(name, getattr(self, name), low, high)
@@ -114,22 +117,19 @@ class GenerationRequest:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def resolve(self, spec: ModelSpec) -> GenerationRequest:
-        """Fill what was left open from the model and draw the seed; checks the size against it."""
+        """Fill what was left open from model and mode, and draw the seed; checks the size."""
         self._check_complete()
         seed = self.seed
         if seed == RANDOM_SEED:
             seed = random.randrange(2**32 - self.num_images)
+        steps, guidance_scale, scheduler = modes.defaults(self.mode, spec)
         resolved = replace(
             self,
             width=self.width or spec.resolution,
             height=self.height or spec.resolution,
-            num_inference_steps=(
-                self.num_inference_steps or spec.num_inference_steps if self.needs_model else 1
-            ),
-            guidance_scale=(
-                spec.guidance_scale if self.guidance_scale is None else self.guidance_scale
-            ),
-            scheduler=self.scheduler or spec.scheduler,
+            num_inference_steps=(self.num_inference_steps or steps if self.needs_model else 1),
+            guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            scheduler=self.scheduler or scheduler,
             seed=seed,
             strength=self.strength or tasks.STRENGTHS.get(self.task),
             num_images=1 if self.task == "upscale" else self.num_images,

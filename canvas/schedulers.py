@@ -27,6 +27,7 @@ SCHEDULERS = MappingProxyType(
         "Euler": SchedulerSpec("EulerDiscreteScheduler"),
         "Euler a": SchedulerSpec("EulerAncestralDiscreteScheduler"),
         "DDIM": SchedulerSpec("DDIMScheduler"),
+        "DDIM trailing": SchedulerSpec("DDIMScheduler", {"timestep_spacing": "trailing"}),
         "PNDM": SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}),
         "LCM": SchedulerSpec("LCMScheduler"),
     }

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "canvas"
 MAX_LINES = 300
 FLOORS = [
     {"errors"},
-    {"validation", "settings", "styles", "schedulers", "catalog", "tasks", "request"},
+    {"validation", "settings", "styles", "schedulers", "catalog", "modes", "tasks", "request"},
     {"engine", "history", "jobs", "models", "identity", "limits"},
     {"workshop"},
     {"studio"},

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from canvas.errors import InvalidInput
 from canvas.history.infotext import read_infotext, write_infotext
+from canvas.modes import MODES
 from canvas.request import MAX_SEED, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
@@ -69,6 +70,7 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         "loras": draw(st.lists(st.tuples(lines(), st.floats(-4, 4)), max_size=3).map(tuple)),
         "prompt_weighting": draw(st.booleans()),
         "watermark": draw(lines()),
+        "mode": draw(st.sampled_from(sorted(MODES))),
     }
     return GenerationRequest(**values)
 
