@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
     """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
     quiet_libraries()
     from canvas.api.access import key_middleware
+    from canvas.api.agents import serve_agents
     from canvas.api.functions import publish_functions
     from canvas.api.routes import build_routes
     from canvas.ui.page import build_page, launch_options
@@ -31,6 +33,7 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
     settings = studio.settings
     with build_page(studio) as page:
         publish_functions(studio)
+    inner_secret = secrets.token_urlsafe(32)
     identity = Middleware(
         IdentityMiddleware,
         public=settings.is_public,
@@ -43,12 +46,13 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
         auth=settings.auth,
         app_kwargs={
             "routes": build_routes(studio),
-            "middleware": [identity, key_middleware(studio)],
+            "middleware": [identity, key_middleware(studio, inner_secret)],
         },
         mcp_server=True,
         prevent_thread_lock=True,
         **launch_options(),
     )
+    serve_agents(page, inner_secret)
     warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
     warm_up.daemon = True
     warm_up.start()

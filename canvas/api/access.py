@@ -41,13 +41,14 @@ def owner_of(request: Any) -> str:
     return owner
 
 
-def key_middleware(studio: Studio) -> Middleware:
+def key_middleware(studio: Studio, inner_secret: str) -> Middleware:
     """Stands behind the identity middleware and puts the key's owner in the visitor's place."""
     return Middleware(
         KeyMiddleware,
         keys=Keys(studio.store),
         required=asks_for_keys(studio.settings),
         login=studio.settings.auth is not None,
+        inner_secret=inner_secret,
     )
 
 
@@ -55,14 +56,17 @@ class KeyMiddleware:
     """Sets `request.state.may_program`, and the owner where the request brings a key.
 
     Who has logged in may call as well. `login`: Gradio asks for one, so a key has to open
-    that door, too.
+    that door, too; `inner_secret` opens that one only, for the server's calls to itself.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, required: bool, login: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys, required: bool, login: bool, inner_secret: str
+    ) -> None:
         self._app = app
         self._keys = keys
         self._required = required
         self._login = login
+        self._inner_secret = inner_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request on its way in."""
@@ -74,8 +78,10 @@ class KeyMiddleware:
         owner = self._keys.owner_of(secret) if secret else None
         if owner is not None:
             state["owner"] = owner
-            if self._login:
-                _log_in(scope, secret, owner)
+        if self._login and (
+            owner or hmac.compare_digest(secret.encode(), self._inner_secret.encode())
+        ):
+            _log_in(scope, secret, owner or "")
         logged_in = self._login and state.get("owner") is not None
         state["may_program"] = bool(owner or logged_in or not self._required)
         if scope["path"].startswith(PROGRAMS) and not state["may_program"]:

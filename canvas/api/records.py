@@ -78,7 +78,7 @@ class Records:
             return progress_of(self._studio, job)
 
     @published(str)
-    @gr.mcp.resource("canvas://pictures", mime_type="application/json")
+    @gr.mcp.resource("canvas://pictures", mime_type="text/plain")
     def recent_pictures(self, request: gr.Request | None = None) -> str:
         """Your latest pictures with their settings, as JSON."""
         return json.dumps(self.history(request=request))

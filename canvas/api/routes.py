@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Route
 
-from canvas.api.errors import error_response
+from canvas.api.errors import NotAllowed, error_response
 from canvas.api.exports import Exports
 from canvas.api.metrics import Metrics, count_jobs
 from canvas.api.openai import OpenAI
@@ -67,6 +67,8 @@ class Pictures:
         return self._answer(request, thumbnail=True)
 
     def _answer(self, request: Request, *, thumbnail: bool) -> Response:
+        if getattr(request.state, "owner", None) is None:  # Gradio's login does not cover us
+            return error_response(NotAllowed())
         try:
             path = self._studio.picture_path(request.path_params["filename"], thumbnail)
         except CanvasError as error:

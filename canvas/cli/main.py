@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from canvas.cli import bench, doctor, generate, models, serve
+from canvas.cli import bench, doctor, generate, keys, models, serve
 from canvas.cli.terminal import complain
 from canvas.errors import (
     CanvasError,
@@ -35,6 +35,7 @@ app.command()(generate.generate)
 app.command()(models.models)
 app.command()(models.download)
 app.add_typer(bench.app, name="bench")
+app.add_typer(keys.app, name="keys")
 app.command()(doctor.doctor)
 app.command()(serve.serve)
 

@@ -176,6 +176,19 @@ def test_downloading_an_unknown_model_is_refused(
     assert "one of starter" in capfd.readouterr().err
 
 
+def test_a_key_is_made_listed_and_withdrawn(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("keys", "make", "laptop") == 0
+    secret = capfd.readouterr().out.strip()
+    assert run("keys", "list", "--json") == 0
+    listed = capfd.readouterr().out
+    assert json.loads(listed)["owner"] == "key-laptop"
+    assert secret not in listed
+    assert run("keys", "make", "laptop") == 2
+    assert run("keys", "withdraw", "laptop") == 0
+    assert run("keys", "withdraw", "laptop") == 1
+    assert "no key named 'laptop'" in capfd.readouterr().err
+
+
 def test_the_doctor_looks_at_everything(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("doctor", "--json") == 0
     findings = {line["name"]: line for line in map(json.loads, capfd.readouterr().out.splitlines())}

@@ -1,0 +1,101 @@
+"""Completes Gradio's MCP server: logins, whole answers, real progress, and calls given up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.to_thread import run_sync
+from gradio_client import Client
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+
+def serve_agents(page: Blocks, inner_secret: str) -> None:
+    """Mend the MCP server of a launched page.
+
+    It calls the app over HTTP and hands on the agent's own key with each call. The client
+    that it makes for this brings nothing to be let in with where the app asks for a login.
+    And of a call without progress it would answer all outputs as one text (Gradio 6.31).
+    """
+    server: Any = page.mcp_server_obj
+    if server is None:
+        return
+    calls = Calls(server)
+    server._execute_tool_without_progress = calls.plain
+    server._execute_tool_with_progress = calls.with_progress
+    if page.auth is not None:
+        server._client_instance = Client(
+            page.local_url or "",
+            # In small letters, so that the agent's header takes the place of this one.
+            headers={"x-gradio-user": "mcp", "authorization": f"Bearer {inner_secret}"},
+            download_files=False,
+            verbose=False,
+            analytics_enabled=False,
+            ssl_verify=False,
+            _skip_components=False,
+        )
+
+
+class Calls:
+    """How a tool's call is waited for; an agent that hangs up stops it."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    async def plain(self, call: Any) -> list[Any]:
+        """The outputs, or the reason why there are none."""
+        async with _given_up_together(call):
+            return await _outputs(call)
+
+    async def with_progress(self, call: Any, token: str | int) -> list[Any]:
+        """The same, telling the agent how far it is."""
+        context = self._server.mcp_server.request_context
+        async with _given_up_together(call):
+            async for update in call:
+                if update.type != "output":
+                    continue
+                if update.final:
+                    break
+                told = progress_in(update.outputs)
+                if told is not None:
+                    await context.session.send_progress_notification(
+                        progress_token=token,
+                        progress=told[0],
+                        total=1.0,
+                        message=told[1],
+                        related_request_id=str(context.request_id),
+                    )
+            return await _outputs(call)
+
+
+def progress_in(outputs: Any) -> tuple[float, str] | None:
+    """The share that is done and what to say, from what our functions yield on the way."""
+    values = outputs.get("data") if isinstance(outputs, dict) else outputs
+    if not values or not isinstance(values[-1], dict) or "status" not in values[-1]:
+        return None
+    told = values[-1]
+    if "num_steps" in told:
+        return told["fraction"], f"{told['status']}, step {told['step']} of {told['num_steps']}"
+    if told.get("bytes_total"):
+        return told["bytes_done"] / told["bytes_total"], told["status"]
+    return 0.0, told["status"]
+
+
+async def _outputs(call: Any) -> list[Any]:
+    result = await run_sync(call.result, abandon_on_cancel=True)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+@asynccontextmanager
+async def _given_up_together(call: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        if not call.done():
+            with anyio.CancelScope(shield=True):
+                # In a thread: it tells the server, which is this one, and waits for its answer.
+                await run_sync(call.cancel)
