@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
 
+BAD_REQUEST = 400
+
+
 class FamilyRoute(APIRoute):
     """A route whose failures are answered by `say`, which a family replaces by its own."""
 
@@ -33,9 +36,11 @@ class FamilyRoute(APIRoute):
             except CanvasError as error:
                 return type(self).say(error)
             except HTTPException as error:
-                if isinstance(error.__cause__, CanvasError):  # raised while reading the body
-                    return type(self).say(error.__cause__)
-                raise
+                if error.status_code != BAD_REQUEST:
+                    raise
+                # What was raised while the body was read is the cause.
+                cause = error.__cause__
+                return type(self).say(cause if isinstance(cause, CanvasError) else not_json())
             except RequestValidationError as error:
                 return type(self).say(invalid_body(error))
 
@@ -47,8 +52,13 @@ def invalid_body(error: RequestValidationError) -> InvalidInput:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     if first["type"] == "json_invalid" or not where:
-        return InvalidInput("body", None, "one JSON object as the documentation at /docs says")
+        return not_json()
     return InvalidInput(".".join(where), first.get("input"), _allowed(first["msg"]))
+
+
+def not_json() -> InvalidInput:
+    """A body that nothing can be read from."""
+    return InvalidInput("body", None, "one JSON object as the documentation at /docs says")
 
 
 def _allowed(message: str) -> str:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from canvas.cli import bench, doctor, generate, keys, models, serve
+from canvas.cli import archive, bench, doctor, generate, keys, models, serve
 from canvas.cli.terminal import complain
 from canvas.errors import (
     CanvasError,
@@ -34,6 +34,8 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(models.models)
 app.command()(models.download)
+app.command()(archive.export)
+app.command("import")(archive.import_)
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.command()(doctor.doctor)

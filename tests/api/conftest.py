@@ -20,11 +20,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     )
     with Studio(settings) as studio:
         page = launch(studio, block=False)
+        # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it
+        # parses a module (gh-106905), so they go here, and again at the end.
+        gc.collect()
         studio.url = page.local_url.rstrip("/")
         yield studio
         page.close()
-    # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it
-    # parses a module (gh-106905), so they go here.
     gc.collect()
 
 

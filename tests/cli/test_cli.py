@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,44 @@ def test_a_key_is_made_listed_and_withdrawn(here: Path, capfd: pytest.CaptureFix
     assert run("keys", "withdraw", "laptop") == 0
     assert run("keys", "withdraw", "laptop") == 1
     assert "no key named 'laptop'" in capfd.readouterr().err
+
+
+def test_pictures_go_out_and_come_in_again(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "a boat", "--steps", "1", "--count", "2") == 0
+    assert run("export", "all.zip") == 0
+    with zipfile.ZipFile("all.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".png")]
+    assert len(names) == 2
+    capfd.readouterr()
+    for added, duplicates in ((2, 0), (0, 2)):
+        assert run("import", "all.zip", "--json", "--data-dir", "other") == 0
+        told = json.loads(capfd.readouterr().out)
+        assert (told["added"], told["duplicates"], told["refused"]) == (added, duplicates, [])
+
+
+def test_an_export_of_few_goes_to_standard_output(here: Path, capfdbinary: Any) -> None:
+    assert run("generate", "a boat", "--steps", "1", "--count", "1") == 0
+    capfdbinary.readouterr()
+    assert run("export", "-", "--text", "castle") == 0
+    with zipfile.ZipFile(io.BytesIO(capfdbinary.readouterr().out)) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".png")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["export", "no/such/folder/all.zip"], 4, "cannot be written"),
+        (["export", "all.zip", "--format", "gif"], 2, "one of png, jpeg, webp"),
+        (["import", "nothing.zip"], 2, "that exists"),
+    ],
+)
+def test_archives_that_cannot_be_are_said(
+    here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int, sentence: str
+) -> None:
+    assert run(*arguments) == code
+    assert sentence in capfd.readouterr().err
+    assert not list(here.glob("*.zip"))
+    assert not list(here.glob("tmp*"))
 
 
 def test_the_doctor_looks_at_everything(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
