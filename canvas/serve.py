@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of t
 def launch(studio: Studio, *, block: bool = True) -> Blocks:
     """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
     quiet_libraries()
+    _tell_on_the_terminal()
     from canvas.api.access import key_middleware
     from canvas.api.agents import serve_agents
     from canvas.api.functions import publish_functions
@@ -65,6 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Serve with the settings of the environment and the command line."""
     with Studio(Settings.from_command_line(arguments)) as studio:
         launch(studio)
+
+
+def _tell_on_the_terminal() -> None:
+    log = logging.getLogger("canvas")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
 
 
 def _gradio_login(scope: Scope) -> str | None:

@@ -19,6 +19,7 @@ from canvas.engine.pipelines import PipelineCache
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, GenerationFailed
 from canvas.history.store import ModelEvent
 from canvas.jobs import Job, JobQueue
+from canvas.models import duration, gigabytes
 from canvas.request import GeneratedImage, Step
 from canvas.settings import Settings
 
@@ -167,14 +168,16 @@ class Workshop:
         with self._recorded(ModelEvent(spec.key, "download", spec.name)) as facts:
             plan = self.plan_download(spec, cancelled=job.cancelled)
             facts.update(repo_id=plan.repo_id, revision=plan.revision)
+            log.info("%s: fetching %s of %s", spec.key, gigabytes(plan.missing_bytes), plan.repo_id)
             done = downloads.download(
                 spec,
                 plan,
-                on_progress=lambda progress: job.update(progress=progress),
+                on_progress=_Telling(job),
                 cancelled=job.cancelled,
                 hub=self._hub,
             )
             facts.update(bytes=done.bytes, file_count=done.file_count)
+            log.info("%s: fetched in %s", spec.key, duration(done.seconds))
 
     def _make(self, job: Job) -> None:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
@@ -227,6 +230,30 @@ class Workshop:
         finally:
             facts["download_time"] = time.monotonic() - started
             self._record(replace(event, **facts))
+
+
+class _Telling:
+    """Tells a download's progress to the job's watchers and, now and then, to the terminal."""
+
+    EVERY = 5.0  # seconds
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._told = time.monotonic()
+
+    def __call__(self, progress: downloads.DownloadProgress) -> None:
+        self._job.update(progress=progress)
+        if time.monotonic() - self._told < self.EVERY:
+            return
+        self._told = time.monotonic()
+        log.info(
+            "%s: %s of %s, %s a second, %s left",
+            self._job.model_key,
+            gigabytes(progress.bytes_done),
+            gigabytes(progress.bytes_total),
+            gigabytes(int(progress.bytes_per_second)),
+            "unknown time" if progress.seconds_left is None else duration(progress.seconds_left),
+        )
 
 
 def _show(job: Job, step: Step) -> None:
