@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine import machine, sources, weights
+from canvas.engine.attention import use_tiles
 from canvas.engine.device import Device
 from canvas.errors import CanvasError, HubOffline, InvalidInput, ModelBroken, OutOfMemory
 
@@ -180,7 +181,20 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
             ) from error
         raise _broken(spec, local.path, str(error)) from error
     pipeline.set_progress_bar_config(disable=True)
+    _tune(pipeline, device)
     return pipeline
+
+
+def _tune(pipeline: Any, device: Device) -> None:
+    """Lay out weights and choose kernels as this device is fastest with them."""
+    import torch
+
+    if device.dtype == "float32":
+        return  # nothing to gain there
+    for name in ("unet", "vae"):
+        if part := getattr(pipeline, name, None):
+            part.to(memory_format=torch.channels_last)
+    use_tiles(pipeline)
 
 
 def _selection(folder: Path, device: Device) -> sources.Selection:
