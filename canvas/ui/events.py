@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,9 @@ def in_words(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return call(*args, **named)
         except errors.CanvasError as error:
-            raise gr.Error(str(error), title=title_of(error), print_exception=False) from error
+            # Gradio shows messages as HTML, and the sentence quotes what was written
+            sentence = html.escape(str(error))
+            raise gr.Error(sentence, title=title_of(error), print_exception=False) from error
 
     return told
 

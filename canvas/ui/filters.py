@@ -58,7 +58,7 @@ class Filters:
     def changes(self) -> list[Any]:
         """The events after which other pictures are wanted."""
         chosen = [choice.input for choice in self._choices]
-        return [self._text.input, self._text.submit, self._favourites.input, *chosen]
+        return [self._text.change, self._favourites.input, *chosen]
 
     def any(self, values: Mapping[Any, Any]) -> bool:
         """Whether less than everything is wanted."""

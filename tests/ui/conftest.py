@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from canvas import Studio
 from canvas.serve import launch
@@ -37,6 +38,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         studio.address = page.local_url  # type: ignore[attr-defined]
         yield studio
         page.close()
+    # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it
+    # parses a module (gh-106905), so they go here.
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +62,7 @@ def browser() -> Iterator[Browser]:
 def page(served: Studio, browser: Browser) -> Iterator[Page]:
     """A visit of a fresh browser; errors in its console fail the test."""
     errors: list[str] = []
+    expect.set_options(timeout=PATIENCE)
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         context.set_default_timeout(PATIENCE)
         page = context.new_page()

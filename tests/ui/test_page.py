@@ -8,21 +8,22 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from canvas import Studio
-from tests.ui.conftest import PATIENCE
 
-expect.set_options(timeout=PATIENCE)
-FOREVER = 150  # steps, so that something is still being made while a test looks
+FOREVER = {"Steps": 150, "Number of pictures": 16}  # still at work while a test looks
+A_WHILE = {"Steps": 150}
 
 
-def ask(page: Page, prompt: str, steps: int | None = None) -> None:
+def ask(page: Page, prompt: str, settings: dict[str, int] | None = None) -> None:
     """Fill the form and press Generate."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
-    if steps is not None:
+    if settings:
         open_settings(page)
         if not page.get_by_label("Scheduler").is_visible():
             page.get_by_role("button", name="Advanced").click()
-        page.get_by_label("number input for Steps").fill(str(steps))
-        page.get_by_label("number input for Steps").blur()
+    for name, value in (settings or {}).items():
+        field = page.get_by_label(f"number input for {name}")
+        field.fill(str(value))
+        field.blur()
     page.get_by_role("button", name="Generate", exact=True).click()
 
 
@@ -45,9 +46,9 @@ def finished(page: Page, prompt: str) -> None:
 
 
 def test_from_prompt_to_gallery(page: Page) -> None:
-    ask(page, "a fox in the snow, 3d", steps=20)
+    ask(page, "a fox in the snow, 3d", {"Steps": 60})
     making(page, "a fox in the snow, 3d")
-    expect(page.locator(".stage-making .words")).to_have_text(re.compile(r"Step \d+ of 20"))
+    expect(page.locator(".stage-making .words")).to_have_text(re.compile(r"Step \d+ of 60"))
     finished(page, "a fox in the snow, 3d")
     page.reload()
     finished(page, "a fox in the snow, 3d")
@@ -61,7 +62,7 @@ def test_from_prompt_to_gallery(page: Page) -> None:
 
 
 def test_a_reload_in_the_middle_loses_nothing(page: Page) -> None:
-    ask(page, "a red rocket at night", steps=40)
+    ask(page, "a red rocket at night", A_WHILE)
     making(page, "a red rocket at night")
     page.reload()
     making(page, "a red rocket at night")
@@ -70,7 +71,7 @@ def test_a_reload_in_the_middle_loses_nothing(page: Page) -> None:
 
 
 def test_a_second_tab_sees_the_same_work(page: Page) -> None:
-    ask(page, "a whale at sea", steps=FOREVER)
+    ask(page, "a whale at sea", FOREVER)
     with page.context.new_page() as other:
         other.goto(page.url)
         making(other, "a whale at sea")
@@ -80,18 +81,18 @@ def test_a_second_tab_sees_the_same_work(page: Page) -> None:
 
 
 def test_stop_ends_the_work_within_a_step(page: Page, served: Studio) -> None:
-    ask(page, "a bear in a meadow", steps=FOREVER)
+    ask(page, "a bear in a meadow", FOREVER)
     making(page, "a bear in a meadow")
     page.get_by_role("button", name="Stop", exact=True).click()
     page.locator(".stage-making").wait_for(state="detached")
     job = served.jobs("local")[-1]
     assert job.status == "cancelled"
-    assert job.progress.step < FOREVER
+    assert job.progress.step < FOREVER["Steps"]
     expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
 
 
 def test_a_second_click_queues_up_and_can_be_taken_out(page: Page, served: Studio) -> None:
-    ask(page, "an owl at night", steps=FOREVER)
+    ask(page, "an owl at night", FOREVER)
     making(page, "an owl at night")
     ask(page, "a duck at sea")
     ask(page, "a lion in the desert")
@@ -157,7 +158,7 @@ def test_an_example_fills_the_prompt_and_words_beyond_the_limit_are_marked(page:
 
 def test_prompts_are_text_and_never_code(page: Page) -> None:
     evil = "<img src=x onerror='window.hacked=1'> ${window.hacked=2} `{{value}}` a fox"
-    ask(page, evil, steps=2)
+    ask(page, evil, {"Steps": 2})
     finished(page, evil)
     page.get_by_role("tab", name="Gallery").click()
     page.locator(".tile").first.click()

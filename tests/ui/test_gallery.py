@@ -1,0 +1,130 @@
+"""The gallery and the statistics in a real browser."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from canvas import GenerationRequest, Studio
+from canvas.catalog import get_model
+from canvas.history.queries import Query
+from canvas.request import GeneratedImage
+
+PROMPTS = ("a purple hippo", "a purple unicorn", "a purple ladder")
+
+
+@pytest.fixture
+def kept(served: Studio) -> list[GeneratedImage]:
+    """Three pictures, the last one the newest, without the time of making them."""
+    images = []
+    for number, prompt in enumerate(PROMPTS):
+        request = GenerationRequest(prompt, seed=number, style="anime", num_inference_steps=1)
+        image = GeneratedImage(
+            request.resolve(get_model("starter", served.models)),
+            enhanced_prompt=prompt,
+            generation_time=1.0,
+            device="cpu",
+            dtype="float32",
+            image=Image.new("RGB", (128, 128), (number * 90, 40, 200)),
+        )
+        images.append(served.gallery.keep(image))
+    return images
+
+
+@pytest.fixture
+def gallery(kept: list[GeneratedImage], page: Page) -> Page:
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".tile").first.wait_for()
+    return page
+
+
+def tiles(page: Page) -> list[str | None]:
+    return [tile.get_attribute("title") for tile in page.locator(".tile").all()]
+
+
+def test_search_and_filters_narrow_the_grid(gallery: Page) -> None:
+    gallery.get_by_label("Search").fill("purple -unicorn")
+    expect(gallery.locator('.tile[title="a purple unicorn"]')).to_have_count(0)
+    assert set(tiles(gallery)) == {"a purple hippo", "a purple ladder"}
+    gallery.get_by_label("Search").fill("nosuchword")
+    expect(gallery.locator("#gallery")).to_contain_text("Nothing fits")
+    gallery.get_by_label("Search").fill("purple ladder")
+    expect(gallery.locator("#gallery .grid-head")).to_contain_text("1 picture")
+
+
+def test_favourites_are_found_again(gallery: Page) -> None:
+    gallery.get_by_role("button", name="Open: a purple hippo").first.click()
+    dialog = gallery.get_by_role("dialog")
+    dialog.get_by_role("button", name="Favourite").click()
+    expect(dialog.get_by_role("button", name="Favourite")).to_have_attribute("aria-pressed", "true")
+    gallery.keyboard.press("Escape")
+    gallery.get_by_label("Favourites only").check()
+    expect(gallery.locator(".tile:not(.liked)")).to_have_count(0)
+    assert set(tiles(gallery)) == {"a purple hippo"}
+
+
+def test_delete_and_undo(gallery: Page, served: Studio, kept: list[GeneratedImage]) -> None:
+    newest = kept[-1]
+    gallery.locator(f'.tile[data-image="{newest.id}"]').click()
+    gallery.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(gallery.locator(f'.tile[data-image="{newest.id}"]')).to_have_count(0)
+    assert gallery.request.get(f"{gallery.url}pictures/{newest.filename}").status == 404
+    gallery.get_by_role("button", name="Undo").click()
+    expect(gallery.locator(f'.tile[data-image="{newest.id}"]')).to_have_count(1)
+    assert gallery.request.get(f"{gallery.url}pictures/{newest.filename}").status == 200
+
+
+def test_a_selection_is_compared_and_exported(gallery: Page, kept: list[GeneratedImage]) -> None:
+    gallery.get_by_role("button", name="Select", exact=True).click()
+    for image in kept[:2]:
+        gallery.locator(f'.tile[data-image="{image.id}"]').click()
+        chosen = gallery.locator(f'.tile[data-image="{image.id}"][aria-pressed="true"]')
+        expect(chosen).to_have_count(1)
+    gallery.get_by_role("button", name="Compare").click()
+    slider = gallery.get_by_role("slider", name="How much of the first picture is seen")
+    slider.fill("20")
+    expect(gallery.locator(".curtain")).to_have_attribute("style", "--split: 20%;")
+    gallery.get_by_role("button", name="Close").click()
+    with gallery.expect_download() as download:
+        gallery.get_by_role("link", name="Export as ZIP").click()
+    with zipfile.ZipFile(io.BytesIO(download.value.path().read_bytes())) as archive:
+        assert len(archive.read("metadata.jsonl").splitlines()) == 2
+
+
+def test_a_picture_gives_its_settings_back(
+    page: Page, served: Studio, kept: list[GeneratedImage]
+) -> None:
+    chooser = page.locator("#drawer input[type=file]")
+    chooser.set_input_files(served.picture_path(kept[1].filename))
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a purple unicorn")
+    expect(page.locator("#summary")).to_contain_text("anime")
+
+
+def test_a_picture_without_settings_is_told(page: Page, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.png"
+    Image.new("RGB", (32, 32)).save(plain)
+    page.locator("#drawer input[type=file]").set_input_files(plain)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("says nothing about how it was made")
+
+
+def test_the_figures_and_a_clean_up_that_can_be_undone(
+    page: Page, served: Studio, kept: list[GeneratedImage]
+) -> None:
+    page.get_by_role("tab", name="Statistics").click()
+    total = len(served.store.ids(Query(owner="local")))
+    expect(page.locator(".figure").first).to_have_text(f"{total}pictures")
+    page.get_by_role("button", name="Clean up").click()
+    page.get_by_label("Keep favourites").uncheck()
+    page.get_by_label("Older than (days)").fill("0")
+    page.get_by_label("Older than (days)").blur()
+    outcome = page.locator("#clean-up-outcome")
+    expect(outcome).to_contain_text(f"{total} pictures would go")
+    outcome.get_by_role("button", name="Delete them").click()
+    expect(page.locator(".figure").first).to_have_text("0pictures")
+    outcome.get_by_role("button", name="Undo").click()
+    expect(page.locator(".figure").first).to_have_text(f"{total}pictures")
