@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from canvas.engine import machine
-from canvas.engine.masks import Box
 from canvas.errors import GenerationCancelled, InvalidInput, ModelUnavailable
 
 if TYPE_CHECKING:
@@ -95,10 +94,17 @@ def enlarge_with_detail(
     canvas = enlarge(picture, scale, "lanczos")
     plain = canvas.copy()
     columns, rows = spans(canvas.width, side, side // 4), spans(canvas.height, side, side // 4)
-    for number, ((top, bottom), (left, right)) in enumerate(product(rows, columns)):
-        box = (left, top, right, bottom)
-        drawn = redraw(plain.crop(box), number, len(rows) * len(columns))
-        canvas.paste(drawn, (left, top), fading_mask(box, columns, rows))
+    total = len(rows) * len(columns)
+    for row, (top, bottom) in enumerate(rows):
+        # A row of tiles is joined first and then laid under the row above it: tiles that
+        # faded both ways at once would show at the corners of their neighbours.
+        strip = plain.crop((0, top, canvas.width, bottom))
+        for column, (left, right) in enumerate(columns):
+            tile = plain.crop((left, top, right, bottom))
+            drawn = redraw(tile, row * len(columns) + column, total)
+            strip.paste(drawn, (left, 0), _fading(drawn.size, _rise(left, right, columns)))
+        down = _fading(strip.size[::-1], _rise(top, bottom, rows))
+        canvas.paste(strip, (0, top), down.transpose(Image.Transpose.TRANSPOSE))
     return canvas
 
 
@@ -111,15 +117,12 @@ def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
     return [(start, start + side) for start in starts]
 
 
-def fading_mask(
-    box: Box, columns: list[tuple[int, int]], rows: list[tuple[int, int]]
-) -> Image.Image:
-    """Opacity of a tile over those left of it and above it: it rises across the overlap."""
+def _fading(size: tuple[int, int], opacity: np.ndarray[Any, Any]) -> Image.Image:
+    """A mask of that size whose columns have these opacities."""
     import numpy as np
 
-    across = _rise(box[0], box[2], columns)
-    down = _rise(box[1], box[3], rows)
-    return Image.fromarray((np.outer(down, across) * 255).round().astype(np.uint8))
+    row = (opacity * 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(row, size[::-1])))
 
 
 def _rise(start: int, end: int, along: list[tuple[int, int]]) -> np.ndarray[Any, Any]:
