@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.requests import cookie_parser
 
+from canvas.doors import DoorMiddleware
 from canvas.identity import IdentityMiddleware
 from canvas.settings import Settings, quiet_libraries
 from canvas.studio import Studio
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gradio import Blocks
     from starlette.types import Scope
 
+MAX_UPLOAD = 100 * 2**20  # bytes: a large photograph in PNG
 WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of torch
 
 
@@ -26,9 +28,10 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
     """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
     quiet_libraries()
     _tell_on_the_terminal()
-    from canvas.api.access import key_middleware
+    from canvas.api.access import asks_for_keys, key_middleware
     from canvas.api.agents import serve_agents
     from canvas.api.functions import publish_functions
+    from canvas.api.presence import announce
     from canvas.api.routes import build_routes
     from canvas.ui.page import build_page, launch_options
 
@@ -41,6 +44,12 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
         public=settings.is_public,
         login_of=_gradio_login if settings.auth else None,
     )
+    doors = Middleware(
+        DoorMiddleware,
+        hosts=None if asks_for_keys(settings) else settings.trusted_hosts,
+        outputs=settings.outputs,
+        is_ours=studio.is_picture,
+    )
     page.launch(
         server_name=settings.host,
         server_port=settings.port or None,
@@ -48,13 +57,17 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
         auth=settings.auth,
         app_kwargs={
             "routes": build_routes(studio),
-            "middleware": [identity, key_middleware(studio, inner_secret)],
+            "middleware": [doors, identity, key_middleware(studio, inner_secret)],
         },
         mcp_server=True,
+        enable_monitoring=False,
+        run_history=False,  # it would keep prompts in the browser beyond "erase everything"
+        max_file_size=MAX_UPLOAD,
         prevent_thread_lock=True,
         **launch_options(),
     )
     serve_agents(page, inner_secret)
+    announce(settings.data_dir, page.local_url or "")
     warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
     warm_up.daemon = True
     warm_up.start()

@@ -6,7 +6,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import ipaddress
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
 from canvas.api.errors import NotAllowed
+from canvas.doors import is_loopback
 from canvas.history.keys import Keys
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PROGRAMS = (OPENAI, SDAPI, "/metrics", "/gradio_api/mcp")
 
 def asks_for_keys(settings: Settings) -> bool:
     """Whether others than the person at this machine can reach the server."""
-    return bool(settings.auth or settings.is_public or not _is_loopback(settings.host))
+    return bool(settings.auth or settings.is_public or not is_loopback(settings.host))
 
 
 def owner_of(request: Any) -> str:
@@ -121,12 +121,3 @@ def _log_in(scope: Scope, secret: str, owner: str) -> None:
     cookie = f"access-token-unsecure-{app.cookie_id}={token}"
     known = headers.get("cookie")
     headers["cookie"] = f"{known}; {cookie}" if known else cookie
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -40,13 +41,16 @@ OTHER_STYLES = ("vivid", "natural")  # of the models this API was made for
 class ImageWish(BaseModel):
     """What clients send; beside the family's own fields those of ours, and unknown ones are let be.
 
-    `model` is a key that `/v1/models` lists; `size` is WxH, or auto for the model's own.
+    `model` is a key that `/v1/models` lists; `size` is WxH, or auto for the model's own. With
+    `progress`, a stream tells each step, too, which only our own client understands.
     """
 
     prompt: str
     model: str | None = None
-    n: int | None = Field(None, ge=1, le=10)
+    n: int | None = Field(None, ge=1, le=16)
     size: str | None = None
+    width: int | None = None
+    height: int | None = None
     response_format: Literal["url", "b64_json"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: int | None = Field(None, ge=1, le=100)
@@ -58,6 +62,7 @@ class ImageWish(BaseModel):
     guidance_scale: float | None = None
     scheduler: str | None = None
     seed: int | None = None
+    progress: bool | None = None
 
     def request(self, default_model: str) -> GenerationRequest:
         """The same wish in our words; raises InvalidInput."""
@@ -68,8 +73,8 @@ class ImageWish(BaseModel):
             negative_prompt=self.negative_prompt or "",
             style="none" if style in OTHER_STYLES else style,
             model_key=self.model or default_model,
-            width=width,
-            height=height,
+            width=self.width or width,
+            height=self.height or height,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             scheduler=self.scheduler,
@@ -85,7 +90,7 @@ def read_size(size: str | None) -> tuple[int | None, int | None]:
     if size is None or size == "auto":
         return None, None
     width, _, height = size.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
+    if not (width.isdecimal() and height.isdecimal() and len(size) < 32):
         raise InvalidInput("size", size, "WIDTHxHEIGHT in pixels, or auto")
     return int(width), int(height)
 
@@ -177,6 +182,8 @@ class OpenAI:
         async with aclosing(follow(job)) as changes:
             async for _ in changes:
                 step, preview = job.progress, job.preview
+                if wish.progress and not job.finished:
+                    yield _progress(job)
                 if not isinstance(step, Step) or preview is None or preview is last:
                     continue
                 if sent < wanted and step.fraction >= (sent + 1) / (wanted + 1):
@@ -187,7 +194,8 @@ class OpenAI:
             yield f"event: error\ndata: {json.dumps(error_body(job.error))}\n\n"
             return
         for image in job.images:
-            yield _event("completed", job, self._content(image), usage=_USAGE)
+            content = self._content(image)
+            yield _event("completed", job, content, usage=_USAGE, id=image.id)
 
 
 # The family counts tokens; pictures made at home cost none.
@@ -197,6 +205,13 @@ _USAGE = {
     "output_tokens": 0,
     "total_tokens": 0,
 }
+
+
+def _progress(job: Job) -> str:
+    told: dict[str, Any] = {"type": "progress", "status": job.status}
+    if isinstance(step := job.progress, Step):
+        told |= asdict(replace(step, preview=None))
+    return f"event: progress\ndata: {json.dumps(told)}\n\n"
 
 
 def _event(name: str, job: Job, content: str, **more: Any) -> str:

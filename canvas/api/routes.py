@@ -6,28 +6,26 @@ import shutil
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from canvas.api.access import asks_for_keys
 from canvas.api.errors import NotAllowed, error_response
 from canvas.api.exports import Exports
 from canvas.api.metrics import Metrics, count_jobs
 from canvas.api.openai import OpenAI
+from canvas.api.presence import name_of
 from canvas.api.sdapi import Sdapi
 from canvas.errors import CanvasError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.responses import Response
     from starlette.routing import BaseRoute
 
     from canvas.studio import Studio
 
-HEADERS = {
-    # A name belongs to one picture forever.
-    "Cache-Control": "private, max-age=31536000, immutable",
-    "X-Content-Type-Options": "nosniff",
-}
+# A name belongs to one picture forever, but only until that is deleted: always ask again.
+CACHING = {"Cache-Control": "private, no-cache"}
 
 
 def build_routes(studio: Studio) -> list[BaseRoute]:
@@ -73,7 +71,10 @@ class Pictures:
             path = self._studio.picture_path(request.path_params["filename"], thumbnail)
         except CanvasError as error:
             return error_response(error)
-        return FileResponse(path, headers=HEADERS)
+        headers = {**CACHING, "ETag": f'"{path.name}"'}
+        if headers["ETag"] in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return FileResponse(path, headers=headers)
 
 
 class Health:
@@ -95,6 +96,8 @@ class Health:
                 "device": device.name if device else None,
                 "dtype": device.dtype if device else None,
                 "jobs": count_jobs(self._studio.jobs(None)),
+                "folder": name_of(settings.data_dir),
+                "asks_for_keys": asks_for_keys(settings),
                 "free_bytes": shutil.disk_usage(settings.data_dir).free,
             }
         )

@@ -17,7 +17,9 @@ from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:
     from canvas.request import GeneratedImage
-    from canvas.studio import Studio
+    from canvas.settings import Settings
+
+    Kept = tuple[GeneratedImage, Path]
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 STDOUT = "-"
@@ -74,22 +76,40 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
     texts = _lines_of_stdin() if prompt == STDOUT else [prompt]
     wishes = [replace(first, prompt=text) for text in texts]
     targets = _targets(output, len(wishes) * first.num_images)
-    from canvas.studio import Studio
+    from canvas.api.presence import server_of
 
-    with Studio(settings) as studio:
-        pictures = _paint(studio, wishes)
-        for picture, target in zip(pictures, targets, strict=True):
-            _hand_over(studio.picture_path(picture.filename), picture, target, as_json=json)
+    url = server_of(settings.data_dir)
+    kept = _paint_there(url, settings, wishes) if url else _paint_here(settings, wishes)
+    for (picture, path), target in zip(kept, targets, strict=True):
+        _hand_over(path, picture, target, as_json=json)
 
 
 generate.__doc__ = f"{generate.__doc__}\n{EXAMPLES}"
 
 
-def _paint(studio: Studio, wishes: list[GenerationRequest]) -> list[GeneratedImage]:
-    jobs = [studio.submit(wish) for wish in wishes]
-    for wish, job in zip(wishes, jobs, strict=True):
-        wait(job, wish.prompt[:40])
-    return [picture for job in jobs for picture in job.images]
+def _paint_here(settings: Settings, wishes: list[GenerationRequest]) -> list[Kept]:
+    from canvas.studio import Studio
+
+    with Studio(settings) as studio:
+        jobs = [studio.submit(wish) for wish in wishes]
+        for wish, job in zip(wishes, jobs, strict=True):
+            wait(job, wish.prompt[:40])
+        pictures = [picture for job in jobs for picture in job.images]
+        return [(picture, studio.picture_path(picture.filename)) for picture in pictures]
+
+
+def _paint_there(url: str, settings: Settings, wishes: list[GenerationRequest]) -> list[Kept]:
+    from canvas.cli.remote import paint
+    from canvas.history.images import ImageFolder
+    from canvas.history.store import Store
+
+    ids = [image_id for wish in wishes for image_id in paint(url, wish)]
+    store, folder = Store(settings.database), ImageFolder(settings.outputs)
+    try:
+        pictures = [store.image(image_id) for image_id in ids]
+        return [(picture, folder.path_of(picture)) for picture in pictures if picture]
+    finally:
+        store.close()
 
 
 def _hand_over(kept: Path, picture: GeneratedImage, target: str | None, *, as_json: bool) -> None:

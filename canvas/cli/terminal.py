@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,40 +67,44 @@ def wait(job: Job, title: str) -> None:
     Raises why it failed.
     """
     try:
-        if sys.stderr.isatty():
-            _show(job, title)
+        with bar(title) as show:
+            for _ in job.watch():
+                show(*told(job.status, job.progress))
         job.wait()
     except KeyboardInterrupt:
         job.cancel()
         raise GenerationCancelled("Stopped.") from None
 
 
-def _show(job: Job, title: str) -> None:
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[float, str], None]]:
+    """Shows how far something is, 0 to 1, and a word on it; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        yield lambda fraction, note: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=1.0, note="")
-        for _ in job.watch():
-            fraction, note = progress_of(job)
-            bar.update(task, completed=fraction, note=note)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(title, total=1.0, note="")
+        yield lambda fraction, note: shown.update(task, completed=fraction, note=note)
 
 
-def progress_of(job: Job) -> tuple[float, str]:
+def told(status: str, progress: Any) -> tuple[float, str]:
     """How far a job is, 0 to 1, and what to say of it."""
-    progress = job.progress
+    from canvas.models import gigabytes
+
     if progress is None:
-        return 0.0, job.status
+        return 0.0, status
     if isinstance(progress, Step):
         note = f"step {progress.step} of {progress.num_steps}"
         if progress.num_images > 1:
             note = f"picture {progress.image_index + 1} of {progress.num_images}, {note}"
         return progress.fraction, note + _time(progress.seconds_left)
     done, total = progress.bytes_done, progress.bytes_total
-    from canvas.models import gigabytes
-
-    note = f"{gigabytes(done)} of {gigabytes(total)}, {gigabytes(progress.bytes_per_second)}/s"
+    rate = gigabytes(int(progress.bytes_per_second))
+    note = f"{gigabytes(done)} of {gigabytes(total)}, {rate}/s"
     return done / total if total else 1.0, note + _time(progress.seconds_left)
 
 

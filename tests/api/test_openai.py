@@ -24,7 +24,7 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"size": "129x128"}, "size", "128 or 136"),
     ({"size": "1000000000x128"}, "size", "width: 1000000000"),
     ({"size": "big"}, "size", "WIDTHxHEIGHT"),
-    ({"n": 1000}, "n", "less than or equal to 10"),
+    ({"n": 1000}, "n", "less than or equal to 16"),
     ({"extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "1 to 150"),
     ({"extra_body": {"guidance_scale": "NaN"}}, "guidance_scale", "0 to 30"),
     ({"extra_body": {"seed": -2}}, "seed", "-1 to"),
