@@ -20,6 +20,7 @@ class Settings:
     """Every option of the program; `from_environment` reads `CANVAS_` + the name in capitals.
 
     `memory_budget` is in bytes, for loaded pipelines; None means from what the machine has.
+    `safety` is "off", "prompt" (a filter of words) or "full" (the model's own checker, too).
     `public` is on for strangers: a shared link or a Space.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     dtype: str | None = None
     memory_budget: int | None = None
     public: bool = False
+    safety: str | None = None
 
     @classmethod
     def from_environment(
@@ -69,6 +71,21 @@ class Settings:
     def is_public(self) -> bool:
         """Whether strangers come in without a login: on a shared link, or told so."""
         return (self.public or self.share) and self.auth is None
+
+    @property
+    def safety_level(self) -> str:
+        """`off`, `prompt` or `full`; where strangers come in, words are filtered unless told."""
+        return self.safety or ("prompt" if self.is_public else "off")
+
+    @property
+    def inputs(self) -> Path:
+        """The folder of pictures that were handed in."""
+        return self.data_dir / "inputs"
+
+    @property
+    def loras(self) -> Path:
+        """The folder of the user's LoRA files."""
+        return self.data_dir / "loras"
 
     @property
     def database(self) -> Path:
@@ -123,6 +140,7 @@ PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "share": _switch,
     "public": _switch,
     "auth": _login,
+    "safety": lambda field, value: validation.choice(field, value, ("off", "prompt", "full")),
     "device": lambda field, value: validation.choice(field, value, ("cpu", "cuda", "mps")),
     "dtype": lambda field, value: validation.choice(
         field, value, ("float32", "bfloat16", "float16")

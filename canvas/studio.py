@@ -9,7 +9,7 @@ from types import TracebackType
 
 from canvas import limits
 from canvas.catalog import MODELS, Catalog, get_model
-from canvas.engine import prompts
+from canvas.engine import prompts, safety
 from canvas.engine.device import Device
 from canvas.engine.estimate import seconds_per_step
 from canvas.engine.hub import Hub
@@ -19,6 +19,7 @@ from canvas.history.images import ImageFolder
 from canvas.history.store import Store
 from canvas.history.unfinished import UnfinishedJob, UnfinishedJobs
 from canvas.jobs import Job, JobBook
+from canvas.materials import Shelf
 from canvas.models import ModelState, Where, describe
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.settings import Settings, quiet_libraries
@@ -49,6 +50,7 @@ class Studio:
         self.store = Store(self.settings.database)
         self.gallery = Gallery(self.store, ImageFolder(self.settings.outputs))
         self.gallery.reconcile()
+        self.shelf = Shelf(self.settings.inputs, self.settings.loras, self.gallery)
         self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
         self._jobs = JobBook()
         self._unfinished = UnfinishedJobs(self.store)
@@ -58,6 +60,7 @@ class Studio:
             self.models,
             keep=self._keep,
             record=self.store.record_download,
+            gather=self.shelf.gather,
             hub=hub,
         )
 
@@ -86,9 +89,14 @@ class Studio:
     # Asking for pictures and models
 
     def submit(self, request: GenerationRequest, owner: str = "local") -> Job:
-        """Queue a wish; raises InvalidInput or QueueFull before anything is queued."""
+        """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued.
+
+        `shelf.hand_in` gives the names of pictures that a request starts from.
+        """
         spec = get_model(request.model_key, self.models)
-        request = request.resolve(spec)
+        if self.settings.safety_level != "off":
+            safety.check_prompt(request.prompt)
+        request = self.shelf.resolve(request, spec, owner)
         unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
         self._limits.check(request, unfinished)
         job = Job(owner, "generate", spec.key, request, on_finish=self._forget)
@@ -257,7 +265,8 @@ class Studio:
         return path
 
     def _keep(self, image: GeneratedImage, owner: str) -> GeneratedImage:
-        kept = self.gallery.keep(replace(image, owner=owner))
+        parent = self.shelf.parent_of(image.request, owner)
+        kept = self.gallery.keep(replace(image, owner=owner, parent_id=parent))
         return replace(kept, image=None)  # the pixels are in the file now
 
 

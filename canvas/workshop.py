@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 from canvas.catalog import Catalog, ModelSpec, get_model
+from canvas.drawing import draw, finish
 from canvas.engine import downloads
 from canvas.engine.device import Device, detect_device
-from canvas.engine.generation import run
+from canvas.engine.editing import variant_of
+from canvas.engine.enlarging import Redrawing
 from canvas.engine.hub import Hub
 from canvas.engine.pipelines import PipelineCache
+from canvas.engine.safety import PictureChecker
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, GenerationFailed
 from canvas.history.store import ModelEvent
 from canvas.jobs import Job, JobQueue
+from canvas.materials import Materials
 from canvas.models import duration, gigabytes
-from canvas.request import GeneratedImage, Step
+from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,7 @@ log = logging.getLogger(__name__)
 class Workshop:
     """Runs jobs: downloads in one thread, pictures in another that alone touches the device.
 
+    `gather` finds what a request of an owner names beside its words.
     `keep` gets every finished picture with its owner and returns it as kept; `record`
     gets every download and load.
     """
@@ -39,12 +44,15 @@ class Workshop:
         models: Catalog,
         keep: Callable[[GeneratedImage, str], GeneratedImage],
         record: Callable[[ModelEvent], Any],
+        gather: Callable[[GenerationRequest, str], Materials],
         hub: Hub | None = None,
     ) -> None:
         self._settings = settings
         self._models = models
         self._keep = keep
         self._record = record
+        self._gather = gather
+        self._checker: PictureChecker | None = None
         self._hub = hub
         self._to_fetch = JobQueue()
         self._to_make = JobQueue()
@@ -62,7 +70,8 @@ class Workshop:
     def put(self, job: Job) -> None:
         """Queue a job where it has to begin: at the download, or at the device."""
         spec = get_model(job.model_key, self._models)
-        fetch_first = job.kind == "download" or self.find_local(spec) is None
+        needed = job.request is None or job.request.needs_model
+        fetch_first = job.kind == "download" or (needed and self.find_local(spec) is None)
         (self._to_fetch if fetch_first else self._to_make).put(job)
 
     def waiting(self) -> list[Job]:
@@ -183,35 +192,59 @@ class Workshop:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
         spec = get_model(job.model_key, self._models)
         local = self.find_local(spec)
-        if local is None:  # removed from the disk while the job waited
+        if local is None and job.request.needs_model:  # removed while the job waited
             self._to_fetch.put(job)
             return
-        with self._device_lock:
-            job.update(status="loading")
-            pipeline = self._load(spec, local)
-            if job.cancelled.is_set():
-                raise GenerationCancelled("Stopped before the first step.")
-            job.update(status="running")
-            pictures = run(
-                pipeline,
-                job.request,
-                spec=spec,
-                device=self.device,
-                on_step=lambda step: _show(job, step),
-                cancelled=job.cancelled,
-                model_revision=local.revision,
-            )
+        materials = self._gather(job.request, job.owner)
+        with (
+            self._device_lock,
+            closing(self._pictures(job, job.request, materials, local)) as pictures,
+        ):
             for picture in pictures:
-                job.update(images=[*job.images, self._keep(picture, job.owner)])
+                finished = finish(picture, self._safety_checker())
+                job.update(images=[*job.images, self._keep(finished, job.owner)])
         job.update(status="done", preview=None)
 
-    def _load(self, spec: ModelSpec, local: downloads.LocalModel) -> Any:
+    def _pictures(
+        self,
+        job: Job,
+        request: GenerationRequest,
+        materials: Materials,
+        local: downloads.LocalModel | None,
+    ) -> Generator[GeneratedImage]:
+        model = None
+        if local is not None and request.needs_model:
+            job.update(status="loading")
+            spec = get_model(job.model_key, self._models)
+            pipeline = self._load(spec, local, request)
+            model = Redrawing(pipeline, spec, self.device, local.revision)
+            if job.cancelled.is_set():
+                raise GenerationCancelled("Stopped before the first step.")
+        job.update(status="running")
+        yield from draw(request, materials, model, lambda step: _show(job, step), job.cancelled)
+
+    def _safety_checker(self) -> PictureChecker | None:
+        if self._settings.safety_level == "full" and self._checker is None:
+            self._checker = PictureChecker(self.device)
+        return self._checker
+
+    def _load(
+        self,
+        spec: ModelSpec,
+        local: downloads.LocalModel,
+        request: GenerationRequest | None = None,
+    ) -> Any:
+        """The model's pipeline, in the variant that a request needs."""
         if self._pipelines is None:
             self._pipelines = PipelineCache(self.device, self._settings.memory_budget)
         if self._pipelines.is_loaded(spec):
-            return self._pipelines.get(spec, local)
-        with self._recorded(ModelEvent(spec.key, "load", local.repo_id, local.revision)):
-            return self._pipelines.get(spec, local)
+            pipeline = self._pipelines.get(spec, local)
+        else:
+            with self._recorded(ModelEvent(spec.key, "load", local.repo_id, local.revision)):
+                pipeline = self._pipelines.get(spec, local)
+        if request is None:
+            return pipeline
+        return self._pipelines.get(spec, local, variant_of(pipeline, request))
 
     @contextmanager
     def _recorded(self, event: ModelEvent) -> Iterator[dict[str, Any]]:

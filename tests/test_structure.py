@@ -17,7 +17,7 @@ FLOORS = [
     {"errors"},
     {"validation", "settings", "styles", "schedulers", "catalog", "modes", "tasks", "request"},
     {"engine", "history", "jobs", "models", "identity", "limits"},
-    {"workshop"},
+    {"materials", "drawing", "workshop"},
     {"studio"},
     {"ui", "api"},
     {"serve"},

@@ -55,6 +55,15 @@ def has_networks() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("ncnn", WEIGHTS))
 
 
+def check_size(size: tuple[int, int], scale: int) -> None:
+    """Raise InvalidInput where the result would be too large."""
+    if size[0] * size[1] * scale**2 > MAX_PIXELS:
+        said = f"{size[0]}x{size[1]} pixels, {scale} times"
+        raise InvalidInput(
+            "scale", said, f"at most {MAX_PIXELS // 10**6} million pixels in the end"
+        )
+
+
 def enlarge(
     picture: Image.Image,
     scale: int,

@@ -158,10 +158,10 @@ class Store:
         rows = self.rows(
             "SELECT generation_time / num_inference_steps AS seconds, "
             "image_width AS width, image_height AS height FROM generated_images "
-            "WHERE model_used = ? AND device = ? AND dtype = ? "
+            "WHERE model_used = ? AND device = ? AND dtype = ? AND task = ? "
             "AND generation_time > 0 AND num_inference_steps > 0 AND image_width > 0 "
             "ORDER BY id DESC LIMIT 100",
-            [request.model_key, device, dtype],
+            [request.model_key, device, dtype, request.task],
         )
         size = (request.width, request.height)
         same = [row["seconds"] for row in rows if (row["width"], row["height"]) == size]
