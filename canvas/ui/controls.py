@@ -10,6 +10,7 @@ import gradio as gr
 
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.errors import CanvasError
+from canvas.modes import MODES, defaults
 from canvas.request import IMAGE_FORMATS, RANDOM_SEED, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
@@ -34,6 +35,15 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
             value=spec.key,
             label="Model",
             elem_id="model",
+        ),
+        "mode": lambda models, spec: gr.Radio(
+            [(mode.capitalize(), mode) for mode in MODES],
+            value="quality",
+            label="Mode",
+            show_label=False,
+            container=False,
+            elem_id="mode",
+            elem_classes="pills",
         ),
         "style": lambda models, spec: gr.Dropdown(list(STYLES), value="none", label="Style"),
         "num_images": lambda models, spec: gr.Slider(
@@ -77,7 +87,7 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
     }
 )
 FIELDS = tuple(name for name in WIDGETS if name not in ("resolution", "aspect_ratio"))
-FROM_MODEL = ("num_inference_steps", "guidance_scale", "scheduler")
+FROM_MODE = ("num_inference_steps", "guidance_scale", "scheduler")
 
 
 def _range_of(spec: ModelSpec) -> dict[str, Any]:
@@ -147,10 +157,15 @@ class Controls:
     def __iter__(self) -> Iterator[str]:
         return iter(self._widgets)
 
-    def for_model(self, model_key: str) -> dict[Any, Any]:
+    def for_mode(self, model_key: str, mode: str) -> dict[Any, Any]:
+        """Updates that set steps, guidance and scheduler to what a mode does with a model."""
+        chosen = defaults(mode, get_model(model_key, self._models))
+        return {self[name]: value for name, value in zip(FROM_MODE, chosen, strict=True)}
+
+    def for_model(self, model_key: str, mode: str = "quality") -> dict[Any, Any]:
         """Updates that set size, steps, guidance and scheduler to what suits a model."""
         spec = get_model(model_key, self._models)
-        updates = {self[name]: getattr(spec, name) for name in FROM_MODEL}
+        updates = self.for_mode(model_key, mode)
         updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=spec.resolution)
         updates[self["width"]] = updates[self["height"]] = 0
         return updates
@@ -158,7 +173,7 @@ class Controls:
     def fill(self, request: GenerationRequest) -> dict[Any, Any]:
         """Updates that put a request into the form; what it leaves open comes from its model."""
         spec = get_model(request.model_key, self._models)
-        updates = self.for_model(request.model_key)
+        updates = self.for_model(request.model_key, request.mode)
         for name, value in request.to_dict().items():
             if name in self._widgets and value is not None:
                 updates[self[name]] = value

@@ -44,6 +44,7 @@ class Create:
             with gr.Row(elem_id="wish-row"):
                 self._drawer = gr.Button("Settings", elem_id="drawer-button", size="sm", scale=0)
                 self._summary = panel("summary")
+                self.controls.place("mode")
                 self._stop = gr.Button("Stop", elem_id="stop", scale=0, visible=False)
                 self._generate = gr.Button(
                     "Generate", variant="primary", elem_id="generate", scale=0
@@ -99,7 +100,7 @@ class Create:
 
     @property
     def _words(self) -> set[Any]:
-        return {self._sent, self._summary, self._saved}
+        return {self._sent, self._summary, self._saved, self.controls["mode"]}
 
     def _wire_form(self) -> None:
         form = self.controls
@@ -114,6 +115,7 @@ class Create:
         listen(
             form["model_key"].input, self.pick_model, form.widgets, form.widgets | {self._state}
         ).then(self.ask_hub, form.widgets, {self._state}, api_visibility="private")
+        listen(form["mode"].input, self.pick_mode, form.widgets, form.widgets)
         for name in ("resolution", "aspect_ratio"):
             listen(form[name].input, None, None, [form["width"], form["height"]], js=NO_EXACT_SIZE)
         listen(self._dice.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
@@ -187,8 +189,10 @@ class Create:
             words = stage.sent(self._studio, request) if fields["prompt"].strip() else ""
         except CanvasError as error:  # said in the line, not as a message at every key
             return {self._sent: "", self._summary: line(str(error), "wrong"), self._saved: fields}
-        summary = stage.summary(self._studio, request)
-        return {self._sent: words, self._summary: line(summary), self._saved: fields}
+        summary = stage.summary(request)
+        shown = {self._sent: words, self._summary: line(summary), self._saved: fields}
+        modes = gr.Radio(choices=stage.mode_choices(self._studio, request))
+        return {**shown, self.controls["mode"]: modes}
 
     def restore(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Put the form back as this browser left it."""
@@ -197,8 +201,14 @@ class Create:
 
     def pick_model(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Set what suits the model and say what picking it means."""
-        model_key = self.controls.read(values)["model_key"]
-        return {**self.controls.for_model(model_key), self._state: self._state_line(model_key)}
+        fields = self.controls.read(values)
+        state = self._state_line(fields["model_key"])
+        return {**self.controls.for_model(fields["model_key"], fields["mode"]), self._state: state}
+
+    def pick_mode(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Set what the mode does; Advanced shows it and may override it."""
+        fields = self.controls.read(values)
+        return self.controls.for_mode(fields["model_key"], fields["mode"])
 
     def read_picture(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Fill the form with what a picture says of itself; tells what could not be read."""

@@ -24,6 +24,7 @@ def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:
         ("Style", "" if request.style == "none" else request.style),
         ("Size", f"{request.width} × {request.height}"),
         ("Seed", request.seed),
+        ("Mode", request.mode),
         ("Steps", request.num_inference_steps),
         ("Guidance", request.guidance_scale),
         ("Scheduler", request.scheduler),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from canvas.errors import NotFound
 from canvas.jobs import Job
 from canvas.models import duration, gigabytes
+from canvas.modes import MODES
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.ui.events import title_of
 from canvas.ui.panel import render
@@ -133,6 +135,8 @@ def facts(image: GeneratedImage) -> list[str]:
     request = image.request
     words = [request.model_key, f"{request.width} × {request.height}", f"seed {request.seed}"]
     words.append(f"{request.num_inference_steps} steps")
+    if request.mode != "quality":
+        words.append(request.mode)
     if request.style != "none":
         words.insert(1, request.style)
     return [*words, duration(image.generation_time)]
@@ -184,14 +188,28 @@ def sent(studio: Studio, request: GenerationRequest) -> str:
     )
 
 
-def summary(studio: Studio, request: GenerationRequest) -> str:
-    """The settings at a glance: model, size, number, and the time they will take."""
+def summary(request: GenerationRequest) -> str:
+    """The settings at a glance: model, size, style, number."""
     words = [request.model_key, f"{request.width} × {request.height}"]
     if request.style != "none":
         words.append(request.style)
     if request.num_images > 1:
         words.append(f"{request.num_images} pictures")
-    seconds = studio.estimate(request)
-    if seconds is not None:
-        words.append(f"about {duration(seconds)}")
     return " · ".join(words)
+
+
+def mode_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str, str]]:
+    """The modes, each with the seconds that it will take in a second line."""
+    choices = []
+    for mode in MODES:
+        asked = request if mode == request.mode else _left_to(mode, request)
+        seconds = studio.estimate(asked)
+        words = "" if seconds is None else f"\n{duration(seconds)}"
+        choices.append((mode.capitalize() + words, mode))
+    return choices
+
+
+def _left_to(mode: str, request: GenerationRequest) -> GenerationRequest:
+    return replace(
+        request, mode=mode, num_inference_steps=None, guidance_scale=None, scheduler=None
+    )

@@ -45,7 +45,7 @@ def test_a_fresh_form_asks_for_what_the_model_does_best(form: Controls) -> None:
 @pytest.mark.parametrize("size", [(128, 128), (152, 112), (256, 64), (72, 200), (168, 96)])
 def test_use_these_settings_gives_the_same_request(form: Controls, size: tuple[int, int]) -> None:
     wish = GenerationRequest(
-        "a fox", "rain", style="anime", width=size[0], height=size[1], seed=5, num_images=3
+        "a fox", "rain", style="anime", mode="balanced", seed=5, width=size[0], height=size[1]
     ).resolve(MODELS["starter"])
     assert form.request(values_of(form, form.fill(wish))) == wish
 

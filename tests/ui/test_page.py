@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from canvas import Studio
+from canvas.modes import defaults
 
 FOREVER = {"Steps": 150, "Number of pictures": 16}  # still at work while a test looks
 A_WHILE = {"Steps": 150}
@@ -164,6 +165,20 @@ def test_prompts_are_text_and_never_code(page: Page) -> None:
     page.locator(".tile").first.click()
     expect(page.get_by_role("dialog").locator("h2")).to_have_text(evil)
     assert page.evaluate("window.hacked") is None
+
+
+def test_a_mode_sets_the_steps_and_tells_its_seconds(page: Page, served: Studio) -> None:
+    page.locator("#mode").get_by_text("Turbo").click()
+    page.get_by_label("Prompt", exact=True).fill("a quick duck")
+    open_settings(page)
+    page.get_by_role("button", name="Advanced").click()
+    steps = defaults("turbo", served.models["starter"])[0]
+    expect(page.get_by_label("number input for Steps")).to_have_value(str(steps))
+    page.get_by_role("button", name="Generate", exact=True).click()
+    finished(page, "a quick duck")
+    expect(page.locator(".facts")).to_contain_text("turbo")
+    page.get_by_label("Prompt", exact=True).fill("a quick goose")
+    expect(page.locator("#mode")).to_contain_text(re.compile(r"Turbo\s*[\d.]+ (s|min)"))
 
 
 def test_ctrl_enter_generates(page: Page) -> None:
