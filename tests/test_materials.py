@@ -1,0 +1,240 @@
+"""More than a prompt, through the studio, with the built-in model."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from canvas import MODELS, GenerationRequest, Studio
+from canvas.engine import safety
+from canvas.errors import Blocked, HubOffline, InvalidInput, NotFound
+from canvas.history.metadata import read_settings
+from canvas.request import GeneratedImage
+from canvas.settings import Settings
+from tests.engine.test_inputs import bomb
+from tests.engine.test_loras import make_lora
+
+FOX: dict[str, Any] = {"prompt": "a fox in the snow, 3d", "seed": 7, "num_inference_steps": 3}
+
+
+def wish(**fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{**FOX, **fields})
+
+
+def pixels(studio: Studio, image: GeneratedImage) -> np.ndarray[Any, Any]:
+    with Image.open(studio.picture_path(image.filename)) as picture:
+        return np.asarray(picture.convert("RGB"), int)
+
+
+def scene() -> Image.Image:
+    picture = Image.new("RGB", (128, 96), "#4477bb")
+    ImageDraw.Draw(picture).ellipse((40, 20, 90, 80), fill="#dd6622")
+    return picture
+
+
+def painted(box: tuple[int, int, int, int] = (50, 30, 79, 59)) -> Image.Image:
+    """What an editor hands over: strokes on a transparent layer."""
+    layer = Image.new("RGBA", (128, 96), (0, 0, 0, 0))
+    ImageDraw.Draw(layer).rectangle(box, fill=(255, 0, 0, 255))
+    return layer
+
+
+def test_a_picture_of_the_gallery_is_varied_and_is_the_parent(
+    studio: Studio, settings: Settings
+) -> None:
+    [parent] = studio.generate(wish())
+    two = studio.generate(
+        wish(task="image_to_image", image=parent.filename, strength=0.4, num_images=2)
+    )
+    assert [child.parent_id for child in two] == [parent.id] * 2
+    assert [child.task for child in two] == ["image_to_image"] * 2
+    assert (pixels(studio, two[0]) != pixels(studio, two[1])).any()
+    row = sqlite3.connect(settings.database).execute(
+        "select task, parent_id, options from generated_images where id = ?", [two[0].id]
+    )
+    [(task, parent_id, options)] = row.fetchall()
+    assert (task, parent_id) == ("image_to_image", parent.id)
+    assert json.loads(options)["image"] == parent.filename
+    assert json.loads(options)["strength"] == 0.4
+    assert studio.image(two[1].id or 0) == two[1]
+    [again] = studio.generate(two[1].request)
+    assert (pixels(studio, again) == pixels(studio, two[1])).all()
+    kept = read_settings(studio.picture_path(two[0].filename))
+    assert kept is not None
+    assert kept.request == two[0].request
+
+
+def test_a_handed_in_picture_is_inpainted_and_extended(studio: Studio) -> None:
+    picture = studio.shelf.hand_in(scene())
+    mask = studio.shelf.hand_in(painted(), "mask_image")
+    [changed] = studio.generate(wish(task="inpaint", image=picture.name, mask_image=mask.name))
+    difference = (pixels(studio, changed) != np.asarray(scene(), int)).any(-1)
+    inside = np.zeros_like(difference)
+    inside[30:60, 50:80] = True
+    assert not difference[~inside].any()
+    assert difference[inside].any()
+    assert changed.parent_id is None
+
+    extended = wish(task="inpaint", image=picture.name, extend=(32, 0, 0, 32))
+    [larger] = studio.generate(extended)
+    assert (larger.request.width, larger.request.height) == (160, 128)
+    assert (pixels(studio, larger)[:96, 32:] == np.asarray(scene(), int)).all()
+
+
+def test_enlarging_needs_no_model_in_memory(studio: Studio, settings: Settings) -> None:
+    name = studio.shelf.hand_in(scene()).name
+    [larger] = studio.generate(GenerationRequest("", task="upscale", image=name, scale=4))
+    assert pixels(studio, larger).shape == (384, 512, 3)
+    loads = sqlite3.connect(settings.database).execute("select * from model_downloads").fetchall()
+    assert loads == []
+
+
+def test_enlarging_with_detail(studio: Studio) -> None:
+    name = studio.shelf.hand_in(scene()).name
+    request = wish(task="upscale", image=name, upscaler="detail", strength=0.4)
+    job = studio.submit(request)
+    [larger] = job.wait()
+    assert pixels(studio, larger).shape == (192, 256, 3)
+    plain = scene().resize((256, 192), Image.Resampling.LANCZOS)
+    assert 1 < np.abs(pixels(studio, larger) - np.asarray(plain, int)).mean() < 60
+
+
+def test_what_is_wrong_with_pictures_is_said_before_anything_is_queued(studio: Studio) -> None:
+    picture = studio.shelf.hand_in(scene())
+    empty = studio.shelf.hand_in(Image.new("L", (128, 96)))
+    small = studio.shelf.hand_in(Image.new("L", (64, 64), 255))
+    for fields, sentence in (
+        ({"task": "image_to_image"}, "image: None"),
+        ({"task": "inpaint", "image": picture.name, "mask_image": empty.name}, "an empty mask"),
+        ({"task": "inpaint", "image": picture.name, "mask_image": small.name}, "64x64.*128x96"),
+        ({"task": "inpaint", "image": picture.name, "extend": (256, 0, 0, 0)}, "extend|width"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            studio.submit(wish(**fields))
+    with pytest.raises(NotFound, match="hand it in again"):
+        studio.submit(wish(task="image_to_image", image="0" * 64 + ".png"))
+    assert studio.jobs("local") == []
+
+
+def test_bad_files_are_refused_and_nothing_is_kept(studio: Studio, settings: Settings) -> None:
+    for content in (b"just text", bomb(40_000, 40_000)):
+        with pytest.raises(InvalidInput):
+            studio.shelf.hand_in(content)
+    assert not settings.inputs.exists()
+
+
+def test_what_was_done_to_a_handed_in_picture_is_said(studio: Studio) -> None:
+    frames = [Image.new("RGB", (32, 16), color) for color in ("red", "blue")]
+    moving = io.BytesIO()
+    frames[0].save(moving, "gif", save_all=True, append_images=frames[1:])
+    handed = studio.shelf.hand_in(moving.getvalue())
+    assert (handed.width, handed.height) == (32, 16)
+    assert handed.notes == ("The first of 2 frames was taken.",)
+    large = studio.shelf.hand_in(Image.new("RGB", (8192, 16)))
+    assert (large.width, large.height) == (4096, 8)
+    assert "4096" in large.notes[0]
+
+
+def test_pictures_of_others_are_not_to_be_had(studio: Studio) -> None:
+    [parent] = studio.generate(wish(), owner="one")
+    with pytest.raises(NotFound):
+        studio.submit(wish(task="image_to_image", image=parent.filename), owner="other")
+
+
+@pytest.fixture
+def lora(settings: Settings) -> str:
+    from diffusers import UNet2DConditionModel
+
+    settings.loras.mkdir(parents=True)
+    unet = UNet2DConditionModel.from_pretrained(Path(MODELS["starter"].name) / "unet")
+    make_lora(settings.loras / "snow.safetensors", unet, "kohya")
+    return "snow"
+
+
+def test_a_lora_from_the_folder_by_field_or_in_the_prompt(studio: Studio, lora: str) -> None:
+    [plain] = studio.generate(wish())
+    [by_field] = studio.generate(wish(loras=((lora, 0.8),)))
+    [in_prompt] = studio.generate(wish(prompt=f"{FOX['prompt']} <lora:{lora}:0.8>"))
+    [after] = studio.generate(wish())
+    assert (pixels(studio, by_field) != pixels(studio, plain)).any()
+    assert (pixels(studio, in_prompt) == pixels(studio, by_field)).all()
+    assert (pixels(studio, after) == pixels(studio, plain)).all()
+    assert in_prompt.enhanced_prompt == plain.enhanced_prompt
+    assert list(studio.shelf.loras()) == [lora]
+    with pytest.raises(NotFound, match="there are: snow"):
+        studio.submit(wish(loras=(("rain", 1),)))
+
+
+def test_a_pickled_lora_is_refused(studio: Studio, settings: Settings) -> None:
+    settings.loras.mkdir(parents=True)
+    (settings.loras / "evil.ckpt").write_bytes(b"\x80\x04.")
+    with pytest.raises(InvalidInput, match=r"evil\.ckpt.*programs"):
+        studio.submit(wish(prompt="a fox <lora:evil>"))
+
+
+def test_a_watermark_is_seen_and_recorded_and_off_by_default(studio: Studio) -> None:
+    [plain] = studio.generate(wish())
+    [marked] = studio.generate(wish(watermark="mine"))
+    changed = (pixels(studio, marked) != pixels(studio, plain)).any(-1)
+    assert changed[96:, 64:].any()
+    assert not changed[:96].any()
+    assert plain.request.watermark == ""
+    assert marked.request.watermark == "mine"
+
+
+@pytest.mark.parametrize(
+    ("fields", "level"),
+    [({}, "off"), ({"public": True}, "prompt"), ({"share": True}, "prompt"),
+     ({"public": True, "safety": "full"}, "full"), ({"public": True, "safety": "off"}, "off")],
+)  # fmt: skip
+def test_strangers_get_the_word_filter(fields: dict[str, Any], level: str) -> None:
+    assert Settings(**fields).safety_level == level
+
+
+def test_a_blocked_prompt_is_said_at_once(settings: Settings) -> None:
+    with Studio(replace(settings, safety="prompt")) as studio:
+        with pytest.raises(Blocked, match="“nude”"):
+            studio.submit(wish(prompt="a nude fox"))
+        assert studio.jobs("local") == []
+        assert studio.submit(wish(prompt="a skilled fox", negative_prompt="nude")).wait()
+
+
+def test_a_blocked_picture_is_not_stored(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the checker's own class and random weights that flag everything."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    model = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
+    model.concept_embeds_weights.data.fill_(-2)
+    model.save_pretrained(tmp_path / "checker")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(
+        tmp_path / "checker"
+    )
+    monkeypatch.setattr(
+        safety.PictureChecker.__init__, "__defaults__", (str(tmp_path / "checker"),)
+    )
+    with Studio(replace(settings, safety="full")) as studio:
+        with pytest.raises(Blocked, match="not stored"):
+            studio.generate(wish(num_images=2))
+        assert studio.recent() == []
+    assert not list(settings.outputs.rglob("*.png"))
+
+
+def test_without_its_checker_full_safety_shows_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(safety.PictureChecker.__init__, "__defaults__", (str(tmp_path / "none"),))
+    with Studio(replace(settings, safety="full")) as studio, pytest.raises(HubOffline):
+        studio.generate(wish())
