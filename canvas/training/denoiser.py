@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
+from canvas.training.attention import AttentionGuide
 from canvas.training.cache import Encoders, SceneCache
 from canvas.training.checkpoints import Clock, load_checkpoint, save_checkpoint
 from canvas.training.parallel import Team
@@ -16,6 +17,7 @@ from canvas.training.presets import Preset
 from canvas.training.sprites import Sprites
 
 logger = logging.getLogger(__name__)
+GUIDE_WEIGHT = 0.03  # of the loss that tells the cross-attention where to look
 DECAY_FROM = 0.6  # share of the training after which the learning rate falls to zero
 
 
@@ -103,6 +105,7 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
     state = load_checkpoint(work / "denoiser.pt", **parts)
     step, spent, mean = (state.get(k, 0) for k in ("step", "spent", "mean"))
     team.share_weights(model)
+    guide = AttentionGuide(model)
     scheduler = build_scheduler()
     seed = 3 + step * 10 + team.rank
     cache = SceneCache(
@@ -121,8 +124,10 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
         rate = learning_rate(preset.unet_learning_rate, step, share)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        latents, hidden = cache.draw(batch, generator)
-        loss = denoising_loss(model, latents, hidden, scheduler, generator)
+        latents, hidden, targets = cache.draw(batch, generator)
+        error = denoising_loss(model, latents, hidden, scheduler, generator)
+        looking = guide.loss(targets)
+        loss = error + GUIDE_WEIGHT * looking
         optimizer.zero_grad()
         loss.backward()
         team.average_gradients(model.parameters())
@@ -131,17 +136,18 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
         if team.leads:
             follow(ema, model, step)
         step += 1
-        mean += (float(loss.detach()) - mean) * max(0.01, 1 / step)
+        mean += (float(error.detach()) - mean) * max(0.01, 1 / step)
         if team.leads and (over or time.monotonic() - reported > clock.report_every):
             speed = (step - first) * preset.unet_batch / (time.monotonic() - reported)
             logger.info(
-                "denoiser %.1f%% step %d samples %d loss %.4f rate %.2e, %.1f samples/s",
+                "denoiser %.1f%% step %d samples %d loss %.4f rate %.2e, %.1f samples/s, look %.2f",
                 100 * share,
                 step,
                 step * preset.unet_batch,
                 mean,
                 rate,
                 speed,
+                float(looking.detach()),
             )
             rest = {"step": step, "spent": clock.spent, "mean": mean}
             save_checkpoint(work / "denoiser.pt", **parts, **rest)

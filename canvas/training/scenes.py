@@ -86,6 +86,10 @@ RESERVED_WORDS = {
 } | {"style", "picture", "background", "and", "with", "ocean", "weather", "starry"}
 
 
+# Thing, centre x, centre y and side of each drawing's square, in shares of the picture.
+Layout = list[tuple[int, float, float, float]]
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a scene shows; `place` indexes BACKGROUNDS, `things` are left to right."""
@@ -194,7 +198,7 @@ class SceneMaker:
         text = caption(subject, where, self._style_word(style) if say_style else "", position, rng)
         return Scene(things, style, place, text, count, size, position, bool(where))
 
-    def _boxes(self, scene: Scene) -> list[tuple[int, float, float, float]]:
+    def layout(self, scene: Scene) -> Layout:
         """Thing, centre x, centre y and side of each drawing, in shares of the picture.
 
         The usual scene has its thing nearly in the middle and nearly of one size: with little
@@ -220,11 +224,11 @@ class SceneMaker:
             return [(scene.things[0], centre, middle + 0.02, rng.uniform(0.48, 0.52))]
         return [(scene.things[0], centre, middle, rng.uniform(0.60, 0.66))]
 
-    def paint(self, scene: Scene) -> Image.Image:
-        """The scene as an RGB picture of the maker's size."""
+    def paint(self, scene: Scene, layout: Layout | None = None) -> Image.Image:
+        """The scene as an RGB picture of the maker's size, in a layout of its own or this one."""
         size, place = self.size, BACKGROUNDS[scene.place]
         picture = paint(place, size, self.rng)
-        for thing, x, y, side in self._boxes(scene):
+        for thing, x, y, side in layout or self.layout(scene):
             sprite = self.sprites.pictures[self.sprites.index[thing, scene.style]]
             scale = side * size / max(sprite.size)
             sprite = sprite.resize(
@@ -247,5 +251,14 @@ class SceneMaker:
 
     def batch(self, count: int, **shares: float) -> tuple[np.ndarray, list[Scene]]:
         """Pictures as uint8 [count, size, size, 3], and their scenes."""
+        pictures, scenes, _ = self.batch_with_layouts(count, **shares)
+        return pictures, scenes
+
+    def batch_with_layouts(
+        self, count: int, **shares: float
+    ) -> tuple[np.ndarray, list[Scene], list[Layout]]:
+        """The same, and where each drawing is."""
         scenes = [self.draw(**shares) for _ in range(count)]
-        return np.stack([np.asarray(self.paint(scene)) for scene in scenes]), scenes
+        layouts = [self.layout(scene) for scene in scenes]
+        pictures = [self.paint(*pair) for pair in zip(scenes, layouts, strict=True)]
+        return np.stack([np.asarray(picture) for picture in pictures]), scenes, layouts
