@@ -45,6 +45,7 @@ STATUSES: tuple[tuple[type[errors.CanvasError], int], ...] = (
     (errors.InvalidInput, 400),
     (errors.NotFound, 404),
     (errors.QueueFull, 429),
+    (errors.Blocked, 403),
     (errors.GenerationCancelled, 499),  # 409 would be tried again by many clients
     (errors.ModelUnavailable, 503),
     (errors.OutOfMemory, 507),

@@ -16,6 +16,7 @@ TITLES: dict[type[errors.CanvasError], str] = {
     errors.UnknownModel: "Unknown model",
     errors.NotFound: "Not found",
     errors.QueueFull: "The queue is full",
+    errors.Blocked: "Not allowed here",
     errors.OutOfMemory: "Not enough memory",
     errors.GenerationFailed: "The picture could not be made",
     errors.StorageError: "The data folder cannot be used",
