@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import machine, sources, weights
-from canvas.engine.attention import use_tiles
+from canvas.engine import extras, machine, weights
 from canvas.engine.device import Device
-from canvas.errors import CanvasError, HubOffline, InvalidInput, ModelBroken, OutOfMemory
+from canvas.engine.loading import load_pipeline, tune, weight_files
+from canvas.errors import CanvasError, InvalidInput, OutOfMemory
+from canvas.modes import few_steps
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
     from canvas.engine.downloads import LocalModel
+    from canvas.engine.hub import Hub
 
 logger = logging.getLogger(__name__)
 
 VARIANTS = {
     "image_to_image": "AutoPipelineForImage2Image",
     "inpaint": "AutoPipelineForInpainting",
-}
-PIPELINE_CLASSES = {
-    "stable_diffusion": "StableDiffusionPipeline",
-    "stable_diffusion_xl": "StableDiffusionXLPipeline",
-    "auto": "AutoPipelineForText2Image",
-}
-WITHOUT_CHECKER = {
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
 }
 # The rest is for activations, other programs and the file cache.
 SHARE_OF_CPU_MEMORY = 0.6
@@ -42,58 +32,79 @@ SHARE_OF_GPU_MEMORY = 0.8
 
 @dataclass
 class Loaded:
-    """A pipeline in memory and those that share its weights, by task."""
+    """A pipeline in memory and those that share its weights, by task and whether quick."""
 
     local: LocalModel
     size: int  # bytes
-    by_task: dict[str, Any] = field(default_factory=dict)
+    variants: dict[tuple[str, bool], Any] = field(default_factory=dict)
 
 
 class PipelineCache:
     """Loaded pipelines by source; the least recently used goes before the next one comes.
 
     `memory_budget` in bytes counts weights; None takes a share of what the machine has.
-    One thread loads at a time; looking (`is_loaded`, `loaded`) never waits.
+    `hub` is where the extras of the modes lie. One thread loads at a time; looking
+    (`is_loaded`, `loaded`) never waits.
     """
 
-    def __init__(self, device: Device, memory_budget: int | None = None) -> None:
+    def __init__(
+        self, device: Device, memory_budget: int | None = None, *, hub: Hub | None = None
+    ) -> None:
         self.device = device
         self.memory_budget = memory_budget or default_budget(device)
+        self._hub = hub
         self._lock = threading.RLock()
         self._by_source: OrderedDict[str, Loaded] = OrderedDict()
 
-    def get(self, spec: ModelSpec, local: LocalModel, task: str = "text_to_image") -> Any:
+    def get(
+        self,
+        spec: ModelSpec,
+        local: LocalModel,
+        task: str = "text_to_image",
+        mode: str = "quality",
+    ) -> Any:
         """The diffusers pipeline, loaded if needed; raises ModelBroken or OutOfMemory.
 
-        A failed load leaves the cache usable. The tasks of one model share its weights.
+        A failed load leaves the cache usable. The tasks of one model share its weights;
+        those for few steps are a model of their own. Raises ModelUnavailable where the
+        extras of the mode are not on this disk.
         """
         if task != "text_to_image" and task not in VARIANTS:
             raise InvalidInput("task", task, f"text_to_image, {', '.join(VARIANTS)}")
+        source, quick = _source(spec, mode), extras.TINY_DECODER in extras.needed(mode, spec)
         with self._lock:
-            entry = self._by_source.get(spec.name)
+            entry = self._by_source.get(source)
             if entry is not None and entry.local != local:
                 self.free(spec)  # another revision of the same model
                 entry = None
-            entry = entry or self._load(spec, local)
-            self._by_source.move_to_end(spec.name)
-            if task not in entry.by_task:
-                entry.by_task[task] = _variant(entry.by_task["text_to_image"], task, spec)
-            return entry.by_task[task]
+            entry = entry or self._load(spec, local, mode)
+            self._by_source.move_to_end(source)
+            if quick and ("text_to_image", True) not in entry.variants:
+                base = entry.variants["text_to_image", False]
+                quicker = extras.with_tiny_decoder(base, hub=self._hub)
+                entry.variants["text_to_image", True] = quicker
+            if (task, quick) not in entry.variants:
+                base = entry.variants["text_to_image", quick]
+                entry.variants[task, quick] = _variant(base, task, spec)
+            return entry.variants[task, quick]
 
-    def is_loaded(self, spec: ModelSpec) -> bool:
+    def is_loaded(self, spec: ModelSpec, mode: str = "quality") -> bool:
         """Whether the model can be used without loading."""
-        return spec.name in self._by_source
+        return _source(spec, mode) in self._by_source
 
     def loaded(self) -> dict[str, int]:
         """Bytes of weights in memory by the model's source, the least recently used first."""
         return {name: entry.size for name, entry in self._by_source.copy().items()}
 
     def free(self, spec: ModelSpec) -> bool:
-        """Let the model go; False if it was not loaded."""
+        """Let the model go, in every mode; False if it was not loaded."""
         with self._lock:
-            found = self._by_source.pop(spec.name, None) is not None
+            both = {spec.name, _for_few_steps(spec)}
+            sources = [source for source in self._by_source if source in both]
+            for source in sources:
+                del self._by_source[source]
             self._release()
-            return found
+            return bool(sources)
 
     def clear(self) -> None:
         """Let all models go."""
@@ -101,17 +112,21 @@ class PipelineCache:
             self._by_source.clear()
             self._release()
 
-    def _load(self, spec: ModelSpec, local: LocalModel) -> Loaded:
-        files = [local.path] if local.path.is_file() else _files(local.path, self.device)
+    def _load(self, spec: ModelSpec, local: LocalModel, mode: str) -> Loaded:
+        files = weight_files(local, self.device)
         size = weights.estimate_bytes(files, self.device.torch_dtype.itemsize)
         self._make_room(spec, size)
         try:
             pipeline = load_pipeline(spec, local, self.device)
+            if few_steps(mode, spec):
+                extras.fuse_few_step_weights(pipeline, hub=self._hub)
         except CanvasError:
             self._release()
             raise
-        entry = Loaded(local, weights.bytes_in_memory(pipeline), {"text_to_image": pipeline})
-        self._by_source[spec.name] = entry
+        tune(pipeline, self.device)
+        size = weights.bytes_in_memory(pipeline)
+        entry = Loaded(local, size, {("text_to_image", False): pipeline})
+        self._by_source[_source(spec, mode)] = entry
         return entry
 
     def _make_room(self, spec: ModelSpec, size: int) -> None:
@@ -159,95 +174,12 @@ def free_device_memory(device: Device) -> int:
     return machine.free_memory()
 
 
-def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
-    """Open the files as a pipeline on the device; weights are mapped and cast once."""
-    from safetensors import SafetensorError
-
-    _quieten()
-    try:
-        if local.path.is_file():
-            pipeline = _from_single_file(spec, local.path, device)
-        else:
-            pipeline = _from_folder(spec, local.path, device)
-        pipeline = pipeline.to(device.name)
-    except (
-        *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
-        *(ImportError, EOFError, MemoryError, pickle.UnpicklingError, SafetensorError),
-    ) as error:
-        if machine.is_out_of_memory(error):
-            raise OutOfMemory(
-                f"The model {spec.key} does not fit into the memory of {device.name}. "
-                "Close other programs or pick a smaller model."
-            ) from error
-        raise _broken(spec, local.path, str(error)) from error
-    pipeline.set_progress_bar_config(disable=True)
-    _tune(pipeline, device)
-    return pipeline
+def _source(spec: ModelSpec, mode: str) -> str:
+    return _for_few_steps(spec) if few_steps(mode, spec) else spec.name
 
 
-def _tune(pipeline: Any, device: Device) -> None:
-    """Lay out weights and choose kernels as this device is fastest with them."""
-    import torch
-
-    if device.dtype == "float32":
-        return  # nothing to gain there
-    for name in ("unet", "vae"):
-        if part := getattr(pipeline, name, None):
-            part.to(memory_format=torch.channels_last)
-    use_tiles(pipeline)
-
-
-def _selection(folder: Path, device: Device) -> sources.Selection:
-    return sources.selection_in(folder, half_precision=device.dtype != "float32")
-
-
-def _files(folder: Path, device: Device) -> list[Path]:
-    return [folder / name for name in _selection(folder, device).files]
-
-
-def _from_folder(spec: ModelSpec, folder: Path, device: Device) -> Any:
-    import diffusers
-
-    index = sources.read_index(folder)
-    edition = _selection(folder, device).edition
-    options: dict[str, Any] = {
-        "dtype": device.torch_dtype,
-        "local_files_only": True,
-        "variant": edition.variant,
-        "use_safetensors": edition.format == "safetensors",
-    }
-    options |= {name: value for name, value in WITHOUT_CHECKER.items() if name in index}
-    return getattr(diffusers, PIPELINE_CLASSES[spec.type]).from_pretrained(str(folder), **options)
-
-
-def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
-    """Open one file in the layout of the original authors.
-
-    The configuration comes from the folder of the same name beside it, if there is one,
-    else diffusers fetches a few small files for the architecture that it recognises.
-    """
-    import diffusers
-
-    sources.check_single_file(path)
-    if spec.type == "auto":
-        raise _broken(spec, path, "a single file needs its type: stable_diffusion or ..._xl")
-    options: dict[str, Any] = {"dtype": device.torch_dtype}
-    config = path.with_suffix("")
-    if config.is_dir():
-        options |= {"config": str(config), "local_files_only": True}
-    if spec.type == "stable_diffusion":
-        options |= WITHOUT_CHECKER
-    pipeline_class = getattr(diffusers, PIPELINE_CLASSES[spec.type])
-    try:
-        return pipeline_class.from_single_file(str(path), **options)
-    except OSError as error:
-        if config.is_dir() or not path.exists():
-            raise
-        raise HubOffline(
-            f"{path.name} holds weights only and the configuration for it could not be fetched. "
-            f"Connect to the internet once, or put a folder {config.name} with the pipeline's "
-            "configuration files beside it."
-        ) from error
+def _for_few_steps(spec: ModelSpec) -> str:
+    return f"{spec.name} for few steps"
 
 
 def _variant(pipeline: Any, task: str, spec: ModelSpec) -> Any:
@@ -259,21 +191,3 @@ def _variant(pipeline: Any, task: str, spec: ModelSpec) -> Any:
         raise InvalidInput("task", task, f"text_to_image with the model {spec.key}") from error
     variant.set_progress_bar_config(disable=True)
     return variant
-
-
-def _broken(spec: ModelSpec, path: Path, problem: str) -> ModelBroken:
-    first_line = (problem.strip().splitlines() or ["unreadable"])[0].replace(str(path), spec.name)
-    return ModelBroken(
-        f"The files of the model {spec.key} do not make a pipeline: {first_line[:200]}. "
-        f"Remove them and download the model again, or pick another one."
-    )
-
-
-def _quieten() -> None:
-    """Keep the libraries' bars and hints off the terminal; what matters is raised."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
