@@ -58,7 +58,7 @@ def launch_options() -> dict[str, Any]:
         "css": heading_font(),
         "css_paths": ASSETS / "style.css",
         "head": f"<script>{script}</script>",
-        "favicon_path": ASSETS / "icon.svg",
+        "favicon_path": ASSETS / "icon.png",
         "footer_links": ["api"],
         "ssr_mode": False,
     }
