@@ -21,7 +21,8 @@ class Settings:
 
     `memory_budget` is in bytes, for loaded pipelines; None means from what the machine has.
     `safety` is "off", "prompt" (a filter of words) or "full" (the model's own checker, too).
-    `public` is on for strangers: a shared link or a Space.
+    `public` is on for strangers: a shared link or a Space. `trusted_hosts` are names under
+    which a proxy before this machine's own address is asked for, with commas between them.
     """
 
     data_dir: Path = Path()
@@ -36,6 +37,7 @@ class Settings:
     memory_budget: int | None = None
     public: bool = False
     safety: str | None = None
+    trusted_hosts: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(
@@ -140,6 +142,7 @@ PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "share": _switch,
     "public": _switch,
     "auth": _login,
+    "trusted_hosts": lambda _, value: tuple(name.strip().lower() for name in value.split(",")),
     "safety": lambda field, value: validation.choice(field, value, ("off", "prompt", "full")),
     "device": lambda field, value: validation.choice(field, value, ("cpu", "cuda", "mps")),
     "dtype": lambda field, value: validation.choice(

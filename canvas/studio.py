@@ -264,6 +264,13 @@ class Studio:
             raise NotFound("The file of this picture is missing.")
         return path
 
+    def is_picture(self, path: Path) -> bool:
+        """Whether a resolved path is that of a kept picture."""
+        try:
+            return path == self.picture_path(path.name).resolve()
+        except NotFound:
+            return False
+
     def _keep(self, image: GeneratedImage, owner: str) -> GeneratedImage:
         parent = self.shelf.parent_of(image.request, owner)
         kept = self.gallery.keep(replace(image, owner=owner, parent_id=parent))

@@ -16,7 +16,7 @@ MAX_LINES = 300
 FLOORS = [
     {"errors"},
     {"validation", "settings", "styles", "schedulers", "catalog", "modes", "tasks", "request"},
-    {"engine", "history", "jobs", "models", "identity", "limits"},
+    {"engine", "history", "jobs", "models", "identity", "doors", "limits"},
     {"materials", "drawing", "workshop"},
     {"studio"},
     {"ui", "api"},

@@ -14,8 +14,10 @@ from canvas.api.errors import NotAllowed, error_response
 from canvas.api.exports import Exports
 from canvas.api.metrics import Metrics, count_jobs
 from canvas.api.openai import OpenAI
+from canvas.api.openai_edits import Edits
 from canvas.api.presence import name_of
 from canvas.api.sdapi import Sdapi
+from canvas.api.sdapi_edits import SdapiEdits
 from canvas.errors import CanvasError
 
 if TYPE_CHECKING:
@@ -37,8 +39,11 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
         docs_url="/docs",
         redoc_url=None,
     )
-    programs.include_router(OpenAI(studio).router)
-    programs.include_router(Sdapi(studio).router)
+    openai, sdapi = OpenAI(studio), Sdapi(studio)
+    Edits(studio, openai).add_to(openai.router)
+    SdapiEdits(studio, sdapi).add_to(sdapi.router)
+    programs.include_router(openai.router)
+    programs.include_router(sdapi.router)
     return [
         *programs.routes,
         Route("/metrics", Metrics(studio).metrics, name="metrics"),
