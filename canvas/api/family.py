@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -47,7 +48,7 @@ class FamilyRoute(APIRoute):
         return answer
 
 
-def invalid_body(error: RequestValidationError) -> InvalidInput:
+def invalid_body(error: RequestValidationError | ValidationError) -> InvalidInput:
     """The first thing that is wrong with a body, as our own error."""
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]

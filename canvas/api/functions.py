@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from gradio.context import get_blocks_context
 
-from canvas.api.publishing import (
-    File,
-    caller,
-    file_of,
-    progress_of,
-    published,
-    settings_of,
-    told,
-)
+from canvas.api.editing import Editing
+from canvas.api.publishing import File, answers, caller, progress_of, published, told
 from canvas.api.records import Records
 from canvas.api.watching import follow
 from canvas.request import GenerationRequest
@@ -30,9 +23,11 @@ def publish_functions(studio: Studio) -> None:
     """Add the API's functions to the Blocks whose context is open."""
     # Static files are handed out as they lie: any other way Gradio would copy each picture.
     gr.set_static_paths([studio.settings.outputs])
-    making, records = Functions(studio), Records(studio)
+    making, editing, records = Functions(studio), Editing(studio), Records(studio)
     functions = (
         making.generate,
+        editing.edit,
+        editing.upscale,
         making.models,
         making.download_model,
         records.history,
@@ -111,13 +106,9 @@ class Functions:
                 num_images=num_images,
             )
             job = self._studio.submit(wish, caller(request))
-            async with aclosing(follow(job)) as changes:
-                async for _ in changes:
-                    if not job.finished:
-                        yield None, progress_of(self._studio, job)
-            if job.error:
-                raise job.error
-            yield file_of(self._studio, job.images[0]), settings_of(self._studio, job.images)
+            async with aclosing(answers(self._studio, job)) as told_so_far:
+                async for answer in told_so_far:
+                    yield answer
 
     @published(list[dict])
     def models(self) -> list[dict]:

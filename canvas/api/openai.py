@@ -133,6 +133,10 @@ class OpenAI:
         """Pictures from a prompt, in one answer or as server-sent events."""
         owner = owner_of(request)
         job = self._studio.submit(wish.request(self._studio.settings.model), owner)
+        return await self.answer(job, wish, request)
+
+    async def answer(self, job: Job, wish: ImageWish, request: Request) -> Response:
+        """The pictures of a job as the wish says: in one answer or as events."""
         if wish.stream:
             return StreamingResponse(self._events(job, wish), media_type="text/event-stream")
         images = await finish(job, request)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from canvas.api.access import owner_of
 from canvas.api.errors import NotAllowed
-from canvas.errors import CanvasError
+from canvas.api.watching import follow
+from canvas.errors import CanvasError, InvalidInput
 from canvas.request import GeneratedImage, Step
 
 if TYPE_CHECKING:
@@ -103,3 +106,25 @@ def file_of(studio: Studio, image: GeneratedImage) -> File:
         "mime_type": f"image/{image.request.image_format}",
         "meta": {"_type": "gradio.FileData"},
     }
+
+
+async def answers(studio: Studio, job: Job) -> AsyncGenerator[tuple[File | None, dict], None]:
+    """Progress until the pictures are there, then the first of them and the settings of all."""
+    async with aclosing(follow(job)) as changes:
+        async for _ in changes:
+            if not job.finished:
+                yield None, progress_of(studio, job)
+    if job.error:
+        raise job.error
+    yield file_of(studio, job.images[0]), settings_of(studio, job.images)
+
+
+def handed_in_path(file: object, field: str) -> Path:
+    """Where Gradio put a file that the caller uploaded; no other file is taken."""
+    path = file.get("path") if isinstance(file, dict) else None
+    folder = Path(get_upload_folder()).resolve()
+    if isinstance(path, str) and "\0" not in path:
+        resolved = Path(path).resolve()
+        if resolved.is_relative_to(folder) and resolved.is_file():
+            return resolved
+    raise InvalidInput(field, path, "a picture that is uploaded with the call")

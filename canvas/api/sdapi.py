@@ -103,18 +103,25 @@ class Sdapi:
     async def text_to_image(self, wish: TextToImage, request: Request) -> Response:
         """Pictures from a prompt; `info` is a text of JSON."""
         owner = owner_of(request)
+        job = self._studio.submit(wish.request(self.model_of(wish, owner)), owner)
+        return await self.answer(job, wish, request)
+
+    def model_of(self, wish: TextToImage, owner: str) -> str:
+        """The key of the model for this wish; raises UnknownModel."""
         chosen = (wish.override_settings or {}).get("sd_model_checkpoint")
-        key = self._lists.model_named(chosen) if chosen else self._lists.chosen_model(owner)
-        job = self._studio.submit(wish.request(key), owner)
+        return self._lists.model_named(chosen) if chosen else self._lists.chosen_model(owner)
+
+    async def answer(self, job: Job, wish: TextToImage, request: Request) -> Response:
+        """The pictures of a job; `parameters` is the wish without the pictures in it."""
         try:
             images = await finish(job, request)
         except GenerationCancelled:  # these clients expect what was ready by then
             images = job.images
-        contents = [self._content(image) for image in images] if wish.send_images else []
+        contents = [self.content(image) for image in images] if wish.send_images else []
         return JSONResponse(
             {
                 "images": contents,
-                "parameters": wish.model_dump(),
+                "parameters": wish.model_dump(exclude={"init_images", "mask"}),
                 "info": json.dumps(_info(job, images)),
             }
         )
@@ -152,7 +159,8 @@ class Sdapi:
                 job.cancel()
         return JSONResponse({})
 
-    def _content(self, image: GeneratedImage) -> str:
+    def content(self, image: GeneratedImage) -> str:
+        """The file of a picture in base64."""
         return base64.b64encode(self._studio.picture_path(image.filename).read_bytes()).decode()
 
 

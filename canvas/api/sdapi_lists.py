@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "sd_model_checkpoint"
 # Asked for by clients when they connect; there is nothing of the kind here.
-EMPTY = ("loras", "upscalers", "sd-vae", "hypernetworks", "face-restorers", "latent-upscale-modes")
+EMPTY = ("sd-vae", "hypernetworks", "face-restorers", "latent-upscale-modes")
 
 
 class PngInfo(BaseModel):
@@ -54,6 +54,7 @@ class Lists:
             "/memory": self.memory,
             "/cmd-flags": self.nothing,
             "/scripts": self.scripts,
+            "/loras": self.loras,
             "/embeddings": self.embeddings,
         }
         for path, endpoint in routes.items():
@@ -142,6 +143,15 @@ class Lists:
     def scripts(self) -> Response:
         """None of these clients' extensions."""
         return JSONResponse({"txt2img": [], "img2img": []})
+
+    def loras(self) -> Response:
+        """The LoRA files, by the name that `<lora:name:weight>` in a prompt takes."""
+        return JSONResponse(
+            [
+                {"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}}
+                for name in self._studio.shelf.loras()
+            ]
+        )
 
     def embeddings(self) -> Response:
         """None."""

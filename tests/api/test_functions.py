@@ -26,6 +26,8 @@ PUBLIC = [
 ]
 ENDPOINTS = {
     "/generate",
+    "/edit",
+    "/upscale",
     "/models",
     "/download_model",
     "/history",

@@ -69,7 +69,8 @@ def test_what_there_is_is_listed(client: webuiapi.WebUIApi) -> None:
     assert client.util_get_scheduler_names() == ["automatic", "karras"]
     assert client.get_memory()["ram"]["total"] > 0
     assert client.get_cmd_flags() == {}
-    for listed in (client.get_loras, client.get_upscalers, client.get_sd_vae):
+    assert "lanczos" in [upscaler["name"] for upscaler in client.get_upscalers()]
+    for listed in (client.get_loras, client.get_sd_vae):
         assert listed() == []
 
 
