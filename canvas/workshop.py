@@ -12,7 +12,7 @@ from typing import Any
 
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.drawing import draw, finish
-from canvas.engine import downloads
+from canvas.engine import downloads, extras
 from canvas.engine.device import Device, detect_device
 from canvas.engine.editing import variant_of
 from canvas.engine.enlarging import Redrawing
@@ -71,8 +71,12 @@ class Workshop:
         """Queue a job where it has to begin: at the download, or at the device."""
         spec = get_model(job.model_key, self._models)
         needed = job.request is None or job.request.needs_model
-        fetch_first = job.kind == "download" or (needed and self.find_local(spec) is None)
+        fetch_first = job.kind == "download" or (needed and not self._has_all(job, spec))
         (self._to_fetch if fetch_first else self._to_make).put(job)
+
+    def _has_all(self, job: Job, spec: ModelSpec) -> bool:
+        mode = job.request.mode if job.request else "quality"
+        return self.find_local(spec) is not None and not extras.missing(mode, spec, hub=self._hub)
 
     def waiting(self) -> list[Job]:
         """The jobs that wait for the device, in the order in which they will be taken."""
@@ -164,12 +168,14 @@ class Workshop:
 
     def _fetch(self, job: Job) -> None:
         spec = get_model(job.model_key, self._models)
-        if self.find_local(spec) is None:
+        if not self._has_all(job, spec):
             job.update(status="downloading")
+        if self.find_local(spec) is None:
             self._download(job, spec)
-        if job.kind == "download":
+        if job.request is None:
             job.update(status="done")
         else:
+            extras.fetch(job.request.mode, spec, _Telling(job), job.cancelled, hub=self._hub)
             job.update(status="queued", progress=None)
             self._to_make.put(job)
 
@@ -236,15 +242,16 @@ class Workshop:
     ) -> Any:
         """The model's pipeline, in the variant that a request needs."""
         if self._pipelines is None:
-            self._pipelines = PipelineCache(self.device, self._settings.memory_budget)
-        if self._pipelines.is_loaded(spec):
-            pipeline = self._pipelines.get(spec, local)
-        else:
+            budget = self._settings.memory_budget
+            self._pipelines = PipelineCache(self.device, budget, hub=self._hub)
+        mode = request.mode if request else "quality"
+        if not self._pipelines.is_loaded(spec, mode):
             with self._recorded(ModelEvent(spec.key, "load", local.repo_id, local.revision)):
-                pipeline = self._pipelines.get(spec, local)
+                self._pipelines.get(spec, local, mode=mode)
+        pipeline = self._pipelines.get(spec, local, mode=mode)
         if request is None:
             return pipeline
-        return self._pipelines.get(spec, local, variant_of(pipeline, request))
+        return self._pipelines.get(spec, local, variant_of(pipeline, request), mode)
 
     @contextmanager
     def _recorded(self, event: ModelEvent) -> Iterator[dict[str, Any]]:

@@ -137,7 +137,7 @@ def download(
     _check_space(hub, spec, fetched)
     files = {file.path: {"size": file.size, "digest": file.digest} for file in plan.files}
     task = {"do": "fetch", "repo_id": plan.repo_id, "revision": plan.revision, "files": files}
-    meter = _Meter(plan.total_bytes, on_progress)
+    meter = Meter(plan.total_bytes, on_progress)
     try:
         answer = ask(hub, task, on_bytes=meter, cancelled=cancelled)
     finally:
@@ -171,7 +171,7 @@ def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
     return freed - model_bytes_on_disk(spec, hub=hub)
 
 
-class _Meter:
+class Meter:
     """Turns byte counts into progress with a rate."""
 
     def __init__(self, total: int, on_progress: Callable[[DownloadProgress], None]) -> None:
@@ -180,6 +180,7 @@ class _Meter:
         self._seen: deque[tuple[float, int]] = deque()
 
     def __call__(self, done: int) -> None:
+        """So many bytes are there now."""
         now = time.monotonic()
         self._seen.append((now, done))
         while now - self._seen[0][0] > RATE_SECONDS:

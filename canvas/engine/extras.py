@@ -11,6 +11,7 @@ from typing import Any
 
 from canvas.catalog import ModelSpec
 from canvas.engine import hub_cache
+from canvas.engine.downloads import DownloadProgress, Meter
 from canvas.engine.hub import Hub, ask
 from canvas.engine.loras import check_fit, read_lora
 from canvas.errors import InvalidInput, ModelBroken, ModelUnavailable
@@ -69,27 +70,23 @@ def find(name: str, *, hub: Hub | None = None) -> Path | None:
 
 
 def fetch(
-    name: str,
+    mode: str,
+    spec: ModelSpec,
+    on_progress: Callable[[DownloadProgress], None],
     cancelled: threading.Event,
     *,
-    on_bytes: Callable[[int], None] | None = None,
     hub: Hub | None = None,
-) -> Path:
-    """Download an extra if it is not there; raises a kind of ModelUnavailable."""
+) -> None:
+    """Download what the mode lacks on this disk; raises a kind of ModelUnavailable."""
     hub = hub or Hub()
-    if (folder := find(name, hub=hub)) is not None:
-        return folder
-    extra = EXTRAS[name]
-    listed = ask(hub, {"do": "list", "repo_id": extra.repo_id}, cancelled=cancelled)
-    if lacking := [file for file in extra.files if file not in listed["files"]]:
-        raise ModelBroken(f"{extra.repo_id} does not hold {', '.join(lacking)} any more.")
-    task = {
-        "do": "fetch",
-        "repo_id": extra.repo_id,
-        "revision": listed["revision"],
-        "files": {file: listed["files"][file] for file in extra.files},
-    }
-    return Path(ask(hub, task, on_bytes=on_bytes, cancelled=cancelled)["path"])
+    for extra in (EXTRAS[name] for name in missing(mode, spec, hub=hub)):
+        listed = ask(hub, {"do": "list", "repo_id": extra.repo_id}, cancelled=cancelled)
+        if lacking := [file for file in extra.files if file not in listed["files"]]:
+            raise ModelBroken(f"{extra.repo_id} does not hold {', '.join(lacking)} any more.")
+        files = {file: listed["files"][file] for file in extra.files}
+        task = {"do": "fetch", "repo_id": extra.repo_id, "revision": listed["revision"]}
+        meter = Meter(sum(file["size"] for file in files.values()), on_progress)
+        ask(hub, {**task, "files": files}, on_bytes=meter, cancelled=cancelled)
 
 
 def fuse_few_step_weights(pipeline: Any, *, hub: Hub | None = None) -> None:

@@ -14,7 +14,7 @@ import torch
 from canvas.catalog import MODELS, ModelSpec
 from canvas.engine import extras
 from canvas.engine.device import Device
-from canvas.engine.downloads import LocalModel
+from canvas.engine.downloads import DownloadProgress, LocalModel
 from canvas.engine.extras import EXTRAS, TINY_DECODER
 from canvas.engine.generation import run
 from canvas.engine.hub import Hub
@@ -155,23 +155,29 @@ def test_weights_for_another_model_are_refused(
         PipelineCache(CPU, hub=filled).get(spec, local(spec), mode="turbo")
 
 
-def test_extras_are_fetched_once(hub: LocalHub, repositories: Path, tmp_path: Path) -> None:
+def test_extras_are_fetched_once(
+    hub: LocalHub, repositories: Path, spec: ModelSpec, tmp_path: Path
+) -> None:
     ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
-    extra = EXTRAS[TINY_DECODER]
-    hub.add(extra.repo_id, repositories / extra.repo_id)
-    seen: list[int] = []
-    folder = extras.fetch(TINY_DECODER, threading.Event(), on_bytes=seen.append, hub=ours)
-    assert all((folder / file).exists() for file in extra.files)
-    assert seen[-1] >= (folder / extra.files[1]).stat().st_size
+    for extra in EXTRAS.values():
+        hub.add(extra.repo_id, repositories / extra.repo_id)
+    seen: list[DownloadProgress] = []
+    extras.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
+    assert extras.missing("turbo", spec, hub=ours) == ()
+    folder = extras.find(TINY_DECODER, hub=ours)
+    assert folder is not None
+    assert seen[-1].bytes_done == seen[-1].bytes_total
+    assert seen[-1].bytes_total == sum(
+        (folder / file).stat().st_size for file in EXTRAS[TINY_DECODER].files
+    )
     hub.close()
-    assert extras.fetch(TINY_DECODER, threading.Event(), hub=ours) == folder
-    assert extras.find(FEW_STEP_LORA, hub=ours) is None
+    extras.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
 
 
 def test_a_repository_without_the_file_is_an_error(
-    hub: LocalHub, tiny_folder: Path, tmp_path: Path
+    hub: LocalHub, tiny_folder: Path, spec: ModelSpec, tmp_path: Path
 ) -> None:
     ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
     hub.add(EXTRAS[FEW_STEP_LORA].repo_id, tiny_folder)
     with pytest.raises(ModelBroken, match="does not hold Hyper-SD15-4steps"):
-        extras.fetch(FEW_STEP_LORA, threading.Event(), hub=ours)
+        extras.fetch("turbo", spec, lambda progress: None, threading.Event(), hub=ours)
