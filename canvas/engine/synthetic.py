@@ -1,0 +1,112 @@
+"""Stable Diffusion 1.5 with random weights, made in memory: its speed without its download."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from canvas.catalog import ASSETS, ModelSpec, parse_model
+
+if TYPE_CHECKING:
+    import torch
+
+SYNTHETIC = ("sd15",)
+UNET = {
+    "sample_size": 64,
+    "layers_per_block": 2,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+VAE = {
+    "sample_size": 512,
+    "layers_per_block": 2,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+}
+TEXT_ENCODER: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+
+
+def synthetic_spec() -> ModelSpec:
+    """The catalogue entry of such a model, with the steps that tutorials take."""
+    entry = {
+        "name": str(ASSETS / "synthetic-sd15"),
+        "size": "none",
+        "speed": "Medium",
+        "quality": "None",
+        "resolution": 512,
+        "type": "stable_diffusion",
+        "num_inference_steps": 25,
+        "accelerations": ["few_step_lora", "taesd"],
+    }
+    return parse_model("synthetic-sd15", entry)
+
+
+def build_synthetic(dtype: torch.dtype) -> Any:
+    """The pipeline on the CPU; its words are cut by the tokenizer of the built-in model."""
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    pipeline: Any = StableDiffusionPipeline(
+        vae=_random(lambda: AutoencoderKL(**VAE), dtype),
+        text_encoder=_random(lambda: CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)), dtype),
+        tokenizer=CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer"),
+        unet=_random(lambda: UNet2DConditionModel(**UNET), dtype),
+        scheduler=PNDMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.tokenizer.model_max_length = 77
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def build_tiny_decoder(dtype: torch.dtype) -> Any:
+    """The architecture of TAESD, with random weights."""
+    from diffusers import AutoencoderTiny
+
+    return _random(AutoencoderTiny, dtype)
+
+
+def _random(make: Any, dtype: torch.dtype) -> Any:
+    """A module made without memory and filled at once in its dtype, so that the peak is small."""
+    import torch
+
+    with torch.device("meta"):
+        module = make().to(dtype)
+    module = module.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                width = parameter[0].numel() ** -0.5
+                parameter.uniform_(-width, width)
+            else:
+                parameter.fill_(float(name.endswith("weight")))
+        for name, buffer in module.named_buffers():
+            if name.endswith("position_ids"):
+                buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
+            else:
+                buffer.zero_()
+    return module
