@@ -127,4 +127,4 @@ def handed_in_path(file: object, field: str) -> Path:
         resolved = Path(path).resolve()
         if resolved.is_relative_to(folder) and resolved.is_file():
             return resolved
-    raise InvalidInput(field, path, "a picture that is uploaded with the call")
+    raise InvalidInput(field, path, "a picture that is uploaded with the call, or an image_id")

@@ -31,6 +31,7 @@ def export(
     image_format: Annotated[
         str | None, typer.Option("--format", help="Convert to png, jpeg or webp.")
     ] = None,
+    json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Write all pictures with their settings into one ZIP."""
@@ -47,7 +48,10 @@ def export(
                 sys.stdout.buffer.write(piece)
         else:
             _write(Path(target), pieces)
-            say(target)
+            if json:
+                say_json({"file": target, "bytes": Path(target).stat().st_size})
+            else:
+                say(target)
 
 
 def import_(

@@ -10,15 +10,23 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, say, say_json
-from canvas.errors import CanvasError
+from canvas import validation
+from canvas.cli.terminal import AsJson, number, say, say_json, settings_of
+from canvas.errors import CanvasError, InvalidInput
+
+if TYPE_CHECKING:
+    from canvas.catalog import ModelSpec
+    from canvas.engine.benchmark import BenchmarkReport
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SYNTHETIC = "sd15"
 PATIENCE = 120.0  # seconds until a server that does not answer is given up
 PAUSE = 0.005  # seconds between two knocks
 HELLO = """
@@ -27,55 +35,134 @@ import gradio as gr
 gr.Interface(lambda name: f"Hello {name}", "text", "text").launch(server_port=int(sys.argv[1]))
 """
 
-app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+app = typer.Typer(help="Measure this machine.")
 
 
-@app.callback()
-def bench() -> None:
-    """Measure this machine."""
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="On disk; may be given again.")
+    ] = None,
+    synthetic: Annotated[
+        str | None, typer.Option(metavar="sd15", help="That architecture, random weights.")
+    ] = None,
+    size: Annotated[int | None, number("size", "pixels a side, a multiple of 8", int)] = None,
+    full: Annotated[bool, typer.Option("--full", help="Whole pictures, however long.")] = False,
+    turns: Annotated[int | None, number("turns", "how often each is timed", int)] = None,
+    json: AsJson = False,
+) -> None:
+    """Time the modes beside plain diffusers; `bench startup` times the start instead."""
+    if context.invoked_subcommand is not None:
+        return
+    if synthetic not in (None, SYNTHETIC):
+        raise InvalidInput("synthetic", synthetic, SYNTHETIC)
+    for field, value, high in (("size", size, 4096), ("turns", turns, 1000)):
+        if value is not None:
+            validation.whole_number(field, value, 1 if field == "turns" else 64, high)
+    if size is not None:
+        validation.multiple_of_8("size", size)
+    from canvas.engine.benchmark import run_benchmark
+    from canvas.engine.device import detect_device
+
+    settings = settings_of(None)
+    device = detect_device(settings.cache_dir, settings.device, settings.dtype)
+    keys = model or ([] if synthetic else [settings.model])
+    for spec in [*map(_on_disk, keys), *([None] if synthetic else [])]:
+        report = run_benchmark(spec, device, size=size, full=full, turns=turns)
+        if json:
+            say_json(report.to_dict())
+        else:
+            say("\n".join(table(report)))
+
+
+def _on_disk(key: str) -> ModelSpec:
+    from canvas.catalog import get_model
+    from canvas.engine.downloads import find_local
+
+    spec = get_model(key)
+    if find_local(spec) is None:
+        raise InvalidInput(
+            "model", key, f"a model on disk; fetch it: python -m canvas download {key}"
+        )
+    return spec
+
+
+def table(report: BenchmarkReport) -> list[str]:
+    """The report as lines for people."""
+    how = "added up from single passes" if report.added_up else "whole pictures"
+    head = f"{report.model}, {report.size} × {report.size}, {report.device} {report.dtype}"
+    lines = [
+        f"{head} on {report.machine} ({report.cores} cores); {how}, medians of {report.turns}",
+        f"{'':22}{'steps':>6}{'seconds':>9}{'a step':>8}"
+        f"{'ratio':>7}{'memory':>9}{'SSIM':>7}{'PSNR':>7}",
+    ]
+    for row in report.rows:
+        memory = f"{row.peak_memory / 1e9:.2f} GB" if row.peak_memory else ""
+        ssim = "" if row.ssim is None else f"{row.ssim:.3f}"
+        psnr = "" if row.psnr is None else f"{row.psnr:.1f}"
+        lines.append(
+            f"{row.name:22}{row.steps:>6}{row.seconds:>9.2f}{row.seconds_per_step:>8.3f}"
+            f"{row.ratio:>7.2f}{memory:>9}{ssim:>7}{psnr:>7}"
+        )
+    lines.append(
+        f"The UNet reaches {report.unet_teraflops:.2f} of {report.ceiling_teraflops:.2f} TFLOPS, "
+        f"{report.share_of_ceiling:.0%} of what matrix products reach here."
+    )
+    return lines
 
 
 @app.command()
 def startup(
-    turns: Annotated[int, typer.Option(min=1, help="Starts of each.")] = 5, json: AsJson = False
+    turns: Annotated[int, number("turns", "how often each is started", int)] = 5,
+    json: AsJson = False,
 ) -> None:
-    """Seconds from the start to the first answered page, beside a bare Gradio hello-world."""
+    """Seconds to the first page, beside a bare Gradio hello-world, and to the first picture."""
+    validation.whole_number("turns", turns, 1, 1000)
     from canvas.settings import quiet_libraries
 
     quiet_libraries()  # for both: the processes started below inherit it
-    ours: list[float] = []
-    bare: list[float] = []
+    seconds: dict[str, list[float]] = {"page": [], "picture": [], "gradio_hello_world": []}
     for _ in range(turns):  # in turns, so that a busy minute meets both
         with tempfile.TemporaryDirectory() as folder:
-            app_py = str(ROOT / "app.py")
-            ours.append(first_answer([app_py, "--data-dir", folder, "--port"]))
-        bare.append(first_answer(["-c", HELLO]))
-    mine, theirs = statistics.median(ours), statistics.median(bare)
+            program = [str(ROOT / "app.py"), "--data-dir", folder, "--port"]
+            with started(program) as (began, port):
+                seconds["page"].append(time.monotonic() - began)
+                _first_picture(port)
+                seconds["picture"].append(time.monotonic() - began)
+        with started(["-c", HELLO]) as (began, _):
+            seconds["gradio_hello_world"].append(time.monotonic() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratio = medians["page"] / medians["gradio_hello_world"]
     if json:
-        answer = {"magic_canvas": ours, "gradio_hello_world": bare, "ratio": mine / theirs}
-        say_json(answer)
+        say_json({"seconds": seconds, "medians": medians, "ratio": ratio})
         return
-    say(f"Magic Canvas        {mine:.2f} s  (median of {turns}: {_listed(ours)})")
-    say(f"Gradio hello-world  {theirs:.2f} s  (median of {turns}: {_listed(bare)})")
-    say(f"ratio               {mine / theirs:.2f}")
+    for name, values in seconds.items():
+        listed = ", ".join(f"{value:.2f}" for value in values)
+        say(f"{name.replace('_', ' '):20}{medians[name]:6.2f} s  (median of {turns}: {listed})")
+    say(f"{'page to hello world':20}{ratio:6.2f}")
 
 
-def first_answer(arguments: list[str]) -> float:
-    """Seconds until a server answers; its port is added to the Python arguments."""
+@contextmanager
+def started(arguments: list[str]) -> Iterator[tuple[float, int]]:
+    """A server from its start to its first answer: when it began, and its port.
+
+    The port is added to the Python arguments.
+    """
     port = _free_port()
-    started = time.monotonic()
+    began = time.monotonic()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own programs only
             [sys.executable, *arguments, str(port)], stdout=subprocess.DEVNULL, stderr=errors
         )
         try:
             while not _answers(port):
-                if process.poll() is not None or time.monotonic() - started > PATIENCE:
+                if process.poll() is not None or time.monotonic() - began > PATIENCE:
                     errors.seek(0)
                     said = errors.read().decode(errors="replace").strip().splitlines()
                     raise CanvasError(f"The server did not start: {said[-1] if said else ''}")
                 time.sleep(PAUSE)
-            return time.monotonic() - started
+            yield began, port
         finally:
             process.terminate()
             process.wait()
@@ -89,11 +176,21 @@ def _answers(port: int) -> bool:
         return False
 
 
+def _first_picture(port: int) -> None:
+    body = b'{"prompt": "a red boat on a lake", "model": "starter"}'
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/images/generations",
+        body,
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            answer.read()
+    except OSError as error:
+        raise CanvasError(f"The server made no picture: {error}") from error
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _listed(seconds: list[float]) -> str:
-    return ", ".join(f"{value:.2f}" for value in seconds)

@@ -45,10 +45,12 @@ def list_keys(json: AsJson = False, data_dir: DataDir = None) -> None:
 
 
 @app.command()
-def withdraw(name: Name, data_dir: DataDir = None) -> None:
+def withdraw(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
     """Let a key count no more, at once; its pictures stay."""
     with _keys(data_dir) as keys:
         keys.withdraw(name)
+    if json:
+        say_json({"withdrawn": name})
 
 
 @contextmanager

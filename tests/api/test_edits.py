@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import webuiapi
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
 from PIL import Image
 
 from canvas import GenerationRequest, Studio
@@ -60,9 +63,9 @@ def test_gradio_edits_and_masks(
 ) -> None:
     right_half().save(tmp_path / "mask.png")
     picture, settings = client.predict(
-        handle_file(start),
         "a green tree",
-        handle_file(tmp_path / "mask.png"),
+        handle_file(start),
+        mask_image=handle_file(tmp_path / "mask.png"),
         num_inference_steps=4,
         seed=9,
         api_name="/edit",
@@ -84,7 +87,7 @@ def test_gradio_enlarges(client: Client, start: Path) -> None:
 @pytest.mark.parametrize("name", ["edit", "upscale"])
 def test_gradio_takes_no_file_of_the_server(url: str, path: Any, name: str) -> None:
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    data = [file, "a tree"] if name == "edit" else [file]
+    data = ["a tree", file] if name == "edit" else [file]
     answer = httpx.post(f"{url}/gradio_api/call/{name}", json={"data": data})
     if answer.status_code == 200:
         event = answer.json()["event_id"]
@@ -93,10 +96,46 @@ def test_gradio_takes_no_file_of_the_server(url: str, path: Any, name: str) -> N
         assert "root:" not in told
 
 
+@pytest.mark.parametrize("name", ["edit", "upscale"])
+def test_gradio_starts_from_an_own_picture(
+    client: Client, served: Studio, start: Path, name: str
+) -> None:
+    number = served.store.image_by_filename(start.name).id
+    words = {"prompt": "a green tree", "num_inference_steps": 4} if name == "edit" else {}
+    client.predict(**words, image_id=number, api_name=f"/{name}")
+    [kept] = served.recent(limit=1)
+    assert kept.parent_id == number
+    for strange in (10**9, 0, "x"):
+        with pytest.raises(AppError, match=r"picture|image_id"):
+            client.predict(**words, image_id=strange, api_name=f"/{name}")
+
+
+def test_agents_edit_with_a_mask(url: str, served: Studio, start: Path) -> None:
+    def link(content: bytes) -> str:
+        return "data:image/png;base64," + base64.b64encode(content).decode()
+
+    wish = {"prompt": "a tree", "num_inference_steps": 4, "image": link(start.read_bytes())}
+    wish["mask_image"] = link(in_png(right_half()))
+
+    async def ask() -> Any:
+        async with (
+            streamablehttp_client(f"{url}/gradio_api/mcp/") as (reading, writing, _),
+            ClientSession(reading, writing) as session,
+        ):
+            await session.initialize()
+            return await session.call_tool("edit", wish)
+
+    result = asyncio.run(ask())
+    assert not result.isError, result.content
+    before, after = values_in(start), values_in(base64.b64decode(result.content[0].data))
+    assert (before[:, :64] == after[:, :64]).all()
+    assert (before[:, 64:] != after[:, 64:]).any()
+
+
 def test_gradio_says_what_is_no_picture(client: Client, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture", encoding="utf-8")
     with pytest.raises(AppError, match="image"):
-        client.predict(handle_file(tmp_path / "no.png"), "a tree", api_name="/edit")
+        client.predict("a tree", handle_file(tmp_path / "no.png"), api_name="/edit")
 
 
 def test_openai_edits(openai_client: openai.OpenAI, served: Studio, start: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from PIL import Image
 
 from canvas.cli import main as cli
-from canvas.cli.bench import first_answer
+from canvas.cli.bench import started, table
+from canvas.engine.benchmark import BenchmarkReport, Row
 from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -258,9 +260,59 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_first_answer_is_timed() -> None:
-    assert first_answer(["-m", "http.server"]) > 0
+    began = time.monotonic()
+    with started(["-m", "http.server"]) as (start, port):
+        assert began <= start <= time.monotonic()
+        assert port > 0
 
 
 def test_a_server_that_ends_is_said() -> None:
-    with pytest.raises(cli.CanvasError, match="no such thing"):
-        first_answer(["-c", "import sys; sys.exit('no such thing')"])
+    ends = ["-c", "import sys; sys.exit('no such thing')"]
+    with pytest.raises(cli.CanvasError, match="no such thing"), started(ends):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "nope"], "one of starter"),
+        (["--model", "small"], "python -m canvas download small"),
+        (["--synthetic", "sd99"], "sd15"),
+        (["--size", "513"], "512 or 520"),
+        (["--size", "0"], "size: 0"),
+        (["--turns", "many"], "turns: 'many'"),
+        (["startup", "--turns", "0"], "turns: 0"),
+    ],
+)
+def test_a_wrong_benchmark_is_refused(
+    here: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(here))
+    assert run("bench", *arguments) == 2
+    assert sentence in capfd.readouterr().err
+
+
+def test_a_benchmark_is_shown_as_a_table() -> None:
+    rows = (Row("plain diffusers", 25, 50.0, 2.0, 1.0, 4_000_000_000), Row("turbo", 4, 2, 0.5, 25))
+    report = BenchmarkReport(
+        model="starter",
+        size=128,
+        machine="a machine",
+        cores=2,
+        device="cpu",
+        dtype="float32",
+        rows=rows,
+        added_up=True,
+        turns=5,
+        ceiling_teraflops=2.0,
+        unet_teraflops=1.5,
+    )
+    head, _, plain, turbo, ceiling = table(report)
+    assert "added up" in head
+    assert plain.split()[-1:] == ["GB"]
+    assert "25.00" in turbo
+    assert "75%" in ceiling
