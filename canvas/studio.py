@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from canvas import limits
+from canvas import combinations, limits
 from canvas.catalog import MODELS, Catalog, get_model
 from canvas.engine import prompts, safety
 from canvas.engine.device import Device
@@ -102,6 +102,20 @@ class Studio:
         job = Job(owner, "generate", spec.key, request, on_finish=self._forget)
         self._unfinished.add(UnfinishedJob(job.id, owner, request, job.created_at))
         return self._start(job)
+
+    def expand(self, request: GenerationRequest) -> list[GenerationRequest]:
+        """The requests that a prompt with choices or lists stands for; see `combinations`."""
+        prompts = combinations.expand(request.prompt, self.settings.data_dir / "wildcards")
+        return [replace(request, prompt=prompt) for prompt in prompts]
+
+    def submit_all(self, request: GenerationRequest, owner: str = "local") -> list[Job]:
+        """Queue all that `expand` gives, or nothing; raises what `submit` raises."""
+        spec = get_model(request.model_key, self.models)
+        wishes = self.expand(request)
+        unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
+        for number, wish in enumerate(wishes):
+            self._limits.check(wish.resolve(spec), unfinished + number)
+        return [self.submit(wish, owner) for wish in wishes]
 
     def interrupted(self, owner: str) -> list[UnfinishedJob]:
         """The owner's jobs that an earlier server did not finish; `resume` or `dismiss` them."""
@@ -273,8 +287,7 @@ class Studio:
 
     def _keep(self, image: GeneratedImage, owner: str) -> GeneratedImage:
         parent = self.shelf.parent_of(image.request, owner)
-        kept = self.gallery.keep(replace(image, owner=owner, parent_id=parent))
-        return replace(kept, image=None)  # the pixels are in the file now
+        return self.gallery.keep(replace(image, owner=owner, parent_id=parent))
 
 
 def _make_folder(folder: Path) -> None:

@@ -15,7 +15,17 @@ PACKAGE = ROOT / "canvas"
 MAX_LINES = 300
 FLOORS = [
     {"errors"},
-    {"validation", "settings", "styles", "schedulers", "catalog", "modes", "tasks", "request"},
+    {
+        "validation",
+        "settings",
+        "styles",
+        "schedulers",
+        "catalog",
+        "modes",
+        "tasks",
+        "request",
+        "combinations",
+    },
     {"engine", "history", "jobs", "models", "identity", "doors", "limits"},
     {"materials", "drawing", "workshop"},
     {"studio"},

@@ -127,7 +127,7 @@ class Create:
     def generate(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """Queue what the form asks for and show it."""
         wish = self.controls.request(self.controls.read(values))
-        self._studio.submit(wish, owner_of(request))
+        self._studio.submit_all(wish, owner_of(request))
         return {self.selected: None, **self._panels(owner_of(request), None)}
 
     def stop(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
@@ -186,10 +186,11 @@ class Create:
         fields = self.controls.read(values)
         try:
             request = self.controls.request(fields | {"prompt": fields["prompt"].strip() or "…"})
-            words = stage.sent(self._studio, request) if fields["prompt"].strip() else ""
+            wishes = self._studio.expand(request)
+            words = stage.sent(self._studio, wishes[0]) if fields["prompt"].strip() else ""
         except CanvasError as error:  # said in the line, not as a message at every key
             return {self._sent: "", self._summary: line(str(error), "wrong"), self._saved: fields}
-        summary = stage.summary(request)
+        summary = stage.summary(request, len(wishes))
         shown = {self._sent: words, self._summary: line(summary), self._saved: fields}
         modes = gr.Radio(choices=stage.mode_choices(self._studio, request))
         return {**shown, self.controls["mode"]: modes}

@@ -188,13 +188,13 @@ def sent(studio: Studio, request: GenerationRequest) -> str:
     )
 
 
-def summary(request: GenerationRequest) -> str:
-    """The settings at a glance: model, size, style, number."""
+def summary(request: GenerationRequest, prompts: int = 1) -> str:
+    """The settings at a glance: model, size, style, number of pictures of so many prompts."""
     words = [request.model_key, f"{request.width} × {request.height}"]
     if request.style != "none":
         words.append(request.style)
-    if request.num_images > 1:
-        words.append(f"{request.num_images} pictures")
+    if (number := request.num_images * prompts) > 1:
+        words.append(f"{number} pictures")
     return " · ".join(words)
 
 
