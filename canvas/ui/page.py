@@ -9,6 +9,7 @@ import gradio as gr
 
 from canvas.catalog import ASSETS
 from canvas.ui.create import Create
+from canvas.ui.edit import Edit
 from canvas.ui.gallery import GalleryTab
 from canvas.ui.models import ModelsTab
 from canvas.ui.panel import render
@@ -30,6 +31,8 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create") as create_tab:
                 create = Create(studio)
+            with gr.Tab("Edit", id="edit") as edit_tab:
+                edit = Edit(studio)
             with gr.Tab("Gallery", id="gallery") as gallery_tab:
                 gallery = GalleryTab(studio, create, tabs)
             with gr.Tab("Models", id="models") as models_tab:
@@ -37,6 +40,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Tab("Statistics", id="statistics") as statistics_tab:
                 statistics = StatisticsTab(studio)
         create.wire(page)
+        edit.wire(edit_tab)
         gallery.wire(gallery_tab)
         models.wire(models_tab, [create_tab, gallery_tab, statistics_tab])
         statistics.wire(statistics_tab)

@@ -1,0 +1,110 @@
+"""Changing pictures in a real browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from playwright.sync_api import Page, expect
+
+from canvas import GenerationRequest, Studio
+from canvas.request import GeneratedImage
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    picture = Image.new("RGB", (128, 128), "#4477bb")
+    ImageDraw.Draw(picture).ellipse((40, 30, 90, 100), fill="#dd6622")
+    picture.save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+def open_tab(page: Page) -> None:
+    page.get_by_role("tab", name="Edit").click()
+    # Gradio's editor is drawn when its tab is first seen, and takes pictures only then.
+    expect(page.locator("#edit-picture canvas").first).to_be_visible()
+    expect(page.get_by_text("Upload an image or select")).to_be_visible()
+
+
+def drop(page: Page, path: Path) -> None:
+    page.locator("#edit-picture input[type=file]").first.set_input_files(path)
+    expect(page.get_by_text("Upload an image or select")).to_have_count(0)
+
+
+def choose(page: Page, what: str, prompt: str) -> None:
+    page.get_by_role("radio", name=what, exact=True).check()
+    page.get_by_label("What to draw").fill(prompt)
+
+
+def make(page: Page, served: Studio, count: int) -> list[GeneratedImage]:
+    """Press the button; the pictures that come of it."""
+    before = {image.id for image in served.recent()}
+    page.get_by_role("button", name="Make", exact=True).click()
+    expect(page.locator("#edit-result .stage-picture img").first).to_be_visible()
+    new = [image for image in served.recent() if image.id not in before]
+    assert len(new) == count
+    return new
+
+
+def pixels(served: Studio, image: GeneratedImage) -> np.ndarray:  # type: ignore[type-arg]
+    with Image.open(served.picture_path(image.filename)) as picture:
+        return np.asarray(picture.convert("RGB"), int)
+
+
+def test_drop_a_picture_and_get_four_variations(page: Page, served: Studio, scene: Path) -> None:
+    open_tab(page)
+    drop(page, scene)
+    choose(page, "Variations", "a fox in the snow")
+    four = make(page, served, 4)
+    assert {image.task for image in four} == {"image_to_image"}
+    assert len({pixels(served, image).tobytes() for image in four}) == 4
+    with Image.open(scene) as original:
+        handed = served.shelf.picture(four[0].request.image or "", "local").convert("RGB")
+        assert handed.tobytes() == original.tobytes()
+
+
+def test_paint_a_mask_and_repaint(page: Page, served: Studio, scene: Path) -> None:
+    open_tab(page)
+    drop(page, scene)
+    choose(page, "Repaint", "a red boat")
+    canvas = page.locator("#edit-picture canvas").first
+    box = canvas.bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 20, middle[1] + 12, steps=6)
+    page.mouse.up()
+    [image] = make(page, served, 1)
+    assert image.task == "inpaint"
+    mask = served.shelf.picture(image.request.mask_image or "", "local")
+    assert mask.size == (128, 128)
+    with Image.open(scene) as original:
+        changed = (pixels(served, image) != np.asarray(original, int)).any(-1)
+    masked = np.asarray(mask.convert("L")) >= 128
+    assert masked.any()
+    assert not masked.all()
+    assert changed[masked].any()
+    assert not changed[~masked].any()
+
+
+def test_enlarge_from_the_gallery_links_parent_and_child(page: Page, served: Studio) -> None:
+    [parent] = served.generate(GenerationRequest("a whale", seed=3, num_inference_steps=2))
+    open_tab(page)
+    page.locator("#edit-strip").get_by_role("button", name="Show: a whale").first.click()
+    expect(page.get_by_label("What to draw")).to_have_value("a whale")
+    expect(page.locator("#edit-picture canvas").first).to_be_visible()
+    choose(page, "Enlarge", "a whale")
+    [child] = make(page, served, 1)
+    assert (child.task, child.parent_id) == ("upscale", parent.id)
+    assert pixels(served, child).shape == (256, 256, 3)
+
+
+def test_without_a_picture_it_says_what_to_do(page: Page, served: Studio) -> None:
+    open_tab(page)
+    page.get_by_label("What to draw").fill("a fox")
+    page.get_by_role("button", name="Make", exact=True).click()
+    expect(page.get_by_text("Choose a picture first")).to_be_visible()
+    assert all(job.finished for job in served.jobs("local"))
