@@ -23,6 +23,8 @@ def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:
         ("Revision", image.model_revision[:12]),
         ("Style", "" if request.style == "none" else request.style),
         ("Size", f"{request.width} × {request.height}"),
+        ("Task", "" if request.task == "text_to_image" else request.task.replace("_", " ")),
+        ("Strength", request.strength),
         ("Seed", request.seed),
         ("Mode", request.mode),
         ("Steps", request.num_inference_steps),

@@ -100,6 +100,11 @@ def test_enlarge_from_the_gallery_links_parent_and_child(page: Page, served: Stu
     [child] = make(page, served, 1)
     assert (child.task, child.parent_id) == ("upscale", parent.id)
     assert pixels(served, child).shape == (256, 256, 3)
+    page.get_by_role("tab", name="Gallery").click()
+    page.get_by_role("button", name="Open: a whale").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("256 × 256")
+    page.get_by_role("button", name="Made from this picture").click()
+    expect(page.get_by_role("dialog")).to_contain_text("128 × 128")
 
 
 def test_without_a_picture_it_says_what_to_do(page: Page, served: Studio) -> None:
