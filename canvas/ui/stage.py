@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ def _making(studio: Studio, job: Job) -> str:
         job=job,
         prompt=job.request.prompt,
         ratio=_ratio(job.request),
+        columns=_columns(job.request.num_images),
         preview=data_url(job.preview) if job.preview else "",
         finished=job.images,
         missing=max(0, job.request.num_images - len(job.images) - 1),
@@ -126,7 +128,12 @@ def _failure(job: Job) -> str:
 def _pictures(images: Sequence[GeneratedImage]) -> str:
     image = images[0]
     return render(
-        "picture.html", images=images, image=image, ratio=_ratio(image.request), facts=facts(image)
+        "picture.html",
+        images=images,
+        image=image,
+        ratio=_ratio(image.request),
+        columns=_columns(len(images)),
+        facts=facts(image),
     )
 
 
@@ -144,6 +151,11 @@ def facts(image: GeneratedImage) -> list[str]:
 
 def _ratio(request: GenerationRequest) -> float:
     return (request.width or 1) / (request.height or 1)
+
+
+def _columns(number: int) -> int:
+    """Columns in which so many pictures take no more room than one."""
+    return math.ceil(math.sqrt(number))
 
 
 def queue(studio: Studio, owner: str) -> str:

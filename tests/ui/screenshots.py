@@ -1,0 +1,119 @@
+"""Takes the README's screenshots of the running program: `python -m tests.ui.screenshots`.
+
+It makes a few pictures with the built-in model in a temporary data folder, opens the page
+in the system's Chromium in both widths and both modes, and writes WebP files to the folder
+given as argument (default: `assets/screenshots`). Look at them before committing.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from canvas import GenerationRequest, Studio
+from canvas.catalog import ASSETS
+from canvas.serve import launch
+from canvas.settings import Settings
+from canvas.ui.stage import EXAMPLES
+
+PROMPTS = (
+    *EXAMPLES,
+    "a whale at sea, flat",
+    "a unicorn in the meadow, 3d",
+    "a penguin in the snow",
+    "a cactus in the desert, flat",
+    "a balloon at sunset, 3d",
+    "a lion in the desert, sticker",
+)
+WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
+MODES = ("light", "dark")
+QUALITY = 88  # of WebP
+LOADED = """() => [...document.images]
+    .filter(image => image.checkVisibility() && image.getBoundingClientRect().top < innerHeight)
+    .every(image => image.complete)"""
+
+
+def main(folder: Path) -> None:
+    """All screenshots into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as data_dir:
+        settings = Settings(data_dir=Path(data_dir), port=0)
+        with Studio(settings) as studio, sync_playwright() as playwright:
+            page = launch(studio, block=False)
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            for name, mode, visit in _visits(browser, str(page.local_url)):
+                _save(visit, folder / f"empty-{name}-{mode}.webp")
+            for seed, prompt in enumerate(PROMPTS):
+                studio.generate(GenerationRequest(prompt, seed=seed))
+            for name, mode, visit in _visits(browser, str(page.local_url)):
+                _show(visit, studio, folder, f"{name}-{mode}")
+            browser.close()
+            page.close()
+
+
+def _visits(browser: Browser, address: str) -> Iterator[tuple[str, str, Page]]:
+    for name, (width, height) in WINDOWS.items():
+        for mode in MODES:
+            with _visit(browser, address, (width, height), mode) as page:
+                yield name, mode, page
+
+
+@contextmanager
+def _visit(browser: Browser, address: str, size: tuple[int, int], mode: str) -> Iterator[Page]:
+    with browser.new_context(
+        viewport={"width": size[0], "height": size[1]},
+        color_scheme=mode,  # type: ignore[arg-type]
+        reduced_motion="reduce",
+    ) as context:
+        page = context.new_page()
+        page.goto(address)
+        page.locator("#stage .stage, #stage .stage-empty").wait_for()
+        yield page
+
+
+def _show(page: Page, studio: Studio, folder: Path, name: str) -> None:
+    """Every screen of one window and mode."""
+    _save(page, folder / f"create-{name}.webp")
+    page.get_by_role("button", name="Settings", exact=True).click()
+    _save(page, folder / f"settings-{name}.webp")
+    page.get_by_role("button", name="Settings", exact=True).click()
+    jobs = [
+        studio.submit(GenerationRequest(prompt, num_inference_steps=150))
+        for prompt in (PROMPTS[0], PROMPTS[1])
+    ]
+    page.locator(".stage-making img.preview").first.wait_for()
+    _save(page, folder / f"making-{name}.webp")
+    for job in reversed(jobs):
+        job.cancel()
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".tile").first.wait_for()
+    _save(page, folder / f"gallery-{name}.webp")
+    page.locator(".tile").first.click()
+    page.get_by_role("dialog").wait_for()
+    _save(page, folder / f"opened-{name}.webp")
+    page.keyboard.press("Escape")
+    for tab, place in (("Models", ".model"), ("Statistics", ".figure")):
+        page.get_by_role("tab", name=tab).click()
+        page.locator(place).first.wait_for()
+        _save(page, folder / f"{tab.lower()}-{name}.webp")
+
+
+def _save(page: Page, path: Path) -> None:
+    page.mouse.move(0, 0)
+    page.evaluate("document.fonts.ready")
+    page.wait_for_function(LOADED)
+    Image.open(io.BytesIO(page.screenshot())).save(path, "WEBP", quality=QUALITY)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ASSETS / "screenshots")
