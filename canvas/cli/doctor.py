@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, say, say_json, settings_of
+from canvas.cli.terminal import AsJson, DataDir, complain, say, say_json, settings_of
 from canvas.errors import CanvasError
 
 if TYPE_CHECKING:
@@ -31,8 +31,16 @@ class Finding:
     sentence: str
 
 
-def doctor(json: AsJson = False, data_dir: DataDir = None) -> None:
+def doctor(
+    json: AsJson = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Make a damaged database anew from the pictures.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
     """Look at packages, device, data folder and models; leaves with 1 when something is wrong."""
+    if rebuild:
+        _rebuild(settings_of(data_dir))
     findings = []
     for finding in _look(settings_of(data_dir)):
         findings.append(finding)
@@ -44,6 +52,19 @@ def doctor(json: AsJson = False, data_dir: DataDir = None) -> None:
         raise typer.Exit(1)
 
 
+def _rebuild(settings: Settings) -> None:
+    from canvas.history.rebuild import rebuild
+
+    done = rebuild(settings.database, settings.outputs)
+    if done.damaged is None:
+        complain("The database is well: there is nothing to rebuild.")
+    else:
+        complain(
+            f"{done.pictures} pictures are back, {done.owners} with their owners. "
+            f"The damaged file is kept as {done.damaged}."
+        )
+
+
 def _look(settings: Settings) -> Iterator[Finding]:
     yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
     for package in PACKAGES:
@@ -52,6 +73,13 @@ def _look(settings: Settings) -> Iterator[Finding]:
         except PackageNotFoundError:
             sentence = "is missing; run: pip install -r requirements.txt"
             yield Finding(package, False, sentence)
+    from canvas.history.rebuild import damage
+
+    wrong = damage(settings.database)
+    if wrong:
+        sentence = f"is damaged ({wrong}); stop the server and run doctor with --rebuild"
+        yield Finding("database", False, sentence)
+        return
     try:
         from canvas.studio import Studio
 

@@ -44,17 +44,21 @@ SENTENCES = {
         "Give yourself the right to write there, or choose another folder with --data-dir."
     ),
     ("not a database",): (
-        "The file {path} is not a database. "
-        "Move it away, and a new one is made; or choose another folder with --data-dir."
+        "The file {path} is not a database. If it was one, `python -m canvas doctor --rebuild` "
+        "makes it anew from the pictures; or choose another folder with --data-dir."
     ),
     ("unable to open",): (
         "The database {path} cannot be opened. Give yourself the right to read and write there, "
         "or choose another folder with --data-dir."
     ),
     ("is full",): "The disk of {path} is full. Free some space there and try again.",
+    ("disk I/O",): (
+        "The disk of {path} does not take what is written ({what}): is it full? "
+        "Free some space there and try again."
+    ),
     ("malformed", "corrupt"): (
-        "The database {path} is damaged ({what}). Put back the backup copy that lies beside it, "
-        "or move it away: the pictures are found again from their files."
+        "The database {path} is damaged ({what}). Stop the server and run "
+        "`python -m canvas doctor --rebuild`: the pictures are found again from their files."
     ),
 }
 

@@ -131,7 +131,7 @@ def test_a_locked_database_is_said_and_the_next_call_works(tmp_path: Path) -> No
 def test_a_file_that_is_no_database_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "ai_images.db"
     path.write_bytes(b"this is a text and not a database" * 100)
-    with pytest.raises(StorageError, match=r"is not a database.*Move it away"):
+    with pytest.raises(StorageError, match=r"is not a database.*doctor --rebuild"):
         Store(path)
     assert path.read_bytes() == b"this is a text and not a database" * 100
 

@@ -1,0 +1,81 @@
+"""What has to hold of a data folder after whatever happened to it, and how to kill."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image
+
+from canvas.history.gallery import Gallery
+from canvas.history.images import PICTURE_SUFFIXES, ImageFolder
+from canvas.history.rebuild import damage
+from canvas.history.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def program(kind: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.guarantees.programs", kind, *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def killed(chance: random.Random, longest: float, kind: str, *arguments: object) -> list[str]:
+    """Run a program until it is ready, kill -9 it within `longest` seconds; what it had told."""
+    with program(kind, *arguments) as child:
+        told = []
+        for line in child.stdout or ():
+            told.append(line.strip())
+            if told[-1] == "ready":
+                break
+        assert "ready" in told, f"{kind} ended before it was ready"
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(chance.uniform(0, longest))
+        child.kill()
+        return told + [line.strip() for line in (child.stdout or ()) if line.endswith("\n")]
+
+
+def picture_files(data: Path) -> list[Path]:
+    """Every file under its final name."""
+    return [
+        path
+        for path in (data / "outputs").rglob("*")
+        if path.suffix in PICTURE_SUFFIXES and not path.name.startswith(".")
+    ]
+
+
+def assert_whole(data: Path, told: list[str] = ()) -> int:  # type: ignore[assignment]
+    """Restart on the folder and look; returns the number of pictures."""
+    for path in picture_files(data):
+        with Image.open(path) as picture:
+            picture.load()  # raises for a half-written one
+    assert damage(data / "ai_images.db") == ""
+    with closing(Store(data / "ai_images.db")) as store:
+        gallery = Gallery(store, ImageFolder(data / "outputs"))
+        gallery.reconcile()
+        rows = {row["filename"]: row for row in store.rows("SELECT * FROM generated_images")}
+        assert len(rows) == store.rows("SELECT count(*) AS n FROM generated_images")[0]["n"]
+        on_disk = {
+            path.name: path
+            for path in picture_files(data)
+            if not {".trash", ".thumbnails"} & {parent.name for parent in path.parents}
+        }
+        assert set(on_disk) <= set(rows), "a picture without a row"
+        promised = {name for name, row in rows.items() if not row["missing"]}
+        assert promised <= set(on_disk), "a row that promises a picture which is not there"
+    deleted = {line.split()[1] for line in told if line.startswith("deleting")}
+    for line in told:
+        if line.startswith("kept") and (name := line.split()[1]) not in deleted:
+            content = on_disk[name].read_bytes()
+            assert hashlib.sha256(content).hexdigest() == line.split()[2], "changed afterwards"
+    return len(promised)
