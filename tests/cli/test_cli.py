@@ -15,6 +15,7 @@ from PIL import Image
 
 from canvas.cli import main as cli
 from canvas.cli.bench import started, table
+from canvas.cli.terminal import say_json
 from canvas.engine.benchmark import BenchmarkReport, Row
 from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
 
@@ -241,7 +242,7 @@ def test_the_doctor_looks_at_everything(here: Path, capfd: pytest.CaptureFixture
 def test_the_doctor_finds_what_is_wrong(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "ai_images.db").write_bytes(b"not a database at all" * 100)
     assert run("doctor") == 1
-    assert "BAD  data folder" in capfd.readouterr().out
+    assert "BAD  database" in capfd.readouterr().out
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -294,6 +295,11 @@ def test_a_wrong_benchmark_is_refused(
     monkeypatch.setenv("HF_HOME", str(here))
     assert run("bench", *arguments) == 2
     assert sentence in capfd.readouterr().err
+
+
+def test_json_for_programs_holds_no_infinity(capfd: pytest.CaptureFixture[str]) -> None:
+    say_json({"rows": [{"psnr": float("inf")}, {"psnr": 21.5}]})
+    assert json.loads(capfd.readouterr().out) == {"rows": [{"psnr": None}, {"psnr": 21.5}]}
 
 
 def test_a_benchmark_is_shown_as_a_table() -> None:
