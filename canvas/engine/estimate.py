@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from canvas.catalog import ModelSpec
+from canvas.engine.acceleration import passes_per_step
 from canvas.engine.device import Device
+from canvas.modes import MODES
 from canvas.request import GenerationRequest
 
 # A whole UNet reaches this share of the speed of the mix that `measure_speeds` runs.
@@ -19,5 +21,7 @@ def seconds_per_step(request: GenerationRequest, spec: ModelSpec, device: Device
         return None
     assert request.width and request.height  # noqa: S101 - the request is resolved
     share = request.width * request.height / spec.resolution**2
-    passes = 2 if (request.guidance_scale or 0) > 1 else 1
+    guided = (request.guidance_scale or 0) > 1
+    steps = request.num_inference_steps or 1
+    passes = passes_per_step(MODES[request.mode], steps, guided=guided)
     return gigaflop * share * passes / (device.gigaflops * EFFICIENCY)

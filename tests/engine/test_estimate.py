@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from canvas.engine.estimate import seconds_per_step
 CPU = Device("cpu", "float32", "", gigaflops=100.0)
 
 
-def seconds(model_key: str, device: Device = CPU, **options: int) -> float | None:
+def seconds(model_key: str, device: Device = CPU, **options: Any) -> float | None:
     spec = MODELS[model_key]
     request = GenerationRequest("a fox", model_key=model_key, **options).resolve(spec)
     return seconds_per_step(request, spec, device)
@@ -24,6 +25,15 @@ def test_size_guidance_and_speed_count() -> None:
     assert seconds("small", width=256, height=256) == pytest.approx(whole / 4)
     assert seconds("small", replace(CPU, gigaflops=200.0)) == pytest.approx(whole / 2)
     assert (seconds("starter") or whole) < whole / 50
+
+
+def test_shortcuts_of_the_mode_count() -> None:
+    """With guidance a whole step is two passes: 7 such steps, 1 unguided, 7 short ones of 15."""
+    whole, balanced = seconds("small"), seconds("small", mode="balanced")
+    assert whole is not None
+    assert balanced is not None
+    assert 0.3 < balanced / whole < 0.6
+    assert seconds("small", mode="turbo") == pytest.approx(whole / 2, rel=0.4)
 
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
