@@ -89,10 +89,7 @@ class Studio:
     # Asking for pictures and models
 
     def submit(self, request: GenerationRequest, owner: str = "local") -> Job:
-        """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued.
-
-        `shelf.hand_in` gives the names of pictures that a request starts from.
-        """
+        """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued."""
         spec = get_model(request.model_key, self.models)
         if self.settings.safety_level != "off":
             safety.check_prompt(request.prompt)
@@ -250,7 +247,9 @@ class Studio:
         spec = get_model(request.model_key, self.models)
         text = prompts.enhance_prompt(request, spec)
         local = self._workshop.find_local(spec)
-        return prompts.split_at_limit(text, local) if local else prompts.estimate_fit(text)
+        fit = prompts.split_at_limit(text, local) if local else prompts.estimate_fit(text)
+        # With weights a long prompt goes to the model in several parts.
+        return replace(fit, kept=text, cut="") if request.prompt_weighting else fit
 
     # What was made
 

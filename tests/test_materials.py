@@ -238,3 +238,19 @@ def test_without_its_checker_full_safety_shows_nothing(
     monkeypatch.setattr(safety.PictureChecker.__init__, "__defaults__", (str(tmp_path / "none"),))
     with Studio(replace(settings, safety="full")) as studio, pytest.raises(HubOffline):
         studio.generate(wish())
+
+
+def test_long_prompts_are_read_whole_with_weights(studio: Studio) -> None:
+    long = ", ".join(["a fox in the snow"] * 30)
+    assert studio.prompt_fit(wish(prompt=long)).cut
+    assert not studio.prompt_fit(wish(prompt=long, prompt_weighting=True)).cut
+    [plain] = studio.generate(wish(prompt=f"{long}, a red house"))
+    [whole] = studio.generate(wish(prompt=f"{long}, a red house", prompt_weighting=True))
+    assert (pixels(studio, whole) != pixels(studio, plain)).any()
+
+
+def test_plain_brackets_are_plain_unless_switched(studio: Studio) -> None:
+    [plain] = studio.generate(wish(prompt="a (fox:1.7) in the snow"))
+    [weighted] = studio.generate(wish(prompt="a (fox:1.7) in the snow", prompt_weighting=True))
+    assert (pixels(studio, plain) != pixels(studio, weighted)).any()
+    assert (plain.request.prompt_weighting, weighted.request.prompt_weighting) == (False, True)

@@ -77,6 +77,13 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
         "quality": lambda models, spec: gr.Slider(
             1, 100, value=95, step=1, label="Quality of JPEG and WebP", buttons=[]
         ),
+        "prompt_weighting": lambda models, spec: gr.Checkbox(
+            label="Weights in the prompt",
+            info="(word:1.3), [word], BREAK, and more than 77 tokens",
+        ),
+        "watermark": lambda models, spec: gr.Textbox(
+            label="Watermark", placeholder="None", max_lines=1, max_length=60
+        ),
         # Two widgets that are no fields: they stand for width and height while those are empty
         "resolution": lambda models, spec: gr.Slider(
             **_range_of(spec), value=spec.resolution, label="Resolution", buttons=[]

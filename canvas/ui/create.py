@@ -70,6 +70,7 @@ class Create:
             with gr.Row():
                 self.controls.place("width", "height")
             self.controls.place("image_format", "quality")
+            self.controls.place("prompt_weighting", "watermark")
         self._read = gr.UploadButton(
             "Take settings from a picture",
             file_types=["image"],
