@@ -77,8 +77,8 @@ def _look(settings: Settings) -> Iterator[Finding]:
 
     wrong = damage(settings.database)
     if wrong:
-        sentence = f"its database is damaged ({wrong}); stop the server, run doctor --rebuild"
-        yield Finding("data folder", False, sentence)
+        sentence = f"is damaged ({wrong}); stop the server and run doctor with --rebuild"
+        yield Finding("database", False, sentence)
         return
     try:
         from canvas.studio import Studio
