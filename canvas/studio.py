@@ -90,15 +90,7 @@ class Studio:
 
     def submit(self, request: GenerationRequest, owner: str = "local") -> Job:
         """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued."""
-        spec = get_model(request.model_key, self.models)
-        if self.settings.safety_level != "off":
-            safety.check_prompt(request.prompt)
-        request = self.shelf.resolve(request, spec, owner)
-        unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
-        self._limits.check(request, unfinished)
-        job = Job(owner, "generate", spec.key, request, on_finish=self._forget)
-        self._unfinished.add(UnfinishedJob(job.id, owner, request, job.created_at))
-        return self._start(job)
+        return self._submit([request], owner)[0]
 
     def expand(self, request: GenerationRequest) -> list[GenerationRequest]:
         """The requests that a prompt with choices or lists stands for; see `combinations`."""
@@ -107,12 +99,21 @@ class Studio:
 
     def submit_all(self, request: GenerationRequest, owner: str = "local") -> list[Job]:
         """Queue all that `expand` gives, or nothing; raises what `submit` raises."""
-        spec = get_model(request.model_key, self.models)
-        wishes = self.expand(request)
+        return self._submit(self.expand(request), owner)
+
+    def _submit(self, wishes: list[GenerationRequest], owner: str) -> list[Job]:
         unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
-        for number, wish in enumerate(wishes):
-            self._limits.check(wish.resolve(spec), unfinished + number)
-        return [self.submit(wish, owner) for wish in wishes]
+        accepted: list[tuple[Job, GenerationRequest]] = []
+        for asked in wishes:
+            spec = get_model(asked.model_key, self.models)
+            if self.settings.safety_level != "off":
+                safety.check_prompt(asked.prompt)
+            wish = self.shelf.resolve(asked, spec, owner)
+            self._limits.check(wish, unfinished + len(accepted))
+            accepted.append((Job(owner, "generate", spec.key, wish, on_finish=self._forget), wish))
+        for job, wish in accepted:
+            self._unfinished.add(UnfinishedJob(job.id, owner, wish, job.created_at))
+        return [self._start(job) for job, _ in accepted]
 
     def interrupted(self, owner: str) -> list[UnfinishedJob]:
         """The owner's jobs that an earlier server did not finish; `resume` or `dismiss` them."""
