@@ -94,7 +94,7 @@ class Edit:
             self._strip.click,
             self.pick,
             {self._source},
-            {self._editor, self._source, self._fields["prompt"]},
+            self.filled,
         )
         gr.on(  # not through `listen`, whose wrapper hides that this is a generator
             self._make.click,
@@ -114,12 +114,22 @@ class Edit:
         self, _: Mapping[Any, Any], event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
         """Put a kept picture into the editor, with its prompt."""
-        image = self._studio.image(int(event.image), owner_of(request))
-        picture = self._studio.shelf.picture(image.filename, owner_of(request))
+        return self.fill(int(event.image), owner_of(request))
+
+    @property
+    def filled(self) -> set[Any]:
+        """The components that `fill` updates."""
+        return {self._editor, self._source, self._fields["prompt"], self._fields["what"]}
+
+    def fill(self, image_id: int, owner: str, what: str = "Variations") -> dict[Any, Any]:
+        """Updates that put a kept picture into the editor; raises NotFound for another's."""
+        image = self._studio.image(image_id, owner)
+        picture = self._studio.shelf.picture(image.filename, owner)
         return {
             self._editor: {"background": picture, "layers": [], "composite": None},
             self._source: image.filename,
             self._fields["prompt"]: image.request.prompt,
+            self._fields["what"]: what,
         }
 
     def make(self, values: Mapping[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:

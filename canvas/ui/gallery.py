@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import gradio as gr
 
+from canvas.history.imports import import_zip
 from canvas.history.queries import Query
-from canvas.request import GeneratedImage
 from canvas.ui.create import Create
+from canvas.ui.edit import Edit
 from canvas.ui.events import listen
 from canvas.ui.filters import Filters
 from canvas.ui.opened import opened
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 PAGE = 48  # pictures a page
 VARIATIONS = 4
+EDITS = {"edit": "Repaint", "enlarge": "Enlarge"}
 COMPARED = 6  # pictures side by side at most
 
 
@@ -39,13 +43,17 @@ class Look:
 class GalleryTab:
     """Layout and behaviour of the tab."""
 
-    def __init__(self, studio: Studio, create: Create, tabs: gr.Tabs) -> None:
+    def __init__(self, studio: Studio, create: Create, edit: Edit, tabs: gr.Tabs) -> None:
         self._studio = studio
         self._create = create
+        self._edit = edit
         self._tabs = tabs
         self._look = gr.State(Look())
         self._filters = Filters(studio)
         self._grid = panel("gallery")
+        self._import = gr.UploadButton(
+            "Import a ZIP", file_types=[".zip"], size="sm", elem_id="import"
+        )
         self._opened = panel("opened")
 
     def wire(self, tab: gr.Tab) -> None:
@@ -61,8 +69,10 @@ class GalleryTab:
             trigger_mode="always_last",
         )
         listen(self._grid.click, self.act, asked, shown)
-        everywhere = shown | self._create.controls.widgets | {self._tabs, self._create.selected}
+        form = self._create.controls.widgets | {self._create.selected}
+        everywhere = shown | form | self._edit.filled | {self._tabs}
         listen(self._opened.click, self.act, asked, everywhere)
+        listen(self._import.upload, self.take_in, asked | {self._import}, shown | {self._import})
 
     def show(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The grid as it is now, with nothing opened."""
@@ -84,12 +94,23 @@ class GalleryTab:
         if event.action == "compare":
             images = [self._studio.image(one, owner) for one in look.selected[:COMPARED]]
             return {self._opened: render("compare.html", images=images)}
-        if event.action in ("use", "variations"):
-            return self._to_create(self._studio.image(int(event.image), owner), event, owner)
+        if event.action in ("use", "variations", *EDITS):
+            return self._to_other_tab(event, owner)
         if event.action == "open":
             image = self._studio.image(int(event.image), owner)
             return {self._opened: opened(image)}
         return {self._opened: ""}
+
+    def take_in(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        """Take the pictures of a ZIP into the gallery; tells what was there and what was not."""
+        studio, owner, path = self._studio, owner_of(request), Path(values[self._import])
+        try:
+            done = import_zip(studio.store, studio.gallery.folder, path, owner)
+        finally:
+            path.unlink(missing_ok=True)  # Gradio's copy of the upload: it has been read
+        said = f"{done.added} new, {done.duplicates} known already. " + " ".join(done.refused[:5])
+        gr.Info(html.escape(said), title="Imported")
+        return self._shown(values, Look(), owner)
 
     def _moved(self, look: Look, event: gr.EventData, owner: str) -> Look:
         if event.action == "page":
@@ -118,8 +139,12 @@ class GalleryTab:
         self._studio.gallery.undo(look.undo, owner)
         return self._shown(values, Look(look.page), owner)
 
-    def _to_create(self, image: GeneratedImage, event: gr.EventData, owner: str) -> dict[Any, Any]:
+    def _to_other_tab(self, event: gr.EventData, owner: str) -> dict[Any, Any]:
+        image = self._studio.image(int(event.image), owner)
         away: dict[Any, Any] = {self._opened: "", self._tabs: gr.Tabs(selected="create")}
+        if event.action in EDITS:
+            away[self._tabs] = gr.Tabs(selected="edit")
+            return {**self._edit.fill(int(event.image), owner, EDITS[event.action]), **away}
         if event.action == "use":
             return {**self._create.controls.fill(image.request), **away}
         around = replace(image.request, seed=image.request.seed + 1, num_images=VARIATIONS)

@@ -34,7 +34,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Tab("Edit", id="edit") as edit_tab:
                 edit = Edit(studio)
             with gr.Tab("Gallery", id="gallery") as gallery_tab:
-                gallery = GalleryTab(studio, create, tabs)
+                gallery = GalleryTab(studio, create, edit, tabs)
             with gr.Tab("Models", id="models") as models_tab:
                 models = ModelsTab(studio)
             with gr.Tab("Statistics", id="statistics") as statistics_tab:

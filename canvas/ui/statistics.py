@@ -49,6 +49,7 @@ class StatisticsTab:
             self.preview,
             asked,
             {self._outcome},
+            trigger_mode="always_last",
         )
         shown = {self._figures, self._outcome, self._undo}
         listen(self._outcome.click, self.clean, asked, shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 
@@ -81,6 +80,7 @@ def test_delete_and_undo(gallery: Page, served: Studio, kept: list[GeneratedImag
 
 def test_a_selection_is_compared_and_exported(gallery: Page, kept: list[GeneratedImage]) -> None:
     gallery.get_by_role("button", name="Select", exact=True).click()
+    gallery.locator(".tile[aria-pressed]").first.wait_for()
     for image in kept[:2]:
         gallery.locator(f'.tile[data-image="{image.id}"]').click()
         chosen = gallery.locator(f'.tile[data-image="{image.id}"][aria-pressed="true"]')
@@ -92,8 +92,19 @@ def test_a_selection_is_compared_and_exported(gallery: Page, kept: list[Generate
     gallery.get_by_role("button", name="Close").click()
     with gallery.expect_download() as download:
         gallery.get_by_role("link", name="Export as ZIP").click()
-    with zipfile.ZipFile(io.BytesIO(download.value.path().read_bytes())) as archive:
-        assert len(archive.read("metadata.jsonl").splitlines()) == 2
+    archive = download.value.path()
+    with zipfile.ZipFile(archive) as content:
+        assert len(content.read("metadata.jsonl").splitlines()) == 2
+    zipped = {"name": "mine.zip", "mimeType": "application/zip", "buffer": archive.read_bytes()}
+    gallery.locator("input[type=file][accept*=zip]").set_input_files(zipped)
+    expect(gallery.get_by_test_id("toast-body")).to_contain_text("0 new, 2 known already")
+
+
+def test_a_picture_goes_to_the_editor(gallery: Page, kept: list[GeneratedImage]) -> None:
+    gallery.locator(f'.tile[data-image="{kept[0].id}"]').click()
+    gallery.get_by_role("dialog").get_by_role("button", name="Enlarge").click()
+    expect(gallery.get_by_label("What to draw")).to_have_value(kept[0].request.prompt)
+    expect(gallery.get_by_label("Enlarge", exact=True)).to_be_checked()
 
 
 def test_a_picture_gives_its_settings_back(

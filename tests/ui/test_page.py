@@ -199,7 +199,7 @@ def test_the_models_are_listed_with_state_and_device(page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("tab", ["Create", "Gallery", "Models"])
+@pytest.mark.parametrize("tab", ["Create", "Edit", "Gallery", "Models", "Statistics"])
 def test_nothing_is_wider_than_the_window(page: Page, width: int, tab: str) -> None:
     page.set_viewport_size({"width": width, "height": 844})
     page.get_by_role("tab", name=tab).click()
