@@ -24,6 +24,7 @@ from canvas.engine.device import Device
 from canvas.engine.downloads import LocalModel
 from canvas.engine.generation import run
 from canvas.engine.pipelines import PipelineCache
+from canvas.engine.similarity import ssim
 from canvas.errors import GenerationCancelled, GenerationFailed
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.schedulers import SCHEDULERS
@@ -251,6 +252,14 @@ def test_a_pipeline_that_breaks_is_an_error_in_words(tiny_spec: ModelSpec) -> No
     pipeline.unet.conv_in = torch.nn.Conv2d(5, 16, 3)
     with pytest.raises(GenerationFailed, match="tiny-test could not make this picture"):
         make(pipeline, request(tiny_spec), tiny_spec)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_balanced_is_close_to_quality(starter: Any, seed: int) -> None:
+    wish = GenerationRequest("a fox in the snow", seed=seed)
+    quality = picture(starter, wish.resolve(STARTER))
+    balanced = picture(starter, replace(wish, mode="balanced").resolve(STARTER))
+    assert 0.9 < ssim(quality, balanced) < 1
 
 
 SHORT_OF_MEMORY = """
