@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,7 +150,9 @@ def bodies(place: Place) -> list[dict[str, Any]]:
     ]
 
 
-def test_no_route_tells_anything_of_another(place: Place, other: Visitor) -> None:
+def test_no_route_tells_anything_of_another(
+    place: Place, other: Visitor, record_property: Callable[[str, object], None]
+) -> None:
     routes = set(routes_of(place.app))
     assert len(routes) > 100
     answered = 0
@@ -166,6 +168,8 @@ def test_no_route_tells_anything_of_another(place: Place, other: Visitor) -> Non
                 status, answer = other.ask(method, path, **sent)
                 answered += status != 0
                 assert_tells_nothing(place, answer, (method, path, sent, status), path + str(sent))
+    record_property("routes", len(routes))
+    record_property("answers", answered)
     assert answered > 400
     assert not place.job.finished, "there was progress to be seen all the time"
 
