@@ -155,7 +155,7 @@ class Store:
         return [download_of(row) for row in rows]
 
     def seconds_per_step(self, request: GenerationRequest, device: str, dtype: str) -> float | None:
-        """The median of the latest pictures of this model and size; None before there are any.
+        """The median of the latest pictures of this model, mode and size; None without any.
 
         Where only other sizes were made, their time is scaled by the number of pixels.
         """
@@ -163,9 +163,10 @@ class Store:
             "SELECT generation_time / num_inference_steps AS seconds, "
             "image_width AS width, image_height AS height FROM generated_images "
             "WHERE model_used = ? AND device = ? AND dtype = ? AND task = ? "
+            "AND coalesce(json_extract(options, '$.mode'), 'quality') = ? "
             "AND generation_time > 0 AND num_inference_steps > 0 AND image_width > 0 "
             "ORDER BY id DESC LIMIT 100",
-            [request.model_key, device, dtype, request.task],
+            [request.model_key, device, dtype, request.task, request.mode],
         )
         size = (request.width, request.height)
         same = [row["seconds"] for row in rows if (row["width"], row["height"]) == size]

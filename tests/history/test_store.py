@@ -77,6 +77,11 @@ def test_seconds_per_step_are_of_the_same_size_or_scaled(store: Store) -> None:
     assert store.seconds_per_step(request, "cuda", "float32") is None
     half = replace(request, height=256)
     assert store.seconds_per_step(half, "cpu", "float32") == 1.0
+    turbo = replace(request, mode="turbo")
+    assert store.seconds_per_step(turbo, "cpu", "float32") is None
+    store.record(make_image(width=512, height=512, mode="turbo", generation_time=3.0))
+    assert store.seconds_per_step(turbo, "cpu", "float32") == pytest.approx(0.2)
+    assert store.seconds_per_step(request, "cpu", "float32") == 2.0
 
 
 def test_a_failing_transaction_leaves_nothing(store: Store) -> None:
