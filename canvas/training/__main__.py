@@ -59,7 +59,7 @@ def parse_options(arguments: list[str]) -> tuple[str, Options]:
     parser.add_argument("--minutes", type=float, help="whole training of the stage")
     parser.add_argument("--stop-after", type=float, help="minutes after which to stop and resume")
     parser.add_argument("--workers", type=int, help="processes that train together")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=2.0)
     told = parser.parse_args(arguments)
     preset = PRESETS[told.preset]

@@ -51,21 +51,26 @@ class Judge(nn.Module):
             Block(24, 48),
             Block(48, 96),
             Block(96, 192),
-            nn.AdaptiveMaxPool2d(4),
-            nn.Flatten(),
-            nn.Linear(192 * 16, 256),
-            nn.ReLU(),
-            nn.Dropout(0.1),
         )
-        self.things = nn.Linear(256, things)
-        self.style = nn.Linear(256, len(STYLES))
-        self.place = nn.Linear(256, len(BACKGROUNDS))
+        self.wide = nn.Sequential(
+            nn.Conv2d(192, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()
+        )
+        self.things = nn.Conv2d(256, things, 1)
+        self.style = nn.Linear(192 * 2, len(STYLES))
+        self.place = nn.Linear(192 * 4 * 4, len(BACKGROUNDS))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores of things, styles and backgrounds for pictures of any size in -1 … 1."""
+        """Scores of things, styles and backgrounds for pictures of any size in -1 … 1.
+
+        Things are scored at every place of an 8×8 map and the places summed softly, so that a
+        thing is the same thing on the left and on the right.
+        """
         small = nn.functional.interpolate(pixels, (SIDE, SIDE), mode="area")
         features = self.body(small)
-        return self.things(features), self.style(features), self.place(features)
+        things = self.things(self.wide(features)).flatten(2).float().logsumexp(2)
+        both = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        corners = nn.functional.adaptive_max_pool2d(features, 4).flatten(1)
+        return things, self.style(both), self.place(corners)
 
 
 def blurred(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -99,7 +104,7 @@ def scene_batches(
 ) -> Iterator[tuple[torch.Tensor, list[Scene]]]:
     """Endless blurred training scenes; held-out combinations do not occur."""
     while True:
-        pictures, scenes = maker.batch(count, pairs=0.4)
+        pictures, scenes = maker.batch(count, pairs=0.5)
         yield blurred(to_tensor(pictures), generator), scenes
 
 

@@ -28,7 +28,7 @@ class Preset:
     unet_heads: int = 4
     unet_batch: int = 24
     unet_learning_rate: float = 1e-3
-    first_scenes: int = 768
+    first_scenes: int = 384
     cache_size: int = 24000
     fresh_per_step: int = 4
 
