@@ -163,8 +163,11 @@ class Create:
 
     def look(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """What has changed since the last look, so that a reload or another tab loses nothing."""
-        panels = self._panels(owner_of(request), values[self.selected])
-        now = {place: hash(str(content)) for place, content in enumerate(panels.values())}
+        owner, selected = owner_of(request), values[self.selected]
+        panels = self._panels(owner, selected)
+        # Clicks write the panels too: whenever jobs move on, everything is sent again
+        moved = (selected, [(job.id, job.status) for job in self._studio.jobs(owner)])
+        now = {place: hash(str((content, moved))) for place, content in enumerate(panels.values())}
         changed = [place for place in now if values[self._seen].get(place) != now[place]]
         if not changed:
             return {self._seen: gr.skip()}

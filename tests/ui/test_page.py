@@ -51,6 +51,7 @@ def test_from_prompt_to_gallery(page: Page) -> None:
     making(page, "a fox in the snow, 3d")
     expect(page.locator(".stage-making .words")).to_have_text(re.compile(r"Step \d+ of 60"))
     finished(page, "a fox in the snow, 3d")
+    expect(page.get_by_role("region", name="Queue")).to_have_count(0)
     page.reload()
     finished(page, "a fox in the snow, 3d")
     page.get_by_role("tab", name="Gallery").click()
