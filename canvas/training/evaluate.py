@@ -148,7 +148,7 @@ def evaluate(
     of_single = judged(judge, drawn(sampler, single, settings, seed=1), single)
     seconds = (time.monotonic() - started) / len(single)
     of_pairs = judged(judge, drawn(sampler, pairs, settings, seed=2), pairs)
-    of_near = judged(judge, drawn(sampler, near, settings, seed=3), near)
+    of_near = judged(judge, drawn(sampler, near, settings, seed=3), near) if near else {}
     best = judged(judge, real(sprites, size, single), single)
     best_pairs = judged(judge, real(sprites, size, pairs), pairs)
     figures = {
@@ -157,8 +157,8 @@ def evaluate(
         "style": of_single["style"],
         "place": of_single["place"],
         "pairs_both": of_pairs["both"],
-        "near_synonyms": of_near["top1"],
-        "near_synonyms_top5": of_near["top5"],
+        "near_synonyms": of_near.get("top1", float("nan")),
+        "near_synonyms_top5": of_near.get("top5", float("nan")),
         "variety_percent": variety(sampler, single[: settings.batch], settings),
         "seconds_in_batches": seconds,
         "steps": settings.steps,

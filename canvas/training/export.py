@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def export_model(work: Path, target: Path) -> None:
 
 
 def _percent(figures: dict[str, float], key: str) -> str:
-    return f"{100 * figures[key]:.1f} %" if key in figures else "–"
+    value = figures.get(key, math.nan)
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def figures_table(figures: dict[str, float]) -> str:
