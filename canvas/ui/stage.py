@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 STRIP_LENGTH = 24
+SHORTEST = 0.1  # seconds; what is shorter is not told apart
 PREVIEW_SIDE = 256  # pixels; a preview travels in the page's own messages
 EXAMPLES = (
     "a fox in the snow, 3d",
@@ -217,6 +218,8 @@ def mode_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str, 
         asked = request if mode == request.mode else _left_to(mode, request)
         seconds = studio.estimate(asked)
         words = "" if seconds is None else f"\n{duration(seconds)}"
+        if seconds is not None and seconds < SHORTEST:
+            words = f"\nunder {duration(SHORTEST)}"
         choices.append((mode.capitalize() + words, mode))
     return choices
 
