@@ -2,7 +2,8 @@
 
 It makes a few pictures with the built-in model in a temporary data folder, opens the page
 in the system's Chromium in both widths and both modes, and writes WebP files to the folder
-given as argument (default: `assets/screenshots`). Look at them before committing.
+given as argument. Without one it renews those that `assets/screenshots` holds. Look at
+them before committing.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def _visit(browser: Browser, address: str, size: tuple[int, int], mode: str) -> 
 
 def _show(page: Page, studio: Studio, folder: Path, name: str) -> None:
     """Every screen of one window and mode."""
+    page.get_by_label("Prompt", exact=True).fill(PROMPTS[-1])
+    page.locator("#summary .line").wait_for()
     _save(page, folder / f"create-{name}.webp")
     page.get_by_role("button", name="Settings", exact=True).click()
     _save(page, folder / f"settings-{name}.webp")
@@ -115,5 +118,16 @@ def _save(page: Page, path: Path) -> None:
     Image.open(io.BytesIO(page.screenshot())).save(path, "WEBP", quality=QUALITY)
 
 
+def renew(shown: Path) -> None:
+    """Take all again and keep those that are shown already."""
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(folder))
+        for path in shown.glob("*.webp"):
+            shutil.copyfile(Path(folder) / path.name, path)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ASSETS / "screenshots")
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        renew(ASSETS / "screenshots")
