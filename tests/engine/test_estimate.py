@@ -49,6 +49,6 @@ def test_the_catalogue_tells_what_the_built_in_model_computes() -> None:
     config = unet.config
     sample = zeros(1, config.in_channels, config.sample_size, config.sample_size)
     with no_grad(), FlopCounterMode(display=False) as counter:
-        unet(sample, tensor(1), zeros(1, 32, config.cross_attention_dim))
+        unet(sample, tensor(1), zeros(1, 77, config.cross_attention_dim))
     counted = counter.get_total_flops() / 1e9
     assert MODELS["starter"].gigaflops == pytest.approx(counted, rel=0.1)

@@ -60,15 +60,15 @@ def test_trigger_words_come_first() -> None:
 def test_a_short_prompt_fits() -> None:
     fit = split_at_limit("a fox in the snow", LOCAL)
     assert (fit.kept, fit.cut) == ("a fox in the snow", "")
-    assert 5 <= fit.tokens <= fit.limit == 30
+    assert 5 <= fit.tokens <= fit.limit == 75
 
 
 def test_cut_is_exactly_at_the_limit() -> None:
-    assert split_at_limit("fox " * 30, LOCAL).tokens == 30
-    assert split_at_limit("fox " * 30, LOCAL).cut.strip() == ""
-    fit = split_at_limit("fox " * 30 + "snow", LOCAL)
-    assert fit.tokens == 31
-    assert fit.kept.split() == ["fox"] * 30
+    assert split_at_limit("fox " * 75, LOCAL).tokens == 75
+    assert split_at_limit("fox " * 75, LOCAL).cut.strip() == ""
+    fit = split_at_limit("fox " * 75 + "snow", LOCAL)
+    assert fit.tokens == 76
+    assert fit.kept.split() == ["fox"] * 75
     assert fit.cut.strip() == "snow"
 
 
