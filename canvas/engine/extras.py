@@ -13,6 +13,7 @@ from canvas.catalog import ModelSpec
 from canvas.engine import hub_cache
 from canvas.engine.downloads import DownloadProgress, Meter
 from canvas.engine.hub import Hub, ask
+from canvas.engine.loading import ONE_AT_A_TIME
 from canvas.engine.loras import check_fit, read_lora
 from canvas.errors import InvalidInput, ModelBroken, ModelUnavailable
 from canvas.modes import FEW_STEP_LORA, MODES
@@ -108,9 +109,10 @@ def with_tiny_decoder(pipeline: Any, *, hub: Hub | None = None) -> Any:
     if isinstance(pipeline.vae, AutoencoderTiny):
         return pipeline
     folder = _there(TINY_DECODER, hub)
-    decoder = AutoencoderTiny.from_pretrained(
-        str(folder), dtype=pipeline.vae.dtype, local_files_only=True
-    )
+    with ONE_AT_A_TIME:
+        decoder = AutoencoderTiny.from_pretrained(
+            str(folder), dtype=pipeline.vae.dtype, local_files_only=True
+        )
     parts = {**pipeline.components, "vae": decoder.to(pipeline.device)}
     quick = type(pipeline)(**parts, requires_safety_checker=False)
     quick.set_progress_bar_config(disable=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ WITHOUT_CHECKER = {
     "feature_extractor": None,
     "requires_safety_checker": False,
 }
+# While from_pretrained builds a model without memory it patches torch.nn.Module for the whole
+# process, and two at a time leave it patched: every later model would then be without weights.
+ONE_AT_A_TIME = threading.Lock()
 
 
 def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
@@ -33,10 +37,11 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
 
     quieten()
     try:
-        if local.path.is_file():
-            pipeline = _from_single_file(spec, local.path, device)
-        else:
-            pipeline = _from_folder(spec, local.path, device)
+        with ONE_AT_A_TIME:
+            if local.path.is_file():
+                pipeline = _from_single_file(spec, local.path, device)
+            else:
+                pipeline = _from_folder(spec, local.path, device)
         pipeline = pipeline.to(device.name)
     except (
         *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from canvas.engine.loading import ONE_AT_A_TIME
 from canvas.errors import Blocked, HubOffline
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class PictureChecker:
             from transformers import CLIPImageProcessor
 
             try:
-                model: Any = StableDiffusionSafetyChecker.from_pretrained(self._source)
+                with ONE_AT_A_TIME:
+                    model: Any = StableDiffusionSafetyChecker.from_pretrained(self._source)
                 extractor = CLIPImageProcessor.from_pretrained(self._source)
             except OSError as error:
                 raise HubOffline(

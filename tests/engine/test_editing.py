@@ -127,7 +127,7 @@ def test_little_strength_stays_near_the_picture_and_much_does_not(
     assert found[0] > found[1] + 0.1
     if spec is STARTER:  # the others are random: nothing of theirs is like a picture
         assert found[0] > 0.8
-        assert found[1] < 0.7
+        assert found[1] < 0.8
 
 
 def test_progress_counts_the_steps_that_are_done(cache: PipelineCache, spec: ModelSpec) -> None:

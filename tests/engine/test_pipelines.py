@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from canvas.catalog import ASSETS, MODELS, ModelSpec
 from canvas.engine import machine
 from canvas.engine.device import Device
 from canvas.engine.downloads import LocalModel
+from canvas.engine.loading import load_pipeline
 from canvas.engine.pipelines import PipelineCache, default_budget
 from canvas.errors import InvalidInput, ModelBroken, OutOfMemory
 from tests.engine.conftest import make_spec
@@ -278,3 +280,12 @@ def test_clear_lets_everything_go(tiny_folder: Path) -> None:
     gc.collect()
     assert part() is None
     assert cache.loaded() == {}
+
+
+def test_loading_in_two_threads_leaves_weights_in_both() -> None:
+    # diffusers builds models without memory by patching torch for the whole process.
+    spec = MODELS["starter"]
+    with ThreadPoolExecutor(2) as pool:
+        loaded = list(pool.map(lambda _: load_pipeline(spec, local(spec), CPU), range(6)))
+    assert not any(parameter.is_meta for pipe in loaded for parameter in pipe.unet.parameters())
+    assert not torch.nn.Linear(2, 2).weight.is_meta
