@@ -88,6 +88,7 @@ class Create:
             self.generate,
             form.widgets,
             panels | {self.selected},
+            trigger_mode="multiple",  # every click counts, also while one is on its way
         )
         listen(self._stop.click, self.stop, {self.selected}, panels)
         for part in (self._stage, self._queue, self._strip):
