@@ -24,7 +24,7 @@ def test_quality_is_what_the_model_says() -> None:
 
 
 def test_balanced_takes_fewer_steps_with_a_solver_that_can() -> None:
-    assert defaults("balanced", STARTER) == (15, STARTER.guidance_scale, "DPM++ 2M")
+    assert defaults("balanced", STARTER) == (9, STARTER.guidance_scale, "DPM++ 2M")
     assert defaults("balanced", MODELS["dreamshaper"])[2] == "DEIS"
 
 
