@@ -71,6 +71,7 @@ class DoorMiddleware:
                 headers.setdefault("Content-Security-Policy", policy)
             await send(message)
 
+        _forget_strange_cookies(scope)
         refusal = self._refused_knock(Headers(scope=scope)) or await self._refused_file(scope)
         await (refusal or self._app)(scope, receive, send_with_headers)
 
@@ -109,6 +110,20 @@ class DoorMiddleware:
             return True
         # A link to a picture has a name that may be guessed.
         return named.name == path.name and self._is_ours(path)
+
+
+def _forget_strange_cookies(scope: Scope) -> None:
+    """Make a stranger of what another site's page asks for in its visitor's browser.
+
+    Gradio's login cookie goes along with such requests (`SameSite=None`, for frames), and
+    Gradio lets their answers be read. Following a link is no such request.
+    """
+    headers = MutableHeaders(scope=scope)
+    if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return
+    follows_link = headers.get("sec-fetch-mode") == "navigate"
+    if not (follows_link and scope.get("method") in ("GET", "HEAD")):
+        del headers["cookie"]
 
 
 def is_loopback(host: str) -> bool:

@@ -7,18 +7,16 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.requests import cookie_parser
 
 from canvas.doors import DoorMiddleware
 from canvas.identity import IdentityMiddleware
+from canvas.login import HINT, Login, LoginMiddleware, user_of
 from canvas.settings import Settings, quiet_libraries
 from canvas.studio import Studio
 
 if TYPE_CHECKING:
     from gradio import Blocks
-    from starlette.types import Scope
 
 MAX_UPLOAD = 100 * 2**20  # bytes: a large photograph in PNG
 WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of torch
@@ -28,7 +26,6 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
     """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
     quiet_libraries()
     _tell_on_the_terminal()
-    from canvas.api.access import asks_for_keys, key_middleware
     from canvas.api.agents import serve_agents
     from canvas.api.functions import publish_functions
     from canvas.api.presence import announce
@@ -39,25 +36,16 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
     with build_page(studio) as page:
         publish_functions(studio)
     inner_secret = secrets.token_urlsafe(32)
-    identity = Middleware(
-        IdentityMiddleware,
-        public=settings.is_public,
-        login_of=_gradio_login if settings.auth else None,
-    )
-    doors = Middleware(
-        DoorMiddleware,
-        hosts=None if asks_for_keys(settings) else settings.trusted_hosts,
-        outputs=settings.outputs,
-        is_ours=studio.is_picture,
-    )
+    login = Login(*settings.auth) if settings.auth else None
     page.launch(
         server_name=settings.host,
         server_port=settings.port or None,
         share=settings.share,
-        auth=settings.auth,
+        auth=login,
+        auth_message=HINT if login else None,
         app_kwargs={
             "routes": build_routes(studio),
-            "middleware": [doors, identity, key_middleware(studio, inner_secret)],
+            "middleware": _on_the_way_in(studio, login, inner_secret),
         },
         mcp_server=True,
         enable_monitoring=False,
@@ -66,6 +54,8 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
         prevent_thread_lock=True,
         **launch_options(),
     )
+    if login:
+        page.app.tokens = login.sessions  # launching made a dict, where logins never end
     serve_agents(page, inner_secret)
     announce(settings.data_dir, page.local_url or "")
     warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
@@ -82,18 +72,25 @@ def main(arguments: list[str] | None = None) -> None:
         launch(studio)
 
 
+def _on_the_way_in(studio: Studio, login: Login | None, inner_secret: str) -> list[Middleware]:
+    from canvas.api.access import asks_for_keys, key_middleware
+
+    settings = studio.settings
+    doors = Middleware(
+        DoorMiddleware,
+        hosts=None if asks_for_keys(settings) else settings.trusted_hosts,
+        outputs=settings.outputs,
+        is_ours=studio.is_picture,
+    )
+    identity = Middleware(
+        IdentityMiddleware, public=settings.is_public, login_of=user_of if login else None
+    )
+    pauses = [Middleware(LoginMiddleware, failures=login.failures)] if login else []
+    return [doors, *pauses, identity, key_middleware(studio, inner_secret)]
+
+
 def _tell_on_the_terminal() -> None:
     log = logging.getLogger("canvas")
     if not log.handlers:
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
-
-
-def _gradio_login(scope: Scope) -> str | None:
-    # Gradio keeps its sessions on the app: the cookie's token names the user.
-    app, cookies = scope["app"], cookie_parser(Headers(scope=scope).get("cookie", ""))
-    for kind in ("access-token", "access-token-unsecure"):
-        token = cookies.get(f"{kind}-{app.cookie_id}")
-        if token in app.tokens:
-            return app.tokens[token]
-    return None

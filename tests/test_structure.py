@@ -26,7 +26,7 @@ FLOORS = [
         "request",
         "combinations",
     },
-    {"engine", "history", "jobs", "models", "identity", "doors", "limits"},
+    {"engine", "history", "jobs", "models", "identity", "doors", "login", "limits"},
     {"materials", "drawing", "workshop"},
     {"studio"},
     {"ui", "api"},

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -78,16 +80,16 @@ class KeyMiddleware:
         owner = self._keys.owner_of(secret) if secret else None
         if owner is not None:
             state["owner"] = owner
-        if self._login and (
-            owner or hmac.compare_digest(secret.encode(), self._inner_secret.encode())
-        ):
-            _log_in(scope, secret, owner or "")
+        is_inner = hmac.compare_digest(secret.encode(), self._inner_secret.encode())
         logged_in = self._login and state.get("owner") is not None
         state["may_program"] = bool(owner or logged_in or not self._required)
         if scope["path"].startswith(PROGRAMS) and not state["may_program"]:
             await _refusal(scope["path"])(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        with (
+            _logged_in(scope, owner or "") if self._login and (owner or is_inner) else nullcontext()
+        ):
+            await self._app(scope, receive, send)
 
 
 def secret_in(authorization: str) -> str:
@@ -112,12 +114,16 @@ def _refusal(path: str) -> JSONResponse:
     return JSONResponse({"error": body}, 401, {"WWW-Authenticate": "Bearer"})
 
 
-def _log_in(scope: Scope, secret: str, owner: str) -> None:
-    # Gradio knows logins by a cookie whose token is listed on the app.
-    app = scope["app"]
-    token = hmac.new(app.cookie_id.encode(), secret.encode(), hashlib.sha256).hexdigest()
+@contextmanager
+def _logged_in(scope: Scope, owner: str) -> Iterator[None]:
+    """Let Gradio see a login for this one request, so that a withdrawn key leaves none behind."""
+    app, token = scope["app"], secrets.token_urlsafe(32)
     app.tokens[token] = owner
     headers = MutableHeaders(scope=scope)
     cookie = f"access-token-unsecure-{app.cookie_id}={token}"
     known = headers.get("cookie")
     headers["cookie"] = f"{known}; {cookie}" if known else cookie
+    try:
+        yield
+    finally:
+        app.tokens.pop(token, None)
