@@ -11,13 +11,6 @@ from canvas.errors import InvalidInput, NotFound
 from canvas.history.store import Store
 
 PREFIX = "mc-"
-TABLE = """
-CREATE TABLE IF NOT EXISTS api_keys (
-    name TEXT PRIMARY KEY,
-    digest TEXT NOT NULL UNIQUE,
-    created_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
-)
-"""
 _NAME = re.compile(r"[\w.@-]{1,64}")
 
 
@@ -39,8 +32,6 @@ class Keys:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        with store.transaction() as connection:
-            connection.execute(TABLE)
 
     def make(self, name: str) -> str:
         """A new key, to be shown now and never again; a name that is taken raises InvalidInput."""

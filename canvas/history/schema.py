@@ -117,6 +117,15 @@ CREATE TABLE unfinished_jobs (
 CREATE INDEX unfinished_jobs_of_owner ON unfinished_jobs (owner, created_at);
 """
 
+# Older programs made this table when the first key was asked for.
+API_KEYS = """
+CREATE TABLE IF NOT EXISTS api_keys (
+    name TEXT PRIMARY KEY,
+    digest TEXT NOT NULL UNIQUE,
+    created_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+);
+"""
+
 
 def _execute_all(connection: sqlite3.Connection, script: str) -> None:
     # Connection.executescript commits first, which would break the migration's transaction.
@@ -154,11 +163,16 @@ def _unfinished_jobs(connection: sqlite3.Connection) -> None:
     _execute_all(connection, UNFINISHED_JOBS)
 
 
+def _api_keys(connection: sqlite3.Connection) -> None:
+    _execute_all(connection, API_KEYS)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first_tables,
     _reproducible_records,
     _gallery,
     _unfinished_jobs,
+    _api_keys,
 )
 
 

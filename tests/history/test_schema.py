@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import StorageError
+from canvas.history.keys import Keys
 from canvas.history.schema import MIGRATIONS
 from canvas.history.store import Store
 
@@ -147,6 +148,19 @@ def test_a_failing_migration_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="images_of_owner"):
         Store(path)
     assert contents(path) == before
+
+
+def test_keys_made_before_their_table_was_a_migration_still_count(tmp_path: Path) -> None:
+    path = tmp_path / "ai_images.db"
+    store = Store(path)
+    secret = Keys(store).make("laptop")
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 4")
+    store = Store(path)
+    owner = Keys(store).owner_of(secret)
+    store.close()
+    assert owner == "key-laptop"
 
 
 def test_a_newer_file_is_refused_in_words(tmp_path: Path) -> None:
