@@ -90,7 +90,7 @@ class Studio:
 
     def submit(self, request: GenerationRequest, owner: str = "local") -> Job:
         """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued."""
-        return self._submit([request], owner)[0]
+        return self.submit_each([request], owner)[0]
 
     def expand(self, request: GenerationRequest) -> list[GenerationRequest]:
         """The requests that a prompt with choices or lists stands for; see `combinations`."""
@@ -99,9 +99,10 @@ class Studio:
 
     def submit_all(self, request: GenerationRequest, owner: str = "local") -> list[Job]:
         """Queue all that `expand` gives, or nothing; raises what `submit` raises."""
-        return self._submit(self.expand(request), owner)
+        return self.submit_each(self.expand(request), owner)
 
-    def _submit(self, wishes: list[GenerationRequest], owner: str) -> list[Job]:
+    def submit_each(self, wishes: list[GenerationRequest], owner: str = "local") -> list[Job]:
+        """Queue several wishes, or nothing; raises what `submit` raises."""
         unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
         accepted: list[tuple[Job, GenerationRequest]] = []
         for asked in wishes:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from canvas import GenerationRequest, Studio
+from canvas.history.comparisons import Comparisons
 from canvas.identity import COOKIE, owner_of_visitor
 from canvas.jobs import Job
 from canvas.request import GeneratedImage
@@ -26,6 +27,7 @@ PROMPT = "quetzalfinch in a velvet fjord"
 PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 ACTIONS = ["show", "use", "open", "toggle", "select", "favourite", "compare", "delete", "undo"]
 ACTIONS += ["variations", "remove", "resume", "dismiss", "erase", "thumbnails", "model"]
+ACTIONS += ["vote", "stop"]
 RUNNING = "xylographer below a saffron moon"
 
 
@@ -38,6 +40,7 @@ class Place:
     ann: Visitor
     picture: GeneratedImage
     job: Job
+    comparison: str
 
     @property
     def content(self) -> bytes:
@@ -51,6 +54,7 @@ class Place:
             "running prompt": "xylographer",
             "filename": Path(self.picture.filename).stem,
             "job": self.job.id,
+            "comparison": self.comparison,
             "owner": self.picture.owner,
             "cookie": self.ann.client.cookies[COOKIE],
             "session": self.ann.session,
@@ -82,7 +86,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         studio.picture_path(picture.filename, thumbnail=True)
         running = GenerationRequest(RUNNING, num_inference_steps=150, num_images=4)
         lay_traps(studio, picture)
-        yield Place(studio, page.app, ann, picture, studio.submit(running, owner))
+        compared = Comparisons(studio.store).add(owner, [picture.request]).id
+        yield Place(studio, page.app, ann, picture, studio.submit(running, owner), compared)
         ann.close()
         for job in studio.jobs(None):
             job.cancel()
@@ -182,6 +187,8 @@ def test_no_event_of_the_page_tells_anything_of_another(place: Place) -> None:
             "action": action,
             "image": number,
             "job": job,
+            "comparison": place.comparison,
+            "place": 0,
             "mark": "true",
             "page": 0,
             "model": "starter",
@@ -197,6 +204,7 @@ def test_no_event_of_the_page_tells_anything_of_another(place: Place) -> None:
     kept = place.studio.store.image(place.picture.id or 0)
     assert kept == place.picture, "it is as it was, and no favourite"
     assert not place.job.finished, "nobody but Ann stops it"
+    assert Comparisons(place.studio.store).tally(None) == (), "and nobody votes for her"
 
 
 def traversals(place: Place) -> list[str]:

@@ -29,6 +29,7 @@ FLOORS = [
     {"engine", "history", "jobs", "models", "identity", "doors", "login", "limits"},
     {"materials", "drawing", "workshop"},
     {"studio"},
+    {"comparing"},
     {"ui", "api"},
     {"serve"},
     {"cli", "__main__"},

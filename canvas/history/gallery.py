@@ -56,7 +56,8 @@ class Gallery:
         _, number = self.trash.delete(self.store.ids_of(owner), owner)
         self.trash.empty(owner=owner)
         with self.store.transaction() as connection:
-            connection.execute("DELETE FROM unfinished_jobs WHERE owner = ?", [owner])
+            for table in ("unfinished_jobs", "comparisons"):
+                connection.execute(f"DELETE FROM {table} WHERE owner = ?", [owner])  # noqa: S608
         self.store.shrink()
         return number
 

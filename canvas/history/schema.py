@@ -126,6 +126,19 @@ CREATE TABLE IF NOT EXISTS api_keys (
 );
 """
 
+# `requests` is a list of what was asked for, in the order shown; `chosen` a place in it.
+COMPARISONS = """
+CREATE TABLE comparisons (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,
+    requests TEXT NOT NULL,
+    blind INTEGER NOT NULL,
+    chosen INTEGER,
+    created_at TEXT NOT NULL
+);
+CREATE INDEX comparisons_of_owner ON comparisons (owner, created_at);
+"""
+
 
 def _execute_all(connection: sqlite3.Connection, script: str) -> None:
     # Connection.executescript commits first, which would break the migration's transaction.
@@ -167,12 +180,17 @@ def _api_keys(connection: sqlite3.Connection) -> None:
     _execute_all(connection, API_KEYS)
 
 
+def _comparisons(connection: sqlite3.Connection) -> None:
+    _execute_all(connection, COMPARISONS)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first_tables,
     _reproducible_records,
     _gallery,
     _unfinished_jobs,
     _api_keys,
+    _comparisons,
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from canvas.history.comparisons import Comparisons, Tally
 from canvas.history.images import ImageFolder
 from canvas.history.store import Store
 
@@ -44,6 +45,7 @@ class Statistics:
     by_style: Mapping[str, int]
     by_model_and_size: tuple[Seconds, ...]
     downloads: tuple[Downloads, ...]
+    votes: tuple[Tally, ...]
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def statistics(store: Store, owner: str | None) -> Statistics:
         by_style=_counts(select(BY_COLUMN.replace("COLUMN", "style"))),
         by_model_and_size=tuple(Seconds(**row) for row in sizes),
         downloads=_downloads(store),
+        votes=Comparisons(store).tally(owner),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from canvas.catalog import ASSETS
+from canvas.ui.compare import Compare
 from canvas.ui.create import Create
 from canvas.ui.edit import Edit
 from canvas.ui.gallery import GalleryTab
@@ -33,6 +34,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                 create = Create(studio)
             with gr.Tab("Edit", id="edit") as edit_tab:
                 edit = Edit(studio)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                compare = Compare(studio, create)
             with gr.Tab("Gallery", id="gallery") as gallery_tab:
                 gallery = GalleryTab(studio, create, edit, tabs)
             with gr.Tab("Models", id="models") as models_tab:
@@ -42,7 +45,9 @@ def build_page(studio: Studio) -> gr.Blocks:
         create.wire(page)
         edit.wire(edit_tab)
         gallery.wire(gallery_tab)
-        models.wire(models_tab, [create_tab, gallery_tab, statistics_tab])
+        every = [create_tab, edit_tab, compare_tab, gallery_tab, models_tab, statistics_tab]
+        compare.wire(compare_tab, [tab for tab in every if tab is not compare_tab])
+        models.wire(models_tab, [tab for tab in every if tab is not models_tab])
         statistics.wire(statistics_tab)
     return page
 

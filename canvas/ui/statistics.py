@@ -132,15 +132,23 @@ def charts_of(figures: Statistics) -> list[dict[str, Any]]:
         f"{row.model_key}, {row.width} × {row.height}": row.seconds
         for row in figures.by_model_and_size[:LONGEST]
     }
-    return [
+    votes = {
+        f"{row.model_key}, {row.mode}": (row.chosen / row.shown, f"{row.chosen} of {row.shown}")
+        for row in figures.votes[:LONGEST]
+    }
+    charts = [
         _chart("By model", figures.by_model, "{:,.0f}"),
         _chart("By style", {name or "none": n for name, n in figures.by_style.items()}, "{:,.0f}"),
-        _chart("Seconds a picture", pace, "{:.1f} s"),
+        {**_chart("Seconds a picture", pace, "{:.1f} s"), "kind": "seconds"},
     ]
+    if votes:
+        bars = [(name, round(100 * share), words) for name, (share, words) in votes.items()]
+        charts.append({"title": "Chosen in comparisons", "bars": bars, "kind": "votes"})
+    return charts
 
 
 def _chart(title: str, values: Mapping[str, float], words: str) -> dict[str, Any]:
     shown = list(values.items())[:LONGEST]
     most = max((value for _, value in shown), default=1) or 1
     bars = [(name, round(100 * value / most), words.format(value)) for name, value in shown]
-    return {"title": title, "bars": bars}
+    return {"title": title, "bars": bars, "kind": ""}

@@ -156,7 +156,7 @@ def test_keys_made_before_their_table_was_a_migration_still_count(tmp_path: Path
     secret = Keys(store).make("laptop")
     store.close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 4")
+        connection.executescript("DROP TABLE comparisons; PRAGMA user_version = 4")
     store = Store(path)
     owner = Keys(store).owner_of(secret)
     store.close()

@@ -211,13 +211,27 @@ def test_the_models_are_listed_with_state_and_device(page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("tab", ["Create", "Edit", "Gallery", "Models", "Statistics"])
-def test_nothing_is_wider_than_the_window(page: Page, width: int, tab: str) -> None:
+def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 844})
-    page.get_by_role("tab", name=tab).click()
-    if tab == "Create":
-        open_settings(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    open_settings(page)
+    for tab in ("Create", "Edit", "Compare", "Gallery", "Models", "Statistics"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+
+
+def test_the_number_of_combinations_is_told_before(page: Page, served: Studio) -> None:
+    before = len(served.jobs("local"))
+    page.get_by_label("Prompt", exact=True).fill("{red|blue} fox, {snow|desert|city}")
+    expect(page.locator("#summary")).to_contain_text("6 pictures")
+    wildcards = served.settings.data_dir / "wildcards"
+    wildcards.mkdir(exist_ok=True)
+    (wildcards / "animals.txt").write_text("fox\nowl\nduck\nbear\n")
+    page.get_by_label("Prompt", exact=True).fill("a {red|blue} __animals__")
+    expect(page.locator("#summary")).to_contain_text("8 pictures")
+    page.get_by_label("Prompt", exact=True).fill("{a|b|c|d|e} {a|b|c|d|e} {a|b|c|d|e}")
+    expect(page.locator("#summary")).to_contain_text("at most 100 pictures of one prompt")
+    assert len(served.jobs("local")) == before
 
 
 def test_every_control_has_a_name(page: Page) -> None:
