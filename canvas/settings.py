@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from canvas import validation
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, StorageError
 
 PREFIX = "CANVAS_"
 
@@ -68,6 +68,16 @@ class Settings:
         parser.add_argument("--data-dir", help="folder of ai_images.db and outputs/")
         parser.add_argument("--model", metavar="KEY", help="the model that is picked at first")
         return cls.from_environment(**vars(parser.parse_args(arguments)))
+
+    def make_data_dir(self) -> None:
+        """Make the data folder where there is none; raises StorageError."""
+        try:
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"data_dir: {str(self.data_dir)!r} cannot be made ({error.strerror}); "
+                "choose a folder that you may write to with --data-dir."
+            ) from error
 
     @property
     def is_public(self) -> bool:

@@ -13,7 +13,7 @@ from canvas.engine import prompts, safety
 from canvas.engine.device import Device
 from canvas.engine.estimate import seconds_per_step
 from canvas.engine.hub import Hub
-from canvas.errors import NotFound, StorageError
+from canvas.errors import NotFound
 from canvas.history.gallery import Gallery
 from canvas.history.images import ImageFolder
 from canvas.history.store import Store
@@ -46,7 +46,7 @@ class Studio:
         if self.settings.models_file.is_file():
             self.models.load(self.settings.models_file)
         get_model(self.settings.model, self.models)
-        _make_folder(self.settings.data_dir)
+        self.settings.make_data_dir()
         self.store = Store(self.settings.database)
         self.gallery = Gallery(self.store, ImageFolder(self.settings.outputs))
         self.gallery.reconcile()
@@ -289,13 +289,3 @@ class Studio:
     def _keep(self, image: GeneratedImage, owner: str) -> GeneratedImage:
         parent = self.shelf.parent_of(image.request, owner)
         return self.gallery.keep(replace(image, owner=owner, parent_id=parent))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"data_dir: {str(folder)!r} cannot be made ({error.strerror}); "
-            "choose a folder that you may write to with --data-dir."
-        ) from error
