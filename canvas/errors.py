@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CanvasError(Exception):
     """Any failure that the program foresees; `str(error)` is fit for the user's eyes."""
 
     code = "error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled for another process with its finished sentence."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[CanvasError], args: tuple[Any, ...], facts: dict[str, Any]) -> CanvasError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
 
 
 class InvalidInput(CanvasError):
@@ -118,3 +131,18 @@ class ModelBroken(ModelUnavailable):
     """Files are there but do not make a pipeline."""
 
     code = "model_broken"
+
+
+def in_words(code: str, sentence: str) -> CanvasError:
+    """The error that another program has put into words: its kind by its code."""
+    kinds = {
+        kind.code: kind
+        for kind in globals().values()
+        if isinstance(kind, type) and issubclass(kind, CanvasError)
+    } | {"model_not_found": UnknownModel}
+    return _again(kinds.get(code, CanvasError), (sentence,), {})
+
+
+def unforeseen(error: Exception) -> GenerationFailed:
+    """What to say of a failure that nobody foresaw."""
+    return GenerationFailed(f"Something unforeseen went wrong: {type(error).__name__}: {error}")

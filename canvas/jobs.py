@@ -7,13 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
 from canvas.errors import CanvasError, GenerationCancelled
-from canvas.request import GeneratedImage, GenerationRequest
+from canvas.request import GeneratedImage, GenerationRequest, Step
 
 Status = Literal["queued", "downloading", "loading", "running", "done", "failed", "cancelled"]
 FINISHED: tuple[Status, ...] = ("done", "failed", "cancelled")
@@ -43,6 +43,8 @@ class Job:
     finished_at: datetime | None = None
     cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
     on_finish: Callable[[Job], None] | None = field(default=None, repr=False)
+    attempts: int = 0  # that ended with the death of a worker
+    passed_over: int = 0  # times that a later job went before
     version: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
@@ -67,6 +69,18 @@ class Job:
                 self.on_finish(self)
             self.version += 1
             self._changed.notify_all()
+
+    def tell(self, *, status: Status | None = None, step: Step | None = None) -> None:
+        """Take in what a painter tells; steps of the pictures that are left count on."""
+        changes: dict[str, Any] = {} if status is None else {"status": status}
+        if step is not None:
+            whole = self.request.num_images if self.request else 1
+            done = whole - step.num_images
+            changes["progress"] = replace(
+                step, image_index=step.image_index + done, num_images=whole
+            )
+            changes["preview"] = step.preview or self.preview
+        self.update(**changes)
 
     def _is_newer(self, version: int) -> bool:
         return self.version != version
@@ -102,48 +116,88 @@ class Job:
         return self.images
 
 
+Suits = Callable[[Job], bool]
+AHEAD = 8  # jobs among which a taker looks for one that suits it
+PATIENCE = 3  # times that a job lets others go before
+
+
 class JobQueue:
-    """Jobs waiting for one worker; owners take turns, so that nobody waits behind a flood."""
+    """Jobs waiting for workers; owners take turns, so that nobody waits behind a flood."""
 
     def __init__(self) -> None:
         self._turns: deque[str] = deque()
         self._waiting: dict[str, deque[Job]] = {}
+        self._idle: list[Suits] = []  # of those who are waiting in `take`
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, job: Job) -> None:
-        """Add a job behind its owner's others."""
+    def put(self, job: Job, *, first: bool = False) -> None:
+        """Add a job behind its owner's others, or before everybody's."""
         with self._changed:
-            if job.owner not in self._waiting:
-                self._waiting[job.owner] = deque()
-                self._turns.append(job.owner)
-            self._waiting[job.owner].append(job)
-            self._changed.notify()
+            waiting = self._waiting.setdefault(job.owner, deque())
+            if first:
+                waiting.appendleft(job)
+                self._turns = deque([job.owner, *(o for o in self._turns if o != job.owner)])
+            else:
+                waiting.append(job)
+                if job.owner not in self._turns:
+                    self._turns.append(job.owner)
+            self._changed.notify_all()
 
-    def take(self) -> Job | None:
-        """Block for the next job that was not cancelled meanwhile; None when closed."""
+    def take(self, suits: Suits | None = None) -> Job | None:
+        """Block for the next job that was not cancelled meanwhile; None when closed.
+
+        `suits` says for which jobs a taker is best: those it takes sooner than others, and
+        a job that suits another idle taker it leaves to that one.
+        """
+        mine = suits or (lambda job: False)
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._turns or self._closed)
-                if self._closed:
-                    return None
-                owner = self._turns.popleft()
-                job = self._waiting[owner].popleft()
-                if self._waiting[owner]:
-                    self._turns.append(owner)
-                else:
-                    del self._waiting[owner]
-                if not job.finished:
-                    return job
+            self._idle.append(mine)
+            try:
+                while True:
+                    if self._closed:
+                        return None
+                    if job := self._choose(mine):
+                        self._remove(job)
+                        return job
+                    self._changed.wait()
+            finally:
+                self._idle.remove(mine)
+                self._changed.notify_all()
+
+    def _choose(self, mine: Suits) -> Job | None:
+        order = self._order()
+        if not order:
+            return None
+        candidates = order[:AHEAD] if order[0].passed_over < PATIENCE else order[:1]
+        others = [suits for suits in self._idle if suits is not mine]
+        free = [job for job in candidates if not any(suits(job) for suits in others)]
+        found = next(filter(mine, candidates), free[0] if free else None)
+        if found and found is not order[0]:
+            order[0].passed_over += 1
+        return found
+
+    def _remove(self, job: Job) -> None:
+        """Take a job out; its owner has had a turn. Forgets those that were cancelled."""
+        left = deque(j for j in self._waiting[job.owner] if j is not job and not j.finished)
+        self._turns.remove(job.owner)
+        if left:
+            self._waiting[job.owner] = left
+            self._turns.append(job.owner)
+        else:
+            del self._waiting[job.owner]
 
     def in_order(self) -> list[Job]:
         """The waiting jobs in the order in which they will be taken."""
         with self._changed:
-            turns = deque(self._turns)
-            waiting = {
-                owner: deque(job for job in jobs if not job.finished)
-                for owner, jobs in self._waiting.items()
-            }
+            return self._order()
+
+    def _order(self) -> list[Job]:
+        turns = deque(self._turns)
+        waiting = {
+            owner: deque(job for job in jobs if not job.finished)
+            for owner, jobs in self._waiting.items()
+        }
         order: list[Job] = []
         while turns:
             owner = turns.popleft()
@@ -153,7 +207,7 @@ class JobQueue:
         return order
 
     def close(self) -> None:
-        """Let the worker go home."""
+        """Let the workers go home."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -164,6 +164,10 @@ class GenerationRequest:
             return replace(self, variation_seed=self.variation_seed + index, num_images=1)
         return replace(self, seed=self.seed + index, num_images=1)
 
+    def rest(self, done: int) -> GenerationRequest:
+        """The request for the pictures of a resolved batch that are left after `done` of them."""
+        return replace(self.single(done), num_images=self.num_images - done) if done else self
+
 
 @dataclass(frozen=True)
 class Step:

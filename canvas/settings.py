@@ -13,6 +13,8 @@ from canvas import validation
 from canvas.errors import InvalidInput, StorageError
 
 PREFIX = "CANVAS_"
+MAX_WORKERS = 64
+DEVICES = Path("/dev")  # where Linux lists the GPUs that this process, or its container, may use
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Settings:
     public: bool = False
     safety: str | None = None
     trusted_hosts: tuple[str, ...] = ()
+    workers: int | None = None
 
     @classmethod
     def from_environment(
@@ -55,6 +58,8 @@ class Settings:
                 values[name] = _parse(name, name, value) if isinstance(value, str) else value
         settings = cls(**values)
         validation.whole_number("port", settings.port, 0, 65535)
+        if settings.workers is not None:
+            validation.whole_number("workers", settings.workers, 1, MAX_WORKERS)
         return settings
 
     @classmethod
@@ -66,6 +71,7 @@ class Settings:
         parser.add_argument("--share", action="store_true", default=None, help="a public link")
         parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a login")
         parser.add_argument("--data-dir", help="folder of ai_images.db and outputs/")
+        parser.add_argument("--workers", metavar="N", help="processes that paint; one a GPU")
         parser.add_argument("--model", metavar="KEY", help="the model that is picked at first")
         return cls.from_environment(**vars(parser.parse_args(arguments)))
 
@@ -88,6 +94,13 @@ class Settings:
     def safety_level(self) -> str:
         """`off`, `prompt` or `full`; where strangers come in, words are filtered unless told."""
         return self.safety or ("prompt" if self.is_public else "off")
+
+    @property
+    def worker_count(self) -> int:
+        """Processes that paint; unless told, one a GPU."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, len(gpus())) if self.device in (None, "cuda") else 1
 
     @property
     def inputs(self) -> Path:
@@ -125,6 +138,30 @@ def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) ->
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def gpus(environ: Mapping[str, str] | None = None, devices: Path = DEVICES) -> list[str]:
+    """The NVIDIA GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; loads no library."""
+    environ = os.environ if environ is None else environ
+    chosen = environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    numbers = [path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*")]
+    return [str(place) for place in range(sum(number.isdecimal() for number in numbers))]
+
+
+def worker_environment(
+    which: int, environ: Mapping[str, str] | None = None, devices: Path = DEVICES
+) -> dict[str, str]:
+    """The environment of worker `which`: it sees one GPU, where there are several in turn."""
+    environ = dict(os.environ if environ is None else environ)
+    # Where this program lies, however it was started.
+    path = [str(Path(__file__).resolve().parent.parent), environ.get("PYTHONPATH", "")]
+    environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    found = gpus(environ, devices)
+    if len(found) > 1:
+        environ["CUDA_VISIBLE_DEVICES"] = found[which % len(found)]
+    return environ
+
+
 def _switch(field: str, value: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True}
     words |= {"0": False, "false": False, "no": False, "off": False}
@@ -149,6 +186,7 @@ PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "cache_dir": lambda _, value: Path(value).expanduser(),
     "port": _whole,
     "memory_budget": _whole,
+    "workers": _whole,
     "share": _switch,
     "public": _switch,
     "auth": _login,

@@ -21,6 +21,7 @@ from canvas.history.unfinished import UnfinishedJob, UnfinishedJobs
 from canvas.jobs import Job, JobBook
 from canvas.materials import Shelf
 from canvas.models import ModelState, Where, describe
+from canvas.painting.orders import Painter
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.settings import Settings, quiet_libraries
 from canvas.workshop import Workshop
@@ -160,25 +161,18 @@ class Studio:
 
     def queue_position(self, job: Job) -> int:
         """How many jobs are before this one; 0 when it runs or is next on a free device."""
-        return len(self._before(job))
+        return len(self._workshop.before(job, self._jobs.of()))
 
     def seconds_to_wait(self, job: Job) -> float | None:
         """Seconds until this job's turn, by what such jobs took; None when nothing is known."""
         seconds = 0.0
-        for other in self._before(job):
+        for other in self._workshop.before(job, self._jobs.of()):
             whole = self.estimate(other.request) if other.request else None
             if whole is None:
                 return None
             done = other.progress.fraction if isinstance(other.progress, Step) else 0.0
             seconds += whole * (1 - done)
-        return seconds
-
-    def _before(self, job: Job) -> list[Job]:
-        waiting = self._workshop.waiting()
-        if job not in waiting:
-            return []
-        working = [other for other in self._jobs.of() if other.status in ("loading", "running")]
-        return working + waiting[: waiting.index(job)]
+        return seconds / len(self.painters)
 
     # What is known before a picture is made
 
@@ -191,6 +185,11 @@ class Studio:
     def device_if_known(self) -> Device | None:
         """The device when it has been found already; never waits."""
         return self._workshop.device_if_known
+
+    @property
+    def painters(self) -> list[Painter]:
+        """Who makes pictures here: one in this process, or several workers."""
+        return self._workshop.painters
 
     def warm_up(self) -> None:
         """Find the device and load the preselected model in the background."""

@@ -1,37 +1,35 @@
-"""The workers behind the studio: one fetches models, one holds the device."""
+"""The threads behind the studio: one fetches models, one goes with each painter."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from canvas.catalog import Catalog, ModelSpec, get_model
-from canvas.drawing import draw, finish
 from canvas.engine import downloads, extras
-from canvas.engine.device import Device, detect_device
-from canvas.engine.editing import variant_of
-from canvas.engine.enlarging import Redrawing
+from canvas.engine.device import Device
 from canvas.engine.hub import Hub
-from canvas.engine.pipelines import PipelineCache
-from canvas.engine.safety import PictureChecker
-from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, GenerationFailed
+from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, unforeseen
 from canvas.history.store import ModelEvent
 from canvas.jobs import Job, JobQueue
 from canvas.materials import Materials
 from canvas.models import duration, gigabytes
-from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.painting.local import recorded
+from canvas.painting.orders import Order, Painter, WorkerDied
+from canvas.painting.workers import hire
+from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
 log = logging.getLogger(__name__)
+ATTEMPTS = 3  # at a job whose worker dies: it may be the job that kills it
 
 
 class Workshop:
-    """Runs jobs: downloads in one thread, pictures in another that alone touches the device.
+    """Runs jobs: downloads in one thread, pictures in one a painter.
 
     `gather` finds what a request of an owner names beside its words.
     `keep` gets every finished picture with its owner and returns it as kept; `record`
@@ -47,28 +45,24 @@ class Workshop:
         gather: Callable[[GenerationRequest, str], Materials],
         hub: Hub | None = None,
     ) -> None:
-        self._settings = settings
         self._models = models
         self._keep = keep
         self._record = record
         self._gather = gather
-        self._checker: PictureChecker | None = None
         self._hub = hub
         self._to_fetch = JobQueue()
         self._to_make = JobQueue()
-        self._device: Device | None = None
-        self._pipelines: PipelineCache | None = None
-        self._device_lock = threading.Lock()
-        self._detecting = threading.Lock()
-        self._workers = [
-            threading.Thread(target=self._work, args=(self._to_fetch, self._fetch), daemon=True),
-            threading.Thread(target=self._work, args=(self._to_make, self._make), daemon=True),
+        self._painters = hire(settings, record, hub)
+        tasks: list[tuple[Callable[..., None], Any]] = [(self._fetch_all, None)]
+        tasks += [(self._paint_all, painter) for painter in self._painters]
+        self._threads = [
+            threading.Thread(target=task, args=(painter,), daemon=True) for task, painter in tasks
         ]
-        for worker in self._workers:
-            worker.start()
+        for thread in self._threads:
+            thread.start()
 
     def put(self, job: Job) -> None:
-        """Queue a job where it has to begin: at the download, or at the device."""
+        """Queue a job where it has to begin: at the download, or at a painter."""
         spec = get_model(job.model_key, self._models)
         needed = job.request is None or job.request.needs_model
         fetch_first = job.kind == "download" or (needed and not self._has_all(job, spec))
@@ -78,31 +72,38 @@ class Workshop:
         mode = job.request.mode if job.request else "quality"
         return self.find_local(spec) is not None and not extras.missing(mode, spec, hub=self._hub)
 
-    def waiting(self) -> list[Job]:
-        """The jobs that wait for the device, in the order in which they will be taken."""
-        return self._to_make.in_order()
+    def before(self, job: Job, jobs: list[Job]) -> list[Job]:
+        """Those of `jobs` that are painted or will be before this one, if that waits."""
+        waiting = self._to_make.in_order()
+        if job not in waiting:
+            return []
+        working = [other for other in jobs if other.status in ("loading", "running")]
+        return working + waiting[: waiting.index(job)]
 
     def close(self) -> None:
-        """End the workers after what they do now."""
+        """End the threads after what they do now, then the painters."""
         self._to_fetch.close()
         self._to_make.close()
-        for worker in self._workers:
-            worker.join(timeout=30)
+        for thread in self._threads:
+            thread.join(timeout=30)
+        for painter in self._painters:
+            painter.close()
+
+    @property
+    def painters(self) -> list[Painter]:
+        """Who makes pictures here: one in this process, or several workers."""
+        return list(self._painters)
 
     @property
     def device(self) -> Device:
         """The device with its dtype; found by a short measurement at the first use."""
-        with self._detecting:
-            if self._device is None:
-                self._device = detect_device(
-                    self._settings.cache_dir, self._settings.device, self._settings.dtype
-                )
-            return self._device
+        return self.device_if_known or self._painters[0].device
 
     @property
     def device_if_known(self) -> Device | None:
         """The device when it has been found already; never waits."""
-        return self._device
+        known = (painter.device_if_known for painter in self._painters)
+        return next((device for device in known if device), None)
 
     def find_local(self, spec: ModelSpec) -> downloads.LocalModel | None:
         """The model where it is complete on this disk; asks no network."""
@@ -128,43 +129,63 @@ class Workshop:
 
     def is_loaded(self, spec: ModelSpec) -> bool:
         """Whether a model's pipeline is in memory."""
-        return self._pipelines is not None and self._pipelines.is_loaded(spec)
+        return any(painter.is_loaded(spec) for painter in self._painters)
 
     def free(self, spec: ModelSpec) -> bool:
-        """Let a loaded model go from memory; raises CanvasError while the device works."""
-        if not self._device_lock.acquire(timeout=1):
-            raise CanvasError("A picture is being made; free the model when it is done.")
-        try:
-            return self._pipelines is not None and self._pipelines.free(spec)
-        finally:
-            self._device_lock.release()
+        """Let a loaded model go from memory; raises CanvasError while it is painted with."""
+        return any([painter.free(spec) for painter in self._painters])
 
     def warm_up(self, spec: ModelSpec) -> None:
-        """Find the device and load a model that is on disk, in a thread of its own."""
-        threading.Thread(target=self._warm_up, args=(spec,), daemon=True).start()
+        """Have every painter find its device and load a model that is on disk; does not wait."""
+        for painter in self._painters:
+            threading.Thread(target=self._warm_up, args=(painter, spec), daemon=True).start()
 
-    def _warm_up(self, spec: ModelSpec) -> None:
+    def _warm_up(self, painter: Painter, spec: ModelSpec) -> None:
         local = self.find_local(spec)
         if local is None:
             return
         try:
-            with self._device_lock:
-                self._load(spec, local)
+            painter.load(spec, local)
         except CanvasError as error:  # said again, to the user, when the model is asked for
             log.warning("%s", error)
 
-    def _work(self, queue: JobQueue, task: Callable[[Job], None]) -> None:
-        while (job := queue.take()) is not None:
-            try:
-                task(job)
-            except (GenerationCancelled, DownloadCancelled) as error:
-                job.update(status="cancelled", error=error)
-            except CanvasError as error:
-                job.update(status="failed", error=error)
-            except Exception as error:  # the worker must survive any job, and say so
-                log.exception("job %s failed", job.id)
-                sentence = f"Something unforeseen went wrong: {type(error).__name__}: {error}"
-                job.update(status="failed", error=GenerationFailed(sentence))
+    def _fetch_all(self, _: None) -> None:
+        while (job := self._to_fetch.take()) is not None:
+            self._do(job, self._fetch)
+
+    def _paint_all(self, painter: Painter) -> None:
+        def suits(job: Job) -> bool:
+            spec, request = self._models.get(job.model_key), job.request
+            return bool(spec and request and painter.is_loaded(spec, request.mode))
+
+        alone = len(self._painters) == 1
+        while (job := self._to_make.take(None if alone else suits)) is not None:
+            self._do(job, lambda job: self._make(job, painter))
+
+    def _do(self, job: Job, task: Callable[[Job], None]) -> None:
+        try:
+            task(job)
+        except (GenerationCancelled, DownloadCancelled) as error:
+            job.update(status="cancelled", error=error)
+        except WorkerDied as error:
+            self._again(job, error)
+        except CanvasError as error:
+            job.update(status="failed", error=error)
+        except Exception as error:  # the thread must survive any job, and say so
+            log.exception("job %s failed", job.id)
+            job.update(status="failed", error=unforeseen(error))
+
+    def _again(self, job: Job, error: WorkerDied) -> None:
+        """Run a job again whose worker died, unless it has outlived too many of them."""
+        log.warning("%s", error)
+        job.attempts += 1
+        if job.cancelled.is_set():
+            job.update(status="cancelled", error=GenerationCancelled("Stopped."))
+        elif job.attempts >= ATTEMPTS:
+            job.update(status="failed", error=error)
+        else:
+            job.update(status="queued", progress=None, preview=None)
+            self._to_make.put(job, first=True)
 
     def _fetch(self, job: Job) -> None:
         spec = get_model(job.model_key, self._models)
@@ -180,7 +201,7 @@ class Workshop:
             self._to_make.put(job)
 
     def _download(self, job: Job, spec: ModelSpec) -> None:
-        with self._recorded(ModelEvent(spec.key, "download", spec.name)) as facts:
+        with recorded(self._record, ModelEvent(spec.key, "download", spec.name)) as facts:
             plan = self.plan_download(spec, cancelled=job.cancelled)
             facts.update(repo_id=plan.repo_id, revision=plan.revision)
             log.info("%s: fetching %s of %s", spec.key, gigabytes(plan.missing_bytes), plan.repo_id)
@@ -194,7 +215,7 @@ class Workshop:
             facts.update(bytes=done.bytes, file_count=done.file_count)
             log.info("%s: fetched in %s", spec.key, duration(done.seconds))
 
-    def _make(self, job: Job) -> None:
+    def _make(self, job: Job, painter: Painter) -> None:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
         spec = get_model(job.model_key, self._models)
         local = self.find_local(spec)
@@ -202,74 +223,11 @@ class Workshop:
             self._to_fetch.put(job)
             return
         materials = self._gather(job.request, job.owner)
-        with (
-            self._device_lock,
-            closing(self._pictures(job, job.request, materials, local)) as pictures,
-        ):
+        order = Order(job.request.rest(len(job.images)), spec, local, materials)
+        with closing(painter.paint(order, job.tell, job.cancelled)) as pictures:
             for picture in pictures:
-                finished = finish(picture, self._safety_checker())
-                job.update(images=[*job.images, self._keep(finished, job.owner)])
+                job.update(images=[*job.images, self._keep(picture, job.owner)])
         job.update(status="done", preview=None)
-
-    def _pictures(
-        self,
-        job: Job,
-        request: GenerationRequest,
-        materials: Materials,
-        local: downloads.LocalModel | None,
-    ) -> Generator[GeneratedImage]:
-        model = None
-        if local is not None and request.needs_model:
-            job.update(status="loading")
-            spec = get_model(job.model_key, self._models)
-            pipeline = self._load(spec, local, request)
-            model = Redrawing(pipeline, spec, self.device, local.revision)
-            if job.cancelled.is_set():
-                raise GenerationCancelled("Stopped before the first step.")
-        job.update(status="running")
-        yield from draw(request, materials, model, lambda step: _show(job, step), job.cancelled)
-
-    def _safety_checker(self) -> PictureChecker | None:
-        if self._settings.safety_level == "full" and self._checker is None:
-            self._checker = PictureChecker(self.device)
-        return self._checker
-
-    def _load(
-        self,
-        spec: ModelSpec,
-        local: downloads.LocalModel,
-        request: GenerationRequest | None = None,
-    ) -> Any:
-        """The model's pipeline, in the variant that a request needs."""
-        if self._pipelines is None:
-            budget = self._settings.memory_budget
-            self._pipelines = PipelineCache(self.device, budget, hub=self._hub)
-        mode = request.mode if request else "quality"
-        if not self._pipelines.is_loaded(spec, mode):
-            with self._recorded(ModelEvent(spec.key, "load", local.repo_id, local.revision)):
-                self._pipelines.get(spec, local, mode=mode)
-        pipeline = self._pipelines.get(spec, local, mode=mode)
-        if request is None:
-            return pipeline
-        return self._pipelines.get(spec, local, variant_of(pipeline, request), mode)
-
-    @contextmanager
-    def _recorded(self, event: ModelEvent) -> Iterator[dict[str, Any]]:
-        """Record a download or load however it ends; the block adds facts to the yielded dict."""
-        started = time.monotonic()
-        facts: dict[str, Any] = {"status": "failed"}
-        try:
-            yield facts
-            facts["status"] = "complete"
-        except (GenerationCancelled, DownloadCancelled):
-            facts["status"] = "cancelled"
-            raise
-        except CanvasError as error:
-            facts["error"] = str(error)
-            raise
-        finally:
-            facts["download_time"] = time.monotonic() - started
-            self._record(replace(event, **facts))
 
 
 class _Telling:
@@ -294,7 +252,3 @@ class _Telling:
             gigabytes(int(progress.bytes_per_second)),
             "unknown time" if progress.seconds_left is None else duration(progress.seconds_left),
         )
-
-
-def _show(job: Job, step: Step) -> None:
-    job.update(progress=step, preview=step.preview or job.preview)

@@ -105,3 +105,49 @@ def test_the_book_keeps_owners_apart_and_forgets() -> None:
 def test_ids_cannot_be_guessed() -> None:
     assert len({job_of("ann").id for _ in range(100)}) == 100
     assert len(job_of("ann").id) == 32
+
+
+def for_model(key: str) -> Job:
+    return Job("ann", "generate", key, GenerationRequest("a fox", model_key=key))
+
+
+def test_a_taker_prefers_what_suits_it_but_nobody_waits_for_ever() -> None:
+    queue = JobQueue()
+    other = for_model("tiny")
+    mine = [for_model("starter") for _ in range(6)]
+    for job in [other, *mine]:
+        queue.put(job)
+
+    def suits(job: Job) -> bool:
+        return job.model_key == "starter"
+
+    taken = [queue.take(suits) for _ in range(7)]
+    assert taken == [*mine[:3], other, *mine[3:]]
+
+
+def test_a_job_is_left_to_the_idle_taker_that_it_suits() -> None:
+    queue, taken = JobQueue(), dict[str, Job | None]()
+
+    def take(key: str) -> None:
+        taken[key] = queue.take(lambda job: job.model_key == key)
+
+    takers = [threading.Thread(target=take, args=(key,)) for key in ("starter", "tiny")]
+    for taker in takers:
+        taker.start()
+    for key in ("tiny", "starter"):
+        queue.put(for_model(key))
+    for taker in takers:
+        taker.join(timeout=30)
+    assert {key: job and job.model_key for key, job in taken.items()} == {
+        "starter": "starter",
+        "tiny": "tiny",
+    }
+
+
+def test_a_job_that_is_run_again_goes_first() -> None:
+    queue, jobs = JobQueue(), [job_of("ann"), job_of("bob")]
+    for job in jobs:
+        queue.put(job)
+    again = job_of("bob")
+    queue.put(again, first=True)
+    assert list(drain(queue, 3)) == [again, jobs[0], jobs[1]]

@@ -27,7 +27,7 @@ FLOORS = [
         "combinations",
     },
     {"engine", "history", "jobs", "models", "identity", "doors", "login", "limits"},
-    {"materials", "drawing", "workshop"},
+    {"materials", "drawing", "painting", "workshop"},
     {"studio"},
     {"comparing"},
     {"ui", "api"},

@@ -8,17 +8,11 @@ from typing import Any
 
 import httpx
 
-from canvas import errors
 from canvas.cli.terminal import bar, told
-from canvas.errors import CanvasError
+from canvas.errors import CanvasError, in_words
 from canvas.request import GenerationRequest, Step
 
 PATIENCE = 60.0  # seconds without a word; the server gives a sign of life every second
-KINDS = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, CanvasError)
-} | {"model_not_found": errors.UnknownModel}
 
 
 def paint(url: str, wish: GenerationRequest) -> list[int]:
@@ -43,7 +37,7 @@ def paint(url: str, wish: GenerationRequest) -> list[int]:
     with bar(wish.prompt[:40]) as show:
         for event in _events(f"{url}/v1/images/generations", body):
             if "error" in event:
-                raise _error(event["error"])
+                raise in_words(event["error"]["code"], event["error"]["message"])
             if event["type"] == "progress":
                 show(*told(event.pop("status"), _step(event)))
             elif event["type"] == "image_generation.completed":
@@ -67,10 +61,3 @@ def _events(address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _step(event: dict[str, Any]) -> Step | None:
     event.pop("type")
     return Step(**event) if "step" in event else None
-
-
-def _error(body: dict[str, Any]) -> CanvasError:
-    kind = KINDS.get(body["code"], CanvasError)
-    error = kind.__new__(kind)  # the sentence is ready: it was put together over there
-    error.args = (body["message"],)
-    return error

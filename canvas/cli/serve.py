@@ -16,6 +16,7 @@ def serve(
     auth: Annotated[
         str | None, typer.Option(metavar="USER:PASSWORD", help="Ask for a login.")
     ] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Processes that paint.")] = None,
     model: Annotated[str | None, typer.Option(metavar="KEY", help="Picked at first.")] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -29,6 +30,7 @@ def serve(
         port=port,
         share=share or None,
         auth=auth,
+        workers=workers,
         model=model,
         data_dir=data_dir.expanduser() if data_dir else None,
     )

@@ -51,15 +51,18 @@ class Device:
         return found
 
 
-def detect_device(cache_dir: Path, name: str | None = None, dtype: str | None = None) -> Device:
+def detect_device(
+    cache_dir: Path, name: str | None = None, dtype: str | None = None, *, sharing: int = 1
+) -> Device:
     """The device to use; sets torch's number of threads to the cores that there really are.
 
     `name` and `dtype` are the user's wish and win over every measurement. On a CPU the
-    dtype is measured (under half a second) and remembered in `cache_dir`.
+    dtype is measured (under half a second) and remembered in `cache_dir`. `sharing` is
+    how many processes divide the cores among them.
     """
     _check("device", name, DEVICES)
     _check("dtype", dtype, DTYPES)
-    use_all_cores()
+    use_cores(sharing)
     found, why_device = (name, "as asked for") if name else _best_device()
     if name:
         _require(name)
@@ -75,11 +78,11 @@ def detect_device(cache_dir: Path, name: str | None = None, dtype: str | None = 
     return Device("cpu", chosen, reason, _gigaflops(cache_dir, chosen))
 
 
-def use_all_cores() -> int:
-    """Let torch use every core that this process really has; returns how many."""
+def use_cores(sharing: int = 1) -> int:
+    """Let torch use this process's part of the cores that there really are; returns how many."""
     import torch
 
-    cores = machine.core_count()
+    cores = max(1, machine.core_count() // sharing)
     if torch.get_num_threads() != cores:
         torch.set_num_threads(cores)
     return cores

@@ -71,7 +71,7 @@ class PipelineCache:
         """
         if task != "text_to_image" and task not in VARIANTS:
             raise InvalidInput("task", task, f"text_to_image, {', '.join(VARIANTS)}")
-        source, quick = _source(spec, mode), extras.TINY_DECODER in extras.needed(mode, spec)
+        source, quick = source_of(spec, mode), extras.TINY_DECODER in extras.needed(mode, spec)
         with self._lock:
             entry = self._by_source.get(source)
             if entry is not None and entry.local != local:
@@ -90,7 +90,7 @@ class PipelineCache:
 
     def is_loaded(self, spec: ModelSpec, mode: str = "quality") -> bool:
         """Whether the model can be used without loading."""
-        return _source(spec, mode) in self._by_source
+        return source_of(spec, mode) in self._by_source
 
     def loaded(self) -> dict[str, int]:
         """Bytes of weights in memory by the model's source, the least recently used first."""
@@ -126,7 +126,7 @@ class PipelineCache:
         tune(pipeline, self.device)
         size = weights.bytes_in_memory(pipeline)
         entry = Loaded(local, size, {("text_to_image", False): pipeline})
-        self._by_source[_source(spec, mode)] = entry
+        self._by_source[source_of(spec, mode)] = entry
         return entry
 
     def _make_room(self, spec: ModelSpec, size: int) -> None:
@@ -174,7 +174,8 @@ def free_device_memory(device: Device) -> int:
     return machine.free_memory()
 
 
-def _source(spec: ModelSpec, mode: str) -> str:
+def source_of(spec: ModelSpec, mode: str) -> str:
+    """The name under which the cache keeps a model in that mode."""
     return _for_few_steps(spec) if few_steps(mode, spec) else spec.name
 
 

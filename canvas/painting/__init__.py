@@ -1,0 +1,1 @@
+"""Who turns an order into pictures: this process, a worker beside it, or somebody elsewhere."""
