@@ -134,6 +134,8 @@ def test_a_job_is_left_to_the_idle_taker_that_it_suits() -> None:
     takers = [threading.Thread(target=take, args=(key,)) for key in ("starter", "tiny")]
     for taker in takers:
         taker.start()
+    while len(queue._idle) < 2:
+        threading.Event().wait(0.001)
     for key in ("tiny", "starter"):
         queue.put(for_model(key))
     for taker in takers:
