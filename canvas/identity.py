@@ -25,8 +25,8 @@ class IdentityMiddleware:
 
     `login_of` is given where the server asks for a login and names who is logged in, or
     None (then the owner is None, too, and nothing private may be answered). On a public
-    server without login each visitor's secret cookie is the owner, otherwise the one
-    person at this machine.
+    server without login the account that `account_of` names is the owner, else each
+    visitor's secret cookie; otherwise the one person at this machine.
     """
 
     def __init__(
@@ -35,10 +35,12 @@ class IdentityMiddleware:
         *,
         public: bool = False,
         login_of: Callable[[Scope], str | None] | None = None,
+        account_of: Callable[[Scope], str | None] | None = None,
     ) -> None:
         self._app = app
         self._public = public
         self._login_of = login_of
+        self._account_of = account_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request or websocket on its way in."""
@@ -52,7 +54,8 @@ class IdentityMiddleware:
             return
         known = visitor_secret(Headers(scope=scope).get("cookie", ""))
         secret = known or secrets.token_hex(16)
-        state["owner"] = owner_of_visitor(secret)
+        account = self._account_of(scope) if self._account_of else None
+        state["owner"] = account or owner_of_visitor(secret)
 
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and known is None:
@@ -78,7 +81,9 @@ def owner_of_visitor(secret: str) -> str:
 
 def _cookie(scope: Scope, secret: str) -> str:
     cookie = f"{COOKIE}={secret}; Path=/; Max-Age={YEAR}; HttpOnly"
-    if scope.get("scheme") in ("https", "wss"):
+    # Behind a proxy the scheme is the proxy's; who lies about it harms their own cookie only.
+    forwarded = Headers(scope=scope).get("x-forwarded-proto", "").partition(",")[0].strip()
+    if (forwarded or scope.get("scheme")) in ("https", "wss"):
         # A Space lives in a frame of another site: there a cookie needs all three.
         return f"{cookie}; Secure; SameSite=None; Partitioned"
     return f"{cookie}; SameSite=Lax"

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from canvas.errors import InvalidInput, QueueFull
+from canvas.errors import Blocked, InvalidInput, QueueFull
 from canvas.request import GenerationRequest
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`waiting` jobs at a time, and `work` in pixels × steps × pictures a job; None: no limit."""
+    """`waiting` jobs at a time, and `work` in pixels × steps × pictures a job; None: no limit.
+
+    `downloads`: whether models may be fetched.
+    """
 
     waiting: int | None = None
     work: int | None = None
+    downloads: bool = True
+
+    def check_download(self, model_key: str) -> None:
+        """Raise Blocked where visitors may not fill the disk."""
+        if not self.downloads:
+            raise Blocked(
+                f"Not all that {model_key} needs is on this server, and visitors may not fetch it. "
+                f"Whoever runs it can: python -m canvas download {model_key}. Pick another model "
+                "or the mode Quality."
+            )
 
     def check(self, request: GenerationRequest, waiting: int) -> None:
         """Raise QueueFull or InvalidInput when a resolved request would go beyond."""
@@ -40,5 +53,5 @@ class Limits:
 
 
 # A public server is shared by strangers: 512 × 512 at 50 steps, four at a time, is plenty.
-PUBLIC = Limits(waiting=6, work=512 * 512 * 50 * 4)
+PUBLIC = Limits(waiting=6, work=512 * 512 * 50 * 4, downloads=False)
 PRIVATE = Limits()

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
 from canvas.doors import DoorMiddleware
 from canvas.identity import IdentityMiddleware
+from canvas.links import SharedLink
 from canvas.login import HINT, Login, LoginMiddleware, user_of
 from canvas.settings import Settings, quiet_libraries
 from canvas.studio import Studio
 
 if TYPE_CHECKING:
     from gradio import Blocks
+    from starlette.types import Scope
 
 MAX_UPLOAD = 100 * 2**20  # bytes: a large photograph in PNG
 WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of torch
@@ -33,14 +36,15 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
     from canvas.ui.page import build_page, launch_options
 
     settings = studio.settings
-    with build_page(studio) as page:
+    link = SharedLink() if settings.share else None
+    with build_page(studio, link) as page:
         publish_functions(studio)
     inner_secret = secrets.token_urlsafe(32)
     login = Login(*settings.auth) if settings.auth else None
     page.launch(
         server_name=settings.host,
         server_port=settings.port or None,
-        share=settings.share,
+        share=False,  # see _open_link
         auth=login,
         auth_message=HINT if login else None,
         app_kwargs={
@@ -61,6 +65,8 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
     warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
     warm_up.daemon = True
     warm_up.start()
+    if link:
+        threading.Thread(target=_open_link, args=(link, page), daemon=True).start()
     if block:
         page.block_thread()
     return page
@@ -83,10 +89,45 @@ def _on_the_way_in(studio: Studio, login: Login | None, inner_secret: str) -> li
         is_ours=studio.is_picture,
     )
     identity = Middleware(
-        IdentityMiddleware, public=settings.is_public, login_of=user_of if login else None
+        IdentityMiddleware,
+        public=settings.is_public,
+        login_of=user_of if login else None,
+        account_of=_hugging_face_account if settings.sign_in else None,
     )
     pauses = [Middleware(LoginMiddleware, failures=login.failures)] if login else []
     return [doors, *pauses, identity, key_middleware(studio, inner_secret)]
+
+
+def _open_link(link: SharedLink, page: Blocks) -> None:
+    """Have Gradio open its tunnel, while the page is up already, and say what came of it.
+
+    `launch(share=True)` would hold the page up for as long, and serve it with scripts of
+    another host.
+    """
+    from gradio.exceptions import ChecksumMismatchError
+    from gradio.networking import GRADIO_SHARE_SERVER_ADDRESS, setup_tunnel
+    from httpx import HTTPError
+
+    try:
+        address = setup_tunnel(page.server_name, page.server_port, page.share_token, None, None)
+    except ChecksumMismatchError:
+        link.failed("the program that opens it arrived damaged; try again.")
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        link.failed(f"{why}. Is there a connection to the internet?")
+    else:
+        # Gradio's own server has a certificate, though its client says http
+        own = GRADIO_SHARE_SERVER_ADDRESS is not None
+        link.stands(address if own else "https://" + address.partition("://")[2])
+    logging.getLogger(__name__).info("%s", link.on_terminal(page.local_url or ""))
+
+
+def _hugging_face_account(scope: Scope) -> str | None:
+    # Gradio keeps the sign-in in its signed session; `sub` stays when a name changes hands.
+    known = scope.get("session", {}).get("oauth_info")
+    if known is None or known.get("expires_at", 0) < time.time():
+        return None
+    return f"hf-{known['userinfo']['sub']}"
 
 
 def _tell_on_the_terminal() -> None:

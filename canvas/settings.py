@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from canvas import validation
+from canvas import places, validation
 from canvas.errors import InvalidInput, StorageError
 
 PREFIX = "CANVAS_"
@@ -25,6 +25,7 @@ class Settings:
     `safety` is "off", "prompt" (a filter of words) or "full" (the model's own checker, too).
     `public` is on for strangers: a shared link or a Space. `trusted_hosts` are names under
     which a proxy before this machine's own address is asked for, with commas between them.
+    `space` is the id of the Hugging Face Space that this is, with what `places` found there.
     """
 
     data_dir: Path = Path()
@@ -41,6 +42,10 @@ class Settings:
     safety: str | None = None
     trusted_hosts: tuple[str, ...] = ()
     workers: int | None = None
+    space: str = ""
+    lasting: bool = True
+    zero_gpu: bool = False
+    sign_in: bool = False
 
     @classmethod
     def from_environment(
@@ -48,7 +53,7 @@ class Settings:
     ) -> Settings:
         """Settings from `environ` (default: the process's), with those overrides that are set."""
         environ = os.environ if environ is None else environ
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = places.defaults_of(environ)
         for item in fields(cls):
             variable = PREFIX + item.name.upper()
             if environ.get(variable):
@@ -133,6 +138,7 @@ def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) ->
     environ = os.environ if environ is None else environ
     environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    places.settle_hub_cache(environ)
     # torch's threads spin while they wait for each other: beside any other program that
     # keeps a core busy, a picture then takes ten times as long as with sleeping threads.
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -189,6 +195,9 @@ PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "workers": _whole,
     "share": _switch,
     "public": _switch,
+    "lasting": _switch,
+    "zero_gpu": _switch,
+    "sign_in": _switch,
     "auth": _login,
     "trusted_hosts": lambda _, value: tuple(name.strip().lower() for name in value.split(",")),
     "safety": lambda field, value: validation.choice(field, value, ("off", "prompt", "full")),

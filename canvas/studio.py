@@ -112,6 +112,8 @@ class Studio:
                 safety.check_prompt(asked.prompt)
             wish = self.shelf.resolve(asked, spec, owner)
             self._limits.check(wish, unfinished + len(accepted))
+            if wish.needs_model and not self._workshop.has_all(spec, wish.mode):
+                self._limits.check_download(spec.key)
             accepted.append((Job(owner, "generate", spec.key, wish, on_finish=self._forget), wish))
         for job, wish in accepted:
             self._unfinished.add(UnfinishedJob(job.id, owner, wish, job.created_at))
@@ -140,8 +142,9 @@ class Studio:
         return self.submit(request, owner).wait()
 
     def download(self, model_key: str, owner: str = "local") -> Job:
-        """Fetch a model to the disk without loading it."""
-        return self._start(Job(owner, "download", get_model(model_key, self.models).key))
+        """Fetch a model to the disk without loading it; raises Blocked on a public server."""
+        self._limits.check_download(get_model(model_key, self.models).key)
+        return self._start(Job(owner, "download", model_key))
 
     def _start(self, job: Job) -> Job:
         self._jobs.add(job)
@@ -198,6 +201,12 @@ class Studio:
     def free(self, model_key: str) -> bool:
         """Let a loaded model go from memory; raises CanvasError while the device works."""
         return self._workshop.free(get_model(model_key, self.models))
+
+    @property
+    def offered(self) -> list[str]:
+        """The models that may be picked: on a public server those that need no download."""
+        may, find_local = self._limits.downloads, self._workshop.find_local
+        return [key for key, spec in self.models.items() if may or find_local(spec)]
 
     def bytes_on_disk(self, model_key: str) -> int:
         """What a downloaded model takes on the disk."""

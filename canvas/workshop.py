@@ -63,13 +63,12 @@ class Workshop:
 
     def put(self, job: Job) -> None:
         """Queue a job where it has to begin: at the download, or at a painter."""
-        spec = get_model(job.model_key, self._models)
-        needed = job.request is None or job.request.needs_model
-        fetch_first = job.kind == "download" or (needed and not self._has_all(job, spec))
-        (self._to_fetch if fetch_first else self._to_make).put(job)
+        spec, request = get_model(job.model_key, self._models), job.request
+        ready = request and (not request.needs_model or self.has_all(spec, request.mode))
+        (self._to_make if ready else self._to_fetch).put(job)
 
-    def _has_all(self, job: Job, spec: ModelSpec) -> bool:
-        mode = job.request.mode if job.request else "quality"
+    def has_all(self, spec: ModelSpec, mode: str) -> bool:
+        """Whether a picture in that mode needs no download."""
         return self.find_local(spec) is not None and not extras.missing(mode, spec, hub=self._hub)
 
     def before(self, job: Job, jobs: list[Job]) -> list[Job]:
@@ -189,7 +188,7 @@ class Workshop:
 
     def _fetch(self, job: Job) -> None:
         spec = get_model(job.model_key, self._models)
-        if not self._has_all(job, spec):
+        if job.request is None or not self.has_all(spec, job.request.mode):
             job.update(status="downloading")
         if self.find_local(spec) is None:
             self._download(job, spec)

@@ -64,17 +64,23 @@ class Place:
         return {**found, "picture": content[middle : middle + 64]}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("public")
-    settings = Settings(
-        data_dir=folder,
-        cache_dir=tmp_path_factory.getbasetemp() / "cache",
-        port=0,
-        device="cpu",
-        dtype="float32",
-        public=True,
-    )
+def settings_of(kind: str, folder: Path, environ: pytest.MonkeyPatch) -> Settings:
+    """A server for strangers: told so, or as a Space finds itself."""
+    plain = {"cache_dir": folder / "cache", "port": 0, "device": "cpu", "dtype": "float32"}
+    if kind == "public":
+        return Settings(data_dir=folder, public=True, **plain)
+    for name, value in {"SYSTEM": "spaces", "SPACE_ID": "ann/canvas"}.items():
+        environ.setenv(name, value)
+    environ.setenv("CANVAS_BUCKET", str(folder))
+    return Settings.from_environment(**plain)
+
+
+@pytest.fixture(scope="module", params=["public", "space"])
+def place(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    environ = pytest.MonkeyPatch()
+    settings = settings_of(request.param, tmp_path_factory.mktemp("public"), environ)
     with Studio(settings) as studio:
         page = launch(studio, block=False)
         ann = Visitor(page.local_url)
@@ -92,6 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for job in studio.jobs(None):
             job.cancel()
         page.close()
+    environ.undo()
     gc.collect()  # Gradio leaves event loops open; see tests/api/conftest.py
 
 

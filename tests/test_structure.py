@@ -17,6 +17,7 @@ FLOORS = [
     {"errors"},
     {
         "validation",
+        "places",
         "settings",
         "styles",
         "schedulers",
@@ -26,7 +27,7 @@ FLOORS = [
         "request",
         "combinations",
     },
-    {"engine", "history", "jobs", "models", "identity", "doors", "login", "limits"},
+    {"engine", "history", "jobs", "models", "identity", "doors", "login", "limits", "links"},
     {"materials", "drawing", "painting", "workshop"},
     {"studio"},
     {"comparing"},

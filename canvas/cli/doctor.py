@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from canvas.cli import checkup
+from canvas.cli.checkup import Finding
 from canvas.cli.terminal import AsJson, DataDir, complain, say, say_json, settings_of
 from canvas.errors import CanvasError
 
@@ -22,15 +23,6 @@ PACKAGES = ("gradio", "diffusers", "torch", "transformers", "huggingface_hub", "
 LITTLE_SPACE = 5 * 10**9  # bytes: one more model and some pictures
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    well: bool
-    sentence: str
-
-
 def doctor(
     json: AsJson = False,
     rebuild: Annotated[
@@ -38,7 +30,7 @@ def doctor(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Look at packages, device, data folder and models; leaves with 1 when something is wrong."""
+    """Look at everything that the program needs; leaves with 1 when something is wrong."""
     if rebuild:
         _rebuild(settings_of(data_dir))
     findings = []
@@ -47,7 +39,8 @@ def doctor(
         if json:
             say_json(asdict(finding))
         else:
-            say(f"{'ok  ' if finding.well else 'BAD '} {finding.name}: {finding.sentence}")
+            grade = "BAD " if not finding.well else "note" if finding.note else "ok  "
+            say(f"{grade} {finding.name}: {finding.sentence}")
     if not all(finding.well for finding in findings):
         raise typer.Exit(1)
 
@@ -66,13 +59,15 @@ def _rebuild(settings: Settings) -> None:
 
 
 def _look(settings: Settings) -> Iterator[Finding]:
-    yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
+    yield checkup.look_at_python()
     for package in PACKAGES:
         try:
             yield Finding(package, True, version(package))
         except PackageNotFoundError:
             sentence = "is missing; run: pip install -r requirements.txt"
             yield Finding(package, False, sentence)
+    yield checkup.look_at_port(settings)
+    yield from checkup.look_at_hub()
     from canvas.history.rebuild import damage
 
     wrong = damage(settings.database)
@@ -91,11 +86,16 @@ def _look(settings: Settings) -> Iterator[Finding]:
 
 
 def _look_into(studio: Studio) -> Iterator[Finding]:
+    from canvas.engine import machine
     from canvas.models import gigabytes
 
     free = shutil.disk_usage(studio.settings.data_dir).free
-    yield Finding("disk", free > LITTLE_SPACE, f"{gigabytes(free)} free")
+    enough = free > LITTLE_SPACE
+    more = "" if enough else "; remove models in the tab Models, or choose another --data-dir"
+    yield Finding("disk", enough, f"{gigabytes(free)} free{more}")
+    yield checkup.look_at_memory(machine.free_memory(), machine.total_memory())
     device = studio.device
     yield Finding("device", True, f"{device.name}, {device.dtype}: {device.reason}")
+    yield checkup.look_at_gpu(device)
     for key in studio.models:
         yield Finding(f"model {key}", True, studio.model_state(key).sentence)

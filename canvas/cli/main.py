@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from canvas.cli import archive, bench, doctor, generate, keys, models, serve
+from canvas.cli import archive, bench, deploy, doctor, generate, keys, models, serve
 from canvas.cli.terminal import complain
 from canvas.errors import (
     CanvasError,
@@ -39,6 +39,7 @@ app.command("import")(archive.import_)
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.command()(doctor.doctor)
+app.command()(deploy.deploy)
 app.command()(serve.serve)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 from canvas.ui.sizes import ASPECT_RATIOS, setting_of, size_of
 
-Make = Callable[[Catalog, ModelSpec], gr.components.Component]
+Make = Callable[[Sequence[str], ModelSpec], gr.components.Component]
 
 WIDGETS: Mapping[str, Make] = MappingProxyType(
     {
@@ -102,17 +102,24 @@ def _range_of(spec: ModelSpec) -> dict[str, Any]:
 
 
 class Controls:
-    """The form: makes the widgets where they are placed, reads and fills them by field name."""
+    """The form: makes the widgets where they are placed, reads and fills them by field name.
 
-    def __init__(self, models: Catalog, preselected: str) -> None:
+    Of the models those in `offered` can be picked, None means all.
+    """
+
+    def __init__(
+        self, models: Catalog, preselected: str, offered: Sequence[str] | None = None
+    ) -> None:
         self._models = models
+        picks = models if offered is None else [*offered, preselected]
+        self._offered = tuple(dict.fromkeys(picks))
         self._preselected = get_model(preselected, models)
         self._widgets: dict[str, Any] = {}
 
     def place(self, *names: str) -> None:
         """Make these widgets in the layout that is open."""
         for name in names:
-            self._widgets[name] = WIDGETS[name](self._models, self._preselected)
+            self._widgets[name] = WIDGETS[name](self._offered, self._preselected)
 
     def __getitem__(self, name: str) -> Any:
         return self._widgets[name]

@@ -30,7 +30,7 @@ class Create:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self.controls = Controls(studio.models, studio.settings.model)
+        self.controls = Controls(studio.models, studio.settings.model, studio.offered)
         self.selected = gr.State(None)  # id of the picture that was picked; clicks write it
         self._seen: gr.State = gr.State({})  # what the panels show; only looks write it
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-form", secret="form")  # noqa: S106 - no secret: the reader's own form

@@ -57,7 +57,7 @@ class ModelsTab:
             self._studio.download(str(event.model), owner)
         elif event.action == "cancel":
             self._studio.job(str(event.job), owner).cancel()
-        elif event.action == "free":
+        elif event.action == "free" and not self._studio.settings.is_public:
             self._studio.free(str(event.model))
         elif event.action == "delete" and not self._studio.settings.is_public:
             self._studio.remove(str(event.model))

@@ -11,23 +11,31 @@ from canvas.catalog import ASSETS
 from canvas.ui.compare import Compare
 from canvas.ui.create import Create
 from canvas.ui.edit import Edit
+from canvas.ui.events import listen
 from canvas.ui.gallery import GalleryTab
 from canvas.ui.models import ModelsTab
-from canvas.ui.panel import render
+from canvas.ui.notices import notices
+from canvas.ui.panel import panel, render
 from canvas.ui.statistics import StatisticsTab
 from canvas.ui.theme import canvas_theme
 
 if TYPE_CHECKING:
+    from canvas.links import SharedLink
+    from canvas.settings import Settings
     from canvas.studio import Studio
 
 KEEP_UPLOADS = (3600, 3600)  # seconds: how often Gradio's cache is swept, and from what age on
 
 
-def build_page(studio: Studio) -> gr.Blocks:
-    """The whole page over one studio; importing torch is left to the studio's workers."""
+def build_page(studio: Studio, link: SharedLink | None = None) -> gr.Blocks:
+    """The whole page over one studio; importing torch is left to the studio's workers.
+
+    `link` is given where the server is shared.
+    """
     with gr.Blocks(
         title="Magic Canvas", fill_width=True, analytics_enabled=False, delete_cache=KEEP_UPLOADS
     ) as page:
+        _lay_out_notices(page, studio.settings, link)
         gr.HTML(render("header.html"), apply_default_css=False, elem_id="header")
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create") as create_tab:
@@ -50,6 +58,14 @@ def build_page(studio: Studio) -> gr.Blocks:
         models.wire(models_tab, [tab for tab in every if tab is not models_tab])
         statistics.wire(statistics_tab)
     return page
+
+
+def _lay_out_notices(page: gr.Blocks, settings: Settings, link: SharedLink | None) -> None:
+    if settings.sign_in:
+        gr.LoginButton("Sign in", "Sign out {}", size="sm", elem_id="sign-in", scale=0)
+    if link or not settings.lasting:
+        told = panel("notices")
+        listen(page.load, lambda: notices(settings, link), None, told)
 
 
 def heading_font() -> str:

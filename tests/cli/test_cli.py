@@ -232,11 +232,15 @@ def test_archives_that_cannot_be_are_said(
     assert not list(here.glob("tmp*"))
 
 
-def test_the_doctor_looks_at_everything(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_doctor_looks_at_everything(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CANVAS_PORT", "0")
     assert run("doctor", "--json") == 0
     findings = {line["name"]: line for line in map(json.loads, capfd.readouterr().out.splitlines())}
     assert findings["device"]["sentence"].startswith("cpu, float32")
-    assert {"torch", "disk", "data folder", "model starter"} <= set(findings)
+    assert {"python", "torch", "disk", "memory", "gpu", "port", "hub"} <= set(findings)
+    assert {"data folder", "model starter"} <= set(findings)
 
 
 def test_the_doctor_finds_what_is_wrong(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

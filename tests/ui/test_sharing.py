@@ -1,0 +1,126 @@
+"""`--share`: the link with its QR code on the terminal and the page, and what if there is none."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zxingcpp
+from gradio.tunneling import BINARY_FILENAME
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from canvas import Studio
+from canvas.serve import launch
+from canvas.settings import Settings
+from tests.ui.conftest import PATIENCE
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HALVES = {" ": (0, 0), "▀": (1, 0), "▄": (0, 1), "█": (1, 1)}
+
+
+def scanned(picture: Image.Image) -> list[str]:
+    return [code.text for code in zxingcpp.read_barcodes(picture)]
+
+
+def drawn(text: str) -> Image.Image:
+    """What a light on dark terminal shows of half blocks, four pixels a block."""
+    lines = [line for line in text.splitlines() if set(line) & set("▀▄█")]
+    width = max(map(len, lines))
+    picture = Image.new("L", (width, 2 * len(lines)))
+    for row, line in enumerate(lines):
+        for column, mark in enumerate(line):
+            for half in (0, 1):
+                picture.putpixel((column, 2 * row + half), 255 * HALVES[mark][half])
+    return picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[str]:
+    """What `python app.py --share` says, until its link stands."""
+    program = tmp_path / "hub" / "gradio" / "frpc" / BINARY_FILENAME
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.tunnel "$@"\n')
+    program.chmod(0o755)
+    environ = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hub"),
+        "GRADIO_SHARE_SERVER_ADDRESS": "127.0.0.1:7000",
+        "CANVAS_DATA_DIR": str(tmp_path / "data"),
+        "CANVAS_CACHE_DIR": str(tmp_path / "cache"),
+        "CANVAS_DEVICE": "cpu",
+        "CANVAS_DTYPE": "float32",
+    }
+    command = [sys.executable, "app.py", "--share", "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as child:
+        try:
+            assert child.stderr
+            said = ""
+            while "only their own" not in said:
+                line = child.stderr.readline().decode()
+                assert line, said
+                said += line
+            yield said
+        finally:
+            child.terminate()
+
+
+def test_the_link_is_told_drawn_and_works(shared: str, browser: Browser) -> None:
+    [address] = set(re.findall(r"http://127\.0\.0\.1:\d+", shared))
+    expect.set_options(timeout=PATIENCE)
+    assert scanned(drawn(shared)) == [address]
+    assert "while this program runs" in shared
+    with browser.new_context() as context:
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.goto(address)
+        page.get_by_text("This page is public").click()
+        code = page.get_by_role("img", name="QR code of the link")
+        code.wait_for()
+        assert scanned(Image.open(io.BytesIO(code.screenshot()))) == [address]
+        page.get_by_label("Prompt", exact=True).fill("a red boat")
+        page.get_by_role("button", name="Generate", exact=True).click()
+        expect(page.locator(".stage-picture .told .prompt")).to_have_text("a red boat")
+        page.get_by_role("tab", name="Models").click()
+        expect(page.locator(".model").nth(1)).to_contain_text("not on this server")
+        expect(page.get_by_role("button", name=re.compile("Download|Delete|Free"))).to_have_count(0)
+
+
+@pytest.fixture
+def cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser) -> Iterator[Page]:
+    """A visit to a server that was to be shared, on a machine without a connection."""
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    settings = Settings(
+        data_dir=tmp_path, cache_dir=tmp_path, port=0, device="cpu", dtype="float32", share=True
+    )
+    with Studio(settings) as studio, browser.new_context() as context:
+        served = launch(studio, block=False)
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        page.goto(str(served.local_url))
+        yield page
+        served.close()
+    gc.collect()
+
+
+def test_without_a_tunnel_the_local_page_works(
+    cut_off: Page, caplog: pytest.LogCaptureFixture
+) -> None:
+    expect.set_options(timeout=PATIENCE)
+    expect(cut_off.locator("#notices")).to_contain_text("No public link: Could not get share link")
+    cut_off.get_by_label("Prompt", exact=True).fill("a fox")
+    cut_off.get_by_role("button", name="Generate", exact=True).click()
+    expect(cut_off.locator(".stage-picture .told .prompt")).to_have_text("a fox")
+    records = caplog.get_records("setup") + caplog.get_records("call")
+    [said] = [record.message for record in records if "public link" in record.message]
+    assert re.search(r"The page works on this machine: http://127.0.0.1:\d+", said)
