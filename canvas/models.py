@@ -7,6 +7,7 @@ from typing import Literal
 
 from canvas.catalog import ModelSpec
 
+COMMON_SPEED = 100e6 / 8  # bytes a second of a usual connection
 Where = Literal["memory", "disk", "hub"]
 
 
@@ -30,13 +31,18 @@ def describe(
     seconds: float | None,
 ) -> ModelState:
     """The state of a model with its sentence."""
-    to_fetch = gigabytes(missing_bytes) if missing_bytes is not None else spec.size
+    to_fetch = f"{spec.size} to download"
+    if missing_bytes is not None:
+        time = duration(missing_bytes / COMMON_SPEED)
+        to_fetch = f"{gigabytes(missing_bytes)} to download, {time} at 100 Mbit/s"
     place = {
         "memory": "in memory",
         "disk": "on disk",
-        "hub": f"{to_fetch} to download, {gigabytes(free_bytes)} free",
+        "hub": f"{to_fetch}, {gigabytes(free_bytes)} free",
     }[where]
     parts = [place, f"native {spec.resolution} × {spec.resolution}"]
+    if where == "hub" and spec.license:
+        parts.insert(1, f"licence {spec.license}")
     if seconds is not None:
         parts.append(f"about {duration(seconds)} a picture here")
     sentence = " · ".join(parts)
