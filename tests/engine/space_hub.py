@@ -88,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.hub.refuse, {"error": "no"})
         elif self._path == "/api/repos/create":
             self._create(json.loads(body))
+        elif self._path == "/api/validate-yaml":
+            assert json.loads(body)["content"].startswith("---\ntitle: Magic Canvas\n")
+            self._answer(200, {"errors": [], "warnings": []})
         elif match := re.fullmatch(r"/api/spaces/([^/]+/[^/]+)/preupload/main", self._path):
             self._preupload(match[1], json.loads(body)["files"])
         elif self._path.endswith(".git/info/lfs/objects/batch"):
