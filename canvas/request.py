@@ -131,7 +131,7 @@ class GenerationRequest:
             guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
             scheduler=self.scheduler or scheduler,
             seed=seed,
-            strength=self.strength or tasks.STRENGTHS.get(self.task),
+            strength=tasks.STRENGTHS.get(self.task) if self.strength is None else self.strength,
             num_images=1 if self.task == "upscale" else self.num_images,
         )
         for name in ("width", "height") if self.is_drawn_at_once else ():
@@ -151,6 +151,13 @@ class GenerationRequest:
     def is_drawn_at_once(self) -> bool:
         """Whether the model draws the whole picture at once, so that its limits of size count."""
         return self.task != "upscale" and not (self.task == "inpaint" and self.only_masked)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Of a resolved request: the steps from noise to picture, and how many of them are done."""
+        whole = self.num_inference_steps or 1
+        starts_from_noise = self.task == "text_to_image" or not self.needs_model
+        return (whole, whole) if starts_from_noise else tasks.schedule(whole, self.strength or 1.0)
 
     def _check_complete(self) -> None:
         if self.task != "text_to_image" and self.image is None:

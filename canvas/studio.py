@@ -230,7 +230,7 @@ class Studio:
         per_step = self.store.seconds_per_step(request, device.name, device.dtype)
         if per_step is None:
             per_step = seconds_per_step(request, spec, device)
-        steps = (request.num_inference_steps or 0) * request.num_images
+        steps = request.steps[1] * request.num_images
         return None if per_step is None else per_step * steps
 
     def model_state(self, model_key: str, *, ask_hub: bool = False) -> ModelState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -21,6 +22,7 @@ MAX_EXTENSION = 2048  # pixels a side
 STRENGTHS: Mapping[str, float] = MappingProxyType(
     {"image_to_image": 0.6, "inpaint": 1.0, "upscale": 0.3}
 )
+NEAR = 0.05  # of a strength
 FILE_NAME = re.compile(r"[^\s/\\.][^/\\\x00-\x1f]{0,250}")
 COLOR = re.compile(r"#[0-9a-f]{6}")
 
@@ -87,6 +89,19 @@ def _mark(field: str, value: object) -> str:
     if len(text) > MAX_MARK or "\n" in text:
         raise InvalidInput(field, value, f"one line of at most {MAX_MARK} characters")
     return text
+
+
+def schedule(num_inference_steps: int, strength: float) -> tuple[int, int]:
+    """The steps of the whole way from noise to picture, and how many of them, its last, are done.
+
+    As diffusers counts, but where so few steps would begin far from what the strength says:
+    then the way is made longer, and never more of it is done than was asked for.
+    """
+    done = int(num_inference_steps * strength)
+    if done and strength - done / num_inference_steps <= NEAR:
+        return num_inference_steps, done
+    done = math.ceil(num_inference_steps * strength - 1e-9)
+    return max(done + 1, round(done / strength)), done
 
 
 CHECKS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,16 +37,14 @@ class Edit:
 
     def arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """What the pipeline takes beside the words."""
-        assert request.strength and request.num_inference_steps  # noqa: S101 - it is resolved
+        whole, done = request.steps
         given = {
             "image": self.image,
-            "strength": request.strength,
+            # Diffusers rounds down, and takes 1 for noise alone.
+            "strength": 1.0 if done == whole else (done + 0.5) / whole,
+            "num_inference_steps": whole,
             "width": self.image.width,
             "height": self.image.height,
-            # At a small strength only few of the steps are done: at least one.
-            "num_inference_steps": max(
-                request.num_inference_steps, math.ceil(1 / request.strength + 1e-9)
-            ),
         }
         if self.mask is not None:
             given["mask_image"] = self._small_mask

@@ -1,4 +1,4 @@
-"""The way of one picture through enlarging: by a network alone, or redrawn by a model in tiles."""
+"""The way of one picture through enlarging: by a network alone, or drawn anew by a model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.generation import run
 from canvas.engine.inputs import fit, flatten
-from canvas.engine.upscaling import enlarge, enlarge_with_detail
-from canvas.errors import GenerationCancelled
+from canvas.engine.upscaling import enlarge
+from canvas.engine.windows import count, windowed
+from canvas.errors import GenerationCancelled, InvalidInput
 from canvas.request import GeneratedImage, GenerationRequest, Step
 
 
 @dataclass(frozen=True)
 class Redrawing:
-    """What redraws tiles: a pipeline that starts from pictures, of that model, on that device."""
+    """What draws anew: a pipeline that starts from pictures, of that model, on that device."""
 
     pipeline: Any
     spec: ModelSpec
@@ -39,7 +40,7 @@ def run_enlarging(
 ) -> GeneratedImage:
     """The enlarged picture of a resolved request; `redrawing` where it asks for detail.
 
-    Raises GenerationCancelled within one step, or one tile of a network.
+    Raises GenerationCancelled within one window, or one tile of a network.
     """
     assert request.width and request.height  # noqa: S101 - the request is resolved
     started = time.perf_counter()
@@ -73,37 +74,56 @@ def _redraw(
     on_step: Callable[[Step], None],
     cancelled: threading.Event,
 ) -> Image.Image:
-    def draw(tile: Image.Image, number: int, total: int) -> Image.Image:
-        """A tile drawn anew; each has noise of its own, or all would get the same texture."""
-        wish = replace(
-            request,
-            task="image_to_image",
-            width=tile.width,
-            height=tile.height,
-            seed=request.seed + number,
-        )
+    """The picture enlarged plainly, then drawn anew at the model's own size, part by part."""
+    pipeline, spec = redrawing.pipeline, redrawing.spec
+    if getattr(pipeline, "unet", None) is None:
+        raise InvalidInput("upscaler", "detail", f"lanczos or a network with {spec.key}")
+    larger = enlarge(small, request.scale, "lanczos")
+    number = count(larger.size, spec.resolution, pipeline.vae_scale_factor)
+    windows = Windows(pipeline, number, on_step, cancelled)
+    with windowed(pipeline, spec.resolution, windows):
         [made] = run(
-            redrawing.pipeline,
-            wish,
-            spec=redrawing.spec,
+            pipeline,
+            # All passes are whole ones: what a mode keeps from step to step is of one window.
+            replace(request, task="image_to_image", mode="quality"),
+            spec=spec,
             device=redrawing.device,
-            on_step=lambda step: on_step(_of_all(step, number, total)),
+            on_step=windows.on_step,
             cancelled=cancelled,
-            pictures={"image": tile},
+            pictures={"image": larger},
         )
-        assert made.image is not None  # noqa: S101 - it was just made
-        return made.image
-
-    return enlarge_with_detail(small, request.scale, redrawing.spec.resolution, draw)
+    assert made.image is not None  # noqa: S101 - it was just made
+    return made.image
 
 
-def _of_all(step: Step, number: int, total: int) -> Step:
-    """Progress of one tile as that of the whole picture; previews of tiles are not shown."""
-    tiles_after = total - number - 1
-    left = step.seconds_left
-    per_step = left / max(1, step.num_steps - step.step) if left else None
-    return Step(
-        step=number * step.num_steps + step.step,
-        num_steps=total * step.num_steps,
-        seconds_left=left + tiles_after * step.num_steps * per_step if left and per_step else None,
-    )
+class Windows:
+    """Tells progress in windows, of which every step of a large picture has so many."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        number: int,
+        on_step: Callable[[Step], None],
+        cancelled: threading.Event,
+    ) -> None:
+        self._pipeline = pipeline
+        self._number = number
+        self._on_step = on_step
+        self._cancelled = cancelled
+        self._started = time.perf_counter()
+
+    def __call__(self, done: int) -> None:
+        """One more window is done; raises GenerationCancelled when the job was stopped."""
+        if self._cancelled.is_set():
+            raise GenerationCancelled("Stopped.")
+        if done % self._number:  # the last one of a step is told with the step
+            self._tell(done)
+
+    def on_step(self, step: Step) -> None:
+        """A step of the whole picture is done."""
+        self._tell(step.step * self._number, step.preview)
+
+    def _tell(self, done: int, preview: Image.Image | None = None) -> None:
+        total = self._pipeline.num_timesteps * self._number
+        seconds_left = (time.perf_counter() - self._started) / done * (total - done)
+        self._on_step(Step(done, total, seconds_left=seconds_left, preview=preview))

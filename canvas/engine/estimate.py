@@ -17,11 +17,12 @@ BY_TYPE = {"stable_diffusion": 803.0, "stable_diffusion_xl": 5980.0}
 def seconds_per_step(request: GenerationRequest, spec: ModelSpec, device: Device) -> float | None:
     """Seconds of one step of a resolved request; None on a device that was not measured."""
     gigaflop = spec.gigaflops or BY_TYPE.get(spec.type)
-    if device.gigaflops is None or gigaflop is None:
+    if device.gigaflops is None or gigaflop is None or not request.needs_model:
         return None
     assert request.width and request.height  # noqa: S101 - the request is resolved
     share = request.width * request.height / spec.resolution**2
     guided = (request.guidance_scale or 0) > 1
-    steps = request.num_inference_steps or 1
-    passes = passes_per_step(MODES[request.mode], steps, guided=guided)
+    # What is drawn window by window is drawn with whole passes.
+    mode = MODES["quality" if request.task == "upscale" else request.mode]
+    passes = passes_per_step(mode, request.steps[1], guided=guided)
     return gigaflop * share * passes / (device.gigaflops * EFFICIENCY)

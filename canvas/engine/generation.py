@@ -120,7 +120,7 @@ def _denoise(
     if denoiser.takes_latents:
         arguments["output_type"] = "latent"
     known = inspect.signature(pipeline.__call__).parameters
-    passes = acceleration.plan(MODES[request.mode], request.num_inference_steps)
+    passes = acceleration.plan(MODES[request.mode], request.steps[1])
     try:
         with (
             torch.no_grad(),

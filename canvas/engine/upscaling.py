@@ -1,4 +1,4 @@
-"""Larger pictures: plainly, by a super-resolution model, or redrawn tile by tile."""
+"""Larger pictures: plainly, or by a super-resolution model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -75,75 +75,14 @@ def enlarge(
 
     Raises InvalidInput for a result that is too large, GenerationCancelled within one tile.
     """
+    check_size(picture.size, scale)
     size = (picture.width * scale, picture.height * scale)
-    if size[0] * size[1] > MAX_PIXELS:
-        said = f"{picture.width}x{picture.height} pixels, {scale} times"
-        raise InvalidInput(
-            "scale", said, f"at most {MAX_PIXELS // 10**6} million pixels in the end"
-        )
     if upscaler == "lanczos":
         return picture.resize(size, Image.Resampling.LANCZOS)
     network = NETWORKS[upscaler]
     own = scale if scale in network.files else max(network.files)
     result = _run_network(picture, network, own, on_tile, cancelled or threading.Event())
     return result if own == scale else result.resize(size, Image.Resampling.LANCZOS)
-
-
-def enlarge_with_detail(
-    picture: Image.Image,
-    scale: int,
-    side: int,
-    redraw: Callable[[Image.Image, int, int], Image.Image],
-) -> Image.Image:
-    """The picture enlarged, then redrawn in tiles of `side` pixels that fade into each other.
-
-    `redraw` gets a tile, its number and how many there are; only one tile at a time is
-    in the model's memory.
-    """
-    canvas = enlarge(picture, scale, "lanczos")
-    plain = canvas.copy()
-    columns, rows = spans(canvas.width, side, side // 4), spans(canvas.height, side, side // 4)
-    total = len(rows) * len(columns)
-    for row, (top, bottom) in enumerate(rows):
-        # A row of tiles is joined first and then laid under the row above it: tiles that
-        # faded both ways at once would show at the corners of their neighbours.
-        strip = plain.crop((0, top, canvas.width, bottom))
-        for column, (left, right) in enumerate(columns):
-            tile = plain.crop((left, top, right, bottom))
-            drawn = redraw(tile, row * len(columns) + column, total)
-            strip.paste(drawn, (left, 0), _fading(drawn.size, _rise(left, right, columns)))
-        down = _fading(strip.size[::-1], _rise(top, bottom, rows))
-        canvas.paste(strip, (0, top), down.transpose(Image.Transpose.TRANSPOSE))
-    return canvas
-
-
-def spans(length: int, side: int, overlap: int) -> list[tuple[int, int]]:
-    """Stretches of `side` pixels that cover `length`, evenly, overlapping by `overlap` or more."""
-    if length <= side:
-        return [(0, length)]
-    count = -(-(length - overlap) // (side - overlap))
-    starts = [round(index * (length - side) / (count - 1)) for index in range(count)]
-    return [(start, start + side) for start in starts]
-
-
-def _fading(size: tuple[int, int], opacity: np.ndarray[Any, Any]) -> Image.Image:
-    """A mask of that size whose columns have these opacities."""
-    import numpy as np
-
-    row = (opacity * 255).round().astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(row, size[::-1])))
-
-
-def _rise(start: int, end: int, along: list[tuple[int, int]]) -> np.ndarray[Any, Any]:
-    import numpy as np
-
-    opacity = np.ones(end - start)
-    for (_, before_end), (next_start, _) in pairwise(along):
-        if next_start == start:
-            overlap = before_end - start
-            ramp = (np.arange(overlap) + 0.5) / overlap
-            opacity[:overlap] = ramp * ramp * (3 - 2 * ramp)  # without a kink at its ends
-    return opacity
 
 
 def _run_network(

@@ -24,6 +24,7 @@ from canvas.history.records import (
 )
 from canvas.history.schema import migrate
 from canvas.request import GeneratedImage, GenerationRequest
+from canvas.tasks import schedule
 
 BUSY_TIMEOUT = 30.0  # seconds
 COMMON = 2000  # words in as many pictures are met soon on a walk through all
@@ -160,14 +161,18 @@ class Store:
         Where only other sizes were made, their time is scaled by the number of pixels.
         """
         rows = self.rows(
-            "SELECT generation_time / num_inference_steps AS seconds, "
+            "SELECT generation_time AS seconds, num_inference_steps AS steps, "
+            "coalesce(json_extract(options, '$.strength'), 1) AS strength, "
             "image_width AS width, image_height AS height FROM generated_images "
             "WHERE model_used = ? AND device = ? AND dtype = ? AND task = ? "
             "AND coalesce(json_extract(options, '$.mode'), 'quality') = ? "
+            "AND (task <> 'upscale' OR json_extract(options, '$.upscaler') = ?) "
             "AND generation_time > 0 AND num_inference_steps > 0 AND image_width > 0 "
             "ORDER BY id DESC LIMIT 100",
-            [request.model_key, device, dtype, request.task, request.mode],
+            [request.model_key, device, dtype, request.task, request.mode, request.upscaler],
         )
+        for row in rows:
+            row["seconds"] /= schedule(row["steps"], row["strength"])[1]
         size = (request.width, request.height)
         same = [row["seconds"] for row in rows if (row["width"], row["height"]) == size]
         if same:

@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 import threading
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from canvas.engine import upscaling
-from canvas.engine.upscaling import NETWORKS, enlarge, enlarge_with_detail, spans
+from canvas.engine.upscaling import NETWORKS, enlarge
 from canvas.errors import GenerationCancelled, InvalidInput
 
 needs_networks = pytest.mark.skipif(
@@ -28,16 +24,6 @@ def waves(size: tuple[int, int]) -> Image.Image:
     planes = [np.sin(x / a + y / b) > c for a, b, c in ((9, 31, 0), (23, 11, 0.4), (17, 7, -0.3))]
     soft = [127 + 60 * plane + 50 * np.sin(x / 13) for plane in planes]
     return Image.fromarray(np.stack(soft, -1).clip(0, 255).astype(np.uint8))
-
-
-def steps_at(picture: Any, columns: list[int]) -> tuple[float, float]:
-    """Mean step between neighbouring columns: at the given ones, and at all the others."""
-    pixels = np.asarray(picture, float)
-    steps = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
-    inside = np.ones(len(steps), bool)
-    borders = [column - 1 for column in columns]
-    inside[borders] = False
-    return steps[borders].mean(), steps[inside].mean()
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -83,37 +69,6 @@ def test_network_stops_within_a_tile() -> None:
     cancelled = threading.Event()
     with pytest.raises(GenerationCancelled):
         enlarge(waves((400, 32)), 2, "illustration", lambda *_: cancelled.set(), cancelled)
-
-
-@given(st.integers(1, 5000), st.integers(64, 1024))
-def test_spans_cover_all_and_overlap(length: int, side: int) -> None:
-    found = spans(length, side, side // 4)
-    assert found[0][0] == 0
-    assert found[-1][1] == length
-    assert all(end - start == min(side, length) for start, end in found)
-    for (_, end), (start, _) in itertools.pairwise(found):
-        assert end - start >= side // 4 - 1
-
-
-def test_tiles_that_do_nothing_leave_the_picture() -> None:
-    picture = waves((75, 50))
-    same = enlarge_with_detail(picture, 2, 64, lambda tile, number, total: tile)
-    difference = np.asarray(same, int) - np.asarray(enlarge(picture, 2, "lanczos"), int)
-    assert np.abs(difference).max() <= 1
-
-
-def test_tiles_of_different_brightness_show_no_seam() -> None:
-    """The worst that a model can do, each tile 40 brighter or darker than the next."""
-
-    def redraw(tile: Image.Image, number: int, total: int) -> Image.Image:
-        return tile.point(lambda value: value // 2 + 20 * (number * 7 % 5))
-
-    drawn = enlarge_with_detail(Image.new("RGB", (128, 96), (120, 120, 120)), 2, 64, redraw)
-    assert np.asarray(drawn).std() > 10
-    for length, turned in ((256, drawn), (192, drawn.transpose(Image.Transpose.ROTATE_90))):
-        borders = [edge for span in spans(length, 64, 16) for edge in span]
-        at_borders, inside = steps_at(turned, sorted({*borders} - {0, length}))
-        assert at_borders <= inside
 
 
 MEASURE = """

@@ -84,6 +84,19 @@ def test_seconds_per_step_are_of_the_same_size_or_scaled(store: Store) -> None:
     assert store.seconds_per_step(request, "cpu", "float32") == 2.0
 
 
+def test_only_the_steps_that_were_done_count(store: Store) -> None:
+    """At a strength of 0.4, six of fifteen; plain enlarging says nothing of that with detail."""
+    edited: dict[str, object] = {"task": "image_to_image", "strength": 0.4}
+    edited |= {"width": 512, "height": 512}
+    store.record(make_image(**edited, generation_time=12.0))
+    request = make_image(**edited).request
+    assert store.seconds_per_step(request, "cpu", "float32") == 2.0
+    enlarged: dict[str, object] = {**edited, "task": "upscale", "num_inference_steps": 1}
+    store.record(make_image(**enlarged, upscaler="lanczos"))
+    with_detail = make_image(**enlarged, upscaler="detail").request
+    assert store.seconds_per_step(with_detail, "cpu", "float32") is None
+
+
 def test_a_failing_transaction_leaves_nothing(store: Store) -> None:
     def images() -> Iterator[object]:
         yield make_image(filename="a.png")
