@@ -101,7 +101,7 @@ def schedule(num_inference_steps: int, strength: float) -> tuple[int, int]:
     if done and strength - done / num_inference_steps <= NEAR:
         return num_inference_steps, done
     done = math.ceil(num_inference_steps * strength - 1e-9)
-    return max(done + 1, round(done / strength)), done
+    return max(done, round(done / strength)), done
 
 
 CHECKS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
