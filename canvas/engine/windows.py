@@ -76,7 +76,7 @@ class WindowedForward:
             found = self._forward(window, timestep, encoder_hidden_states, **options)[0]
             self._done += 1
             self._on_window(self._done)
-            return found  # type: ignore[no-any-return]
+            return found
 
         return (joined(predict, sample, self._side // self._scale),)
 
