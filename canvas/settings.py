@@ -26,6 +26,7 @@ class Settings:
     `public` is on for strangers: a shared link or a Space. `trusted_hosts` are names under
     which a proxy before this machine's own address is asked for, with commas between them.
     `space` is the id of the Hugging Face Space that this is, with what `places` found there.
+    `admin` is the owner (a login, `key-NAME`, `hf-NUMBER`) who may see everybody's pictures.
     """
 
     data_dir: Path = Path()
@@ -46,6 +47,7 @@ class Settings:
     lasting: bool = True
     zero_gpu: bool = False
     sign_in: bool = False
+    admin: str | None = None
 
     @classmethod
     def from_environment(
@@ -65,6 +67,7 @@ class Settings:
         validation.whole_number("port", settings.port, 0, 65535)
         if settings.workers is not None:
             validation.whole_number("workers", settings.workers, 1, MAX_WORKERS)
+        settings.check_admin()
         return settings
 
     @classmethod
@@ -75,10 +78,19 @@ class Settings:
         parser.add_argument("--port", help="port to listen on")
         parser.add_argument("--share", action="store_true", default=None, help="a public link")
         parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a login")
+        parser.add_argument("--admin", metavar="USER", help="the login that sees all pictures")
         parser.add_argument("--data-dir", help="folder of ai_images.db and outputs/")
         parser.add_argument("--workers", metavar="N", help="processes that paint; one a GPU")
         parser.add_argument("--model", metavar="KEY", help="the model that is picked at first")
         return cls.from_environment(**vars(parser.parse_args(arguments)))
+
+    def check_admin(self) -> None:
+        """Raise InvalidInput for an administrator who could never come in, or whom nobody knows."""
+        if self.admin is None or (self.auth is not None and self.admin == self.auth[0]):
+            return
+        if not self.admin.startswith(("key-", "hf-") if self.sign_in else "key-"):
+            allowed = "the USER of --auth, key-NAME for a key, or hf-NUMBER on a Space with sign-in"
+            raise InvalidInput("admin", self.admin, allowed)
 
     def make_data_dir(self) -> None:
         """Make the data folder where there is none; raises StorageError."""

@@ -14,6 +14,7 @@ from canvas.engine.device import Device
 from canvas.engine.estimate import seconds_per_step
 from canvas.engine.hub import Hub
 from canvas.errors import NotFound
+from canvas.history.collection import Collection
 from canvas.history.gallery import Gallery
 from canvas.history.images import ImageFolder
 from canvas.history.store import Store
@@ -269,12 +270,13 @@ class Studio:
         """The owner's pictures (None: everybody's), the newest first."""
         return self.store.recent(owner, limit, offset)
 
-    def image(self, image_id: int, owner: str | None = "local") -> GeneratedImage:
-        """One picture of this owner (None: anybody's); raises NotFound for any other."""
-        image = self.store.image(image_id)
-        if image is None or owner not in (None, image.owner):
-            raise NotFound(f"There is no picture {image_id}.")
-        return image
+    def collection(self, owner: str) -> Collection:
+        """All that an owner made; to the administrator everybody's can be seen, too."""
+        return Collection(self.gallery, owner, sees_all=owner == self.settings.admin)
+
+    def image(self, image_id: int, owner: str = "local") -> GeneratedImage:
+        """One picture that this owner may see; raises NotFound for any other."""
+        return self.collection(owner).image(image_id)
 
     def picture_path(self, filename: str, thumbnail: bool = False) -> Path:
         """The file of a picture or of its thumbnail, by the name that cannot be guessed."""

@@ -51,3 +51,17 @@ def test_telemetry_is_off_but_the_user_may_decide() -> None:
     quiet_libraries(environ)
     assert environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
     assert environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+def test_the_administrator_is_a_login_or_a_key() -> None:
+    environ = {"CANVAS_ADMIN": "ada", "CANVAS_AUTH": "ada:secret"}
+    assert Settings.from_environment(environ).admin == "ada"
+    assert Settings.from_environment({"CANVAS_ADMIN": "key-desk"}).admin == "key-desk"
+    for wrong in ({"CANVAS_ADMIN": "ada"}, environ | {"CANVAS_ADMIN": "bob"}):
+        with pytest.raises(InvalidInput, match="admin: '.*' cannot be used; allowed is the USER"):
+            Settings.from_environment(wrong)
+
+
+def test_the_administrator_on_the_command_line() -> None:
+    settings = Settings.from_command_line(["--auth", "ada:secret", "--admin", "ada"])
+    assert settings.admin == "ada"

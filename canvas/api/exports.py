@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 
 from canvas import validation
 from canvas.api.errors import error_response
 from canvas.errors import CanvasError, InvalidInput, NotFound
-from canvas.history.export import export_zip
 from canvas.history.metadata import embed, open_picture
-from canvas.history.queries import Query
+from canvas.history.queries import from_link
 from canvas.request import IMAGE_FORMATS
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-FILTERS = ("text", "model_key", "style", "task")
 
 
 class Exports:
@@ -41,12 +39,19 @@ class Exports:
             return error_response(error)
 
     def archive(self, request: Request) -> Response:
-        """`/export.zip`: the owner's pictures by the gallery's filters or by `ids=1,2,3`."""
+        """`/export.zip`: what the gallery's filters or `ids=1,2,3` find, as files in a format."""
+        owner = getattr(request.state, "owner", None)
+        asked = request.query_params
         try:
-            wanted = request.query_params.get("image_format")
-            query = self._query(request)
-            store, folder = self._studio.store, self._studio.gallery.folder
-            pieces = export_zip(store, folder, query, image_format=wanted)
+            if owner is None:
+                raise NotFound("Log in to see your pictures.")
+            query = from_link(asked)
+            if not asked.get("everybody"):
+                query = replace(query, owner=owner)
+            wanted, quality = asked.get("image_format") or None, asked.get("quality") or "95"
+            if not quality.isdecimal():
+                raise InvalidInput("quality", quality, "1 to 100")
+            pieces = self._studio.collection(owner).export(query, wanted, int(quality))
         except CanvasError as error:
             return error_response(error)
         headers = {"Content-Disposition": 'attachment; filename="magic-canvas.zip"'}
@@ -66,21 +71,3 @@ class Exports:
         name = Path(filename).stem + SUFFIXES[wanted]
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(content, media_type=f"image/{wanted}", headers=headers)
-
-    def _query(self, request: Request) -> Query:
-        owner = getattr(request.state, "owner", None)
-        if owner is None:
-            raise NotFound("Log in to see your pictures.")
-        asked = request.query_params
-        filters: dict[str, Any] = {name: asked[name] for name in FILTERS if asked.get(name)}
-        favourite = True if asked.get("favourite") else None
-        return Query(owner=owner, favourite=favourite, ids=_ids(asked.get("ids", "")), **filters)
-
-
-def _ids(text: str) -> tuple[int, ...] | None:
-    if not text:
-        return None
-    parts = text.split(",")
-    if not all(part.isdecimal() and len(part) < 16 for part in parts):
-        raise InvalidInput("ids", text, "numbers of pictures with commas between them")
-    return tuple(int(part) for part in parts)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from canvas import validation
@@ -67,6 +67,65 @@ class Statement(NamedTuple):
     parameters: dict[str, Any]
 
 
+def to_link(query: Query) -> dict[str, str]:
+    """What of a query a link has to say, as texts; `from_link` is the inverse but for the owner."""
+    asked: dict[str, Any] = {name: getattr(query, name) for name in LINKED}
+    asked |= {
+        "since": query.since and query.since.isoformat(),
+        "until": query.until and query.until.isoformat(),
+        "size": query.size and "x".join(map(str, query.size)),
+        "favourite": "1" if query.favourite else None,
+        "ids": None if query.ids is None else ",".join(map(str, query.ids)),
+    }
+    return {name: value for name, value in asked.items() if value}
+
+
+def from_link(asked: Mapping[str, str]) -> Query:
+    """The query of a link; raises InvalidInput."""
+    values: dict[str, Any] = {name: asked[name] for name in LINKED if asked.get(name)}
+    for name, pattern, read, allowed in PARTS:
+        text = asked.get(name)
+        if not text:
+            continue
+        if not pattern.fullmatch(text):
+            raise InvalidInput(name, text, allowed)
+        values[name] = read(name, text)
+    return Query(**values)
+
+
+def moment(field: str, text: str) -> datetime:
+    """A moment from ISO 8601; without a zone it is meant as this machine has it."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(field, text, "a date such as 2026-05-31") from error
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+LINKED = ("text", "model_key", "style", "task")
+ANY = re.compile(r".*", re.DOTALL)
+PARTS: tuple[tuple[str, re.Pattern[str], Callable[[str, str], Any], str], ...] = (
+    ("since", ANY, moment, ""),
+    ("until", ANY, moment, ""),
+    (
+        "size",
+        re.compile(r"\d{1,5}x\d{1,5}"),
+        lambda _, text: _numbers(text),
+        "512x768 for 512 × 768",
+    ),
+    ("favourite", ANY, lambda _, text: True, ""),
+    (
+        "ids",
+        re.compile(r"\d{1,15}(,\d{1,15})*"),
+        lambda _, text: _numbers(text),
+        "numbers of pictures with commas between them",
+    ),
+)
+
+
 def page(query: Query, common: bool) -> Statement:
     """The rows of one page; `common` says that the words are in many pictures.
 
@@ -97,6 +156,16 @@ def all_ids(query: Query) -> Statement:
     source, where, parameters = _source(query)
     return Statement(
         f"SELECT id FROM {source} WHERE {where} ORDER BY {SORTS[query.sort]}",  # noqa: S608
+        parameters,
+    )
+
+
+def sizes(query: Query) -> Statement:
+    """Width and height of the pictures, the most frequent first."""
+    source, where, parameters = _source(query)
+    return Statement(
+        f"SELECT image_width AS width, image_height AS height FROM {source} WHERE {where} "  # noqa: S608
+        "AND image_width > 0 GROUP BY 1, 2 ORDER BY count(*) DESC, 1, 2 LIMIT 50",
         parameters,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +148,10 @@ class Create:
         owner, selected = owner_of(request), values[self.selected]
         if event.action == "example":
             return {self.controls["prompt"]: event.prompt}
-        if event.action == "use":
-            image = self._studio.image(int(event.image), owner)
-            return self.controls.fill(image.request)
+        if event.action in ("use", "again"):
+            wish = self._studio.image(int(event.image), owner).request
+            again = event.action == "again"
+            return self.controls.fill(wish if again else replace(wish, seed=RANDOM_SEED))
         if event.action == "remove":
             self._studio.job(str(event.job), owner).cancel()
         if event.action == "resume":

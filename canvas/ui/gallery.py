@@ -6,12 +6,11 @@ import html
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 import gradio as gr
 
-from canvas.history.imports import import_zip
-from canvas.history.queries import Query
+from canvas.history.queries import to_link
+from canvas.request import IMAGE_FORMATS, RANDOM_SEED
 from canvas.ui.create import Create
 from canvas.ui.edit import Edit
 from canvas.ui.events import listen
@@ -21,6 +20,7 @@ from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 
 if TYPE_CHECKING:
+    from canvas.history.collection import Collection
     from canvas.studio import Studio
 
 PAGE = 48  # pictures a page
@@ -60,7 +60,8 @@ class GalleryTab:
         """Connect what was laid out; call inside the page's context."""
         asked = self._filters.widgets | {self._look}
         shown = {self._grid, self._opened, self._look}
-        listen(tab.select, self.show, asked, shown)
+        self._filters.wire()
+        listen(tab.select, self.show, asked, shown | self._filters.offered)
         listen(
             self._filters.changes,
             self.show_first,
@@ -76,106 +77,97 @@ class GalleryTab:
 
     def show(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The grid as it is now, with nothing opened."""
-        return self._shown(values, values[self._look], owner_of(request))
+        mine = self._studio.collection(owner_of(request))
+        offers = self._filters.offer(mine)
+        return {**offers, **self._shown(values, values[self._look], mine)}
 
     def show_first(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The first page of what the filters ask for."""
-        return self._shown(values, Look(), owner_of(request))
+        return self._shown(values, Look(), self._studio.collection(owner_of(request)))
 
     def act(
         self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
         """A click in the grid or on the opened picture."""
-        owner, look = owner_of(request), values[self._look]
+        mine, look = self._studio.collection(owner_of(request)), values[self._look]
         if event.action in ("page", "toggle", "select", "unselect"):
-            return self._shown(values, self._moved(look, event, owner), owner)
+            return self._shown(values, self._moved(look, event, mine), mine)
         if event.action in ("favourite", "delete", "undo"):
-            return self._changed(values, look, event, owner)
+            return self._changed(values, look, event, mine)
         if event.action == "compare":
-            images = [self._studio.image(one, owner) for one in look.selected[:COMPARED]]
+            images = [mine.image(one) for one in look.selected[:COMPARED]]
             return {self._opened: render("compare.html", images=images)}
-        if event.action in ("use", "variations", *EDITS):
-            return self._to_other_tab(event, owner)
+        if event.action in ("use", "again", "variations", *EDITS):
+            return self._to_other_tab(event, mine)
         if event.action == "open":
-            image = self._studio.image(int(event.image), owner)
-            return {self._opened: opened(image)}
+            return {self._opened: opened(mine.image(int(event.image)), mine.owner)}
         return {self._opened: ""}
 
     def take_in(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """Take the pictures of a ZIP into the gallery; tells what was there and what was not."""
-        studio, owner, path = self._studio, owner_of(request), Path(values[self._import])
+        mine, path = self._studio.collection(owner_of(request)), Path(values[self._import])
         try:
-            done = import_zip(studio.store, studio.gallery.folder, path, owner)
+            done = mine.take_in(path)
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload: it has been read
         said = f"{done.added} new, {done.duplicates} known already. " + " ".join(done.refused[:5])
         gr.Info(html.escape(said), title="Imported")
-        return self._shown(values, Look(), owner)
+        return self._shown(values, Look(), mine)
 
-    def _moved(self, look: Look, event: gr.EventData, owner: str) -> Look:
+    def _moved(self, look: Look, event: gr.EventData, mine: Collection) -> Look:
         if event.action == "page":
             return replace(look, page=max(0, int(event.page)))
         if event.action == "toggle":
-            one = self._studio.image(int(event.image), owner).id or 0
+            one = mine.image(int(event.image)).id or 0
             rest = tuple(other for other in look.selected if other != one)
             return replace(look, selected=rest if one in look.selected else (*rest, one))
         return Look(page=look.page, selecting=event.action == "select")
 
     def _changed(
-        self, values: dict[Any, Any], look: Look, event: gr.EventData, owner: str
+        self, values: dict[Any, Any], look: Look, event: gr.EventData, mine: Collection
     ) -> dict[Any, Any]:
         ids = [int(event.image)] if hasattr(event, "image") else list(look.selected)
         if event.action == "favourite":
-            marked = event.mark == "true"
-            self._studio.store.set_favourite(ids, owner, marked)
-            shown = self._shown(values, look, owner)
+            mine.favourite(ids, event.mark == "true")
+            shown = self._shown(values, look, mine)
             if hasattr(event, "image"):
-                image = self._studio.image(ids[0], owner)
-                shown[self._opened] = opened(image)
+                shown[self._opened] = opened(mine.image(ids[0]), mine.owner)
             return shown
         if event.action == "delete":
-            token, number = self._studio.gallery.delete(ids, owner)
-            return self._shown(values, Look(look.page, undo=token, deleted=number), owner)
-        self._studio.gallery.undo(look.undo, owner)
-        return self._shown(values, Look(look.page), owner)
+            token, number = mine.delete(ids)
+            return self._shown(values, Look(look.page, undo=token, deleted=number), mine)
+        mine.undo(look.undo)
+        return self._shown(values, Look(look.page), mine)
 
-    def _to_other_tab(self, event: gr.EventData, owner: str) -> dict[Any, Any]:
-        image = self._studio.image(int(event.image), owner)
+    def _to_other_tab(self, event: gr.EventData, mine: Collection) -> dict[Any, Any]:
+        image = mine.image(int(event.image))
         away: dict[Any, Any] = {self._opened: "", self._tabs: gr.Tabs(selected="create")}
         if event.action in EDITS:
             away[self._tabs] = gr.Tabs(selected="edit")
-            return {**self._edit.fill(int(event.image), owner, EDITS[event.action]), **away}
-        if event.action == "use":
+            return {**self._edit.fill(int(event.image), mine.owner, EDITS[event.action]), **away}
+        if event.action == "use":  # but another picture: with a new seed
+            request = replace(image.request, seed=RANDOM_SEED)
+            return {**self._create.controls.fill(request), **away}
+        if event.action == "again":
             return {**self._create.controls.fill(image.request), **away}
         around = replace(image.request, seed=image.request.seed + 1, num_images=VARIATIONS)
-        self._studio.submit(around, owner)
+        self._studio.submit(around, mine.owner)
         return {self._create.selected: None, **away}
 
-    def _shown(self, values: dict[Any, Any], look: Look, owner: str) -> dict[Any, Any]:
-        query = self._filters.query(values, owner)
-        store = self._studio.store
-        total = store.count(query)
+    def _shown(self, values: dict[Any, Any], look: Look, mine: Collection) -> dict[Any, Any]:
+        query = self._filters.query(values, mine.owner)
+        total = mine.count(query)
         pages = max(1, -(-total // PAGE))
         look = replace(look, page=min(look.page, pages - 1))
-        images = store.search(replace(query, limit=PAGE, offset=look.page * PAGE))
+        wanted = replace(query, ids=look.selected) if look.selecting else query
         html = render(
             "gallery.html",
-            images=images,
+            images=mine.search(replace(query, limit=PAGE, offset=look.page * PAGE)),
             total=total,
             pages=pages,
             look=look,
             filtered=self._filters.any(values),
-            export=self._export(look, query),
+            wanted={**to_link(wanted), **({} if query.owner else {"everybody": "1"})},
+            formats=IMAGE_FORMATS,
         )
         return {self._grid: html, self._look: look, self._opened: ""}
-
-    def _export(self, look: Look, query: Query) -> str:
-        if look.selecting:
-            return "export.zip?" + urlencode({"ids": ",".join(map(str, look.selected))})
-        asked = {
-            "text": query.text,
-            "model_key": query.model_key or "",
-            "style": query.style or "",
-            "favourite": "1" if query.favourite else "",
-        }
-        return "export.zip?" + urlencode({name: value for name, value in asked.items() if value})

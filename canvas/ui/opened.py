@@ -7,9 +7,11 @@ from canvas.request import IMAGE_FORMATS, GeneratedImage
 from canvas.ui.panel import render
 
 
-def opened(image: GeneratedImage) -> str:
-    """The picture, its settings and what can be done with it."""
-    return render("opened.html", image=image, rows=settings_of(image), formats=IMAGE_FORMATS)
+def opened(image: GeneratedImage, owner: str) -> str:
+    """The picture, its settings and what this owner can do with it."""
+    mine = image.owner == owner
+    rows = settings_of(image) if mine else [("Whose", image.owner), *settings_of(image)]
+    return render("opened.html", image=image, rows=rows, formats=IMAGE_FORMATS, mine=mine)
 
 
 def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from canvas.history.queries import Query
-from canvas.history.statistics import Statistics, disk_use, statistics
+from canvas.history.statistics import Statistics, disk_use
 from canvas.models import gigabytes
 from canvas.ui.events import listen
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 
 if TYPE_CHECKING:
+    from canvas.history.collection import Collection
     from canvas.studio import Studio
 
 DAYS = 60  # of the chart by day
@@ -58,7 +59,7 @@ class StatisticsTab:
     def show(self, request: gr.Request) -> str:
         """The figures as they are now."""
         studio, owner = self._studio, owner_of(request)
-        figures = statistics(studio.store, owner)
+        figures = studio.collection(owner).figures()
         return render(
             "statistics.html",
             figures=figures,
@@ -78,7 +79,7 @@ class StatisticsTab:
     def free(self, event: gr.EventData, request: gr.Request) -> str:
         """A button that frees a part of the disk, or erases everything of this owner."""
         if event.action == "erase":
-            self._studio.gallery.erase(owner_of(request))
+            self._studio.collection(owner_of(request)).erase()
         elif not self._studio.settings.is_public:
             if event.action == "thumbnails":
                 self._studio.gallery.folder.free_thumbnails()
@@ -88,30 +89,31 @@ class StatisticsTab:
 
     def preview(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """What cleaning up would remove and how much that frees."""
-        return {self._outcome: self._would_go(self._query(values, owner_of(request)))}
+        mine = self._studio.collection(owner_of(request))
+        return {self._outcome: self._would_go(mine, values)}
 
     def clean(
         self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
         """Remove what was shown, or bring it back."""
-        owner = owner_of(request)
+        mine = self._studio.collection(owner_of(request))
         if event.action == "undo":
-            self._studio.gallery.undo(values[self._undo], owner)
-            outcome = self._would_go(self._query(values, owner))
+            mine.undo(values[self._undo])
+            outcome = self._would_go(mine, values)
             return {self._figures: self.show(request), self._outcome: outcome, self._undo: ""}
-        token, number = self._studio.gallery.delete_matching(self._query(values, owner))
+        token, number = mine.delete_matching(self._query(values))
         outcome = render("cleaned.html", number=number, freed="", done=True)
         return {self._figures: self.show(request), self._outcome: outcome, self._undo: token}
 
-    def _query(self, values: Mapping[Any, Any], owner: str) -> Query:
-        query = Query(owner=owner, model_key=values[self._model] or None)
+    def _query(self, values: Mapping[Any, Any]) -> Query:
+        query = Query(model_key=values[self._model] or None)
         if values[self._keep]:
             query = replace(query, favourite=False)
         days = min(max(values[self._age] or 0, 0), 36_500)
         return replace(query, until=datetime.now(UTC) - timedelta(days=days))
 
-    def _would_go(self, query: Query) -> str:
-        number, size = self._studio.store.totals(query)
+    def _would_go(self, mine: Collection, values: Mapping[Any, Any]) -> str:
+        number, size = mine.totals(self._query(values))
         return render("cleaned.html", number=number, freed=gigabytes(size), done=False)
 
 

@@ -63,6 +63,10 @@ def queries(chance: random.Random) -> dict[str, Query]:
             owner="local", model_key="tiny", style="anime", task="text_to_image",
             size=(512, 512), since=START, until=last, offset=chance.randrange(3000),
         ),
+        "task": Query(owner="local", task="text_to_image", offset=chance.randrange(89_000)),
+        "no such task": Query(owner="local", task="inpaint"),
+        "size": Query(owner="local", size=(768, 512), offset=chance.randrange(40_000)),
+        "dates": Query(owner="local", since=last, until=last + timedelta(days=3)),
         "common word": Query("picture", owner="local", offset=chance.randrange(89_000)),
         "word": Query(thing, owner="local", offset=chance.randrange(2000)),
         "rare word": Query("unicorn", owner="local"),
@@ -88,6 +92,7 @@ def main() -> None:
             for name, query in queries(chance).items():
                 seconds.setdefault(f"search {name}", []).append(_timed(store.search, query))
                 seconds.setdefault(f"count {name}", []).append(_timed(store.count, query))
+            seconds.setdefault("sizes", []).append(_timed(store.sizes, Query(owner="local")))
         store.close()
     sys.stdout.write("95th percentile in ms: by the clock, of the processor\n")
     for name, values in seconds.items():

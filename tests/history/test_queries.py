@@ -168,6 +168,8 @@ def test_nothing_is_scanned(many: Store, owner: str | None, text: str, sort: str
     for filters in (
         {},
         {"favourite": True},
+        {"task": "inpaint"},
+        {"size": (512, 768)},
         {"model_key": "tiny", "style": "anime", "task": "x", "size": (1, 1)},
         {"since": START, "until": START},
         {"ids": (1, 2)},
@@ -178,6 +180,7 @@ def test_nothing_is_scanned(many: Store, owner: str | None, text: str, sort: str
             queries.page(query, common=False),
             queries.total(query),
             queries.all_ids(query),
+            queries.sizes(query),
         ):
             plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
             details = [row["detail"] for row in plan]
@@ -191,6 +194,49 @@ def test_the_pages_of_all_are_found_in_the_index(many: Store) -> None:
         plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
         inner = [row["detail"] for row in plan if "COVERING INDEX images_of_" in row["detail"]]
         assert len(inner) == 1
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{"task": "inpaint"}, {"size": (512, 768)}, {"since": START}, {"since": START, "until": START}],
+)
+@pytest.mark.parametrize("owner", ["local", None])
+def test_filters_are_served_by_the_index_alone(
+    many: Store, owner: str | None, filters: dict[str, Any]
+) -> None:
+    for statement in (
+        queries.page(Query(owner=owner, **filters), common=False),
+        queries.sizes(Query(owner=owner, **filters)),
+    ):
+        plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
+        assert any("COVERING INDEX images_of_" in row["detail"] for row in plan)
+
+
+def test_a_link_finds_the_same(store: Store) -> None:
+    query = Query(
+        text='fox -"in snow" ü&=',
+        model_key="tiny",
+        style="anime",
+        task="inpaint",
+        size=(512, 768),
+        since=START,
+        until=START + timedelta(days=3, seconds=1),
+        favourite=True,
+        ids=(1, 22),
+    )
+    assert queries.from_link(queries.to_link(query)) == query
+    assert queries.from_link(queries.to_link(Query())) == Query()
+    assert queries.to_link(Query(owner="anna")) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("size", "512"), ("size", "axb"), ("since", "soon"), ("until", "2026-99-99"), ("ids", "1,,2")],
+)
+def test_a_link_that_makes_no_sense_is_refused(name: str, text: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        queries.from_link({name: text})
+    assert caught.value.field == name
 
 
 def test_file_names_and_timings_are_looked_up(many: Store) -> None:

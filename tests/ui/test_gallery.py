@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,43 @@ def test_search_and_filters_narrow_the_grid(gallery: Page) -> None:
     expect(gallery.locator("#gallery .grid-head")).to_contain_text("1 picture")
 
 
+def test_size_and_dates_narrow_the_grid(
+    kept: list[GeneratedImage], page: Page, served: Studio
+) -> None:
+    old = replace(
+        kept[0],
+        request=replace(kept[0].request, prompt="an old ladder", width=64, height=72),
+        created_at=datetime(2025, 3, 14, 12, tzinfo=UTC),
+        image=Image.new("RGB", (64, 72)),
+        id=None,
+        filename="",
+    )
+    served.gallery.keep(old)
+    page.get_by_role("tab", name="Gallery").click()
+    head = page.locator("#gallery .grid-head")
+    page.get_by_label("Size").click()
+    page.get_by_role("option", name="64 × 72").click()
+    expect(head).to_contain_text("1 picture")
+    assert tiles(page) == ["an old ladder"]
+    page.get_by_label("Size").click()
+    page.get_by_role("option", name="all").click()
+    expect(page.locator(".tile").nth(2)).to_be_visible()
+    page.get_by_label("Made").click()
+    page.get_by_role("option", name="between dates").click()
+    for name, day in (("From", "2025-03-14"), ("Until", "2025-03-14")):
+        field = page.get_by_label(name).or_(page.locator(f".block:has-text('{name}') input.time"))
+        field.last.fill(day)
+        field.last.press("Enter")
+    expect(head).to_contain_text("1 picture")
+    assert tiles(page) == ["an old ladder"]
+    page.get_by_text("Export as ZIP").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    with zipfile.ZipFile(download.value.path()) as content:
+        assert b"an old ladder" in content.read("metadata.jsonl")
+        assert len(content.read("metadata.jsonl").splitlines()) == 1
+
+
 def test_favourites_are_found_again(gallery: Page) -> None:
     gallery.get_by_role("button", name="Open: a purple hippo").first.click()
     dialog = gallery.get_by_role("dialog")
@@ -90,11 +129,14 @@ def test_a_selection_is_compared_and_exported(gallery: Page, kept: list[Generate
     slider.fill("20")
     expect(gallery.locator(".curtain")).to_have_attribute("style", "--split: 20%;")
     gallery.get_by_role("button", name="Close").click()
+    gallery.get_by_text("Export as ZIP").click()
+    gallery.get_by_label("Format").select_option("webp")
     with gallery.expect_download() as download:
-        gallery.get_by_role("link", name="Export as ZIP").click()
+        gallery.get_by_role("button", name="Download").click()
     archive = download.value.path()
     with zipfile.ZipFile(archive) as content:
         assert len(content.read("metadata.jsonl").splitlines()) == 2
+        assert sum(name.endswith(".webp") for name in content.namelist()) == 2
     zipped = {"name": "mine.zip", "mimeType": "application/zip", "buffer": archive.read_bytes()}
     gallery.locator("input[type=file][accept*=zip]").set_input_files(zipped)
     expect(gallery.get_by_test_id("toast-body")).to_contain_text("0 new, 2 known already")
