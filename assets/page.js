@@ -25,12 +25,15 @@ new MutationObserver((_, observer) => {
   magicCanvas.toggleDrawer(localStorage.getItem("magic-canvas-drawer") === "true");
 }).observe(document, { childList: true, subtree: true });
 
-// A picture dropped anywhere on the page goes to the button that takes settings from one.
-const hasFile = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+// A picture dropped anywhere on the page goes to the button that takes settings from one; the
+// places that take files themselves keep theirs.
+const forThePage = (event) =>
+  [...(event.dataTransfer?.types ?? [])].includes("Files") &&
+  !event.target.closest?.("#edit-picture, #import");
 document.addEventListener("dragover", (event) => {
-  if (!hasFile(event)) return;
-  event.preventDefault();
-  document.documentElement.classList.add("page-drop");
+  const mine = forThePage(event);
+  if (mine) event.preventDefault();
+  document.documentElement.classList.toggle("page-drop", mine);
 });
 document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) document.documentElement.classList.remove("page-drop");
@@ -38,8 +41,9 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   document.documentElement.classList.remove("page-drop");
   const input = document.querySelector("#drawer input[type=file]");
-  if (!hasFile(event) || !input) return;
+  if (!forThePage(event) || !input) return;
   event.preventDefault();
+  document.querySelector("#tabs [role=tab]")?.click(); // Create, where the settings are seen
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
 });

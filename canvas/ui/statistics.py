@@ -11,7 +11,7 @@ import gradio as gr
 
 from canvas.history.queries import Query
 from canvas.history.statistics import Statistics, disk_use
-from canvas.models import gigabytes
+from canvas.models import duration, gigabytes
 from canvas.ui.events import listen
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
@@ -30,7 +30,8 @@ class StatisticsTab:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._figures = panel("statistics")
-        with gr.Accordion("Clean up", open=False, elem_id="clean-up"):
+        self._clean_up = gr.Accordion("Clean up", open=False, elem_id="clean-up")
+        with self._clean_up:
             with gr.Row():
                 self._age = gr.Number(
                     90, label="Older than (days)", precision=0, minimum=0, min_width=140
@@ -54,7 +55,7 @@ class StatisticsTab:
         )
         shown = {self._figures, self._outcome, self._undo}
         listen(self._outcome.click, self.clean, asked, shown)
-        listen(self._figures.click, self.free, None, self._figures)
+        listen(self._figures.click, self.free, None, [self._figures, self._clean_up])
 
     def show(self, request: gr.Request) -> str:
         """The figures as they are now."""
@@ -65,7 +66,6 @@ class StatisticsTab:
             figures=figures,
             days=days_of(figures, datetime.now(UTC).date()),
             charts=charts_of(figures),
-            downloads=figures.downloads,
             disk=None if studio.settings.is_public else self._disk(),
         )
 
@@ -76,8 +76,10 @@ class StatisticsTab:
         models = {key: size for key, size in sizes.items() if size}
         return {"pictures": used.pictures, "thumbnails": used.thumbnails, "models": models}
 
-    def free(self, event: gr.EventData, request: gr.Request) -> str:
+    def free(self, event: gr.EventData, request: gr.Request) -> tuple[str, Any]:
         """A button that frees a part of the disk, or erases everything of this owner."""
+        if event.action == "pictures":  # these are not gone by one click: choose first
+            return gr.skip(), gr.Accordion(open=True)
         if event.action == "erase":
             self._studio.collection(owner_of(request)).erase()
         elif not self._studio.settings.is_public:
@@ -85,7 +87,7 @@ class StatisticsTab:
                 self._studio.gallery.folder.free_thumbnails()
             elif event.action == "model":
                 self._studio.remove(str(event.model))
-        return self.show(request)
+        return self.show(request), gr.skip()
 
     def preview(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """What cleaning up would remove and how much that frees."""
@@ -143,10 +145,21 @@ def charts_of(figures: Statistics) -> list[dict[str, Any]]:
         _chart("By style", {name or "none": n for name, n in figures.by_style.items()}, "{:,.0f}"),
         {**_chart("Seconds a picture", pace, "{:.1f} s"), "kind": "seconds"},
     ]
+    charts.append(_downloads(figures))
     if votes:
         bars = [(name, round(100 * share), words) for name, (share, words) in votes.items()]
         charts.append({"title": "Chosen in comparisons", "bars": bars, "kind": "votes"})
     return charts
+
+
+def _downloads(figures: Statistics) -> dict[str, Any]:
+    most = max((row.bytes for row in figures.downloads), default=1) or 1
+    bars = []
+    for row in figures.downloads[:LONGEST]:
+        failed = f", {row.failed} failed" if row.failed else ""
+        words = f"{gigabytes(row.bytes)} in {duration(row.seconds)}{failed}"
+        bars.append((row.model_key, round(100 * row.bytes / most), words))
+    return {"title": "Downloads", "bars": bars, "kind": "downloads"}
 
 
 def _chart(title: str, values: Mapping[str, float], words: str) -> dict[str, Any]:

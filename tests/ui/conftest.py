@@ -8,7 +8,14 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from canvas import Studio
 from canvas.serve import launch
@@ -58,21 +65,31 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture
-def page(served: Studio, browser: Browser) -> Iterator[Page]:
-    """A visit of a fresh browser; errors in its console fail the test."""
-    errors: list[str] = []
+@pytest.fixture(scope="session")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """One for all tests: Gradio's scripts are fetched and compiled once."""
     expect.set_options(timeout=PATIENCE)
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         context.set_default_timeout(PATIENCE)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: _keep_errors(message, errors))
-        page.goto(served.address)  # type: ignore[attr-defined]
-        page.locator("#stage .stage, #stage .stage-empty").wait_for()
-        yield page
-        for job in served.jobs("local"):
-            job.cancel()
+        yield context
+
+
+@pytest.fixture
+def page(served: Studio, context: BrowserContext) -> Iterator[Page]:
+    """A visit of a browser that remembers nothing; errors in its console fail the test."""
+    errors: list[str] = []
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: _keep_errors(message, errors))
+    page.goto(served.address)  # type: ignore[attr-defined]
+    page.locator("#stage .stage, #stage .stage-empty").wait_for()
+    yield page
+    for job in served.jobs("local"):
+        job.cancel()
+    page.evaluate("localStorage.clear(); sessionStorage.clear()")
+    context.clear_cookies()
+    for opened in context.pages:
+        opened.close()
     assert errors == []
 
 
