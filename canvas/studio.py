@@ -280,14 +280,7 @@ class Studio:
 
     def picture_path(self, filename: str, thumbnail: bool = False) -> Path:
         """The file of a picture or of its thumbnail, by the name that cannot be guessed."""
-        image = self.store.image_by_filename(filename)
-        if image is None:
-            raise NotFound("There is no such picture.")
-        folder = self.gallery.folder
-        path = folder.thumbnail(image) if thumbnail else folder.path_of(image)
-        if not path.is_file():
-            raise NotFound("The file of this picture is missing.")
-        return path
+        return self.gallery.path_of(filename, thumbnail)
 
     def is_picture(self, path: Path) -> bool:
         """Whether a resolved path is that of a kept picture."""

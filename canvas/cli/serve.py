@@ -17,9 +17,6 @@ def serve(
         str | None, typer.Option(metavar="USER:PASSWORD", help="Ask for a login.")
     ] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Processes that paint.")] = None,
-    admin: Annotated[
-        str | None, typer.Option(metavar="USER", help="The login that sees all pictures.")
-    ] = None,
     model: Annotated[str | None, typer.Option(metavar="KEY", help="Picked at first.")] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -34,7 +31,6 @@ def serve(
         share=share or None,
         auth=auth,
         workers=workers,
-        admin=admin,
         model=model,
         data_dir=data_dir.expanduser() if data_dir else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from canvas.errors import NotFound, StorageError
 from canvas.history.images import ImageFolder
@@ -38,6 +39,16 @@ class Gallery:
         """Write the file, then its row; after a failure reconciling finds the file again."""
         self.trash.empty(UNDO_SECONDS)
         return self.store.record(self.folder.save(image))
+
+    def path_of(self, filename: str, thumbnail: bool = False) -> Path:
+        """The file of a picture or of its thumbnail; raises NotFound."""
+        image = self.store.image_by_filename(filename)
+        if image is None:
+            raise NotFound("There is no such picture.")
+        path = self.folder.thumbnail(image) if thumbnail else self.folder.path_of(image)
+        if not path.is_file():
+            raise NotFound("The file of this picture is missing.")
+        return path
 
     def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:
         """Remove an owner's (None: anybody's) pictures; the token for `undo`, and their number."""
