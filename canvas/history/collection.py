@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from canvas.errors import NotFound
+from canvas.history import queries
 from canvas.history.export import export_zip
 from canvas.history.gallery import Gallery
 from canvas.history.imports import Imported, import_zip
@@ -50,7 +51,8 @@ class Collection:
 
     def sizes(self, query: Query) -> list[tuple[int, int]]:
         """The sizes of the pictures that fit, the most frequent first."""
-        return self._gallery.store.sizes(self._seen(query))
+        rows = self._gallery.store.rows(*queries.sizes(self._seen(query)))
+        return [(row["width"], row["height"]) for row in rows]
 
     def export(
         self, query: Query, image_format: str | None = None, quality: int = 95

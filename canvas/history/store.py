@@ -141,10 +141,6 @@ class Store:
         (row,) = self.rows(*queries.total(query))
         return row["pictures"], row["bytes"]
 
-    def sizes(self, query: Query) -> list[tuple[int, int]]:
-        """The sizes of the pictures that fit, the most frequent first."""
-        return [(row["width"], row["height"]) for row in self.rows(*queries.sizes(query))]
-
     def ids(self, query: Query) -> list[int]:
         """The ids of all pictures that fit the query, in its order."""
         return [row["id"] for row in self.rows(*queries.all_ids(query))]
