@@ -65,10 +65,12 @@ class Job:
                 self.started_at = now
             if self.finished:
                 self.finished_at = now
-            if self.finished and self.on_finish:
-                self.on_finish(self)
-            self.version += 1
-            self._changed.notify_all()
+            try:
+                if self.finished and self.on_finish:
+                    self.on_finish(self)
+            finally:
+                self.version += 1
+                self._changed.notify_all()
 
     def tell(self, *, status: Status | None = None, step: Step | None = None) -> None:
         """Take in what a painter tells; steps of the pictures that are left count on."""

@@ -136,7 +136,7 @@ class Studio:
 
     def _forget(self, job: Job) -> None:
         if not self._closing:
-            self._unfinished.remove(job.id)
+            self._unfinished.forget(job.id)
 
     def generate(self, request: GenerationRequest, owner: str = "local") -> list[GeneratedImage]:
         """Submit and wait; returns the kept pictures or raises the reason why there are none."""

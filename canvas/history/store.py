@@ -22,6 +22,7 @@ from canvas.history.records import (
     image_of,
     row_of,
 )
+from canvas.history.refusals import GONE, sentence_of
 from canvas.history.schema import migrate
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.tasks import schedule
@@ -33,35 +34,6 @@ PICKED = (
     "* FROM generated_images WHERE id IN (SELECT value FROM json_each(:ids)) "
     "AND (:owner IS NULL OR +owner = :owner)"
 )
-
-# By what SQLite says of it.
-SENTENCES = {
-    ("locked", "busy"): (
-        "The database {path} is locked by another program. "
-        "Close what has it open (another Magic Canvas, a database browser) and try again."
-    ),
-    ("readonly", "read-only"): (
-        "The database {path} cannot be written: the file or its folder is read-only. "
-        "Give yourself the right to write there, or choose another folder with --data-dir."
-    ),
-    ("not a database",): (
-        "The file {path} is not a database. If it was one, `python -m canvas doctor --rebuild` "
-        "makes it anew from the pictures; or choose another folder with --data-dir."
-    ),
-    ("unable to open",): (
-        "The database {path} cannot be opened. Give yourself the right to read and write there, "
-        "or choose another folder with --data-dir."
-    ),
-    ("is full",): "The disk of {path} is full. Free some space there and try again.",
-    ("disk I/O",): (
-        "The disk of {path} does not take what is written ({what}): is it full? "
-        "Free some space there and try again."
-    ),
-    ("malformed", "corrupt"): (
-        "The database {path} is damaged ({what}). Stop the server and run "
-        "`python -m canvas doctor --rebuild`: the pictures are found again from their files."
-    ),
-}
 
 __all__ = ["ModelEvent", "Store"]
 
@@ -89,6 +61,7 @@ class Store:
             raise
 
     def _open(self) -> None:
+        self._file = self._on_disk()
         self._connection.row_factory = sqlite3.Row
         migrate(self._connection, self.path)
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -239,6 +212,8 @@ class Store:
             if self._connection.in_transaction:  # part of a larger one
                 yield self._connection
                 return
+            if self._on_disk() != self._file:  # what is written now would be lost
+                raise StorageError(GONE.format(path=self.path))
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -257,12 +232,19 @@ class Store:
         rows = self.rows(sql, parameters)
         return image_of(rows[0]) if rows else None
 
+    def _on_disk(self) -> tuple[int, int] | None:
+        try:
+            file = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return file.st_dev, file.st_ino
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise StorageError(_sentence(self.path, error)) from error
+            raise StorageError(sentence_of(self.path, error)) from error
         except OSError as error:
             raise StorageError(
                 f"The data folder {self.path.parent} cannot be used ({error.strerror}). "
@@ -289,12 +271,3 @@ def _write_image(connection: sqlite3.Connection, image: GeneratedImage) -> int:
     changes = ", ".join(f"{name} = :{name}" for name in row if name != "id")
     connection.execute(f"UPDATE generated_images SET {changes} WHERE id = :id", row)  # noqa: S608
     return int(known["id"])
-
-
-def _sentence(path: Path, error: sqlite3.Error) -> str:
-    """What happened to the database file and what to do, from SQLite's words."""
-    what = str(error)
-    for marks, sentence in SENTENCES.items():
-        if any(mark in what for mark in marks):
-            return sentence.format(path=path, what=what)
-    return f"The database {path} cannot be used ({what}). Check the file, or move it away."

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psutil
 
-from canvas.errors import NotFound
+from canvas.errors import NotFound, StorageError
 from canvas.history.store import Store
 from canvas.request import GenerationRequest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class UnfinishedJobs:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._server = _server(psutil.Process(os.getpid()))
+        self._server = _server(os.getpid())
+        self._ended: list[str] = []  # and still in the table
 
     def add(self, job: UnfinishedJob) -> None:
         """Remember a job that was accepted."""
@@ -50,6 +56,17 @@ class UnfinishedJobs:
         """Forget a job: it ended, was run again, or is wanted no more."""
         with self._store.transaction() as connection:
             connection.execute("DELETE FROM unfinished_jobs WHERE id = ?", [job_id])
+
+    def forget(self, job_id: str) -> None:
+        """`remove` after the end: at once or, while the database takes nothing, with the next."""
+        self._ended.append(job_id)
+        while self._ended:
+            try:
+                self.remove(self._ended[0])
+            except StorageError as error:
+                log.warning("An ended job is still noted as unfinished: %s", error)
+                return
+            del self._ended[0]
 
     def interrupted(self, owner: str) -> list[UnfinishedJob]:
         """The owner's jobs of servers that live no more, the oldest first."""
@@ -78,11 +95,15 @@ class UnfinishedJobs:
         if server == self._server:
             return True
         try:
-            return _server(psutil.Process(int(server.partition("@")[0]))) == server
-        except (psutil.Error, ValueError):
+            return _server(int(server.partition("@")[0])) == server
+        except (psutil.Error, OSError, ValueError):
             return False
 
 
-def _server(process: psutil.Process) -> str:
-    # The time of birth tells a process from a later one of the same number.
-    return f"{process.pid}@{process.create_time():.2f}"
+def _server(pid: int) -> str:
+    # The birth tells a process from a later one of the same number. psutil counts it from the
+    # clock, which may be set meanwhile; Linux knows it since the start of the machine, too.
+    if sys.platform != "linux":
+        return f"{pid}@{psutil.Process(pid).create_time():.2f}"
+    born = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{pid}@{born}-{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import os
 import resource
+import shutil
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 from PIL import Image
 
-from canvas.errors import StorageError
+from canvas import GenerationRequest, Studio
+from canvas.catalog import MODELS, Catalog
+from canvas.engine.machine import release_memory, resident_memory
+from canvas.errors import CanvasError, StorageError
 from canvas.history.gallery import Gallery
 from canvas.history.images import ImageFolder
 from canvas.history.store import Store
+from canvas.jobs import Job
 from canvas.request import GeneratedImage
+from canvas.settings import Settings
 from tests.history.conftest import make_image
 
 FORMATS = ("png", "jpeg", "webp")
@@ -81,11 +93,7 @@ def import_(data: Path, archive: str) -> None:
 
 def generate(data: Path) -> None:
     """Make pictures with the built-in model through the studio."""
-    from canvas import GenerationRequest, Studio
-    from canvas.settings import Settings
-
-    settings = Settings(data_dir=data, cache_dir=data / "cache", device="cpu", dtype="float32")
-    with Studio(settings) as studio:
+    with Studio(small_settings(data)) as studio:
         for seed in range(10_000):
             wish = GenerationRequest("a fox", seed=seed, num_inference_steps=2)
             [kept] = studio.generate(wish)
@@ -128,6 +136,145 @@ def fill_disk(data: Path) -> None:
     tell(json.dumps(outcomes))
 
 
+def small_settings(data: Path, **changes: Any) -> Settings:
+    cache = data.parent / "cache"
+    return Settings(data_dir=data, cache_dir=cache, device="cpu", dtype="float32", **changes)
+
+
+def studio(data: Path) -> None:
+    """Make a picture for each seed that is read, and tell how that ended."""
+    try:
+        with Studio(small_settings(data)) as studio:
+            tell("ready")
+            for line in sys.stdin:
+                wish = GenerationRequest("a fox", seed=int(line), num_inference_steps=1)
+                try:
+                    [kept] = studio.generate(wish)
+                    content = studio.picture_path(kept.filename).read_bytes()
+                    tell("kept", kept.filename, hashlib.sha256(content).hexdigest())
+                except CanvasError as error:
+                    tell("failed", error)
+    except StorageError as error:
+        tell("refused", error)
+
+
+def serve(data: Path, *changes: str) -> None:
+    """Serve until there is nothing more to read; `changes` are settings such as `public=yes`."""
+    from canvas.serve import launch
+
+    given = Settings.from_environment({}, **dict(change.split("=", 1) for change in changes))
+    changed = {name: getattr(given, name) for name in (change.split("=")[0] for change in changes)}
+    with Studio(small_settings(data, port=0, **changed)) as studio:
+        page = launch(studio, block=False)
+        tell("ready", (page.local_url or "").rstrip("/"))
+        sys.stdin.read()
+        page.close()
+
+
+def limit_memory(room: int | None) -> None:
+    """Allow so many bytes of addresses more than are taken, or (None) any number."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    taken = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (hard if room is None else taken + room, hard))
+
+
+def short(data: Path) -> None:
+    """Serve; a number that is read is the room in MB, `under way` takes it from a job."""
+    from canvas.serve import launch
+
+    with Studio(small_settings(data, port=0)) as studio:
+        page = launch(studio, block=False)
+        tell("ready", (page.local_url or "").rstrip("/"))
+        for line in sys.stdin:
+            if line.strip() == "under way":
+                told = lose_memory_under_way(studio)
+            else:
+                limit_memory(int(line) * 2**20 if line.strip() != "0" else None)
+                told = "limited"
+            tell(told)
+        page.close()
+
+
+def lose_memory_under_way(studio: Studio) -> str:
+    release_memory()
+    before = resident_memory()
+    wish = GenerationRequest("a fox", width=256, height=256, num_inference_steps=20)
+    job = studio.submit(wish)
+    for change in job.watch():
+        if change.status == "running" and change.progress is not None:
+            limit_memory(0)
+    limit_memory(None)
+    return f"{job.status} {resident_memory() - before} {job.error}"
+
+
+def crowd(data: Path) -> None:
+    """Serve strangers; tell all jobs for each line that is read."""
+    from canvas.serve import launch
+
+    with Studio(small_settings(data, port=0, public=True)) as studio:
+        page = launch(studio, block=False)
+        tell("ready", (page.local_url or "").rstrip("/"))
+        for _ in sys.stdin:
+            tell(json.dumps([facts_of(job) for job in studio.jobs(None)]))
+        page.close()
+
+
+def facts_of(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "owner": job.owner,
+        "owners": [image.owner for image in job.images],
+        "prompt": job.request.prompt if job.request else "",
+        "status": job.status,
+        "error": str(job.error or ""),
+        "created_at": job.created_at.isoformat(),
+        "started_at": job.started_at.isoformat() if job.started_at else "",
+    }
+
+
+def soak(data: Path, count: str, each: str) -> None:
+    """Make `count` pictures, with a change of model after `each`; tell memory and handles."""
+    folders = [data.parent / name for name in ("one", "two")]
+    for folder in folders:
+        shutil.copytree(MODELS["starter"].name, folder)
+    models = Catalog(
+        {
+            folder.name: replace(MODELS["starter"], name=str(folder), key=folder.name)
+            for folder in folders
+        }
+        | {"starter": MODELS["starter"]}
+    )
+    with Studio(small_settings(data, memory_budget=1), models) as studio:
+        for number in range(int(count)):
+            model_key = folders[number // int(each) % 2].name
+            wish = GenerationRequest(
+                f"a fox {number}", model_key=model_key, width=64, height=64, num_inference_steps=1
+            )
+            studio.generate(wish)
+            if number % 100 == 99 or number + 1 == int(count):
+                release_memory()
+                loads = sum(event.event == "load" for event in studio.store.model_events(10_000))
+                handles = psutil.Process().num_fds()
+                tell(json.dumps([number + 1, resident_memory(), handles, loads]))
+
+
+def lock(data: Path) -> None:
+    """Hold the database's lock until there is nothing more to read."""
+    with closing(sqlite3.connect(data / "ai_images.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        tell("ready")
+        sys.stdin.read()
+        connection.execute("ROLLBACK")
+
+
+def weak(kind: str, *arguments: str) -> None:
+    """Run a program without root's right to write everywhere."""
+    drop_from_bounding_set, dac_override, dac_read_search = 24, 1, 2  # prctl(2), capabilities(7)
+    for capability in (dac_override, dac_read_search):
+        ctypes.CDLL(None).prctl(drop_from_bounding_set, capability, 0, 0, 0)
+    os.execv(sys.executable, [sys.executable, "-m", __spec__.name, kind, *arguments])  # noqa: S606
+
+
 PROGRAMS: dict[str, Callable[..., None]] = {
     "keep": keep,
     "migrate": migrate,
@@ -136,7 +283,15 @@ PROGRAMS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "download": download,
     "fill": fill_disk,
+    "studio": studio,
+    "serve": serve,
+    "lock": lock,
+    "crowd": crowd,
+    "soak": soak,
+    "short": short,
 }
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "weak":
+    weak(*sys.argv[2:])
+elif __name__ == "__main__":
     PROGRAMS[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

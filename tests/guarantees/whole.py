@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from PIL import Image
@@ -21,13 +22,49 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def program(kind: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def program(
+    kind: str, *arguments: object, log: Path | None = None, **environ: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Start one of the programs; what it says on its terminal goes to `log`, where given."""
     command = [sys.executable, "-m", "tests.guarantees.programs", kind, *map(str, arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    told = log.open("a") if log else None
+    environ = {**os.environ, **environ}
+    with (
+        told or nullcontext(),
+        subprocess.Popen(command, cwd=ROOT, text=True, env=environ, stderr=told, **pipes) as child,
+    ):
         try:
             yield child
         finally:
             child.kill()
+
+
+def heard(child: subprocess.Popen[str]) -> str:
+    """The next line that a program tells."""
+    assert child.stdout
+    return child.stdout.readline().strip()
+
+
+def address_of(child: subprocess.Popen[str]) -> str:
+    """Where a program that serves does so; before that Gradio tells other things."""
+    while (line := heard(child)).split()[:1] != ["ready"]:
+        assert child.poll() is None, "it ended before it served"
+    return line.removeprefix("ready ")
+
+
+def asked(child: subprocess.Popen[str], line: object) -> str:
+    """What a program tells after it was given a line."""
+    assert child.stdin
+    child.stdin.write(f"{line}\n")
+    child.stdin.flush()
+    return heard(child)
+
+
+def ended(child: subprocess.Popen[str]) -> int:
+    """Let a program end in its own time; its exit status."""
+    child.communicate()
+    return child.returncode
 
 
 def killed(chance: random.Random, longest: float, kind: str, *arguments: object) -> list[str]:
