@@ -13,9 +13,9 @@ from canvas.engine.decoding import decode
 from canvas.engine.denoiser import Denoiser, fresh_scheduler
 from canvas.engine.editing import Edit, Pictures, check_pipeline, prepare
 from canvas.engine.noise import slerp
-from canvas.engine.pipelines import free_device_memory
 from canvas.engine.progress import Progress
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
+from canvas.engine.room import check_room, what_would_fit
 from canvas.engine.weighting import embed
 from canvas.errors import GenerationFailed, OutOfMemory
 from canvas.modes import MODES
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from canvas.catalog import ModelSpec
     from canvas.engine.device import Device
-
-# What decoding a picture takes at its peak, a pixel and byte of a number.
-WORKING_BYTES = 1100
 
 
 def run(  # noqa: PLR0913 - by keyword only, one a line
@@ -48,9 +45,11 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
 
     Picture i is made from seed + i with a CPU generator of its own, so it is the same
     as that of `request.single(i)`. `pictures` are those that the request names, by its
-    field. Raises GenerationCancelled within one step.
+    field. Raises GenerationCancelled within one step,
+    OutOfMemory before the first or in between.
     """
     check_pipeline(pipeline, request, spec)
+    check_room(request, spec, device)
     edit = prepare(request, pictures or {}, spec)
 
     # 1. The words that go to the model
@@ -163,24 +162,12 @@ def _errors_in_words(request: GenerationRequest, spec: ModelSpec, device: Device
     except (MemoryError, RuntimeError, ValueError) as error:
         if machine.is_out_of_memory(error):
             machine.release_memory()
-            raise OutOfMemory(_what_would_fit(request, spec, device)) from error
+            raise OutOfMemory(
+                f"Memory ran out at {request.width}x{request.height}. "
+                + what_would_fit(request, spec, device)
+            ) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise GenerationFailed(
             f"The model {spec.key} could not make this picture: {first_line}. "
             "Try another scheduler, size or number of steps."
         ) from error
-
-
-def _what_would_fit(request: GenerationRequest, spec: ModelSpec, device: Device) -> str:
-    """The largest smaller size whose decoding fits into the memory that is free."""
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    free = free_device_memory(device)
-    said = f"Memory ran out at {request.width}x{request.height} ({free / 1e9:.1f} GB are free)."
-    longer = max(request.width, request.height)
-    for side in range(longer - spec.size_step, spec.min_size - 1, -spec.size_step):
-        width, height = (
-            max(64, n * side // longer // 8 * 8) for n in (request.width, request.height)
-        )
-        if width * height * WORKING_BYTES * device.torch_dtype.itemsize <= free:
-            return f"{said} {width}x{height} would fit."
-    return f"{said} Close other programs or pick a smaller model."

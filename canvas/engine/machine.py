@@ -44,7 +44,7 @@ def free_memory(root: Path = Path("/")) -> int:
     import psutil
 
     rooms = [max(0, limit - used) for limit, used in _memory_cgroups(root)]
-    return min([psutil.virtual_memory().available, *rooms])
+    return min([psutil.virtual_memory().available, *rooms, *_rooms_by_ulimit()])
 
 
 def resident_memory() -> int:
@@ -126,6 +126,16 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[int, int]]:
                 yield int(limit), int(used or 0) - int(files.get(cache, 0))
 
 
+def _rooms_by_ulimit() -> Iterator[int]:
+    """Bytes of addresses that this process may still take, where `ulimit -v` sets a limit."""
+    import psutil
+
+    if sys.platform == "linux":
+        limit, _ = psutil.Process().rlimit(psutil.RLIMIT_AS)
+        if limit != psutil.RLIM_INFINITY:
+            yield max(0, limit - psutil.Process().memory_info().vms)
+
+
 def _text(path: Path) -> str:
     """The file's text, or nothing where this system has no such file."""
     try:
@@ -140,4 +150,5 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     words = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
+    words += ("could not create a primitive", "could not create a memory")  # oneDNN's
     return isinstance(error, RuntimeError) and any(word in text for word in words)

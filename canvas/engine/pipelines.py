@@ -145,8 +145,15 @@ class PipelineCache:
             also = ", though all other models were let go" if freed else ""
             raise OutOfMemory(
                 f"The model {spec.key} needs {size / 1e9:.1f} GB of memory, "
-                f"{free / 1e9:.1f} GB are free{also}. Close other programs or pick a smaller model."
+                f"{free / 1e9:.1f} GB are free{also}. {self._what_would_fit(size, free)}"
             )
+
+    def _what_would_fit(self, size: int, free: int) -> str:
+        short = (size - free) / 1e9
+        advice = f"Close programs that hold {short:.1f} GB, or pick a smaller model."
+        if self.device.dtype == "float32" and size // 2 <= free:
+            advice = f"With CANVAS_DTYPE=bfloat16 it would fit. {advice}"
+        return advice
 
     def _release(self) -> None:
         machine.release_memory()

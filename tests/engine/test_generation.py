@@ -278,18 +278,29 @@ device = Device("cpu", "float32", "")
 spec = dataclasses.replace(MODELS["starter"], resolution=2048)
 pipeline = PipelineCache(device).get(spec, LocalModel(Path(spec.name), "", ""))
 
-def make(side):
+def make(side, on_step=lambda step: None):
     request = GenerationRequest("a fox", width=side, height=side, num_inference_steps=1, seed=1)
     return list(run(pipeline, request.resolve(spec), spec=spec, device=device,
-                    on_step=lambda step: None, cancelled=threading.Event()))
+                    on_step=on_step, cancelled=threading.Event()))
+
+def limit(step=None):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, hard))
 
 spec = dataclasses.replace(spec, resolution=128)
 make(64)
 spec = dataclasses.replace(spec, resolution=2048)
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+spec, room = dataclasses.replace(spec, resolution=512), 2**29
+limit()
 try:
-    make(2048)
+    make(1024)
+except OutOfMemory as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+room = 2**26
+try:
+    make(1024, on_step=limit)
 except OutOfMemory as error:
     print(error)
 spec = dataclasses.replace(spec, resolution=128)
@@ -306,6 +317,9 @@ def test_running_out_of_memory_names_what_would_fit() -> None:
         text=True,
         check=False,
     )
-    assert "Memory ran out at 2048x2048" in done.stdout, done.stderr
-    assert "would fit" in done.stdout
+    before, under_way, _ = done.stdout.splitlines()
+    assert before.startswith("1024x1024 needs 4.61 GB of memory, "), done.stderr
+    assert "would fit" in before
+    assert under_way.startswith("Memory ran out at 1024x1024. "), done.stderr
+    assert "would fit" in under_way or "GB are free" in under_way
     assert done.stdout.splitlines()[-1] == "1", "the next picture is made"
