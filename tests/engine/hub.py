@@ -104,6 +104,7 @@ class LocalHub:
         self.requests: list[tuple[str, str]] = []
         self.tokens: set[str] = set()
         self.repositories: dict[str, Path] = {}
+        self.commits: dict[str, Path] = {}
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
@@ -113,18 +114,20 @@ class LocalHub:
         self._thread.start()
 
     def add(self, repo_id: str, folder: Path) -> str:
-        """Serve that folder under that id; returns the commit."""
+        """Serve that folder under that id; returns the commit. Earlier ones are still served."""
         self.repositories[repo_id] = folder
-        return self.revision(repo_id)
+        commit = self.revision(repo_id)
+        self.commits[commit] = folder
+        return commit
 
     def revision(self, repo_id: str) -> str:
         """The commit: forty hexadecimal digits of the repository's names and sizes."""
         sizes = [(path, file.stat().st_size) for path, file in self.files(repo_id).items()]
         return hashlib.sha1(repr((repo_id, sizes)).encode()).hexdigest()  # noqa: S324 - as git does
 
-    def files(self, repo_id: str) -> dict[str, Path]:
+    def files(self, repo_id: str, commit: str = "") -> dict[str, Path]:
         """Path in the repository to file on disk."""
-        folder = self.repositories[repo_id]
+        folder = self.commits.get(commit, self.repositories[repo_id])
         return {
             path.relative_to(folder).as_posix(): path
             for path in sorted(folder.rglob("*"))
@@ -234,9 +237,11 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault_at(self.command, f"{repo_id}/{name}", repo_id)
         if fault.status != 200:
             return self._error(fault.status, fault.error_code, fault.headers)
-        if repo_id not in self.hub.repositories or name not in self.hub.files(repo_id):
+        if len(sha) == 40 and sha not in self.hub.commits:
+            return self._error(404, "RevisionNotFound")
+        if repo_id not in self.hub.repositories or name not in self.hub.files(repo_id, sha):
             return self._error(404, "EntryNotFound")
-        file = self.hub.files(repo_id)[name]
+        file = self.hub.files(repo_id, sha)[name]
         etag = _etag(tree_entry(name, file))
         size = str(file.stat().st_size)
         headers = {"X-Repo-Commit": sha, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from canvas.errors import (
     ModelBroken,
     ModelGated,
     ModelGone,
+    ModelUnavailable,
 )
 from tests.engine.conftest import make_spec
 from tests.engine.hub import Fault, LocalHub
@@ -254,7 +256,7 @@ def test_a_download_that_fails_says_why_and_can_be_tried_again(
     [
         Fault.errors(times=2, method="HEAD"),
         Fault.errors(times=2, method="GET"),
-        Fault.too_many(0, times=2),
+        Fault.too_many(1, times=2),
         Fault.breaks(after=200_000, times=1),
         Fault.redirected(),
     ],
@@ -266,6 +268,78 @@ def test_a_passing_fault_is_got_over(
     hub.faults[f"{tiny_repo}/{UNET}"] = fault
     local = fetch(tiny_repo, here).local
     assert (local.path / UNET).read_bytes() == hub.files(tiny_repo)[UNET].read_bytes()
+
+
+@pytest.fixture
+def changed_folder(tiny_full_folder: Path, tmp_path: Path) -> Path:
+    """The next commit of the repository: other weights of the same size, and one file more."""
+    folder = tmp_path / "changed"
+    shutil.copytree(tiny_full_folder, folder)
+    content = (folder / UNET).read_bytes()
+    (folder / UNET).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (folder / "README.md").write_text("newer")
+    return folder
+
+
+def test_a_repository_that_changes_under_way_gives_one_whole_commit(
+    hub: LocalHub, here: Hub, tiny_repo: str, tiny_full_folder: Path, changed_folder: Path
+) -> None:
+    planned = plan(tiny_repo, here)
+    hub.faults[f"{tiny_repo}/{UNET}"] = Fault.slow(0.01)
+    moved: list[str] = []
+
+    def move(progress: DownloadProgress) -> None:
+        if not moved:
+            moved.append(hub.add(tiny_repo, changed_folder))
+
+    spec = make_spec(tiny_repo)
+    done = downloads.download(spec, planned, move, threading.Event(), hub=here)
+    assert moved and done.local.revision == planned.revision != moved[0]
+    for file in planned.files:
+        name = file.path
+        assert (done.local.path / name).read_bytes() == (tiny_full_folder / name).read_bytes()
+    newer = plan(tiny_repo, here)
+    assert newer.revision == moved[0]
+    assert newer.missing_bytes == (changed_folder / UNET).stat().st_size, "only what changed"
+
+
+def test_a_commit_that_vanishes_under_way_is_said_and_the_next_one_comes(
+    hub: LocalHub, here: Hub, tiny_repo: str, changed_folder: Path
+) -> None:
+    planned = plan(tiny_repo, here)
+    del hub.commits[planned.revision]
+    hub.add(tiny_repo, changed_folder)
+    spec = make_spec(tiny_repo)
+    with pytest.raises(ModelUnavailable):
+        downloads.download(spec, planned, lambda _: None, threading.Event(), hub=here)
+    assert downloads.find_local(spec, hub=here) is None
+    local = fetch(tiny_repo, here).local
+    assert (local.path / UNET).read_bytes() == (changed_folder / UNET).read_bytes()
+
+
+def test_offline_in_the_middle_keeps_what_came(
+    hub: LocalHub, here: Hub, tiny_repo: str, tiny_full_folder: Path
+) -> None:
+    planned = plan(tiny_repo, here)
+    hub.faults[f"{tiny_repo}/{UNET}"] = Fault.stalls(after=100_000)
+
+    def cut(progress: DownloadProgress) -> None:
+        if progress.bytes_done > 100_000:
+            hub.close()
+
+    spec = make_spec(tiny_repo)
+    with pytest.raises((HubOffline, DownloadFailed)):
+        downloads.download(spec, planned, cut, threading.Event(), hub=impatient(here))
+    assert downloads.find_local(spec, hub=here) is None, "what is broken is not loaded"
+    again = LocalHub()
+    try:
+        again.add(tiny_repo, tiny_full_folder)
+        back = Hub(again.url, here.cache_dir, here.token)
+        left = plan(tiny_repo, back)
+        assert 0 < left.missing_bytes < left.total_bytes
+        assert fetch(tiny_repo, back).bytes == left.missing_bytes
+    finally:
+        again.close()
 
 
 def test_a_plan_gets_over_passing_errors(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
