@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync
@@ -134,3 +134,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def network_of(address: str) -> str:
+    """What counts as one address: an IPv4 address, or 64 bits of an IPv6 one, as a person has."""
+    try:
+        known: Any = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:100]
+    known = getattr(known, "ipv4_mapped", None) or known
+    return str(ipaddress.ip_network((known, 32 if known.version == 4 else 64), strict=False))

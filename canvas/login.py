@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
+
+from canvas.doors import network_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -157,16 +158,6 @@ def user_of(scope: Scope) -> str | None:
         if user is not None:
             return user
     return None
-
-
-def network_of(address: str) -> str:
-    """What counts as one address."""
-    try:
-        known: Any = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address[:100]
-    known = getattr(known, "ipv4_mapped", None) or known
-    return str(ipaddress.ip_network((known, 32 if known.version == 4 else 64), strict=False))
 
 
 def _digest(text: str) -> bytes:

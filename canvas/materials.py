@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +16,10 @@ from canvas.engine.inputs import decode
 from canvas.engine.loras import Lora, find_loras, get_lora, split_tags
 from canvas.errors import NotFound
 from canvas.history.gallery import Gallery
-from canvas.history.uploads import Uploads
+from canvas.history.uploads import Uploads, wanted_uploads
 from canvas.request import GeneratedImage, GenerationRequest
 
+SWEEP_EVERY = 600.0  # seconds
 MAX_SIDE = 4096  # pixels; no model draws more
 FIELDS = ("image", "mask_image")
 
@@ -46,6 +49,7 @@ class Shelf:
         self._uploads = Uploads(inputs)
         self._loras = loras
         self._gallery = gallery
+        self._swept = -math.inf
 
     def hand_in(self, source: bytes | Path | Image.Image, field: str = "image") -> HandedIn:
         """Keep a picture for requests; raises InvalidInput for what is none, or too large."""
@@ -65,6 +69,12 @@ class Shelf:
         if not path.is_file():
             raise NotFound(f"The file of the picture {name} is missing.")
         return decode(path).image
+
+    def sweep(self) -> None:
+        """Now and then let go of handed in pictures that nothing was or will be made from."""
+        if time.monotonic() - self._swept > SWEEP_EVERY:
+            self._swept = time.monotonic()
+            self._uploads.sweep(wanted_uploads(self._gallery.store))
 
     def _kept(self, name: str, owner: str | None) -> GeneratedImage | None:
         image = self._gallery.store.image_by_filename(name)
@@ -89,6 +99,7 @@ class Shelf:
 
     def resolve(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
         """`request.resolve`, with the size of its picture, after a look at all that it names."""
+        self.sweep()
         materials = self.gather(request, owner)
         picture = materials.pictures.get("image")
         if picture is None:

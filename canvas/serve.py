@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 
 from canvas.doors import DoorMiddleware
 from canvas.identity import IdentityMiddleware
+from canvas.limits import UploadMiddleware
 from canvas.links import SharedLink
 from canvas.login import HINT, Login, LoginMiddleware, user_of
 from canvas.settings import Settings, quiet_libraries
@@ -95,7 +96,8 @@ def _on_the_way_in(studio: Studio, login: Login | None, inner_secret: str) -> li
         account_of=_hugging_face_account if settings.sign_in else None,
     )
     pauses = [Middleware(LoginMiddleware, failures=login.failures)] if login else []
-    return [doors, *pauses, identity, key_middleware(studio, inner_secret)]
+    uploads = Middleware(UploadMiddleware, strangers=settings.is_public)
+    return [doors, *pauses, uploads, identity, key_middleware(studio, inner_secret)]
 
 
 def _open_link(link: SharedLink, page: Blocks) -> None:

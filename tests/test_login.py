@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from canvas import Studio
+from canvas.doors import network_of
 from canvas.history.keys import Keys
-from canvas.login import DAY, HOUR, Failures, Login, Sessions, network_of
+from canvas.login import DAY, HOUR, Failures, Login, Sessions
 from canvas.serve import launch
 from canvas.settings import Settings
 

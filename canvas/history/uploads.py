@@ -7,12 +7,17 @@ import io
 import os
 import re
 import secrets
+import time
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
+from canvas.history.store import Store
 
+KEPT = 3600.0  # seconds: between handing in a picture and asking for something to be made of it
 NAME = re.compile(r"[0-9a-f]{64}\.png")
 
 
@@ -26,7 +31,9 @@ class Uploads:
         """Keep the picture; the same pixels get the same name."""
         name = name_of(picture)
         path = self.root / name
-        if not path.is_file():
+        try:
+            os.utime(path)  # it is wanted again: `sweep` shall not take it
+        except FileNotFoundError:
             target = io.BytesIO()
             picture.save(target, "png", compress_level=1)
             self._write(path, target.getvalue())
@@ -45,6 +52,17 @@ class Uploads:
         except (OSError, ValueError, SyntaxError) as error:
             raise StorageError(f"The picture {name} cannot be read; hand it in again.") from error
 
+    def sweep(self, wanted: Collection[str], age: float = KEPT) -> int:
+        """Remove what nothing names after `age` seconds; how many pictures went."""
+        oldest = time.time() - age
+        gone = 0
+        for path in self.root.glob("*") if self.root.is_dir() else ():
+            with suppress(FileNotFoundError):  # another server sweeps, too
+                if path.name not in wanted and path.lstat().st_mtime < oldest:
+                    path.unlink()
+                    gone += 1
+        return gone
+
     def __contains__(self, name: str) -> bool:
         return NAME.fullmatch(name) is not None and (self.root / name).is_file()
 
@@ -60,6 +78,18 @@ class Uploads:
                 f"The picture cannot be written to {path.parent} ({error.strerror}). Free some "
                 "space, or choose another folder with --data-dir."
             ) from error
+
+
+def wanted_uploads(store: Store) -> set[str]:
+    """The names that kept pictures and jobs which are not done were made from."""
+    rows = store.rows(
+        "SELECT json_extract(options, '$.image') AS image, "
+        "json_extract(options, '$.mask_image') AS mask FROM generated_images "
+        "WHERE task <> 'text_to_image' AND json_valid(options) UNION ALL "
+        "SELECT json_extract(request, '$.image'), json_extract(request, '$.mask_image') "
+        "FROM unfinished_jobs"
+    )
+    return {name for row in rows for name in row.values() if isinstance(name, str)}
 
 
 def name_of(picture: Image.Image) -> str:
