@@ -149,6 +149,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")
-    words += ("could not create a primitive", "could not create a memory")  # oneDNN's
+    words = (
+        *("out of memory", "not enough memory", "can't allocate memory", "bad_alloc"),
+        *("could not create a primitive", "could not create a memory"),  # oneDNN's
+    )
     return isinstance(error, RuntimeError) and any(word in text for word in words)
