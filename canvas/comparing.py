@@ -72,7 +72,7 @@ class Comparing:
     ) -> Comparison:
         """Queue all pictures or none; raises what `plan` and `Studio.submit` raise."""
         began = datetime.now(UTC)
-        jobs = self._studio.submit_each(self.plan(asked, models, modes), owner)
+        jobs = self._studio.submit_each(self.plan(asked, models, modes), owner, "page")
         requests = [job.request for job in jobs if job.request]
         if blind:
             random.shuffle(requests)

@@ -23,15 +23,16 @@ FINISHED: tuple[Status, ...] = ("done", "failed", "cancelled")
 class Job:
     """One thing to do for one owner; lives on when the tab that asked for it is closed.
 
-    `request` is None for a download. `progress` is the engine's latest word: a `Step`
-    of a picture or the bytes of a download. `id` cannot be guessed. `on_finish` is called
-    once, before the watchers hear of the end.
+    `request` is None for a download; `channel` is one of `request.CHANNELS`. `progress` is the
+    engine's latest word: a `Step` of a picture or the bytes of a download. `id` cannot be
+    guessed. `on_finish` is called once, before the watchers hear of the end.
     """
 
     owner: str
     kind: Literal["generate", "download"]
     model_key: str
     request: GenerationRequest | None = None
+    channel: str = "python"
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     status: Status = "queued"
     progress: Any = None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
+CHANNELS = ("page", "gradio", "mcp", "openai", "sdapi", "python", "cli")  # doors for wishes
 MAX_SEED = 2**53 - 1  # the largest whole number that JSON, JavaScript and SQLite all keep
 RANDOM_SEED = -1
 WHOLE_NUMBERS = {"seed": (RANDOM_SEED, MAX_SEED), "num_images": (1, 16), "quality": (1, 100)}
@@ -198,7 +199,8 @@ class GeneratedImage:
     """One finished picture: its pixels until it is kept, its settings, and where it lies.
 
     `request` is resolved and single: sending it again on the same machine gives the
-    same pixels. `notes` say what happened on the way (a fallback, a rounded value).
+    same pixels. `notes` say what happened on the way (a fallback, a rounded value), `channel`
+    by which door the wish came in.
     """
 
     request: GenerationRequest
@@ -209,6 +211,7 @@ class GeneratedImage:
     model_revision: str = ""
     notes: tuple[str, ...] = ()
     task: str = ""  # always that of the request
+    channel: str = ""  # one of CHANNELS; empty for pictures of other programs
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     image: Image | None = field(default=None, repr=False, compare=False)
     id: int | None = None
@@ -233,5 +236,6 @@ class GeneratedImage:
             "model_revision": self.model_revision,
             "notes": list(self.notes),
             "task": self.task,
+            "channel": self.channel,
             "created_at": self.created_at.isoformat(),
         }

@@ -87,7 +87,7 @@ def _on_the_way_in(studio: Studio, login: Login | None, inner_secret: str) -> li
         DoorMiddleware,
         hosts=None if asks_for_keys(settings) else settings.trusted_hosts,
         outputs=settings.outputs,
-        is_ours=studio.is_picture,
+        is_ours=studio.gallery.is_picture,
     )
     identity = Middleware(
         IdentityMiddleware,

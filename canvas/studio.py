@@ -90,20 +90,29 @@ class Studio:
 
     # Asking for pictures and models
 
-    def submit(self, request: GenerationRequest, owner: str = "local") -> Job:
-        """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued."""
-        return self.submit_each([request], owner)[0]
+    def submit(
+        self, request: GenerationRequest, owner: str = "local", channel: str = "python"
+    ) -> Job:
+        """Queue a wish that came by one of `request.CHANNELS`.
+
+        Raises InvalidInput, QueueFull or Blocked before anything is queued.
+        """
+        return self.submit_each([request], owner, channel)[0]
 
     def expand(self, request: GenerationRequest) -> list[GenerationRequest]:
         """The requests that a prompt with choices or lists stands for; see `combinations`."""
         prompts = combinations.expand(request.prompt, self.settings.data_dir / "wildcards")
         return [replace(request, prompt=prompt) for prompt in prompts]
 
-    def submit_all(self, request: GenerationRequest, owner: str = "local") -> list[Job]:
+    def submit_all(
+        self, request: GenerationRequest, owner: str = "local", channel: str = "python"
+    ) -> list[Job]:
         """Queue all that `expand` gives, or nothing; raises what `submit` raises."""
-        return self.submit_each(self.expand(request), owner)
+        return self.submit_each(self.expand(request), owner, channel)
 
-    def submit_each(self, wishes: list[GenerationRequest], owner: str = "local") -> list[Job]:
+    def submit_each(
+        self, wishes: list[GenerationRequest], owner: str = "local", channel: str = "python"
+    ) -> list[Job]:
         """Queue several wishes, or nothing; raises what `submit` raises."""
         unfinished = sum(1 for job in self._jobs.of(owner) if not job.finished)
         accepted: list[tuple[Job, GenerationRequest]] = []
@@ -115,7 +124,8 @@ class Studio:
             self._limits.check(wish, unfinished + len(accepted))
             if wish.needs_model and not self._workshop.has_all(spec, wish.mode):
                 self._limits.check_download(spec.key)
-            accepted.append((Job(owner, "generate", spec.key, wish, on_finish=self._forget), wish))
+            job = Job(owner, "generate", spec.key, wish, channel, on_finish=self._forget)
+            accepted.append((job, wish))
         for job, wish in accepted:
             self._unfinished.add(UnfinishedJob(job.id, owner, wish, job.created_at))
         return [self._start(job) for job, _ in accepted]
@@ -126,7 +136,7 @@ class Studio:
 
     def resume(self, job_id: str, owner: str) -> Job:
         """Run an interrupted job again; raises NotFound when there is none."""
-        job = self.submit(self._unfinished.get(job_id, owner).request, owner)
+        job = self.submit(self._unfinished.get(job_id, owner).request, owner, "page")
         self._unfinished.remove(job_id)
         return job
 
@@ -282,13 +292,8 @@ class Studio:
         """The file of a picture or of its thumbnail, by the name that cannot be guessed."""
         return self.gallery.path_of(filename, thumbnail)
 
-    def is_picture(self, path: Path) -> bool:
-        """Whether a resolved path is that of a kept picture."""
-        try:
-            return path == self.picture_path(path.name).resolve()
-        except NotFound:
-            return False
-
-    def _keep(self, image: GeneratedImage, owner: str) -> GeneratedImage:
-        parent = self.shelf.parent_of(image.request, owner)
-        return self.gallery.keep(replace(image, owner=owner, parent_id=parent))
+    def _keep(self, image: GeneratedImage, job: Job) -> GeneratedImage:
+        parent = self.shelf.parent_of(image.request, job.owner)
+        return self.gallery.keep(
+            replace(image, owner=job.owner, channel=job.channel, parent_id=parent)
+        )

@@ -32,7 +32,7 @@ class Workshop:
     """Runs jobs: downloads in one thread, pictures in one a painter.
 
     `gather` finds what a request of an owner names beside its words.
-    `keep` gets every finished picture with its owner and returns it as kept; `record`
+    `keep` gets every finished picture with its job and returns it as kept; `record`
     gets every download and load.
     """
 
@@ -40,7 +40,7 @@ class Workshop:
         self,
         settings: Settings,
         models: Catalog,
-        keep: Callable[[GeneratedImage, str], GeneratedImage],
+        keep: Callable[[GeneratedImage, Job], GeneratedImage],
         record: Callable[[ModelEvent], Any],
         gather: Callable[[GenerationRequest, str], Materials],
         hub: Hub | None = None,
@@ -225,7 +225,7 @@ class Workshop:
         order = Order(job.request.rest(len(job.images)), spec, local, materials)
         with closing(painter.paint(order, job.tell, job.cancelled)) as pictures:
             for picture in pictures:
-                job.update(images=[*job.images, self._keep(picture, job.owner)])
+                job.update(images=[*job.images, self._keep(picture, job)])
         job.update(status="done", preview=None)
 
 

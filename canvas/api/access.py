@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from anyio.to_thread import run_sync
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
@@ -77,7 +78,8 @@ class KeyMiddleware:
             return
         state = scope.setdefault("state", {})
         secret = secret_in(Headers(scope=scope).get("authorization", ""))
-        owner = self._keys.owner_of(secret) if secret else None
+        # In a thread: the database may be busy, and everybody's requests pass here.
+        owner = await run_sync(self._keys.owner_of, secret) if secret else None
         if owner is not None:
             state["owner"] = owner
         is_inner = hmac.compare_digest(secret.encode(), self._inner_secret.encode())

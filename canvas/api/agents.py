@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,20 @@ import anyio
 from anyio.to_thread import run_sync
 from gradio_client import Client
 
+from canvas.api.publishing import DOOR, MCP
+
 if TYPE_CHECKING:
     from gradio import Blocks
+
+IDENTITY = ("authorization", "cookie")  # headers
 
 
 def serve_agents(page: Blocks, inner_secret: str) -> None:
     """Mend the MCP server of a launched page.
 
-    It calls the app over HTTP and hands on the agent's own key with each call. The client
-    that it makes for this brings nothing to be let in with where the app asks for a login.
-    And of a call without progress it would answer all outputs as one text (Gradio 6.31).
+    It calls the app over HTTP and hands on the agent's own key with each call of a tool, but
+    with no resource, and its client brings nothing to be let in with where the app asks for
+    a login. Of a call without progress it would answer all outputs as one text (Gradio 6.31).
     """
     server: Any = page.mcp_server_obj
     if server is None:
@@ -27,17 +32,52 @@ def serve_agents(page: Blocks, inner_secret: str) -> None:
     calls = Calls(server)
     server._execute_tool_without_progress = calls.plain
     server._execute_tool_with_progress = calls.with_progress
-    if page.auth is not None:
-        server._client_instance = Client(
-            page.local_url or "",
-            # In small letters, so that the agent's header takes the place of this one.
-            headers={"x-gradio-user": "mcp", "authorization": f"Bearer {inner_secret}"},
-            download_files=False,
-            verbose=False,
-            analytics_enabled=False,
-            ssl_verify=False,
-            _skip_components=False,
-        )
+    server._get_or_create_client = Caller(server, page.local_url or "", inner_secret).ready
+
+
+class Caller:
+    """The MCP server's client of the app, with what an agent brings to be let in."""
+
+    def __init__(self, server: Any, url: str, inner_secret: str) -> None:
+        self._server = server
+        self._url = url
+        self._inner_secret = inner_secret
+        self._client: Client | None = None
+        self._making = threading.Lock()
+
+    def ready(self) -> Caller:
+        """Itself, once it has asked the app what there is; in a thread, for the app is this one."""
+        with self._making:
+            if self._client is None:
+                self._client = Client(
+                    self._url,
+                    # Small letters: the agent's header of that name takes its place.
+                    headers={"authorization": f"Bearer {self._inner_secret}"},
+                    download_files=False,
+                    verbose=False,
+                    analytics_enabled=False,
+                    ssl_verify=False,
+                    _skip_components=False,
+                )
+        return self
+
+    def submit(self, *values: Any, api_name: str, headers: dict[str, str] | None = None) -> Any:
+        """Call a function of the app; without `headers` it is read as a resource."""
+        assert self._client is not None  # noqa: S101 - whoever has us has called `ready`
+        asked = headers if headers is not None else self._brought()
+        call = self._client.submit(*values, api_name=api_name, headers={**asked, DOOR: MCP})
+        return call if headers is not None else _read(call)
+
+    def _brought(self) -> dict[str, str]:
+        request = self._server.mcp_server.request_context.request
+        return {name: request.headers[name] for name in IDENTITY if name in request.headers}
+
+
+async def _read(call: Any) -> AsyncIterator[Any]:
+    async for update in call:
+        if update.type == "output" and not update.success:
+            raise ValueError(update.outputs.get("error") or "The resource cannot be read.")
+        yield update
 
 
 class Calls:

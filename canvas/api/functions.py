@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.context import get_blocks_context
 
 from canvas.api.editing import Editing
-from canvas.api.publishing import File, answers, caller, progress_of, published, told
+from canvas.api.publishing import (
+    File,
+    answers,
+    caller,
+    channel_of,
+    progress_of,
+    published,
+    told,
+)
 from canvas.api.records import Records
 from canvas.api.watching import follow
+from canvas.api.wishes import takes
 from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -58,19 +67,20 @@ class Functions:
         self._studio = studio
 
     @published(gr.FileData, dict)
-    async def generate(  # noqa: PLR0913, PLR0917 - these names are public, one parameter each
-        self,
-        prompt: str,
-        negative_prompt: str = "",
-        model_key: str = "starter",
-        width: int | None = None,
-        height: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int = -1,
-        style: str = "none",
-        num_images: int = 1,
-        request: gr.Request | None = None,
+    @takes(
+        "prompt",
+        "negative_prompt",
+        "model_key",
+        "width",
+        "height",
+        "num_inference_steps",
+        "guidance_scale",
+        "seed",
+        "style",
+        "num_images",
+    )
+    async def generate(
+        self, wish: dict[str, Any], request: gr.Request | None = None
     ) -> AsyncIterator[tuple[File | None, dict]]:
         """Make pictures from a prompt; returns the first picture and the settings of all.
 
@@ -79,33 +89,10 @@ class Functions:
         model that is not on disk yet is downloaded, which can take many minutes. Until the
         picture is there, each update carries progress in place of the settings. The same
         settings with the same seed give the same picture again.
-
-        Args:
-            prompt: What the picture shows, in English, the most important things first.
-            negative_prompt: What it must not show.
-            model_key: One of the keys that models lists; starter needs no download.
-            width: Pixels, a multiple of 8; left out, the model's native size, which is best.
-            height: Pixels, a multiple of 8; left out, the model's native size, which is best.
-            num_inference_steps: 1 to 150; more is slower and finer.
-            guidance_scale: 0 to 30; how strictly the prompt is followed.
-            seed: Picture i is made with seed + i; -1 draws one.
-            style: none, photorealistic, artistic, cartoon, anime, digital art, fantasy, sci-fi.
-            num_images: 1 to 16.
         """
         with told():
-            wish = GenerationRequest(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                model_key=model_key,
-                width=width,
-                height=height,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                seed=seed,
-                style=style,
-                num_images=num_images,
-            )
-            job = self._studio.submit(wish, caller(request))
+            wanted = GenerationRequest(**wish)
+            job = self._studio.submit(wanted, caller(request), channel_of(request))
             async with aclosing(answers(self._studio, job)) as told_so_far:
                 async for answer in told_so_far:
                     yield answer

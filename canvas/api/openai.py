@@ -41,8 +41,8 @@ OTHER_STYLES = ("vivid", "natural")  # of the models this API was made for
 class ImageWish(BaseModel):
     """What clients send; beside the family's own fields those of ours, and unknown ones are let be.
 
-    `model` is a key that `/v1/models` lists; `size` is WxH, or auto for the model's own. With
-    `progress`, a stream tells each step, too, which only our own client understands.
+    `model` is a key that `/v1/models` lists; `size` is WxH, or auto for the model's own. Our
+    own command line says so in `channel`; with `progress`, a stream tells it each step, too.
     """
 
     prompt: str
@@ -63,6 +63,7 @@ class ImageWish(BaseModel):
     scheduler: str | None = None
     seed: int | None = None
     progress: bool | None = None
+    channel: Literal["openai", "cli"] | None = None
 
     def request(self, default_model: str) -> GenerationRequest:
         """The same wish in our words; raises InvalidInput."""
@@ -132,7 +133,8 @@ class OpenAI:
     async def generate(self, wish: ImageWish, request: Request) -> Response:
         """Pictures from a prompt, in one answer or as server-sent events."""
         owner = owner_of(request)
-        job = self._studio.submit(wish.request(self._studio.settings.model), owner)
+        wanted = wish.request(self._studio.settings.model)
+        job = self._studio.submit(wanted, owner, wish.channel or "openai")
         return await self.answer(job, wish, request)
 
     async def answer(self, job: Job, wish: ImageWish, request: Request) -> Response:

@@ -82,7 +82,7 @@ class Edits:
             mask_image=await hand_in(self._studio, holes, "mask") if holes else None,
             strength=wish.strength,
         )
-        job = await submit(self._studio, wanted, owner)
+        job = await submit(self._studio, wanted, owner, "openai")
         return await self._openai.answer(job, wish, request)
 
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anyio.to_thread import run_sync
 from PIL import Image, ImageChops
@@ -14,6 +14,8 @@ from PIL import Image, ImageChops
 from canvas.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from canvas.jobs import Job
+    from canvas.request import GenerationRequest
     from canvas.studio import Studio
 
 ALLOWED = "a picture file (PNG, JPEG or WebP)"
@@ -33,9 +35,9 @@ async def hand_in(studio: Studio, source: bytes | Path | Image.Image, field: str
     return picture.name
 
 
-async def submit(studio: Studio, request: Any, owner: str) -> Any:
+async def submit(studio: Studio, request: GenerationRequest, owner: str, channel: str) -> Job:
     """`studio.submit` for requests with pictures, which takes too long for the event loop."""
-    return await run_sync(studio.submit, request, owner)
+    return await run_sync(studio.submit, request, owner, channel)
 
 
 def mask_of_holes(content: bytes) -> Image.Image:

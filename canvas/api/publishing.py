@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+# What the MCP server sends along with its calls of the functions.
+DOOR, MCP = "x-canvas-door", "mcp"
 File = dict[str, Any]  # what gradio.FileData is in JSON
 
 
@@ -53,6 +55,11 @@ def caller(request: gr.Request | None) -> str:
     if request is None:  # Gradio gives one to every call
         raise NotAllowed
     return owner_of(request)
+
+
+def channel_of(request: gr.Request | None) -> str:
+    """By which door a call of one of the functions came in."""
+    return MCP if request and request.headers.get(DOOR) == MCP else "gradio"
 
 
 def progress_of(studio: Studio, job: Job) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Sdapi:
     async def text_to_image(self, wish: TextToImage, request: Request) -> Response:
         """Pictures from a prompt; `info` is a text of JSON."""
         owner = owner_of(request)
-        job = self._studio.submit(wish.request(self.model_of(wish, owner)), owner)
+        job = self._studio.submit(wish.request(self.model_of(wish, owner)), owner, "sdapi")
         return await self.answer(job, wish, request)
 
     def model_of(self, wish: TextToImage, owner: str) -> str:

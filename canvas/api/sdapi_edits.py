@@ -74,7 +74,7 @@ class SdapiEdits:
         )
         if wish.mask_blur is not None:
             wanted = replace(wanted, mask_feather=wish.mask_blur)
-        job = await submit(self._studio, wanted, owner)
+        job = await submit(self._studio, wanted, owner, "sdapi")
         return await self._sdapi.answer(job, wish, request)
 
     async def _mask(self, wish: ImageToImage) -> str | None:
@@ -101,7 +101,7 @@ class SdapiEdits:
             upscaler=upscaler,
             model_key=self._studio.settings.model,
         )
-        job = await submit(self._studio, wanted, owner)
+        job = await submit(self._studio, wanted, owner, "sdapi")
         [enlarged] = await finish(job, request)
         return JSONResponse({"html_info": "", "image": self._sdapi.content(enlarged)})
 

@@ -91,7 +91,7 @@ def _paint_here(settings: Settings, wishes: list[GenerationRequest]) -> list[Kep
     from canvas.studio import Studio
 
     with Studio(settings) as studio:
-        jobs = [studio.submit(wish) for wish in wishes]
+        jobs = [studio.submit(wish, channel="cli") for wish in wishes]
         for wish, job in zip(wishes, jobs, strict=True):
             wait(job, wish.prompt[:40])
         pictures = [picture for job in jobs for picture in job.images]

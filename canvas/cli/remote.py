@@ -32,6 +32,7 @@ def paint(url: str, wish: GenerationRequest) -> list[int]:
         "output_format": wish.image_format,
         "stream": True,
         "progress": True,
+        "channel": "cli",
     }
     ids: list[int] = []
     with bar(wish.prompt[:40]) as show:

@@ -50,6 +50,13 @@ class Gallery:
             raise NotFound("The file of this picture is missing.")
         return path
 
+    def is_picture(self, path: Path) -> bool:
+        """Whether a resolved path is that of a kept picture."""
+        try:
+            return path == self.path_of(path.name).resolve()
+        except NotFound:
+            return False
+
     def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:
         """Remove an owner's (None: anybody's) pictures; the token for `undo`, and their number."""
         return self.trash.delete(ids, owner)

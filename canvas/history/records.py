@@ -11,7 +11,7 @@ from typing import Any
 
 from canvas import validation
 from canvas.errors import InvalidInput
-from canvas.request import MAX_SEED, RANDOM_SEED, GeneratedImage, GenerationRequest
+from canvas.request import CHANNELS, MAX_SEED, RANDOM_SEED, GeneratedImage, GenerationRequest
 
 # Columns of generated_images that hold a field of the request; its other fields go to `options`.
 REQUEST_COLUMNS = {
@@ -44,6 +44,7 @@ IMAGE_COLUMNS = (
     "owner",
     "favourite",
     "parent_id",
+    "channel",
 )
 
 REQUEST_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
@@ -119,6 +120,7 @@ def image_from(values: Mapping[str, Any]) -> GeneratedImage:
         device=_text(values.get("device")),
         dtype=_text(values.get("dtype")),
         model_revision=_text(values.get("model_revision")),
+        channel=_channel(values.get("channel")),
     )
 
 
@@ -194,6 +196,10 @@ def _options(text: object) -> dict[str, Any]:
 def _text(value: object) -> str:
     # Halves of surrogate pairs, which JSON can bring in, fit into no file.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _channel(value: object) -> str:
+    return value if isinstance(value, str) and value in CHANNELS else ""
 
 
 def _number(value: object) -> float:

@@ -184,6 +184,10 @@ def _comparisons(connection: sqlite3.Connection) -> None:
     _execute_all(connection, COMPARISONS)
 
 
+def _channels(connection: sqlite3.Connection) -> None:
+    _add_columns(connection, "generated_images", {"channel": "TEXT NOT NULL DEFAULT ''"})
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _first_tables,
     _reproducible_records,
@@ -191,6 +195,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _unfinished_jobs,
     _api_keys,
     _comparisons,
+    _channels,
 )
 
 

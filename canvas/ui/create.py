@@ -130,7 +130,7 @@ class Create:
     def generate(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """Queue what the form asks for and show it."""
         wish = self.controls.request(self.controls.read(values))
-        self._studio.submit_all(wish, owner_of(request))
+        self._studio.submit_all(wish, owner_of(request), "page")
         return {self.selected: None, **self._panels(owner_of(request), None)}
 
     def stop(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:

@@ -144,7 +144,7 @@ class Edit:
         yield {self._result: shown, self._strip: strip(self._studio, owner, None)}
 
     def _submit(self, values: Mapping[Any, Any], owner: str) -> Job:
-        return self._studio.submit(self._wish(values, owner), owner)
+        return self._studio.submit(self._wish(values, owner), owner, "page")
 
     def _making(self, job: Job) -> str:
         preview = data_url(job.preview) if job.preview else ""

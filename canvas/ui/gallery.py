@@ -151,7 +151,7 @@ class GalleryTab:
         if event.action == "again":
             return {**self._create.controls.fill(image.request), **away}
         around = replace(image.request, seed=image.request.seed + 1, num_images=VARIATIONS)
-        self._studio.submit(around, mine.owner)
+        self._studio.submit(around, mine.owner, "page")
         return {self._create.selected: None, **away}
 
     def _shown(self, values: dict[Any, Any], look: Look, mine: Collection) -> dict[Any, Any]:

@@ -6,6 +6,16 @@ from canvas.models import gigabytes
 from canvas.request import IMAGE_FORMATS, GeneratedImage
 from canvas.ui.panel import render
 
+DOORS = {
+    "page": "this page",
+    "gradio": "a script (Gradio)",
+    "mcp": "an agent (MCP)",
+    "openai": "an OpenAI client",
+    "sdapi": "an AUTOMATIC1111 client",
+    "python": "Python",
+    "cli": "the command line",
+}
+
 
 def opened(image: GeneratedImage, owner: str) -> str:
     """The picture, its settings and what this owner can do with it."""
@@ -34,6 +44,7 @@ def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:
         ("Scheduler", request.scheduler),
         ("Time", f"{image.generation_time:.1f} s on {image.device}, {image.dtype}"),
         ("File", f"{request.image_format.upper()}, {gigabytes(image.file_size)}"),
+        ("Asked for by", DOORS.get(image.channel, "")),
         ("Made", image.created_at.astimezone().strftime("%Y-%m-%d %H:%M")),
     ]
     return [(name, value) for name, value in rows if value not in ("", None)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,13 +134,18 @@ def test_agents_bring_a_key(guarded: Studio, key: str) -> None:
             await session.initialize()
             wish = {"prompt": "mcp", "num_inference_steps": 1}
             answer = await session.call_tool("generate", wish)
-            # Gradio hands on no key when it reads a resource: then there is nothing to see.
-            with pytest.raises(McpError):
-                await session.read_resource("canvas://pictures")
-            return answer
+            assert not answer.isError
+            listing = await session.read_resource("canvas://pictures")
+            with pytest.raises(McpError, match=f"no picture {stranger.id}"):
+                await session.read_resource(f"canvas://pictures/{stranger.id}")
+            return json.loads(listing.contents[0].text)
 
-    assert not asyncio.run(ask()).isError
-    assert guarded.recent("key-laptop")[0].request.prompt == "mcp"
+    [stranger] = guarded.generate(GenerationRequest("theirs", num_inference_steps=1), "stranger")
+    listed = asyncio.run(ask())
+    assert [picture["id"] for picture in listed] == [
+        picture.id for picture in guarded.recent("key-laptop", limit=20)
+    ]
+    assert listed[0]["prompt"] == "mcp"
 
 
 def test_what_belongs_to_others_is_not_found(guarded: Studio, key: str) -> None:

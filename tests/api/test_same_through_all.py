@@ -1,11 +1,11 @@
-"""The same request through every door: the same pixels and the same record."""
+"""The same request through every door: the same pixels, and the same record but for the door."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +102,19 @@ def through_the_command_line(studio: Studio, tmp_path: Path) -> bytes:
     return pixels_in((tmp_path / "out.png").read_bytes())
 
 
-DOORS = [
-    through_gradio,
-    through_mcp,
-    through_openai,
-    through_sdapi,
-    through_the_command_line,
-]
+DOORS = {
+    "gradio": through_gradio,
+    "mcp": through_mcp,
+    "openai": through_openai,
+    "sdapi": through_sdapi,
+    "cli": through_the_command_line,
+}
 
 
 @pytest.fixture(scope="module")
 def expected(served: Studio, tmp_path_factory: Any) -> tuple[bytes, dict[str, Any]]:
     pixels = through_python(served, tmp_path_factory.mktemp("python"))
+    assert served.recent(limit=1)[0].channel == "python"
     return pixels, record_of(served)
 
 
@@ -127,19 +128,20 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 def record_of(studio: Studio) -> dict[str, Any]:
     [newest] = studio.recent(limit=1)
-    times = ("generation_time", "created_at")
-    return {name: value for name, value in newest.settings().items() if name not in times}
+    own = ("generation_time", "created_at", "channel")
+    return {name: value for name, value in newest.settings().items() if name not in own}
 
 
-@pytest.mark.parametrize("through", DOORS)
+@pytest.mark.parametrize("channel", DOORS)
 def test_the_same_request_gives_the_same(
     served: Studio,
     expected: tuple[bytes, dict[str, Any]],
     tmp_path: Path,
-    through: Callable[[Studio, Path], bytes],
+    channel: str,
 ) -> None:
     pixels, record = expected
     before = len(served.recent(limit=1000))
-    assert through(served, tmp_path) == pixels
+    assert DOORS[channel](served, tmp_path) == pixels
+    assert served.recent(limit=1)[0].channel == channel
     assert record_of(served) == record
     assert len(served.recent(limit=1000)) == before + 1

@@ -50,7 +50,7 @@ DESIGNED = {
     "generated_images": "id filename filepath prompt enhanced_prompt model_used style "
     "negative_prompt generation_time image_width image_height file_size format_used quality "
     "created_at task seed num_inference_steps guidance_scale scheduler device dtype "
-    "model_revision owner favourite parent_id options",
+    "model_revision owner favourite parent_id options channel",
     "model_downloads": "id model_name model_size download_time downloaded_at event repo_id "
     "revision bytes file_count status error",
     "exports": "id export_type filename filepath file_size item_count created_at",
@@ -108,7 +108,7 @@ def test_old_rows_are_read_as_pictures(tmp_path: Path) -> None:
     assert fox is not None
     assert odd is not None
     assert (fox.request.prompt, fox.request.style, fox.request.width) == ("a fox", "fantasy", 512)
-    assert fox.owner == "local"
+    assert (fox.owner, fox.channel) == ("local", "")
     assert fox.notes == ()
     assert odd.request.prompt == "two\nlines"
     assert (odd.request.width, odd.request.style) == (None, "none")
