@@ -49,6 +49,21 @@ class NotFound(CanvasError):
     code = "not_found"
 
 
+class NotAllowed(CanvasError):
+    """A key is missing, or is none of ours."""
+
+    code = "invalid_api_key"
+
+    def __init__(
+        self,
+        how: str = "send it as 'Authorization: Bearer KEY'",
+    ) -> None:
+        super().__init__(
+            "A key is needed, and none that counts came along: make one with "
+            f"`python -m canvas keys make NAME` and {how}."
+        )
+
+
 class QueueFull(CanvasError):
     """A visitor has as many jobs waiting as allowed."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas import modes, tasks, validation
@@ -221,9 +224,19 @@ class GeneratedImage:
     owner: str = "local"
     favourite: bool = False
     parent_id: int | None = None
+    file: Path | None = field(default=None, repr=False, compare=False)  # when just made
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", self.request.task)
+
+    def _repr_html_(self) -> str | None:
+        """How a notebook shows the picture, as long as its file lies where it was kept."""
+        if self.file is None or not self.file.is_file():
+            return None
+        content = base64.b64encode(self.file.read_bytes()).decode()
+        words = html.escape(self.request.prompt)
+        image_format = self.request.image_format
+        return f'<img src="data:image/{image_format};base64,{content}" alt="{words}">'
 
     def settings(self) -> dict[str, Any]:
         """Everything that is known of the picture but its pixels and its place, for JSON."""

@@ -26,7 +26,7 @@ MAX_UPLOAD = 100 * 2**20  # bytes: a large photograph in PNG
 WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of torch
 
 
-def launch(studio: Studio, *, block: bool = True) -> Blocks:
+def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks:
     """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
     quiet_libraries()
     _tell_on_the_terminal()
@@ -57,6 +57,7 @@ def launch(studio: Studio, *, block: bool = True) -> Blocks:
         run_history=False,  # it would keep prompts in the browser beyond "erase everything"
         max_file_size=MAX_UPLOAD,
         prevent_thread_lock=True,
+        quiet=quiet,
         **launch_options(),
     )
     if login:

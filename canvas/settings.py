@@ -27,6 +27,7 @@ class Settings:
     which a proxy before this machine's own address is asked for, with commas between them.
     `space` is the id of the Hugging Face Space that this is, with what `places` found there.
     `admin` is the owner (a login, `key-NAME`, `hf-NUMBER`) who may see everybody's pictures.
+    `key` is what the command line sends to a server that asks for one.
     """
 
     data_dir: Path = Path()
@@ -48,6 +49,7 @@ class Settings:
     zero_gpu: bool = False
     sign_in: bool = False
     admin: str | None = None
+    key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(

@@ -22,6 +22,7 @@ from canvas.history.unfinished import UnfinishedJob, UnfinishedJobs
 from canvas.jobs import Job, JobBook
 from canvas.materials import Shelf
 from canvas.models import ModelState, Where, describe
+from canvas.notebook import Pictures, wait
 from canvas.painting.orders import Painter
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.settings import Settings, quiet_libraries
@@ -93,10 +94,7 @@ class Studio:
     def submit(
         self, request: GenerationRequest, owner: str = "local", channel: str = "python"
     ) -> Job:
-        """Queue a wish that came by one of `request.CHANNELS`.
-
-        Raises InvalidInput, QueueFull or Blocked before anything is queued.
-        """
+        """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued."""
         return self.submit_each([request], owner, channel)[0]
 
     def expand(self, request: GenerationRequest) -> list[GenerationRequest]:
@@ -148,9 +146,9 @@ class Studio:
         if not self._closing:
             self._unfinished.forget(job.id)
 
-    def generate(self, request: GenerationRequest, owner: str = "local") -> list[GeneratedImage]:
+    def generate(self, request: GenerationRequest, owner: str = "local") -> Pictures:
         """Submit and wait; returns the kept pictures or raises the reason why there are none."""
-        return self.submit(request, owner).wait()
+        return wait(self.submit(request, owner))
 
     def download(self, model_key: str, owner: str = "local") -> Job:
         """Fetch a model to the disk without loading it; raises Blocked on a public server."""

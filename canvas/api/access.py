@@ -15,8 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
-from canvas.api.errors import NotAllowed
 from canvas.doors import is_loopback
+from canvas.errors import NotAllowed
 from canvas.history.keys import Keys
 
 if TYPE_CHECKING:

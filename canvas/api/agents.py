@@ -32,16 +32,22 @@ def serve_agents(page: Blocks, inner_secret: str) -> None:
     calls = Calls(server)
     server._execute_tool_without_progress = calls.plain
     server._execute_tool_with_progress = calls.with_progress
-    server._get_or_create_client = Caller(server, page.local_url or "", inner_secret).ready
+    server._get_or_create_client = Caller(
+        server,
+        page.local_url or "",
+        # It lets the client look at the app; a call is let in by the agent's own cookie, which
+        # stands for its key (see access.py).
+        {"authorization": f"Bearer {inner_secret}"} if page.auth is not None else {},
+    ).ready
 
 
 class Caller:
     """The MCP server's client of the app, with what an agent brings to be let in."""
 
-    def __init__(self, server: Any, url: str, inner_secret: str) -> None:
+    def __init__(self, server: Any, url: str, headers: dict[str, str]) -> None:
         self._server = server
         self._url = url
-        self._inner_secret = inner_secret
+        self._headers = {**headers, DOOR: MCP}
         self._client: Client | None = None
         self._making = threading.Lock()
 
@@ -51,8 +57,7 @@ class Caller:
             if self._client is None:
                 self._client = Client(
                     self._url,
-                    # Small letters: the agent's header of that name takes its place.
-                    headers={"authorization": f"Bearer {self._inner_secret}"},
+                    headers=self._headers,  # they count more than those of a call
                     download_files=False,
                     verbose=False,
                     analytics_enabled=False,
@@ -64,9 +69,9 @@ class Caller:
     def submit(self, *values: Any, api_name: str, headers: dict[str, str] | None = None) -> Any:
         """Call a function of the app; without `headers` it is read as a resource."""
         assert self._client is not None  # noqa: S101 - whoever has us has called `ready`
-        asked = headers if headers is not None else self._brought()
-        call = self._client.submit(*values, api_name=api_name, headers={**asked, DOOR: MCP})
-        return call if headers is not None else _read(call)
+        brought = self._brought() if headers is None else headers
+        call = self._client.submit(*values, api_name=api_name, headers=brought)
+        return _read(call) if headers is None else call
 
     def _brought(self) -> dict[str, str]:
         request = self._server.mcp_server.request_context.request

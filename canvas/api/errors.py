@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MAX_BODY = 20 * 2**20  # bytes: a picture and its mask in base64 with room to spare
-SENTENCE = (
-    "A key is needed: make one with `python -m canvas keys make NAME` and send it as "
-    "'Authorization: Bearer KEY'."
-)
 
 
 class BodyTooLarge(CanvasError):
@@ -28,18 +24,9 @@ class BodyTooLarge(CanvasError):
         super().__init__(f"The body is too large; allowed are {MAX_BODY // 2**20} MiB.")
 
 
-class NotAllowed(CanvasError):
-    """A key is missing, or is none of ours."""
-
-    code = "invalid_api_key"
-
-    def __init__(self, sentence: str = SENTENCE) -> None:
-        super().__init__(sentence)
-
-
 # The first class that fits counts, so subclasses stand before their bases.
 STATUSES: tuple[tuple[type[errors.CanvasError], int], ...] = (
-    (NotAllowed, 401),
+    (errors.NotAllowed, 401),
     (BodyTooLarge, 413),
     (errors.UnknownModel, 404),
     (errors.InvalidInput, 400),

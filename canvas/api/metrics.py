@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.requests import Request
 from starlette.responses import Response
 
 from canvas.jobs import Job, Status
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from canvas.studio import Studio
 
 UNFINISHED: tuple[Status, ...] = ("queued", "downloading", "loading", "running")

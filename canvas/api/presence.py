@@ -9,6 +9,7 @@ import os
 import secrets
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 PATIENCE = 2.0  # seconds for a server on this machine to answer
 
@@ -27,8 +28,15 @@ def announce(data_dir: Path, url: str) -> None:
         log.warning("The command line will not find this server: %s", error)
 
 
-def server_of(data_dir: Path) -> str | None:
-    """The address of a server that runs over this data folder and asks for no key, or None."""
+class Server(NamedTuple):
+    """A server that runs, and whether it asks for a key."""
+
+    url: str
+    asks_for_keys: bool
+
+
+def server_of(data_dir: Path) -> Server | None:
+    """The server that runs over this data folder, or None."""
     try:
         url = _note(data_dir).read_text(encoding="utf-8").strip().rstrip("/")
         if not url.startswith("http://"):
@@ -38,7 +46,7 @@ def server_of(data_dir: Path) -> str | None:
     except (OSError, ValueError):  # none was ever here, it has ended, or another program answers
         return None
     is_ours = isinstance(health, dict) and health.get("folder") == name_of(data_dir)
-    return url if is_ours and not health.get("asks_for_keys") else None
+    return Server(url, bool(health.get("asks_for_keys"))) if is_ours else None
 
 
 def name_of(data_dir: Path) -> str:

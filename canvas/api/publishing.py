@@ -13,9 +13,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from canvas.api.access import owner_of
-from canvas.api.errors import NotAllowed
 from canvas.api.watching import follow
-from canvas.errors import CanvasError, InvalidInput
+from canvas.errors import CanvasError, InvalidInput, NotAllowed
 from canvas.request import GeneratedImage, Step
 
 if TYPE_CHECKING:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter
+from fastapi_offline import FastAPIOffline
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from canvas.api.access import asks_for_keys
-from canvas.api.errors import NotAllowed, error_response
+from canvas.api.errors import error_response
 from canvas.api.exports import Exports
 from canvas.api.metrics import Metrics, count_jobs
 from canvas.api.openai import OpenAI
@@ -18,10 +20,9 @@ from canvas.api.openai_edits import Edits
 from canvas.api.presence import name_of
 from canvas.api.sdapi import Sdapi
 from canvas.api.sdapi_edits import SdapiEdits
-from canvas.errors import CanvasError
+from canvas.errors import CanvasError, NotAllowed
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
     from starlette.routing import BaseRoute
 
     from canvas.studio import Studio
@@ -33,7 +34,7 @@ CACHING = {"Cache-Control": "private, no-cache"}
 def build_routes(studio: Studio) -> list[BaseRoute]:
     """All routes of the programs' doors over one studio."""
     pictures, exports = Pictures(studio), Exports(studio)
-    programs = FastAPI(
+    programs = FastAPIOffline(  # its page needs no other server
         title="Magic Canvas",
         description="The same pictures for every client. Gradio's own API is under /?view=api.",
         docs_url="/docs",
@@ -44,14 +45,17 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
     SdapiEdits(studio, sdapi).add_to(sdapi.router)
     programs.include_router(openai.router)
     programs.include_router(sdapi.router)
+    server = APIRouter(tags=["The server"])
+    server.get("/healthz", response_model=None)(Health(studio).health)
+    server.head("/healthz", response_model=None, include_in_schema=False)(Health(studio).health)
+    server.get("/metrics", response_model=None)(Metrics(studio).metrics)
+    programs.include_router(server)
     return [
         *programs.routes,
-        Route("/metrics", Metrics(studio).metrics, name="metrics"),
         Route("/pictures/{filename}", pictures.picture, name="picture"),
         Route("/thumbnails/{filename}", pictures.thumbnail, name="thumbnail"),
         Route("/downloads/{filename}", exports.picture, name="download"),
         Route("/export.zip", exports.archive, name="export"),
-        Route("/healthz", Health(studio).health, name="health"),
     ]
 
 

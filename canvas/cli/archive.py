@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, complain, say, say_json, settings_of
+from canvas.cli.terminal import AsJson, DataDir, complain, examples, say, say_json, settings_of
 from canvas.errors import InvalidInput, StorageError
 from canvas.identity import LOCAL
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 STDOUT = "-"
 
 
+@examples(
+    "python -m canvas export pictures.zip",
+    "python -m canvas export boats.zip --text boat --format webp",
+)
 def export(
     target: Annotated[str, typer.Argument(metavar="FILE.zip", help="Where to; - is stdout.")],
     text: Annotated[str, typer.Option(help="Only with these words in the prompt.")] = "",
@@ -54,6 +58,10 @@ def export(
                 say(target)
 
 
+@examples(
+    "python -m canvas import pictures.zip",
+    "python -m canvas import ~/Pictures/generated",
+)
 def import_(
     source: Annotated[Path, typer.Argument(metavar="PATH", help="A ZIP, or a folder.")],
     json: AsJson = False,

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, say, say_json
+from canvas.cli.terminal import AsJson, examples, say, say_json
 
 
+@examples("python -m canvas deploy me/canvas --dry-run")
 def deploy(
     space_id: Annotated[str, typer.Argument(metavar="USER/NAME", help="The Space.")],
     dry_run: Annotated[

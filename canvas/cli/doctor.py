@@ -12,7 +12,7 @@ import typer
 
 from canvas.cli import checkup
 from canvas.cli.checkup import Finding
-from canvas.cli.terminal import AsJson, DataDir, complain, say, say_json, settings_of
+from canvas.cli.terminal import AsJson, DataDir, complain, examples, say, say_json, settings_of
 from canvas.errors import CanvasError
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ PACKAGES = ("gradio", "diffusers", "torch", "transformers", "huggingface_hub", "
 LITTLE_SPACE = 5 * 10**9  # bytes: one more model and some pictures
 
 
+@examples(
+    "python -m canvas doctor",
+    "python -m canvas doctor --rebuild",
+)
 def doctor(
     json: AsJson = False,
     rebuild: Annotated[

@@ -5,62 +5,83 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, number, say, say_json, settings_of, wait
-from canvas.errors import InvalidInput, StorageError
+from canvas.cli.terminal import AsJson, DataDir, examples, number, say, say_json, settings_of, wait
+from canvas.errors import InvalidInput, NotFound, StorageError
 from canvas.request import GenerationRequest
+from canvas.schedulers import SCHEDULERS
+from canvas.styles import STYLES
 
 if TYPE_CHECKING:
+    from canvas.api.presence import Server
     from canvas.request import GeneratedImage
     from canvas.settings import Settings
 
     Kept = tuple[GeneratedImage, Path]
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-STDOUT = "-"
-EXAMPLES = """
-Examples:
-
-  python -m canvas generate "a fox in the snow" --seed 7 --output fox.png
-
-  python -m canvas generate "a red boat" --count 4 --json
-
-  python -m canvas generate "a lighthouse" --output - | display
-
-  python -m canvas generate - < prompts.txt
-"""
+STDIN = STDOUT = "-"
 
 
+def _keys() -> list[str]:
+    from canvas.catalog import MODELS
+
+    return list(MODELS)
+
+
+@examples(
+    'python -m canvas generate "a fox in the snow" --seed 7 --output fox.png',
+    'python -m canvas generate "a red boat" --count 4 --json',
+    'python -m canvas generate "a lighthouse" --output - | display',
+    "python -m canvas generate --prompts prompts.txt --json > made.jsonl",
+    "shuf prompts.txt | python -m canvas generate -",
+)
 def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads them
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to paint; - reads one prompt a line.")
-    ],
-    model: Annotated[str | None, typer.Option(metavar="KEY", help="See `models`.")] = None,
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What to paint; - reads one prompt a line."),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Paint each line of a file instead.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="KEY", help="See `models`.", autocompletion=_keys)
+    ] = None,
     width: Annotated[int | None, number("width", "pixels, a multiple of 8", int)] = None,
     height: Annotated[int | None, number("height", "pixels, a multiple of 8", int)] = None,
     steps: Annotated[int | None, number("steps", "a whole number from 1 to 150", int)] = None,
     guidance: Annotated[float | None, number("guidance", "a number from 0 to 30", float)] = None,
     seed: Annotated[int, number("seed", "a whole number, or -1 to draw one", int)] = -1,
-    style: Annotated[str, typer.Option(help="Such as photorealistic or anime.")] = "none",
+    style: Annotated[
+        str, typer.Option(help="Such as photorealistic or anime.", autocompletion=lambda: STYLES)
+    ] = "none",
     negative: Annotated[str, typer.Option(help="What must not be seen.")] = "",
-    scheduler: Annotated[str | None, typer.Option(help="Such as 'Euler a'.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Such as 'Euler a'.", autocompletion=lambda: SCHEDULERS)
+    ] = None,
     count: Annotated[int, number("count", "a whole number from 1 to 16", int)] = 1,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout."),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="For a server that asks for one; or CANVAS_KEY."),
+    ] = None,
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Paint a prompt. Prints where the picture is kept."""
-    settings = settings_of(data_dir)
+    settings = settings_of(data_dir, key=key)
+    texts = _texts(prompt, prompts)
     first = GenerationRequest(
-        prompt="-" if prompt == STDOUT else prompt,
+        prompt=texts[0],
         negative_prompt=negative,
         style=style,
         model_key=model or settings.model,
@@ -73,43 +94,53 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
         num_images=count,
         image_format=_format_of(output),
     )
-    texts = _lines_of_stdin() if prompt == STDOUT else [prompt]
     wishes = [replace(first, prompt=text) for text in texts]
     targets = _targets(output, len(wishes) * first.num_images)
     from canvas.api.presence import server_of
 
-    url = server_of(settings.data_dir)
-    kept = _paint_there(url, settings, wishes) if url else _paint_here(settings, wishes)
+    server = server_of(settings.data_dir)
+    kept = _paint_there(server, settings, wishes) if server else _paint_here(settings, wishes)
     for (picture, path), target in zip(kept, targets, strict=True):
         _hand_over(path, picture, target, as_json=json)
 
 
-generate.__doc__ = f"{generate.__doc__}\n{EXAMPLES}"
-
-
-def _paint_here(settings: Settings, wishes: list[GenerationRequest]) -> list[Kept]:
+def _paint_here(settings: Settings, wishes: list[GenerationRequest]) -> Iterator[Kept]:
     from canvas.studio import Studio
 
     with Studio(settings) as studio:
-        jobs = [studio.submit(wish, channel="cli") for wish in wishes]
-        for wish, job in zip(wishes, jobs, strict=True):
-            wait(job, wish.prompt[:40])
-        pictures = [picture for job in jobs for picture in job.images]
-        return [(picture, studio.picture_path(picture.filename)) for picture in pictures]
+        for title, wish in zip(_titles(wishes), wishes, strict=True):
+            job = studio.submit(wish, channel="cli")
+            wait(job, title)
+            for picture in job.images:
+                yield picture, studio.picture_path(picture.filename)
 
 
-def _paint_there(url: str, settings: Settings, wishes: list[GenerationRequest]) -> list[Kept]:
+def _paint_there(
+    server: Server, settings: Settings, wishes: list[GenerationRequest]
+) -> Iterator[Kept]:
     from canvas.cli.remote import paint
+    from canvas.history.gallery import Gallery
     from canvas.history.images import ImageFolder
     from canvas.history.store import Store
 
-    ids = [image_id for wish in wishes for image_id in paint(url, wish)]
-    store, folder = Store(settings.database), ImageFolder(settings.outputs)
+    store = Store(settings.database)
+    gallery = Gallery(store, ImageFolder(settings.outputs))
     try:
-        pictures = [store.image(image_id) for image_id in ids]
-        return [(picture, folder.path_of(picture)) for picture in pictures if picture]
+        for title, wish in zip(_titles(wishes), wishes, strict=True):
+            for image_id in paint(server, settings.key, wish, title):
+                picture = store.image(image_id)
+                if picture is None:
+                    raise NotFound(f"Picture {image_id} was deleted meanwhile.")
+                yield picture, gallery.path_of(picture.filename)
     finally:
         store.close()
+
+
+def _titles(wishes: list[GenerationRequest]) -> list[str]:
+    names = [wish.prompt[:40] for wish in wishes]
+    if len(names) == 1:
+        return names
+    return [f"{number} of {len(names)}: {name}" for number, name in enumerate(names, 1)]
 
 
 def _hand_over(kept: Path, picture: GeneratedImage, target: str | None, *, as_json: bool) -> None:
@@ -162,9 +193,23 @@ def _targets(output: str | None, count: int) -> list[str | None]:
     return [str(path.with_stem(f"{path.stem}-{number}")) for number in range(1, count + 1)]
 
 
-def _lines_of_stdin() -> list[str]:
-    lines = [line.strip() for line in sys.stdin]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise InvalidInput("prompt", "", "one prompt a line on standard input")
-    return prompts
+def _texts(prompt: str | None, file: str | None) -> list[str]:
+    """The prompts: that of the command line, or one a line from a file or standard input."""
+    if file is None and prompt is None:
+        raise InvalidInput("prompt", None, "a PROMPT, - for standard input, or --prompts FILE")
+    if file is None and prompt != STDIN:
+        return [prompt or ""]
+    if file is not None and prompt is not None:
+        raise InvalidInput("prompts", file, "either --prompts FILE or a PROMPT, not both")
+    try:
+        content = sys.stdin.read() if file in (None, STDIN) else _read(str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("prompts", file or STDIN, f"a text file in UTF-8 ({error})") from error
+    texts = [line.strip() for line in content.splitlines() if line.strip()]
+    if not texts:
+        raise InvalidInput("prompts", file or STDIN, "text with one prompt a line")
+    return texts
+
+
+def _read(file: str) -> str:
+    return Path(file).expanduser().read_text(encoding="utf-8-sig")

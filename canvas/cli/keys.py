@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, say, say_json, settings_of
+from canvas.cli.terminal import AsJson, DataDir, examples, say, say_json, settings_of
 
 if TYPE_CHECKING:
     from canvas.history.keys import Keys
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 
 @app.command()
+@examples("python -m canvas keys make laptop")
 def make(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
     """Make a key. It is shown now and never again."""
     with _keys(data_dir) as keys:
@@ -34,6 +35,7 @@ def make(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
 
 
 @app.command("list")
+@examples("python -m canvas keys list")
 def list_keys(json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the keys by name."""
     with _keys(data_dir) as keys:
@@ -45,6 +47,7 @@ def list_keys(json: AsJson = False, data_dir: DataDir = None) -> None:
 
 
 @app.command()
+@examples("python -m canvas keys withdraw laptop")
 def withdraw(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
     """Let a key count no more, at once; its pictures stay."""
     with _keys(data_dir) as keys:

@@ -6,13 +6,24 @@ import sys
 
 import typer
 
-from canvas.cli import archive, bench, deploy, doctor, generate, keys, models, serve
+from canvas.cli import (
+    archive,
+    bench,
+    completion,
+    deploy,
+    doctor,
+    generate,
+    keys,
+    models,
+    serve,
+)
 from canvas.cli.terminal import complain
 from canvas.errors import (
     CanvasError,
     GenerationCancelled,
     InvalidInput,
     ModelUnavailable,
+    NotAllowed,
     StorageError,
 )
 
@@ -21,6 +32,7 @@ EXIT_CODES: tuple[tuple[type[CanvasError], int], ...] = (
     (InvalidInput, 2),
     (ModelUnavailable, 3),
     (StorageError, 4),
+    (NotAllowed, 5),
     (GenerationCancelled, 130),
 )
 
@@ -28,7 +40,10 @@ app = typer.Typer(
     name="python -m canvas",
     help="Magic Canvas: text to image on the machine that you have.",
     no_args_is_help=True,
+    epilog="Leaves with 0, or 1 after a failure: 2 wrong input, 3 model not to be had, "
+    "4 data folder not usable, 5 no key that counts, 130 stopped.",
     pretty_exceptions_enable=False,
+    add_completion=False,  # typer's own knows no `python -m`
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate.generate)
@@ -41,12 +56,13 @@ app.add_typer(keys.app, name="keys")
 app.command()(doctor.doctor)
 app.command()(deploy.deploy)
 app.command()(serve.serve)
+app.command()(completion.completion)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; leaves with 0, or with the failure's code after one line on stderr."""
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, standalone_mode=False, complete_var=completion.VARIABLE)
     except CanvasError as error:
         complain(str(error))
         code = exit_code(error)

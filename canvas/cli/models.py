@@ -7,9 +7,13 @@ from typing import Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, say, say_json, settings_of, wait
+from canvas.cli.terminal import AsJson, DataDir, examples, say, say_json, settings_of, wait
 
 
+@examples(
+    "python -m canvas models",
+    "python -m canvas models --json",
+)
 def models(json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the models, where each is and what it is good for."""
     from canvas.studio import Studio
@@ -25,6 +29,9 @@ def models(json: AsJson = False, data_dir: DataDir = None) -> None:
                 say(f"{'':{width}}  {spec.description or spec.name}")
 
 
+@examples(
+    "python -m canvas download small",
+)
 def download(
     model_key: Annotated[str, typer.Argument(metavar="KEY", help="See `models`.")],
     json: AsJson = False,

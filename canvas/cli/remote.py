@@ -8,15 +8,19 @@ from typing import Any
 
 import httpx
 
+from canvas.api.presence import Server
 from canvas.cli.terminal import bar, told
-from canvas.errors import CanvasError, in_words
+from canvas.errors import CanvasError, NotAllowed, in_words
 from canvas.request import GenerationRequest, Step
 
 PATIENCE = 60.0  # seconds without a word; the server gives a sign of life every second
+HOW = "give it with --key KEY or in CANVAS_KEY"
 
 
-def paint(url: str, wish: GenerationRequest) -> list[int]:
+def paint(server: Server, key: str | None, wish: GenerationRequest, title: str) -> list[int]:
     """The ids of the pictures; raises why there are none. Ctrl+C stops the work there, too."""
+    if server.asks_for_keys and not key:
+        raise NotAllowed(HOW)
     body = {
         "prompt": wish.prompt,
         "negative_prompt": wish.negative_prompt,
@@ -35,10 +39,12 @@ def paint(url: str, wish: GenerationRequest) -> list[int]:
         "channel": "cli",
     }
     ids: list[int] = []
-    with bar(wish.prompt[:40]) as show:
-        for event in _events(f"{url}/v1/images/generations", body):
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with bar(title) as show:
+        for event in _events(f"{server.url}/v1/images/generations", body, headers):
             if "error" in event:
-                raise in_words(event["error"]["code"], event["error"]["message"])
+                error = in_words(event["error"]["code"], event["error"]["message"])
+                raise NotAllowed(HOW) if isinstance(error, NotAllowed) else error
             if event["type"] == "progress":
                 show(*told(event.pop("status"), _step(event)))
             elif event["type"] == "image_generation.completed":
@@ -46,9 +52,11 @@ def paint(url: str, wish: GenerationRequest) -> list[int]:
     return ids
 
 
-def _events(address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(
+    address: str, body: dict[str, Any], headers: dict[str, str]
+) -> Iterator[dict[str, Any]]:
     try:
-        with httpx.stream("POST", address, json=body, timeout=PATIENCE) as answer:
+        with httpx.stream("POST", address, json=body, headers=headers, timeout=PATIENCE) as answer:
             if answer.is_error:
                 yield json.loads(answer.read())
                 return

@@ -6,9 +6,13 @@ from typing import Annotated
 
 import typer
 
-from canvas.cli.terminal import DataDir
+from canvas.cli.terminal import AsJson, DataDir, examples, say_json
 
 
+@examples(
+    "python -m canvas serve --port 8000",
+    "python -m canvas serve --host 0.0.0.0 --auth ann:secret",
+)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address; 0.0.0.0 for all.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
@@ -18,6 +22,7 @@ def serve(
     ] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Processes that paint.")] = None,
     model: Annotated[str | None, typer.Option(metavar="KEY", help="Picked at first.")] = None,
+    json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Serve the page and the API until Ctrl+C."""
@@ -35,4 +40,7 @@ def serve(
         data_dir=data_dir.expanduser() if data_dir else None,
     )
     with Studio(settings) as studio:
-        launch(studio)
+        page = launch(studio, block=False, quiet=json)
+        if json:
+            say_json({"url": page.local_url, "share_url": page.share_url})
+        page.block_thread()

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from canvas.errors import GenerationCancelled, InvalidInput
-from canvas.request import Step
+from canvas.telling import told
 
 if TYPE_CHECKING:
     from canvas.jobs import Job
     from canvas.settings import Settings
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 DataDir = Annotated[
     Path | None,
     typer.Option(
@@ -40,11 +41,23 @@ def number(field: str, allowed: str, kind: Callable[[str], Any]) -> Any:
     return typer.Option(parser=parse, metavar="N", help=f"{allowed.capitalize()}.")
 
 
-def settings_of(data_dir: Path | None) -> Settings:
-    """The environment's settings with the folder that was asked for."""
+def examples(*lines: str) -> Callable[[Command], Command]:
+    """Add examples to what a command's --help says."""
+
+    def add(command: Command) -> Command:
+        shown = "\n\n".join(f"  {line}" for line in lines)
+        command.__doc__ = f"{command.__doc__}\n\nExamples:\n\n{shown}\n"
+        return command
+
+    return add
+
+
+def settings_of(data_dir: Path | None, key: str | None = None) -> Settings:
+    """The environment's settings with what the command line says of them."""
     from canvas.settings import Settings
 
-    return Settings.from_environment(data_dir=data_dir.expanduser() if data_dir else None)
+    folder = data_dir.expanduser() if data_dir else None
+    return Settings.from_environment(data_dir=folder, key=key)
 
 
 def say(text: str) -> None:
@@ -98,26 +111,3 @@ def bar(title: str) -> Iterator[Callable[[float, str], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(title, total=1.0, note="")
         yield lambda fraction, note: shown.update(task, completed=fraction, note=note)
-
-
-def told(status: str, progress: Any) -> tuple[float, str]:
-    """How far a job is, 0 to 1, and what to say of it."""
-    from canvas.models import gigabytes
-
-    if progress is None:
-        return 0.0, status
-    if isinstance(progress, Step):
-        note = f"step {progress.step} of {progress.num_steps}"
-        if progress.num_images > 1:
-            note = f"picture {progress.image_index + 1} of {progress.num_images}, {note}"
-        return progress.fraction, note + _time(progress.seconds_left)
-    done, total = progress.bytes_done, progress.bytes_total
-    rate = gigabytes(int(progress.bytes_per_second))
-    note = f"{gigabytes(done)} of {gigabytes(total)}, {rate}/s"
-    return done / total if total else 1.0, note + _time(progress.seconds_left)
-
-
-def _time(seconds: float | None) -> str:
-    from canvas.models import duration
-
-    return "" if seconds is None else f", {duration(seconds)} left"

@@ -47,10 +47,10 @@ class ImageFolder:
     def add(self, image: GeneratedImage, content: bytes) -> GeneratedImage:
         """Write a finished file under `image.filename` in the folder of its day."""
         day = image.created_at.astimezone(UTC).date().isoformat()
-        self._write(self.root / day / image.filename, content)
-        return replace(
-            image, filepath=f"{self.root.name}/{day}/{image.filename}", file_size=len(content)
-        )
+        path = self.root / day / image.filename
+        self._write(path, content)
+        filepath = f"{self.root.name}/{day}/{image.filename}"
+        return replace(image, filepath=filepath, file=path, file_size=len(content))
 
     def path_of(self, image: GeneratedImage) -> Path:
         """Where the file should lie; raises NotFound for a place outside of the data folder."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -18,25 +17,17 @@ from mcp.client.streamable_http import streamablehttp_client
 from canvas import GenerationRequest, Studio
 from canvas.api.access import asks_for_keys, secret_in
 from canvas.history.keys import Keys
-from canvas.serve import launch
 from canvas.settings import Settings
+from tests.serving import serving
 
 FAST = {"num_inference_steps": 1}
 
 
 @pytest.fixture(scope="module", params=["login", "public"])
 def guarded(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Studio]:
-    folder = tmp_path_factory.mktemp("guarded")
     kind = {"auth": ("ann", "secret")} if request.param == "login" else {"public": True}
-    settings = Settings(
-        data_dir=folder, cache_dir=folder / "cache", port=0, device="cpu", dtype="float32", **kind
-    )
-    with Studio(settings) as studio:
-        page = launch(studio, block=False)
-        studio.url = page.local_url.rstrip("/")
+    with serving(tmp_path_factory.mktemp("guarded"), **kind) as studio:
         yield studio
-        page.close()
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

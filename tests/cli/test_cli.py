@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import sqlite3
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,23 @@ BAD = [
     (["fox", "--output", "no/such/folder/fox.png"], "a folder that exists"),
     (["fox", "--count", "2", "--output", "-"], "several pictures"),
     (["fox", "--colour", "red"], "--colour"),
+    ([], "--prompts FILE"),
+    (["fox", "--prompts", "x.txt"], "not both"),
+    (["--prompts", "no.txt"], "No such file"),
+    (["--prompts", "."], "a text file"),
+]
+COMMANDS = [
+    "generate",
+    "models",
+    "download",
+    "export",
+    "import",
+    "doctor",
+    "serve",
+    "completion",
+    "keys make",
+    "keys list",
+    "keys withdraw",
 ]
 
 
@@ -103,6 +123,29 @@ def test_prompts_come_from_standard_input(
         assert picture.format == "WEBP"
 
 
+def test_prompts_come_from_a_file(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "prompts.txt").write_text("\ufeffa boat\r\n\n  a tree\n", encoding="utf-8")
+    line = ["generate", "--prompts", "prompts.txt", "--steps", "1", "--count", "2", "--json"]
+    assert run(*line) == 0
+    shown = capfd.readouterr()
+    made = [json.loads(line) for line in shown.out.splitlines()]
+    assert [one["prompt"] for one in made] == ["a boat", "a boat", "a tree", "a tree"]
+    assert {one["channel"] for one in made} == {"cli"}
+    assert shown.err == ""
+
+
+def test_a_line_is_told_as_soon_as_its_picture_is_there(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "prompts.txt").write_text("a boat\na tree\n", encoding="utf-8")
+    (here / "out-2.png").mkdir()  # cannot be written over
+    line = ["generate", "--prompts", "prompts.txt", "--steps", "1", "--output", "out.png"]
+    assert run(*line) == 4
+    shown = capfd.readouterr()
+    assert shown.out.splitlines() == ["out-1.png"]
+    assert "out-2.png" in shown.err
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), BAD)
 def test_bad_input_is_one_line_and_code_2(
     here: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str
@@ -113,6 +156,54 @@ def test_bad_input_is_one_line_and_code_2(
     assert len(shown.err.splitlines()) == 1
     assert sentence in shown.err
     assert not list(here.rglob("*.png"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(*command.split(), "--help") == 0
+    shown = capfd.readouterr().out
+    assert f"python -m canvas {command}" in shown.partition("Examples:")[2]
+    assert "--json" in shown or command == "completion"
+
+
+def test_a_shell_completes(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("completion", "bash") == 0
+    script = capfd.readouterr().out + (
+        'complete_line() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _canvas_completion; '
+        "echo ${COMPREPLY[@]}; }\n"
+        "complete_line canvas gen; complete_line canvas generate --style pho\n"
+        "complete_line canvas generate --model st; canvas keys list --json && echo well\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=here, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["generate", "photorealistic", "starter", "well"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script_that_runs_the_program(
+    shell: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("completion", shell) == 0
+    shown = capfd.readouterr().out
+    assert shown.count(f"{sys.executable} -m canvas") == (3 if shell == "fish" else 2)
+
+
+def test_a_terminal_sees_a_bar_and_a_pipe_the_lines(here: Path) -> None:
+    ours, theirs = pty.openpty()
+    line = ["generate", "a boat", "--steps", "60", "--json", "--data-dir", str(here)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "canvas", *line], cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs
+    ) as program:
+        os.close(theirs)
+        seen = b""
+        with suppress(OSError):  # how a terminal ends
+            while part := os.read(ours, 4096):
+                seen += part
+        os.close(ours)
+        assert program.stdout is not None
+        assert json.loads(program.stdout.read())["prompt"] == "a boat"
+    assert b"of 60" in seen
 
 
 def test_a_nul_byte_in_a_line_of_standard_input_is_refused(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +10,20 @@ import pytest
 from canvas import Studio
 from canvas.api.presence import announce, server_of
 from canvas.cli import main as cli
-from canvas.serve import launch
-from canvas.settings import Settings
+from canvas.history.keys import Keys
+from tests.serving import serving
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    folder = tmp_path_factory.mktemp("served")
-    settings = Settings(
-        data_dir=folder, cache_dir=folder / "cache", port=0, device="cpu", dtype="float32"
-    )
-    with Studio(settings) as studio:
-        page = launch(studio, block=False)
-        gc.collect()  # see tests/api/conftest.py
+    with serving(tmp_path_factory.mktemp("served")) as studio:
         yield studio
-        page.close()
-    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    with serving(tmp_path_factory.mktemp("guarded"), auth=("ann", "secret")) as studio:
+        yield studio
 
 
 def run(*arguments: str) -> int:
@@ -74,10 +71,10 @@ def test_what_it_refuses_is_told_as_at_home(
 
 
 def test_a_server_of_another_folder_is_left_alone(served: Studio, tmp_path: Path) -> None:
-    url = server_of(served.settings.data_dir)
-    assert url is not None
+    server = server_of(served.settings.data_dir)
+    assert server == (served.url, False)
     assert server_of(tmp_path) is None
-    announce(tmp_path, url)
+    announce(tmp_path, server.url)
     assert server_of(tmp_path) is None
 
 
@@ -90,3 +87,32 @@ def test_a_server_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_spoilt_note_is_no_server(tmp_path: Path, note: str) -> None:
     announce(tmp_path, note)
     assert server_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_server_that_asks_for_keys_gets_one(
+    guarded: Studio, capfd: pytest.CaptureFixture[str], monkeypatch: Any, way: str
+) -> None:
+    key = Keys(guarded.store).make(way)
+    if way == "environment":
+        monkeypatch.setenv("CANVAS_KEY", key)
+    monkeypatch.setattr("canvas.studio.Studio.__init__", lambda *_: pytest.fail("two studios"))
+    line = ["generate", "a boat", "--steps", "1", "--json"]
+    folder = ["--data-dir", str(guarded.settings.data_dir)]
+    assert run(*line, *folder, *(["--key", key] if way == "option" else [])) == 0
+    made = json.loads(capfd.readouterr().out)
+    assert made["channel"] == "cli"
+    assert [image.id for image in guarded.recent(f"key-{way}")] == [made["id"]]
+    assert Path(made["filepath"]).is_file()
+
+
+@pytest.mark.parametrize("key", [[], ["--key", "mc-wrong"]])
+def test_without_a_key_that_counts_it_says_what_to_do(
+    guarded: Studio, capfd: pytest.CaptureFixture[str], key: list[str]
+) -> None:
+    assert run("generate", "a boat", *key, "--data-dir", str(guarded.settings.data_dir)) == 5
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert "keys make NAME" in shown.err
+    assert "--key KEY or in CANVAS_KEY" in shown.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,8 +17,7 @@ from playwright.sync_api import (
 )
 
 from canvas import Studio
-from canvas.serve import launch
-from canvas.settings import Settings
+from tests.serving import serving
 
 PATIENCE = 40_000  # milliseconds: the machine of a test may be busy
 QUIET = (
@@ -33,21 +31,9 @@ QUIET = (
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """The real program on a free port; its address is `served.address`."""
-    settings = Settings(
-        data_dir=tmp_path_factory.mktemp("served"),
-        cache_dir=tmp_path_factory.getbasetemp() / "cache",
-        port=0,
-        device="cpu",
-        dtype="float32",
-    )
-    with Studio(settings) as studio:
-        page = launch(studio, block=False)
-        studio.address = page.local_url  # type: ignore[attr-defined]
+    with serving(tmp_path_factory.mktemp("served")) as studio:
+        studio.address = f"{studio.url}/"  # type: ignore[attr-defined]
         yield studio
-        page.close()
-    # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it
-    # parses a module (gh-106905), so they go here.
-    gc.collect()
 
 
 @pytest.fixture(scope="session")
