@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from typer.completion import completion_init
 
 from canvas.cli import (
     archive,
@@ -61,6 +62,7 @@ app.command()(completion.completion)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; leaves with 0, or with the failure's code after one line on stderr."""
+    completion_init()  # typer does it only with options of its own for it
     try:
         code = app(arguments, standalone_mode=False, complete_var=completion.VARIABLE)
     except CanvasError as error:

@@ -143,7 +143,8 @@ def test_open_webui_connects_switches_and_paints(url: str) -> None:
 
 def test_sillytavern_connects_and_paints(url: str) -> None:
     # What SillyTavern sends, in its order (src/endpoints/stable-diffusion.js).
-    with httpx.Client(base_url=f"{url}/sdapi/v1", timeout=60) as client:
+    headers = {"Authorization": "Basic Og=="}  # it sends one also where there is no password
+    with httpx.Client(base_url=f"{url}/sdapi/v1", timeout=60, headers=headers) as client:
         assert client.get("/options").status_code == 200
         for path in ("upscalers", "latent-upscale-modes", "sd-vae", "samplers", "schedulers"):
             assert isinstance(client.get(f"/{path}").json(), list)
@@ -169,7 +170,11 @@ def test_sillytavern_connects_and_paints(url: str) -> None:
             "send_images": True,
             "do_not_save_grid": False,
             "do_not_save_samples": False,
+            "url": url,
+            "auth": "",
         }
+        assert "forge_preset" not in client.get("/options").json()
         answer = client.post("/txt2img", json=wish).json()
+        assert client.post("/interrupt").status_code == 200  # what its Stop sends
     assert json.loads(answer["info"])["sampler_name"] == "DPM++ 2M Karras"
     assert len(answer["images"]) == 1
