@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 PAGE = 48  # pictures a page
+INTERVAL = 1.0  # seconds between two looks for pictures that programs made
 VARIATIONS = 4
 EDITS = {"edit": "Repaint", "enlarge": "Enlarge"}
 COMPARED = 6  # pictures side by side at most
@@ -49,6 +50,8 @@ class GalleryTab:
         self._edit = edit
         self._tabs = tabs
         self._look = gr.State(Look())
+        self._seen = gr.State(0)
+        self._timer = gr.Timer(INTERVAL, active=False)
         self._filters = Filters(studio)
         self._grid = panel("gallery")
         self._import = gr.UploadButton(
@@ -56,12 +59,18 @@ class GalleryTab:
         )
         self._opened = panel("opened")
 
-    def wire(self, tab: gr.Tab) -> None:
+    def wire(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
         """Connect what was laid out; call inside the page's context."""
         asked = self._filters.widgets | {self._look}
-        shown = {self._grid, self._opened, self._look}
+        shown = {self._grid, self._opened, self._look, self._seen}
         self._filters.wire()
         listen(tab.select, self.show, asked, shown | self._filters.offered)
+        listen(tab.select, lambda: gr.Timer(active=True), None, self._timer)
+        listen(
+            [other.select for other in others], lambda: gr.Timer(active=False), None, self._timer
+        )
+        fresh = {self._grid, self._seen}
+        listen(self._timer.tick, self.look, asked | {self._seen}, fresh, queue=False)
         listen(
             self._filters.changes,
             self.show_first,
@@ -80,6 +89,14 @@ class GalleryTab:
         mine = self._studio.collection(owner_of(request))
         offers = self._filters.offer(mine)
         return {**offers, **self._shown(values, values[self._look], mine)}
+
+    def look(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+        """The grid where it has changed; what is opened stays open."""
+        mine = self._studio.collection(owner_of(request))
+        shown = self._shown(values, values[self._look], mine)
+        if shown[self._seen] == values[self._seen]:
+            return {self._seen: gr.skip()}
+        return {place: shown[place] for place in (self._grid, self._seen)}
 
     def show_first(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The first page of what the filters ask for."""
@@ -170,4 +187,4 @@ class GalleryTab:
             wanted={**to_link(wanted), **({} if query.owner else {"everybody": "1"})},
             formats=IMAGE_FORMATS,
         )
-        return {self._grid: html, self._look: look, self._opened: ""}
+        return {self._grid: html, self._look: look, self._seen: hash(html), self._opened: ""}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from mcp.client.streamable_http import streamablehttp_client
 from canvas import GenerationRequest, Studio
 from canvas.api.access import asks_for_keys, secret_in
 from canvas.history.keys import Keys
+from canvas.jobs import Job
 from canvas.settings import Settings
 from tests.serving import serving
 
@@ -137,6 +139,38 @@ def test_agents_bring_a_key(guarded: Studio, key: str) -> None:
         picture.id for picture in guarded.recent("key-laptop", limit=20)
     ]
     assert listed[0]["prompt"] == "mcp"
+
+
+def test_two_keys_are_served_in_order_with_progress_of_their_own(guarded: Studio) -> None:
+    names = [f"{name}-{guarded.settings.public}" for name in ("first", "second")]
+    headers = [{"Authorization": f"Bearer {Keys(guarded.store).make(name)}"} for name in names]
+    address = f"{guarded.url}/sdapi/v1"
+
+    def ask(number: int, steps: int) -> Job:
+        body = {"prompt": "in order", "steps": steps}
+        asking = {"json": body, "headers": headers[number], "timeout": 120}
+        threads.append(
+            threading.Thread(target=httpx.post, args=[f"{address}/txt2img"], kwargs=asking)
+        )
+        threads[-1].start()
+        while not (jobs := guarded.jobs(f"key-{names[number]}")):
+            assert threads[-1].is_alive()
+        return jobs[0]
+
+    threads: list[threading.Thread] = []
+    first = ask(0, 100)
+    for _ in first.watch(timeout=60):
+        if first.progress is not None:
+            break
+    second = ask(1, 2)
+    told = [httpx.get(f"{address}/progress", headers=one).json() for one in headers]
+    for thread in threads:
+        thread.join(120)
+    assert [one["state"]["sampling_steps"] for one in told] == [100, 0]
+    assert [one["state"]["job_count"] for one in told] == [1, 1]
+    assert told[0]["progress"] > told[1]["progress"] == 0
+    assert (first.status, second.status) == ("done", "done")
+    assert first.finished_at <= second.started_at
 
 
 def test_what_belongs_to_others_is_not_found(guarded: Studio, key: str) -> None:
