@@ -13,7 +13,7 @@ from canvas.cli.terminal import AsJson, DataDir, examples, say_json
     "python -m canvas serve --port 8000",
     "python -m canvas serve --host 0.0.0.0 --auth ann:secret",
 )
-def serve(
+def serve(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads them
     host: Annotated[str | None, typer.Option(help="Address; 0.0.0.0 for all.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
     share: Annotated[bool, typer.Option("--share", help="A public link.")] = False,
