@@ -42,5 +42,5 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads t
     with Studio(settings) as studio:
         page = launch(studio, block=False, quiet=json)
         if json:
-            say_json({"url": page.local_url, "share_url": page.share_url})
+            say_json({"url": page.local_url})
         page.block_thread()
