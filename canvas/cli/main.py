@@ -28,13 +28,14 @@ from canvas.errors import (
     StorageError,
 )
 
-# 2 is what a wrong command line gives, too; 130 is what Ctrl+C gives everywhere.
+STOPPED = 130  # what Ctrl+C gives everywhere
+# 2 is what a wrong command line gives, too.
 EXIT_CODES: tuple[tuple[type[CanvasError], int], ...] = (
     (InvalidInput, 2),
     (ModelUnavailable, 3),
     (StorageError, 4),
     (NotAllowed, 5),
-    (GenerationCancelled, 130),
+    (GenerationCancelled, STOPPED),
 )
 
 app = typer.Typer(
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     completion_init()  # typer does it only with options of its own for it
     try:
         code = app(arguments, standalone_mode=False, complete_var=completion.VARIABLE)
+        if code == STOPPED:  # typer makes this of Ctrl+C, and says nothing
+            complain("Stopped.")
     except CanvasError as error:
         complain(str(error))
         code = exit_code(error)
@@ -73,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         complain("Stopped.")
-        code = 130
+        code = STOPPED
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()  # else Python complains about it while it ends
         code = 0
