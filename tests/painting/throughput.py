@@ -10,7 +10,7 @@ from pathlib import Path
 from canvas import GenerationRequest, Studio
 from canvas.settings import Settings
 
-PICTURES = 40
+PICTURES = 60
 
 
 def main(folder: Path, workers: int) -> None:
@@ -23,8 +23,9 @@ def main(folder: Path, workers: int) -> None:
         spec = studio.models["starter"]
         while not all(painter.is_loaded(spec) for painter in studio.painters):
             time.sleep(0.05)
-        for seed in range(workers):  # first-time work of the libraries
-            studio.submit(GenerationRequest("an owl", seed=seed)).wait()
+        # First-time work of the libraries, in every worker: at once, or one would do it all.
+        for job in [studio.submit(GenerationRequest("an owl", seed=seed)) for seed in range(8)]:
+            job.wait()
         started = time.perf_counter()
         jobs = [studio.submit(GenerationRequest("a fox", seed=seed)) for seed in range(PICTURES)]
         for job in jobs:
