@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +26,8 @@ class Job:
 
     `request` is None for a download; `channel` is one of `request.CHANNELS`. `progress` is the
     engine's latest word: a `Step` of a picture or the bytes of a download. `id` cannot be
-    guessed. `on_finish` is called once, before the watchers hear of the end.
+    guessed. `on_finish` is called once, before the watchers hear of the end. `context` is that
+    of whoever asked: ZeroGPU finds there whose quota to charge.
     """
 
     owner: str
@@ -44,6 +46,7 @@ class Job:
     finished_at: datetime | None = None
     cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
     on_finish: Callable[[Job], None] | None = field(default=None, repr=False)
+    context: Context = field(default_factory=copy_context, repr=False)
     attempts: int = 0  # that ended with the death of a worker
     passed_over: int = 0  # times that a later job went before
     version: int = 0

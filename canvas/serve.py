@@ -42,6 +42,8 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         publish_functions(studio)
     inner_secret = secrets.token_urlsafe(32)
     login = Login(*settings.auth) if settings.auth else None
+    if settings.zero_gpu:
+        studio.warm_up(wait=True)  # ZeroGPU packs at launch what is on its "cuda" by then
     page.launch(
         server_name=settings.host,
         server_port=settings.port or None,
@@ -64,9 +66,10 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         page.app.tokens = login.sessions  # launching made a dict, where logins never end
     serve_agents(page, inner_secret)
     announce(settings.data_dir, page.local_url or "")
-    warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
-    warm_up.daemon = True
-    warm_up.start()
+    if not settings.zero_gpu:
+        warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
+        warm_up.daemon = True
+        warm_up.start()
     if link:
         threading.Thread(target=_open_link, args=(link, page), daemon=True).start()
     if block:

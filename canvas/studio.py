@@ -203,9 +203,9 @@ class Studio:
         """Who makes pictures here: one in this process, or several workers."""
         return self._workshop.painters
 
-    def warm_up(self) -> None:
-        """Find the device and load the preselected model in the background."""
-        self._workshop.warm_up(get_model(self.settings.model, self.models))
+    def warm_up(self, *, wait: bool = False) -> None:
+        """Find the device and load the preselected model, in the background or now."""
+        self._workshop.warm_up(get_model(self.settings.model, self.models), wait=wait)
 
     def free(self, model_key: str) -> bool:
         """Let a loaded model go from memory; raises CanvasError while the device works."""

@@ -134,10 +134,13 @@ class Workshop:
         """Let a loaded model go from memory; raises CanvasError while it is painted with."""
         return any([painter.free(spec) for painter in self._painters])
 
-    def warm_up(self, spec: ModelSpec) -> None:
-        """Have every painter find its device and load a model that is on disk; does not wait."""
+    def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
+        """Have every painter find its device and load a model that is on disk."""
         for painter in self._painters:
-            threading.Thread(target=self._warm_up, args=(painter, spec), daemon=True).start()
+            if wait:  # in this very thread: on ZeroGPU no other may place models
+                self._warm_up(painter, spec)
+            else:
+                threading.Thread(target=self._warm_up, args=(painter, spec), daemon=True).start()
 
     def _warm_up(self, painter: Painter, spec: ModelSpec) -> None:
         local = self.find_local(spec)
@@ -163,7 +166,7 @@ class Workshop:
 
     def _do(self, job: Job, task: Callable[[Job], None]) -> None:
         try:
-            task(job)
+            job.context.run(task, job)
         except (GenerationCancelled, DownloadCancelled) as error:
             job.update(status="cancelled", error=error)
         except WorkerDied as error:

@@ -54,7 +54,8 @@ SOLE_OWNERS = {
     "torch": ("engine",),
     "transformers": ("engine",),
     "sqlite3": ("history",),
-    "gradio": ("ui", "api", "serve"),
+    "gradio": ("ui", "api", "serve", "painting"),  # painting: ZeroGPU refuses in Gradio's words
+    "spaces": ("painting",),
 }
 
 

@@ -17,6 +17,7 @@ from canvas.engine.downloads import LocalModel
 from canvas.engine.hub import Hub
 from canvas.engine.pipelines import source_of
 from canvas.errors import CanvasError
+from canvas.painting.borrowed import BorrowingPainter
 from canvas.painting.local import LocalPainter, Record
 from canvas.painting.orders import Order, Painter, Tell, WorkerDied
 from canvas.request import GeneratedImage
@@ -29,6 +30,8 @@ LAST = ("done", "error")  # the kinds of message that end an answer
 
 def hire(settings: Settings, record: Record, hub: Hub | None = None) -> list[Painter]:
     """One painter in this process, or as many workers as the settings say."""
+    if settings.zero_gpu:
+        return [BorrowingPainter(settings, record, hub)]
     number = settings.worker_count
     if number == 1:
         return [LocalPainter(settings, record, hub)]
