@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from canvas import MODELS, GenerationRequest, Studio
-from canvas.errors import InvalidInput, QueueFull
+from canvas.errors import Blocked, InvalidInput, QueueFull
 from canvas.limits import PRIVATE, PUBLIC, Limits
 from canvas.settings import Settings
 
@@ -45,3 +45,17 @@ def test_a_public_studio_limits_each_visitor(settings: Settings) -> None:
         with pytest.raises(QueueFull):
             studio.submit(slow, owner="ann")
         studio.submit(slow, owner="bob")
+
+
+def test_visitors_fetch_no_models(settings: Settings) -> None:
+    with Studio(replace(settings, public=True)) as studio:
+        assert studio.offered == ["starter"]
+        with pytest.raises(Blocked, match="canvas download small"):
+            studio.download("small", "visitor-ann")
+        with pytest.raises(Blocked, match="Pick another model"):
+            studio.submit(GenerationRequest("a fox", model_key="small"), "visitor-ann")
+        assert studio.jobs(None) == []
+
+
+def test_at_home_all_models_are_offered(studio: Studio) -> None:
+    assert studio.offered == list(studio.models)

@@ -33,6 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CANVAS_DEVICE", "cpu")
     monkeypatch.setenv("CANVAS_DTYPE", "float32")
     monkeypatch.setenv("CANVAS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CANVAS_PORT", "0")  # the doctor looks whether it is free
     return tmp_path
 
 
