@@ -85,7 +85,7 @@ def test_it_tells_each_step_and_stops_within_one(painter: BorrowingPainter) -> N
 def test_what_fails_there_is_said_here(painter: BorrowingPainter, tmp_path: Path) -> None:
     broken = replace(ORDER, local=LocalModel(tmp_path, "nowhere"))
     told = Told()
-    with pytest.raises(CanvasError, match=r"model starter"):
+    with pytest.raises(CanvasError, match="no diffusers pipeline"):
         list(painter.paint(broken, told, told.cancelled))
 
 
