@@ -75,7 +75,7 @@ def settings_of(kind: str, folder: Path, environ: pytest.MonkeyPatch) -> Setting
     return Settings.from_environment(**plain)
 
 
-@pytest.fixture(scope="module", params=["public", "space"])
+@pytest.fixture(scope="module", params=["public", pytest.param("space", marks=pytest.mark.long)])
 def place(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
