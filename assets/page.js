@@ -9,6 +9,13 @@ window.magicCanvas = {
   },
 };
 
+// The language that Gradio chose; for readers aloud, and for the shapes of Chinese characters.
+const pageLanguage = () => {
+  const known = Object.keys(window.gradio_config?.i18n_translations ?? {});
+  const [base] = navigator.language.split("-");
+  return [navigator.language, base].find((name) => known.includes(name)) ?? "en";
+};
+
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   if (document.querySelector("dialog:modal")) return;
@@ -22,6 +29,7 @@ new MutationObserver((_, observer) => {
   if (!button || !document.getElementById("desk")) return;
   observer.disconnect();
   button.setAttribute("aria-controls", "drawer");
+  document.documentElement.lang = pageLanguage();
   magicCanvas.toggleDrawer(localStorage.getItem("magic-canvas-drawer") === "true");
 }).observe(document, { childList: true, subtree: true });
 
@@ -33,6 +41,8 @@ const forThePage = (event) =>
 document.addEventListener("dragover", (event) => {
   const mine = forThePage(event);
   if (mine) event.preventDefault();
+  const button = document.querySelector("#read-picture");
+  document.documentElement.dataset.drop = button?.textContent.trim() ?? "";
   document.documentElement.classList.toggle("page-drop", mine);
 });
 document.addEventListener("dragleave", (event) => {

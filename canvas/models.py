@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,15 +12,50 @@ COMMON_SPEED = 100e6 / 8  # bytes a second of a usual connection
 Where = Literal["memory", "disk", "hub"]
 
 
+def fill(text: str, **values: object) -> str:
+    """The text with its `{names}` filled in; the page puts its own translation in this place."""
+    return text.format(**values)
+
+
 @dataclass(frozen=True)
 class ModelState:
-    """Where a model is; `sentence` tells it to a user. Bytes are None when nobody asked."""
+    """Where a model is. Bytes are None when nobody asked, seconds when nothing is known."""
 
     key: str
     where: Where
     missing_bytes: int | None
     free_bytes: int
-    sentence: str
+    spec: ModelSpec
+    seconds: float | None
+
+    @property
+    def missing(self) -> str:
+        """How much is to be downloaded where nothing is there, in words."""
+        return self.spec.size if self.missing_bytes is None else gigabytes(self.missing_bytes)
+
+    @property
+    def sentence(self) -> str:
+        """What picking the model means, for a user."""
+        return " · ".join(self.parts())
+
+    def parts(self, gettext: Callable[..., str] = fill) -> list[str]:
+        """The parts of the sentence, the place first."""
+        free, resolution = gigabytes(self.free_bytes), self.spec.resolution
+        to_fetch = gettext("{size} to download", size=self.missing)
+        if self.missing_bytes is not None:
+            time = duration(self.missing_bytes / COMMON_SPEED)
+            to_fetch = gettext("{to_fetch}, {time} at 100 Mbit/s", to_fetch=to_fetch, time=time)
+        place = {
+            "memory": gettext("in memory"),
+            "disk": gettext("on disk"),
+            "hub": gettext("{to_fetch}, {free} free", to_fetch=to_fetch, free=free),
+        }[self.where]
+        parts = [place, gettext("native {size}", size=f"{resolution} × {resolution}")]
+        if self.where == "hub" and self.spec.license:
+            parts.insert(1, gettext("licence {name}", name=self.spec.license))
+        if self.seconds is not None:
+            parts.append(gettext("about {time} a picture here", time=duration(self.seconds)))
+        return parts
 
 
 def describe(
@@ -30,23 +66,8 @@ def describe(
     free_bytes: int,
     seconds: float | None,
 ) -> ModelState:
-    """The state of a model with its sentence."""
-    to_fetch = f"{spec.size} to download"
-    if missing_bytes is not None:
-        time = duration(missing_bytes / COMMON_SPEED)
-        to_fetch = f"{gigabytes(missing_bytes)} to download, {time} at 100 Mbit/s"
-    place = {
-        "memory": "in memory",
-        "disk": "on disk",
-        "hub": f"{to_fetch}, {gigabytes(free_bytes)} free",
-    }[where]
-    parts = [place, f"native {spec.resolution} × {spec.resolution}"]
-    if where == "hub" and spec.license:
-        parts.insert(1, f"licence {spec.license}")
-    if seconds is not None:
-        parts.append(f"about {duration(seconds)} a picture here")
-    sentence = " · ".join(parts)
-    return ModelState(spec.key, where, missing_bytes, free_bytes, sentence)
+    """The state of a model."""
+    return ModelState(spec.key, where, missing_bytes, free_bytes, spec, seconds)
 
 
 def gigabytes(size: int) -> str:

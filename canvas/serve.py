@@ -50,6 +50,7 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         share=False,  # see _open_link
         auth=login,
         auth_message=HINT if login else None,
+        i18n=page.i18n_instance,
         app_kwargs={
             "routes": build_routes(studio),
             "middleware": _on_the_way_in(studio, login, inner_secret),

@@ -16,6 +16,7 @@ from canvas.modes import MODES
 from canvas.request import RANDOM_SEED, GenerationRequest, Step
 from canvas.ui.create import Create, line
 from canvas.ui.events import listen
+from canvas.ui.languages import gettext, ngettext
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 from canvas.ui.stage import data_url, progress_words
@@ -132,12 +133,16 @@ class Compare:
             states = [self._studio.model_state(key) for key in models]
         except CanvasError as error:
             return {self._summary: line(str(error), "wrong")}
-        words = [f"{len(wishes)} pictures"]
-        if known := [one for one in seconds if one is not None]:
-            words.append(f"about {duration(sum(known))}" if len(known) == len(wishes) else "")
-        to_fetch = [state for state in states if state.where == "hub"]
-        words += [f"{state.key}: {state.sentence.partition(',')[0]}" for state in to_fetch]
-        return {self._summary: line(" · ".join(filter(None, words)))}
+        words = [ngettext("{number} picture", "{number} pictures", len(wishes))]
+        known = [one for one in seconds if one is not None]
+        if known and len(known) == len(wishes):
+            words.append(gettext("about {time}", time=duration(sum(known))))
+        words += [
+            f"{state.key}: " + gettext("{size} to download", size=state.missing)
+            for state in states
+            if state.where == "hub"
+        ]
+        return {self._summary: line(" · ".join(words))}
 
     def _now(self, shown: str, owner: str) -> dict[Any, Any]:
         latest = self._comparing.latest(owner, EARLIER)
@@ -178,18 +183,20 @@ class Compare:
             facts = [
                 duration(image.generation_time),
                 f"{request.width} × {request.height}",
-                f"{request.num_inference_steps} steps",
+                ngettext("{number} step", "{number} steps", request.num_inference_steps or 0),
             ]
-        words = "" if image else "Not made"
+        words = "" if image else gettext("Not made")
         if job and contender.active:
             # What is loaded, and how many steps it takes, would tell who it is
             percent = round(100 * step.fraction) if step else 0
             words = f"{percent} %" if hidden else progress_words(self._studio, job)
         elif job and job.error and not image:
-            words = "This did not work" if hidden else str(job.error)
+            words = gettext("This did not work") if hidden else str(job.error)
         return {
             "place": place,
-            "name": f"Picture {ascii_uppercase[place]}" if hidden else name_of(request),
+            "name": gettext("Picture {letter}", letter=ascii_uppercase[place])
+            if hidden
+            else name_of(request),
             "ratio": (request.width or 1) / (request.height or 1),
             "image": image,
             "preview": data_url(job.preview) if job and contender.active and job.preview else "",
@@ -201,11 +208,11 @@ class Compare:
 
 def name_of(request: GenerationRequest) -> str:
     """Who made it."""
-    return f"{request.model_key}, {request.mode}"
+    return f"{request.model_key}, {gettext(request.mode)}"
 
 
 def outcome(comparison: Comparison) -> str:
     """Who won a comparison."""
     if comparison.chosen is None:
-        return "no vote yet"
-    return f"chosen: {name_of(comparison.requests[comparison.chosen])}"
+        return gettext("no vote yet")
+    return gettext("chosen: {name}", name=name_of(comparison.requests[comparison.chosen]))

@@ -15,6 +15,7 @@ from canvas.request import RANDOM_SEED
 from canvas.ui import stage
 from canvas.ui.controls import Controls
 from canvas.ui.events import listen
+from canvas.ui.languages import gettext
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 
@@ -226,10 +227,16 @@ class Create:
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload: it has been read
         if not found.values:
-            gr.Warning("This picture says nothing about how it was made.", title="No settings")
+            gr.Warning(
+                gettext("This picture says nothing about how it was made."),
+                title=gettext("No settings"),
+            )
             return {self._read: gr.skip()}
         if found.unread:
-            gr.Info(html.escape(" ".join(found.unread)), title=f"Settings by {found.program}")
+            gr.Info(
+                html.escape(" ".join(found.unread)),
+                title=gettext("Settings by {program}", program=found.program),
+            )
         return self.controls.fill_partly(found.values)
 
     def ask_hub(self, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -238,13 +245,15 @@ class Create:
         if self._studio.model_state(model_key).where != "hub":
             return {self._state: gr.skip()}
         try:
-            return {self._state: line(self._studio.model_state(model_key, ask_hub=True).sentence)}
+            state = self._studio.model_state(model_key, ask_hub=True)
+            return {self._state: line(" · ".join(state.parts(gettext)))}
         except CanvasError as error:
             return {self._state: line(str(error), "wrong")}
 
     def _state_line(self, model_key: str) -> str:
         about = self._studio.models[model_key].description
-        return line(about) + line(self._studio.model_state(model_key).sentence)
+        state = self._studio.model_state(model_key).parts(gettext)
+        return line(gettext(about)) + line(" · ".join(state))
 
 
 def line(words: str, kind: str = "quiet") -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from canvas import errors
+from canvas.ui.languages import gettext
 
 TITLES: dict[type[errors.CanvasError], str] = {
     errors.InvalidInput: "This value cannot be used",
@@ -30,11 +31,11 @@ TITLES: dict[type[errors.CanvasError], str] = {
 
 
 def title_of(error: errors.CanvasError) -> str:
-    """A few words that name the kind of an error."""
+    """A few words that name the kind of an error, in the visitor's language."""
     for kind in type(error).__mro__:
         if kind in TITLES:
-            return TITLES[kind]
-    return "This did not work"
+            return gettext(TITLES[kind])
+    return gettext("This did not work")
 
 
 def in_words(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from canvas.ui.create import Create
 from canvas.ui.edit import Edit
 from canvas.ui.events import listen
 from canvas.ui.filters import Filters
+from canvas.ui.languages import gettext
 from canvas.ui.opened import opened
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
@@ -127,8 +128,11 @@ class GalleryTab:
             done = mine.take_in(path)
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload: it has been read
-        said = f"{done.added} new, {done.duplicates} known already. " + " ".join(done.refused[:5])
-        gr.Info(html.escape(said), title="Imported")
+        counted = gettext(
+            "{new} new, {known} known already.", new=done.added, known=done.duplicates
+        )
+        said = " ".join([counted, *done.refused[:5]])
+        gr.Info(html.escape(said), title=gettext("Imported"))
         return self._shown(values, Look(), mine)
 
     def _moved(self, look: Look, event: gr.EventData, mine: Collection) -> Look:

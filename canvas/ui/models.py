@@ -9,6 +9,7 @@ import gradio as gr
 from canvas.jobs import Job
 from canvas.models import ModelState
 from canvas.ui.events import listen
+from canvas.ui.languages import gettext
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 from canvas.ui.stage import download_words
@@ -85,12 +86,12 @@ class ModelsTab:
         ]
         failed = bool(of_model) and of_model[-1].status == "failed" and state.where == "hub"
         job = fetching[0] if fetching else None
-        place, _, more = state.sentence.partition(" · ")
+        place, *more = state.parts(gettext)
         return {
             "spec": spec,
             "state": state,
             "place": place,
-            "more": more,
+            "more": " · ".join(more),
             "job": job,
             "words": download_words(job) if job else "",
             "percent": _percent(job),

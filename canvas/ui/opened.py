@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from canvas.models import gigabytes
 from canvas.request import IMAGE_FORMATS, GeneratedImage
+from canvas.ui.languages import gettext
 from canvas.ui.panel import render
 
 DOORS = {
@@ -28,23 +29,33 @@ def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:
     """Every setting of a picture with its name; what says nothing is left out."""
     request = image.request
     sent = image.enhanced_prompt
+    task = "" if request.task == "text_to_image" else gettext(request.task.replace("_", " "))
     rows: list[tuple[str, object]] = [
         ("Sent to the model", "" if sent == request.prompt else sent),
         ("Negative prompt", request.negative_prompt),
         ("Model", request.model_key),
         ("Revision", image.model_revision[:12]),
-        ("Style", "" if request.style == "none" else request.style),
+        ("Style", "" if request.style == "none" else gettext(request.style)),
         ("Size", f"{request.width} × {request.height}"),
-        ("Task", "" if request.task == "text_to_image" else request.task.replace("_", " ")),
+        ("Task", task),
         ("Strength", request.strength),
         ("Seed", request.seed),
-        ("Mode", request.mode),
+        ("Mode", gettext(request.mode)),
         ("Steps", request.num_inference_steps),
         ("Guidance", request.guidance_scale),
         ("Scheduler", request.scheduler),
-        ("Time", f"{image.generation_time:.1f} s on {image.device}, {image.dtype}"),
+        ("Time", _time(image)),
         ("File", f"{request.image_format.upper()}, {gigabytes(image.file_size)}"),
         ("Asked for by", DOORS.get(image.channel, "")),
         ("Made", image.created_at.astimezone().strftime("%Y-%m-%d %H:%M")),
     ]
-    return [(name, value) for name, value in rows if value not in ("", None)]
+    return [(gettext(name), value) for name, value in rows if value not in ("", None)]
+
+
+def _time(image: GeneratedImage) -> str:
+    return gettext(
+        "{seconds} s on {device}, {dtype}",
+        seconds=f"{image.generation_time:.1f}",
+        device=image.device,
+        dtype=image.dtype,
+    )

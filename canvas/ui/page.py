@@ -13,6 +13,7 @@ from canvas.ui.create import Create
 from canvas.ui.edit import Edit
 from canvas.ui.events import listen
 from canvas.ui.gallery import GalleryTab
+from canvas.ui.languages import translate
 from canvas.ui.models import ModelsTab
 from canvas.ui.notices import notices
 from canvas.ui.panel import panel, render
@@ -57,6 +58,7 @@ def build_page(studio: Studio, link: SharedLink | None = None) -> gr.Blocks:
         compare.wire(compare_tab, [tab for tab in every if tab is not compare_tab])
         models.wire(models_tab, [tab for tab in every if tab is not models_tab])
         statistics.wire(statistics_tab)
+    translate(page)
     return page
 
 

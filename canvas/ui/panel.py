@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from canvas import models
 from canvas.catalog import ASSETS
 from canvas.request import GeneratedImage
+from canvas.ui.languages import gettext, ngettext
 
 
 def panel(elem_id: str) -> gr.HTML:
@@ -37,6 +38,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"_": gettext, "ngettext": ngettext}
     environment.filters["bytes"] = models.gigabytes
     environment.filters["duration"] = models.duration
     environment.filters["picture"] = picture_url

@@ -15,6 +15,7 @@ from canvas.models import duration, gigabytes
 from canvas.modes import MODES
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.ui.events import title_of
+from canvas.ui.languages import gettext, ngettext
 from canvas.ui.panel import render
 
 if TYPE_CHECKING:
@@ -86,14 +87,16 @@ def progress_words(studio: Studio, job: Job) -> str:
     if job.status == "queued":
         before = studio.queue_position(job)
         seconds = studio.seconds_to_wait(job)
-        place = f"{before} before it" if before else "next"
-        return f"Waiting: {place}" + (f", about {duration(seconds)}" if seconds else "")
+        words = gettext("Waiting: next")
+        if before:
+            words = gettext("Waiting: {number} before it", number=before)
+        return words + (gettext(", about {time}", time=duration(seconds)) if seconds else "")
     if job.status == "downloading":
         return download_words(job)
     if job.status == "loading":
-        return f"Loading {job.model_key} into memory…"
+        return gettext("Loading {model} into memory…", model=job.model_key)
     if not isinstance(job.progress, Step):
-        return "Starting…"
+        return gettext("Starting…")
     return _step_words(job.progress)
 
 
@@ -101,27 +104,32 @@ def download_words(job: Job) -> str:
     """Bytes, rate and time left of a download."""
     progress = job.progress
     if progress is None:
-        return f"Asking where {job.model_key} is…"
-    words = f"{gigabytes(progress.bytes_done)} of {gigabytes(progress.bytes_total)}"
+        return gettext("Asking where {model} is…", model=job.model_key)
+    words = gettext(
+        "{done} of {total}",
+        done=gigabytes(progress.bytes_done),
+        total=gigabytes(progress.bytes_total),
+    )
     if progress.bytes_per_second:
         words += f" · {gigabytes(int(progress.bytes_per_second))}/s"
     if progress.seconds_left is not None:
-        words += f" · {duration(progress.seconds_left)} left"
-    return f"Downloading {job.model_key}: {words}"
+        words += " · " + gettext("{time} left", time=duration(progress.seconds_left))
+    return gettext("Downloading {model}: {words}", model=job.model_key, words=words)
 
 
 def _step_words(step: Step) -> str:
-    words = f"Step {step.step} of {step.num_steps}"
+    words = gettext("Step {step} of {total}", step=step.step, total=step.num_steps)
     if step.num_images > 1:
-        words = f"Picture {step.image_index + 1} of {step.num_images} · {words}"
+        number, total = step.image_index + 1, step.num_images
+        words = gettext("Picture {number} of {total}", number=number, total=total) + f" · {words}"
     if step.seconds_left is not None:
-        words += f" · {duration(step.seconds_left)} left"
+        words += " · " + gettext("{time} left", time=duration(step.seconds_left))
     return words
 
 
 def _failure(job: Job) -> str:
     error = job.error
-    title = title_of(error) if error else "This did not work"
+    title = title_of(error) if error else gettext("This did not work")
     prompt = job.request.prompt if job.request else ""
     return render("failure.html", title=title, sentence=str(error or ""), prompt=prompt)
 
@@ -141,12 +149,13 @@ def _pictures(images: Sequence[GeneratedImage]) -> str:
 def facts(image: GeneratedImage) -> list[str]:
     """The settings of a picture that matter at a glance."""
     request = image.request
-    words = [request.model_key, f"{request.width} × {request.height}", f"seed {request.seed}"]
-    words.append(f"{request.num_inference_steps} steps")
+    words = [request.model_key, f"{request.width} × {request.height}"]
+    words.append(gettext("seed {number}", number=request.seed))
+    words.append(ngettext("{number} step", "{number} steps", request.num_inference_steps or 0))
     if request.mode != "quality":
-        words.append(request.mode)
+        words.append(gettext(request.mode))
     if request.style != "none":
-        words.insert(1, request.style)
+        words.insert(1, gettext(request.style))
     return [*words, duration(image.generation_time)]
 
 
@@ -205,9 +214,9 @@ def summary(request: GenerationRequest, prompts: int = 1) -> str:
     """The settings at a glance: model, size, style, number of pictures of so many prompts."""
     words = [request.model_key, f"{request.width} × {request.height}"]
     if request.style != "none":
-        words.append(request.style)
+        words.append(gettext(request.style))
     if (number := request.num_images * prompts) > 1:
-        words.append(f"{number} pictures")
+        words.append(ngettext("{number} picture", "{number} pictures", number))
     return " · ".join(words)
 
 
@@ -219,8 +228,8 @@ def mode_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str, 
         seconds = studio.estimate(asked)
         words = "" if seconds is None else f"\n{duration(seconds)}"
         if seconds is not None and seconds < SHORTEST:
-            words = f"\nunder {duration(SHORTEST)}"
-        choices.append((mode.capitalize() + words, mode))
+            words = "\n" + gettext("under {time}", time=duration(SHORTEST))
+        choices.append((gettext(mode.capitalize()) + words, mode))
     return choices
 
 

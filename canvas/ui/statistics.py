@@ -13,6 +13,7 @@ from canvas.history.queries import Query
 from canvas.history.statistics import Statistics, disk_use
 from canvas.models import duration, gigabytes
 from canvas.ui.events import listen
+from canvas.ui.languages import gettext
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 
@@ -137,18 +138,22 @@ def charts_of(figures: Statistics) -> list[dict[str, Any]]:
         for row in figures.by_model_and_size[:LONGEST]
     }
     votes = {
-        f"{row.model_key}, {row.mode}": (row.chosen / row.shown, f"{row.chosen} of {row.shown}")
+        f"{row.model_key}, {gettext(row.mode)}": (
+            row.chosen / row.shown,
+            gettext("{done} of {total}", done=row.chosen, total=row.shown),
+        )
         for row in figures.votes[:LONGEST]
     }
+    styles = {gettext(name or "none"): number for name, number in figures.by_style.items()}
     charts = [
-        _chart("By model", figures.by_model, "{:,.0f}"),
-        _chart("By style", {name or "none": n for name, n in figures.by_style.items()}, "{:,.0f}"),
-        {**_chart("Seconds a picture", pace, "{:.1f} s"), "kind": "seconds"},
+        _chart(gettext("By model"), figures.by_model, "{:,.0f}"),
+        _chart(gettext("By style"), styles, "{:,.0f}"),
+        {**_chart(gettext("Seconds a picture"), pace, "{:.1f} s"), "kind": "seconds"},
     ]
     charts.append(_downloads(figures))
     if votes:
         bars = [(name, round(100 * share), words) for name, (share, words) in votes.items()]
-        charts.append({"title": "Chosen in comparisons", "bars": bars, "kind": "votes"})
+        charts.append({"title": gettext("Chosen in comparisons"), "bars": bars, "kind": "votes"})
     return charts
 
 
@@ -156,10 +161,12 @@ def _downloads(figures: Statistics) -> dict[str, Any]:
     most = max((row.bytes for row in figures.downloads), default=1) or 1
     bars = []
     for row in figures.downloads[:LONGEST]:
-        failed = f", {row.failed} failed" if row.failed else ""
-        words = f"{gigabytes(row.bytes)} in {duration(row.seconds)}{failed}"
+        size, time = gigabytes(row.bytes), duration(row.seconds)
+        words = gettext("{size} in {time}", size=size, time=time)
+        if row.failed:
+            words += ", " + gettext("{number} failed", number=row.failed)
         bars.append((row.model_key, round(100 * row.bytes / most), words))
-    return {"title": "Downloads", "bars": bars, "kind": "downloads"}
+    return {"title": gettext("Downloads"), "bars": bars, "kind": "downloads"}
 
 
 def _chart(title: str, values: Mapping[str, float], words: str) -> dict[str, Any]:
