@@ -46,7 +46,7 @@ def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:
         ("Scheduler", request.scheduler),
         ("Time", _time(image)),
         ("File", f"{request.image_format.upper()}, {gigabytes(image.file_size)}"),
-        ("Asked for by", DOORS.get(image.channel, "")),
+        ("Asked for by", gettext(DOORS.get(image.channel, ""))),
         ("Made", image.created_at.astimezone().strftime("%Y-%m-%d %H:%M")),
     ]
     return [(gettext(name), value) for name, value in rows if value not in ("", None)]

@@ -79,6 +79,8 @@ def rendered() -> Iterator[tuple[str, str]]:
         yield from ((text, path.name) for text in of_template(path))
     for name in re.findall(r'^ +\("([A-Z].*?)", ', Path(opened.__file__).read_text("utf-8"), re.M):
         yield name, "opened.py"  # the names of a picture's settings
+    for door in opened.DOORS.values():
+        yield door, "opened.py"
     for title in events.TITLES.values():
         yield title, "events.py"
     for spec in MODELS.values():
