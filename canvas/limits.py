@@ -103,20 +103,21 @@ class UploadMiddleware:
         if not self._has_room(address, int(length) if length.isdecimal() else 0):
             await PlainTextResponse(ENOUGH, 429)(scope, receive, send)
             return
-        tail = b""
+        tail, whole = b"", False
 
         async def counted() -> Message:
-            nonlocal tail
+            nonlocal tail, whole
             message = await receive()
             body = message.get("body", b"")
             self._bytes[address] += len(body)
             self._files[address] += (tail + body).count(PART)
             tail = (tail + body)[-len(PART) + 1 :]
             # Gradio's parser cleans up after this error, and after no other.
-            if message["type"] == "http.disconnect":
+            if message["type"] == "http.disconnect" and not whole:
                 raise MultiPartException("The visitor hung up.")
             if not self._has_room(address, 0):
                 raise MultiPartException(ENOUGH)
+            whole = whole or not message.get("more_body", False)
             return message
 
         await self._app(scope, counted, send)

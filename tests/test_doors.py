@@ -71,7 +71,12 @@ def test_every_answer_has_the_headers(tmp_path: Path) -> None:
         answer = client(tmp_path).get("/", headers={"host": host})
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "same-origin"
-        assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'self' ")
+        assert "frame-ancestors 'self'" in policy
+        assert "http" not in policy.replace("http://localhost:*", "").replace(
+            "http://127.0.0.1:*", ""
+        ), "nothing can be sent to another host"
     framed = client(tmp_path, hosts=None).get("/").headers["content-security-policy"]
     assert "frame-ancestors" not in framed, "a Space lives in a frame of another site"
 

@@ -17,6 +17,7 @@ import time_machine
 from canvas import GenerationRequest, Studio
 from canvas.errors import StorageError
 from canvas.settings import Settings
+from tests.guarantees.conftest import Tell
 from tests.guarantees.programs import gallery_in, picture
 from tests.guarantees.whole import address_of, asked, assert_whole, ended, heard, program
 
@@ -132,7 +133,7 @@ BUSY = [
 
 @pytest.mark.parametrize("patience", BUSY)
 def test_a_database_locked_by_another_process_is_said(
-    settings: Settings, patience: int | None
+    settings: Settings, report: Tell, patience: int | None
 ) -> None:
     """`patience` in ms in place of the 30 s that the program has."""
     with Studio(settings) as studio:
@@ -154,6 +155,7 @@ def test_a_database_locked_by_another_process_is_said(
         assert studio.interrupted("local") == [], "what ended while it was locked is known to"
         assert len(studio.recent()) == 3, "the picture made meanwhile was found"
     assert assert_whole(settings.data_dir) == 3
+    report("a database locked for 60 s by another process while a picture was being made", 1)
 
 
 def test_a_short_lock_is_waited_for(settings: Settings) -> None:

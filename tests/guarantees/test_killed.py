@@ -21,6 +21,7 @@ from canvas.history.queries import Query
 from canvas.history.schema import MIGRATIONS
 from tests.engine.conftest import make_spec
 from tests.engine.hub import Fault, LocalHub
+from tests.guarantees.conftest import Tell
 from tests.guarantees.programs import gallery_in, picture
 from tests.guarantees.whole import assert_whole, killed
 from tests.history.test_schema import OLD, build
@@ -32,27 +33,31 @@ def times(few: int, many: int) -> pytest.MarkDecorator:
 
 
 @times(5, 80)
-def test_while_pictures_are_encoded_written_and_recorded(tmp_path: Path, rounds: int) -> None:
+def test_while_pictures_are_encoded_written_and_recorded(
+    tmp_path: Path, report: Tell, rounds: int
+) -> None:
     told: list[str] = []
     chance = random.Random(1)
     for _ in range(rounds):
         told += killed(chance, 0.5, "keep", tmp_path)
         assert_whole(tmp_path, told)
     assert sum(line.startswith("kept") for line in told) > rounds
+    report("killed while it encoded, wrote and recorded pictures, and deleted some", rounds)
 
 
 @times(1, 20)
-def test_while_the_built_in_model_paints(tmp_path: Path, rounds: int) -> None:
+def test_while_the_built_in_model_paints(tmp_path: Path, report: Tell, rounds: int) -> None:
     told: list[str] = []
     chance = random.Random(2)
     for _ in range(rounds):
         told += killed(chance, 1.0, "generate", tmp_path)
         assert_whole(tmp_path, told)
     assert any(line.startswith("kept") for line in told)
+    report("killed while it painted with the built-in model", rounds)
 
 
 @times(4, 40)
-def test_while_an_older_database_is_migrated(tmp_path: Path, rounds: int) -> None:
+def test_while_an_older_database_is_migrated(tmp_path: Path, report: Tell, rounds: int) -> None:
     old = build(tmp_path / "old.db", OLD)
     with closing(sqlite3.connect(old)) as connection, connection:
         connection.executemany(
@@ -76,6 +81,7 @@ def test_while_an_older_database_is_migrated(tmp_path: Path, rounds: int) -> Non
                 count = connection.execute("SELECT count(*) FROM generated_images").fetchone()
                 assert count == (3001,), "a backup is whole or is none"
     assert cut_short or rounds < 10
+    report("killed while it migrated a database", rounds)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +98,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @times(3, 20)
-def test_while_pictures_are_exported(pictures: Path, rounds: int) -> None:
+def test_while_pictures_are_exported(pictures: Path, report: Tell, rounds: int) -> None:
     chance = random.Random(4)
     for _ in range(rounds):
         killed(chance, 0.3, "export", pictures)
@@ -101,10 +107,13 @@ def test_while_pictures_are_exported(pictures: Path, rounds: int) -> None:
                 assert archive.testzip() is None
                 assert len(archive.namelist()) == 32
         assert assert_whole(pictures) == 30
+    report("killed while it exported", rounds)
 
 
 @times(3, 20)
-def test_while_pictures_are_imported(pictures: Path, tmp_path: Path, rounds: int) -> None:
+def test_while_pictures_are_imported(
+    pictures: Path, tmp_path: Path, report: Tell, rounds: int
+) -> None:
     chance = random.Random(5)
     for number in range(rounds):
         data = tmp_path / str(number)
@@ -115,10 +124,11 @@ def test_while_pictures_are_imported(pictures: Path, tmp_path: Path, rounds: int
         import_zip(gallery.store, gallery.folder, pictures / "expected.zip", "local")
         gallery.store.close()
         assert assert_whole(data) == 30, "the second import completes the first, and no more"
+    report("killed while it imported", rounds)
 
 
 @times(2, 20)
-def test_while_a_model_is_downloaded(tmp_path: Path, rounds: int) -> None:
+def test_while_a_model_is_downloaded(tmp_path: Path, report: Tell, rounds: int) -> None:
     folder = tmp_path / "model"
     shutil.copytree(make_starter(), folder)
     hub = LocalHub()
@@ -142,6 +152,7 @@ def test_while_a_model_is_downloaded(tmp_path: Path, rounds: int) -> None:
                 assert fetched.read_bytes() == file.read_bytes()
     finally:
         hub.close()
+    report("killed while it downloaded a model from a local server", rounds)
 
 
 def make_starter() -> Path:
