@@ -144,7 +144,7 @@ def _pooled(pipeline: Any, prompt: str) -> torch.Tensor:
 
 
 def _weight(text: str) -> float:
-    weight = float(text.strip(":) \t\n"))
+    weight = float(text.strip(":)").strip())
     if not 0 <= weight <= MAX_WEIGHT:
         raise InvalidInput("prompt", text, f"weights from 0 to {MAX_WEIGHT:g}")
     return weight
