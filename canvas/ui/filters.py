@@ -13,6 +13,7 @@ from canvas.history.queries import SORTS, Query, from_link, moment
 from canvas.styles import STYLES
 from canvas.tasks import TASKS
 from canvas.ui.events import listen
+from canvas.ui.languages import gettext
 
 if TYPE_CHECKING:
     from canvas.history.collection import Collection
@@ -94,7 +95,7 @@ class Filters:
         sizes = collection.sizes(Query())
         choices = [(f"{width} × {height}", f"{width}x{height}") for width, height in sizes]
         return {
-            self._size: gr.update(choices=[("all", ""), *choices]),
+            self._size: gr.update(choices=[(gettext("all"), ""), *choices]),
             self._whose: gr.update(visible=collection.sees_all),
         }
 

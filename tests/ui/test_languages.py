@@ -84,7 +84,8 @@ def rendered() -> Iterator[tuple[str, str]]:
     for title in events.TITLES.values():
         yield title, "events.py"
     for spec in MODELS.values():
-        yield from ((text, "catalog.py") for text in (spec.description, spec.speed, spec.quality))
+        said = (spec.description, spec.speed, spec.quality, spec.size)
+        yield from ((text, "catalog.py") for text in said if not text[:1].isdigit())
     for name in (*MODES, *(mode.capitalize() for mode in MODES), *STYLES):
         yield name, "modes.py, styles.py"
     for task in TASKS[1:]:
