@@ -16,7 +16,7 @@ from canvas.engine.noise import slerp
 from canvas.engine.progress import Progress
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
 from canvas.engine.room import check_room, what_would_fit
-from canvas.engine.weighting import embed
+from canvas.engine.words import words_of
 from canvas.errors import GenerationFailed, OutOfMemory
 from canvas.modes import MODES
 from canvas.request import GeneratedImage, GenerationRequest, Step
@@ -100,9 +100,9 @@ def _denoise(
     assert request.width and request.height  # noqa: S101 - the request is resolved
     assert request.scheduler and request.num_inference_steps  # noqa: S101 - likewise
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    words: dict[str, Any] = {"prompt": prompts[0], "negative_prompt": prompts[1]}
+    guided = (request.guidance_scale or 0) > 1
     arguments: dict[str, Any] = {
-        **(embed(pipeline, *prompts) if request.prompt_weighting else words),
+        **words_of(pipeline, prompts, guided=guided, weighting=request.prompt_weighting),
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.num_inference_steps,

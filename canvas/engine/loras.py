@@ -200,8 +200,9 @@ def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _adapter_name(lora: Lora) -> str:
-    # torch takes no dots in the names of modules
-    return "lora_" + hashlib.sha256(str(lora.path).encode()).hexdigest()[:16]
+    # torch takes no dots in the names of modules. Another file of that name is another LoRA.
+    said = f"{lora.path} {lora.path.stat().st_mtime_ns} {lora.path.stat().st_size}"
+    return "lora_" + hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _load(pipeline: Any, lora: Lora, name: str) -> None:
