@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from canvas import validation
+from canvas.cli import figures
 from canvas.cli.terminal import AsJson, number, say, say_json, settings_of
 from canvas.errors import CanvasError, InvalidInput
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
-    from canvas.engine.benchmark import BenchmarkReport
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SYNTHETIC = "sd15"
@@ -39,7 +39,7 @@ app = typer.Typer(help="Measure this machine.")
 
 
 @app.callback(invoke_without_command=True)
-def bench(
+def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
     context: typer.Context,
     model: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="On disk; may be given again.")
@@ -51,6 +51,9 @@ def bench(
     full: Annotated[bool, typer.Option("--full", help="Whole pictures, however long.")] = False,
     turns: Annotated[int | None, number("turns", "how often each is timed", int)] = None,
     json: AsJson = False,
+    write_readme: Annotated[
+        bool, typer.Option("--write-readme", help="Also write the figures into README.md.")
+    ] = False,
 ) -> None:
     """Time the modes beside plain diffusers; `bench startup` times the start instead."""
     if context.invoked_subcommand is not None:
@@ -68,12 +71,16 @@ def bench(
     settings = settings_of(None)
     device = detect_device(settings.cache_dir, settings.device, settings.dtype)
     keys = model or ([] if synthetic else [settings.model])
+    reports = []
     for spec in [*map(_on_disk, keys), *([None] if synthetic else [])]:
         report = run_benchmark(spec, device, size=size, full=full, turns=turns)
+        reports.append(report)
         if json:
             say_json(report.to_dict())
         else:
-            say("\n".join(table(report)))
+            say("\n".join(figures.table(report)))
+    if write_readme:
+        figures.write_between_marks(ROOT / "README.md", figures.markdown(reports))
 
 
 def _on_disk(key: str) -> ModelSpec:
@@ -86,30 +93,6 @@ def _on_disk(key: str) -> ModelSpec:
             "model", key, f"a model on disk; fetch it: python -m canvas download {key}"
         )
     return spec
-
-
-def table(report: BenchmarkReport) -> list[str]:
-    """The report as lines for people."""
-    how = "added up from single passes" if report.added_up else "whole pictures"
-    head = f"{report.model}, {report.size} × {report.size}, {report.device} {report.dtype}"
-    lines = [
-        f"{head} on {report.machine} ({report.cores} cores); {how}, medians of {report.turns}",
-        f"{'':22}{'steps':>6}{'seconds':>9}{'a step':>8}"
-        f"{'ratio':>7}{'memory':>9}{'SSIM':>7}{'PSNR':>7}",
-    ]
-    for row in report.rows:
-        memory = f"{row.peak_memory / 1e9:.2f} GB" if row.peak_memory else ""
-        ssim = "" if row.ssim is None else f"{row.ssim:.3f}"
-        psnr = "" if row.psnr is None else f"{row.psnr:.1f}"
-        lines.append(
-            f"{row.name:22}{row.steps:>6}{row.seconds:>9.2f}{row.seconds_per_step:>8.3f}"
-            f"{row.ratio:>7.2f}{memory:>9}{ssim:>7}{psnr:>7}"
-        )
-    lines.append(
-        f"The UNet reaches {report.unet_teraflops:.2f} of {report.ceiling_teraflops:.2f} TFLOPS, "
-        f"{report.share_of_ceiling:.0%} of what matrix products reach here."
-    )
-    return lines
 
 
 @app.command()

@@ -56,6 +56,7 @@ class BenchmarkReport:
     turns: int
     ceiling_teraflops: float
     unet_teraflops: float
+    own_share: float  # of a Quality picture, outside text encoder, UNet and decoder
 
     @property
     def share_of_ceiling(self) -> float:
@@ -100,6 +101,8 @@ def run_benchmark(
         turns=turns,
         ceiling_teraflops=measuring.ceiling_teraflops(device),
         unet_teraflops=measuring.teraflop_of_a_pass(subject, side) / seconds[FULL],
+        # Of a long picture two steps tell: with more of them the share is smaller still.
+        own_share=measuring.own_share(subject, side, None if whole else 2, turns if whole else 1),
     )
     if not memory:
         return report
@@ -132,6 +135,7 @@ def _whole_pictures(subject: Subject, side: int, turns: int) -> list[Row]:
     images: dict[str, Image] = {}
     for turn in range(turns + 1):
         for name, (_, make) in ways.items():
+            measuring.forget_words(subject.ours)
             started = time.perf_counter()
             images[name] = make()
             if turn:  # the first warms up

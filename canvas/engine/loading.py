@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import machine, sources
+from canvas.engine import conversion, machine, sources
 from canvas.engine.attention import use_tiles
 from canvas.engine.device import Device
 from canvas.errors import HubOffline, ModelBroken, OutOfMemory
@@ -41,7 +41,10 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
             if local.path.is_file():
                 pipeline = _from_single_file(spec, local.path, device)
             else:
-                pipeline = _from_folder(spec, local.path, device)
+                copy = conversion.converted(local, device)
+                pipeline = _from_folder(spec, copy or local.path, device)
+                if copy is None:
+                    conversion.keep_converted(pipeline, local, device)
         pipeline = pipeline.to(device.name)
     except (
         *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
@@ -77,7 +80,8 @@ def weight_files(local: LocalModel, device: Device) -> list[Path]:
     """The files that loading the model on that device will read; raises ModelBroken."""
     if local.path.is_file():
         return [local.path]
-    return [local.path / name for name in _selection(local.path, device).files]
+    folder = conversion.converted(local, device) or local.path
+    return [folder / name for name in _selection(folder, device).files]
 
 
 def _from_folder(spec: ModelSpec, folder: Path, device: Device) -> Any:

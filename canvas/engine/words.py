@@ -58,6 +58,11 @@ def words_of(
     return found
 
 
+def forget_words(pipeline: Any) -> None:
+    """Let the next request read its words anew, as a measurement of that needs."""
+    vars(pipeline.text_encoder or pipeline.text_encoder_2).pop(ATTRIBUTE, None)
+
+
 def _remembered(pipeline: Any) -> RememberedWords:
     # Kept on the encoder itself: variants of a pipeline share it, and it goes with it.
     encoder = pipeline.text_encoder or pipeline.text_encoder_2

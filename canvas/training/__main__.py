@@ -14,6 +14,7 @@ from canvas.training import autoencoder, classifier, denoiser, text
 from canvas.training.checkpoints import Clock, pick_device
 from canvas.training.evaluate import Settings, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
+from canvas.training.modes import compare_modes
 from canvas.training.parallel import Team, run_team
 from canvas.training.presets import PRESETS, Preset
 from canvas.training.sampling import Sampler
@@ -21,6 +22,7 @@ from canvas.training.sheet import contact_sheet
 from canvas.training.sprites import Sprites, build_sprites
 
 STAGES = ("sprites", "autoencoder", "text", "denoiser", "judge", "evaluate", "sheet", "export")
+MEASURES = ("modes",)  # asked for by name only
 # Minutes of each training stage, by preset; the README says what they took.
 MINUTES = {
     "cpu": {"autoencoder": 40, "text": 25, "denoiser": 180, "judge": 8},
@@ -51,7 +53,7 @@ class Options:
 def parse_options(arguments: list[str]) -> tuple[str, Options]:
     """The stage and its options."""
     parser = argparse.ArgumentParser(prog="python -m canvas.training", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("stage", choices=(*STAGES, *MEASURES, "all"))
     parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
     parser.add_argument("--work", type=Path, default=Path("training-work"))
     parser.add_argument("--packages", type=Path, help="folder of npm tarballs (WORK/packages)")
@@ -120,6 +122,15 @@ def stage_evaluate(options: Options) -> None:
     write_card(options.work, options.target, sprites)
 
 
+def stage_modes(options: Options) -> None:
+    """Hold Balanced against Quality; fails where it is too far from it."""
+    sprites = Sprites.load(options.work / "sprites")
+    judge = classifier.load_judge(options.work, len(sprites.things))
+    quality, balanced = compare_modes(options.target, judge, sprites)
+    if not balanced.is_close_to(quality):
+        sys.exit("Balanced is too far from Quality: see canvas/modes.py.")
+
+
 def stage_sheet(options: Options) -> None:
     """Draw 64 prompts with the models of the work folder."""
     path = options.work / "sheet.png"
@@ -144,9 +155,10 @@ def run(stage: str, options: Options) -> None:
         "sheet": stage_sheet,
         "export": stage_export,
         "evaluate": stage_evaluate,
+        "modes": stage_modes,
     }
     options.work.mkdir(parents=True, exist_ok=True)
-    for name in stages if stage == "all" else (stage,):
+    for name in [n for n in stages if n not in MEASURES] if stage == "all" else (stage,):
         logging.getLogger(__name__).info("stage %s", name)
         stages[name](options)
 

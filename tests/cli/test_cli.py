@@ -17,9 +17,8 @@ import pytest
 from PIL import Image
 
 from canvas.cli import main as cli
-from canvas.cli.bench import started, table
+from canvas.cli.bench import started
 from canvas.cli.terminal import say_json
-from canvas.engine.benchmark import BenchmarkReport, Row
 from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -395,25 +394,3 @@ def test_a_wrong_benchmark_is_refused(
 def test_json_for_programs_holds_no_infinity(capfd: pytest.CaptureFixture[str]) -> None:
     say_json({"rows": [{"psnr": float("inf")}, {"psnr": 21.5}]})
     assert json.loads(capfd.readouterr().out) == {"rows": [{"psnr": None}, {"psnr": 21.5}]}
-
-
-def test_a_benchmark_is_shown_as_a_table() -> None:
-    rows = (Row("plain diffusers", 25, 50.0, 2.0, 1.0, 4_000_000_000), Row("turbo", 4, 2, 0.5, 25))
-    report = BenchmarkReport(
-        model="starter",
-        size=128,
-        machine="a machine",
-        cores=2,
-        device="cpu",
-        dtype="float32",
-        rows=rows,
-        added_up=True,
-        turns=5,
-        ceiling_teraflops=2.0,
-        unet_teraflops=1.5,
-    )
-    head, _, plain, turbo, ceiling = table(report)
-    assert "added up" in head
-    assert plain.split()[-1:] == ["GB"]
-    assert "25.00" in turbo
-    assert "75%" in ceiling

@@ -54,6 +54,10 @@ def test_speed_is_a_share_of_the_ceiling(report: BenchmarkReport) -> None:
     assert json.loads(json.dumps(report.to_dict()))["share_of_ceiling"] > 0
 
 
+def test_our_own_share_is_what_is_left_of_the_whole(report: BenchmarkReport) -> None:
+    assert 0 < report.own_share < 1
+
+
 def test_long_pictures_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "TOO_LONG", 0.0)
     report = run_benchmark(STARTER, CPU, size=64, turns=1, memory=False)

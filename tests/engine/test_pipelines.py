@@ -162,12 +162,14 @@ def test_memory_comes_back(two_big_models: tuple[ModelSpec, ModelSpec]) -> None:
     machine.release_memory()
     before = machine.resident_memory()
     seen = []
-    for spec in (one, two, one, two, one, two):
+    for spec in (one, two) * 6:
         cache.get(spec, local(spec))
+        machine.release_memory()
         seen.append(machine.resident_memory())
     (size,) = cache.loaded().values()
     assert size > 60 * MEGABYTE
-    assert max(seen[2:]) - max(seen[:2]) < 0.25 * size
+    after_two, after_ten = max(seen[1:3]), max(seen[9:])
+    assert after_ten <= 1.05 * after_two
     cache.clear()
     assert machine.resident_memory() - before < 0.5 * size
 
