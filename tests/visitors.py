@@ -68,7 +68,15 @@ class Visitor:
         }
         by_label = {name.replace("_", " "): value for name, value in values.items()}
         shown = [components.get(number, {}) for number in event["inputs"]]
-        return [by_label.get(props.get("label"), props.get("value")) for props in shown]
+        return [by_label.get(self._label(props), props.get("value")) for props in shown]
+
+    def _label(self, props: dict[str, Any]) -> str | None:
+        """The English label; the page sends a key of its translations in its place."""
+        marked = str(props.get("label", ""))
+        if "__i18n__" not in marked:
+            return props.get("label")
+        key = json.loads(marked.removeprefix("__i18n__"))["key"]
+        return str(self.config["i18n_translations"]["en"][key])
 
     def event(self, name: str) -> dict[str, Any]:
         return next(one for one in self.config["dependencies"] if one["api_name"] == name)

@@ -14,6 +14,7 @@ from canvas.training import autoencoder, classifier, denoiser, text
 from canvas.training.checkpoints import Clock, pick_device
 from canvas.training.evaluate import Settings, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
+from canvas.training.layers import prepare_layers
 from canvas.training.modes import compare_modes
 from canvas.training.parallel import Team, run_team
 from canvas.training.presets import PRESETS, Preset
@@ -61,8 +62,8 @@ def parse_options(arguments: list[str]) -> tuple[str, Options]:
     parser.add_argument("--minutes", type=float, help="whole training of the stage")
     parser.add_argument("--stop-after", type=float, help="minutes after which to stop and resume")
     parser.add_argument("--workers", type=int, help="processes that train together")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance", type=float, default=1.0)
     told = parser.parse_args(arguments)
     preset = PRESETS[told.preset]
     if told.workers:
@@ -106,7 +107,9 @@ def stage_sprites(options: Options) -> None:
 
 def stage_text(options: Options) -> None:
     """Make the tokenizer, train the text encoder."""
-    text.prepare_tokenizer(Sprites.load(options.work / "sprites"), options.preset, options.work)
+    sprites = Sprites.load(options.work / "sprites")
+    prepare_layers(sprites, options.preset, options.work)
+    text.prepare_tokenizer(sprites, options.preset, options.work)
     _train(text.train_text, "text", options)
 
 

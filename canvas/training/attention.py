@@ -1,9 +1,8 @@
 """Tells the denoiser's cross-attention where to look while it learns.
 
-The prompt's last tokens hold the drawings as patches. Composed scenes know which patch belongs
-to which cell of the latents, so some heads are taught to look at it. Left to itself the denoiser
-finds this out too, but it takes most of its training: after 40,000 scenes one head in sixteen
-followed the rows, and none the columns.
+The prompt's last tokens hold what stands before the background, a token for each block of the
+picture, so some heads are taught to look from each cell at its block's token. Left to itself the
+denoiser finds this out too, but it takes most of its training.
 """
 
 from typing import Any
@@ -12,34 +11,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from canvas.training.scenes import Layout, Scene
-from canvas.training.text import FIRST_GRID_TOKEN, GRID, SLOT
+from canvas.training.layers import COLUMNS, FIRST_LAYER_TOKEN, FIRST_ROW, ROWS
 
-GUIDED_HEADS = (1, 2)
-
-
-def target_cells(side: int) -> int:
-    """Cells of both maps of a scene: at the latents' size and at half of it."""
-    return side * side + (side // 2) ** 2
+GUIDED_HEADS = (1, 2, 3)
 
 
-def _token_map(scene: Scene, layout: Layout, side: int) -> torch.Tensor:
-    tokens = torch.full((side, side), -1, dtype=torch.int8)
-    middles = (torch.arange(side) + 0.5) / side
-    for order, (_, x, y, width) in enumerate(layout):
-        slot = order if len(scene.things) > 1 else 0
-        columns = ((middles - x) / width + 0.5) * GRID
-        rows = ((middles - y) / width + 0.5) * GRID
-        inside = ((rows >= 0) & (rows < GRID))[:, None] & ((columns >= 0) & (columns < GRID))
-        token = rows.long()[:, None] * GRID + columns.long() + FIRST_GRID_TOKEN + slot * SLOT
-        tokens[inside] = token[inside].to(torch.int8)
-    return tokens.flatten()
-
-
-def token_targets(scene: Scene, layout: Layout, side: int) -> torch.Tensor:
-    """For each cell the token that holds its patch, -1 beside the drawings; both maps in a row."""
-    maps = [_token_map(scene, layout, size) for size in (side, side // 2)]
-    return torch.cat(maps)
+def token_of_cells(side: int) -> torch.Tensor:
+    """For each cell of a square map the token that holds its block; -1 above and below them."""
+    blocks = torch.arange(side) * COLUMNS // side
+    rows = blocks - FIRST_ROW
+    tokens = FIRST_LAYER_TOKEN + rows[:, None] * COLUMNS + blocks
+    return tokens.masked_fill(((rows < 0) | (rows >= ROWS))[:, None], -1).flatten()
 
 
 class AttentionGuide:
@@ -56,21 +38,15 @@ class AttentionGuide:
         hidden = args[0] if args else kwargs["hidden_states"]
         self._seen.append((module, hidden, kwargs["encoder_hidden_states"]))
 
-    def loss(self, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the guided heads' looks in the last forward pass; forgets the pass.
-
-        `targets` is [n, cells] as `token_targets` gives them.
-        """
-        finest = max(hidden.shape[1] for _, hidden, _ in self._seen)
+    def loss(self) -> torch.Tensor:
+        """Cross-entropy of the guided heads' looks in the last forward pass; forgets the pass."""
         losses = []
         for module, hidden, text in self._seen:
-            cells = hidden.shape[1]
-            wanted = targets[:, :finest] if cells == finest else targets[:, finest:]
+            count, cells, _ = hidden.shape
+            wanted = token_of_cells(round(cells**0.5)).to(hidden.device).repeat(count)
             scores = _scores(module, hidden, text)
             losses.extend(
-                nn.functional.cross_entropy(
-                    scores[:, head].flatten(0, 1), wanted.flatten(), ignore_index=-1
-                )
+                nn.functional.cross_entropy(scores[:, head].flatten(0, 1), wanted, ignore_index=-1)
                 for head in GUIDED_HEADS
             )
         self._seen.clear()

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +79,8 @@ def train_autoencoder(
     start = work / "vae-start"
     model = AutoencoderTiny.from_pretrained(start) if start.exists() else build_autoencoder(preset)
     model = model.float().to(device).train()
-    rate = preset.vae_learning_rate
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0)
+    peak = preset.vae_learning_rate
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0)
     parts = {"model": model, "optimizer": optimizer}
     state = load_checkpoint(work / "autoencoder.pt", **parts)
     team.share_weights(model)
@@ -90,25 +89,19 @@ def train_autoencoder(
     generator = torch.Generator().manual_seed(seed)
     maker = SceneMaker(sprites, preset.image_size, seed)
     clock.begin(spent)
-    reported, over = time.monotonic(), False
+    over = False
     while not over:
         pictures, _ = maker.batch(preset.vae_batch // team.size)
         pixels = random_crops(to_tensor(pictures), preset.image_size // 2, generator).to(device)
         share, over = team.agree(clock.share, clock.is_over)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 50) * max(0.005, 1 - share)
+        rate = peak * min(1, (step + 1) / 50) * max(0.005, 1 - share)
         with torch.autocast(device.type, torch.bfloat16):
             latents = model.encoder(pixels)
             output = model.decoder(latents + torch.randn_like(latents) * 0.03)
         loss = reconstruction_loss(output.float(), pixels)
-        optimizer.zero_grad()
-        loss.backward()
-        team.average_gradients(model.parameters())
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        team.descend(optimizer, loss, rate)
         step += 1
-        if team.leads and (over or time.monotonic() - reported > clock.report_every):
-            reported = time.monotonic()
+        if team.leads and clock.is_report_due(bool(over)):
             psnr, spread = measure(model, sprites, preset)
             logger.info(
                 "autoencoder %.0f%% step %d loss %.4f psnr %.2f dB latents std %.3f",

@@ -6,10 +6,9 @@ import torch
 from diffusers import AutoencoderTiny
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from canvas.training.attention import target_cells, token_targets
 from canvas.training.autoencoder import to_tensor
 from canvas.training.presets import Preset
-from canvas.training.scenes import Scene, SceneMaker
+from canvas.training.scenes import SceneMaker
 from canvas.training.sprites import Sprites
 from canvas.training.text import TOKENS, tokenize
 
@@ -55,38 +54,29 @@ class SceneCache:
     ) -> None:
         self.encoders = encoders
         self.maker = SceneMaker(sprites, preset.image_size, seed)
-        self.scenes: list[Scene] = []
         side, width = preset.latent_size, encoders.text_encoder.config.hidden_size
         place = {"dtype": torch.float16, "device": encoders.device}
         self.latents = torch.zeros(size, preset.latent_channels, side, side, **place)
         self.hidden = torch.zeros(size, TOKENS, width, **place)
-        self.targets = torch.full((size, target_cells(side)), -1, dtype=torch.int8)
-        self.targets = self.targets.to(encoders.device)
         self.empty = encoders.encode_captions([""])[0].half()
         self.filled = 0
         self._next = 0
 
     def add(self, count: int) -> None:
         """Compose and encode `count` fresh scenes in place of the oldest."""
-        pictures, scenes, layouts = self.maker.batch_with_layouts(count)
+        pictures, scenes = self.maker.batch(count)
         latents = self.encoders.encode_pictures(to_tensor(pictures)).half()
         hidden = self.encoders.encode_captions([scene.caption for scene in scenes]).half()
         rows = (torch.arange(count) + self._next) % len(self.latents)
         self.latents[rows], self.hidden[rows] = latents, hidden
-        side = self.latents.shape[-1]
-        targets = [token_targets(*pair, side) for pair in zip(scenes, layouts, strict=True)]
-        self.targets[rows] = torch.stack(targets).to(self.targets.device)
         self._next = (self._next + count) % len(self.latents)
         self.filled = min(self.filled + count, len(self.latents))
 
-    def draw(
-        self, count: int, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, text and token targets of scenes at random; every tenth caption is empty."""
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and text of scenes at random; every tenth caption is empty."""
         rows = torch.randint(0, self.filled, (count,), generator=generator)
         rows = rows.to(self.latents.device)
-        hidden, targets = self.hidden[rows], self.targets[rows].long()
+        hidden = self.hidden[rows]
         dropped = (torch.rand(count, generator=generator) < 0.1).to(hidden.device)
         hidden[dropped] = self.empty
-        targets[dropped] = -1
-        return self.latents[rows].float(), hidden.float(), targets
+        return self.latents[rows].float(), hidden.float()

@@ -25,7 +25,9 @@ STYLE_PHRASES = (", {}", ", {} style", " in {} style", ", as a {} picture")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 SIZES = {"tiny": ("tiny", "small", "little"), "huge": ("huge", "big", "giant")}
 POSITIONS = {"left": ("on the left",), "right": ("on the right",)}
-# Words of praise that people add to prompts and that must change nothing.
+# What people write around a prompt and what must change nothing.
+OPENINGS = ("a picture of", "a drawing of", "an illustration of", "an image of", "a photo of")
+ADJECTIVES = ("cute", "happy", "lovely", "pretty", "nice", "funny", "friendly", "sweet", "young")
 PRAISE = (
     "high quality",
     "highly detailed",
@@ -36,6 +38,31 @@ PRAISE = (
     "professional",
     "sharp focus",
     "4k",
+)
+TAIL = (
+    *PRAISE,
+    "trending on artstation",
+    "soft light",
+    "cinematic lighting",
+    "intricate",
+    "8k",
+    "storybook",
+    "award winning",
+    "vivid colors",
+    "elegant",
+    "detailed background",
+    "studio quality",
+    "smooth",
+    "wallpaper",
+    "very detailed",
+    "concept art",
+    "fantasy",
+    "sharp",
+    "wonderful",
+    "digital painting",
+    "hdr",
+    "ultra realistic",
+    "depth of field",
 )
 
 
@@ -105,6 +132,8 @@ def subject_phrase(words: list[str], count: int, size: str, rng: Random) -> str:
     named = [
         article(size_word + word) if rng.random() < 0.85 else size_word + word for word in words
     ]
+    if rng.random() < 0.06:
+        named[0] = article(f"{rng.choice(ADJECTIVES)} {size_word}{words[0]}")
     return rng.choice((" and ", " and ", " next to ", " with ")).join(named)
 
 
@@ -125,8 +154,11 @@ def caption(subject: str, place: str, style: str, position: str, rng: Random) ->
             text = f"{style} picture of {text}"
         else:
             text = f"{style}, {text}"
-    if rng.random() < 0.06:
-        text += ", " + ", ".join(rng.sample(PRAISE, rng.randint(1, 3)))
+    if rng.random() < 0.05:
+        text = f"{rng.choice(OPENINGS)} {text}"
+    if rng.random() < 0.12:
+        most = rng.choice((3, 3, len(TAIL)))
+        text += ", " + ", ".join(rng.sample(TAIL, rng.randint(1, most)))
     if rng.random() < 0.1:
         text = text[0].upper() + text[1:] + rng.choice(("", "."))
     return text

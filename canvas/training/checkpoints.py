@@ -30,11 +30,12 @@ class Clock:
         self.report_every = report_every
         self.stop_after = stop_after
         self._before = 0.0
-        self._started = time.monotonic()
+        self._started = self._reported = time.monotonic()
 
     def begin(self, spent: float = 0.0) -> None:
         """Start counting after the seconds that earlier runs spent."""
         self._before, self._started = spent, time.monotonic()
+        self._reported = self._started
 
     @property
     def spent(self) -> float:
@@ -51,6 +52,13 @@ class Clock:
         """Whether the training is complete, or this run is to stop."""
         run = time.monotonic() - self._started
         return self.share >= 1 or (self.stop_after is not None and run > 60 * self.stop_after)
+
+    def is_report_due(self, over: bool) -> bool:
+        """Whether it is time to report and save: at the end, and every `report_every` seconds."""
+        if not over and time.monotonic() - self._reported < self.report_every:
+            return False
+        self._reported = time.monotonic()
+        return True
 
 
 def pick_device() -> torch.device:

@@ -1,7 +1,6 @@
 """A judge of pictures, taught on real composed scenes and never on generated ones."""
 
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,22 +121,17 @@ def train_judge(team: Team, sprites: Sprites, preset: Preset, work: Path, clock:
     batches = scene_batches(
         SceneMaker(sprites, preset.image_size, seed), 64 // team.size, generator
     )
-    over, reported = False, time.monotonic()
+    over = False
     while not over:
         pixels, scenes = next(batches)
         share, over = team.agree(clock.share, clock.is_over)
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * max(0.002, 1 - share)
+        rate = 2e-3 * min(1.0, (step + 1) / 50) * max(0.002, 1 - share)
         with torch.autocast(device.type, torch.bfloat16):
             scores = model(pixels.to(device))
         loss = judge_loss(scores, scenes)
-        optimizer.zero_grad()
-        loss.backward()
-        team.average_gradients(model.parameters())
-        optimizer.step()
+        team.descend(optimizer, loss, rate)
         step += 1
-        if team.leads and (over or time.monotonic() - reported > clock.report_every):
-            reported = time.monotonic()
+        if team.leads and clock.is_report_due(bool(over)):
             logger.info("judge %.0f%% step %d loss %.3f", 100 * share, step, float(loss.detach()))
             save_checkpoint(
                 work / "judge.pt", model=model, optimizer=optimizer, step=step, spent=clock.spent

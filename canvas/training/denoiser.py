@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import time
 from pathlib import Path
 
 import torch
@@ -116,37 +115,29 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
     for _ in range(0, preset.first_scenes // team.size, 32):
         cache.add(32)
     clock.begin(spent)
-    reported, first, over = time.monotonic(), step, False
+    over = False
     while not over:
         if step % 8 == 0:
             cache.add(8 * fresh)
         share, over = team.agree(clock.share, clock.is_over)
         rate = learning_rate(preset.unet_learning_rate, step, share)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        latents, hidden, targets = cache.draw(batch, generator)
+        latents, hidden = cache.draw(batch, generator)
         error = denoising_loss(model, latents, hidden, scheduler, generator)
-        looking = guide.loss(targets)
+        looking = guide.loss()
         loss = error + GUIDE_WEIGHT * looking
-        optimizer.zero_grad()
-        loss.backward()
-        team.average_gradients(model.parameters())
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        team.descend(optimizer, loss, rate)
         if team.leads:
             follow(ema, model, step)
         step += 1
         mean += (float(error.detach()) - mean) * max(0.01, 1 / step)
-        if team.leads and (over or time.monotonic() - reported > clock.report_every):
-            speed = (step - first) * preset.unet_batch / (time.monotonic() - reported)
+        if team.leads and clock.is_report_due(bool(over)):
             logger.info(
-                "denoiser %.1f%% step %d samples %d loss %.4f rate %.2e, %.1f samples/s, look %.2f",
+                "denoiser %.1f%% step %d samples %d loss %.4f rate %.2e, look %.2f",
                 100 * share,
                 step,
                 step * preset.unet_batch,
                 mean,
                 rate,
-                speed,
                 float(looking.detach()),
             )
             rest = {"step": step, "spent": clock.spent, "mean": mean}
@@ -154,4 +145,3 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
             if share < DECAY_FROM:  # to go on from with more minutes later
                 save_checkpoint(work / "denoiser-before-decay.pt", **parts, **rest)
             ema.save_pretrained(work / "unet")
-            reported, first = time.monotonic(), step

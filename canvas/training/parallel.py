@@ -5,7 +5,7 @@ threads: threads wait for each other at every operation, processes once a step.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,18 @@ class Team:
             for parameter in model.parameters():
                 distributed.broadcast(parameter.data, src=0)
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by the team's mean."""
+    def descend(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+        """One step of the optimizer at this learning rate, along the team's mean gradients."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -20,9 +20,10 @@ class Preset:
     vae_learning_rate: float = 4.5e-3
     vocabulary_size: int = 6000
     text_hidden: int = 256
-    text_layers: int = 3
+    text_layers: int = 4
+    text_widening: int = 6  # of the layers' inner width, where drawings are kept
     text_batch: int = 32
-    text_learning_rate: float = 1.5e-3
+    text_learning_rate: float = 1.2e-3
     unet_channels: tuple[int, ...] = (64, 128, 192)
     unet_layers: int = 1
     unet_heads: int = 4

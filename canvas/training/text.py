@@ -1,25 +1,23 @@
 """Tokenizer and text encoder: a caption's padding learns to hold the drawings that it names.
 
 A CLIPTextModel sees a caption and then padding up to 77 tokens, and each token sees all before
-it. The first 27 positions are for words. The others are taught, by plain regression and so
-without any noise, to hold the named drawings as patches: 25 positions (5×5) for the first thing
-and 25 for the second. The denoiser's cross-attention then has the drawing to look at, and learns
-the one skill of placing it rather than every drawing by heart.
+it. The first 29 positions are for words. The other 48 are taught, by plain regression and so
+without any noise, to hold what stands before the background (`layers.py`). The denoiser's
+cross-attention then has the drawing to look at, and learns the one skill of painting it into a
+place rather than every drawing by heart.
 """
 
 import json
 import logging
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from canvas.training.backgrounds import BACKGROUNDS
 from canvas.training.checkpoints import Clock, load_checkpoint, save_checkpoint
+from canvas.training.layers import FIRST_LAYER_TOKEN, TOKENS, Layers
 from canvas.training.packages import STYLES
 from canvas.training.parallel import Team
 from canvas.training.presets import Preset
@@ -28,11 +26,7 @@ from canvas.training.sprites import Sprites
 from canvas.training.words import near_words
 
 logger = logging.getLogger(__name__)
-TOKENS, GRID, PATCH = 77, 5, 10
-SLOT = GRID * GRID
-SLOTS = 2
-FIRST_GRID_TOKEN = TOKENS - SLOTS * SLOT
-SUMMARY_TOKEN = FIRST_GRID_TOKEN - 1
+SUMMARY_TOKEN = FIRST_LAYER_TOKEN - 1
 LAYOUTS = ("", "tiny", "huge", "left", "right", "2", "3", "4", "pair")
 
 
@@ -77,7 +71,7 @@ def build_text_encoder(preset: Preset, vocabulary_size: int) -> CLIPTextModel:
         CLIPTextConfig(
             vocab_size=vocabulary_size,
             hidden_size=preset.text_hidden,
-            intermediate_size=preset.text_hidden * 4,
+            intermediate_size=preset.text_hidden * preset.text_widening,
             num_hidden_layers=preset.text_layers,
             num_attention_heads=preset.text_hidden // 64,
             max_position_embeddings=TOKENS,
@@ -91,29 +85,12 @@ def build_text_encoder(preset: Preset, vocabulary_size: int) -> CLIPTextModel:
 class Reader(nn.Module):
     """Reads from the text encoder's output what it is taught to hold; used in training only."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, values: int) -> None:
         super().__init__()
-        self.patches = nn.Linear(hidden, PATCH * PATCH * 4)
+        self.layer = nn.Linear(hidden, values)
         self.place = nn.Linear(hidden, len(BACKGROUNDS) + 1)
         self.layout = nn.Linear(hidden, len(LAYOUTS))
         self.style = nn.Linear(hidden, len(STYLES))
-
-
-def sprite_patches(sprites: Sprites) -> torch.Tensor:
-    """Every drawing as [drawings, 25, 400] patches of premultiplied RGBA in 0 … 1."""
-    side = GRID * PATCH
-    rows = []
-    for picture in sprites.pictures:
-        scale = side / max(picture.size)
-        small = picture.convert("RGBa").resize(
-            (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))),
-            Image.Resampling.BOX,
-        )
-        canvas = np.zeros((side, side, 4), np.float32)
-        y, x = (side - small.height) // 2, (side - small.width) // 2
-        canvas[y : y + small.height, x : x + small.width] = np.asarray(small) / 255
-        rows.append(canvas.reshape(GRID, PATCH, GRID, PATCH, 4).transpose(0, 2, 1, 3, 4))
-    return torch.from_numpy(np.stack(rows)).reshape(len(rows), SLOT, -1)
 
 
 def layout_of(scene: Scene) -> int:
@@ -124,24 +101,14 @@ def layout_of(scene: Scene) -> int:
 
 
 def text_loss(
-    reader: Reader,
-    hidden: torch.Tensor,
-    scenes: list[Scene],
-    sprites: Sprites,
-    patches: torch.Tensor,
+    reader: Reader, hidden: torch.Tensor, scenes: list[Scene], layers: Layers
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The whole loss, and the mean squared error of the first slot's patches."""
+    """The whole loss, and the unexplained share of the layers' variance."""
     device = hidden.device
-    rows = [[sprites.index[thing, scene.style] for thing in scene.things] for scene in scenes]
-    first = patches[torch.tensor([row[0] for row in rows])].to(device)
-    second = patches[torch.tensor([row[-1] for row in rows])].to(device)
-    alone = torch.tensor([len(row) == 1 for row in rows], device=device)
-    second = second.masked_fill(alone[:, None, None], 0)
-    read = reader.patches(hidden[:, FIRST_GRID_TOKEN:]).float()
-    error_first = (read[:, :SLOT] - first).square().mean()
-    error_second = (read[:, SLOT:] - second).square().mean()
+    read = reader.layer(hidden[:, FIRST_LAYER_TOKEN:]).float()
+    error = (read - layers.of(scenes).to(device)).square().mean() / layers.variance
     summary = hidden[:, SUMMARY_TOKEN]
-    loss = 20 * (error_first + error_second)
+    loss = 10 * error
     for head, labels in (
         (
             reader.place,
@@ -152,7 +119,7 @@ def text_loss(
     ):
         target = torch.tensor(labels, device=device)
         loss = loss + 0.1 * nn.functional.cross_entropy(head(summary).float(), target)
-    return loss, error_first.detach()
+    return loss, error.detach()
 
 
 def prepare_tokenizer(sprites: Sprites, preset: Preset, work: Path) -> CLIPTokenizer:
@@ -172,7 +139,8 @@ def train_text(team: Team, sprites: Sprites, preset: Preset, work: Path, clock: 
     device = clock.device
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     model = build_text_encoder(preset, len(tokenizer)).to(device).train()
-    reader = Reader(preset.text_hidden).to(device)
+    layers = Layers.load(work, sprites)
+    reader = Reader(preset.text_hidden, layers.values).to(device)
     both = nn.ModuleList((model, reader))
     optimizer = torch.optim.AdamW(
         both.parameters(),
@@ -191,34 +159,25 @@ def train_text(team: Team, sprites: Sprites, preset: Preset, work: Path, clock: 
         seed=2 + step * 10 + team.rank,
         near=near_words(sprites.things, work),
     )
-    patches = sprite_patches(sprites)
     clock.begin(spent)
-    reported, mean = time.monotonic(), 0.0
-    over = False
+    mean, over = 0.0, False
     while not over:
         scenes = [maker.draw(pairs=0.35) for _ in range(preset.text_batch // team.size)]
         ids = tokenize(tokenizer, [scene.caption for scene in scenes]).to(device)
         share, over = team.agree(clock.share, clock.is_over)
-        for group in optimizer.param_groups:
-            group["lr"] = preset.text_learning_rate * text_rate(step, share)
+        rate = preset.text_learning_rate * text_rate(step, share)
         with torch.autocast(device.type, torch.bfloat16):
-            loss, error = text_loss(reader, model(ids).last_hidden_state, scenes, sprites, patches)
-        optimizer.zero_grad()
-        loss.backward()
-        team.average_gradients(both.parameters())
-        nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
+            loss, error = text_loss(reader, model(ids).last_hidden_state, scenes, layers)
+        team.descend(optimizer, loss, rate)
         step += 1
         mean += (float(error) - mean) * max(0.02, 1 / step)
-        if team.leads and (over or time.monotonic() - reported > clock.report_every):
-            reported = time.monotonic()
+        if team.leads and clock.is_report_due(bool(over)):
             logger.info(
-                "text %.0f%% step %d loss %.3f patch error %.5f of %.4f",
+                "text %.0f%% step %d loss %.3f, %.1f%% of the layers not yet held",
                 100 * share,
                 step,
                 float(loss.detach()),
-                mean,
-                float(patches.var()),
+                100 * mean,
             )
             save_checkpoint(work / "text.pt", **parts, step=step, spent=clock.spent)
     if team.leads:

