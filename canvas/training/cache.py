@@ -20,7 +20,7 @@ class Encoders:
         self.device = device
         vae = AutoencoderTiny.from_pretrained(work / "vae")
         text_encoder = CLIPTextModel.from_pretrained(work / "text_encoder")
-        self.vae = vae.float().eval().to(device)
+        self.vae = vae.float().eval().to(device, memory_format=torch.channels_last)
         self.tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
         self.text_encoder = text_encoder.float().eval().to(device)
 
@@ -28,7 +28,8 @@ class Encoders:
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
         """[n, 3, h, w] in -1 … 1 to latents of unit spread, [n, c, h/8, w/8]."""
         with torch.autocast(self.device.type, torch.bfloat16):
-            latents = self.vae.encoder(pixels.to(self.device))
+            pixels = pixels.to(self.device, memory_format=torch.channels_last)
+            latents = self.vae.encoder(pixels)
         return latents.float() * self.vae.config.scaling_factor
 
     @torch.no_grad()

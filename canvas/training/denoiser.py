@@ -16,7 +16,7 @@ from canvas.training.presets import Preset
 from canvas.training.sprites import Sprites
 
 logger = logging.getLogger(__name__)
-GUIDE_WEIGHT = 0.03  # of the loss that tells the cross-attention where to look
+GUIDE_WEIGHT = 0.1  # of the loss that tells the cross-attention where to look
 DECAY_FROM = 0.6  # share of the training after which the learning rate falls to zero
 
 
