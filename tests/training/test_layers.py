@@ -1,6 +1,5 @@
 """What the prompt's last tokens are to hold."""
 
-
 import numpy as np
 import pytest
 import torch
