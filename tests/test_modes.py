@@ -24,7 +24,8 @@ def test_quality_is_what_the_model_says() -> None:
 
 
 def test_balanced_takes_fewer_steps_with_a_solver_that_can() -> None:
-    assert defaults("balanced", STARTER) == (9, STARTER.guidance_scale, "DPM++ 2M")
+    slow = replace(STARTER, num_inference_steps=20)
+    assert defaults("balanced", slow) == (15, STARTER.guidance_scale, "DPM++ 2M")
     assert defaults("balanced", MODELS["dreamshaper"])[2] == "DEIS"
 
 
@@ -34,6 +35,12 @@ def test_turbo_uses_few_step_weights_where_they_fit() -> None:
     assert not few_steps("turbo", TINY)
     assert defaults("turbo", TINY) == (6, TINY.guidance_scale, TINY.scheduler)
     assert not few_steps("quality", SMALL)
+
+
+def test_a_model_made_for_few_steps_keeps_its_scheduler() -> None:
+    kept = (STARTER.guidance_scale, STARTER.scheduler)
+    assert defaults("balanced", STARTER) == (2, *kept)
+    assert defaults("turbo", STARTER) == (1, *kept)
 
 
 def test_no_mode_takes_more_steps_than_the_model_wants() -> None:

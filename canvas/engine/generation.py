@@ -16,6 +16,7 @@ from canvas.engine.noise import slerp
 from canvas.engine.progress import Progress
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
 from canvas.engine.room import check_room, what_would_fit
+from canvas.engine.windows import is_windowed
 from canvas.engine.words import words_of
 from canvas.errors import GenerationFailed, OutOfMemory
 from canvas.modes import MODES
@@ -49,7 +50,8 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
     OutOfMemory before the first or in between.
     """
     check_pipeline(pipeline, request, spec)
-    check_room(request, spec, device)
+    if not is_windowed(pipeline):  # a window is of the model's own size
+        check_room(request, spec, device)
     edit = prepare(request, pictures or {}, spec)
 
     # 1. The words that go to the model

@@ -103,6 +103,12 @@ def windowed(pipeline: Any, side: int, on_window: Callable[[int], None]) -> Iter
             del part.forward
 
 
+def is_windowed(pipeline: Any) -> bool:
+    """Whether the pipeline works on a part of its pictures at a time."""
+    unet = getattr(pipeline, "unet", None)
+    return isinstance(getattr(unet, "forward", None), WindowedForward)
+
+
 def count(size: tuple[int, int], side: int, scale: int) -> int:
     """How many windows of `side` pixels a picture has."""
     side //= scale

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from canvas.catalog import MODELS, ModelSpec, parse_model
-from canvas.engine import upscaling
+from canvas.engine import room, upscaling
 from canvas.engine.device import Device
 from canvas.engine.downloads import LocalModel
 from canvas.engine.editing import final_size
 from canvas.engine.enlarging import Redrawing, run_enlarging
 from canvas.engine.pipelines import PipelineCache
 from canvas.engine.windows import spans
-from canvas.errors import GenerationCancelled
+from canvas.errors import GenerationCancelled, OutOfMemory
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from tests.engine.test_upscaling import waves
 from tests.engine.tiny_xl import make_tiny_xl
@@ -141,3 +141,17 @@ def test_network_reports_its_tiles() -> None:
     assert made.image is not None
     assert made.image.size == (400, 80)
     assert [(step.step, step.num_steps) for step in seen] == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_detail_needs_room_for_a_window_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = LocalModel(Path(STARTER.name), "", "")
+    pipeline = PipelineCache(CPU).get(STARTER, local, "image_to_image")
+    redrawing = Redrawing(pipeline, STARTER, CPU, "abc")
+    window = STARTER.resolution**2 * room.WORKING_BYTES * 4
+    monkeypatch.setattr(room, "free_device_memory", lambda device: window + 1)
+    large = enlarge(waves((160, 160)), redrawing, upscaler="detail", num_inference_steps=2)
+    assert large.image is not None
+    assert large.image.size == (320, 320)
+    wish = GenerationRequest("a fox", width=192, height=192).resolve(STARTER)
+    with pytest.raises(OutOfMemory, match=r"192x192 needs .* would fit"):
+        room.check_room(wish, STARTER, CPU)
