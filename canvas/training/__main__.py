@@ -26,7 +26,7 @@ STAGES = ("sprites", "autoencoder", "text", "denoiser", "judge", "evaluate", "sh
 MEASURES = ("modes",)  # asked for by name only
 # Minutes of each training stage, by preset; the README says what they took.
 MINUTES = {
-    "cpu": {"autoencoder": 40, "text": 25, "denoiser": 180, "judge": 8},
+    "cpu": {"autoencoder": 40, "text": 45, "denoiser": 75, "judge": 15},
     "gpu": {"autoencoder": 8, "text": 8, "denoiser": 27, "judge": 3},
 }
 

@@ -197,7 +197,7 @@ class SceneMaker:
 
     def _word(self, thing: int) -> str:
         words, own = self.words[thing], len(self.sprites.things[thing].words)
-        if self.near[thing] and self.rng.random() < 0.25:
+        if self.near[thing] and self.rng.random() < 0.4:
             return self.rng.choice(self.near[thing])
         chance = self.rng.random()
         if chance < 0.75 or len(words) == 1:
