@@ -160,6 +160,7 @@ def test_modes_do_as_many_steps_as_they_say(
     seen: list[Step] = []
     try:
         options: dict[str, Any] = {"task": task, "strength": 0.5, "scheduler": "DDIM"}
+        options["guidance_scale"] = 4.0
         draw(cache, spec, pictures, seen.append, mode=mode, num_inference_steps=12, **options)
     finally:
         hook.remove()
