@@ -22,7 +22,7 @@ from canvas.request import Step
 from canvas.settings import Settings, gpus, worker_environment
 from canvas.workshop import ATTEMPTS
 
-LONG = GenerationRequest("an owl", seed=3, num_inference_steps=60)
+LONG = GenerationRequest("an owl", seed=3, num_inference_steps=150, guidance_scale=2.0)
 SHORT = replace(LONG, num_inference_steps=2)
 
 

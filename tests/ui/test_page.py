@@ -11,7 +11,7 @@ from canvas import Studio
 from canvas.modes import defaults
 
 FOREVER = {"Steps": 150, "Number of pictures": 16}  # still at work while a test looks
-A_WHILE = {"Steps": 150}
+A_WHILE = {"Steps": 150, "Number of pictures": 4}
 A_MOMENT = {"Steps": 60}
 
 
