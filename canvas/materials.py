@@ -11,13 +11,15 @@ from pathlib import Path
 from PIL import Image
 
 from canvas.catalog import ModelSpec
-from canvas.engine import editing, upscaling
-from canvas.engine.inputs import decode
-from canvas.engine.loras import Lora, find_loras, get_lora, split_tags
+from canvas.engine import editing, hub_loras, upscaling
+from canvas.engine.hub import Hub
+from canvas.engine.inputs import decode, fit, flatten
+from canvas.engine.loras import Lora, find_loras, get_lora, read_lora, split_tags
 from canvas.errors import NotFound
 from canvas.history.gallery import Gallery
 from canvas.history.uploads import Uploads, wanted_uploads
 from canvas.request import GeneratedImage, GenerationRequest
+from canvas.settings import Settings
 
 SWEEP_EVERY = 600.0  # seconds
 MAX_SIDE = 4096  # pixels; no model draws more
@@ -42,14 +44,21 @@ class Materials:
     loras: tuple[tuple[Lora, float], ...] = ()
 
 
+def lora_names(request: GenerationRequest) -> list[str]:
+    """The LoRAs of its field and of its prompt."""
+    return [name for name, _ in (*request.loras, *split_tags(request.prompt)[1])]
+
+
 class Shelf:
     """Finds what requests name, for the owner who may see it."""
 
-    def __init__(self, inputs: Path, loras: Path, gallery: Gallery) -> None:
-        self._uploads = Uploads(inputs)
-        self._loras = loras
+    def __init__(self, settings: Settings, gallery: Gallery, hub: Hub | None = None) -> None:
+        self._uploads = Uploads(settings.inputs)
+        self._loras = settings.loras
+        self._fetches = not settings.is_public
         self._gallery = gallery
         self._swept = -math.inf
+        self._hub = hub
 
     def hand_in(self, source: bytes | Path | Image.Image, field: str = "image") -> HandedIn:
         """Keep a picture for requests; raises InvalidInput for what is none, or too large."""
@@ -62,7 +71,7 @@ class Shelf:
 
     def picture(self, name: str, owner: str | None) -> Image.Image:
         """The pixels of what was handed in, or of an own picture; raises NotFound."""
-        kept = self._kept(name, owner)
+        kept = self.kept(name, owner)
         if kept is None:
             return self._uploads.open(name)
         path = self._gallery.folder.path_of(kept)
@@ -76,13 +85,14 @@ class Shelf:
             self._swept = time.monotonic()
             self._uploads.sweep(wanted_uploads(self._gallery.store))
 
-    def _kept(self, name: str, owner: str | None) -> GeneratedImage | None:
+    def kept(self, name: str, owner: str | None) -> GeneratedImage | None:
+        """The picture of the gallery of that file name, where this owner may see it."""
         image = self._gallery.store.image_by_filename(name)
         return image if image is not None and owner in (None, image.owner) else None
 
     def parent_of(self, request: GenerationRequest, owner: str) -> int | None:
         """The id of the kept picture that a request starts from, if it starts from one."""
-        parent = self._kept(request.image, owner) if request.image else None
+        parent = self.kept(request.image, owner) if request.image else None
         return parent.id if parent else None
 
     def loras(self) -> dict[str, Lora]:
@@ -94,8 +104,30 @@ class Shelf:
         names = {name: getattr(request, name) for name in FIELDS if request.task != "text_to_image"}
         pictures = {name: self.picture(value, owner) for name, value in names.items() if value}
         wanted = (*request.loras, *split_tags(request.prompt)[1])
-        loras = tuple((get_lora(name, self._loras), weight) for name, weight in wanted)
-        return Materials(pictures, loras)
+        found = ((self.lora(name), weight) for name, weight in wanted)
+        return Materials(pictures, tuple((lora, weight) for lora, weight in found if lora))
+
+    def fitted(self, picture: Image.Image, request: GenerationRequest) -> Image.Image:
+        """A picture as the model will get it, for a look before."""
+        size = (request.width or picture.width, request.height or picture.height)
+        return fit(flatten(picture, request.background), size, request.fit, request.background)
+
+    def lora(self, name: str) -> Lora | None:
+        """The LoRA of the folder, or of the Hub; None where it has to be fetched first.
+
+        Raises NotFound for none of the folder, InvalidInput for a bad file.
+        """
+        if not hub_loras.is_hub_name(name):
+            return get_lora(name, self._loras)
+        path = hub_loras.find(name, hub=self._hub)
+        if path is None and not self._fetches:
+            raise NotFound(f"The LoRA {name} is not on this server, and visitors cannot fetch it.")
+        # By its whole name: most files of the Hub have the same
+        return replace(read_lora(path), name=name) if path else None
+
+    def lora_download(self, name: str) -> int:
+        """Bytes that fetching a LoRA of the Hub takes; asks the Hub."""
+        return hub_loras.look_up(name, hub=self._hub).size
 
     def resolve(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
         """`request.resolve`, with the size of its picture, after a look at all that it names."""

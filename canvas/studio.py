@@ -53,7 +53,7 @@ class Studio:
         self.store = Store(self.settings.database)
         self.gallery = Gallery(self.store, ImageFolder(self.settings.outputs))
         self.gallery.reconcile()
-        self.shelf = Shelf(self.settings.inputs, self.settings.loras, self.gallery)
+        self.shelf = Shelf(self.settings, self.gallery, hub)
         self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
         self._jobs = JobBook()
         self._unfinished = UnfinishedJobs(self.store)
@@ -120,7 +120,7 @@ class Studio:
                 safety.check_prompt(asked.prompt)
             wish = self.shelf.resolve(asked, spec, owner)
             self._limits.check(wish, unfinished + len(accepted))
-            if wish.needs_model and not self._workshop.has_all(spec, wish.mode):
+            if not self._workshop.has_all(spec, wish):
                 self._limits.check_download(spec.key)
             job = Job(owner, "generate", spec.key, wish, channel, on_finish=self._forget)
             accepted.append((job, wish))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 from canvas.catalog import Catalog, ModelSpec, get_model
-from canvas.engine import downloads, extras
+from canvas.engine import downloads
 from canvas.engine.device import Device
 from canvas.engine.hub import Hub
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, unforeseen
@@ -23,6 +22,7 @@ from canvas.painting.orders import Order, Painter, WorkerDied
 from canvas.painting.workers import hire
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
+from canvas.supplies import Supplies, Telling
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3  # at a job whose worker dies: it may be the job that kills it
@@ -50,6 +50,7 @@ class Workshop:
         self._record = record
         self._gather = gather
         self._hub = hub
+        self._supplies = Supplies(settings, hub)
         self._to_fetch = JobQueue()
         self._to_make = JobQueue()
         self._painters = hire(settings, record, hub)
@@ -63,13 +64,13 @@ class Workshop:
 
     def put(self, job: Job) -> None:
         """Queue a job where it has to begin: at the download, or at a painter."""
-        spec, request = get_model(job.model_key, self._models), job.request
-        ready = request and (not request.needs_model or self.has_all(spec, request.mode))
+        ready = job.request and self.has_all(get_model(job.model_key, self._models), job.request)
         (self._to_make if ready else self._to_fetch).put(job)
 
-    def has_all(self, spec: ModelSpec, mode: str) -> bool:
-        """Whether a picture in that mode needs no download."""
-        return self.find_local(spec) is not None and not extras.missing(mode, spec, hub=self._hub)
+    def has_all(self, spec: ModelSpec, request: GenerationRequest) -> bool:
+        """Whether what a request asks for needs no download."""
+        has_model = not request.needs_model or self.find_local(spec) is not None
+        return has_model and self._supplies.are_there(request, spec)
 
     def before(self, job: Job, jobs: list[Job]) -> list[Job]:
         """Those of `jobs` that are painted or will be before this one, if that waits."""
@@ -191,14 +192,15 @@ class Workshop:
 
     def _fetch(self, job: Job) -> None:
         spec = get_model(job.model_key, self._models)
-        if job.request is None or not self.has_all(spec, job.request.mode):
+        if job.request is None or not self.has_all(spec, job.request):
             job.update(status="downloading")
-        if self.find_local(spec) is None:
+        needed = job.request is None or job.request.needs_model
+        if needed and self.find_local(spec) is None:
             self._download(job, spec)
         if job.request is None:
             job.update(status="done")
         else:
-            extras.fetch(job.request.mode, spec, _Telling(job), job.cancelled, hub=self._hub)
+            self._supplies.fetch(job.request, spec, Telling(job), job.cancelled)
             job.update(status="queued", progress=None)
             self._to_make.put(job)
 
@@ -210,7 +212,7 @@ class Workshop:
             done = downloads.download(
                 spec,
                 plan,
-                on_progress=_Telling(job),
+                on_progress=Telling(job),
                 cancelled=job.cancelled,
                 hub=self._hub,
             )
@@ -221,7 +223,7 @@ class Workshop:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
         spec = get_model(job.model_key, self._models)
         local = self.find_local(spec)
-        if local is None and job.request.needs_model:  # removed while the job waited
+        if not self.has_all(spec, job.request):  # removed while the job waited
             self._to_fetch.put(job)
             return
         materials = self._gather(job.request, job.owner)
@@ -230,27 +232,3 @@ class Workshop:
             for picture in pictures:
                 job.update(images=[*job.images, self._keep(picture, job)])
         job.update(status="done", preview=None)
-
-
-class _Telling:
-    """Tells a download's progress to the job's watchers and, now and then, to the terminal."""
-
-    EVERY = 5.0  # seconds
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._told = time.monotonic()
-
-    def __call__(self, progress: downloads.DownloadProgress) -> None:
-        self._job.update(progress=progress)
-        if time.monotonic() - self._told < self.EVERY:
-            return
-        self._told = time.monotonic()
-        log.info(
-            "%s: %s of %s, %s a second, %s left",
-            self._job.model_key,
-            gigabytes(progress.bytes_done),
-            gigabytes(progress.bytes_total),
-            gigabytes(int(progress.bytes_per_second)),
-            "unknown time" if progress.seconds_left is None else duration(progress.seconds_left),
-        )

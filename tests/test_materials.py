@@ -15,10 +15,13 @@ from PIL import Image, ImageDraw
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.engine import safety
-from canvas.errors import Blocked, HubOffline, InvalidInput, NotFound
+from canvas.engine.hub import Hub
+from canvas.errors import Blocked, HubOffline, InvalidInput, ModelGone, NotFound
 from canvas.history.metadata import read_settings
 from canvas.request import GeneratedImage
 from canvas.settings import Settings
+from tests.engine.conftest import hub  # noqa: F401 - fixtures are found by their names
+from tests.engine.hub import LocalHub
 from tests.engine.test_inputs import bomb
 from tests.engine.test_loras import make_lora
 
@@ -207,8 +210,10 @@ def test_a_blocked_prompt_is_said_at_once(settings: Settings) -> None:
         assert studio.submit(wish(prompt="a skilled fox", negative_prompt="nude")).wait()
 
 
-def test_a_blocked_picture_is_not_stored(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_the_checker_is_fetched_with_progress_and_what_it_blocks_is_not_stored(
+    settings: Settings,
+    hub: LocalHub,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     """With the checker's own class and random weights that flag everything."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -222,22 +227,95 @@ def test_a_blocked_picture_is_not_stored(
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(
         tmp_path / "checker"
     )
-    monkeypatch.setattr(
-        safety.PictureChecker.__init__, "__defaults__", (str(tmp_path / "checker"),)
-    )
-    with Studio(replace(settings, safety="full")) as studio:
+    hub.add(safety.CHECKER, tmp_path / "checker")
+    source = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache", timeout=5)
+    with Studio(replace(settings, safety="full"), hub=source) as studio:
+        job = studio.submit(wish(num_images=2))
+        told = [(seen.status, getattr(seen.progress, "what", "")) for seen in job.watch()]
+        assert ("downloading", safety.CHECKER) in told
         with pytest.raises(Blocked, match="not stored"):
-            studio.generate(wish(num_images=2))
+            job.wait()
         assert studio.recent() == []
+        asked = len(hub.requests)
+        with pytest.raises(Blocked, match="not stored"):
+            studio.generate(wish())
+        assert len(hub.requests) == asked, "it is fetched once"
     assert not list(settings.outputs.rglob("*.png"))
 
 
-def test_without_its_checker_full_safety_shows_nothing(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_without_its_checker_full_safety_shows_nothing(settings: Settings, tmp_path: Path) -> None:
+    nowhere = Hub(endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", timeout=2)
+    with Studio(replace(settings, safety="full"), hub=nowhere) as studio:
+        with pytest.raises(HubOffline):
+            studio.generate(wish())
+        assert studio.recent() == []
+
+
+@pytest.fixture
+def on_the_hub(hub: LocalHub, tmp_path: Path) -> LocalHub:  # noqa: F811
+    """LoRAs for the built-in model: one alone in its repository, two in another; and a pickle."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(Path(MODELS["starter"].name) / "unet")
+    words = {"modelspec.trigger_phrase": "snowy sks"}
+    for number, name in enumerate(("me/snow/snow", "me/weather/rain", "me/weather/hail")):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_lora(path, unet, seed=number, **words)
+    (tmp_path / "me/evil").mkdir()
+    (tmp_path / "me/evil/lora.bin").write_bytes(b"\x80\x04.")
+    for repo_id in ("me/snow", "me/weather", "me/evil"):
+        hub.add(repo_id, tmp_path / repo_id)
+    return hub
+
+
+def test_a_lora_of_the_hub_is_fetched_and_worn(
+    settings: Settings, on_the_hub: LocalHub, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(safety.PictureChecker.__init__, "__defaults__", (str(tmp_path / "none"),))
-    with Studio(replace(settings, safety="full")) as studio, pytest.raises(HubOffline):
-        studio.generate(wish())
+    source = Hub(endpoint=on_the_hub.url, cache_dir=tmp_path / "cache", timeout=5)
+    with Studio(settings, hub=source) as studio:
+        [plain] = studio.generate(wish())
+        size = (tmp_path / "me/snow/snow.safetensors").stat().st_size
+        assert studio.shelf.lora_download("me/snow") == size
+        assert studio.shelf.lora("me/snow") is None
+        job = studio.submit(wish(loras=(("me/snow", 1),)))
+        told = [(seen.status, getattr(seen.progress, "what", "")) for seen in job.watch()]
+        assert ("downloading", "me/snow") in told
+        [worn] = job.wait()
+        assert (pixels(studio, worn) != pixels(studio, plain)).any()
+        found = studio.shelf.lora("me/snow")
+        assert found is not None
+        assert found.trigger_words == ("snowy sks",)
+        rain = "me/weather:rain.safetensors"
+        [named] = studio.generate(wish(loras=((rain, 1),)))
+        assert (pixels(studio, named) != pixels(studio, worn)).any()
+        [tagged] = studio.generate(wish(prompt=f"{FOX['prompt']} <lora:{rain}:1>"))
+        assert (pixels(studio, tagged) == pixels(studio, named)).all()
+
+
+def test_what_is_wrong_with_a_lora_of_the_hub_is_said(
+    settings: Settings, on_the_hub: LocalHub, tmp_path: Path
+) -> None:
+    source = Hub(endpoint=on_the_hub.url, cache_dir=tmp_path / "cache", timeout=5)
+    with Studio(settings, hub=source) as studio:
+        with pytest.raises(InvalidInput, match=r"a colon: hail\.safetensors, rain\.safetensors"):
+            studio.shelf.lora_download("me/weather")
+        with pytest.raises(InvalidInput, match="others may hold programs"):
+            studio.generate(wish(loras=(("me/evil", 1),)))
+        with pytest.raises(ModelGone, match="me/nothing"):
+            studio.generate(wish(loras=(("me/nothing", 1),)))
+
+
+def test_visitors_cannot_have_loras_fetched(
+    settings: Settings, on_the_hub: LocalHub, tmp_path: Path
+) -> None:
+    source = Hub(endpoint=on_the_hub.url, cache_dir=tmp_path / "cache", timeout=5)
+    with (
+        Studio(replace(settings, public=True), hub=source) as studio,
+        pytest.raises(NotFound, match="visitors cannot fetch"),
+    ):
+        studio.submit(wish(loras=(("me/snow", 1),)))
+    assert on_the_hub.requests == []
 
 
 def test_long_prompts_are_read_whole_with_weights(studio: Studio) -> None:

@@ -40,7 +40,7 @@ FLOORS = [
         "telling",
         "notebook",
     },
-    {"materials", "drawing", "painting", "workshop"},
+    {"materials", "drawing", "painting", "supplies", "workshop"},
     {"studio"},
     {"comparing"},
     {"ui", "api"},

@@ -63,6 +63,7 @@ class DownloadProgress:
     bytes_total: int
     bytes_per_second: float
     seconds_left: float | None
+    what: str = ""  # the repository, where it is not that of the model
 
 
 @dataclass(frozen=True)
@@ -174,8 +175,11 @@ def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
 class Meter:
     """Turns byte counts into progress with a rate."""
 
-    def __init__(self, total: int, on_progress: Callable[[DownloadProgress], None]) -> None:
+    def __init__(
+        self, total: int, on_progress: Callable[[DownloadProgress], None], what: str = ""
+    ) -> None:
         self._total = total
+        self._what = what
         self._on_progress = on_progress
         self._seen: deque[tuple[float, int]] = deque()
 
@@ -188,7 +192,8 @@ class Meter:
         seconds, before = now - self._seen[0][0], self._seen[0][1]
         rate = max(0.0, (done - before) / seconds) if seconds else 0.0
         left = (self._total - done) / rate if rate else None
-        self._on_progress(DownloadProgress(min(done, self._total), self._total, rate, left))
+        done = min(done, self._total)
+        self._on_progress(DownloadProgress(done, self._total, rate, left, self._what))
 
 
 def _local_model(name: str) -> LocalModel:

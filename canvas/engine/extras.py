@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from canvas.catalog import ModelSpec
-from canvas.engine import hub_cache
-from canvas.engine.downloads import DownloadProgress, Meter
-from canvas.engine.hub import Hub, ask
+from canvas.engine import hub_cache, hub_files
+from canvas.engine.downloads import DownloadProgress
+from canvas.engine.hub import Hub
 from canvas.engine.loading import ONE_AT_A_TIME
 from canvas.engine.loras import check_fit, read_lora
-from canvas.errors import InvalidInput, ModelBroken, ModelUnavailable
+from canvas.errors import InvalidInput, ModelUnavailable
 from canvas.modes import FEW_STEP_LORA, MODES
 
 TINY_DECODER = "taesd"
@@ -81,13 +82,12 @@ def fetch(
     """Download what the mode lacks on this disk; raises a kind of ModelUnavailable."""
     hub = hub or Hub()
     for extra in (EXTRAS[name] for name in missing(mode, spec, hub=hub)):
-        listed = ask(hub, {"do": "list", "repo_id": extra.repo_id}, cancelled=cancelled)
-        if lacking := [file for file in extra.files if file not in listed["files"]]:
-            raise ModelBroken(f"{extra.repo_id} does not hold {', '.join(lacking)} any more.")
-        files = {file: listed["files"][file] for file in extra.files}
-        task = {"do": "fetch", "repo_id": extra.repo_id, "revision": listed["revision"]}
-        meter = Meter(sum(file["size"] for file in files.values()), on_progress)
-        ask(hub, {**task, "files": files}, on_bytes=meter, cancelled=cancelled)
+        wanted = hub_files.look_up(hub, extra.repo_id, partial(_files_of, extra), cancelled)
+        hub_files.fetch(hub, wanted, on_progress, cancelled)
+
+
+def _files_of(extra: Extra, _: Iterable[str]) -> tuple[str, ...]:
+    return extra.files
 
 
 def fuse_few_step_weights(pipeline: Any, *, hub: Hub | None = None) -> None:

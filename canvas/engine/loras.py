@@ -14,7 +14,9 @@ from typing import Any
 from canvas.errors import InvalidInput, NotFound
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-TAG = re.compile(r"<lora:(?P<name>[^:<>]+)(?::(?P<weight>[+-]?\d*\.?\d+))?>")
+TAG = re.compile(
+    r"<lora:(?P<name>[^:<>]+(?::[^:<>]+\.safetensors)?)(?::(?P<weight>[+-]?\d*\.?\d+))?>"
+)
 DOWN = re.compile(r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.(?:\w+\.)?weight$")
 PREFIXES = ("lora_unet_", "unet.", "base_model.model.unet.")
 # Names in the layout of the original SDXL code; diffusers translates them when it loads.

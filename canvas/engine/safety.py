@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canvas.engine import hub_cache, hub_files
+from canvas.engine.downloads import DownloadProgress
+from canvas.engine.hub import Hub
 from canvas.engine.loading import ONE_AT_A_TIME
-from canvas.errors import Blocked, HubOffline
+from canvas.errors import Blocked, ModelBroken
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,6 +21,8 @@ if TYPE_CHECKING:
 
 LEVELS = ("off", "prompt", "full")
 CHECKER = "CompVis/stable-diffusion-safety-checker"  # that of Stable Diffusion 1, 1.2 GB
+CHECKER_FILES = ("config.json", "preprocessor_config.json")
+CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that there is
 # What the package's list, made for chats, leaves out and pictures show.
 WORDS_OF_PICTURES = ("naked", "nsfw", "topless", "undressed", "gore", "beheading")
 
@@ -33,12 +41,41 @@ def check_prompt(prompt: str) -> None:
         )
 
 
-class PictureChecker:
-    """The checker of Stable Diffusion; its files are fetched when it is first needed."""
+def find_checker(*, hub: Hub | None = None) -> Path | None:
+    """The folder of the picture checker on this disk; asks no network."""
+    for folder in hub_cache.snapshots(hub or Hub(), CHECKER):
+        names = {path.name for path in folder.iterdir()}
+        if names >= set(CHECKER_FILES) and names & set(CHECKER_WEIGHTS):
+            return folder
+    return None
 
-    def __init__(self, device: Device, source: str = CHECKER) -> None:
+
+def fetch_checker(
+    on_progress: Callable[[DownloadProgress], None],
+    cancelled: threading.Event,
+    *,
+    hub: Hub | None = None,
+) -> Path:
+    """Download the picture checker; raises a kind of ModelUnavailable."""
+    hub = hub or Hub()
+
+    def choose(names: Iterable[str]) -> list[str]:
+        present = set(names)
+        weights = [name for name in CHECKER_WEIGHTS if name in present]
+        return [*CHECKER_FILES, *(weights or CHECKER_WEIGHTS)[:1]]
+
+    wanted = hub_files.look_up(hub, CHECKER, choose, cancelled)
+    return hub_files.fetch(hub, wanted, on_progress, cancelled)
+
+
+class PictureChecker:
+    """The checker of Stable Diffusion, from a folder; it is loaded when it is first needed."""
+
+    def __init__(self, device: Device, folder: Path | None) -> None:
+        if folder is None:
+            raise ModelBroken(f"The safety checker {CHECKER} is gone from this disk; try again.")
         self._device = device
-        self._source = source
+        self._source = folder
         self._parts: tuple[Any, Any] | None = None
 
     def check(self, picture: Image) -> None:
@@ -63,12 +100,14 @@ class PictureChecker:
 
             try:
                 with ONE_AT_A_TIME:
-                    model: Any = StableDiffusionSafetyChecker.from_pretrained(self._source)
-                extractor = CLIPImageProcessor.from_pretrained(self._source)
-            except OSError as error:
-                raise HubOffline(
-                    f"The safety checker {self._source} could not be fetched, so no picture can be "
-                    "shown. Connect to the internet once, or set CANVAS_SAFETY=prompt."
+                    model: Any = StableDiffusionSafetyChecker.from_pretrained(
+                        self._source, local_files_only=True
+                    )
+                extractor = CLIPImageProcessor.from_pretrained(self._source, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise ModelBroken(
+                    f"The safety checker {CHECKER} cannot be read, so no picture can be shown. "
+                    "Delete its folder in the cache of the Hub, or set CANVAS_SAFETY=prompt."
                 ) from error
             self._parts = model.to(self._device.name).eval(), extractor
         return self._parts

@@ -17,7 +17,7 @@ from canvas.engine.editing import variant_of
 from canvas.engine.enlarging import Redrawing
 from canvas.engine.hub import Hub
 from canvas.engine.pipelines import PipelineCache, default_budget, source_of
-from canvas.engine.safety import PictureChecker
+from canvas.engine.safety import PictureChecker, find_checker
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled
 from canvas.history.store import ModelEvent
 from canvas.painting.orders import Order, Tell
@@ -110,7 +110,7 @@ class LocalPainter:
 
     def _safety_checker(self) -> PictureChecker | None:
         if self._settings.safety_level == "full" and self._checker is None:
-            self._checker = PictureChecker(self.device)
+            self._checker = PictureChecker(self.device, find_checker(hub=self._hub))
         return self._checker
 
     def _pipeline(

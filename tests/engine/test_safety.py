@@ -9,7 +9,7 @@ from PIL import Image
 
 from canvas.engine.device import Device
 from canvas.engine.safety import PictureChecker, check_prompt
-from canvas.errors import Blocked, HubOffline
+from canvas.errors import Blocked, ModelBroken
 
 CPU = Device("cpu", "float32", "test")
 
@@ -64,7 +64,7 @@ def checker(tmp_path: Path) -> Any:
             model.concept_embeds_weights.fill_(value)
             model.special_care_embeds_weights.fill_(2)
         model.save_pretrained(tmp_path)
-        return PictureChecker(CPU, str(tmp_path))
+        return PictureChecker(CPU, tmp_path)
 
     return with_threshold
 
@@ -79,5 +79,5 @@ def test_checker_lets_the_rest_pass(checker: Any) -> None:
 
 
 def test_without_the_checker_nothing_passes(tmp_path: Path) -> None:
-    with pytest.raises(HubOffline, match="CANVAS_SAFETY=prompt"):
-        PictureChecker(CPU, str(tmp_path / "nothing")).check(Image.new("RGB", (64, 64)))
+    with pytest.raises(ModelBroken, match="CANVAS_SAFETY=prompt"):
+        PictureChecker(CPU, tmp_path).check(Image.new("RGB", (64, 64)))
