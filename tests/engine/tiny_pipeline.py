@@ -12,6 +12,30 @@ NEVER_NEEDED = b"not weights" * 50_000
 FEATURE_EXTRACTOR = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}}
 
 
+# What the tiny pipelines of both layouts have in common
+VAE: dict[str, Any] = {
+    "block_out_channels": (8, 8, 16, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "sample_size": 64,
+}
+UNET: dict[str, Any] = {
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "sample_size": 8,
+}
+NOISE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
 def make_tiny_pipeline(folder: Path) -> Path:
     """Write the pipeline as a diffusers folder of safetensors; made for 64 x 64 pixels."""
     import torch
@@ -24,24 +48,13 @@ def make_tiny_pipeline(folder: Path) -> Path:
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder / "tokenizer")
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
+    vae = AutoencoderKL(**VAE)
     unet = UNet2DConditionModel(
-        block_out_channels=(16, 32),
+        **UNET,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
         cross_attention_dim=32,
         attention_head_dim=4,
-        norm_num_groups=8,
-        sample_size=8,
     )
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -49,13 +62,7 @@ def make_tiny_pipeline(folder: Path) -> Path:
         tokenizer=tokenizer,
         unet=unet,
         # The values of the SD1.5 repositories.
-        scheduler=PNDMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            skip_prk_steps=True,
-            steps_offset=1,
-        ),
+        scheduler=PNDMScheduler(**NOISE, skip_prk_steps=True),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -144,20 +151,26 @@ def _add_checker(folder: Path, weights: tuple[str, ...]) -> None:
 
 
 def _text_encoder(vocab_size: int) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=77,
-            bos_token_id=vocab_size - 2,
-            eos_token_id=vocab_size - 1,
-            pad_token_id=vocab_size - 1,
-        )
+    return CLIPTextModel(text_config(vocab_size))
+
+
+def text_config(vocab_size: int, **options: Any) -> Any:
+    """The configuration of a text encoder for `make_tokenizer`."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=vocab_size - 1,
+        **options,
     )
 
 

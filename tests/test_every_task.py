@@ -1,0 +1,79 @@
+"""Every task and a LoRA through the studio, with each layout of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from canvas import GenerationRequest, Studio
+from canvas.settings import Settings
+from tests.engine.conftest import make_spec, tiny_folder  # noqa: F401 - found by its name
+from tests.engine.test_loras import make_lora
+from tests.engine.tiny_xl import make_tiny_xl
+
+XL = {"size": "1 MB", "speed": "Fast", "quality": "None", "resolution": 64, "scheduler": "Euler"}
+
+
+@pytest.fixture(params=["starter", "tiny", "xl"])
+def ready(
+    request: pytest.FixtureRequest, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Studio, str]]:
+    with Studio(settings) as studio:
+        if request.param == "tiny":
+            studio.models["tiny-sd"] = make_spec(str(request.getfixturevalue("tiny_folder")))
+        if request.param == "xl":
+            folder = make_tiny_xl(tmp_path_factory.mktemp("xl"))
+            studio.models["tiny-xl"] = {**XL, "name": str(folder), "type": "stable_diffusion_xl"}
+        yield studio, {"tiny": "tiny-sd", "xl": "tiny-xl"}.get(request.param, "starter")
+
+
+def pixels(studio: Studio, name: str) -> Any:
+    with Image.open(studio.picture_path(name)) as picture:
+        return np.asarray(picture.convert("RGB"), int)
+
+
+def test_every_task_and_a_lora(ready: tuple[Studio, str], settings: Settings) -> None:
+    from diffusers import UNet2DConditionModel
+
+    studio, model_key = ready
+    side = studio.models[model_key].resolution
+
+    def make(**fields: Any) -> Any:
+        given = {"model_key": model_key, "seed": 7, "num_inference_steps": 4, **fields}
+        [made] = studio.generate(GenerationRequest("a fox in the snow", **given))
+        assert made.task == given.get("task", "text_to_image")
+        return pixels(studio, made.filename)
+
+    picture = Image.effect_noise((side, side), 60).convert("RGB")
+    before = np.asarray(picture, int)
+    mask = Image.new("L", (side, side))
+    ImageDraw.Draw(mask).rectangle((8, 8, side // 2, side // 2), fill=255)
+    outside = np.asarray(mask) == 0
+    name = studio.shelf.hand_in(picture).name
+    mask_name = studio.shelf.hand_in(mask, "mask_image").name
+
+    plain = make()
+    assert (make(task="image_to_image", image=name, strength=0.5) != before).any()
+    painted = make(task="inpaint", image=name, mask_image=mask_name)
+    assert (painted[outside] == before[outside]).all()
+    assert (painted[~outside] != before[~outside]).any()
+    larger = make(task="inpaint", image=name, extend=(0, 0, 16, 8))
+    assert larger.shape == (side + 8, side + 16, 3)
+    assert (larger[:side, :side] == before).all()
+    detailed = make(task="upscale", image=name, upscaler="detail", strength=0.3)
+    assert detailed.shape == (side * 2, side * 2, 3)
+    assert (make(variation_seed=3, variation_strength=0.5) != plain).any()
+    assert (make(prompt_weighting=True) >= 0).all()
+
+    settings.loras.mkdir(parents=True)
+    unet = UNet2DConditionModel.from_pretrained(studio.models[model_key].name, subfolder="unet")
+    for seed, lora in enumerate(("snow", "rain")):
+        make_lora(settings.loras / f"{lora}.safetensors", unet, "kohya", seed)
+    worn = make(loras=(("snow", 1), ("rain", 0.5)))
+    assert (worn != plain).any()
+    assert (worn == make(loras=(("rain", 0.5), ("snow", 1)))).all()
+    assert (make(loras=(("snow", 0),)) == plain).all()
