@@ -16,6 +16,7 @@ from canvas.ui import stage
 from canvas.ui.controls import Controls
 from canvas.ui.events import listen
 from canvas.ui.languages import gettext
+from canvas.ui.loras import LoraPicker
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 
@@ -73,6 +74,7 @@ class Create:
                 self.controls.place("width", "height")
             self.controls.place("image_format", "quality")
             self.controls.place("prompt_weighting", "watermark")
+        self._loras = LoraPicker(self._studio, "create")
         self._read = gr.UploadButton(
             "Take settings from a picture",
             file_types=["image"],
@@ -100,6 +102,7 @@ class Create:
         listen(page.load, self.restore, {self._saved}, form.widgets | {self._state}).then(
             self.describe, form.widgets, self._words, api_visibility="private"
         )
+        self._loras.wire(page, form["prompt"])
         self._wire_form()
 
     @property

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import random
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from canvas.catalog import get_model
-from canvas.errors import InvalidInput
+from canvas.errors import CanvasError, InvalidInput
 from canvas.jobs import Job
-from canvas.request import RANDOM_SEED, GenerationRequest
-from canvas.tasks import FITS, SCALES, UPSCALERS
+from canvas.request import GenerationRequest
+from canvas.ui.edit_form import GROUPS, EditForm
 from canvas.ui.events import in_words, listen
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
@@ -25,15 +24,7 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 NOTHING = "Choose a picture first: drop one into the editor, or pick one of yours below it."
-TASKS: Mapping[str, str] = MappingProxyType(
-    {
-        "Variations": "image_to_image",
-        "Repaint": "inpaint",
-        "Extend": "inpaint",
-        "Enlarge": "upscale",
-    }
-)
-SIDES = ("left", "top", "right", "bottom")
+NO_SEED = "a picture of yours that was made from words alone: pick one below the editor"
 
 
 class Edit:
@@ -42,7 +33,6 @@ class Edit:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._source = gr.State("")
-        self._fields: dict[str, gr.components.Component] = {}
         with gr.Row(elem_id="edit-desk"):
             with gr.Column():
                 self._editor = gr.ImageEditor(
@@ -50,51 +40,30 @@ class Edit:
                     format="png",
                     label="Picture; paint over what is to be repainted",
                     elem_id="edit-picture",
+                    sources=("upload", "clipboard", "webcam"),
                     transforms=(),
                     layers=False,
                     brush=gr.Brush(colors=["#ff3b30"], color_mode="fixed"),
                 )
                 self._strip = panel("edit-strip")
             with gr.Column(elem_id="edit-form"):
-                self._lay_out_form()
+                self._form = EditForm(studio)
                 self._make = gr.Button("Make", variant="primary", elem_id="edit-make")
                 self._result = panel("edit-result")
 
-    def _lay_out_form(self) -> None:
-        models = self._studio.models
-        spec = get_model(self._studio.settings.model, models)
-        with gr.Row():
-            self._place("what", gr.Radio(list(TASKS), value="Variations", label="What to do"))
-        self._place("prompt", gr.Textbox(label="What to draw", lines=2, elem_id="edit-prompt"))
-        self._place("model_key", gr.Dropdown(list(models), value=spec.key, label="Model"))
-        self._place("strength", gr.Slider(0.05, 1, value=0.5, step=0.05, label="Strength"))
-        self._place("num_images", gr.Slider(1, 4, value=4, step=1, label="How many"))
-        with gr.Accordion("Repaint and extend", open=False):
-            self._place(
-                "only_masked", gr.Checkbox(label="Only the painted area, at full resolution")
-            )
-            self._place("mask_feather", gr.Slider(0, 64, value=8, step=1, label="Soft edge"))
-            with gr.Row():
-                for side in SIDES:
-                    self._place(side, gr.Number(0, label=f"Extend {side}", step=8, precision=0))
-        with gr.Accordion("Enlarge and fit", open=False):
-            self._place("scale", gr.Radio(list(SCALES), value=2, label="Times as large"))
-            self._place("upscaler", gr.Dropdown(list(UPSCALERS), value="lanczos", label="How"))
-            self._place("fit", gr.Radio(list(FITS), value="crop", label="Where the shape differs"))
-            self._place("background", gr.ColorPicker("#ffffff", label="Behind what is transparent"))
-
-    def _place(self, name: str, widget: gr.components.Component) -> None:
-        self._fields[name] = widget
-
-    def wire(self, tab: gr.Tab) -> None:
+    def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Connect what was laid out; call inside the page's context."""
-        inputs = {self._editor, self._source, *self._fields.values()}
+        inputs = {self._editor, self._source, *self._form.widgets}
         listen(tab.select, self.show, {self._source}, {self._strip})
+        listen(self._strip.click, self.pick, {self._source}, self.filled)
+        self._form.wire(page)
+        fitting = [self._form[name].change for name in ("shape", "fit", "background", "what")]
         listen(
-            self._strip.click,
-            self.pick,
-            {self._source},
-            self.filled,
+            [*fitting, self._editor.upload, self._form["model_key"].change],
+            self.preview,
+            inputs,
+            {self._form.fitted},
+            trigger_mode="always_last",
         )
         gr.on(  # not through `listen`, whose wrapper hides that this is a generator
             self._make.click,
@@ -105,6 +74,30 @@ class Edit:
             show_progress="hidden",
             concurrency_limit=None,
         )
+
+    def preview(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The picture as the model will get it."""
+        picture = (values[self._editor] or {}).get("background")
+        given = self._form.read(values)
+        if picture is None or given["what"] not in GROUPS["fitting"]:
+            return {self._form.fitted: ""}
+        try:
+            wish = self._form.asked(given | {"prompt": "a picture"}, "picture.png", picture.size)
+            fitted = self._studio.shelf.fitted(picture, wish)
+        except CanvasError as error:
+            return {self._form.fitted: render("line.html", words=str(error), kind="wrong")}
+        how = {"crop": "cut", "pad": "filled up", "stretch": "stretched"}[wish.fit]
+        same = fitted.width * picture.height == fitted.height * picture.width
+        words = f"{fitted.width} × {fitted.height} of {picture.width} × {picture.height}"
+        words += "" if same else f", {how}"
+        shown = render(
+            "fit.html",
+            picture=data_url(fitted),
+            width=fitted.width,
+            height=fitted.height,
+            words=words,
+        )
+        return {self._form.fitted: shown}
 
     def show(self, _: Mapping[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The owner's latest pictures, to pick one."""
@@ -119,7 +112,7 @@ class Edit:
     @property
     def filled(self) -> set[Any]:
         """The components that `fill` updates."""
-        return {self._editor, self._source, self._fields["prompt"], self._fields["what"]}
+        return {self._editor, self._source, self._form["prompt"], self._form["what"]}
 
     def fill(self, image_id: int, owner: str, what: str = "Variations") -> dict[Any, Any]:
         """Updates that put a kept picture into the editor; raises NotFound for another's."""
@@ -128,8 +121,8 @@ class Edit:
         return {
             self._editor: {"background": picture, "layers": [], "composite": None},
             self._source: image.filename,
-            self._fields["prompt"]: image.request.prompt,
-            self._fields["what"]: what,
+            self._form["prompt"]: image.request.prompt,
+            self._form["what"]: what,
         }
 
     def make(self, values: Mapping[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -151,25 +144,32 @@ class Edit:
         return render("edit_making.html", words=progress_words(self._studio, job), preview=preview)
 
     def _wish(self, values: Mapping[Any, Any], owner: str) -> GenerationRequest:
-        given = {name: values[widget] for name, widget in self._fields.items()}
-        what = given.pop("what")
-        given["background"] = _hex(given["background"])
-        sides = tuple(int(given.pop(side) or 0) for side in SIDES)
+        given = self._form.read(values)
+        if given["what"] == "Other seeds":
+            return self._other_seeds(given, values[self._source], owner)
         edited = values[self._editor] or {}
         background = edited.get("background")
         if background is None:
             raise InvalidInput("image", None, NOTHING)
-        given |= {
-            "task": TASKS[what],
-            "image": self._named(background, values[self._source], owner),
-        }
-        if what != "Variations":
-            given["num_images"] = 1
-        if what == "Repaint":
-            given["mask_image"] = self._mask(edited.get("layers") or [], background)
-        if what == "Extend":
-            given |= {"extend": sides, "strength": None}
-        return GenerationRequest.from_dict({"seed": RANDOM_SEED, **given})
+        source = self._named(background, values[self._source], owner)
+        wish = self._form.asked(given, source, background.size)
+        if given["what"] != "Repaint":
+            return wish
+        mask = self._mask(edited.get("layers") or [], background)
+        return replace(wish, mask_image=mask)
+
+    def _other_seeds(self, given: Mapping[str, Any], source: str, owner: str) -> GenerationRequest:
+        """The picked picture's own request, on the way from its seed to others."""
+        kept = self._studio.shelf.kept(source, owner)
+        if kept is None or kept.task != "text_to_image":
+            raise InvalidInput("image", None, NO_SEED)
+        return replace(
+            kept.request,
+            prompt=given["prompt"],
+            variation_seed=random.randrange(2**32),
+            variation_strength=given["strength"],
+            num_images=int(given["num_images"]),
+        )
 
     def _named(self, background: Image.Image, source: str, owner: str) -> str:
         """The kept picture's own name while the editor still shows it, else that of a new one."""
@@ -192,9 +192,3 @@ class Edit:
         if mask.getbbox() is None:
             raise InvalidInput("mask_image", None, "paint over what is to be repainted")
         return self._studio.shelf.hand_in(mask, "mask_image").name
-
-
-def _hex(color: str) -> str:
-    """Gradio's colour picker says `rgba(1, 2, 3, 1)` once it was used."""
-    found = re.findall(r"\d+(?:\.\d+)?", color) if color.startswith("rgb") else []
-    return "#" + "".join(f"{round(float(part)):02x}" for part in found[:3]) if found else color

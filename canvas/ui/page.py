@@ -52,7 +52,7 @@ def build_page(studio: Studio, link: SharedLink | None = None) -> gr.Blocks:
             with gr.Tab("Statistics", id="statistics") as statistics_tab:
                 statistics = StatisticsTab(studio)
         create.wire(page)
-        edit.wire(edit_tab)
+        edit.wire(page, edit_tab)
         every = [create_tab, edit_tab, compare_tab, gallery_tab, models_tab, statistics_tab]
         gallery.wire(gallery_tab, [tab for tab in every if tab is not gallery_tab])
         compare.wire(compare_tab, [tab for tab in every if tab is not compare_tab])

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import UNet2DConditionModel
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page, expect
 
-from canvas import GenerationRequest, Studio
+from canvas import MODELS, GenerationRequest, Studio
 from canvas.request import GeneratedImage
+from tests.engine.test_loras import make_lora
 
 
 @pytest.fixture
@@ -105,6 +107,82 @@ def test_enlarge_from_the_gallery_links_parent_and_child(page: Page, served: Stu
     expect(page.get_by_role("dialog")).to_contain_text("256 × 256")
     page.get_by_role("button", name="Made from this picture").click()
     expect(page.get_by_role("dialog")).to_contain_text("128 × 128")
+
+
+def test_other_seeds_of_an_own_picture(page: Page, served: Studio) -> None:
+    [parent] = served.generate(GenerationRequest("a pear", seed=5, num_inference_steps=2))
+    open_tab(page)
+    page.locator("#edit-strip").get_by_role("button", name="Show: a pear").first.click()
+    expect(page.get_by_label("What to draw")).to_have_value("a pear")
+    choose(page, "Other seeds", "a pear")
+    four = make(page, served, 4)
+    assert {(image.task, image.request.seed) for image in four} == {("text_to_image", 5)}
+    assert {image.request.variation_strength for image in four} == {0.3}
+    assert len({image.request.variation_seed for image in four}) == 4
+    assert len({pixels(served, image).tobytes() for image in (*four, parent)}) == 5
+
+
+def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
+    page: Page, served: Studio, scene: Path
+) -> None:
+    open_tab(page)
+    drop(page, scene)
+    choose(page, "Variations", "a blue door")
+    page.get_by_role("button", name="Shape").click()
+    page.get_by_label("Shape of the result").click()
+    page.get_by_role("option", name="16:9").click()
+    page.get_by_role("radio", name="pad", exact=True).check()
+    expect(page.locator("#edit-fit")).to_contain_text("of 128 × 128, filled up")
+    shown = page.locator("#edit-fit img")
+    assert shown.evaluate("image => image.naturalWidth > 1.5 * image.naturalHeight")
+    saved = "JSON.stringify(localStorage).includes('magic-canvas-edit')"
+    page.wait_for_function(saved)
+    page.reload()
+    page.get_by_role("tab", name="Edit").click()
+    expect(page.get_by_label("What to draw")).to_have_value("a blue door")
+    expect(page.get_by_label("Shape of the result")).to_have_value("16:9")
+    open_tab(page)
+    drop(page, scene)
+    [made, *_] = make(page, served, 4)
+    assert (made.request.fit, made.request.width) == ("pad", 176)
+
+
+def test_only_what_belongs_to_the_task_is_shown(page: Page) -> None:
+    open_tab(page)
+    for what, shown, hidden in (
+        ("Enlarge", "Times as large", "What to draw"),
+        ("Extend", "Extend left", "Strength"),
+        ("Repaint", "Soft edge", "How many"),
+    ):
+        page.get_by_role("radio", name=what, exact=True).check()
+        form = page.locator("#edit-form")
+        expect(form.get_by_text(shown, exact=True).first).to_be_visible()
+        expect(form.get_by_text(hidden, exact=True)).to_have_count(0)
+
+
+def test_the_words_of_a_lora_are_offered_and_put_into_the_prompt(
+    page: Page, served: Studio
+) -> None:
+    unet = UNet2DConditionModel.from_pretrained(MODELS["starter"].name, subfolder="unet")
+    served.settings.loras.mkdir(exist_ok=True)
+    words = {"modelspec.trigger_phrase": "sks fox, winter"}
+    make_lora(served.settings.loras / "frost.safetensors", unet, **words)
+    open_tab(page)
+    page.get_by_label("What to draw").fill("a hill")
+    form = page.locator("#edit-form")
+    form.get_by_role("button", name="LoRA").click()
+    page.locator("#edit-lora input").click()
+    page.get_by_role("option", name="frost").click()
+    form.get_by_role("button", name="sks fox").click()
+    expect(page.get_by_label("What to draw")).to_have_value("a hill, sks fox")
+    form.get_by_role("button", name="Add to the prompt").click()
+    expect(page.get_by_label("What to draw")).to_have_value("a hill, sks fox <lora:frost:1>")
+
+
+def test_pictures_come_from_disk_clipboard_and_camera(page: Page) -> None:
+    open_tab(page)
+    for source in ("Upload file", "Paste from clipboard", "Capture from camera"):
+        expect(page.locator("#edit-picture").get_by_label(source)).to_be_visible()
 
 
 def test_without_a_picture_it_says_what_to_do(page: Page, served: Studio) -> None:

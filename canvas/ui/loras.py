@@ -1,0 +1,77 @@
+"""Wearing LoRAs: pick one, see what it is and takes, put it and its words into a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from canvas.errors import CanvasError
+from canvas.models import gigabytes
+from canvas.ui.events import listen
+from canvas.ui.panel import panel, render
+
+if TYPE_CHECKING:
+    from canvas.studio import Studio
+
+
+class LoraPicker:
+    """Layout and behaviour; writes into a prompt as `<lora:name:weight>`."""
+
+    def __init__(self, studio: Studio, place: str) -> None:
+        self._studio = studio
+        with gr.Accordion("LoRA", open=False, elem_classes="lora-picker"):
+            self._name = gr.Dropdown(
+                [],
+                value=None,
+                allow_custom_value=True,
+                label="LoRA",
+                info="From the folder loras/, or owner/name of the Hub",
+                elem_id=f"{place}-lora",
+            )
+            self._weight = gr.Slider(-2, 2, value=1, step=0.05, label="Weight", buttons=[])
+            self._about = panel(f"{place}-lora-about")
+            self._wear = gr.Button("Add to the prompt", size="sm")
+
+    def wire(self, page: gr.Blocks, prompt: gr.Textbox) -> None:
+        """Connect it to the prompt that it writes into; call inside the page's context."""
+        self._prompt = prompt
+        inputs = {self._name, self._weight, prompt}
+        listen([page.load, self._name.focus], self.list, None, {self._name})
+        listen(self._name.change, self.tell, {self._name}, {self._about})
+        listen(self._wear.click, self.wear, inputs, {prompt})
+        listen(self._about.click, self.add_word, {prompt}, {prompt})
+
+    def list(self) -> dict[Any, Any]:
+        """The files of the folder as they are now."""
+        return {self._name: gr.Dropdown(choices=list(self._studio.shelf.loras()))}
+
+    def tell(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """What the LoRA was made for and its words, or what fetching it takes."""
+        name = (values[self._name] or "").strip()
+        if not name:
+            return {self._about: ""}
+        try:
+            lora = self._studio.shelf.lora(name)
+            size = None if lora else self._studio.shelf.lora_download(name)
+        except CanvasError as error:
+            return {self._about: render("line.html", words=str(error), kind="wrong")}
+        told = "" if size is None else f"{gigabytes(size)} to download with the first picture"
+        return {self._about: render("lora.html", lora=lora, told=told)}
+
+    def wear(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Put the LoRA with its weight behind the prompt."""
+        name = (values[self._name] or "").strip()
+        if not name:
+            gr.Warning("Pick a LoRA first, or write owner/name of one on the Hub.", title="Which?")
+            return {self._prompt: gr.skip()}
+        written = values[self._prompt]
+        return {self._prompt: f"{written} <lora:{name}:{values[self._weight]:g}>".strip()}
+
+    def add_word(self, values: Mapping[Any, Any], event: gr.EventData) -> dict[Any, Any]:
+        """Put one of its words into the prompt, once."""
+        written = values[self._prompt].strip()
+        if event.word in written:
+            return {self._prompt: gr.skip()}
+        return {self._prompt: ", ".join(part for part in (written, event.word) if part)}
