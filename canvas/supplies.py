@@ -27,12 +27,12 @@ class Supplies:
         self._checks_pictures = settings.safety_level == "full"
         self._hub = hub
 
-    def are_there(self, request: GenerationRequest, spec: ModelSpec) -> bool:
+    def are_there(self, request: GenerationRequest, spec: ModelSpec, checker: bool = True) -> bool:
         """Whether nothing has to be fetched; asks no network."""
         return (
             not (request.needs_model and extras.missing(request.mode, spec, hub=self._hub))
             and not self._missing_loras(request)
-            and not (self._checks_pictures and safety.find_checker(hub=self._hub) is None)
+            and not (checker and self._lacks_checker())
         )
 
     def fetch(
@@ -47,8 +47,11 @@ class Supplies:
             extras.fetch(request.mode, spec, on_progress, cancelled, hub=self._hub)
         for name in self._missing_loras(request):
             hub_loras.fetch(name, on_progress, cancelled, hub=self._hub)
-        if self._checks_pictures and safety.find_checker(hub=self._hub) is None:
+        if self._lacks_checker():
             safety.fetch_checker(on_progress, cancelled, hub=self._hub)
+
+    def _lacks_checker(self) -> bool:
+        return self._checks_pictures and safety.find_checker(hub=self._hub) is None
 
     def _missing_loras(self, request: GenerationRequest) -> list[str]:
         return [

@@ -67,10 +67,10 @@ class Workshop:
         ready = job.request and self.has_all(get_model(job.model_key, self._models), job.request)
         (self._to_make if ready else self._to_fetch).put(job)
 
-    def has_all(self, spec: ModelSpec, request: GenerationRequest) -> bool:
-        """Whether what a request asks for needs no download."""
+    def has_all(self, spec: ModelSpec, request: GenerationRequest, checker: bool = True) -> bool:
+        """Whether what a request asks for, and the safety checker, needs no download."""
         has_model = not request.needs_model or self.find_local(spec) is not None
-        return has_model and self._supplies.are_there(request, spec)
+        return has_model and self._supplies.are_there(request, spec, checker)
 
     def before(self, job: Job, jobs: list[Job]) -> list[Job]:
         """Those of `jobs` that are painted or will be before this one, if that waits."""
