@@ -154,7 +154,7 @@ class EditForm:
             return {}  # nothing was saved, or by another version
         try:
             get_model(saved["model_key"], self._studio.models)
-            self.asked(saved, "picture.png", (64, 64))
+            self.asked({**saved, "prompt": saved["prompt"] or "…"}, "picture.png", (64, 64))
         except CanvasError:
             return {}
         return {self._fields[name]: value for name, value in saved.items()}

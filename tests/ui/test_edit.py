@@ -144,7 +144,7 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     open_tab(page)
     drop(page, scene)
     [made, *_] = make(page, served, 4)
-    assert (made.request.fit, made.request.width) == ("pad", 176)
+    assert (made.request.fit, made.request.width) == ("pad", 168)
 
 
 def test_only_what_belongs_to_the_task_is_shown(page: Page) -> None:
