@@ -24,7 +24,9 @@ def ready(
 ) -> Iterator[tuple[Studio, str]]:
     with Studio(settings) as studio:
         if request.param == "tiny":
-            studio.models["tiny-sd"] = make_spec(str(request.getfixturevalue("tiny_folder")))
+            studio.models["tiny-sd"] = make_spec(
+                str(request.getfixturevalue("tiny_folder")), "tiny-sd"
+            )
         if request.param == "xl":
             folder = make_tiny_xl(tmp_path_factory.mktemp("xl"))
             studio.models["tiny-xl"] = {**XL, "name": str(folder), "type": "stable_diffusion_xl"}

@@ -150,13 +150,14 @@ class EditForm:
     def restore(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Put the form back as this browser left it; none of it where it does not fit."""
         saved = values[self._saved]
+        as_it_is: dict[Any, Any] = {field: gr.skip() for field in self._fields.values()}
         if not isinstance(saved, dict) or set(saved) != set(self._fields):
-            return {}  # nothing was saved, or by another version
+            return as_it_is  # nothing was saved, or by another version
         try:
             get_model(saved["model_key"], self._studio.models)
             self.asked({**saved, "prompt": saved["prompt"] or "…"}, "picture.png", (64, 64))
         except CanvasError:
-            return {}
+            return as_it_is
         return {self._fields[name]: value for name, value in saved.items()}
 
     def asked(
