@@ -14,6 +14,7 @@ from canvas.jobs import Job
 from canvas.request import GenerationRequest
 from canvas.ui.edit_form import GROUPS, EditForm
 from canvas.ui.events import in_words, listen
+from canvas.ui.languages import gettext
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 from canvas.ui.stage import data_url, progress_words, stage, strip
@@ -86,16 +87,12 @@ class Edit:
             fitted = self._studio.shelf.fitted(picture, wish)
         except CanvasError as error:
             return {self._form.fitted: render("line.html", words=str(error), kind="wrong")}
-        how = {"crop": "cut", "pad": "filled up", "stretch": "stretched"}[wish.fit]
-        same = fitted.width * picture.height == fitted.height * picture.width
-        words = f"{fitted.width} × {fitted.height} of {picture.width} × {picture.height}"
-        words += "" if same else f", {how}"
         shown = render(
             "fit.html",
             picture=data_url(fitted),
             width=fitted.width,
             height=fitted.height,
-            words=words,
+            words=_fit_words(picture.size, fitted.size, wish.fit),
         )
         return {self._form.fitted: shown}
 
@@ -192,3 +189,14 @@ class Edit:
         if mask.getbbox() is None:
             raise InvalidInput("mask_image", None, "paint over what is to be repainted")
         return self._studio.shelf.hand_in(mask, "mask_image").name
+
+
+def _fit_words(before: tuple[int, int], after: tuple[int, int], fit: str) -> str:
+    sizes = {"size": "{} × {}".format(*after), "whole": "{} × {}".format(*before)}
+    if before[0] * after[1] == before[1] * after[0]:
+        return gettext("{size} of {whole}", **sizes)
+    return {
+        "crop": gettext("{size} of {whole}, cut", **sizes),
+        "pad": gettext("{size} of {whole}, filled up", **sizes),
+        "stretch": gettext("{size} of {whole}, stretched", **sizes),
+    }[fit]

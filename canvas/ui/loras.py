@@ -10,6 +10,7 @@ import gradio as gr
 from canvas.errors import CanvasError
 from canvas.models import gigabytes
 from canvas.ui.events import listen
+from canvas.ui.languages import gettext
 from canvas.ui.panel import panel, render
 
 if TYPE_CHECKING:
@@ -57,14 +58,17 @@ class LoraPicker:
             size = None if lora else self._studio.shelf.lora_download(name)
         except CanvasError as error:
             return {self._about: render("line.html", words=str(error), kind="wrong")}
-        told = "" if size is None else f"{gigabytes(size)} to download with the first picture"
+        told = ""
+        if size is not None:
+            told = gettext("{size} to download with the first picture", size=gigabytes(size))
         return {self._about: render("lora.html", lora=lora, told=told)}
 
     def wear(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Put the LoRA with its weight behind the prompt."""
         name = (values[self._name] or "").strip()
         if not name:
-            gr.Warning("Pick a LoRA first, or write owner/name of one on the Hub.", title="Which?")
+            which = gettext("Pick a LoRA first, or write owner/name of one on the Hub.")
+            gr.Warning(which, title=gettext("Which?"))
             return {self._prompt: gr.skip()}
         written = values[self._prompt]
         return {self._prompt: f"{written} <lora:{name}:{values[self._weight]:g}>".strip()}

@@ -114,7 +114,9 @@ def download_words(job: Job) -> str:
         words += f" · {gigabytes(int(progress.bytes_per_second))}/s"
     if progress.seconds_left is not None:
         words += " · " + gettext("{time} left", time=duration(progress.seconds_left))
-    return gettext("Downloading {model}: {words}", model=progress.what or job.model_key, words=words)
+    return gettext(
+        "Downloading {model}: {words}", model=progress.what or job.model_key, words=words
+    )
 
 
 def _step_words(step: Step) -> str:
