@@ -62,7 +62,6 @@ class EditForm:
         self._studio = studio
         self._fields: dict[str, Any] = {}
         self._groups: dict[str, gr.Column] = {}
-        self._saved = gr.BrowserState(None, storage_key="magic-canvas-edit", secret="form")  # noqa: S106 - no secret: the reader's own form
         self._lay_out()
 
     def __getitem__(self, name: str) -> Any:
@@ -117,6 +116,8 @@ class EditForm:
 
     def wire(self, page: gr.Blocks) -> None:
         """Connect what was laid out; call inside the page's context."""
+        # Not in the tab: what is there is not mounted, and so knows nothing, while the page loads
+        self._saved = gr.BrowserState(None, storage_key="magic-canvas-edit", secret="form")  # noqa: S106 - no secret: the reader's own form
         what = self._fields["what"]
         listen(what.input, self.choose, {what}, {self._fields["strength"]})
         listen(what.change, self.arrange, {what}, set(self._groups.values()))
