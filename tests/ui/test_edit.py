@@ -98,7 +98,7 @@ def test_enlarge_from_the_gallery_links_parent_and_child(page: Page, served: Stu
     page.locator("#edit-strip").get_by_role("button", name="Show: a whale").first.click()
     expect(page.get_by_label("What to draw")).to_have_value("a whale")
     expect(page.locator("#edit-picture canvas").first).to_be_visible()
-    choose(page, "Enlarge", "a whale")
+    page.get_by_role("radio", name="Enlarge", exact=True).check()
     [child] = make(page, served, 1)
     assert (child.task, child.parent_id) == ("upscale", parent.id)
     assert pixels(served, child).shape == (256, 256, 3)
@@ -115,6 +115,7 @@ def test_other_seeds_of_an_own_picture(page: Page, served: Studio) -> None:
     page.locator("#edit-strip").get_by_role("button", name="Show: a pear").first.click()
     expect(page.get_by_label("What to draw")).to_have_value("a pear")
     choose(page, "Other seeds", "a pear")
+    expect(page.get_by_label("number input for Strength")).to_have_value("0.3")
     four = make(page, served, 4)
     assert {(image.task, image.request.seed) for image in four} == {("text_to_image", 5)}
     assert {image.request.variation_strength for image in four} == {0.3}
@@ -140,6 +141,7 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     page.reload()
     page.get_by_role("tab", name="Edit").click()
     expect(page.get_by_label("What to draw")).to_have_value("a blue door")
+    page.get_by_role("button", name="Shape").click()
     expect(page.get_by_label("Shape of the result")).to_have_value("16:9")
     open_tab(page)
     drop(page, scene)
