@@ -54,13 +54,10 @@ class Workshop:
         self._to_fetch = JobQueue()
         self._to_make = JobQueue()
         self._painters = hire(settings, record, hub)
-        tasks: list[tuple[Callable[..., None], Any]] = [(self._fetch_all, None)]
-        tasks += [(self._paint_all, painter) for painter in self._painters]
-        self._threads = [
-            threading.Thread(target=task, args=(painter,), daemon=True) for task, painter in tasks
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._start(self._fetch_all)
+        for painter in self._painters:
+            self._start(self._paint_all, painter)
 
     def put(self, job: Job) -> None:
         """Queue a job where it has to begin: at the download, or at a painter."""
@@ -141,7 +138,13 @@ class Workshop:
             if wait:  # in this very thread: on ZeroGPU no other may place models
                 self._warm_up(painter, spec)
             else:
-                threading.Thread(target=self._warm_up, args=(painter, spec), daemon=True).start()
+                self._start(self._warm_up, painter, spec)
+
+    def _start(self, task: Callable[..., None], *arguments: Any) -> None:
+        """In a thread of its own; `close` waits for its end."""
+        thread = threading.Thread(target=task, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _warm_up(self, painter: Painter, spec: ModelSpec) -> None:
         local = self.find_local(spec)
@@ -152,7 +155,7 @@ class Workshop:
         except CanvasError as error:  # said again, to the user, when the model is asked for
             log.warning("%s", error)
 
-    def _fetch_all(self, _: None) -> None:
+    def _fetch_all(self) -> None:
         while (job := self._to_fetch.take()) is not None:
             self._do(job, self._fetch)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,11 @@ def test_what_a_dead_server_left_is_offered_again(settings: Settings) -> None:
         assert studio.interrupted("ann") == []
         assert job.request == left.request
         job.cancel()
+
+
+def test_what_warms_up_ends_with_the_studio(settings: Settings) -> None:
+    before = set(threading.enumerate())
+    with Studio(settings) as studio:
+        studio.warm_up()
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) <= before
