@@ -16,11 +16,18 @@ def pytest_configure() -> None:
     quiet_libraries()
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes for all; none where one file, or what is long and measured, runs alone."""
+    alone = config.option.markexpr == "long" or all(".py" in path for path in config.args)
+    return 0 if alone else 2
+
+
 @pytest.fixture
 def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     # float32 on the CPU, so that no test depends on what a machine measured.
     cache = tmp_path_factory.getbasetemp() / "cache"
-    return Settings(data_dir=tmp_path / "data", cache_dir=cache, device="cpu", dtype="float32")
+    data = tmp_path / "data"
+    return Settings(data_dir=data, cache_dir=cache, device="cpu", dtype="float32", port=0)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def place(
         [made] = studio.jobs(owner)
         [picture] = made.wait()
         studio.picture_path(picture.filename, thumbnail=True)
-        running = GenerationRequest(RUNNING, num_inference_steps=150, num_images=4)
+        running = GenerationRequest(RUNNING, num_inference_steps=150, num_images=16)
         lay_traps(studio, picture)
         compared = Comparisons(studio.store).add(owner, [picture.request]).id
         yield Place(studio, page.app, ann, picture, studio.submit(running, owner), compared)

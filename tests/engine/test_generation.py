@@ -298,7 +298,7 @@ try:
 except OutOfMemory as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-room = 2**26
+room = 2**28
 try:
     make(1024, on_step=limit)
 except OutOfMemory as error:

@@ -24,6 +24,13 @@ from tests.visitors import Visitor
 TOKEN = "hf_" + "QuetzalFjordVelvet" * 2
 PASSWORD = "xylographer-below-saffron"  # noqa: S105
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
+WISHES: list[dict[str, Any]] = [
+    {},
+    {"model": "small", "size": "256x256"},
+    {"model": TOKEN[:-1]},
+    {"n": "x"},
+    {"n": 3},
+]
 
 # Python runs a sitecustomize at its start, in the processes that it starts, too.
 LISTENER = """
@@ -63,7 +70,7 @@ def test_nobody_hears_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         store.close()
         told: list[bytes] = []
         refused: set[int] = set()
-        for changes in ({}, {"model": "small"}, {"model": TOKEN[:-1]}, {"n": "x"}, {"n": 3}):
+        for changes in WISHES:
             answer = picture(url, key, **changes)
             refused.add(answer.status_code)
             told.append(answer.content)

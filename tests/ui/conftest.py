@@ -28,7 +28,7 @@ QUIET = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """The real program on a free port; its address is `served.address`."""
     with serving(tmp_path_factory.mktemp("served")) as studio:
@@ -36,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         yield studio
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """The system's Chromium."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """One for all tests: Gradio's scripts are fetched and compiled once."""
     expect.set_options(timeout=PATIENCE)

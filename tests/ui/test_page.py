@@ -196,7 +196,7 @@ def test_a_mode_sets_the_steps_and_tells_its_seconds(page: Page, served: Studio)
     finished(page, "a quick duck")
     expect(page.locator(".facts")).to_contain_text("turbo")
     page.get_by_label("Prompt", exact=True).fill("a quick goose")
-    expect(page.locator("#mode")).to_contain_text(re.compile(r"Turbo\s*[\d.]+ (s|min)"))
+    expect(page.locator("#mode")).to_contain_text(re.compile(r"Turbo\s*(under )?[\d.]+ (s|min)"))
 
 
 def test_ctrl_enter_generates(page: Page) -> None:
