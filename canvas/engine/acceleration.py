@@ -138,6 +138,13 @@ def shortcuts(pipeline: Any, passes: list[str], layers: int = 2) -> Iterator[Non
         del unet.forward
 
 
+def forwards(unet: Any, passes: list[str], number: int) -> list[Any]:
+    """As `shortcuts`, for the parts of one large picture: each keeps what is its own."""
+    if set(passes) <= {FULL} or not _fits(unet):
+        return [unet.forward] * number
+    return [ShortcutForward(unet, passes) for _ in range(number)]
+
+
 def _fits(unet: Any) -> bool:
     from diffusers import UNet2DConditionModel
 

@@ -11,12 +11,14 @@ from typing import Any
 from PIL import Image
 
 from canvas.catalog import ModelSpec
+from canvas.engine import acceleration
 from canvas.engine.device import Device
 from canvas.engine.generation import run
 from canvas.engine.inputs import fit, flatten
 from canvas.engine.upscaling import enlarge
 from canvas.engine.windows import count, windowed
 from canvas.errors import GenerationCancelled, InvalidInput
+from canvas.modes import MODES
 from canvas.request import GeneratedImage, GenerationRequest, Step
 
 
@@ -81,10 +83,12 @@ def _redraw(
     larger = enlarge(small, request.scale, "lanczos")
     number = count(larger.size, spec.resolution, pipeline.vae_scale_factor)
     windows = Windows(pipeline, number, on_step, cancelled)
-    with windowed(pipeline, spec.resolution, windows):
+    passes = acceleration.plan(MODES[request.mode], request.steps[1])
+    forwards = acceleration.forwards(pipeline.unet, passes, number)
+    with windowed(pipeline, spec.resolution, forwards, windows):
         [made] = run(
             pipeline,
-            # All passes are whole ones: what a mode keeps from step to step is of one window.
+            # What the mode keeps from step to step, each window keeps for itself.
             replace(request, task="image_to_image", mode="quality"),
             spec=spec,
             device=redrawing.device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from canvas.catalog import ModelSpec
 from canvas.engine.acceleration import passes_per_step
 from canvas.engine.device import Device
+from canvas.engine.windows import count
 from canvas.modes import MODES
 from canvas.request import GenerationRequest
 
@@ -20,9 +21,11 @@ def seconds_per_step(request: GenerationRequest, spec: ModelSpec, device: Device
     if device.gigaflops is None or gigaflop is None or not request.needs_model:
         return None
     assert request.width and request.height  # noqa: S101 - the request is resolved
+    size = (request.width, request.height)
     share = request.width * request.height / spec.resolution**2
+    if request.task == "upscale":  # by windows, which overlap
+        width, height = (min(length, spec.resolution) for length in size)
+        share = count(size, spec.resolution, 1) * width * height / spec.resolution**2
     guided = (request.guidance_scale or 0) > 1
-    # What is drawn window by window is drawn with whole passes.
-    mode = MODES["quality" if request.task == "upscale" else request.mode]
-    passes = passes_per_step(mode, request.steps[1], guided=guided)
+    passes = passes_per_step(MODES[request.mode], request.steps[1], guided=guided)
     return gigaflop * share * passes / (device.gigaflops * EFFICIENCY)

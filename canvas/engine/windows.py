@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -54,13 +54,14 @@ class WindowedForward:
 
     In every step the predictions of overlapping windows become one ("MultiDiffusion",
     arXiv 2302.08113): each goes on from what its neighbours drew, so there is nothing to
-    join in the end. `on_window` is called after each with how many are done.
+    join in the end. There is a forward for each window, since one with shortcuts keeps
+    features from step to step. `on_window` is called after each with how many are done.
     """
 
     def __init__(
-        self, forward: Any, side: int, scale: int, on_window: Callable[[int], None]
+        self, forwards: Sequence[Any], side: int, scale: int, on_window: Callable[[int], None]
     ) -> None:
-        self._forward = forward
+        self._forwards = forwards
         self._side = side  # pixels
         self._scale = scale
         self._on_window = on_window
@@ -73,7 +74,8 @@ class WindowedForward:
         options = self._told_the_size(options)
 
         def predict(window: torch.Tensor) -> torch.Tensor:
-            found = self._forward(window, timestep, encoder_hidden_states, **options)[0]
+            forward = self._forwards[self._done % len(self._forwards)]
+            found = forward(window, timestep, encoder_hidden_states, **options)[0]
             self._done += 1
             self._on_window(self._done)
             return found
@@ -89,10 +91,15 @@ class WindowedForward:
 
 
 @contextmanager
-def windowed(pipeline: Any, side: int, on_window: Callable[[int], None]) -> Iterator[None]:
-    """Let the pipeline work on pictures of any size, `side` pixels at a time, for the block."""
+def windowed(
+    pipeline: Any, side: int, forwards: Sequence[Any], on_window: Callable[[int], None]
+) -> Iterator[None]:
+    """Let the pipeline work on a large picture, `side` pixels at a time, for the block.
+
+    `forwards`: that of the UNet for each window.
+    """
     unet, vae, scale = pipeline.unet, pipeline.vae, pipeline.vae_scale_factor
-    unet.forward = WindowedForward(unet.forward, side, scale, on_window)
+    unet.forward = WindowedForward(forwards, side, scale, on_window)
     # Not diffusers' own tiling: it knows AutoencoderTiny with four channels only.
     vae.encoder.forward = partial(_code, vae.encoder.forward, side // scale, (scale, 1))
     vae.decoder.forward = partial(_code, vae.decoder.forward, side // scale, (1, scale))

@@ -15,6 +15,7 @@ from canvas.engine.downloads import LocalModel
 from canvas.engine.editing import final_size
 from canvas.engine.enlarging import Redrawing, run_enlarging
 from canvas.engine.pipelines import PipelineCache
+from canvas.engine.similarity import ssim
 from canvas.engine.windows import spans
 from canvas.errors import GenerationCancelled, OutOfMemory
 from canvas.request import GeneratedImage, GenerationRequest, Step
@@ -113,6 +114,30 @@ def test_detail_draws_the_picture_anew_without_a_seam(redrawing: Redrawing) -> N
         made.image.paste(other.image.crop((side, 0, side * 2, side * 2)), (side, 0))
         excess, noise = seams(made.image, side)
         assert excess > max(3 * noise, 0.5)
+
+
+def test_shortcuts_of_the_mode_keep_the_detail_and_make_no_seam(redrawing: Redrawing) -> None:
+    passes = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    side = redrawing.spec.resolution
+    fields = {"upscaler": "detail", "strength": 0.6, "guidance_scale": 5.0}
+    middle = redrawing.pipeline.unet.mid_block.register_forward_hook(counted)
+    try:
+        whole = enlarge(soft(side), redrawing, **fields).image
+        assert passes == 9 * 6
+        quick = enlarge(soft(side), redrawing, mode="balanced", **fields).image
+        assert passes == 9 * (6 + 4), "of six steps two take the deep features of their window"
+    finally:
+        middle.remove()
+    assert whole is not None
+    assert quick is not None
+    assert ssim(whole, quick) > 0.9
+    excess, noise = seams(quick, side)
+    assert excess <= max(3 * noise, 0.5)
 
 
 def test_detail_made_again_is_the_same(redrawing: Redrawing) -> None:

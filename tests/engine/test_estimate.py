@@ -36,6 +36,16 @@ def test_shortcuts_of_the_mode_count() -> None:
     assert seconds("small", mode="turbo") == pytest.approx(whole / 2, rel=0.4)
 
 
+def test_enlarging_with_detail_counts_its_windows_with_their_overlap() -> None:
+    larger = {"task": "upscale", "image": "a.png", "upscaler": "detail", "scale": 2}
+    one, four = (
+        seconds("starter", width=side, height=side, **larger)
+        for side in (MODELS["starter"].resolution, MODELS["starter"].resolution * 2)
+    )
+    assert one is not None
+    assert four == pytest.approx(9 * one)
+
+
 def test_nothing_is_said_of_what_was_not_measured() -> None:
     assert seconds("small", replace(CPU, gigaflops=None)) is None
 
