@@ -114,7 +114,7 @@ class Windows:
         self._number = number
         self._on_step = on_step
         self._cancelled = cancelled
-        self._started = time.perf_counter()
+        self._began: float | None = None  # with the first window: encoding is no measure
 
     def __call__(self, done: int) -> None:
         """One more window is done; raises GenerationCancelled when the job was stopped."""
@@ -129,5 +129,9 @@ class Windows:
 
     def _tell(self, done: int, preview: Image.Image | None = None) -> None:
         total = self._pipeline.num_timesteps * self._number
-        seconds_left = (time.perf_counter() - self._started) / done * (total - done)
+        now, seconds_left = time.perf_counter(), None
+        if self._began is None:
+            self._began = now
+        else:
+            seconds_left = (now - self._began) / (done - 1) * (total - done)
         self._on_step(Step(done, total, seconds_left=seconds_left, preview=preview))

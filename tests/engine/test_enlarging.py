@@ -124,7 +124,8 @@ def test_shortcuts_of_the_mode_keep_the_detail_and_make_no_seam(redrawing: Redra
         passes += 1
 
     side = redrawing.spec.resolution
-    fields = {"upscaler": "detail", "strength": 0.6, "guidance_scale": 5.0}
+    guidance = 1.0 if redrawing.spec is STARTER else 5.0  # it was made for no more
+    fields = {"upscaler": "detail", "strength": 0.6, "guidance_scale": guidance}
     middle = redrawing.pipeline.unet.mid_block.register_forward_hook(counted)
     try:
         whole = enlarge(soft(side), redrawing, **fields).image
@@ -135,7 +136,7 @@ def test_shortcuts_of_the_mode_keep_the_detail_and_make_no_seam(redrawing: Redra
         middle.remove()
     assert whole is not None
     assert quick is not None
-    assert ssim(whole, quick) > 0.9
+    assert ssim(whole, quick) > 0.95
     excess, noise = seams(quick, side)
     assert excess <= max(3 * noise, 0.5)
 
