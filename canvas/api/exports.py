@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from fastapi import Query as Asked
+from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from canvas import validation
@@ -16,11 +19,30 @@ from canvas.history.queries import from_link
 from canvas.request import IMAGE_FORMATS
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from canvas.studio import Studio
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+
+
+class Selection(BaseModel):
+    """Which pictures, by the gallery's filters or by numbers, and as what files.
+
+    `since` and `until` are moments in ISO 8601, `size` is 512x768, `ids` is 1,2,3; without
+    `image_format` the files go out as they are. `everybody` is for the administrator.
+    """
+
+    text: str | None = None
+    model_key: str | None = None
+    style: str | None = None
+    task: str | None = None
+    size: str | None = None
+    since: str | None = None
+    until: str | None = None
+    favourite: str | None = None
+    ids: str | None = None
+    image_format: str | None = None
+    quality: str | None = None
+    everybody: str | None = None
 
 
 class Exports:
@@ -29,26 +51,24 @@ class Exports:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    def picture(self, request: Request) -> Response:
-        """`/downloads/{filename}?image_format=webp`: a picture as a file, settings embedded."""
+    def picture(self, filename: str, image_format: str = "png") -> Response:
+        """A picture as a file in a format (png, jpeg, webp), settings embedded."""
         try:
-            wanted = request.query_params.get("image_format", "png")
-            validation.choice("image_format", wanted, IMAGE_FORMATS)
-            return self._converted(request.path_params["filename"], wanted)
+            validation.choice("image_format", image_format, IMAGE_FORMATS)
+            return self._converted(filename, image_format)
         except CanvasError as error:
             return error_response(error)
 
-    def archive(self, request: Request) -> Response:
-        """`/export.zip`: what the gallery's filters or `ids=1,2,3` find, as files in a format."""
+    def archive(self, request: Request, asked: Annotated[Selection, Asked()]) -> Response:
+        """Pictures of the asker as a ZIP, with metadata.csv and metadata.jsonl."""
         owner = getattr(request.state, "owner", None)
-        asked = request.query_params
         try:
             if owner is None:
                 raise NotFound("Log in to see your pictures.")
-            query = from_link(asked)
-            if not asked.get("everybody"):
+            query = from_link(asked.model_dump(exclude_none=True))
+            if not asked.everybody:
                 query = replace(query, owner=owner)
-            wanted, quality = asked.get("image_format") or None, asked.get("quality") or "95"
+            wanted, quality = asked.image_format or None, asked.quality or "95"
             if not quality.isdecimal():
                 raise InvalidInput("quality", quality, "1 to 100")
             pieces = self._studio.collection(owner).export(query, wanted, int(quality))

@@ -9,7 +9,6 @@ from fastapi import APIRouter
 from fastapi_offline import FastAPIOffline
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from canvas.api.access import asks_for_keys
 from canvas.api.errors import error_response
@@ -45,18 +44,19 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
     SdapiEdits(studio, sdapi).add_to(sdapi.router)
     programs.include_router(openai.router)
     programs.include_router(sdapi.router)
-    server = APIRouter(tags=["The server"])
-    server.get("/healthz", response_model=None)(Health(studio).health)
-    server.head("/healthz", response_model=None, include_in_schema=False)(Health(studio).health)
-    server.get("/metrics", response_model=None)(Metrics(studio).metrics)
-    programs.include_router(server)
-    return [
-        *programs.routes,
-        Route("/pictures/{filename}", pictures.picture, name="picture"),
-        Route("/thumbnails/{filename}", pictures.thumbnail, name="thumbnail"),
-        Route("/downloads/{filename}", exports.picture, name="download"),
-        Route("/export.zip", exports.archive, name="export"),
-    ]
+    ours = APIRouter()
+    for path, answer, tag in (
+        ("/healthz", Health(studio).health, "The server"),
+        ("/pictures/{filename}", pictures.picture, "Pictures"),
+        ("/thumbnails/{filename}", pictures.thumbnail, "Pictures"),
+        ("/downloads/{filename}", exports.picture, "Pictures"),
+        ("/export.zip", exports.archive, "Pictures"),
+    ):
+        ours.get(path, response_model=None, tags=[tag])(answer)
+        ours.head(path, response_model=None, include_in_schema=False)(answer)
+    ours.get("/metrics", response_model=None, tags=["The server"])(Metrics(studio).metrics)
+    programs.include_router(ours)
+    return list(programs.routes)
 
 
 class Pictures:
@@ -65,19 +65,19 @@ class Pictures:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    def picture(self, request: Request) -> Response:
+    def picture(self, request: Request, filename: str) -> Response:
         """The file as it was written, settings embedded."""
-        return self._answer(request, thumbnail=False)
+        return self._answer(request, filename, thumbnail=False)
 
-    def thumbnail(self, request: Request) -> Response:
+    def thumbnail(self, request: Request, filename: str) -> Response:
         """A small WebP of it."""
-        return self._answer(request, thumbnail=True)
+        return self._answer(request, filename, thumbnail=True)
 
-    def _answer(self, request: Request, *, thumbnail: bool) -> Response:
+    def _answer(self, request: Request, filename: str, *, thumbnail: bool) -> Response:
         if getattr(request.state, "owner", None) is None:  # Gradio's login does not cover us
             return error_response(NotAllowed())
         try:
-            path = self._studio.picture_path(request.path_params["filename"], thumbnail)
+            path = self._studio.picture_path(filename, thumbnail)
         except CanvasError as error:
             return error_response(error)
         headers = {**CACHING, "ETag": f'"{path.name}"'}
