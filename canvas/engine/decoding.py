@@ -28,13 +28,13 @@ def decode(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
     upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
     if upcast and dtype == torch.float16:
         return _picture(_in_float32(latents, vae, dtype), pipeline), ""
-    pixels = _pixels(latents, vae)
+    pixels = _pixels(latents, vae, dtype)
     if dtype == torch.float32 or not _is_empty(pixels):
         return _picture(pixels, pipeline), ""
     return _picture(_in_float32(latents, vae, dtype), pipeline), NOTE
 
 
-def _pixels(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+def _pixels(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
     """Pixels from -1 to 1."""
     config = vae.config
     unscaled = latents / config.scaling_factor
@@ -42,7 +42,7 @@ def _pixels(latents: torch.Tensor, vae: Any) -> torch.Tensor:
     if mean is not None and spread is not None:
         unscaled = unscaled * unscaled.new_tensor(spread).view(1, -1, 1, 1)
         unscaled = unscaled + unscaled.new_tensor(mean).view(1, -1, 1, 1)
-    pixels: torch.Tensor = vae.decode(unscaled.to(vae.dtype), return_dict=False)[0]
+    pixels: torch.Tensor = vae.decode(unscaled.to(dtype), return_dict=False)[0]
     return pixels
 
 
@@ -51,7 +51,7 @@ def _in_float32(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Te
 
     vae.to(dtype=torch.float32)
     try:
-        return _pixels(latents.float(), vae)
+        return _pixels(latents.float(), vae, torch.float32)
     finally:
         vae.to(dtype=dtype)
 

@@ -23,6 +23,8 @@ class Denoiser:
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         self._unet: Any = getattr(pipeline, "unet", None)
+        # Diffusers looks for it in all modules, which takes as long as a layer of a small model.
+        self._dtype = self._unet.dtype if self._unet is not None else None
         self._seen: tuple[Any, Any] | None = None
         self._output: Any = None
 
@@ -68,10 +70,10 @@ class Denoiser:
         noisy = noisy[:1, : output.shape[1]]
         return predicted_latents(noisy, output, float(timestep), self._pipeline.scheduler)
 
-    def _before(self, module: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
+    def _before(self, _: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         noisy, timestep, *others = args
         self._seen = (noisy, timestep)
-        return (noisy.to(module.dtype), timestep, *others), kwargs
+        return (noisy.to(self._dtype), timestep, *others), kwargs
 
     def _after(self, _: Any, __: Any, result: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
         self._output = result[0].float()

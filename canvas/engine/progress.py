@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from canvas.engine.denoiser import Denoiser
 
 SECONDS_BETWEEN_PREVIEWS = 0.5
+# Nobody sees more of a picture that is done sooner, and small ones would feel the cost.
+SECONDS_BEFORE_PREVIEWS = 0.25
 PREVIEW_SHARE = 0.02  # of the time at most
 # Until the first picture is decoded, decoding is thought to take as long as this many steps.
 STEPS_OF_DECODING = 1.5
@@ -40,7 +42,7 @@ class Progress:
         self._index = 0
         self._times: list[float] = []  # when each step of the present picture was done
         self._decoding: float | None = None  # seconds
-        self._next_preview = 0.0
+        self._next_preview = time.perf_counter() + SECONDS_BEFORE_PREVIEWS
 
     def begin(self, index: int) -> None:
         """Start with picture `index`."""

@@ -99,10 +99,11 @@ def _worn(pipeline: Any) -> tuple[Any, ...]:
 def _read(pipeline: Any, text: str) -> Embeddings:
     import torch
 
+    encoder = pipeline.text_encoder or pipeline.text_encoder_2
     with torch.no_grad():
         embeddings, _, *pooled = pipeline.encode_prompt(
             prompt=text,
-            device=pipeline._execution_device,
+            device=encoder.device,  # the pipeline's own look for it takes 2 ms
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )

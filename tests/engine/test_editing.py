@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageDraw
 
 from canvas.catalog import MODELS, ModelSpec, parse_model
+from canvas.engine import progress
 from canvas.engine.device import Device
 from canvas.engine.downloads import LocalModel
 from canvas.engine.editing import final_size, prepare, variant_of
@@ -253,7 +254,7 @@ def test_weights_in_the_prompt_change_the_picture_only_when_switched_on(
 
 
 def test_inpainting_models_inpaint_and_say_that_they_do_nothing_else(
-    tiny_folder: Path, tmp_path: Path
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A UNet of nine channels, as the inpainting editions of Stable Diffusion have."""
     import shutil
@@ -269,6 +270,7 @@ def test_inpainting_models_inpaint_and_say_that_they_do_nothing_else(
     cache = PipelineCache(CPU)
     pictures = {"image": scene((64, 64)), "mask_image": circle((64, 64))}
     previews: list[Step] = []
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_PREVIEWS", 0)
     [found] = draw(cache, spec, pictures, previews.append, task="inpaint")
     outside = np.asarray(pictures["mask_image"]) == 0
     assert (np.asarray(found)[outside] == np.asarray(pictures["image"])[outside]).all()
