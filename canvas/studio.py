@@ -11,9 +11,9 @@ from canvas import combinations, limits
 from canvas.catalog import MODELS, Catalog, get_model
 from canvas.engine import prompts, safety
 from canvas.engine.device import Device
-from canvas.engine.estimate import seconds_per_step
 from canvas.engine.hub import Hub
 from canvas.errors import NotFound
+from canvas.expectations import expected_seconds
 from canvas.history.collection import Collection
 from canvas.history.gallery import Gallery
 from canvas.history.images import ImageFolder
@@ -226,21 +226,12 @@ class Studio:
         return self._workshop.remove(get_model(model_key, self.models))
 
     def estimate(self, request: GenerationRequest) -> float | None:
-        """Seconds that a request will take once its model is loaded; None when unknown.
-
-        Learned from the pictures made here, and before there are any from the speed of
-        the device.
-        """
+        """Seconds that a request will take once its model is loaded; None when unknown."""
         device = self._workshop.device_if_known
         if device is None:
             return None
         spec = get_model(request.model_key, self.models)
-        request = request.resolve(spec)
-        per_step = self.store.seconds_per_step(request, device.name, device.dtype)
-        if per_step is None:
-            per_step = seconds_per_step(request, spec, device)
-        steps = request.steps[1] * request.num_images
-        return None if per_step is None else per_step * steps
+        return expected_seconds(request, spec, device, self.store)
 
     def model_state(self, model_key: str, *, ask_hub: bool = False) -> ModelState:
         """Where a model is and what picking it means; asks the Hub for bytes only when told to."""

@@ -40,7 +40,7 @@ FLOORS = [
         "telling",
         "notebook",
     },
-    {"materials", "drawing", "painting", "supplies", "workshop"},
+    {"materials", "drawing", "painting", "supplies", "workshop", "expectations"},
     {"studio"},
     {"comparing"},
     {"ui", "api"},

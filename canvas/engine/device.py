@@ -24,6 +24,8 @@ DEVICES = ("cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 # What one run of the measured mix computes: 2 x 32 x 32 x (9 x 320 x 320 + 2 x 320 x 1280).
 MIX_GIGAFLOP = 3.565
+LAYER = "layer"
+MEASURED = (*DTYPES[:2], LAYER)
 # Below this gain the rounding of bfloat16 is not worth it.
 WORTHWHILE_GAIN = 1.15
 
@@ -33,13 +35,15 @@ class Device:
     """`name` as torch knows it, `dtype` of the weights, and in words why.
 
     `gigaflops` is the measured speed at a UNet's kind of work, 10^9 operations a second;
-    None where nothing was measured.
+    None where nothing was measured. `layer_seconds` is what each layer costs beside that,
+    however small its work.
     """
 
     name: str
     dtype: str
     reason: str
     gigaflops: float | None = None
+    layer_seconds: float = 0.0
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -67,15 +71,17 @@ def detect_device(
     if name:
         _require(name)
     if dtype:
-        speed = _gigaflops(cache_dir, dtype) if found == "cpu" else None
-        return Device(found, dtype, f"{_in_words(found)} {why_device}; {dtype} as asked for", speed)
+        reason = f"{_in_words(found)} {why_device}; {dtype} as asked for"
+        if found != "cpu":
+            return Device(found, dtype, reason)
+        return Device(found, dtype, reason, *_speed(cache_dir, dtype))
     if found == "cuda":
         return Device(found, "float16", f"{_in_words(found)} {why_device}; it is fast in float16")
     if found == "mps":
         return Device(found, *_mps_dtype(why_device))
     chosen, why_dtype = _cpu_dtype(cache_dir)
     reason = f"{_in_words('cpu')} {why_device}; {why_dtype}"
-    return Device("cpu", chosen, reason, _gigaflops(cache_dir, chosen))
+    return Device("cpu", chosen, reason, *_speed(cache_dir, chosen))
 
 
 def use_cores(sharing: int = 1) -> int:
@@ -89,7 +95,7 @@ def use_cores(sharing: int = 1) -> int:
 
 
 def measure_speeds() -> dict[str, float]:
-    """Seconds of a small mix of a UNet's work in float32 and bfloat16 on this CPU.
+    """Seconds of a small mix of a UNet's work in float32 and bfloat16, and of an idle layer.
 
     One 3x3 convolution of 320 channels on a 32x32 field and the two linear layers of a
     feed-forward block on as many tokens; the best of a few, in turns, in a third of a second.
@@ -107,6 +113,7 @@ def measure_speeds() -> dict[str, float]:
                 start = time.perf_counter()
                 run()
                 seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
+        seconds[LAYER] = _idle_layer()
     return seconds
 
 
@@ -126,6 +133,19 @@ def _unet_mix(dtype: torch.dtype) -> Callable[[], Any]:
     return run
 
 
+def _idle_layer() -> float:
+    """Seconds of a layer with next to nothing to compute: what is left is the way to it."""
+    import torch
+
+    layer, field = torch.nn.Conv2d(4, 4, 3, padding=1), torch.ones(1, 4, 4, 4)
+    best = 1.0
+    for _ in range(300):
+        start = time.perf_counter()
+        layer(field)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
 def _cpu_dtype(cache_dir: Path) -> tuple[str, str]:
     seconds = _remembered_speeds(cache_dir)
     gain = seconds["float32"] / seconds["bfloat16"]
@@ -136,9 +156,11 @@ def _cpu_dtype(cache_dir: Path) -> tuple[str, str]:
     return "float32", f"measured here, bfloat16 takes {1 / gain:.1f} times as long as float32"
 
 
-def _gigaflops(cache_dir: Path, dtype: str) -> float | None:
-    seconds = _remembered_speeds(cache_dir).get(dtype)
-    return MIX_GIGAFLOP / seconds if seconds else None
+def _speed(cache_dir: Path, dtype: str) -> tuple[float | None, float]:
+    """Gigaflops in that dtype, None where it was not measured, and seconds of an idle layer."""
+    speeds = _remembered_speeds(cache_dir)
+    seconds = speeds.get(dtype)
+    return MIX_GIGAFLOP / seconds if seconds else None, speeds[LAYER]
 
 
 def _remembered_speeds(cache_dir: Path) -> dict[str, float]:
@@ -151,7 +173,7 @@ def _remembered_speeds(cache_dir: Path) -> dict[str, float]:
     )
     known = _read(path)
     speeds = known.get(key)
-    if isinstance(speeds, dict) and all(_is_time(speeds.get(name)) for name in DTYPES[:2]):
+    if isinstance(speeds, dict) and all(_is_time(speeds.get(name)) for name in MEASURED):
         return speeds
     known[key] = measure_speeds()
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from canvas.catalog import ModelSpec
-from canvas.engine.acceleration import passes_per_step
+from canvas.engine import extras
+from canvas.engine.acceleration import CACHED, SHARE_OF_CACHED, passes_per_step, plan
 from canvas.engine.device import Device
 from canvas.engine.windows import count
 from canvas.modes import MODES
@@ -13,19 +14,39 @@ from canvas.request import GenerationRequest
 EFFICIENCY = 0.7
 # Gigaflop of one denoiser pass at the native size, where the catalogue does not say.
 BY_TYPE = {"stable_diffusion": 803.0, "stable_diffusion_xl": 5980.0}
+# Gigaflop a pixel of decoding, counted by torch: by the usual decoder, by the tiny one, and by
+# that of the built-in model. A model of so little brings none that computes more than itself.
+DECODING, TINY_DECODING, LITTLE_DECODING = 9.6e-3, 5.4e-4, 1e-4
+LITTLE = 50.0  # gigaflop of a pass
+# What a pass and the rest of a picture cost beside their arithmetic, in idle layers, found
+# by timing the built-in model, whose arithmetic is little.
+LAYERS_OF_PASS, LAYERS_OF_REST = 1150, 950
 
 
-def seconds_per_step(request: GenerationRequest, spec: ModelSpec, device: Device) -> float | None:
-    """Seconds of one step of a resolved request; None on a device that was not measured."""
+def seconds_of_picture(request: GenerationRequest, spec: ModelSpec, device: Device) -> float | None:
+    """Seconds of one picture of a resolved request; None on a device that was not measured."""
     gigaflop = spec.gigaflops or BY_TYPE.get(spec.type)
     if device.gigaflops is None or gigaflop is None or not request.needs_model:
         return None
     assert request.width and request.height  # noqa: S101 - the request is resolved
     size = (request.width, request.height)
-    share = request.width * request.height / spec.resolution**2
+    windows, width, height = 1, *size
     if request.task == "upscale":  # by windows, which overlap
         width, height = (min(length, spec.resolution) for length in size)
-        share = count(size, spec.resolution, 1) * width * height / spec.resolution**2
+        windows = count(size, spec.resolution, 1)
     guided = (request.guidance_scale or 0) > 1
-    passes = passes_per_step(MODES[request.mode], request.steps[1], guided=guided)
-    return gigaflop * share * passes / (device.gigaflops * EFFICIENCY)
+    mode, steps = MODES[request.mode], request.steps[1]
+    passes = steps * passes_per_step(mode, steps, guided=guided)
+    work = gigaflop * passes * windows * width * height / spec.resolution**2
+    work += _decoding(request, spec) * request.width * request.height
+    cached = plan(mode, steps).count(CACHED)
+    layers = LAYERS_OF_PASS * (steps - cached + cached * SHARE_OF_CACHED) * windows
+    layers += LAYERS_OF_REST
+    return work / (device.gigaflops * EFFICIENCY) + layers * device.layer_seconds
+
+
+def _decoding(request: GenerationRequest, spec: ModelSpec) -> float:
+    if 0 < spec.gigaflops < LITTLE:
+        return LITTLE_DECODING
+    tiny = extras.TINY_DECODER in extras.needed(request.mode, spec)
+    return TINY_DECODING if tiny else DECODING

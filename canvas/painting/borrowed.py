@@ -14,7 +14,7 @@ from typing import Any
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.downloads import LocalModel
-from canvas.engine.estimate import seconds_per_step
+from canvas.engine.estimate import seconds_of_picture
 from canvas.engine.hub import Hub
 from canvas.errors import CanvasError, GenerationCancelled, GenerationFailed
 from canvas.history.store import ModelEvent
@@ -36,11 +36,10 @@ def seconds_to_borrow(order: Order, device: Device) -> float:
     """For how long an order needs the GPU, by the estimate of its work."""
     request = order.request
     fast = replace(device, gigaflops=GIGAFLOPS)
-    per_step = seconds_per_step(request, order.spec, fast)
-    if per_step is None:
+    seconds = seconds_of_picture(request, order.spec, fast)
+    if seconds is None:
         return UNKNOWN
-    steps = (request.num_inference_steps or 1) * request.num_images
-    return min(LONGEST, STARTING + per_step * steps)
+    return min(LONGEST, STARTING + seconds * request.num_images)
 
 
 class BorrowingPainter:

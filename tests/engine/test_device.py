@@ -39,7 +39,7 @@ def test_remembered_speeds_decide(tmp_path: Path, bfloat16: float, dtype: str, w
     device._cpu_dtype(tmp_path)
     path = tmp_path / "speeds.json"
     (key,) = json.loads(path.read_text())
-    path.write_text(json.dumps({key: {"float32": 0.01, "bfloat16": bfloat16}}))
+    path.write_text(json.dumps({key: {"float32": 0.01, "bfloat16": bfloat16, "layer": 2e-5}}))
     chosen, reason = device._cpu_dtype(tmp_path)
     assert chosen == dtype
     assert words in reason
@@ -61,6 +61,7 @@ def test_forced_dtype_says_so(tmp_path: Path) -> None:
     assert (found.name, found.dtype) == ("cpu", "float32")
     assert "float32 as asked for" in found.reason
     assert found.gigaflops, "the estimates need the speed, whoever chose the dtype"
+    assert 0 < found.layer_seconds < 0.01
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 3}', "\x00"])

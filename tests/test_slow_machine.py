@@ -1,0 +1,43 @@
+"""A processor without 16-bit units: everything works in float32, and the page says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from canvas import GenerationRequest, Studio
+from canvas.engine.device import detect_device
+from canvas.modes import MODES
+from canvas.settings import Settings
+from canvas.ui.panel import render
+
+
+@pytest.fixture(params=["measured", "asked for"])
+def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Studio, str]]:
+    """A studio where bfloat16 was measured to be slow, or float32 was asked for; and the words."""
+    cache = tmp_path / "cache"
+    detect_device(cache, "cpu")  # writes the measurement under this machine's name
+    path = cache / "speeds.json"
+    (key,) = json.loads(path.read_text())
+    path.write_text(json.dumps({key: {"float32": 0.01, "bfloat16": 0.03, "layer": 1e-5}}))
+    settings = Settings(data_dir=tmp_path, cache_dir=cache, device="cpu")
+    words = "bfloat16 takes 3.0 times as long as float32"
+    if request.param == "asked for":
+        settings, words = replace(settings, dtype="float32"), "float32 as asked for"
+    with Studio(settings) as studio:
+        yield studio, words
+
+
+def test_every_mode_works_and_the_page_says_why(slow: tuple[Studio, str]) -> None:
+    studio, words = slow
+    for mode in MODES:
+        wish = GenerationRequest("a fox", seed=1, mode=mode, num_inference_steps=2)
+        [picture] = studio.generate(wish)
+        assert (picture.device, picture.dtype) == ("cpu", "float32")
+    page = render("models.html", rows=[], device=studio.device_if_known, public=False)
+    assert words in page
+    assert studio.estimate(GenerationRequest("a fox", mode="turbo"))
