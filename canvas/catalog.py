@@ -55,6 +55,11 @@ class ModelSpec:
         return Path(self.name).is_absolute() or Path(self.name).exists()
 
     @property
+    def public_name(self) -> str:
+        """The Hub id, or the last part of a path: clients hear no folder of this machine."""
+        return Path(self.name).name if self.is_local else self.name
+
+    @property
     def min_size(self) -> int:
         """Smallest side in pixels that still gives a picture."""
         return max(64, self.resolution // 2)

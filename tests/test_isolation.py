@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from canvas import GenerationRequest, Studio
+from canvas.catalog import ASSETS
 from canvas.history.comparisons import Comparisons
 from canvas.identity import COOKIE, owner_of_visitor
 from canvas.jobs import Job
@@ -58,6 +59,7 @@ class Place:
             "owner": self.picture.owner,
             "cookie": self.ann.client.cookies[COOKIE],
             "session": self.ann.session,
+            "folder of the program": str(ASSETS),
         }
         found = {name: text.encode() for name, text in texts.items()}
         middle = len(content) // 2

@@ -108,7 +108,7 @@ class Functions:
         return [
             {
                 "model_key": spec.key,
-                "name": spec.name,
+                "name": spec.public_name,
                 "description": spec.description,
                 "resolution": spec.resolution,
                 "min_size": spec.min_size,

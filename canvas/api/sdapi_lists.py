@@ -82,7 +82,7 @@ class Lists:
                     "model_name": spec.key,
                     "hash": None,
                     "sha256": None,
-                    "filename": spec.name,
+                    "filename": spec.public_name,
                     "config": None,
                 }
                 for spec in self._studio.models.values()

@@ -130,7 +130,8 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
 
 
 def _broken(spec: ModelSpec, path: Path, problem: str) -> ModelBroken:
-    first_line = (problem.strip().splitlines() or ["unreadable"])[0].replace(str(path), spec.name)
+    first_line = (problem.strip().splitlines() or ["unreadable"])[0]
+    first_line = first_line.replace(str(path), spec.public_name)
     return ModelBroken(
         f"The files of the model {spec.key} do not make a pipeline: {first_line[:200]}. "
         f"Remove them and download the model again, or pick another one."
