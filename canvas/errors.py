@@ -94,6 +94,18 @@ class Blocked(CanvasError):
     code = "blocked"
 
 
+class NotAgreed(CanvasError):
+    """Something would leave this computer and the user has not agreed yet; says what and where."""
+
+    code = "not_agreed"
+
+
+class ElsewhereFailed(CanvasError):
+    """An inference provider or another Magic Canvas made no picture; says why."""
+
+    code = "elsewhere_failed"
+
+
 class StorageError(CanvasError):
     """The data folder or its database cannot be read or written."""
 

@@ -16,6 +16,7 @@ from canvas.catalog import ModelSpec
 from canvas.errors import InvalidInput
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
+from canvas.where import PLACES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +50,7 @@ class GenerationRequest:
     `variation_seed`, the seed stays and that one counts up. `quality` (1 to 100) applies
     to JPEG and WebP. `image` and `mask_image` are names of pictures that the studio keeps;
     `extend` counts pixels left, top, right, bottom; `loras` are names with weights;
-    `mode` is one of `canvas.modes.MODES`.
+    `mode` is one of `canvas.modes.MODES`, `where` one of `canvas.where.PLACES`.
     """
 
     prompt: str
@@ -82,6 +83,7 @@ class GenerationRequest:
     prompt_weighting: bool = False
     watermark: str = ""
     mode: str = "quality"
+    where: str = "here"
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -90,6 +92,7 @@ class GenerationRequest:
             "style": validation.choice("style", self.style, STYLES),
             "image_format": validation.choice("image_format", self.image_format, IMAGE_FORMATS),
             "mode": validation.choice("mode", self.mode, modes.MODES),
+            "where": validation.choice("where", self.where, PLACES),
         }
         for name, (low, high) in WHOLE_NUMBERS.items():
             checked[name] = validation.whole_number(name, getattr(self, name), low, high)

@@ -28,6 +28,8 @@ class Settings:
     `space` is the id of the Hugging Face Space that this is, with what `places` found there.
     `admin` is the owner (a login, `key-NAME`, `hf-NUMBER`) who may see everybody's pictures.
     `key` is what the command line sends to a server that asks for one.
+    `provider` and `provider_token` are for Hugging Face's Inference Providers (without the
+    token HF_TOKEN counts), `remote` and `remote_key` for another Magic Canvas.
     """
 
     data_dir: Path = Path()
@@ -50,6 +52,11 @@ class Settings:
     sign_in: bool = False
     admin: str | None = None
     key: str | None = field(default=None, repr=False)
+    provider: str = "auto"
+    provider_token: str | None = field(default=None, repr=False)
+    remote: str | None = None
+    remote_key: str | None = field(default=None, repr=False)
+    elsewhere_for_visitors: bool = False
 
     @classmethod
     def from_environment(
@@ -62,6 +69,8 @@ class Settings:
             variable = PREFIX + item.name.upper()
             if environ.get(variable):
                 values[item.name] = _parse(variable, item.name, environ[variable])
+        if environ.get("HF_TOKEN"):
+            values.setdefault("provider_token", environ["HF_TOKEN"])
         for name, value in overrides.items():
             if value is not None:
                 values[name] = _parse(name, name, value) if isinstance(value, str) else value
@@ -188,6 +197,12 @@ def _switch(field: str, value: str) -> bool:
     return words[validation.choice(field, value.lower(), words)]
 
 
+def _address(field: str, value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise InvalidInput(field, value, "an address such as http://192.168.1.20:7860")
+    return value
+
+
 def _whole(field: str, value: str) -> int:
     if not value.isdecimal():
         raise InvalidInput(field, value, "a whole number")
@@ -208,6 +223,8 @@ PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "memory_budget": _whole,
     "workers": _whole,
     "share": _switch,
+    "remote": _address,
+    "elsewhere_for_visitors": _switch,
     "public": _switch,
     "lasting": _switch,
     "zero_gpu": _switch,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from canvas import combinations, limits
 from canvas.catalog import MODELS, Catalog, get_model
@@ -23,9 +22,11 @@ from canvas.jobs import Job, JobBook
 from canvas.materials import Shelf
 from canvas.models import ModelState, Where, describe
 from canvas.notebook import Pictures, wait
+from canvas.painting.elsewhere import Elsewhere
 from canvas.painting.orders import Painter
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.settings import Settings, quiet_libraries
+from canvas.where import HERE
 from canvas.workshop import Workshop
 
 
@@ -58,9 +59,11 @@ class Studio:
         self._jobs = JobBook()
         self._unfinished = UnfinishedJobs(self.store)
         self._closing = False
+        self.elsewhere = Elsewhere(self.settings, hub)
         self._workshop = Workshop(
             self.settings,
             self.models,
+            self.elsewhere,
             keep=self._keep,
             record=self.store.record_download,
             gather=self.shelf.gather,
@@ -70,12 +73,7 @@ class Studio:
     def __enter__(self) -> Studio:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -119,8 +117,10 @@ class Studio:
             if self.settings.safety_level != "off":
                 safety.check_prompt(asked.prompt)
             wish = self.shelf.resolve(asked, spec, owner)
+            self.elsewhere.check(wish, spec, owner)
             self._limits.check(wish, unfinished + len(accepted))
-            if not self._workshop.has_all(spec, wish, checker=False):  # the server's own affair
+            here = wish.where == HERE  # the checker is the server's own affair
+            if here and not self._workshop.has_all(spec, wish, checker=False):
                 self._limits.check_download(spec.key)
             job = Job(owner, "generate", spec.key, wish, channel, on_finish=self._forget)
             accepted.append((job, wish))
@@ -228,7 +228,7 @@ class Studio:
     def estimate(self, request: GenerationRequest) -> float | None:
         """Seconds that a request will take once its model is loaded; None when unknown."""
         device = self._workshop.device_if_known
-        if device is None:
+        if device is None or request.where != HERE:
             return None
         spec = get_model(request.model_key, self.models)
         return expected_seconds(request, spec, device, self.store)

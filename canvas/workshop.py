@@ -17,14 +17,17 @@ from canvas.history.store import ModelEvent
 from canvas.jobs import Job, JobQueue
 from canvas.materials import Materials
 from canvas.models import duration, gigabytes
+from canvas.painting.elsewhere import Elsewhere
 from canvas.painting.local import recorded
 from canvas.painting.orders import Order, Painter, WorkerDied
 from canvas.painting.workers import hire
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 from canvas.supplies import Supplies, Telling
+from canvas.where import HERE
 
 log = logging.getLogger(__name__)
+ASKED_AT_ONCE = 4  # jobs that are elsewhere at the same time
 ATTEMPTS = 3  # at a job whose worker dies: it may be the job that kills it
 
 
@@ -40,6 +43,7 @@ class Workshop:
         self,
         settings: Settings,
         models: Catalog,
+        elsewhere: Elsewhere,
         keep: Callable[[GeneratedImage, Job], GeneratedImage],
         record: Callable[[ModelEvent], Any],
         gather: Callable[[GenerationRequest, str], Materials],
@@ -53,14 +57,20 @@ class Workshop:
         self._supplies = Supplies(settings, hub)
         self._to_fetch = JobQueue()
         self._to_make = JobQueue()
+        self._to_ask = JobQueue()
         self._painters = hire(settings, record, hub)
         self._threads: list[threading.Thread] = []
         self._start(self._fetch_all)
         for painter in self._painters:
             self._start(self._paint_all, painter)
+        for _ in range(ASKED_AT_ONCE):
+            self._start(self._ask_all, elsewhere)
 
     def put(self, job: Job) -> None:
-        """Queue a job where it has to begin: at the download, or at a painter."""
+        """Queue a job where it has to begin: at the download, at a painter, or elsewhere."""
+        if _is_elsewhere(job):
+            self._to_ask.put(job)
+            return
         ready = job.request and self.has_all(get_model(job.model_key, self._models), job.request)
         (self._to_make if ready else self._to_fetch).put(job)
 
@@ -71,16 +81,21 @@ class Workshop:
 
     def before(self, job: Job, jobs: list[Job]) -> list[Job]:
         """Those of `jobs` that are painted or will be before this one, if that waits."""
-        waiting = self._to_make.in_order()
+        waiting = (self._to_ask if _is_elsewhere(job) else self._to_make).in_order()
         if job not in waiting:
             return []
-        working = [other for other in jobs if other.status in ("loading", "running")]
+        working = [
+            other
+            for other in jobs
+            if other.status in ("loading", "running") and _is_elsewhere(other) == _is_elsewhere(job)
+        ]
         return working + waiting[: waiting.index(job)]
 
     def close(self) -> None:
         """End the threads after what they do now, then the painters."""
         self._to_fetch.close()
         self._to_make.close()
+        self._to_ask.close()
         for thread in self._threads:
             thread.join(timeout=30)
         for painter in self._painters:
@@ -168,6 +183,10 @@ class Workshop:
         while (job := self._to_make.take(None if alone else suits)) is not None:
             self._do(job, lambda job: self._make(job, painter))
 
+    def _ask_all(self, elsewhere: Elsewhere) -> None:
+        while (job := self._to_ask.take()) is not None:
+            self._do(job, lambda job: self._paint(job, elsewhere, None))
+
     def _do(self, job: Job, task: Callable[[Job], None]) -> None:
         try:
             job.context.run(task, job)
@@ -229,9 +248,20 @@ class Workshop:
         if not self.has_all(spec, job.request):  # removed while the job waited
             self._to_fetch.put(job)
             return
+        self._paint(job, painter, local)
+
+    def _paint(
+        self, job: Job, painter: Painter | Elsewhere, local: downloads.LocalModel | None
+    ) -> None:
+        assert job.request is not None  # noqa: S101 - only generate jobs come here
+        spec = get_model(job.model_key, self._models)
         materials = self._gather(job.request, job.owner)
         order = Order(job.request.rest(len(job.images)), spec, local, materials)
         with closing(painter.paint(order, job.tell, job.cancelled)) as pictures:
             for picture in pictures:
                 job.update(images=[*job.images, self._keep(picture, job)])
         job.update(status="done", preview=None)
+
+
+def _is_elsewhere(job: Job) -> bool:
+    return job.request is not None and job.request.where != HERE

@@ -23,6 +23,7 @@ FLOORS = [
         "schedulers",
         "catalog",
         "modes",
+        "where",
         "tasks",
         "request",
         "combinations",
@@ -54,6 +55,7 @@ SOLE_OWNERS = {
     "torch": ("engine",),
     "transformers": ("engine",),
     "sqlite3": ("history",),
+    "gradio_client": ("engine", "api"),
     "gradio": ("ui", "api", "serve", "painting"),  # painting: ZeroGPU refuses in Gradio's words
     "spaces": ("painting",),
 }

@@ -33,6 +33,8 @@ STATUSES: tuple[tuple[type[errors.CanvasError], int], ...] = (
     (errors.NotFound, 404),
     (errors.QueueFull, 429),
     (errors.Blocked, 403),
+    (errors.NotAgreed, 403),
+    (errors.ElsewhereFailed, 502),
     (errors.GenerationCancelled, 499),  # 409 would be tried again by many clients
     (errors.ModelUnavailable, 503),
     (errors.OutOfMemory, 507),

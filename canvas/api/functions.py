@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.context import get_blocks_context
 
+from canvas.api.drawing import Drawing
 from canvas.api.editing import Editing
 from canvas.api.publishing import (
     File,
@@ -50,6 +51,9 @@ def publish_functions(studio: Studio) -> None:
     for function in functions:
         # The studio queues: a limit here would only hide the order from the page.
         gr.api(function, api_name=function.__name__, concurrency_limit=None)
+    # For another Magic Canvas, not for people or agents.
+    drawing = Drawing(studio).draw
+    gr.api(drawing, api_name="draw", concurrency_limit=None, api_visibility="undocumented")
 
 
 def _clear_names(names: set[str]) -> None:
@@ -78,6 +82,7 @@ class Functions:
         "seed",
         "style",
         "num_images",
+        "where",
     )
     async def generate(
         self, wish: dict[str, Any], request: gr.Request | None = None

@@ -43,6 +43,7 @@ class ImageWish(BaseModel):
 
     `model` is a key that `/v1/models` lists; `size` is WxH, or auto for the model's own. Our
     own command line says so in `channel`; with `progress`, a stream tells it each step, too.
+    `where` may be huggingface or remote: then `agree` says that the terms were read.
     """
 
     prompt: str
@@ -64,6 +65,8 @@ class ImageWish(BaseModel):
     seed: int | None = None
     progress: bool | None = None
     channel: Literal["openai", "cli"] | None = None
+    where: str | None = None
+    agree: bool | None = None
 
     def request(self, default_model: str) -> GenerationRequest:
         """The same wish in our words; raises InvalidInput."""
@@ -83,6 +86,7 @@ class ImageWish(BaseModel):
             num_images=self.n or 1,
             image_format=self.output_format or "png",
             quality=self.output_compression or 95,
+            where=self.where or "here",
         )
 
 
@@ -134,6 +138,9 @@ class OpenAI:
         """Pictures from a prompt, in one answer or as server-sent events."""
         owner = owner_of(request)
         wanted = wish.request(self._studio.settings.model)
+        if wish.agree:
+            spec = get_model(wanted.model_key, self._studio.models)
+            self._studio.elsewhere.agree(owner, wanted.where, spec)
         job = self._studio.submit(wanted, owner, wish.channel or "openai")
         return await self.answer(job, wish, request)
 

@@ -29,6 +29,7 @@ WORDS = {
     "seed": "Picture i is made with seed + i; -1 draws one.",
     "style": "none, photorealistic, artistic, cartoon, anime, digital art, fantasy, sci-fi.",
     "num_images": "1 to 16.",
+    "where": "here; or huggingface or remote, once the user has agreed to it on the page.",
     "scale": "2 or 4 times as wide and as high.",
     "upscaler": "lanczos at once; illustration, photo and detail draw more and take longer.",
 }

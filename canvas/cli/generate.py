@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 
 from canvas.cli.terminal import AsJson, DataDir, examples, number, say, say_json, settings_of, wait
 from canvas.errors import InvalidInput, NotFound, StorageError
+from canvas.identity import LOCAL
 from canvas.request import GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
@@ -66,6 +68,10 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
         str | None, typer.Option(help="Such as 'Euler a'.", autocompletion=lambda: SCHEDULERS)
     ] = None,
     count: Annotated[int, number("count", "a whole number from 1 to 16", int)] = 1,
+    where: Annotated[str, typer.Option(help="here, huggingface or remote.")] = "here",
+    agree: Annotated[
+        bool, typer.Option("--agree", help="You have read what leaves this computer, and agree.")
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout."),
@@ -93,21 +99,29 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
         seed=seed,
         num_images=count,
         image_format=_format_of(output),
+        where=where,
     )
     wishes = [replace(first, prompt=text) for text in texts]
     targets = _targets(output, len(wishes) * first.num_images)
     from canvas.api.presence import server_of
 
     server = server_of(settings.data_dir)
-    kept = _paint_there(server, settings, wishes) if server else _paint_here(settings, wishes)
+    paint = partial(_paint_there, server) if server else _paint_here
+    kept = paint(settings, wishes, agree=agree)
     for (picture, path), target in zip(kept, targets, strict=True):
         _hand_over(path, picture, target, as_json=json)
 
 
-def _paint_here(settings: Settings, wishes: list[GenerationRequest]) -> Iterator[Kept]:
+def _paint_here(
+    settings: Settings, wishes: list[GenerationRequest], *, agree: bool
+) -> Iterator[Kept]:
+    from canvas.catalog import get_model
     from canvas.studio import Studio
 
     with Studio(settings) as studio:
+        if agree:
+            spec = get_model(wishes[0].model_key, studio.models)
+            studio.elsewhere.agree(LOCAL, wishes[0].where, spec)
         for title, wish in zip(_titles(wishes), wishes, strict=True):
             job = studio.submit(wish, channel="cli")
             wait(job, title)
@@ -116,7 +130,7 @@ def _paint_here(settings: Settings, wishes: list[GenerationRequest]) -> Iterator
 
 
 def _paint_there(
-    server: Server, settings: Settings, wishes: list[GenerationRequest]
+    server: Server, settings: Settings, wishes: list[GenerationRequest], *, agree: bool
 ) -> Iterator[Kept]:
     from canvas.cli.remote import paint
     from canvas.history.gallery import Gallery
@@ -127,7 +141,7 @@ def _paint_there(
     gallery = Gallery(store, ImageFolder(settings.outputs))
     try:
         for title, wish in zip(_titles(wishes), wishes, strict=True):
-            for image_id in paint(server, settings.key, wish, title):
+            for image_id in paint(server, settings.key, wish, title, agree=agree):
                 picture = store.image(image_id)
                 if picture is None:
                     raise NotFound(f"Picture {image_id} was deleted meanwhile.")

@@ -17,7 +17,9 @@ PATIENCE = 60.0  # seconds without a word; the server gives a sign of life every
 HOW = "give it with --key KEY or in CANVAS_KEY"
 
 
-def paint(server: Server, key: str | None, wish: GenerationRequest, title: str) -> list[int]:
+def paint(
+    server: Server, key: str | None, wish: GenerationRequest, title: str, *, agree: bool = False
+) -> list[int]:
     """The ids of the pictures; raises why there are none. Ctrl+C stops the work there, too."""
     if server.asks_for_keys and not key:
         raise NotAllowed(HOW)
@@ -34,6 +36,8 @@ def paint(server: Server, key: str | None, wish: GenerationRequest, title: str) 
         "seed": wish.seed,
         "n": wish.num_images,
         "output_format": wish.image_format,
+        "where": wish.where,
+        "agree": agree,
         "stream": True,
         "progress": True,
         "channel": "cli",

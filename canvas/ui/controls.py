@@ -15,8 +15,22 @@ from canvas.request import IMAGE_FORMATS, RANDOM_SEED, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 from canvas.ui.sizes import ASPECT_RATIOS, setting_of, size_of
+from canvas.where import HERE, PLACES
 
 Make = Callable[[Sequence[str], ModelSpec], gr.components.Component]
+
+
+class SizeSlider(gr.Slider):
+    """Hands over what the browser sent: until its bounds have arrived there, the value may be
+    one of the model before, and Gradio would refuse the whole form. The request checks it.
+    """
+
+    is_template = True  # drawn by Gradio's own slider
+
+    def preprocess(self, payload: float) -> float:
+        """The value as it is."""
+        return payload
+
 
 WIDGETS: Mapping[str, Make] = MappingProxyType(
     {
@@ -35,6 +49,12 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
             value=spec.key,
             label="Model",
             elem_id="model",
+        ),
+        "where": lambda models, spec: gr.Dropdown(
+            [(words, place) for place, words in PLACES.items()],
+            value=HERE,
+            label="Where",
+            elem_id="where",
         ),
         "mode": lambda models, spec: gr.Radio(
             [(mode.capitalize(), mode) for mode in MODES],
@@ -85,7 +105,7 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
             label="Watermark", placeholder="None", max_lines=1, max_length=60
         ),
         # Two widgets that are no fields: they stand for width and height while those are empty
-        "resolution": lambda models, spec: gr.Slider(
+        "resolution": lambda models, spec: SizeSlider(
             **_range_of(spec), value=spec.resolution, label="Resolution", buttons=[]
         ),
         "aspect_ratio": lambda models, spec: gr.Radio(
@@ -155,6 +175,8 @@ class Controls:
         """Updates that bring back what `read` gave; none when it does not fit this form."""
         if not isinstance(saved, dict) or set(saved) != set(self._widgets):
             return {}  # nothing was saved, or by another version
+        if not self._offers(saved["where"]):
+            return {}
         try:
             self.request({**saved, "prompt": saved["prompt"] or "…"})
         except CanvasError:
@@ -163,6 +185,9 @@ class Controls:
         spec = get_model(saved["model_key"], self._models)
         updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=saved["resolution"])
         return updates
+
+    def _offers(self, where: str) -> bool:
+        return where in [place for _, place in self["where"].choices]
 
     def model_of(self, updates: Mapping[Any, Any]) -> str:
         """The model that is picked after these updates of a fresh form."""
@@ -191,6 +216,8 @@ class Controls:
         for name, value in request.to_dict().items():
             if name in self._widgets and value is not None:
                 updates[self[name]] = value
+        if not self._offers(request.where):
+            updates[self["where"]] = HERE
         width, height = request.width or spec.resolution, request.height or spec.resolution
         if setting := setting_of(spec, width, height):
             updates[self["width"]] = updates[self["height"]] = 0

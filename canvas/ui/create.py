@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,13 @@ from canvas.history.foreign import read_picture
 from canvas.request import RANDOM_SEED
 from canvas.ui import stage
 from canvas.ui.controls import Controls
-from canvas.ui.events import listen
+from canvas.ui.events import listen, message
 from canvas.ui.languages import gettext
 from canvas.ui.loras import LoraPicker
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
+from canvas.ui.where import WherePart
+from canvas.where import HERE
 
 if TYPE_CHECKING:
     from canvas.studio import Studio
@@ -63,6 +64,7 @@ class Create:
     def _lay_out_settings(self) -> None:
         self.controls.place("model_key")
         self._state = panel("model-state")
+        self._where = WherePart(self._studio, self.controls)
         self.controls.place("style", "resolution", "aspect_ratio", "num_images")
         with gr.Row(elem_classes="seed-row"):
             self.controls.place("seed")
@@ -104,6 +106,7 @@ class Create:
         )
         self._loras.wire(page, form["prompt"])
         self._wire_form()
+        self._where.wire()
 
     @property
     def _words(self) -> set[Any]:
@@ -122,6 +125,7 @@ class Create:
         listen(
             form["model_key"].input, self.pick_model, form.widgets, form.widgets | {self._state}
         ).then(self.ask_hub, form.widgets, {self._state}, api_visibility="private")
+        listen(form["where"].input, self.pick_where, form.widgets, {self._state})
         listen(form["mode"].input, self.pick_mode, form.widgets, form.widgets)
         for name in ("resolution", "aspect_ratio"):
             listen(form[name].input, None, None, [form["width"], form["height"]], js=NO_EXACT_SIZE)
@@ -209,13 +213,19 @@ class Create:
     def restore(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Put the form back as this browser left it."""
         updates = self.controls.restore(values[self._saved])
-        return {**updates, self._state: self._state_line(self.controls.model_of(updates))}
+        where = updates.get(self.controls["where"], HERE)
+        return {**updates, self._state: self._state_line(self.controls.model_of(updates), where)}
 
     def pick_model(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Set what suits the model and say what picking it means."""
         fields = self.controls.read(values)
-        state = self._state_line(fields["model_key"])
+        state = self._state_line(fields["model_key"], fields["where"])
         return {**self.controls.for_model(fields["model_key"], fields["mode"]), self._state: state}
+
+    def pick_where(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Say of the model what counts there."""
+        fields = self.controls.read(values)
+        return {self._state: self._state_line(fields["model_key"], fields["where"])}
 
     def pick_mode(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Set what the mode does; Advanced shows it and may override it."""
@@ -230,22 +240,19 @@ class Create:
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload: it has been read
         if not found.values:
-            gr.Warning(
-                gettext("This picture says nothing about how it was made."),
-                title=gettext("No settings"),
-            )
+            said = gettext("This picture says nothing about how it was made.")
+            gr.Warning(message(gettext("No settings"), said))
             return {self._read: gr.skip()}
         if found.unread:
-            gr.Info(
-                html.escape(" ".join(found.unread)),
-                title=gettext("Settings by {program}", program=found.program),
-            )
+            title = gettext("Settings by {program}", program=found.program)
+            gr.Info(message(title, " ".join(found.unread)))
         return self.controls.fill_partly(found.values)
 
     def ask_hub(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The exact size of what would be downloaded, once the Hub has said it."""
-        model_key = self.controls.read(values)["model_key"]
-        if self._studio.model_state(model_key).where != "hub":
+        fields = self.controls.read(values)
+        model_key = fields["model_key"]
+        if fields["where"] != HERE or self._studio.model_state(model_key).where != "hub":
             return {self._state: gr.skip()}
         try:
             state = self._studio.model_state(model_key, ask_hub=True)
@@ -253,10 +260,11 @@ class Create:
         except CanvasError as error:
             return {self._state: line(str(error), "wrong")}
 
-    def _state_line(self, model_key: str) -> str:
-        about = self._studio.models[model_key].description
-        state = self._studio.model_state(model_key).parts(gettext)
-        return line(gettext(about)) + line(" · ".join(state))
+    def _state_line(self, model_key: str, where: str) -> str:
+        about = line(gettext(self._studio.models[model_key].description))
+        if where != HERE:
+            return about
+        return about + line(" · ".join(self._studio.model_state(model_key).parts(gettext)))
 
 
 def line(words: str, kind: str = "quiet") -> str:

@@ -18,6 +18,8 @@ TITLES: dict[type[errors.CanvasError], str] = {
     errors.NotFound: "Not found",
     errors.QueueFull: "The queue is full",
     errors.Blocked: "Not allowed here",
+    errors.NotAgreed: "Agree first",
+    errors.ElsewhereFailed: "No picture from elsewhere",
     errors.OutOfMemory: "Not enough memory",
     errors.GenerationFailed: "The picture could not be made",
     errors.StorageError: "The data folder cannot be used",
@@ -46,11 +48,15 @@ def in_words(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return call(*args, **named)
         except errors.CanvasError as error:
-            # Gradio shows messages as HTML, and the sentence quotes what was written
-            sentence = html.escape(str(error))
-            raise gr.Error(sentence, title=title_of(error), print_exception=False) from error
+            words = message(title_of(error), str(error))
+            raise gr.Error(words, print_exception=False) from error
 
     return told
+
+
+def message(title: str, sentence: str) -> str:
+    """What a message of Gradio's holds, as HTML: its own title is only the kind, in English."""
+    return f"<strong>{html.escape(title)}</strong><br>{html.escape(sentence)}"
 
 
 def listen(

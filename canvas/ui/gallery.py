@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from canvas.history.queries import to_link
 from canvas.request import IMAGE_FORMATS, RANDOM_SEED
 from canvas.ui.create import Create
 from canvas.ui.edit import Edit
-from canvas.ui.events import listen
+from canvas.ui.events import listen, message
 from canvas.ui.filters import Filters
 from canvas.ui.languages import gettext
 from canvas.ui.opened import opened
@@ -132,7 +131,7 @@ class GalleryTab:
             "{new} new, {known} known already.", new=done.added, known=done.duplicates
         )
         said = " ".join([counted, *done.refused[:5]])
-        gr.Info(html.escape(said), title=gettext("Imported"))
+        gr.Info(message(gettext("Imported"), said))
         return self._shown(values, Look(), mine)
 
     def _moved(self, look: Look, event: gr.EventData, mine: Collection) -> Look:

@@ -17,6 +17,7 @@ from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.ui.events import title_of
 from canvas.ui.languages import gettext, ngettext
 from canvas.ui.panel import render
+from canvas.where import HERE, PLACES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +97,10 @@ def progress_words(studio: Studio, job: Job) -> str:
     if job.status == "loading":
         return gettext("Loading {model} into memory…", model=job.model_key)
     if not isinstance(job.progress, Step):
-        return gettext("Starting…")
+        where = job.request.where if job.request else HERE
+        if where == HERE:
+            return gettext("Starting…")
+        return gettext("Asked {place}; waiting…", place=gettext(PLACES[where]))
     return _step_words(job.progress)
 
 
@@ -154,6 +158,8 @@ def facts(image: GeneratedImage) -> list[str]:
     words = [request.model_key, f"{request.width} × {request.height}"]
     words.append(gettext("seed {number}", number=request.seed))
     words.append(ngettext("{number} step", "{number} steps", request.num_inference_steps or 0))
+    if request.where != HERE:
+        words.append(image.device)
     if request.mode != "quality":
         words.append(gettext(request.mode))
     if request.style != "none":
@@ -215,6 +221,8 @@ def sent(studio: Studio, request: GenerationRequest) -> str:
 def summary(request: GenerationRequest, prompts: int = 1) -> str:
     """The settings at a glance: model, size, style, number of pictures of so many prompts."""
     words = [request.model_key, f"{request.width} × {request.height}"]
+    if request.where != HERE:
+        words.append(gettext(PLACES[request.where]))
     if request.style != "none":
         words.append(gettext(request.style))
     if (number := request.num_images * prompts) > 1:

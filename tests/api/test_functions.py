@@ -23,6 +23,7 @@ PUBLIC = [
     "seed",
     "style",
     "num_images",
+    "where",
 ]
 ENDPOINTS = {
     "/generate",

@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, expect
 from canvas import Studio
 from canvas.catalog import ASSETS, MODELS
 from canvas.modes import MODES
+from canvas.painting import elsewhere
 from canvas.request import IMAGE_FORMATS
 from canvas.schedulers import SCHEDULERS
 from canvas.settings import Settings
@@ -27,6 +28,7 @@ from canvas.tasks import TASKS
 from canvas.ui import events, languages, opened
 from canvas.ui.page import build_page
 from canvas.ui.panel import _environment
+from canvas.where import PLACES
 from tests.ui.conftest import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -79,8 +81,9 @@ def rendered() -> Iterator[tuple[str, str]]:
         yield from ((text, path.name) for text in of_template(path))
     for name in re.findall(r'^ +\("([A-Z].*?)", ', Path(opened.__file__).read_text("utf-8"), re.M):
         yield name, "opened.py"  # the names of a picture's settings
-    for door in opened.DOORS.values():
-        yield door, "opened.py"
+    yield from ((door, "opened.py") for door in opened.DOORS.values())
+    for text in (*elsewhere.SAYINGS, *PLACES.values()):
+        yield text, "elsewhere.py, where.py"
     for title in events.TITLES.values():
         yield title, "events.py"
     for spec in MODELS.values():
