@@ -78,7 +78,7 @@ class GalleryTab:
             shown,
             trigger_mode="always_last",
         )
-        listen(self._grid.click, self.act, asked, shown)
+        listen(self._grid.click, self.act, asked, shown | {self._tabs})
         form = self._create.controls.widgets | {self._create.selected}
         everywhere = shown | form | self._edit.filled | {self._tabs}
         listen(self._opened.click, self.act, asked, everywhere)
@@ -114,7 +114,7 @@ class GalleryTab:
         if event.action == "compare":
             images = [mine.image(one) for one in look.selected[:COMPARED]]
             return {self._opened: render("compare.html", images=images)}
-        if event.action in ("use", "again", "variations", *EDITS):
+        if event.action in ("begin", "use", "again", "variations", *EDITS):
             return self._to_other_tab(event, mine)
         if event.action == "open":
             return {self._opened: opened(mine.image(int(event.image)), mine.owner)}
@@ -160,8 +160,10 @@ class GalleryTab:
         return self._shown(values, Look(look.page), mine)
 
     def _to_other_tab(self, event: gr.EventData, mine: Collection) -> dict[Any, Any]:
-        image = mine.image(int(event.image))
         away: dict[Any, Any] = {self._opened: "", self._tabs: gr.Tabs(selected="create")}
+        if event.action == "begin":
+            return away
+        image = mine.image(int(event.image))
         if event.action in EDITS:
             away[self._tabs] = gr.Tabs(selected="edit")
             return {**self._edit.fill(int(event.image), mine.owner, EDITS[event.action]), **away}

@@ -52,6 +52,8 @@ def test_the_page_shows_only_what_is_mine(address: str, browser: Browser) -> Non
     expect(other.locator("#stage")).to_contain_text("What shall it be?")
     other.get_by_role("tab", name="Gallery").click()
     expect(other.locator("#gallery")).to_contain_text("Nothing here yet")
+    other.get_by_role("button", name="Make the first one").click()
+    expect(other.get_by_label("Prompt", exact=True)).to_be_visible()
     other.get_by_role("tab", name="Statistics").click()
     expect(other.locator(".figure").first).to_have_text("0pictures")
     assert WORDS not in other.content()
