@@ -23,15 +23,16 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from canvas.engine.deploying import ROOT, space_files
+from tests.oidc import Provider
 from tests.ui.conftest import PATIENCE
 
 MEMORY = 16 * 2**30  # bytes: what a free Space has
 SECRET = "the Space's own"  # noqa: S105 - of this test alone
+HOST = "https://ann-canvas.hf.space"
 OAUTH = {
     "OAUTH_CLIENT_ID": "canvas",
     "OAUTH_CLIENT_SECRET": SECRET,
     "OAUTH_SCOPES": "openid profile",
-    "OPENID_PROVIDER_URL": "https://huggingface.co",
 }
 # Root may write everywhere, unless it gives that up
 MEEK = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
@@ -61,9 +62,20 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path.chmod(0o755)
 
 
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    person = {"sub": "number of ann", "preferred_username": "ann", "name": "Ann"}
+    serving = Provider("canvas", person)
+    yield serving
+    serving.close()
+
+
 @pytest.fixture(scope="module", params=["with a bucket", "without"])
 def space(
-    request: pytest.FixtureRequest, app: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    app: Path,
+    provider: Provider,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Space]:
     place = tmp_path_factory.mktemp("container")
     for name in ("home", "tmp", "data"):
@@ -78,13 +90,13 @@ def space(
         "TMPDIR": str(place / "tmp"),
         "SYSTEM": "spaces",
         "SPACE_ID": "ann/canvas",
-        "SPACE_HOST": "ann-canvas.hf.space",
+        "SPACE_HOST": HOST.removeprefix("https://"),
         "SPACE_AUTHOR_NAME": "ann",
         "CANVAS_BUCKET": str(place / "data") if lasting else "/nowhere",
         "CANVAS_PORT": str(port),
         "CANVAS_DTYPE": "float32",
         "PYTHONDONTWRITEBYTECODE": "1",
-        **(OAUTH if lasting else {}),
+        **({**OAUTH, "OPENID_PROVIDER_URL": provider.url} if lasting else {}),
     }
     python = os.environ.get("SPACE_PYTHON", sys.executable)
     command = [*(MEEK if os.geteuid() == 0 else []), python, "app.py"]
@@ -116,12 +128,13 @@ def answers(address: str) -> bool:
         return False
 
 
-def visit(browser: Browser, space: Space, account: str = "") -> Page:
+def visit(browser: Browser, space: Space, account: str = "", session: str = "") -> Page:
     context = browser.new_context()
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
-    if account:
-        cookie = {"name": "session", "value": session_of(account), "url": space.address}
+    if account or session:
+        value = session or session_of(account)
+        cookie = {"name": "session", "value": value, "url": space.address}
         context.add_cookies([cookie])  # type: ignore[list-item]
     page = context.new_page()
     page.goto(space.address)
@@ -188,6 +201,29 @@ def test_who_signs_in_finds_their_pictures_on_another_machine(
     expect(nobody.locator("#stage")).to_contain_text("What shall it be?")
     for page in (mine, elsewhere, other, nobody):
         page.context.close()
+
+
+def signed_in(space: Space) -> str:
+    """The session cookie after the whole way to the provider and back."""
+    session, address = "", f"{space.address}/login/huggingface"
+    while True:
+        here = address.replace(HOST, space.address)
+        headers = {"Cookie": f"session={session}"} if here.startswith(space.address) else {}
+        answer = httpx.get(here, headers=headers, timeout=30)
+        session = answer.cookies.get("session") or session
+        if not answer.is_redirect:
+            assert answer.is_success, answer.text
+            return session
+        address = str(answer.url.join(answer.headers["location"]))
+
+
+def test_the_way_to_the_provider_and_back(space: Space, browser: Browser) -> None:
+    if space.kept.name != "data":
+        return  # no sign-in there
+    page = visit(browser, space, session=signed_in(space))
+    expect(page.get_by_role("button", name="Sign out ann")).to_be_visible()
+    expect(page.locator(".stage-picture .told .prompt")).to_have_text("a red boat")
+    page.context.close()
 
 
 def test_the_cookie_lives_in_the_frame_of_another_site(space: Space) -> None:
