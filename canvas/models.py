@@ -80,6 +80,8 @@ def gigabytes(size: int) -> str:
 
 def duration(seconds: float) -> str:
     """A time in seconds as people say it."""
+    if 0 < seconds < 0.1:
+        return f"{seconds:.2f} s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 100:

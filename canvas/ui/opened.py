@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from canvas.models import gigabytes
+from canvas.models import duration, gigabytes
 from canvas.request import IMAGE_FORMATS, GeneratedImage
 from canvas.ui.languages import gettext
 from canvas.ui.panel import render
@@ -54,8 +54,8 @@ def settings_of(image: GeneratedImage) -> list[tuple[str, object]]:
 
 def _time(image: GeneratedImage) -> str:
     return gettext(
-        "{seconds} s on {device}, {dtype}",
-        seconds=f"{image.generation_time:.1f}",
+        "{time} on {device}, {dtype}",
+        time=duration(image.generation_time),
         device=image.device,
         dtype=image.dtype,
     )
