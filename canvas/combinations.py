@@ -7,7 +7,7 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, Said
 
 MAX_PROMPTS = 100
 MAX_DEPTH = 5
@@ -81,9 +81,8 @@ def _lines(name: str, wildcards: Path) -> list[str]:
     path = wildcards / f"{name}.txt"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in wildcards.glob("*.txt"))) or "none yet"
-        raise InvalidInput(
-            "prompt", f"__{name}__", f"a list in the folder wildcards (there are: {there})"
-        )
+        lists = Said("a list in the folder wildcards (there are: {names})", names=there)
+        raise InvalidInput("prompt", f"__{name}__", lists)
     if path.stat().st_size > MAX_FILE:
         raise InvalidInput("prompt", f"__{name}__", f"a list of at most {MAX_FILE:,} bytes")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
@@ -96,6 +95,5 @@ def _lines(name: str, wildcards: Path) -> list[str]:
 
 def _check_number(number: int) -> None:
     if number > MAX_PROMPTS:
-        raise InvalidInput(
-            "prompt", f"{number:,} combinations", f"at most {MAX_PROMPTS} pictures of one prompt"
-        )
+        most = Said("at most {number} pictures of one prompt", number=MAX_PROMPTS)
+        raise InvalidInput("prompt", f"{number:,} combinations", most)

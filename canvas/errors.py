@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+
+class Said(str):
+    """A sentence in English that knows what it was made of, so that the page can translate it.
+
+    A value may be such a sentence, too.
+    """
+
+    template: str
+    values: Mapping[str, object]
+
+    def __new__(cls, template: str, /, **values: object) -> Said:
+        """The template with its `{names}` filled in."""
+        said = super().__new__(cls, template.format(**values))
+        said.template, said.values = template, values
+        return said
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled for another process with its parts."""
+        return _said, (self.template, self.values)
+
+
+def _said(template: str, values: Mapping[str, object]) -> Said:
+    return Said(template, **values)
 
 
 class CanvasError(Exception):
@@ -31,7 +56,16 @@ class InvalidInput(CanvasError):
         shown = repr(value)
         if len(shown) > 80:
             shown = f"{shown[:60]}… ({len(shown)} characters)"
-        super().__init__(f"{field}: {shown} cannot be used; allowed is {allowed}.")
+        end = "" if allowed.endswith(".") else "."
+        super().__init__(
+            Said(
+                "{field}: {value} cannot be used; allowed is {allowed}{end}",
+                field=field,
+                value=shown,
+                allowed=allowed,
+                end=end,
+            )
+        )
         self.field = field
         self.value = value
         self.allowed = allowed
@@ -172,4 +206,5 @@ def in_words(code: str, sentence: str) -> CanvasError:
 
 def unforeseen(error: Exception) -> GenerationFailed:
     """What to say of a failure that nobody foresaw."""
-    return GenerationFailed(f"Something unforeseen went wrong: {type(error).__name__}: {error}")
+    text = "Something unforeseen went wrong: {kind}: {reason}"
+    return GenerationFailed(Said(text, kind=type(error).__name__, reason=error))

@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
 from canvas.doors import network_of
-from canvas.errors import Blocked, InvalidInput, QueueFull
+from canvas.errors import Blocked, InvalidInput, QueueFull, Said
 from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -38,17 +38,24 @@ class Limits:
         """Raise Blocked where visitors may not fill the disk."""
         if not self.downloads:
             raise Blocked(
-                f"Not all that {model_key} needs is on this server, and visitors may not fetch it. "
-                f"Whoever runs it can: python -m canvas download {model_key}. Pick another model "
-                "or the mode Quality."
+                Said(
+                    "Not all that {model} needs is on this server, and visitors may not fetch it. "
+                    "Whoever runs it can: python -m canvas download {model}. Pick another model "
+                    "or the mode Quality.",
+                    model=model_key,
+                )
             )
 
     def check(self, request: GenerationRequest, waiting: int) -> None:
         """Raise QueueFull or InvalidInput when a resolved request would go beyond."""
         if self.waiting is not None and waiting >= self.waiting:
             raise QueueFull(
-                f"You have {waiting} pictures waiting, and {self.waiting} are allowed at a time "
-                "here. Wait for one to finish, or take one out of the queue."
+                Said(
+                    "You have {waiting} pictures waiting, and {allowed} are allowed at a time "
+                    "here. Wait for one to finish, or take one out of the queue.",
+                    waiting=waiting,
+                    allowed=self.waiting,
+                )
             )
         if self.work is None:
             return
@@ -56,15 +63,19 @@ class Limits:
         pixels = (request.width or 0) * (request.height or 0)
         if pixels * steps * request.num_images > self.work:
             fitting = self.work // (pixels * request.num_images)
-            raise InvalidInput(
-                "num_inference_steps",
-                steps,
-                f"at most {fitting} here for {request.num_images} × "
-                f"{request.width} × {request.height} pixels, as others wait, too"
-                if fitting
-                else f"a smaller picture or fewer of them here: {request.num_images} × "
-                f"{request.width} × {request.height} pixels are too much while others wait",
+            wanted = f"{request.num_images} × {request.width} × {request.height}"
+            allowed = Said(
+                "a smaller picture or fewer of them here: {wanted} pixels are too much while "
+                "others wait",
+                wanted=wanted,
             )
+            if fitting:
+                allowed = Said(
+                    "at most {fitting} here for {wanted} pixels, as others wait, too",
+                    fitting=fitting,
+                    wanted=wanted,
+                )
+            raise InvalidInput("num_inference_steps", steps, allowed)
 
 
 class UploadMiddleware:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from canvas import modes, tasks, validation
 from canvas.catalog import ModelSpec
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, Said
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 from canvas.where import PLACES
@@ -104,7 +104,8 @@ class GenerationRequest:
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # how a frozen dataclass is normalised
         if not self.prompt and self.task != "upscale":
-            raise InvalidInput("prompt", self.prompt, "some words that describe the picture")
+            some = Said("some words that describe the picture")
+            raise InvalidInput("prompt", self.prompt, some)
         if not isinstance(self.model_key, str):
             raise InvalidInput("model_key", self.model_key, "the key of a model")
         if self.seed + self.num_images - 1 > MAX_SEED:
@@ -144,9 +145,13 @@ class GenerationRequest:
         for name in ("width", "height") if self.is_drawn_at_once else ():
             value = getattr(resolved, name)
             if not spec.min_size <= value <= spec.max_size:
-                raise InvalidInput(
-                    name, value, f"{spec.min_size} to {spec.max_size} with the model {spec.key}"
+                allowed = Said(
+                    "{low} to {high} with the model {model}",
+                    low=spec.min_size,
+                    high=spec.max_size,
+                    model=spec.key,
                 )
+                raise InvalidInput(name, value, allowed)
         return resolved
 
     @property

@@ -13,7 +13,15 @@ from typing import Any
 from canvas.catalog import ModelSpec
 from canvas.engine import hub_cache, sources
 from canvas.engine.hub import Hub, ask
-from canvas.errors import CanvasError, DiskFull, HubOffline, ModelBroken, ModelGated, ModelGone
+from canvas.errors import (
+    CanvasError,
+    DiskFull,
+    HubOffline,
+    ModelBroken,
+    ModelGated,
+    ModelGone,
+    Said,
+)
 
 RATE_SECONDS = 10.0
 
@@ -112,7 +120,7 @@ def plan_download(
         except (ModelGone, ModelGated, ModelBroken) as error:
             refusals[repo_id] = error
         except HubOffline as error:
-            raise HubOffline(f"{error} {_on_disk(hub, spec)}") from error
+            raise HubOffline(_on_disk(hub, spec, error)) from error
     raise _refused(refusals)
 
 
@@ -251,18 +259,26 @@ def _check_space(hub: Hub, spec: ModelSpec, needed: int) -> None:
     free = hub_cache.free_bytes(hub)
     if needed > free:
         raise DiskFull(
-            f"{spec.key} needs {needed / 1e9:.2f} GB, the disk of {hub.cache} has "
-            f"{free / 1e9:.2f} GB free: remove a model, or set HF_HOME to a larger disk."
+            Said(
+                "{model} needs {needed}, the disk of {folder} has {free} free: remove a model, or "
+                "set HF_HOME to a larger disk.",
+                model=spec.key,
+                needed=f"{needed / 1e9:.2f} GB",
+                folder=hub.cache,
+                free=f"{free / 1e9:.2f} GB",
+            )
         )
 
 
-def _on_disk(hub: Hub, spec: ModelSpec) -> str:
-    size = model_bytes_on_disk(spec, hub=hub)
+def _on_disk(hub: Hub, spec: ModelSpec, error: CanvasError) -> Said:
+    [reason], size = error.args, model_bytes_on_disk(spec, hub=hub)
     if find_local(spec, hub=hub):
-        return f"{spec.key} is complete on this disk and works without it."
+        text = "{reason} {model} is complete on this disk and works without it."
+        return Said(text, reason=reason, model=spec.key)
     if size:
-        return f"Of {spec.key} {size / 1e6:.0f} MB are on this disk, not enough to work."
-    return f"Nothing of {spec.key} is on this disk."
+        text = "{reason} Of {model} {size} are on this disk, not enough to work."
+        return Said(text, reason=reason, model=spec.key, size=f"{size / 1e6:.0f} MB")
+    return Said("{reason} Nothing of {model} is on this disk.", reason=reason, model=spec.key)
 
 
 def _refused(refusals: dict[str, CanvasError]) -> CanvasError:

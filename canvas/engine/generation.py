@@ -18,7 +18,7 @@ from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
 from canvas.engine.room import check_room, what_would_fit
 from canvas.engine.windows import is_windowed
 from canvas.engine.words import words_of
-from canvas.errors import GenerationFailed, OutOfMemory
+from canvas.errors import GenerationFailed, OutOfMemory, Said
 from canvas.modes import MODES
 from canvas.request import GeneratedImage, GenerationRequest, Step
 
@@ -165,11 +165,18 @@ def _errors_in_words(request: GenerationRequest, spec: ModelSpec, device: Device
         if machine.is_out_of_memory(error):
             machine.release_memory()
             raise OutOfMemory(
-                f"Memory ran out at {request.width}x{request.height}. "
-                + what_would_fit(request, spec, device)
+                Said(
+                    "Memory ran out at {size}. {instead}",
+                    size=f"{request.width}x{request.height}",
+                    instead=what_would_fit(request, spec, device),
+                )
             ) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise GenerationFailed(
-            f"The model {spec.key} could not make this picture: {first_line}. "
-            "Try another scheduler, size or number of steps."
+            Said(
+                "The model {model} could not make this picture: {reason}. Try another scheduler, "
+                "size or number of steps.",
+                model=spec.key,
+                reason=first_line,
+            )
         ) from error

@@ -24,6 +24,7 @@ from canvas.errors import (
     ModelBroken,
     ModelGated,
     ModelGone,
+    Said,
 )
 
 PROGRAM = Path(__file__).with_name("hub_process.py")
@@ -166,9 +167,10 @@ def _stalled(timeout: float, note: str) -> DownloadFailed:
 def in_words(repo_id: str, event: Event) -> CanvasError:
     """The error for a failure that the child described."""
     kind, sentence = WORDS[event["error"]]
-    return kind(
-        sentence.format(repo_id=repo_id, retry="Files that are whole stay; try again.", **event)
-    )
+    return kind(Said(sentence, repo_id=repo_id, retry=Said(RETRY), **event))
+
+
+RETRY = "Files that are whole stay; try again."
 
 
 WORDS: dict[str, tuple[type[CanvasError], str]] = {

@@ -7,7 +7,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import UnidentifiedImageError
 
 from canvas.catalog import ModelSpec
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
-from canvas.errors import ElsewhereFailed, GenerationCancelled, InvalidInput
+from canvas.errors import ElsewhereFailed, GenerationCancelled, InvalidInput, Said
 from canvas.request import GeneratedImage, GenerationRequest
 
 LOOK = 0.1  # seconds between two looks whether the job was stopped
@@ -111,7 +111,7 @@ def _unless(cancelled: threading.Event, ask: Callable[[], Any]) -> Any:
     answers: queue.Queue[tuple[Any, ElsewhereFailed | None]] = queue.Queue()
 
     def answer() -> None:
-        said: tuple[Any, ElsewhereFailed | None] = (None, ElsewhereFailed(UNFORESEEN))
+        said: tuple[Any, ElsewhereFailed | None] = (None, ElsewhereFailed(Said(UNFORESEEN)))
         try:
             said = (ask(), None)
         except ElsewhereFailed as error:
@@ -158,26 +158,28 @@ def _ask(prompt: str, request: GenerationRequest, spec: ModelSpec, account: Acco
             seed=request.seed,
         )
     except HfHubHTTPError as error:
-        raise ElsewhereFailed(_why(error).format(**names)) from error
+        raise ElsewhereFailed(_why(error, names)) from error
     except TimeoutError as error:
-        raise ElsewhereFailed(f"{names['provider']} gave no picture in time.") from error
+        said = Said("{provider} gave no picture in time.", **names)
+        raise ElsewhereFailed(said) from error
     except NO_PICTURE as error:
-        raise ElsewhereFailed(f"{names['provider']} sent no picture.") from error
+        raise ElsewhereFailed(Said("{provider} sent no picture.", **names)) from error
     except (httpx2.HTTPError, OSError) as error:
-        raise ElsewhereFailed("Hugging Face cannot be reached; check the connection.") from error
+        said = Said("Hugging Face cannot be reached; check the connection.")
+        raise ElsewhereFailed(said) from error
     except (ValueError, StopIteration) as error:  # how the library says whom it does not know
-        raise ElsewhereFailed(WORDS[404].format(**names)) from error
+        raise ElsewhereFailed(Said(WORDS[404], **names)) from error
 
 
-def _why(error: Any) -> str:
+def _why(error: Any, names: Mapping[str, str]) -> Said:
     status = error.response.status_code
     if status in WORDS:
-        return WORDS[status]
+        return Said(WORDS[status], **names)
     if status < SERVER_FAULT and error.server_message:
-        said = error.server_message.replace("{", "{{").replace("}", "}}")
-        return f"{{provider}} refuses this request: {said}"
-    return f"{{provider}} has a fault of its own (status {status})."
+        text = "{provider} refuses this request: {reason}"
+        return Said(text, reason=error.server_message, **names)
+    return Said("{provider} has a fault of its own (status {status}).", status=status, **names)
 
 
 def _name(account: Account) -> str:
-    return "any provider" if account.provider == "auto" else account.provider
+    return Said("any provider") if account.provider == "auto" else account.provider

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from canvas.errors import ElsewhereFailed, GenerationCancelled
+from canvas.errors import ElsewhereFailed, GenerationCancelled, Said
 from canvas.request import GeneratedImage, GenerationRequest, Step
 
 STOPPED = "Server stopped."  # how the client tells that a server was ended properly
@@ -172,32 +172,42 @@ def _refusals_in_words(machine: Machine) -> Iterator[None]:
     except AppError as error:
         if "keys make" in str(error):  # what a Magic Canvas says to who brings no key
             raise _refused(machine) from error
-        raise ElsewhereFailed(f"{machine.host} says: {error}") from error
+        said = Said("{host} says: {reason}", host=machine.host, reason=error)
+        raise ElsewhereFailed(said) from error
     except (QueueError, TooManyRequestsError) as error:
-        raise ElsewhereFailed(f"{machine.host} is too busy: try again in a minute.") from error
+        said = Said("{host} is too busy: try again in a minute.", host=machine.host)
+        raise ElsewhereFailed(said) from error
     except (ValueError, KeyError, TypeError) as error:  # no such function, or another answer
         if str(error) == STOPPED:
             raise _gone(machine) from error
-        raise ElsewhereFailed(
-            f"{machine.host} answers, but not as a Magic Canvas of this version does."
-        ) from error
+        text = "{host} answers, but not as a Magic Canvas of this version does."
+        raise ElsewhereFailed(Said(text, host=machine.host)) from error
 
 
 def _refused(machine: Machine) -> ElsewhereFailed:
     return ElsewhereFailed(
-        f"{machine.host} refuses the key: make one there with `python -m canvas keys make NAME` "
-        "and set CANVAS_REMOTE_KEY."
+        Said(
+            "{host} refuses the key: make one there with `python -m canvas keys make NAME` and "
+            "set CANVAS_REMOTE_KEY.",
+            host=machine.host,
+        )
     )
 
 
 def _gone(machine: Machine) -> ElsewhereFailed:
     return ElsewhereFailed(
-        f"{machine.host} went away before the picture was there: see whether it still runs."
+        Said(
+            "{host} went away before the picture was there: see whether it still runs.",
+            host=machine.host,
+        )
     )
 
 
 def _unreachable(machine: Machine) -> ElsewhereFailed:
     return ElsewhereFailed(
-        f"{machine.host} cannot be reached: see whether it runs, and whether CANVAS_REMOTE is "
-        "its address."
+        Said(
+            "{host} cannot be reached: see whether it runs, and whether CANVAS_REMOTE is its "
+            "address.",
+            host=machine.host,
+        )
     )

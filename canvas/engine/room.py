@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from canvas.engine.pipelines import free_device_memory
-from canvas.errors import OutOfMemory
+from canvas.errors import OutOfMemory, Said
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
@@ -27,13 +27,17 @@ def check_room(request: GenerationRequest, spec: ModelSpec, device: Device) -> N
     ):
         return
     raise OutOfMemory(
-        f"{request.width}x{request.height} needs "
-        f"{_needed(request.width, request.height, device) / 1e9:.2f} GB of memory, "
-        f"{free / 1e9:.2f} GB are free. " + what_would_fit(request, spec, device)
+        Said(
+            "{size} needs {needed} of memory, {free} are free. {instead}",
+            size=f"{request.width}x{request.height}",
+            needed=f"{_needed(request.width, request.height, device) / 1e9:.2f} GB",
+            free=f"{free / 1e9:.2f} GB",
+            instead=what_would_fit(request, spec, device),
+        )
     )
 
 
-def what_would_fit(request: GenerationRequest, spec: ModelSpec, device: Device) -> str:
+def what_would_fit(request: GenerationRequest, spec: ModelSpec, device: Device) -> Said:
     """The largest smaller size whose decoding fits into the memory that is free now."""
     assert request.width and request.height  # noqa: S101 - the request is resolved
     free = free_device_memory(device)
@@ -43,8 +47,9 @@ def what_would_fit(request: GenerationRequest, spec: ModelSpec, device: Device) 
             max(64, n * side // longer // 8 * 8) for n in (request.width, request.height)
         )
         if _needed(width, height, device) <= free:
-            return f"{width}x{height} would fit."
-    return f"Only {free / 1e9:.2f} GB are free: close other programs or pick a smaller model."
+            return Said("{size} would fit.", size=f"{width}x{height}")
+    text = "Only {free} are free: close other programs or pick a smaller model."
+    return Said(text, free=f"{free / 1e9:.2f} GB")
 
 
 def _needed(width: int | None, height: int | None, device: Device) -> int:

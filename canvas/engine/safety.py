@@ -12,7 +12,7 @@ from canvas.engine import hub_cache, hub_files
 from canvas.engine.downloads import DownloadProgress
 from canvas.engine.hub import Hub
 from canvas.engine.loading import ONE_AT_A_TIME
-from canvas.errors import Blocked, ModelBroken
+from canvas.errors import Blocked, ModelBroken, Said
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,8 +36,12 @@ def check_prompt(prompt: str) -> None:
     if found["contains_profanity"]:
         words = ", ".join(f"“{word}”" for word in dict.fromkeys(found["profane_words"]))
         raise Blocked(
-            f"This prompt was stopped by the word filter because of {words}, and nothing was "
-            "made. Say it in other words; on a machine of your own, CANVAS_SAFETY=off lifts it."
+            Said(
+                "This prompt was stopped by the word filter because of {words}, and nothing was "
+                "made. Say it in other words; on a machine of your own, CANVAS_SAFETY=off lifts "
+                "it.",
+                words=words,
+            )
         )
 
 
@@ -88,9 +92,11 @@ class PictureChecker:
         _, flagged = model(images=[np.asarray(picture)], clip_input=pixels)
         if flagged[0]:
             raise Blocked(
-                "The picture was made and stopped by the safety checker; it was not stored. "
-                "Another prompt or seed may help; on a machine of your own, CANVAS_SAFETY=off "
-                "lifts it."
+                Said(
+                    "The picture was made and stopped by the safety checker; it was not stored. "
+                    "Another prompt or seed may help; on a machine of your own, CANVAS_SAFETY=off "
+                    "lifts it."
+                )
             )
 
     def _loaded(self) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canvas.errors import NotFound, StorageError
+from canvas.errors import NotFound, Said, StorageError
 from canvas.history.images import TRASH, ImageFolder
 from canvas.history.store import Store
 
@@ -66,7 +66,7 @@ class Trash:
         with self._lock:
             deleted = self._deleted.get(token)
             if deleted is None or (owner is not None and deleted.owner != owner):
-                raise NotFound("This can no longer be undone: the pictures are gone.")
+                raise NotFound(Said("This can no longer be undone: the pictures are gone."))
             self._bring_back(deleted)
             del self._deleted[token]
         return len(deleted.rows)

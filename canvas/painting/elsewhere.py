@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
 
 from canvas.catalog import ModelSpec
 from canvas.drawing import finish
@@ -13,18 +12,12 @@ from canvas.engine import provider, remote, safety
 from canvas.engine.device import Device
 from canvas.engine.hub import Hub
 from canvas.engine.safety import PictureChecker
-from canvas.errors import Blocked, InvalidInput, NotAgreed
+from canvas.errors import Blocked, InvalidInput, NotAgreed, Said
 from canvas.painting.orders import Order, Tell
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 from canvas.where import HERE, PLACES, PROVIDER, REMOTE
 
-HOW = (
-    "Nothing was sent yet. Agree first: by the button under Where on the page, --agree on the "
-    'command line, or "agree": true in a request to /v1/images/generations.'
-)
-
-# What the page says in the visitor's language, and everybody else in English.
 TO_MACHINE = (
     "Your prompt, settings and source pictures go to {host}, which makes the picture and keeps "
     "a copy in its own history. It costs nothing but that machine's time."
@@ -47,18 +40,15 @@ NO_ACCOUNT = (
     "Set HF_TOKEN to a token from https://huggingface.co/settings/tokens that may use Inference "
     "Providers."
 )
-SAYINGS = (TO_MACHINE, TO_ANY_PROVIDER, TO_PROVIDER, NO_ADDRESS, LOCAL_MODEL, NO_ACCOUNT)
-
-
-@dataclass(frozen=True)
-class Said:
-    """One of SAYINGS with what fills it in: the page translates it, `str` is English."""
-
-    text: str
-    values: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return self.text.format(**self.values)
+UNTIL_THEN = "another place until then. {reason}"
+NOT_YET = (
+    "{terms} Nothing was sent yet. Agree first: by the button under Where on the page, --agree on "
+    'the command line, or "agree": true in a request to /v1/images/generations.'
+)
+NOT_OPEN = (
+    "{place} is not open to visitors, as the owner of this server pays for it. Choose this "
+    "computer."
+)
 
 
 class Elsewhere:
@@ -90,25 +80,25 @@ class Elsewhere:
     def terms(self, where: str, spec: ModelSpec) -> Said:
         """What using a place means: who gets what, and who pays."""
         if where == REMOTE:
-            return Said(TO_MACHINE, {"host": self._machine.host})
+            return Said(TO_MACHINE, host=self._machine.host)
         which = self._account.provider
         text = TO_ANY_PROVIDER if which == "auto" else TO_PROVIDER
-        return Said(text, {"provider": which, "model": spec.name})
+        return Said(text, provider=which, model=spec.name)
 
     def agree(self, owner: str, where: str, spec: ModelSpec) -> None:
         """Remember that the owner agrees to `terms`."""
-        self._agreed.add((owner, str(self.terms(where, spec))))
+        self._agreed.add((owner, self.terms(where, spec)))
 
     def has_agreed(self, owner: str, where: str, spec: ModelSpec) -> bool:
         """Whether nothing need be asked."""
-        return where == HERE or (owner, str(self.terms(where, spec))) in self._agreed
+        return where == HERE or (owner, self.terms(where, spec)) in self._agreed
 
     def why_not(self, where: str, spec: ModelSpec) -> Said | None:
         """What is missing before a place can be used."""
         if where == REMOTE and not self._machine.address:
             return Said(NO_ADDRESS)
         if where == PROVIDER and spec.is_local:
-            return Said(LOCAL_MODEL, {"model": spec.key})
+            return Said(LOCAL_MODEL, model=spec.key)
         if where == PROVIDER and not self._account.has_token():
             return Said(NO_ACCOUNT)
         return None
@@ -118,16 +108,13 @@ class Elsewhere:
         if request.where == HERE:
             return
         if not self._is_allowed:
-            raise Blocked(
-                f"{PLACES[request.where]} is not open to visitors, as the owner of this server "
-                "pays for it. Choose this computer."
-            )
+            raise Blocked(Said(NOT_OPEN, place=Said(PLACES[request.where])))
         if reason := self.why_not(request.where, spec):
-            raise InvalidInput("where", request.where, f"another place until then. {reason}")
+            raise InvalidInput("where", request.where, Said(UNTIL_THEN, reason=reason))
         if request.where == PROVIDER:
             provider.check(request, spec)
         if not self.has_agreed(owner, request.where, spec):
-            raise NotAgreed(f"{self.terms(request.where, spec)} {HOW}")
+            raise NotAgreed(Said(NOT_YET, terms=self.terms(request.where, spec)))
 
     def paint(
         self, order: Order, tell: Tell, cancelled: threading.Event

@@ -16,7 +16,7 @@ from canvas.modes import MODES
 from canvas.request import RANDOM_SEED, GenerationRequest, Step
 from canvas.ui.create import Create, line
 from canvas.ui.events import listen
-from canvas.ui.languages import gettext, ngettext
+from canvas.ui.languages import gettext, ngettext, sentence_of
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 from canvas.ui.stage import data_url, progress_words
@@ -132,7 +132,7 @@ class Compare:
             seconds = [self._studio.estimate(wish) for wish in wishes]
             states = [self._studio.model_state(key) for key in models]
         except CanvasError as error:
-            return {self._summary: line(str(error), "wrong")}
+            return {self._summary: line(sentence_of(error), "wrong")}
         words = [ngettext("{number} picture", "{number} pictures", len(wishes))]
         known = [one for one in seconds if one is not None]
         if known and len(known) == len(wishes):
@@ -191,7 +191,7 @@ class Compare:
             percent = round(100 * step.fraction) if step else 0
             words = f"{percent} %" if hidden else progress_words(self._studio, job)
         elif job and job.error and not image:
-            words = gettext("This did not work") if hidden else str(job.error)
+            words = gettext("This did not work") if hidden else sentence_of(job.error)
         return {
             "place": place,
             "name": gettext("Picture {letter}", letter=ascii_uppercase[place])

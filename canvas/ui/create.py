@@ -14,7 +14,7 @@ from canvas.request import RANDOM_SEED
 from canvas.ui import stage
 from canvas.ui.controls import Controls
 from canvas.ui.events import listen, message
-from canvas.ui.languages import gettext
+from canvas.ui.languages import gettext, sentence_of
 from canvas.ui.loras import LoraPicker
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
@@ -204,7 +204,11 @@ class Create:
             wishes = self._studio.expand(request)
             words = stage.sent(self._studio, wishes[0]) if fields["prompt"].strip() else ""
         except CanvasError as error:  # said in the line, not as a message at every key
-            return {self._sent: "", self._summary: line(str(error), "wrong"), self._saved: fields}
+            return {
+                self._sent: "",
+                self._summary: line(sentence_of(error), "wrong"),
+                self._saved: fields,
+            }
         summary = stage.summary(request, len(wishes))
         shown = {self._sent: words, self._summary: line(summary), self._saved: fields}
         modes = gr.Radio(choices=stage.mode_choices(self._studio, request))
@@ -258,7 +262,7 @@ class Create:
             state = self._studio.model_state(model_key, ask_hub=True)
             return {self._state: line(" · ".join(state.parts(gettext)))}
         except CanvasError as error:
-            return {self._state: line(str(error), "wrong")}
+            return {self._state: line(sentence_of(error), "wrong")}
 
     def _state_line(self, model_key: str, where: str) -> str:
         about = line(gettext(self._studio.models[model_key].description))

@@ -14,7 +14,7 @@ from canvas.jobs import Job
 from canvas.request import GenerationRequest
 from canvas.ui.edit_form import GROUPS, EditForm
 from canvas.ui.events import in_words, listen
-from canvas.ui.languages import gettext
+from canvas.ui.languages import gettext, sentence_of
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 from canvas.ui.stage import data_url, progress_words, stage, strip
@@ -86,7 +86,7 @@ class Edit:
             wish = self._form.asked(given | {"prompt": "a picture"}, "picture.png", picture.size)
             fitted = self._studio.shelf.fitted(picture, wish)
         except CanvasError as error:
-            return {self._form.fitted: render("line.html", words=str(error), kind="wrong")}
+            return {self._form.fitted: render("line.html", words=sentence_of(error), kind="wrong")}
         shown = render(
             "fit.html",
             picture=data_url(fitted),

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from canvas import errors
-from canvas.ui.languages import gettext
+from canvas.ui.languages import gettext, sentence_of
 
 TITLES: dict[type[errors.CanvasError], str] = {
     errors.InvalidInput: "This value cannot be used",
@@ -48,7 +48,7 @@ def in_words(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return call(*args, **named)
         except errors.CanvasError as error:
-            words = message(title_of(error), str(error))
+            words = message(title_of(error), sentence_of(error))
             raise gr.Error(words, print_exception=False) from error
 
     return told

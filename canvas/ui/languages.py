@@ -17,6 +17,7 @@ from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
 from canvas.catalog import ASSETS
+from canvas.errors import CanvasError, Said
 
 ENGLISH = "en"
 LANGUAGES = ("de", "es", "fr", "ja", "zh-CN")  # named as Gradio names those of its own texts
@@ -49,6 +50,19 @@ def gettext(text: str, **values: object) -> str:
     """This English text in the visitor's language, then its `{names}` filled in."""
     said = table(language()).get(text, text)
     return said.format(**values) if values else said
+
+
+def sentence_of(error: CanvasError) -> str:
+    """What an error says, in the visitor's language as far as the tables know it."""
+    return translated(*error.args) if len(error.args) == 1 else str(error)
+
+
+def translated(said: object) -> str:
+    """A sentence with its parts in the visitor's language."""
+    if not isinstance(said, Said):
+        return str(said)
+    values = {name: translated(value) for name, value in said.values.items()}
+    return gettext(said.template).format(**values)
 
 
 def ngettext(one: str, many: str, number: int, **values: object) -> str:

@@ -9,8 +9,8 @@ import gradio as gr
 
 from canvas.errors import CanvasError
 from canvas.models import gigabytes
-from canvas.ui.events import listen
-from canvas.ui.languages import gettext
+from canvas.ui.events import listen, message
+from canvas.ui.languages import gettext, sentence_of
 from canvas.ui.panel import panel, render
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LoraPicker:
             lora = self._studio.shelf.lora(name)
             size = None if lora else self._studio.shelf.lora_download(name)
         except CanvasError as error:
-            return {self._about: render("line.html", words=str(error), kind="wrong")}
+            return {self._about: render("line.html", words=sentence_of(error), kind="wrong")}
         told = ""
         if size is not None:
             told = gettext("{size} to download with the first picture", size=gigabytes(size))
@@ -68,7 +68,7 @@ class LoraPicker:
         name = (values[self._name] or "").strip()
         if not name:
             which = gettext("Pick a LoRA first, or write owner/name of one on the Hub.")
-            gr.Warning(which, title=gettext("Which?"))
+            gr.Warning(message(gettext("Which?"), which))
             return {self._prompt: gr.skip()}
         written = values[self._prompt]
         return {self._prompt: f"{written} <lora:{name}:{values[self._weight]:g}>".strip()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from canvas.errors import NotFound
+from canvas.errors import NotFound, Said
 from canvas.identity import LOCAL
 
 
@@ -15,5 +15,5 @@ def owner_of(request: gr.Request) -> str:
     """
     owner = getattr(getattr(request, "state", None), "owner", LOCAL)
     if owner is None:
-        raise NotFound("Log in to see your pictures.")
+        raise NotFound(Said("Log in to see your pictures."))
     return owner

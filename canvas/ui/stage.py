@@ -15,7 +15,7 @@ from canvas.models import duration, gigabytes
 from canvas.modes import MODES
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.ui.events import title_of
-from canvas.ui.languages import gettext, ngettext
+from canvas.ui.languages import gettext, ngettext, sentence_of
 from canvas.ui.panel import render
 from canvas.where import HERE, PLACES
 
@@ -137,7 +137,9 @@ def _failure(job: Job) -> str:
     error = job.error
     title = title_of(error) if error else gettext("This did not work")
     prompt = job.request.prompt if job.request else ""
-    return render("failure.html", title=title, sentence=str(error or ""), prompt=prompt)
+    return render(
+        "failure.html", title=title, sentence=sentence_of(error) if error else "", prompt=prompt
+    )
 
 
 def _pictures(images: Sequence[GeneratedImage]) -> str:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from canvas.catalog import get_model
-from canvas.painting.elsewhere import Said
 from canvas.ui.controls import Controls
 from canvas.ui.events import listen
-from canvas.ui.languages import gettext
+from canvas.ui.languages import translated
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
 from canvas.where import HERE, PLACES
@@ -46,8 +45,8 @@ class WherePart:
             "elsewhere.html",
             where=where,
             model=model_key,
-            missing=_translated(elsewhere.why_not(where, spec)),
-            terms=_translated(None if where == HERE else elsewhere.terms(where, spec)),
+            missing=translated(elsewhere.why_not(where, spec) or ""),
+            terms="" if where == HERE else translated(elsewhere.terms(where, spec)),
             agreed=elsewhere.has_agreed(owner_of(request), where, spec),
         )
 
@@ -56,7 +55,3 @@ class WherePart:
         spec = get_model(str(event.model), self._studio.models)
         self._studio.elsewhere.agree(owner_of(request), str(event.where), spec)
         return self.show(where, model_key, request)
-
-
-def _translated(said: Said | None) -> str:
-    return gettext(said.text, **said.values) if said else ""

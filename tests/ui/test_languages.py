@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import pickle
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -18,6 +19,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from canvas import Studio
 from canvas.catalog import ASSETS, MODELS
+from canvas.engine import hub, provider
+from canvas.errors import CanvasError, InvalidInput, Said
 from canvas.modes import MODES
 from canvas.painting import elsewhere
 from canvas.request import IMAGE_FORMATS
@@ -65,6 +68,18 @@ def of_python(path: Path) -> Iterator[str]:
             yield from (str(text.value) for text in texts if isinstance(text, ast.Constant))
 
 
+def of_errors(path: Path) -> Iterator[str]:
+    """The sentences of `Said`, given as they are or by a name of their module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    said = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Said"]
+    names = {node.id for node in said if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names:
+            said.append(node.value)
+    yield from (str(text.value) for text in said if isinstance(text, ast.Constant))
+
+
 def of_template(path: Path) -> Iterator[str]:
     """The texts in calls of `_` and `ngettext`."""
     tree = _environment().parse(path.read_text(encoding="utf-8"))
@@ -82,8 +97,12 @@ def rendered() -> Iterator[tuple[str, str]]:
     for name in re.findall(r'^ +\("([A-Z].*?)", ', Path(opened.__file__).read_text("utf-8"), re.M):
         yield name, "opened.py"  # the names of a picture's settings
     yield from ((door, "opened.py") for door in opened.DOORS.values())
-    for text in (*elsewhere.SAYINGS, *PLACES.values()):
-        yield text, "elsewhere.py, where.py"
+    for path in (ROOT / "canvas").rglob("*.py"):
+        yield from ((text, path.name) for text in of_errors(path))
+    tables = (*provider.WORDS.values(), *(sentence for _, sentence in hub.WORDS.values()))
+    terms = (elsewhere.TO_ANY_PROVIDER, elsewhere.TO_PROVIDER)
+    for text in (*tables, *terms, *PLACES.values()):
+        yield text, "provider.py, hub.py, elsewhere.py, where.py"
     for title in events.TITLES.values():
         yield title, "events.py"
     for spec in MODELS.values():
@@ -182,6 +201,21 @@ def test_numbers_choose_the_form() -> None:
     try:
         assert languages.ngettext(one, many, 0) == "0 image"
         assert languages.ngettext(one, many, 2) == "2 images"
+    finally:
+        LocalContext.request.reset(asked)
+
+
+def test_an_error_is_said_in_the_visitors_language() -> None:
+    most = Said("at most {number} characters", number="10,000")
+    error = pickle.loads(pickle.dumps(InvalidInput("prompt", "…", most)))  # noqa: S301 - our own
+    assert str(error) == "prompt: '…' cannot be used; allowed is at most 10,000 characters."
+    asked = LocalContext.request.set(SimpleNamespace(headers={"accept-language": "de"}))
+    try:
+        assert (
+            languages.sentence_of(error)
+            == "prompt: '…' geht nicht; erlaubt ist höchstens 10,000 Zeichen."
+        )
+        assert languages.sentence_of(CanvasError("{as} it is")) == "{as} it is"
     finally:
         LocalContext.request.reset(asked)
 
