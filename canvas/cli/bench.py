@@ -19,7 +19,7 @@ import typer
 
 from canvas import validation
 from canvas.cli import figures
-from canvas.cli.terminal import AsJson, number, say, say_json, settings_of
+from canvas.cli.terminal import AsJson, examples, number, say, say_json, settings_of
 from canvas.errors import CanvasError, InvalidInput
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ app = typer.Typer(help="Measure this machine.")
 
 
 @app.callback(invoke_without_command=True)
+@examples(
+    "python -m canvas bench --model starter",
+    "python -m canvas bench --synthetic sd15 --size 512 --json",
+    "python -m canvas bench startup --turns 3",
+)
 def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
     context: typer.Context,
     model: Annotated[
@@ -96,6 +101,7 @@ def _on_disk(key: str) -> ModelSpec:
 
 
 @app.command()
+@examples("python -m canvas bench startup --turns 3")
 def startup(
     turns: Annotated[int, number("turns", "how often each is started", int)] = 5,
     json: AsJson = False,

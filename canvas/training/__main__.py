@@ -15,7 +15,7 @@ from canvas.training.checkpoints import Clock, pick_device
 from canvas.training.evaluate import Settings, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
 from canvas.training.layers import prepare_layers
-from canvas.training.modes import compare_modes
+from canvas.training.modes import compare_modes, modes_figures
 from canvas.training.parallel import Team, run_team
 from canvas.training.presets import PRESETS, Preset
 from canvas.training.sampling import Sampler
@@ -126,10 +126,15 @@ def stage_evaluate(options: Options) -> None:
 
 
 def stage_modes(options: Options) -> None:
-    """Hold Balanced against Quality; fails where it is too far from it."""
+    """Hold Balanced against Quality and write it into the card; fails where it is too far."""
     sprites = Sprites.load(options.work / "sprites")
     judge = classifier.load_judge(options.work, len(sprites.things))
     quality, balanced = compare_modes(options.target, judge, sprites)
+    path = options.work / "figures.json"
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    figures |= modes_figures(quality, balanced)
+    path.write_text(json.dumps(figures, indent=1))
+    write_card(options.work, options.target, sprites)
     if not balanced.is_close_to(quality):
         sys.exit("Balanced is too far from Quality: see canvas/modes.py.")
 

@@ -68,6 +68,18 @@ def figures_table(figures: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def modes_line(figures: dict[str, float]) -> str:
+    """Balanced beside Quality in a sentence."""
+    if "balanced_ssim" not in figures:
+        return "Balanced beside Quality: not measured."
+    return (
+        f"Balanced beside Quality (`python -m canvas.training modes`, "
+        f"{figures['modes_prompts']} prompts from {figures['modes_seeds']} seeds each): mean SSIM "
+        f"{figures['balanced_ssim']:.3f}, thing right {_percent(figures, 'balanced_top1')} "
+        f"against {_percent(figures, 'quality_top1')}."
+    )
+
+
 def art_table(sprites: Sprites) -> str:
     """Packages, versions, authors and licences of what it was trained on."""
     used = {STYLES[style] for style in sprites.style_of.tolist()}
@@ -101,6 +113,7 @@ def write_card(work: Path, target: Path, sprites: Sprites) -> None:
         "colours": ", ".join(COLOURS),
         "art": art_table(sprites),
         "figures": figures_table(figures),
+        "modes": modes_line(figures),
         "variety": f"{figures.get('variety_percent', 0):.1f}",
         "steps": str(figures.get("steps", 12)),
         "guidance": str(figures.get("guidance_scale", 2.0)),

@@ -68,6 +68,17 @@ def compare_modes(folder: Path, judge: Judge, sprites: Sprites) -> list[ModeFigu
     return figures
 
 
+def modes_figures(quality: ModeFigures, balanced: ModeFigures) -> dict[str, float]:
+    """What the card tells of the two, in shares of 1."""
+    return {
+        "modes_prompts": PROMPTS,
+        "modes_seeds": SEEDS,
+        "balanced_ssim": balanced.ssim,
+        "balanced_top1": balanced.thing_top1 / 100,
+        "quality_top1": quality.thing_top1 / 100,
+    }
+
+
 def _drawn(folder: Path, mode: str, scenes: list[Scene]) -> tuple[list[Image.Image], float, int]:
     """The pictures of all scenes, seed after seed, the seconds of one, and its steps."""
     spec = replace(MODELS["starter"], name=str(folder))

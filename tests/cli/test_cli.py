@@ -58,6 +58,8 @@ COMMANDS = [
     "doctor",
     "serve",
     "completion",
+    "bench",
+    "bench startup",
     "keys make",
     "keys list",
     "keys withdraw",

@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 from canvas.training import autoencoder, classifier, denoiser, text
 from canvas.training.checkpoints import Clock
 from canvas.training.evaluate import Settings, evaluate, time_pipeline
-from canvas.training.export import export_model, write_card
+from canvas.training.export import export_model, modes_line, write_card
 from canvas.training.layers import prepare_layers
+from canvas.training.modes import ModeFigures, modes_figures
 from canvas.training.packages import ART_PACKAGES, NAMES_PACKAGE, ArtPackage, fetch
 from canvas.training.parallel import Team
 from canvas.training.presets import CPU
@@ -152,6 +153,17 @@ def test_the_figures_are_written_into_the_card(trained: Path, tmp_path: Path) ->
     assert "{{" not in card
     assert f"{100 * figures['place']:.1f} %" in card
     assert "@lobehub/fluent-emoji-3d` | 1.0.0" in card
+
+
+def test_balanced_is_told_in_the_card_and_held_to_quality() -> None:
+    quality = ModeFigures("quality", 4, 1.0, 98.4, 99.0, 0.1)
+    balanced = replace(quality, mode="balanced", ssim=0.95, thing_top1=96.9)
+    assert balanced.is_close_to(quality)
+    assert not replace(balanced, ssim=0.89).is_close_to(quality)
+    assert not replace(balanced, thing_top1=96.0).is_close_to(quality)
+    line = modes_line(modes_figures(quality, balanced))
+    assert "SSIM 0.950, thing right 96.9 % against 98.4 %" in line
+    assert "not measured" in modes_line({})
 
 
 def test_the_sheet_shows_every_prompt(trained: Path, tmp_path: Path) -> None:
