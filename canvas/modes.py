@@ -68,6 +68,12 @@ def few_steps(mode: str, spec: ModelSpec) -> bool:
     return MODES[mode].few_step_weights and FEW_STEP_LORA in spec.accelerations
 
 
+def lacks_few_steps(mode: str, spec: ModelSpec) -> bool:
+    """Whether the mode wants such weights, and there are none for the model."""
+    wanted = MODES[mode].few_step_weights and spec.num_inference_steps > FEW
+    return wanted and not few_steps(mode, spec)
+
+
 def defaults(mode: str, spec: ModelSpec) -> tuple[int, float, str]:
     """Steps, guidance and scheduler of a model in that mode, for what a request leaves open."""
     if few_steps(mode, spec):

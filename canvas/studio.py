@@ -221,6 +221,11 @@ class Studio:
         """What a downloaded model takes on the disk."""
         return self._workshop.bytes_on_disk(get_model(model_key, self.models))
 
+    def bytes_of_extras(self, request: GenerationRequest) -> int:
+        """About how much its mode fetches once beside the model, with its first picture."""
+        spec = get_model(request.model_key, self.models)
+        return self._workshop.bytes_of_extras(spec, request.mode)
+
     def remove(self, model_key: str) -> int:
         """Delete a model's download; returns the bytes won. Pictures made with it stay."""
         return self._workshop.remove(get_model(model_key, self.models))

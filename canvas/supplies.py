@@ -35,6 +35,11 @@ class Supplies:
             and not (checker and self._lacks_checker())
         )
 
+    def bytes_of_extras(self, mode: str, spec: ModelSpec) -> int:
+        """About how much the first picture of that mode fetches beside the model."""
+        missing = extras.missing(mode, spec, hub=self._hub)
+        return sum(extras.EXTRAS[name].size for name in missing)
+
     def fetch(
         self,
         request: GenerationRequest,

@@ -79,6 +79,10 @@ class Workshop:
         has_model = not request.needs_model or self.find_local(spec) is not None
         return has_model and self._supplies.are_there(request, spec, checker)
 
+    def bytes_of_extras(self, spec: ModelSpec, mode: str) -> int:
+        """About how much the first picture of that mode fetches beside the model."""
+        return self._supplies.bytes_of_extras(mode, spec)
+
     def before(self, job: Job, jobs: list[Job]) -> list[Job]:
         """Those of `jobs` that are painted or will be before this one, if that waits."""
         waiting = (self._to_ask if _is_elsewhere(job) else self._to_make).in_order()

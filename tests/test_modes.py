@@ -8,7 +8,7 @@ import pytest
 
 from canvas.catalog import MODELS
 from canvas.errors import InvalidInput
-from canvas.modes import MODES, defaults, few_steps
+from canvas.modes import MODES, defaults, few_steps, lacks_few_steps
 from canvas.request import GenerationRequest
 
 SMALL, STARTER, TINY = MODELS["small"], MODELS["starter"], MODELS["tiny"]
@@ -35,6 +35,9 @@ def test_turbo_uses_few_step_weights_where_they_fit() -> None:
     assert not few_steps("turbo", TINY)
     assert defaults("turbo", TINY) == (6, TINY.guidance_scale, TINY.scheduler)
     assert not few_steps("quality", SMALL)
+    lacking = [spec.key for spec in (TINY, SMALL, STARTER) if lacks_few_steps("turbo", spec)]
+    assert lacking == ["tiny"], "starter takes few steps as it is"
+    assert not lacks_few_steps("quality", TINY)
 
 
 def test_a_model_made_for_few_steps_keeps_its_scheduler() -> None:

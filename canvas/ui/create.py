@@ -209,8 +209,10 @@ class Create:
                 self._summary: line(sentence_of(error), "wrong"),
                 self._saved: fields,
             }
-        summary = stage.summary(request, len(wishes))
-        shown = {self._sent: words, self._summary: line(summary), self._saved: fields}
+        summary = line(stage.summary(request, len(wishes)))
+        if note := stage.mode_note(self._studio, request):
+            summary += line(note)
+        shown = {self._sent: words, self._summary: summary, self._saved: fields}
         modes = gr.Radio(choices=stage.mode_choices(self._studio, request))
         return {**shown, self.controls["mode"]: modes}
 

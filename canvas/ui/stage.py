@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from canvas.errors import NotFound
 from canvas.jobs import Job
 from canvas.models import duration, gigabytes
-from canvas.modes import MODES
+from canvas.modes import MODES, lacks_few_steps
 from canvas.request import GeneratedImage, GenerationRequest, Step
 from canvas.ui.events import title_of
 from canvas.ui.languages import gettext, ngettext, sentence_of
@@ -243,6 +243,22 @@ def mode_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str, 
             words = "\n" + gettext("under {time}", time=duration(SHORTEST))
         choices.append((gettext(mode.capitalize()) + words, mode))
     return choices
+
+
+def mode_note(studio: Studio, request: GenerationRequest) -> str:
+    """What the mode fetches once, and what it cannot do with the model; nothing if neither."""
+    if request.where != HERE:
+        return ""
+    notes = []
+    if size := studio.bytes_of_extras(request):
+        told = gettext("{size} to download with the first picture", size=gigabytes(size))
+        notes.append(told)
+    if lacks_few_steps(request.mode, studio.models[request.model_key]):
+        why = gettext(
+            "no weights for few steps fit {model}, so it takes some more", model=request.model_key
+        )
+        notes.append(why)
+    return f"{gettext(request.mode.capitalize())}: {' · '.join(notes)}" if notes else ""
 
 
 def _left_to(mode: str, request: GenerationRequest) -> GenerationRequest:

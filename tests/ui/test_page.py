@@ -199,6 +199,20 @@ def test_a_mode_sets_the_steps_and_tells_its_seconds(page: Page, served: Studio)
     expect(page.locator("#mode")).to_contain_text(re.compile(r"Turbo\s*(under )?[\d.]+ (s|min)"))
 
 
+def test_turbo_tells_what_it_fetches_and_what_it_lacks(page: Page) -> None:
+    """`tiny` takes the tiny decoder, but no weights for few steps fit it."""
+    page.get_by_label("Prompt", exact=True).fill("a quick hare")
+    open_settings(page)
+    page.locator("#model input").click()
+    page.get_by_role("option", name="tiny", exact=True).click()
+    page.locator("#mode").get_by_text("Turbo").click()
+    note = page.locator("#summary .line").nth(1)
+    expect(note).to_contain_text("Turbo: 10.0 MB to download with the first picture")
+    expect(note).to_contain_text("no weights for few steps fit tiny")
+    page.locator("#mode").get_by_text("Quality").click()
+    expect(page.locator("#summary .line")).to_have_count(1)
+
+
 def test_ctrl_enter_generates(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("a boat at sunset")
     page.keyboard.press("Control+Enter")
