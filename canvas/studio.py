@@ -8,7 +8,7 @@ from pathlib import Path
 
 from canvas import combinations, limits
 from canvas.catalog import MODELS, Catalog, get_model
-from canvas.engine import prompts, safety
+from canvas.engine import heap, prompts, safety
 from canvas.engine.device import Device
 from canvas.engine.hub import Hub
 from canvas.errors import NotFound
@@ -46,6 +46,7 @@ class Studio:
     ) -> None:
         self.settings = settings or Settings.from_environment()
         quiet_libraries()
+        heap.use_one()
         self.models = Catalog(models)
         if self.settings.models_file.is_file():
             self.models.load(self.settings.models_file)

@@ -35,7 +35,7 @@ import gradio as gr
 gr.Interface(lambda name: f"Hello {name}", "text", "text").launch(server_port=int(sys.argv[1]))
 """
 
-app = typer.Typer(help="Measure this machine.")
+app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
@@ -60,7 +60,7 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
         bool, typer.Option("--write-readme", help="Also write the figures into README.md.")
     ] = False,
 ) -> None:
-    """Time the modes beside plain diffusers; `bench startup` times the start instead."""
+    """Measure this machine: the modes beside plain diffusers, or with `bench startup` the start."""
     if context.invoked_subcommand is not None:
         return
     if synthetic not in (None, SYNTHETIC):

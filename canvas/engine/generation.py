@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import acceleration, machine
+from canvas.engine import acceleration, heap, machine
 from canvas.engine.decoding import decode
 from canvas.engine.denoiser import Denoiser, fresh_scheduler
 from canvas.engine.editing import Edit, Pictures, check_pipeline, prepare
@@ -88,6 +88,7 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
         )
 
 
+@heap.kept()
 def _denoise(
     pipeline: Any,
     request: GenerationRequest,
@@ -148,6 +149,7 @@ def _noise(request: GenerationRequest, denoiser: Denoiser, generator: Any) -> An
     )
 
 
+@heap.kept()
 def _finish(latents: Any, pipeline: Any, denoiser: Denoiser) -> tuple[Image, str]:
     import torch
 

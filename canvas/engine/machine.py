@@ -57,6 +57,11 @@ def resident_memory() -> int:
 def release_memory() -> None:
     """Give freed memory back to the system, which the C library would keep for itself."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """The same without looking for what Python could free."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

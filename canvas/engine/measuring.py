@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from canvas.engine import heap
 from canvas.engine.acceleration import CACHED, FULL, WANTED, shortcuts
 from canvas.engine.decoding import decode
 from canvas.engine.device import Device
@@ -180,13 +181,14 @@ class Parts:
         plain.enable_attention_slicing()
         found["sliced pass"] = self._passes(plain)[FULL]
         plain.disable_attention_slicing()
-        found |= self._passes(ours, (FULL, WANTED, CACHED))
         found["plain decode"] = self._decode(plain)
-        found["decode"] = self._decode(ours)
-        if self._subject.tiny_decoder is not None:
-            usual, ours.vae = ours.vae, self._subject.tiny_decoder
-            found["tiny decode"] = self._decode(ours)
-            ours.vae = usual
+        with heap.kept():  # as when a picture is made
+            found["decode"] = self._decode(ours)
+            if self._subject.tiny_decoder is not None:
+                usual, ours.vae = ours.vae, self._subject.tiny_decoder
+                found["tiny decode"] = self._decode(ours)
+                ours.vae = usual
+            found |= self._passes(ours, (FULL, WANTED, CACHED))
         return found
 
     def _text(self, pipeline: Any) -> float:
