@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine import acceleration, heap, machine
@@ -149,13 +149,15 @@ def _noise(request: GenerationRequest, denoiser: Denoiser, generator: Any) -> An
     )
 
 
-@heap.kept()
 def _finish(latents: Any, pipeline: Any, denoiser: Denoiser) -> tuple[Image, str]:
     import torch
+    from diffusers import AutoencoderTiny
 
     if not denoiser.takes_latents:
         return latents, ""
-    with torch.no_grad():
+    # Among the large decoder's blocks holes would be left, at the peak of the memory.
+    tiny = isinstance(pipeline.vae, AutoencoderTiny)
+    with torch.no_grad(), heap.kept() if tiny else nullcontext():
         return decode(latents[None], pipeline)
 
 

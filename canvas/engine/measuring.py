@@ -182,8 +182,8 @@ class Parts:
         found["sliced pass"] = self._passes(plain)[FULL]
         plain.disable_attention_slicing()
         found["plain decode"] = self._decode(plain)
+        found["decode"] = self._decode(ours)
         with heap.kept():  # as when a picture is made
-            found["decode"] = self._decode(ours)
             if self._subject.tiny_decoder is not None:
                 usual, ours.vae = ours.vae, self._subject.tiny_decoder
                 found["tiny decode"] = self._decode(ours)
