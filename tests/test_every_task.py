@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from canvas import GenerationRequest, Studio
+from canvas.engine import upscaling
 from canvas.settings import Settings
 from tests.engine.conftest import make_spec, tiny_folder  # noqa: F401 - found by its name
 from tests.engine.test_loras import make_lora
@@ -79,3 +83,31 @@ def test_every_task_and_a_lora(ready: tuple[Studio, str], settings: Settings) ->
     assert (worn != plain).any()
     assert (worn == make(loras=(("rain", 0.5), ("snow", 1)))).all()
     assert (make(loras=(("snow", 0),)) == plain).all()
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from PIL import Image
+from canvas import GenerationRequest, Studio
+from canvas.settings import Settings
+folder, upscaler = sys.argv[1:]
+picture = Image.radial_gradient("L").resize((1024, 1024)).convert("RGB")
+with Studio(Settings(data_dir=Path(folder), device="cpu", dtype="float32")) as studio:
+    fields = {"image": studio.shelf.hand_in(picture).name, "scale": 4, "upscaler": upscaler}
+    [made] = studio.generate(GenerationRequest("a fox", task="upscale", seed=1, **fields))
+    with Image.open(studio.picture_path(made.filename)) as enlarged:
+        assert enlarged.size == (4096, 4096)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("upscaler", ["lanczos", "illustration", "photo", "detail"])
+def test_four_times_1024_stays_under_3_gb(upscaler: str, tmp_path: Path) -> None:
+    if upscaler in upscaling.NETWORKS and not upscaling.has_networks():
+        pytest.skip("the optional packages are not installed")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), upscaler]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) * 1024 < 3e9

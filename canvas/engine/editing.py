@@ -98,7 +98,7 @@ def _channels(pipeline: Any) -> int:
 
 def prepare(request: GenerationRequest, pictures: Pictures, spec: ModelSpec) -> Edit | None:
     """The edit that a resolved request asks for; None where it starts from words alone."""
-    if request.task not in ("image_to_image", "inpaint"):
+    if request.task == "text_to_image":
         return None
     assert request.width and request.height  # noqa: S101 - the request is resolved
     left, top, right, bottom = _sides(request)
@@ -107,7 +107,7 @@ def prepare(request: GenerationRequest, pictures: Pictures, spec: ModelSpec) -> 
         raise InvalidInput("extend", request.extend, "less than the whole of the new picture")
     picture = flatten(pictures["image"], request.background)
     original = fit(picture, inner, request.fit, request.background)
-    if request.task == "image_to_image":
+    if request.task != "inpaint":
         return Edit(original, original, (0, 0, *inner))
     original, mask = masks.extended(original, (left, top, right, bottom))
     if "mask_image" in pictures:

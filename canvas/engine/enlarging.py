@@ -51,9 +51,10 @@ def run_enlarging(
     if cancelled.is_set():
         raise GenerationCancelled("Stopped.")
     if redrawing is None:
+        pace = Pace()
         image = enlarge(
             *(small, request.scale, request.upscaler),
-            on_tile=lambda done, total: on_step(Step(done, total)),
+            on_tile=lambda done, total: on_step(pace.step(done, total)),
             cancelled=cancelled,
         )
     else:
@@ -89,7 +90,7 @@ def _redraw(
         [made] = run(
             pipeline,
             # What the mode keeps from step to step, each window keeps for itself.
-            replace(request, task="image_to_image", mode="quality"),
+            replace(request, mode="quality"),
             spec=spec,
             device=redrawing.device,
             on_step=windows.on_step,
@@ -98,6 +99,22 @@ def _redraw(
         )
     assert made.image is not None  # noqa: S101 - it was just made
     return made.image
+
+
+class Pace:
+    """How long the rest of many equal parts takes, from the first that was told on."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def step(self, done: int, total: int, preview: Image.Image | None = None) -> Step:
+        """So many parts are done."""
+        now, left = time.perf_counter(), None
+        if self._first is None:
+            self._first = done, now
+        elif done > self._first[0]:
+            left = (now - self._first[1]) / (done - self._first[0]) * (total - done)
+        return Step(done, total, seconds_left=left, preview=preview)
 
 
 class Windows:
@@ -114,7 +131,7 @@ class Windows:
         self._number = number
         self._on_step = on_step
         self._cancelled = cancelled
-        self._began: float | None = None  # with the first window: encoding is no measure
+        self._pace = Pace()
 
     def __call__(self, done: int) -> None:
         """One more window is done; raises GenerationCancelled when the job was stopped."""
@@ -129,9 +146,4 @@ class Windows:
 
     def _tell(self, done: int, preview: Image.Image | None = None) -> None:
         total = self._pipeline.num_timesteps * self._number
-        now, seconds_left = time.perf_counter(), None
-        if self._began is None:
-            self._began = now
-        else:
-            seconds_left = (now - self._began) / (done - 1) * (total - done)
-        self._on_step(Step(done, total, seconds_left=seconds_left, preview=preview))
+        self._on_step(self._pace.step(done, total, preview))

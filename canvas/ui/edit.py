@@ -12,12 +12,12 @@ import gradio as gr
 from canvas.errors import CanvasError, InvalidInput
 from canvas.jobs import Job
 from canvas.request import GenerationRequest
-from canvas.ui.edit_form import GROUPS, EditForm
+from canvas.ui.edit_form import GROUPS, STRENGTHS, EditForm
 from canvas.ui.events import in_words, listen
 from canvas.ui.languages import gettext, sentence_of
 from canvas.ui.owner import owner_of
 from canvas.ui.panel import panel, render
-from canvas.ui.stage import data_url, progress_words, stage, strip
+from canvas.ui.stage import data_url, making, pictures, strip
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 NOTHING = "Choose a picture first: drop one into the editor, or pick one of yours below it."
+PAINTS = ("#ff2bd6", "#19e6ff", "#ffe600")  # to tell the paint from any picture
 NO_SEED = "a picture of yours that was made from words alone: pick one below the editor"
 
 
@@ -34,8 +35,9 @@ class Edit:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._source = gr.State("")
+        self._job = gr.State("")  # the id of the one that is shown
         with gr.Row(elem_id="edit-desk"):
-            with gr.Column():
+            with gr.Column(elem_id="edit-before"):
                 self._editor = gr.ImageEditor(
                     type="pil",
                     format="png",
@@ -44,12 +46,14 @@ class Edit:
                     sources=("upload", "clipboard", "webcam"),
                     transforms=(),
                     layers=False,
-                    brush=gr.Brush(colors=["#ff3b30"], color_mode="fixed"),
+                    brush=gr.Brush(colors=list(PAINTS), color_mode="fixed"),
                 )
                 self._strip = panel("edit-strip")
             with gr.Column(elem_id="edit-form"):
                 self._form = EditForm(studio)
                 self._make = gr.Button("Make", variant="primary", elem_id="edit-make")
+                self._stop = gr.Button("Stop", elem_id="edit-stop", visible=False)
+            with gr.Column(elem_id="edit-after"):
                 self._result = panel("edit-result")
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -57,10 +61,18 @@ class Edit:
         inputs = {self._editor, self._source, *self._form.widgets}
         listen(tab.select, self.show, {self._source}, {self._strip})
         listen(self._strip.click, self.pick, {self._source}, self.filled)
+        listen(self._result.click, self.act, {self._source}, self.filled | {self._result})
+        listen(self._stop.click, self.stop, {self._job})
         self._form.wire(page)
         fitting = [self._form[name].change for name in ("shape", "fit", "background", "what")]
         listen(
-            [*fitting, self._editor.upload, self._form["model_key"].change],
+            [
+                *fitting,
+                self._form["model_key"].change,
+                self._editor.upload,
+                self._editor.clear,
+                self._source.change,
+            ],
             self.preview,
             inputs,
             {self._form.fitted},
@@ -70,7 +82,7 @@ class Edit:
             self._make.click,
             self.make,
             inputs,
-            {self._result, self._strip},
+            {self._result, self._strip, self._job, self._make, self._stop},
             api_visibility="private",
             show_progress="hidden",
             concurrency_limit=None,
@@ -106,20 +118,38 @@ class Edit:
         """Put a kept picture into the editor, with its prompt."""
         return self.fill(int(event.image), owner_of(request))
 
+    def act(self, _: Mapping[Any, Any], event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+        """A click on what was made: look at one of several, or go on with it."""
+        owner = owner_of(request)
+        if event.action == "pick":
+            return self.fill(int(event.image), owner)
+        one = self._studio.image(int(event.image), owner)
+        return {self._result: pictures([one], in_editor=True)}
+
+    def stop(self, values: Mapping[Any, Any], request: gr.Request) -> None:
+        """End the job that is shown."""
+        if values[self._job]:
+            self._studio.job(values[self._job], owner_of(request)).cancel()
+
     @property
     def filled(self) -> set[Any]:
         """The components that `fill` updates."""
-        return {self._editor, self._source, self._form["prompt"], self._form["what"]}
+        names = ("prompt", "what", "strength")
+        return {self._editor, self._source, *(self._form[name] for name in names)}
 
-    def fill(self, image_id: int, owner: str, what: str = "Variations") -> dict[Any, Any]:
-        """Updates that put a kept picture into the editor; raises NotFound for another's."""
+    def fill(self, image_id: int, owner: str, what: str | None = None) -> dict[Any, Any]:
+        """Updates that put a kept picture into the editor; raises NotFound for another's.
+
+        `what` is to be done with it; None leaves that as it is.
+        """
         image = self._studio.image(image_id, owner)
         picture = self._studio.shelf.picture(image.filename, owner)
         return {
             self._editor: {"background": picture, "layers": [], "composite": None},
             self._source: image.filename,
             self._form["prompt"]: image.request.prompt,
-            self._form["what"]: what,
+            self._form["what"]: what or gr.skip(),
+            self._form["strength"]: STRENGTHS[what] if what else gr.skip(),
         }
 
     def make(self, values: Mapping[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
@@ -128,17 +158,19 @@ class Edit:
         job = in_words(self._submit)(values, owner)
         for state in job.watch():
             if not state.finished:
-                yield {self._result: self._making(state)}
-        in_words(job.wait)()  # says why where there is no picture
-        shown = stage(self._studio, owner, job.images[0].id if len(job.images) == 1 else None)
-        yield {self._result: shown, self._strip: strip(self._studio, owner, None)}
+                shown = making(self._studio, state)
+                yield {self._result: shown, self._job: job.id, **self._buttons(works=True)}
+        shown = pictures(job.images, in_editor=True) if job.images else ""
+        made = strip(self._studio, owner, None)
+        yield {self._result: shown, self._strip: made, **self._buttons(works=False)}
+        if job.status == "failed":
+            in_words(job.wait)()  # says why
+
+    def _buttons(self, *, works: bool) -> dict[Any, Any]:
+        return {self._make: gr.Button(visible=not works), self._stop: gr.Button(visible=works)}
 
     def _submit(self, values: Mapping[Any, Any], owner: str) -> Job:
         return self._studio.submit(self._wish(values, owner), owner, "page")
-
-    def _making(self, job: Job) -> str:
-        preview = data_url(job.preview) if job.preview else ""
-        return render("edit_making.html", words=progress_words(self._studio, job), preview=preview)
 
     def _wish(self, values: Mapping[Any, Any], owner: str) -> GenerationRequest:
         given = self._form.read(values)

@@ -11,6 +11,7 @@ import gradio as gr
 
 from canvas.catalog import get_model
 from canvas.errors import CanvasError
+from canvas.modes import MODES
 from canvas.request import RANDOM_SEED, GenerationRequest
 from canvas.tasks import FITS, SCALES
 from canvas.ui.events import listen
@@ -31,16 +32,31 @@ TASKS: Mapping[str, str] = MappingProxyType(
     }
 )
 SIDES = ("left", "top", "right", "bottom")
+DETAIL = "Enlarge with detail"
 # How much of the picture goes, at first, and which groups of the form belong to what is done.
 STRENGTHS = {"Variations": 0.5, "Other seeds": 0.3, "Repaint": 0.9, "Enlarge": 0.3}
+ABOUT: Mapping[str, str] = MappingProxyType(
+    {
+        "Variations": "Draws the whole picture anew: the lower the strength, the nearer to it.",
+        "Other seeds": "Makes a picture of yours again, on the way from its seed to others.",
+        "Repaint": "Draws anew what you paint over, and leaves the rest as it is.",
+        "Extend": "Draws what lies beyond the sides, so many pixels of it.",
+        "Enlarge": "The same picture with more pixels.",
+    }
+)
+DRAWN = ("Variations", "Repaint", "Extend", DETAIL)  # by the model of the form
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "words": ("Variations", "Other seeds", "Repaint", "Extend"),
-        "strength": ("Variations", "Other seeds", "Repaint"),
+        "words": (*DRAWN, "Other seeds"),
+        "strength": ("Variations", "Other seeds", "Repaint", DETAIL),
         "number": ("Variations", "Other seeds"),
+        **{what: (what,) for what in TASKS},
+        "Enlarge": ("Enlarge", DETAIL),
         "paint": ("Repaint",),
         "sides": ("Extend",),
-        "larger": ("Enlarge",),
+        "larger": ("Enlarge", DETAIL),
+        "model": DRAWN,
+        "loras": (*DRAWN, "Other seeds"),
         "fitting": ("Variations", "Repaint"),
     }
 )
@@ -81,6 +97,9 @@ class EditForm:
         models = self._studio.models
         spec = get_model(self._studio.settings.model, models)
         place("what", gr.Radio(list(TASKS), value="Variations", label="What to do"))
+        for what, about in ABOUT.items():
+            with self._group(what):
+                gr.Markdown(about, elem_classes="line")
         with self._group("words"):
             place("prompt", gr.Textbox(label="What to draw", lines=2, elem_id="edit-prompt"))
         with self._group("larger"):
@@ -99,15 +118,20 @@ class EditForm:
             only = gr.Checkbox(label="Only the painted area, at full resolution")
             place("only_masked", only)
             place("mask_feather", gr.Slider(0, 64, value=8, step=1, label="Soft edge", buttons=[]))
-        place("model_key", gr.Dropdown(list(models), value=spec.key, label="Model"))
+        with self._group("model"):
+            place("model_key", gr.Dropdown(list(models), value=spec.key, label="Model"))
+            modes = [(mode.capitalize(), mode) for mode in MODES]
+            place("mode", gr.Radio(modes, value="quality", label="Mode"))
         with self._group("fitting"), gr.Accordion("Shape", open=False):
             shapes = [AS_IT_IS, *ASPECT_RATIOS]
             place("shape", gr.Dropdown(shapes, value=AS_IT_IS, label="Shape of the result"))
-            place("fit", gr.Radio(list(FITS), value="crop", label="Where the shape differs"))
+            fits = [(fit.capitalize(), fit) for fit in FITS]
+            place("fit", gr.Radio(fits, value="crop", label="Where the shape differs"))
             colour = gr.ColorPicker("#ffffff", label="Behind what is transparent, and around")
             place("background", colour)
             self.fitted = panel("edit-fit")
-        self._loras = LoraPicker(self._studio, "edit")
+        with self._group("loras"):
+            self._loras = LoraPicker(self._studio, "edit")
 
     def _group(self, name: str) -> gr.Column:
         shown = "Variations" in GROUPS[name]
@@ -118,9 +142,10 @@ class EditForm:
         """Connect what was laid out; call inside the page's context."""
         # Not in the tab: what is there is not mounted, and so knows nothing, while the page loads
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-edit", secret="form")  # noqa: S106 - no secret: the reader's own form
-        what = self._fields["what"]
+        what, upscaler = self._fields["what"], self._fields["upscaler"]
         listen(what.input, self.choose, {what}, {self._fields["strength"]})
-        listen(what.change, self.arrange, {what}, set(self._groups.values()))
+        groups = set(self._groups.values())
+        listen([what.change, upscaler.change], self.arrange, {what, upscaler}, groups)
         listen(page.load, self.restore, {self._saved}, self.widgets)
         listen(
             [field.change for field in self._fields.values()],
@@ -140,6 +165,8 @@ class EditForm:
     def arrange(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Show what belongs to it, and nothing else."""
         what = values[self._fields["what"]]
+        if what == "Enlarge" and values[self._fields["upscaler"]] == "detail":
+            what = DETAIL
         return {
             group: gr.Column(visible=what in GROUPS[name]) for name, group in self._groups.items()
         }
@@ -177,7 +204,7 @@ class EditForm:
             given["num_images"] = 1
         if what == "Extend":
             given |= {"extend": sides, "strength": None}
-        if what == "Enlarge":
+        if what == "Enlarge" and given["upscaler"] != "detail":
             given["strength"] = None
         return GenerationRequest.from_dict({"seed": RANDOM_SEED, **given})
 

@@ -41,22 +41,23 @@ def stage(studio: Studio, owner: str, selected: int | None) -> str:
     """The large place: a picked picture, else what is being made, else the latest outcome."""
     if selected is not None:
         try:
-            return _pictures([studio.image(selected, owner)])
+            return pictures([studio.image(selected, owner)])
         except NotFound:
             pass  # it was deleted meanwhile: show what is there
     jobs = [job for job in studio.jobs(owner) if job.kind == "generate"]
     active = [job for job in jobs if not job.finished]
     if active:
-        return _making(studio, next((job for job in active if job.status != "queued"), active[0]))
+        return making(studio, next((job for job in active if job.status != "queued"), active[0]))
     outcomes = [job for job in jobs if job.images or job.status == "failed"]
     if outcomes:
         latest = outcomes[-1]
-        return _failure(latest) if latest.status == "failed" else _pictures(latest.images)
+        return _failure(latest) if latest.status == "failed" else pictures(latest.images)
     recent = studio.recent(owner, 1, 0)
-    return _pictures(recent) if recent else render("empty.html", examples=EXAMPLES)
+    return pictures(recent) if recent else render("empty.html", examples=EXAMPLES)
 
 
-def _making(studio: Studio, job: Job) -> str:
+def making(studio: Studio, job: Job) -> str:
+    """A job that is not done: what there is of its pictures, and how far it is."""
     assert job.request is not None  # noqa: S101 - only generate jobs are shown here
     step = job.progress if isinstance(job.progress, Step) else None
     return render(
@@ -142,7 +143,8 @@ def _failure(job: Job) -> str:
     )
 
 
-def _pictures(images: Sequence[GeneratedImage]) -> str:
+def pictures(images: Sequence[GeneratedImage], *, in_editor: bool = False) -> str:
+    """What came of a job, and what can be done with it where it is shown."""
     image = images[0]
     return render(
         "picture.html",
@@ -151,6 +153,7 @@ def _pictures(images: Sequence[GeneratedImage]) -> str:
         ratio=_ratio(image.request),
         columns=_columns(len(images)),
         facts=facts(image),
+        in_editor=in_editor,
     )
 
 

@@ -43,8 +43,10 @@ def choose(page: Page, what: str, prompt: str) -> None:
 def make(page: Page, served: Studio, count: int) -> list[GeneratedImage]:
     """Press the button; the pictures that come of it."""
     before = {image.id for image in served.recent()}
+    shown = page.locator("#edit-result .stage-picture")
+    shown.evaluate_all("all => all.forEach(each => each.classList.add('earlier'))")
     page.get_by_role("button", name="Make", exact=True).click()
-    expect(page.locator("#edit-result .stage-picture img").first).to_be_visible()
+    expect(page.locator("#edit-result .stage-picture:not(.earlier) img").first).to_be_visible()
     new = [image for image in served.recent() if image.id not in before]
     assert len(new) == count
     return new
@@ -59,7 +61,11 @@ def test_drop_a_picture_and_get_four_variations(page: Page, served: Studio, scen
     open_tab(page)
     drop(page, scene)
     choose(page, "Variations", "a fox in the snow")
+    page.get_by_role("radio", name="Balanced", exact=True).and_(
+        page.locator("#edit-form input")
+    ).check()
     four = make(page, served, 4)
+    assert {image.request.mode for image in four} == {"balanced"}
     assert {image.task for image in four} == {"image_to_image"}
     assert len({pixels(served, image).tobytes() for image in four}) == 4
     with Image.open(scene) as original:
@@ -122,6 +128,12 @@ def test_other_seeds_of_an_own_picture(page: Page, served: Studio) -> None:
     assert len({image.request.variation_seed for image in four}) == 4
     assert len({pixels(served, image).tobytes() for image in (*four, parent)}) == 5
 
+    page.get_by_role("button", name="Show picture 2 of 4").click()
+    page.get_by_role("button", name="Go on with this one").click()
+    page.get_by_role("radio", name="Enlarge", exact=True).check()
+    [child] = make(page, served, 1)
+    assert child.parent_id in {image.id for image in four}
+
 
 def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     page: Page, served: Studio, scene: Path
@@ -132,7 +144,7 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     page.get_by_role("button", name="Shape").click()
     page.get_by_label("Shape of the result").click()
     page.get_by_role("option", name="16:9").click()
-    page.get_by_role("radio", name="pad", exact=True).check()
+    page.get_by_role("radio", name="Pad", exact=True).check()
     expect(page.locator("#edit-fit")).to_contain_text("of 128 × 128, filled up")
     shown = page.locator("#edit-fit img")
     assert shown.evaluate("image => image.naturalWidth > 1.5 * image.naturalHeight")
@@ -147,6 +159,22 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     drop(page, scene)
     [made, *_] = make(page, served, 4)
     assert (made.request.fit, made.request.width) == ("pad", 168)
+
+
+def test_a_long_one_is_stopped(page: Page, served: Studio, tmp_path: Path) -> None:
+    Image.radial_gradient("L").resize((512, 512)).save(tmp_path / "large.png")
+    open_tab(page)
+    drop(page, tmp_path / "large.png")
+    page.get_by_role("radio", name="Enlarge", exact=True).check()
+    page.get_by_label("How", exact=True).click()
+    page.get_by_role("option", name="With new detail").click()
+    expect(page.get_by_label("What to draw")).to_be_visible()
+    page.get_by_role("button", name="Make", exact=True).click()
+    page.locator("#edit-stop").click()
+    expect(page.get_by_role("button", name="Make", exact=True)).to_be_visible()
+    expect(page.locator("#edit-stop")).to_have_count(0)
+    job = served.jobs("local")[-1]
+    assert (job.status, job.images) == ("cancelled", [])
 
 
 def test_only_what_belongs_to_the_task_is_shown(page: Page) -> None:
