@@ -28,7 +28,7 @@ PROMPT = "quetzalfinch in a velvet fjord"
 PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 ACTIONS = ["show", "use", "open", "toggle", "select", "favourite", "compare", "delete", "undo"]
 ACTIONS += ["variations", "remove", "resume", "dismiss", "erase", "thumbnails", "model"]
-ACTIONS += ["vote", "stop"]
+ACTIONS += ["vote", "stop", "pick"]
 RUNNING = "xylographer below a saffron moon"
 
 
