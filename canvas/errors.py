@@ -111,7 +111,11 @@ class GenerationCancelled(CanvasError):
 
 
 class OutOfMemory(CanvasError):
-    """A load or a step that does not fit into memory; names the smallest change that would fit."""
+    """A load or a step that does not fit into memory; names the smallest change that would fit.
+
+    The thread that met it must not compute again: oneDNN's code generator remembers an
+    allocation that failed for as long as the thread lives, and refuses whatever is new.
+    """
 
     code = "out_of_memory"
 

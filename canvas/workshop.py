@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.engine import downloads
 from canvas.engine.device import Device
 from canvas.engine.hub import Hub
-from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, unforeseen
+from canvas.errors import (
+    CanvasError,
+    DownloadCancelled,
+    GenerationCancelled,
+    OutOfMemory,
+    unforeseen,
+)
 from canvas.history.store import ModelEvent
 from canvas.jobs import Job, JobQueue
 from canvas.materials import Materials
@@ -183,9 +191,11 @@ class Workshop:
             spec, request = self._models.get(job.model_key), job.request
             return bool(spec and request and painter.is_loaded(spec, request.mode))
 
-        alone = len(self._painters) == 1
+        alone, make = len(self._painters) == 1, self._make
         while (job := self._to_make.take(None if alone else suits)) is not None:
-            self._do(job, lambda job: self._make(job, painter))
+            self._do(job, partial(make, painter=painter))
+            if isinstance(job.error, OutOfMemory):
+                make = self._make_apart
 
     def _ask_all(self, elsewhere: Elsewhere) -> None:
         while (job := self._to_ask.take()) is not None:
@@ -245,6 +255,11 @@ class Workshop:
             facts.update(bytes=done.bytes, file_count=done.file_count)
             log.info("%s: fetched in %s", spec.key, duration(done.seconds))
 
+    def _make_apart(self, job: Job, painter: Painter) -> None:
+        """In a new thread: one that has met OutOfMemory must not compute again."""
+        with ThreadPoolExecutor(1) as fresh:
+            fresh.submit(self._make, job, painter).result()
+
     def _make(self, job: Job, painter: Painter) -> None:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
         spec = get_model(job.model_key, self._models)
@@ -264,7 +279,7 @@ class Workshop:
         with closing(painter.paint(order, job.tell, job.cancelled)) as pictures:
             for picture in pictures:
                 job.update(images=[*job.images, self._keep(picture, job)])
-        job.update(status="done", preview=None)
+        job.update(status="done")
 
 
 def _is_elsewhere(job: Job) -> bool:

@@ -157,5 +157,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = (
         *("out of memory", "not enough memory", "can't allocate memory", "bad_alloc"),
         *("could not create a primitive", "could not create a memory"),  # oneDNN's
+        "cublas_status_alloc_failed",
     )
     return isinstance(error, RuntimeError) and any(word in text for word in words)

@@ -13,10 +13,11 @@ import queue
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, BinaryIO
 
-from canvas.errors import CanvasError, unforeseen
+from canvas.errors import CanvasError, OutOfMemory, unforeseen
 from canvas.painting.local import LocalPainter
 from canvas.painting.orders import Order
 from canvas.request import Step
@@ -38,15 +39,24 @@ class Worker:
     def run(self) -> None:
         """Answer orders for ever."""
         threading.Thread(target=self._read, daemon=True).start()
+        answer = self._answer
         while True:
             question, cancelled = self._waiting.get()
             try:
-                self._answer(question, cancelled)
+                answer(question, cancelled)
+            except OutOfMemory as error:
+                self._say("error", error)
+                answer = self._answer_apart
             except CanvasError as error:
                 self._say("error", error)
             except Exception as error:
                 logging.getLogger(__name__).exception("an order failed")
                 self._say("error", unforeseen(error))
+
+    def _answer_apart(self, question: Any, cancelled: threading.Event) -> None:
+        """In a new thread: one that has met OutOfMemory must not compute again."""
+        with ThreadPoolExecutor(1) as fresh:
+            fresh.submit(self._answer, question, cancelled).result()
 
     def _read(self) -> None:
         """Orders each with an event of its own, so that no late word stops the next one."""

@@ -102,3 +102,20 @@ def test_processor_name(tmp_path: Path) -> None:
     lay(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n"})
     assert machine.processor_name(tmp_path) == "Some CPU @ 3 GHz"
     assert machine.processor_name(tmp_path / "nothing")
+
+
+def test_what_means_that_memory_was_short() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as of_the_cpu:
+        torch.empty(2**60)
+    short = [
+        of_the_cpu.value,
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+    ]
+    assert [machine.is_out_of_memory(error) for error in short] == [True] * 5
+    assert not machine.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not machine.is_out_of_memory(ValueError("out of memory"))
