@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,7 @@ class UnfinishedJobs:
         self._store = store
         self._server = _server(os.getpid())
         self._ended: list[str] = []  # and still in the table
+        self._forgetting = threading.Lock()  # jobs end in several threads
 
     def add(self, job: UnfinishedJob) -> None:
         """Remember a job that was accepted."""
@@ -59,14 +61,15 @@ class UnfinishedJobs:
 
     def forget(self, job_id: str) -> None:
         """`remove` after the end: at once or, while the database takes nothing, with the next."""
-        self._ended.append(job_id)
-        while self._ended:
-            try:
-                self.remove(self._ended[0])
-            except StorageError as error:
-                log.warning("An ended job is still noted as unfinished: %s", error)
-                return
-            del self._ended[0]
+        with self._forgetting:
+            self._ended.append(job_id)
+            while self._ended:
+                try:
+                    self.remove(self._ended[0])
+                except StorageError as error:
+                    log.warning("An ended job is still noted as unfinished: %s", error)
+                    return
+                del self._ended[0]
 
     def interrupted(self, owner: str) -> list[UnfinishedJob]:
         """The owner's jobs of servers that live no more, the oldest first."""
