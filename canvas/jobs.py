@@ -67,8 +67,9 @@ class Job:
             now = datetime.now(UTC)
             if self.status not in ("queued", *FINISHED) and self.started_at is None:
                 self.started_at = now
-            if self.finished:
+            if self.finished:  # from now on it is only remembered, for an hour
                 self.finished_at = now
+                self.preview, self.context = None, Context()
             try:
                 if self.finished and self.on_finish:
                     self.on_finish(self)
@@ -83,7 +84,7 @@ class Job:
             whole = self.request.num_images if self.request else 1
             done = whole - step.num_images
             changes["progress"] = replace(
-                step, image_index=step.image_index + done, num_images=whole
+                step, image_index=step.image_index + done, num_images=whole, preview=None
             )
             changes["preview"] = step.preview or self.preview
         self.update(**changes)

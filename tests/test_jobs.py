@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from canvas import GenerationRequest
 from canvas.errors import CanvasError, GenerationCancelled
@@ -82,6 +84,20 @@ def test_a_finished_job_stays_as_it_ended() -> None:
     assert job.finished_at is not None
     with pytest.raises(CanvasError, match="no"):
         job.wait()
+
+
+def test_what_is_remembered_of_a_job_is_small() -> None:
+    page = ContextVar[str]("page")
+    page.set("what a browser sent")
+    job = job_of("ann")
+    assert page in job.context
+    job.tell(status="running", step=Step(1, 4, preview=Image.new("RGB", (64, 64))))
+    assert job.preview is not None
+    assert job.progress == Step(1, 4)
+    assert job.progress.preview is None
+    job.update(status="failed", error=CanvasError("Broken."))
+    assert job.preview is None
+    assert page not in job.context
 
 
 def test_waiting_can_end_early() -> None:
