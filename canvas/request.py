@@ -155,6 +155,14 @@ class GenerationRequest:
         return resolved
 
     @property
+    def effort(self) -> tuple[object, ...]:
+        """What decides how long it takes, of all that is asked for."""
+        return (
+            *(self.model_key, self.task, self.mode, self.width, self.height, self.num_images),
+            *(self.num_inference_steps, self.guidance_scale, self.strength, self.upscaler),
+        )
+
+    @property
     def needs_model(self) -> bool:
         """Whether a diffusion model has to be loaded for it."""
         return self.task != "upscale" or self.upscaler == "detail"

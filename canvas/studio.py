@@ -179,9 +179,12 @@ class Studio:
     def seconds_to_wait(self, job: Job) -> float | None:
         """Seconds until this job's turn, by what such jobs took; None when nothing is known."""
         seconds = 0.0
+        known: dict[object, float | None] = {}  # hundreds may wait, most of them alike
         for other in self._workshop.before(job, self._jobs.of()):
-            whole = self.estimate(other.request) if other.request else None
-            if whole is None:
+            effort = other.request.effort if other.request else None
+            if other.request and effort not in known:
+                known[effort] = self.estimate(other.request)
+            if (whole := known.get(effort)) is None:
                 return None
             done = other.progress.fraction if isinstance(other.progress, Step) else 0.0
             seconds += whole * (1 - done)
