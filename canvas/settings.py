@@ -160,6 +160,9 @@ def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) ->
     """Turn off the libraries' telemetry and busy waiting; call before they are imported."""
     environ = os.environ if environ is None else environ
     environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # Else Gradio puts all of its last 10,000 events into statistics anew after each event.
+    environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+    environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     places.settle_hub_cache(environ)
     # torch's threads spin while they wait for each other: beside any other program that

@@ -22,6 +22,7 @@ from canvas.jobs import Job
 from canvas.request import GeneratedImage
 from canvas.serve import launch
 from canvas.settings import Settings
+from canvas.ui.page import SESSIONS
 from tests.visitors import Visitor, routes_of
 
 PROMPT = "quetzalfinch in a velvet fjord"
@@ -279,6 +280,10 @@ def test_what_watches_over_gradio_is_off(place: Place, other: Visitor) -> None:
         assert other.ask("GET", path)[0] == 403
     assert other.ask("GET", "/gradio_api/runs")[0] == 404
     assert other.ask("GET", "/gradio_api/vibe-code")[0] in (403, 404)
+    queue = place.app.get_blocks()._queue
+    assert queue.cached_event_analytics_summary == {"functions": {}}, "events are not counted"
+    assert len(queue.event_analytics) == 1, "nor kept"
+    assert place.app.state_holder.capacity == SESSIONS
 
 
 def links(place: Place, picture: GeneratedImage) -> list[str]:
