@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import stat
 import zipfile
@@ -78,7 +79,7 @@ class ZipSource:
         self.refused: list[str] = []
         try:
             self._archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except BROKEN as error:
             raise StorageError(f"The file {path.name} is no ZIP, or a broken one.") from error
         try:
             self._check(path)
@@ -136,6 +137,7 @@ class ZipSource:
 BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     NotImplementedError,
     RuntimeError,
     ValueError,
