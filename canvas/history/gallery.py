@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.images import ImageFolder
+from canvas.history.images import OWN_NAME, ImageFolder
+from canvas.history.imports import described
 from canvas.history.metadata import read_settings
 from canvas.history.queries import Query
 from canvas.history.store import Store
@@ -109,7 +110,10 @@ class Gallery:
         path = self.folder.root.parent / filepath
         try:
             image = read_settings(path)
-        except StorageError:
+            if image is None and OWN_NAME.fullmatch(path.name):
+                # Another program's picture, whose import was cut short before its row.
+                image = described(path.read_bytes(), {}, path.name)
+        except (StorageError, OSError):
             return None
         if image is None:
             return None

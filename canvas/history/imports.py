@@ -82,7 +82,7 @@ class _Import:
             content = self.source.read(name)
             known = self._known(name, content)
             if known is None:
-                image = _described(content, record, PurePosixPath(name).name)
+                image = described(content, record, PurePosixPath(name).name)
                 known = self._add(image, name, content, keep_id)
                 self.added += 1
             else:
@@ -150,7 +150,7 @@ def _record(line: bytes) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _described(content: bytes, record: Mapping[str, Any], name: str) -> GeneratedImage:
+def described(content: bytes, record: Mapping[str, Any], name: str) -> GeneratedImage:
     """What the record, or else the file itself says; raises StorageError for what is no picture."""
     with open_picture(io.BytesIO(content), name) as picture:
         size, image_format = picture.size, str(picture.format).lower()

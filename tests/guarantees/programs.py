@@ -91,16 +91,19 @@ def import_(data: Path, archive: str) -> None:
     tell("done")
 
 
-def generate(data: Path) -> None:
-    """Make pictures with the built-in model through the studio."""
+def generate(data: Path, first: str = "running") -> None:
+    """Make pictures with the built-in model; ready when the first is `loading` or `running`."""
+    from diffusers import StableDiffusionPipeline  # noqa: F401 - a kill shall meet no import
+
     with Studio(small_settings(data)) as studio:
         for seed in range(10_000):
-            wish = GenerationRequest("a fox", seed=seed, num_inference_steps=2)
-            [kept] = studio.generate(wish)
+            job = studio.submit(GenerationRequest("a fox", seed=seed, num_inference_steps=2))
+            if not seed:
+                next(change for change in job.watch() if change.status in (first, "done"))
+                tell("ready")
+            [kept] = job.wait()
             content = studio.picture_path(kept.filename).read_bytes()
             tell("kept", kept.filename, hashlib.sha256(content).hexdigest())
-            if not seed:
-                tell("ready")  # loaded: from now on a kill meets steps, encoding, writing
 
 
 def download(data: Path, url: str, repo_id: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from canvas.errors import StorageError
 from canvas.history.gallery import Gallery, Reconciled
 from canvas.history.store import Store
+from tests.guarantees.fuzzing import small_png
 
 from .conftest import make_image
 
@@ -25,6 +26,17 @@ def test_a_picture_without_row_gets_one_from_its_file(gallery: Gallery) -> None:
     assert gallery.reconcile() == Reconciled(added=1)
     assert gallery.store.recent(None) == [replace(saved, id=1)]
     assert gallery.reconcile() == Reconciled()
+
+
+def test_a_foreign_picture_whose_import_was_cut_short_gets_its_row(gallery: Gallery) -> None:
+    folder = gallery.folder.root / "2026-01-01"
+    folder.mkdir(parents=True)
+    for name in (f"{7:032x}.png", "holiday.png"):
+        (folder / name).write_bytes(small_png(parameters="a fox\nSteps: 5"))
+    assert gallery.reconcile() == Reconciled(added=1), "what somebody put there is left alone"
+    [found] = gallery.store.recent("local")
+    assert (found.filename, found.request.prompt) == (f"{7:032x}.png", "a fox")
+    assert found.request.num_inference_steps == 5
 
 
 def test_when_the_row_fails_the_file_is_found_again(gallery: Gallery, tmp_path: Path) -> None:
