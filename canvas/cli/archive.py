@@ -110,4 +110,7 @@ def _write(path: Path, pieces: Iterator[bytes]) -> None:
                 Path(file.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror}).") from error
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror}). Free some space there, give yourself "
+            "the right to write, or choose another place."
+        ) from error
