@@ -21,7 +21,9 @@ class Visitor:
     def __init__(self, url: str, cookies: bool = True) -> None:
         self.url = url.rstrip("/")
         self.session = secrets.token_hex(5)
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        # The server closes a connection after five idle seconds, perhaps while we write to it.
+        limits = httpx.Limits(keepalive_expiry=2)
+        self.client = httpx.Client(base_url=self.url, timeout=60, limits=limits)
         self.cookies = cookies
         if cookies:
             self.config = self.client.get("/config").json()
