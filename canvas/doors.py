@@ -31,12 +31,9 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-# Gradio shows in a Space whose it is; FastAPI's page of routes is drawn by a script from afar.
+# Gradio shows in a Space whose it is.
 HUB = "'self' data: blob: https://huggingface.co https://*.huggingface.co"
 OF_A_SPACE = f"; connect-src {HUB}; img-src {HUB}"
-OF_DOCS = POLICY.replace(
-    "'self'", "'self' https://cdn.jsdelivr.net https://fastapi.tiangolo.com", 1
-)
 NOT_FRAMED = "; frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
 STRANGE_HOST = (
     "This Magic Canvas answers only under the names of this machine. Open it as localhost, "
@@ -77,9 +74,8 @@ class DoorMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                policy = OF_DOCS if scope["path"] == "/docs" else POLICY
-                policy += NOT_FRAMED if self._hosts is not None else OF_A_SPACE
-                headers.setdefault("Content-Security-Policy", policy)
+                more = NOT_FRAMED if self._hosts is not None else OF_A_SPACE
+                headers.setdefault("Content-Security-Policy", POLICY + more)
             await send(message)
 
         _forget_strange_cookies(scope)

@@ -143,7 +143,7 @@ def test_nothing_is_asked_of_any_host_but_the_hub(tmp_path: Path) -> None:
             url = address_of(child)
             for changes in ({"model": "starter"}, {"model": "fetched"}):
                 assert picture(url, **changes).status_code == 200
-            page = httpx.get(url).text
+            page = httpx.get(url).text + httpx.get(f"{url}/docs").text
             assert ended(child) == 0
         assert hub.fetched("an/owner"), "it was fetched"
     finally:
