@@ -194,7 +194,7 @@ class Workshop:
         alone, make = len(self._painters) == 1, self._make
         while (job := self._to_make.take(None if alone else suits)) is not None:
             self._do(job, partial(make, painter=painter))
-            if isinstance(job.error, OutOfMemory):
+            if alone and isinstance(job.error, OutOfMemory):  # workers see to it themselves
                 make = self._make_apart
 
     def _ask_all(self, elsewhere: Elsewhere) -> None:
