@@ -23,6 +23,7 @@ from tests.visitors import Visitor
 
 TOKEN = "hf_" + "QuetzalFjordVelvet" * 2
 PASSWORD = "xylographer-below-saffron"  # noqa: S105
+REMOTE_KEY = "mc-" + "OsprayThimbleGorse" * 2
 CLOSED = "http://127.0.0.1:9"  # nothing listens there
 WISHES: list[dict[str, Any]] = [
     {},
@@ -30,6 +31,7 @@ WISHES: list[dict[str, Any]] = [
     {"model": TOKEN[:-1]},
     {"n": "x"},
     {"n": 3},
+    {"where": "remote"},
 ]
 
 # Python runs a sitecustomize at its start, in the processes that it starts, too.
@@ -63,15 +65,16 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_nobody_hears_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, log = tmp_path / "data", tmp_path / "log"
     environ = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": CLOSED, "HF_HOME": str(tmp_path / "hf")}
-    with program("serve", data, f"auth=ann:{PASSWORD}", log=log, **environ) as child:
+    changes = [f"auth=ann:{PASSWORD}", f"remote={CLOSED}", f"remote_key={REMOTE_KEY}"]
+    with program("serve", data, *changes, log=log, **environ) as child:
         url = address_of(child)
         store = Store(data / "ai_images.db")
         key = Keys(store).make("robot")
         store.close()
         told: list[bytes] = []
         refused: set[int] = set()
-        for changes in WISHES:
-            answer = picture(url, key, **changes)
+        for wish in WISHES:
+            answer = picture(url, key, **wish)
             refused.add(answer.status_code)
             told.append(answer.content)
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client:
@@ -81,7 +84,7 @@ def test_nobody_hears_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             client.post("/login", data={"username": "ann", "password": PASSWORD + "?"})
             told.append(client.get("/gradio_api/user").content)
         assert ended(child) == 0
-    for name, value in environ.items():
+    for name, value in {**environ, "CANVAS_REMOTE_KEY": REMOTE_KEY}.items():
         monkeypatch.setenv(name, value)
     report = CliRunner().invoke(app, ["doctor", "--data-dir", str(data)])
     assert "data folder" in report.output
@@ -90,7 +93,7 @@ def test_nobody_hears_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(places) > 5
     assert refused >= {200, 503, 404, 400}, "the Hub was asked, and could not be reached"
     for name, content in places.items():
-        for secret in (TOKEN, PASSWORD, key):
+        for secret in (TOKEN, PASSWORD, REMOTE_KEY, key):
             assert secret.encode() not in content, name
 
 
