@@ -148,7 +148,7 @@ def test_a_crowd_on_a_public_server(
         "jobs",
         f"nothing: {ends['done']:,} done, {ends['cancelled']:,} cancelled, {ends['failed']:,} "
         f"failed; memory {early / 1e6:.0f} MB in the second fifth of the time and "
-        f"{late / 1e6:.0f} MB in the last, handles {handles} before and {handles_after} after; "
+        f"{late / 1e6:.0f} MB in the last, handles {handles} at first and {handles_after} after; "
         f"the page in {statistics.median(reloads):.2f} s (median of {len(reloads):,}; 95 % within "
         f"{page:.2f} s)",
     )
