@@ -32,7 +32,7 @@ def test_a_foreign_picture_whose_import_was_cut_short_gets_its_row(gallery: Gall
     folder = gallery.folder.root / "2026-01-01"
     folder.mkdir(parents=True)
     for name in (f"{7:032x}.png", "holiday.png"):
-        (folder / name).write_bytes(small_png(parameters="a fox\nSteps: 5"))
+        (folder / name).write_bytes(small_png(parameters="a fox\nSteps: 5, Seed: 7, Size: 64x64"))
     assert gallery.reconcile() == Reconciled(added=1), "what somebody put there is left alone"
     [found] = gallery.store.recent("local")
     assert (found.filename, found.request.prompt) == (f"{7:032x}.png", "a fox")
