@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from canvas.history.rebuild import damage, rebuild
 from canvas.history.store import Store
 from canvas.settings import Settings
 from tests.guarantees.programs import gallery_in, picture
-from tests.guarantees.whole import ROOT, assert_whole, program
+from tests.guarantees.whole import assert_whole, program
 from tests.history.conftest import make_image
 
 
@@ -34,34 +31,6 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(tmp_path: Path) -> Non
     assert outcomes[-1] == "kept"
     assert not list(tmp_path.rglob("*.part"))
     assert assert_whole(tmp_path) > outcomes.count("kept"), "also the one kept afterwards"
-
-
-def on_a_small_disk(folder: Path, *program: str) -> subprocess.CompletedProcess[str]:
-    """Run a program for which the folder is a file system of 80 MB, in RAM."""
-    mount = 'mount -t tmpfs -o size=80m tmpfs "$0" && exec "$@"'
-    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, str(folder), *program]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    if not shutil.which("unshare") or on_a_small_disk(folder, "true").returncode:
-        pytest.skip("this system lets nobody mount a file system of their own")
-    return folder
-
-
-def test_whatever_is_written_to_a_full_disk_is_said_and_works_later(disk: Path) -> None:
-    done = on_a_small_disk(disk, sys.executable, "-m", "tests.guarantees.full_disk", str(disk))
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert len(told["outcomes"]) == 11
-    for action, (full, *_, with_room) in told["outcomes"].items():
-        assert re.search("is full|became full|space|GB free", full), (action, full)
-        assert with_room == "done", action
-    assert told["left"] == [], "no part of a file stays"
-    assert told["pictures"] > 5
 
 
 def test_eight_programs_record_at_once(tmp_path: Path) -> None:
