@@ -57,3 +57,27 @@ document.addEventListener("drop", (event) => {
   input.files = event.dataTransfer.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
 });
+
+// What the editor keeps to itself: that a file is no picture, or has more than the frame it takes.
+const frames = async (file) => {
+  if (!window.ImageDecoder || !(await ImageDecoder.isTypeSupported(file.type))) return 1;
+  const decoder = new ImageDecoder({ type: file.type, data: file.stream() });
+  await decoder.tracks.ready;
+  return decoder.tracks.selectedTrack.frameCount;
+};
+const tellOf = async (file) => {
+  const picture = await createImageBitmap(file).catch(() => null);
+  const facts = { broken: !picture, frames: picture && (await frames(file)) > 1 };
+  picture?.close();
+  for (const line of document.querySelectorAll("#edit-told [data-told]"))
+    line.hidden = !facts[line.dataset.told];
+};
+for (const name of ["change", "drop"])
+  document.addEventListener(
+    name,
+    (event) => {
+      const [file] = event.dataTransfer?.files ?? event.target.files ?? [];
+      if (file && event.target.closest?.("#edit-picture")) tellOf(file);
+    },
+    true,
+  );

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from canvas.errors import CanvasError, InvalidInput
+from canvas.errors import CanvasError
 from canvas.jobs import Job
 from canvas.request import GenerationRequest
 from canvas.ui.edit_form import GROUPS, STRENGTHS, EditForm
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     from canvas.studio import Studio
 
-NOTHING = "Choose a picture first: drop one into the editor, or pick one of yours below it."
 PAINTS = ("#ff2bd6", "#19e6ff", "#ffe600")  # to tell the paint from any picture
-NO_SEED = "a picture of yours that was made from words alone: pick one below the editor"
 
 
 class Edit:
@@ -48,6 +46,7 @@ class Edit:
                     layers=False,
                     brush=gr.Brush(colors=list(PAINTS), color_mode="fixed"),
                 )
+                self._told = panel("edit-told")
                 self._strip = panel("edit-strip")
             with gr.Column(elem_id="edit-form"):
                 self._form = EditForm(studio)
@@ -59,7 +58,7 @@ class Edit:
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Connect what was laid out; call inside the page's context."""
         inputs = {self._editor, self._source, *self._form.widgets}
-        listen(tab.select, self.show, {self._source}, {self._strip})
+        listen(tab.select, self.show, {self._source}, {self._strip, self._told})
         listen(self._strip.click, self.pick, {self._source}, self.filled)
         listen(self._result.click, self.act, {self._source}, self.filled | {self._result})
         listen(self._stop.click, self.stop, {self._job})
@@ -109,8 +108,9 @@ class Edit:
         return {self._form.fitted: shown}
 
     def show(self, _: Mapping[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        """The owner's latest pictures, to pick one."""
-        return {self._strip: strip(self._studio, owner_of(request), None)}
+        """The owner's latest pictures, to pick one; and what the page may say of a file."""
+        latest = strip(self._studio, owner_of(request), None)
+        return {self._strip: latest, self._told: render("edit_told.html")}
 
     def pick(
         self, _: Mapping[Any, Any], event: gr.EventData, request: gr.Request
@@ -179,7 +179,12 @@ class Edit:
         edited = values[self._editor] or {}
         background = edited.get("background")
         if background is None:
-            raise InvalidInput("image", None, NOTHING)
+            raise CanvasError(
+                gettext(
+                    "Choose a picture first: drop one into the editor, or pick one of yours "
+                    "below it."
+                )
+            )
         source = self._named(background, values[self._source], owner)
         wish = self._form.asked(given, source, background.size)
         if given["what"] != "Repaint":
@@ -191,7 +196,12 @@ class Edit:
         """The picked picture's own request, on the way from its seed to others."""
         kept = self._studio.shelf.kept(source, owner)
         if kept is None or kept.task != "text_to_image":
-            raise InvalidInput("image", None, NO_SEED)
+            raise CanvasError(
+                gettext(
+                    "Pick a picture of yours below the editor first, one that was made from words "
+                    "alone."
+                )
+            )
         return replace(
             kept.request,
             prompt=given["prompt"],
@@ -219,7 +229,9 @@ class Edit:
             if layer.size == mask.size:
                 mask = ImageChops.lighter(mask, layer.getchannel("A"))
         if mask.getbbox() is None:
-            raise InvalidInput("mask_image", None, "paint over what is to be repainted")
+            raise CanvasError(
+                gettext("Paint over what is to be repainted first, with the brush of the editor.")
+            )
         return self._studio.shelf.hand_in(mask, "mask_image").name
 
 

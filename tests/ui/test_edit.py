@@ -200,9 +200,27 @@ def test_pictures_come_from_disk_clipboard_and_camera(page: Page) -> None:
         expect(button).to_be_visible()
 
 
-def test_without_a_picture_it_says_what_to_do(page: Page, served: Studio) -> None:
+def test_without_a_picture_or_paint_it_says_what_to_do(
+    page: Page, served: Studio, scene: Path
+) -> None:
     open_tab(page)
     page.get_by_label("What to draw").fill("a fox")
     page.get_by_role("button", name="Make", exact=True).click()
     expect(page.get_by_text("Choose a picture first")).to_be_visible()
+    drop(page, scene)
+    page.get_by_role("radio", name="Repaint", exact=True).check()
+    page.get_by_role("button", name="Make", exact=True).click()
+    expect(page.get_by_text("Paint over what is to be repainted first")).to_be_visible()
     assert all(job.finished for job in served.jobs("local"))
+
+
+def test_a_file_that_is_no_picture_and_an_animation_are_told(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    first, second = (Image.new("RGB", (64, 64), color) for color in ("red", "blue"))
+    first.save(tmp_path / "moving.gif", save_all=True, append_images=[second])
+    open_tab(page)
+    page.locator("#edit-picture input[type=file]").first.set_input_files(tmp_path / "text.png")
+    expect(page.get_by_text("This file cannot be used")).to_be_visible()
+    drop(page, tmp_path / "moving.gif")
+    expect(page.get_by_text("the first frame is taken")).to_be_visible()
+    expect(page.get_by_text("This file cannot be used")).to_be_hidden()
