@@ -161,6 +161,23 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     assert (made.request.fit, made.request.width) == ("pad", 168)
 
 
+def test_a_long_one_is_stopped(page: Page, served: Studio, tmp_path: Path) -> None:
+    Image.radial_gradient("L").resize((512, 512)).save(tmp_path / "large.png")
+    open_tab(page)
+    drop(page, tmp_path / "large.png")
+    page.get_by_role("radio", name="Enlarge", exact=True).check()
+    page.get_by_role("radio", name="4", exact=True).check()
+    page.get_by_label("How", exact=True).click()
+    page.get_by_role("option", name="With new detail").click()
+    expect(page.get_by_label("What to draw")).to_be_visible()
+    page.get_by_role("button", name="Make", exact=True).click()
+    page.locator("#edit-stop").click()
+    expect(page.get_by_role("button", name="Make", exact=True)).to_be_visible()
+    expect(page.locator("#edit-stop")).to_have_count(0)
+    job = served.jobs("local")[-1]
+    assert (job.status, job.images) == ("cancelled", [])
+
+
 def test_only_what_belongs_to_the_task_is_shown(page: Page) -> None:
     open_tab(page)
     for what, shown, hidden in (
