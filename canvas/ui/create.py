@@ -102,7 +102,7 @@ class Create:
         listen(self._timer.tick, self.look, {self.selected, self._seen}, live, queue=False)
         listen(page.load, self.look, {self.selected, self._seen}, live)
         listen(page.load, self.restore, {self._saved}, form.widgets | {self._state}).then(
-            self.describe, form.widgets, self._words, api_visibility="private"
+            self.greet, form.widgets, self._greeting, api_visibility="private"
         )
         self._loras.wire(page, form["prompt"])
         self._wire_form()
@@ -111,6 +111,10 @@ class Create:
     @property
     def _words(self) -> set[Any]:
         return {self._sent, self._summary, self._saved, self.controls["mode"]}
+
+    @property
+    def _greeting(self) -> set[Any]:
+        return {self._summary, self.controls["mode"]}
 
     def _wire_form(self) -> None:
         form = self.controls
@@ -215,6 +219,11 @@ class Create:
         shown = {self._sent: words, self._summary: summary, self._saved: fields}
         modes = gr.Radio(choices=stage.mode_choices(self._studio, request))
         return {**shown, self.controls["mode"]: modes}
+
+    def greet(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """`describe` without the prompt, which the visitor may be writing by now."""
+        described = self.describe(values)
+        return {place: described[place] for place in self._greeting & described.keys()}
 
     def restore(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Put the form back as this browser left it."""
