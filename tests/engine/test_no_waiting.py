@@ -68,8 +68,8 @@ def starter() -> Any:
 
 @pytest.mark.parametrize("mode", ["quality", "balanced"])
 def test_steps_read_nothing(starter: Any, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
-    """Step 0 holds the beginning, step 1 what follows the first preview, the last the decoding."""
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_PREVIEWS", 1e9)
+    """Step 0 holds the beginning, the last the decoding."""
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_PREVIEWS", 1e9)
     between = reads_of_steps(starter, MODELS["starter"], 8, mode)[1:-1]
     assert sum(between) == 0, between
 

@@ -29,7 +29,7 @@ def forward(sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
 def test_what_looks_at_no_neighbours_is_the_same_in_windows(size: tuple[int, int]) -> None:
     sample = torch.randn((2, 4, *size), generator=torch.Generator().manual_seed(0))
     seen: list[int] = []
-    [found] = WindowedForward(forward, 128, 8, seen.append)(sample, 1, None)
+    [found] = WindowedForward([forward], 128, 8, seen.append)(sample, 1, None)
     assert torch.allclose(found, sample * 2, atol=1e-5)
     assert seen == list(range(1, count((size[0] * 8, size[1] * 8), 128, 8) + 1))
 
@@ -51,7 +51,7 @@ def test_windows_of_different_brightness_join_without_a_step() -> None:
     def uneven(sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
         return (torch.full_like(sample, next(levels)),)
 
-    [found] = WindowedForward(uneven, 128, 8, lambda done: None)(torch.zeros(1, 1, 28, 40), 1, 0)
+    [found] = WindowedForward([uneven], 128, 8, lambda done: None)(torch.zeros(1, 1, 28, 40), 1, 0)
     assert found.std() > 10
     for along, length in ((2, 28), (3, 40)):
         steps = found.diff(dim=along).abs().mean(dim=(0, 1, 5 - along))
@@ -70,7 +70,7 @@ def test_sdxl_is_told_the_size_of_a_window() -> None:
         return (sample,)
 
     added = {"time_ids": torch.tensor([[4096, 4096, 0, 0, 4096, 4096]])}
-    windowed = WindowedForward(listening, 1024, 8, lambda done: None)
+    windowed = WindowedForward([listening], 1024, 8, lambda done: None)
     windowed(torch.zeros(1, 4, 128, 128), 1, None, added_cond_kwargs=added)
     assert told == [[[1024, 1024, 0, 0, 1024, 1024]]]
     assert added["time_ids"].max() == 4096

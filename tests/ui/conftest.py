@@ -21,7 +21,8 @@ from tests.serving import serving
 
 PATIENCE = 40_000  # milliseconds: the machine of a test may be busy
 NO_FAULTS = (
-    "AbortError",  # a reload ends the requests that are under way
+    "AbortError",  # a reload ends the requests that are under way,
+    "Connection errored out",  # and what Gradio says of them then
     "The source image could not be decoded",  # Gradio's editor on a file that is no picture
 )
 QUIET = (
