@@ -25,12 +25,16 @@ def write_report(report: dict[str, dict[str, Any]]) -> None:
 def table(report: dict[str, dict[str, Any]]) -> str:
     """Markdown of all lines."""
     rows = [
-        f"| {line['what']} | {line['times']:,} {line['unit']} | {line['found']} | {line['on']} |"
+        f"| {line['what']} | {_how_often(line)} | {line['found']} | {line['on']} |"
         for _, line in sorted(report.items())
     ]
     return "\n".join(
         ["| What was done | How often | What was lost | On |", "|---|---|---|---|", *rows]
     )
+
+
+def _how_often(line: dict[str, Any]) -> str:
+    return "once" if line["times"] == 1 else f"{line['times']:,} {line['unit']}"
 
 
 def with_table(paper: str, report: dict[str, dict[str, Any]]) -> str:
