@@ -12,7 +12,7 @@ from canvas.modes import defaults
 
 FOREVER = {"Steps": 150, "Number of pictures": 16}  # still at work while a test looks
 A_WHILE = {"Steps": 150, "Number of pictures": 4}
-A_MOMENT = {"Steps": 60}
+A_MOMENT = {"Steps": 150}  # so that a page under load gets to see a preview
 
 
 def ask(page: Page, prompt: str, settings: dict[str, int] | None = None) -> None:
@@ -52,7 +52,7 @@ def finished(page: Page, prompt: str) -> None:
 def test_from_prompt_to_gallery(page: Page) -> None:
     ask(page, "a fox in the snow, 3d", A_MOMENT)
     making(page, "a fox in the snow, 3d")
-    expect(page.locator(".stage-making .words")).to_have_text(re.compile(r"Step \d+ of 60"))
+    expect(page.locator(".stage-making .words")).to_have_text(re.compile(r"Step \d+ of 150"))
     finished(page, "a fox in the snow, 3d")
     expect(page.get_by_role("region", name="Queue")).to_have_count(0)
     page.reload()
