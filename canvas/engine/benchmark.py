@@ -12,6 +12,7 @@ from canvas.engine import machine, measuring, similarity
 from canvas.engine.acceleration import CACHED, FULL, WANTED, plan
 from canvas.engine.device import Device
 from canvas.engine.measuring import PROMPT, Parts, Subject, load_subject
+from canvas.engine.peaks import peak_memory
 from canvas.modes import MODES, few_steps
 from canvas.request import GenerationRequest
 
@@ -196,7 +197,5 @@ def _with_memory(
     rows: tuple[Row, ...], spec: ModelSpec | None, device: Device, side: int
 ) -> tuple[Row, ...]:
     ways = {PLAIN: "plain", ORIGINAL: "sliced"}
-    peaks = {
-        way: measuring.peak_memory(spec, device, side, way) for way in ("plain", "sliced", "ours")
-    }
+    peaks = {way: peak_memory(spec, device, side, way) for way in ("plain", "sliced", "ours")}
     return tuple(replace(row, peak_memory=peaks[ways.get(row.name, "ours")]) for row in rows)

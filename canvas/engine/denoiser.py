@@ -73,11 +73,18 @@ class Denoiser:
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         noisy, timestep, *others = args
         self._seen = (noisy, timestep)
-        return (noisy.to(self._dtype), timestep, *others), kwargs
+        return (noisy.to(self._dtype), _beside(noisy, timestep), *others), kwargs
 
     def _after(self, _: Any, __: Any, result: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
         self._output = result[0].float()
         return (self._output, *result[1:])
+
+
+def _beside(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """The timestep on the sample's device: filled in there, as a copy would wait for a GPU."""
+    if sample.device == timestep.device:
+        return timestep
+    return sample.new_full((1,), float(timestep))
 
 
 @contextmanager
@@ -89,10 +96,21 @@ def fresh_scheduler(pipeline: Any, name: str, num_inference_steps: int) -> Itera
     own = pipeline.scheduler
     if name in SCHEDULERS and hasattr(own, "alphas_cumprod"):
         pipeline.scheduler = build_scheduler(own.config, name, num_inference_steps)
+        _keep_on_host(pipeline.scheduler)
     try:
         yield
     finally:
         pipeline.scheduler = own
+
+
+def _keep_on_host(scheduler: Any) -> None:
+    """Let its timesteps lie where the rest of it is, so that a step need not wait for a GPU."""
+    usual = scheduler.set_timesteps
+
+    def set_timesteps(*args: Any, device: Any = None, **options: Any) -> None:
+        usual(*args, device="cpu", **options)
+
+    scheduler.set_timesteps = set_timesteps
 
 
 def build_scheduler(config: Any, name: str, num_inference_steps: int) -> Any:

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ DEVICES = ("cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 # What one run of the measured mix computes: 2 x 32 x 32 x (9 x 320 x 320 + 2 x 320 x 1280).
 MIX_GIGAFLOP = 3.565
+# So many times that fill a GPU.
+MIXES_AT_ONCE = 8
 LAYER = "layer"
 MEASURED = (*DTYPES[:2], LAYER)
 # Below this gain the rounding of bfloat16 is not worth it.
@@ -56,13 +58,19 @@ class Device:
 
 
 def detect_device(
-    cache_dir: Path, name: str | None = None, dtype: str | None = None, *, sharing: int = 1
+    cache_dir: Path,
+    name: str | None = None,
+    dtype: str | None = None,
+    *,
+    sharing: int = 1,
+    measured: bool = True,
 ) -> Device:
     """The device to use; sets torch's number of threads to the cores that there really are.
 
     `name` and `dtype` are the user's wish and win over every measurement. On a CPU the
     dtype is measured (under half a second) and remembered in `cache_dir`. `sharing` is
-    how many processes divide the cores among them.
+    how many processes divide the cores among them. A GPU's speed is measured at every start,
+    unless not `measured`: it may be there only later.
     """
     _check("device", name, DEVICES)
     _check("dtype", dtype, DTYPES)
@@ -72,11 +80,12 @@ def detect_device(
         _require(name)
     if dtype:
         reason = f"{_in_words(found)} {why_device}; {dtype} as asked for"
-        if found != "cpu":
-            return Device(found, dtype, reason)
-        return Device(found, dtype, reason, *_speed(cache_dir, dtype))
+        if found == "cpu":
+            return Device(found, dtype, reason, *_speed(cache_dir, dtype))
+        return _with_speed(Device(found, dtype, reason), measured=measured)
     if found == "cuda":
-        return Device(found, "float16", f"{_in_words(found)} {why_device}; it is fast in float16")
+        reason = f"{_in_words(found)} {why_device}; it is fast in float16"
+        return _with_speed(Device(found, "float16", reason), measured=measured)
     if found == "mps":
         return Device(found, *_mps_dtype(why_device))
     chosen, why_dtype = _cpu_dtype(cache_dir)
@@ -117,14 +126,44 @@ def measure_speeds() -> dict[str, float]:
     return seconds
 
 
-def _unet_mix(dtype: torch.dtype) -> Callable[[], Any]:
+def _with_speed(device: Device, *, measured: bool) -> Device:
+    """With the speed of a GPU of NVIDIA, kept busy for some milliseconds."""
+    import torch
+
+    if device.name != "cuda" or not measured:
+        return device
+    mix = _unet_mix(device.torch_dtype, "cuda", MIXES_AT_ONCE)
+    layer, field = torch.nn.Conv2d(4, 4, 3).cuda(), torch.ones(1, 4, 4, 4, device="cuda")
+    with torch.inference_mode():
+        seconds = _best_on_gpu(mix, 10)
+        idle = _best_on_gpu(lambda: layer(field), 100)
+    return replace(device, gigaflops=MIXES_AT_ONCE * MIX_GIGAFLOP / seconds, layer_seconds=idle)
+
+
+def _best_on_gpu(run: Callable[[], Any], times: int) -> float:
+    """Seconds of one of so many runs that are queued at once."""
+    import torch
+
+    best = 1e9
+    for _ in range(5):  # the first prepares kernels
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        torch.cuda.synchronize()
+        best = min(best, (time.perf_counter() - start) / times)
+    return best
+
+
+def _unet_mix(dtype: torch.dtype, device: str = "cpu", count: int = 1) -> Callable[[], Any]:
     import torch
     from torch.nn import functional
 
-    field = torch.ones(1, 320, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
-    kernel = torch.ones(320, 320, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
-    tokens = torch.ones(1, 1024, 320, dtype=dtype)
-    widen, narrow = torch.ones(1280, 320, dtype=dtype), torch.ones(320, 1280, dtype=dtype)
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    field = torch.ones(count, 320, 32, 32, **options).to(memory_format=torch.channels_last)
+    kernel = torch.ones(320, 320, 3, 3, **options).to(memory_format=torch.channels_last)
+    tokens = torch.ones(count, 1024, 320, **options)
+    widen, narrow = torch.ones(1280, 320, **options), torch.ones(320, 1280, **options)
 
     def run() -> Any:
         functional.conv2d(field, kernel, padding=1)

@@ -1,16 +1,14 @@
-"""The parts of a picture, timed in turns, and the memory of one picture in a fresh process."""
+"""A model as plain diffusers runs it and as this program does: the parts of a picture, timed."""
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine import heap
@@ -27,13 +25,15 @@ from canvas.errors import ModelGone
 from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from canvas.catalog import ModelSpec
 
 PROMPT = "a fox in the snow"
 PLAIN_GUIDANCE = 7.5
-CEILING_SIDE = 2048
+# Of matrices whose product is long enough to time.
+CEILING_SIDES = MappingProxyType({"cpu": 2048, "cuda": 8192, "mps": 4096})
 
 
 @dataclass
@@ -84,7 +84,6 @@ def load_subject(
     spec: ModelSpec | None, device: Device, *, plain: bool = True, ours: bool = True
 ) -> Subject:
     """The model of the catalogue, or with None the synthetic one; raises ModelGone."""
-    import torch
     from diffusers import DiffusionPipeline
 
     quieten()
@@ -95,7 +94,7 @@ def load_subject(
             tune(subject.ours, device)
             subject.tiny_decoder = build_tiny_decoder(device.torch_dtype).to(device.name)
         if plain:
-            subject.plain = build_synthetic(torch.float32).to(device.name)
+            subject.plain = build_synthetic(plain_dtype(device)).to(device.name)
         return subject
     local = find_local(spec)
     if local is None:
@@ -104,10 +103,19 @@ def load_subject(
     if ours:
         subject.ours = PipelineCache(device).get(spec, local)
     if plain:
-        subject.plain = DiffusionPipeline.from_pretrained(str(local.path), dtype=torch.float32)
+        subject.plain = DiffusionPipeline.from_pretrained(
+            str(local.path), dtype=plain_dtype(device)
+        )
         subject.plain.set_progress_bar_config(disable=True)
         subject.plain.to(device.name)
     return subject
+
+
+def plain_dtype(device: Device) -> torch.dtype:
+    """What tutorials show: diffusers' own default, and half of it on a GPU."""
+    import torch
+
+    return torch.float16 if device.name == "cuda" else torch.float32
 
 
 def own_share(subject: Subject, side: int, steps: int | None, turns: int) -> float:
@@ -134,23 +142,30 @@ def _clocked(pipeline: Any) -> Iterator[list[float]]:
     """The seconds of each call of the pipeline's models, from the outermost call on."""
     spent: list[float] = []
 
-    def clocked(work: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            found = []
-            spent.append(timed(lambda: found.append(work(*arguments, **options))))
-            return found[0]
+    def start(*_: Any) -> None:
+        _wait_for_gpu()
+        spent.append(-time.perf_counter())
 
-        return call
+    def stop(*_: Any) -> None:
+        _wait_for_gpu()
+        spent[-1] += time.perf_counter()
 
-    models = [(pipeline.text_encoder, "forward"), (pipeline.unet, "forward")]
-    models.append((pipeline.vae, "decode"))
-    for model, name in models:
-        setattr(model, name, clocked(getattr(model, name)))
+    def decode(*arguments: Any, **options: Any) -> Any:
+        start()
+        found = usual(*arguments, **options)
+        stop()
+        return found
+
+    models = (pipeline.text_encoder, pipeline.unet)
+    hooks = [model.register_forward_pre_hook(start) for model in models]
+    hooks += [model.register_forward_hook(stop, prepend=True) for model in models]
+    usual, pipeline.vae.decode = pipeline.vae.decode, decode
     try:
         yield spent
     finally:
-        for model, name in models:
-            delattr(model, name)
+        for hook in hooks:
+            hook.remove()
+        del pipeline.vae.decode
 
 
 class Parts:
@@ -202,9 +217,11 @@ class Parts:
         options = {"dtype": unet.dtype, "device": unet.device}
         sample = torch.randn(2, unet.config.in_channels, side, side, **options)
         words = torch.randn(2, 77, unet.config.cross_attention_dim, **options)
+        timestep = torch.tensor(500.0, device=unet.device)
         with shortcuts(pipeline, list(kinds)):
             return {
-                kind: timed(lambda: unet(sample, 500, words, return_dict=False)) for kind in kinds
+                kind: timed(lambda: unet(sample, timestep, words, return_dict=False))
+                for kind in kinds
             }
 
     def _decode(self, pipeline: Any) -> float:
@@ -223,19 +240,25 @@ def timed(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     with torch.no_grad():
         work()
+    _wait_for_gpu()
+    return time.perf_counter() - started
+
+
+def _wait_for_gpu() -> None:
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def ceiling_teraflops(device: Device) -> float:
     """The best speed of a large matrix product in the device's dtype, 10^12 operations a second."""
     import torch
 
-    shape = (CEILING_SIDE, CEILING_SIDE)
-    matrix = torch.ones(shape, dtype=device.torch_dtype, device=device.name)
+    side = CEILING_SIDES[device.name]
+    matrix = torch.randn(side, side, dtype=device.torch_dtype, device=device.name)
     best = min(timed(lambda: matrix @ matrix) for _ in range(8))
-    return 2 * CEILING_SIDE**3 / best / 1e12
+    return 2 * side**3 / best / 1e12
 
 
 def teraflop_of_a_pass(subject: Subject, side: int) -> float:
@@ -251,44 +274,3 @@ def teraflop_of_a_pass(subject: Subject, side: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         unet(sample, 500, words, return_dict=False)
     return counter.get_total_flops() / 1e12
-
-
-def peak_memory(spec: ModelSpec | None, device: Device, side: int, way: str) -> int | None:
-    """Bytes at the peak of a fresh process that loads the model and makes a picture in one step.
-
-    `way` is plain, sliced or ours. None where the system does not tell.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_tell_peak, args=(sender, spec, device, side, way))
-    child.start()
-    sender.close()
-    try:
-        found: int | None = receiver.recv()
-    except EOFError:  # the child was killed: too large for this machine
-        found = None
-    child.join()
-    return found
-
-
-def _tell_peak(sender: Any, spec: ModelSpec | None, device: Device, side: int, way: str) -> None:
-    ours = way == "ours"
-    subject = load_subject(spec, device, plain=not ours, ours=ours)
-    if ours:
-        request = GenerationRequest(PROMPT, seed=1, width=side, height=side, num_inference_steps=1)
-        subject.make_ours(request.resolve(subject.spec))
-    else:
-        subject.make_plain(side, 1, slicing=way == "sliced")
-    sender.send(_own_peak())
-
-
-def _own_peak() -> int | None:
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would tell the peak of the parent, if that was higher
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -24,19 +24,42 @@ SMALL_ENOUGH_TO_DECODE = 16 * 16
 SIDE = 256
 
 
-def preview_image(latents: torch.Tensor, pipeline: Any) -> Image:
-    """A picture of about SIDE pixels from the first latents of a batch, (1, C, H, W).
+class Preview:
+    """A picture from the first latents of a batch, (1, C, H, W), on its way to the host.
 
     A tiny decoder decodes small latents outright; the four channels of Stable Diffusion
     are mixed linearly to colours; of any other latents the first three are the colours.
+    A GPU goes on meanwhile.
     """
-    import torch
 
-    with torch.inference_mode():
-        latents = latents[:1].detach()
-        if _decodes_in_no_time(latents, pipeline):
-            return _decoded(latents, pipeline)
-        return _mixed(latents[0].float().cpu(), pipeline)
+    def __init__(self, latents: torch.Tensor, pipeline: Any) -> None:
+        import torch
+
+        self._pipeline = pipeline
+        self._decodes = _decodes_in_no_time(latents, pipeline)
+        with torch.inference_mode():
+            latents = latents[:1].detach()
+            found = (_decoded(latents, pipeline) if self._decodes else latents)[0].float()
+            self._values = torch.empty(found.shape, pin_memory=found.is_cuda)
+            self._values.copy_(found, non_blocking=found.is_cuda)
+        self._arrived = torch.cuda.Event() if found.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
+
+    def is_here(self) -> bool:
+        """Whether the picture can be had without waiting."""
+        return self._arrived is None or self._arrived.query()
+
+    def picture(self) -> Image:
+        """A picture of about SIDE pixels."""
+        import torch
+
+        if self._arrived:
+            self._arrived.synchronize()
+        with torch.inference_mode():
+            if self._decodes:
+                return _picture(self._values * 127.5 + 127.5)
+            return _mixed(self._values, self._pipeline)
 
 
 def predicted_latents(
@@ -65,11 +88,11 @@ def _decodes_in_no_time(latents: torch.Tensor, pipeline: Any) -> bool:
     return small and isinstance(getattr(pipeline, "vae", None), AutoencoderTiny)
 
 
-def _decoded(latents: torch.Tensor, pipeline: Any) -> Image:
+def _decoded(latents: torch.Tensor, pipeline: Any) -> torch.Tensor:
     vae = pipeline.vae
     scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    pixels = vae.decode(scaled, return_dict=False)[0]
-    return _picture(pixels[0].float().cpu() * 127.5 + 127.5)
+    pixels: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
+    return pixels
 
 
 def _mixed(latents: torch.Tensor, pipeline: Any) -> Image:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.preview import preview_image
+from canvas.engine.preview import Preview
 from canvas.errors import GenerationCancelled
 from canvas.request import GenerationRequest, Step
 
 if TYPE_CHECKING:
     import threading
 
+    import torch
     from PIL.Image import Image
 
     from canvas.engine.denoiser import Denoiser
@@ -43,12 +44,15 @@ class Progress:
         self._times: list[float] = []  # when each step of the present picture was done
         self._decoding: float | None = None  # seconds
         self._next_preview = time.perf_counter() + SECONDS_BEFORE_PREVIEWS
+        self._coming: Preview | None = None
+        self._step_before: torch.cuda.Event | None = None
 
     def begin(self, index: int) -> None:
         """Start with picture `index`."""
         self._stop_if_cancelled()
         self._index = index
         self._times = []
+        self._coming = self._step_before = None
 
     def finish(self) -> None:
         """The present picture is decoded."""
@@ -58,6 +62,7 @@ class Progress:
     def __call__(self, pipeline: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Report the step; raises GenerationCancelled when the job was stopped."""
         self._stop_if_cancelled()
+        self._await_step_before(tensors["latents"])
         self._times.append(time.perf_counter())
         num_steps = int(pipeline.num_timesteps)
         self._on_step(
@@ -76,6 +81,18 @@ class Progress:
         if self._cancelled.is_set():
             raise GenerationCancelled("Stopped.")
 
+    def _await_step_before(self, latents: torch.Tensor) -> None:
+        """Be one step ahead of a GPU and no more: it never idles, and Stop stops it soon."""
+        import torch
+
+        if not latents.is_cuda:
+            return
+        step = torch.cuda.Event(blocking=True)
+        step.record()
+        if self._step_before:
+            self._step_before.synchronize()
+        self._step_before = step
+
     def _seconds_left(self, num_steps: int) -> float | None:
         if len(self._times) < 2:  # the first step holds the text encoder and first-time work
             return None
@@ -87,12 +104,18 @@ class Progress:
 
     def _preview(self, pipeline: Any, tensors: dict[str, Any]) -> Image | None:
         started = time.perf_counter()
-        if started < self._next_preview:
+        if self._coming is None:
+            if started < self._next_preview:
+                return None
+            latents = self._denoiser.prediction()
+            if latents is None and tensors["latents"].ndim == 4:
+                latents = tensors["latents"]
+            if latents is None:
+                return None
+            self._coming = Preview(latents, pipeline)
+        if not self._coming.is_here():
             return None
-        latents = self._denoiser.prediction()
-        if latents is None and tensors["latents"].ndim == 4:
-            latents = tensors["latents"]
-        preview = None if latents is None else preview_image(latents, pipeline)
+        preview, self._coming = self._coming.picture(), None
         now = time.perf_counter()
         pause = max(SECONDS_BETWEEN_PREVIEWS, (now - started) / PREVIEW_SHARE)
         self._next_preview = now + pause

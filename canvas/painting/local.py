@@ -50,7 +50,11 @@ class LocalPainter:
             if self._device is None:
                 settings = self._settings
                 self._device = detect_device(
-                    settings.cache_dir, settings.device, settings.dtype, sharing=self._of
+                    settings.cache_dir,
+                    settings.device,
+                    settings.dtype,
+                    sharing=self._of,
+                    measured=not settings.zero_gpu,
                 )
             return self._device
 

@@ -13,7 +13,8 @@ from canvas.catalog import MODELS
 from canvas.engine import benchmark
 from canvas.engine.benchmark import BenchmarkReport, run_benchmark
 from canvas.engine.device import Device
-from canvas.engine.measuring import load_subject, peak_memory
+from canvas.engine.measuring import load_subject
+from canvas.engine.peaks import peak_memory
 from canvas.engine.synthetic import UNET, synthetic_spec
 from canvas.modes import MODES
 

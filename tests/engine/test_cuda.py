@@ -1,0 +1,183 @@
+"""On a GPU: passes are recorded and replayed, nothing waits, and the picture is the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL.Image import Image
+
+from canvas.catalog import MODELS, ModelSpec
+from canvas.engine import progress
+from canvas.engine.acceleration import CACHED, FULL, WANTED, shortcuts
+from canvas.engine.device import Device, detect_device
+from canvas.engine.downloads import LocalModel
+from canvas.engine.generation import run
+from canvas.engine.graphs import KEPT, Recorded
+from canvas.engine.loras import read_lora, worn
+from canvas.engine.passes import ATTRIBUTE
+from canvas.engine.pipelines import PipelineCache
+from canvas.engine.similarity import ssim
+from canvas.request import GenerationRequest, Step
+from canvas.schedulers import SCHEDULERS
+from tests.engine.test_acceleration import Pipeline, make_unet
+from tests.engine.test_loras import make_lora
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA")
+
+GPU = Device("cuda", "float16", "for the test")
+CPU = Device("cpu", "float32", "for the test")
+STARTER = MODELS["starter"]
+# These draw no noise between the steps; the host draws that of the others, by their seed.
+WITHOUT_NOISE = [name for name in SCHEDULERS if name not in ("Euler a", "LCM")]
+
+
+def load(spec: ModelSpec, device: Device = GPU) -> Any:
+    return PipelineCache(device).get(spec, LocalModel(Path(spec.name), ""))
+
+
+@pytest.fixture(scope="module")
+def starter() -> Any:
+    return load(STARTER)
+
+
+def picture(pipeline: Any, device: Device = GPU, on_step: Any = None, **options: Any) -> Image:
+    wish = GenerationRequest(**{"prompt": "a fox in the snow, 3d", "seed": 7, **options})
+    (made,) = run(
+        pipeline,
+        wish.resolve(STARTER),
+        spec=STARTER,
+        device=device,
+        on_step=on_step or (lambda _: None),
+        cancelled=threading.Event(),
+    )
+    assert made.image is not None
+    return made.image
+
+
+def test_the_gpu_is_found_and_measured(tmp_path: Path) -> None:
+    found = detect_device(tmp_path)
+    assert (found.name, found.dtype) == ("cuda", "float16")
+    assert found.gigaflops
+    assert found.gigaflops > 1000
+    assert 0 < found.layer_seconds < 1e-3
+    assert detect_device(tmp_path, measured=False).gigaflops is None
+
+
+def test_a_function_is_run_then_recorded_then_replayed() -> None:
+    calls = []
+
+    def double(tensor: torch.Tensor, *, more: float) -> tuple[torch.Tensor]:
+        calls.append(tensor.shape)
+        return (tensor * 2 + more,)
+
+    recorded = Recorded(double)
+    found = [recorded(torch.full((3,), float(n), device="cuda"), more=1.0)[0] for n in range(5)]
+    assert len(calls) == 2, "the later ones are replayed"
+    for number, tensor in enumerate(found):
+        assert tensor.tolist() == [2.0 * number + 1] * 3, "and belong to who asked"
+    assert recorded(torch.zeros(3, device="cuda"), more=5.0)[0].tolist() == [5.0] * 3
+    assert len(calls) == 3, "another number is another function"
+
+
+def test_recordings_do_not_pile_up() -> None:
+    calls = []
+
+    def same(tensor: torch.Tensor) -> tuple[torch.Tensor]:
+        calls.append(1)
+        return (tensor + 0,)
+
+    recorded = Recorded(same)
+    for size in range(1, KEPT + 3):
+        for _ in range(3):
+            recorded(torch.ones(size, device="cuda"))
+    assert len(calls) == 2 * (KEPT + 2)
+    recorded(torch.ones(1, device="cuda"))
+    assert len(calls) == 2 * (KEPT + 2) + 1, "the oldest was let go"
+
+
+@pytest.mark.parametrize("plan", [[FULL] * 6, [FULL, WANTED, CACHED, FULL, WANTED, CACHED]])
+@torch.no_grad()
+def test_replayed_passes_give_what_the_model_gives(plan: list[str]) -> None:
+    unet = make_unet(3, 2).cuda()
+    words = torch.randn(2, 5, 16, device="cuda")
+    samples = [torch.randn(2, 4, 16, 16, device="cuda") for _ in plan]
+    timesteps = [torch.tensor(900.0 - 100 * step, device="cuda") for step in range(len(plan))]
+    runs: list[list[torch.Tensor]] = []
+    for _ in range(3):
+        with shortcuts(Pipeline(unet), plan):
+            given = zip(samples, timesteps, strict=True)
+            runs.append([unet(s, t, words, return_dict=False)[0] for s, t in given])
+    for others in zip(*runs, strict=True):
+        for other in others[1:]:
+            torch.testing.assert_close(other, others[0], atol=1e-4, rtol=1e-3)
+    exact = unet(samples[0], timesteps[0], words, return_dict=False)[0]
+    torch.testing.assert_close(runs[2][0], exact, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["quality", "balanced", "turbo"])
+def test_a_picture_made_again_is_the_same(starter: Any, mode: str) -> None:
+    options: dict[str, Any] = {"mode": mode, "num_inference_steps": 8, "guidance_scale": 3.0}
+    first, *others = (picture(starter, **options) for _ in range(3))
+    assert all(ssim(first, other) > 0.999 for other in others)
+    assert others[0].tobytes() == others[1].tobytes(), "both are replayed"
+
+
+def test_the_picture_is_that_of_the_processor(starter: Any) -> None:
+    assert ssim(picture(starter), picture(load(STARTER, CPU), CPU)) > 0.95
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("waiting_is_an_error")
+@pytest.mark.parametrize("scheduler", WITHOUT_NOISE)
+@pytest.mark.parametrize("mode", ["quality", "balanced"])
+def test_nothing_waits_between_the_steps(
+    starter: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, mode: str
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_PREVIEWS", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_PREVIEWS", 0.0)
+    monkeypatch.setattr(progress, "PREVIEW_SHARE", 1.0)
+    previews = []
+
+    def on_step(step: Step) -> None:
+        previews.append(step.preview)
+        between = step.step < step.num_steps - 1
+        torch.cuda.set_sync_debug_mode("error" if between else "default")
+
+    options: dict[str, Any] = {"scheduler": scheduler, "mode": mode, "guidance_scale": 3.0}
+    for _ in range(3):
+        picture(starter, on_step=on_step, num_inference_steps=12, **options)
+    assert any(previews), "previews come all the same"
+
+
+def test_a_lora_is_worn_and_taken_off_again(tmp_path: Path, starter: Any) -> None:
+    lora = read_lora(make_lora(tmp_path / "sparkle.safetensors", starter.unet))
+    plain = [picture(starter, num_inference_steps=8) for _ in range(2)][-1]
+    with worn(starter, [(lora, 1.0)]):
+        with_lora = picture(starter, num_inference_steps=8)
+    assert with_lora.tobytes() != plain.tobytes()
+    assert picture(starter, num_inference_steps=8).tobytes() == plain.tobytes()
+
+
+def test_a_model_that_goes_takes_its_recordings_along(starter: Any) -> None:
+    cache = PipelineCache(GPU)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(3):
+        pipeline = cache.get(STARTER, LocalModel(Path(STARTER.name), ""))
+        picture(pipeline, mode="balanced", num_inference_steps=12)
+        picture(pipeline, mode="balanced", num_inference_steps=12)
+        assert ATTRIBUTE in vars(pipeline.unet)
+        assert torch.cuda.memory_reserved() > before
+        del pipeline
+        cache.clear()
+        assert torch.cuda.memory_reserved() <= before + 2 * 2**20
