@@ -1,33 +1,45 @@
-"""The command line of the recipe: `python -m canvas.training STAGE`."""
+"""The command line of the recipe: `python -m canvas.training STAGE …`."""
 
 import argparse
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from canvas.training import autoencoder, classifier, denoiser, text
+from canvas.training.banks import make_banks
 from canvas.training.checkpoints import Clock, pick_device
 from canvas.training.evaluate import Settings, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
 from canvas.training.layers import prepare_layers
-from canvas.training.modes import compare_modes, modes_figures
 from canvas.training.parallel import Team, run_team
 from canvas.training.presets import PRESETS, Preset
 from canvas.training.sampling import Sampler
 from canvas.training.sheet import contact_sheet
 from canvas.training.sprites import Sprites, build_sprites
+from canvas.training.tokens import prepare_tokenizer
 
-STAGES = ("sprites", "autoencoder", "text", "denoiser", "judge", "evaluate", "sheet", "export")
+STAGES = (
+    "sprites",
+    "banks",
+    "autoencoder",
+    "text",
+    "denoiser",
+    "judge",
+    "sheet",
+    "export",
+    "evaluate",
+)
 MEASURES = ("modes",)  # asked for by name only
 # Minutes of each training stage, by preset; the README says what they took.
 MINUTES = {
     "cpu": {"autoencoder": 40, "text": 45, "denoiser": 75, "judge": 15},
-    "gpu": {"autoencoder": 8, "text": 8, "denoiser": 27, "judge": 3},
+    "gpu": {"autoencoder": 1.2, "text": 2.5, "denoiser": 2.5, "judge": 1},
 }
 
 
@@ -35,6 +47,7 @@ MINUTES = {
 class Options:
     """What the command line says."""
 
+    stages: tuple[str, ...]
     preset: Preset
     preset_name: str
     work: Path
@@ -42,35 +55,47 @@ class Options:
     target: Path
     minutes: float | None
     stop_after: float | None
+    until: float | None  # of the monotonic clock: when all trainings are to be done
+    report_every: float
     steps: int
     guidance_scale: float
 
     def clock(self, stage: str) -> Clock:
         """A clock for the stage's minutes."""
-        minutes = self.minutes or MINUTES[self.preset_name][stage]
-        return Clock(minutes, pick_device(), stop_after=self.stop_after)
+        minutes = self.minutes or self._share(stage)
+        return Clock(minutes, pick_device(), self.report_every, self.stop_after)
+
+    def _share(self, stage: str) -> float:
+        """The preset's minutes, or in their proportion what is left for this and later stages."""
+        usual = MINUTES[self.preset_name]
+        if self.until is None:
+            return usual[stage]
+        later = self.stages[self.stages.index(stage) :]
+        left = max(0.1, (self.until - time.monotonic()) / 60)
+        return left * usual[stage] / sum(usual.get(name, 0) for name in later)
 
 
-def parse_options(arguments: list[str]) -> tuple[str, Options]:
-    """The stage and its options."""
+def parse_options(arguments: list[str]) -> Options:
+    """The stages and how they are to run."""
     parser = argparse.ArgumentParser(prog="python -m canvas.training", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, *MEASURES, "all"))
+    parser.add_argument("stages", nargs="+", choices=(*STAGES, *MEASURES, "all"))
     parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu")
     parser.add_argument("--work", type=Path, default=Path("training-work"))
     parser.add_argument("--packages", type=Path, help="folder of npm tarballs (WORK/packages)")
     parser.add_argument("--target", type=Path, default=Path("assets/starter"))
-    parser.add_argument("--minutes", type=float, help="whole training of the stage")
+    parser.add_argument("--minutes", type=float, help="whole training of each stage")
+    parser.add_argument("--budget", type=float, help="minutes of this call's trainings in all")
     parser.add_argument("--stop-after", type=float, help="minutes after which to stop and resume")
+    parser.add_argument("--report-every", type=float, default=60, help="seconds")
     parser.add_argument("--workers", type=int, help="processes that train together")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.0)
     told = parser.parse_args(arguments)
     preset = PRESETS[told.preset]
     if told.workers:
-        from dataclasses import replace
-
         preset = replace(preset, workers=told.workers)
-    return told.stage, Options(
+    return Options(
+        STAGES if "all" in told.stages else tuple(told.stages),
         preset,
         told.preset,
         told.work,
@@ -78,6 +103,8 @@ def parse_options(arguments: list[str]) -> tuple[str, Options]:
         told.target,
         told.minutes,
         told.stop_after,
+        time.monotonic() + 60 * told.budget if told.budget else None,
+        told.report_every,
         told.steps,
         told.guidance,
     )
@@ -105,11 +132,18 @@ def stage_sprites(options: Options) -> None:
     build_sprites(options.preset, options.packages, things_file).save(options.work / "sprites")
 
 
-def stage_text(options: Options) -> None:
-    """Make the tokenizer, train the text encoder."""
+def stage_banks(options: Options) -> None:
+    """Make the near words and the tokenizer; for a GPU also scenes, backgrounds and placements."""
     sprites = Sprites.load(options.work / "sprites")
-    prepare_layers(sprites, options.preset, options.work)
-    text.prepare_tokenizer(sprites, options.preset, options.work)
+    prepare_tokenizer(sprites, options.preset, options.work)
+    if options.preset.table_rows:
+        make_banks(sprites, options.preset, options.work)
+
+
+def stage_text(options: Options) -> None:
+    """Encode the drawings, train the text encoder."""
+    sprites = Sprites.load(options.work / "sprites")
+    prepare_layers(sprites, options.preset, options.work, pick_device())
     _train(text.train_text, "text", options)
 
 
@@ -127,6 +161,8 @@ def stage_evaluate(options: Options) -> None:
 
 def stage_modes(options: Options) -> None:
     """Hold Balanced against Quality and write it into the card; fails where it is too far."""
+    from canvas.training.modes import compare_modes, modes_figures  # needs the whole app
+
     sprites = Sprites.load(options.work / "sprites")
     judge = classifier.load_judge(options.work, len(sprites.things))
     quality, balanced = compare_modes(options.target, judge, sprites)
@@ -152,10 +188,11 @@ def stage_export(options: Options) -> None:
     write_card(options.work, options.target, Sprites.load(options.work / "sprites"))
 
 
-def run(stage: str, options: Options) -> None:
-    """One stage, or all in order."""
+def run(options: Options) -> None:
+    """The stages that are asked for, one after the other."""
     stages: dict[str, Callable[[Options], None]] = {
         "sprites": stage_sprites,
+        "banks": stage_banks,
         "autoencoder": lambda o: _train(autoencoder.train_autoencoder, "autoencoder", o),
         "text": stage_text,
         "denoiser": lambda o: _train(denoiser.train_denoiser, "denoiser", o),
@@ -166,11 +203,11 @@ def run(stage: str, options: Options) -> None:
         "modes": stage_modes,
     }
     options.work.mkdir(parents=True, exist_ok=True)
-    for name in [n for n in stages if n not in MEASURES] if stage == "all" else (stage,):
+    for name in options.stages:
         logging.getLogger(__name__).info("stage %s", name)
         stages[name](options)
 
 
 if __name__ == "__main__":
     _start_log()
-    run(*parse_options(sys.argv[1:]))
+    run(parse_options(sys.argv[1:]))

@@ -11,23 +11,27 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from canvas.training.layers import COLUMNS, FIRST_LAYER_TOKEN, FIRST_ROW, ROWS
+from canvas.training.grid import WORD_TOKENS, Grid
 
 GUIDED_HEADS = (1, 2, 3)
 
 
-def token_of_cells(side: int) -> torch.Tensor:
+def token_of_cells(side: int, grid: Grid) -> torch.Tensor:
     """For each cell of a square map the token that holds its block; -1 above and below them."""
-    blocks = torch.arange(side) * COLUMNS // side
-    rows = blocks - FIRST_ROW
-    tokens = FIRST_LAYER_TOKEN + rows[:, None] * COLUMNS + blocks
-    return tokens.masked_fill(((rows < 0) | (rows >= ROWS))[:, None], -1).flatten()
+    blocks = torch.arange(side) * grid.columns // side
+    rows = blocks - grid.first_row
+    tokens = WORD_TOKENS + rows[:, None] * grid.columns + blocks
+    return tokens.masked_fill(((rows < 0) | (rows >= grid.rows))[:, None], -1).flatten()
 
 
 class AttentionGuide:
     """Watches the upper two cross-attention levels and scores where some of their heads look."""
 
-    def __init__(self, model: UNet2DConditionModel) -> None:
+    def __init__(self, model: UNet2DConditionModel, grid: Grid) -> None:
+        device, side = model.device, model.config.sample_size
+        self._tokens = {
+            cells**2: token_of_cells(cells, grid).to(device) for cells in (side, side // 2)
+        }
         self._seen: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
         for block in model.up_blocks[-2:]:
             for transformer in block.attentions:
@@ -43,7 +47,7 @@ class AttentionGuide:
         losses = []
         for module, hidden, text in self._seen:
             count, cells, _ = hidden.shape
-            wanted = token_of_cells(round(cells**0.5)).to(hidden.device).repeat(count)
+            wanted = self._tokens[cells].repeat(count)
             scores = _scores(module, hidden, text)
             losses.extend(
                 nn.functional.cross_entropy(scores[:, head].flatten(0, 1), wanted, ignore_index=-1)

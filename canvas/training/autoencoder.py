@@ -4,15 +4,16 @@ import logging
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from torch import nn
 
-from canvas.training.checkpoints import Clock, load_checkpoint, save_checkpoint
+from canvas.training.checkpoints import Clock, load_checkpoint, memory_format, save_checkpoint
 from canvas.training.parallel import Team
+from canvas.training.pixels import random_crops, to_tensor
 from canvas.training.presets import Preset
 from canvas.training.scenes import SceneMaker
+from canvas.training.source import open_source
 from canvas.training.sprites import Sprites
 
 logger = logging.getLogger(__name__)
@@ -27,23 +28,6 @@ def build_autoencoder(preset: Preset) -> AutoencoderTiny:
         num_encoder_blocks=(1, 1, 1, 2),
         num_decoder_blocks=(2, 1, 1, 1),
         latent_channels=preset.latent_channels,
-    )
-
-
-def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 [n, h, w, 3] to float in -1 … 1, [n, 3, h, w]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def random_crops(pictures: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
-    """One crop of each picture at a place that the 8× grid allows."""
-    steps = (pictures.shape[-1] - size) // 8 + 1
-    corners = torch.randint(0, steps, (len(pictures), 2), generator=generator) * 8
-    return torch.stack(
-        [
-            picture[:, y : y + size, x : x + size]
-            for picture, (y, x) in zip(pictures, corners.tolist(), strict=True)
-        ]
     )
 
 
@@ -78,21 +62,23 @@ def train_autoencoder(
     device = clock.device
     start = work / "vae-start"
     model = AutoencoderTiny.from_pretrained(start) if start.exists() else build_autoencoder(preset)
-    model = model.float().to(device).train()
+    model = model.float().to(device, memory_format=memory_format(device)).train()
     peak = preset.vae_learning_rate
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0, fused=True
+    )
     parts = {"model": model, "optimizer": optimizer}
     state = load_checkpoint(work / "autoencoder.pt", **parts)
     team.share_weights(model)
     step, spent = state.get("step", 0), state.get("spent", 0.0)
     seed = 1 + 10 * step + team.rank
-    generator = torch.Generator().manual_seed(seed)
-    maker = SceneMaker(sprites, preset.image_size, seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    source = open_source("scenes", sprites, preset, work, device, seed)
     clock.begin(spent)
     over = False
     while not over:
-        pictures, _ = maker.batch(preset.vae_batch // team.size)
-        pixels = random_crops(to_tensor(pictures), preset.image_size // 2, generator).to(device)
+        pictures, _ = source.batch(preset.vae_batch // team.size)
+        pixels = random_crops(pictures, preset.image_size // 2, generator)
         share, over = team.agree(clock.share, clock.is_over)
         rate = peak * min(1, (step + 1) / 50) * max(0.005, 1 - share)
         with torch.autocast(device.type, torch.bfloat16):

@@ -6,11 +6,8 @@ import torch
 from diffusers import AutoencoderTiny
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from canvas.training.autoencoder import to_tensor
-from canvas.training.presets import Preset
-from canvas.training.scenes import SceneMaker
-from canvas.training.sprites import Sprites
-from canvas.training.text import TOKENS, tokenize
+from canvas.training.source import SceneSource
+from canvas.training.tokens import tokenize
 
 
 class Encoders:
@@ -34,9 +31,13 @@ class Encoders:
 
     @torch.no_grad()
     def encode_captions(self, captions: list[str]) -> torch.Tensor:
-        """[n, 77, hidden] as the pipeline computes them."""
+        """[n, tokens, hidden] as the pipeline computes them."""
+        return self.encode_ids(tokenize(self.tokenizer, captions).to(self.device))
+
+    @torch.no_grad()
+    def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """The same of token ids."""
         with torch.autocast(self.device.type, torch.bfloat16):
-            ids = tokenize(self.tokenizer, captions).to(self.device)
             hidden: torch.Tensor = self.text_encoder(ids).last_hidden_state
         return hidden.float()
 
@@ -50,34 +51,34 @@ class Encoders:
 class SceneCache:
     """A ring of encoded scenes in half precision; every part lies on the encoders' device."""
 
-    def __init__(
-        self, sprites: Sprites, preset: Preset, encoders: Encoders, size: int, seed: int
-    ) -> None:
+    def __init__(self, source: SceneSource, encoders: Encoders, size: int) -> None:
+        self.source = source
         self.encoders = encoders
-        self.maker = SceneMaker(sprites, preset.image_size, seed)
-        side, width = preset.latent_size, encoders.text_encoder.config.hidden_size
-        place = {"dtype": torch.float16, "device": encoders.device}
-        self.latents = torch.zeros(size, preset.latent_channels, side, side, **place)
-        self.hidden = torch.zeros(size, TOKENS, width, **place)
+        self.size = size
         self.empty = encoders.encode_captions([""])[0].half()
+        latents, hidden = self._encode(1)
+        self.latents = latents.new_zeros(size, *latents.shape[1:])
+        self.hidden = hidden.new_zeros(size, *hidden.shape[1:])
         self.filled = 0
         self._next = 0
 
+    def _encode(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, rows = self.source.batch(count)
+        latents = self.encoders.encode_pictures(pixels)
+        return latents.half(), self.encoders.encode_ids(rows.ids).half()
+
     def add(self, count: int) -> None:
         """Compose and encode `count` fresh scenes in place of the oldest."""
-        pictures, scenes = self.maker.batch(count)
-        latents = self.encoders.encode_pictures(to_tensor(pictures)).half()
-        hidden = self.encoders.encode_captions([scene.caption for scene in scenes]).half()
-        rows = (torch.arange(count) + self._next) % len(self.latents)
+        latents, hidden = self._encode(count)
+        rows = (torch.arange(count, device=latents.device) + self._next) % self.size
         self.latents[rows], self.hidden[rows] = latents, hidden
-        self._next = (self._next + count) % len(self.latents)
-        self.filled = min(self.filled + count, len(self.latents))
+        self._next = (self._next + count) % self.size
+        self.filled = min(self.filled + count, self.size)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and text of scenes at random; every tenth caption is empty."""
-        rows = torch.randint(0, self.filled, (count,), generator=generator)
-        rows = rows.to(self.latents.device)
-        hidden = self.hidden[rows]
-        dropped = (torch.rand(count, generator=generator) < 0.1).to(hidden.device)
-        hidden[dropped] = self.empty
+        device = self.latents.device
+        rows = torch.randint(0, self.filled, (count,), generator=generator, device=device)
+        dropped = torch.rand(count, 1, 1, generator=generator, device=device) < 0.1
+        hidden = torch.where(dropped, self.empty, self.hidden[rows])
         return self.latents[rows].float(), hidden.float()

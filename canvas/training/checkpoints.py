@@ -61,9 +61,34 @@ class Clock:
         return True
 
 
+class Mean:
+    """A running mean of numbers that stay on their device until it is read."""
+
+    def __init__(self, amount: float, start: float = 0.0, count: int = 0) -> None:
+        self._amount = amount
+        self._mean: torch.Tensor | float = start
+        self._count = count
+
+    def add(self, number: torch.Tensor) -> None:
+        """Move towards the number; the first ones count alike."""
+        self._count += 1
+        share = max(self._amount, 1 / self._count)
+        self._mean = self._mean + (number.detach() - self._mean) * share
+
+    @property
+    def value(self) -> float:
+        """Waits for the device."""
+        return float(self._mean)
+
+
 def pick_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last where convolutions are quickest so; on a CPU narrow ones crash in training."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def save_checkpoint(path: Path, **parts: Any) -> None:

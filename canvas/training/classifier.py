@@ -1,23 +1,23 @@
 """A judge of pictures, taught on real composed scenes and never on generated ones."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from canvas.training.autoencoder import to_tensor
 from canvas.training.backgrounds import BACKGROUNDS
-from canvas.training.checkpoints import Clock, load_checkpoint, save_checkpoint
+from canvas.training.checkpoints import Clock, load_checkpoint, memory_format, save_checkpoint
 from canvas.training.packages import STYLES
 from canvas.training.parallel import Team
 from canvas.training.presets import Preset
-from canvas.training.scenes import Scene, SceneMaker
+from canvas.training.rows import NONE, SceneRows
+from canvas.training.source import open_source
 from canvas.training.sprites import Sprites
 
 logger = logging.getLogger(__name__)
-SIDE = 64  # pixels at which the judge looks
+MAP = 8  # cells across of the map on which things are looked for
+PEAK_RATE = 2e-3
 
 
 class Block(nn.Module):
@@ -40,23 +40,32 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """Says which things (several at once), which style and which background a picture shows."""
+    """Says which things (several at once), which style and which background a picture shows.
 
-    def __init__(self, things: int) -> None:
+    side: pixels at which it looks, halved until 8 are left.
+    """
+
+    def __init__(self, things: int, side: int = 64, width: int = 24) -> None:
         super().__init__()
+        self.side = side
+        halvings = (side // MAP).bit_length() - 1
+        wide = width * 2 ** min(halvings, 3)
         self.body = nn.Sequential(
-            nn.Conv2d(3, 24, 3, padding=1),
+            nn.Conv2d(3, width, 3, padding=1),
             nn.ReLU(),
-            Block(24, 48),
-            Block(48, 96),
-            Block(96, 192),
+            *(
+                Block(min(wide, width * 2**level), min(wide, width * 2 ** (level + 1)))
+                for level in range(halvings)
+            ),
         )
         self.wide = nn.Sequential(
-            nn.Conv2d(192, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()
+            nn.Conv2d(wide, wide * 4 // 3, 3, padding=1, bias=False),
+            nn.BatchNorm2d(wide * 4 // 3),
+            nn.ReLU(),
         )
-        self.things = nn.Conv2d(256, things, 1)
-        self.style = nn.Linear(192 * 2, len(STYLES))
-        self.place = nn.Linear(192 * 4 * 4, len(BACKGROUNDS))
+        self.things = nn.Conv2d(wide * 4 // 3, things, 1)
+        self.style = nn.Linear(wide * 2, len(STYLES))
+        self.place = nn.Linear(wide * 4 * 4, len(BACKGROUNDS))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores of things, styles and backgrounds for pictures of any size in -1 … 1.
@@ -64,7 +73,7 @@ class Judge(nn.Module):
         Things are scored at every place of an 8×8 map and the places summed softly, so that a
         thing is the same thing on the left and on the right.
         """
-        small = nn.functional.interpolate(pixels, (SIDE, SIDE), mode="area")
+        small = nn.functional.interpolate(pixels, (self.side, self.side), mode="area")
         features = self.body(small)
         things = self.things(self.wide(features)).flatten(2).float().logsumexp(2)
         both = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
@@ -75,72 +84,62 @@ class Judge(nn.Module):
 def blurred(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A little blur and noise, so that the judge looks at shapes and not at sharpness."""
     soft = nn.functional.avg_pool2d(pixels, 3, stride=1, padding=1)
-    amount = torch.rand(len(pixels), 1, 1, 1, generator=generator)
-    noise = torch.randn(pixels.shape, generator=generator) * 0.04
+    amount = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
+    noise = torch.randn(pixels.shape, generator=generator, device=pixels.device) * 0.04
     return pixels + amount * (soft - pixels) + noise
 
 
 def judge_loss(
-    scores: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scenes: list[Scene]
+    scores: tuple[torch.Tensor, torch.Tensor, torch.Tensor], rows: SceneRows
 ) -> torch.Tensor:
     """Soft cross-entropy over the things shown, cross-entropy of style and background."""
     things, style, place = (score.float() for score in scores)
+    present = (rows.things != NONE).float()
     target = torch.zeros_like(things)
-    for row, scene in enumerate(scenes):
-        for thing in scene.things:
-            target[row, thing] = 1 / len(scene.things)
-    styles = torch.tensor([scene.style for scene in scenes], device=style.device)
-    places = torch.tensor([scene.place for scene in scenes], device=place.device)
+    target.scatter_add_(1, rows.things.clamp(min=0), present / present.sum(1, keepdim=True))
     return (
         nn.functional.cross_entropy(things, target)
-        + 0.5 * nn.functional.cross_entropy(style, styles)
-        + 0.5 * nn.functional.cross_entropy(place, places)
+        + 0.5 * nn.functional.cross_entropy(style, rows.style)
+        + 0.5 * nn.functional.cross_entropy(place, rows.place)
     )
-
-
-def scene_batches(
-    maker: SceneMaker, count: int, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, list[Scene]]]:
-    """Endless blurred training scenes; held-out combinations do not occur."""
-    while True:
-        pictures, scenes = maker.batch(count, pairs=0.5)
-        yield blurred(to_tensor(pictures), generator), scenes
 
 
 def train_judge(team: Team, sprites: Sprites, preset: Preset, work: Path, clock: Clock) -> None:
     """Train until the clock ends; writes `judge.pt`."""
     device = clock.device
-    model = Judge(len(sprites.things)).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    state = load_checkpoint(work / "judge.pt", model=model, optimizer=optimizer)
+    model = Judge(len(sprites.things), preset.judge_side, preset.judge_width)
+    model = model.to(device, memory_format=memory_format(device)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.01, fused=True)
+    parts = {"model": model, "optimizer": optimizer}
+    state = load_checkpoint(work / "judge-training.pt", **parts)
     team.share_weights(model)
     step = state.get("step", 0)
-    clock.begin(state.get("spent", 0.0))
     seed = 500_000 + 10 * step + team.rank
-    generator = torch.Generator().manual_seed(seed)
-    batches = scene_batches(
-        SceneMaker(sprites, preset.image_size, seed), 64 // team.size, generator
-    )
+    generator = torch.Generator(device).manual_seed(seed)
+    source = open_source("pairs", sprites, preset, work, device, seed)
+    clock.begin(state.get("spent", 0.0))
     over = False
     while not over:
-        pixels, scenes = next(batches)
+        pictures, rows = source.batch(preset.judge_batch // team.size)
         share, over = team.agree(clock.share, clock.is_over)
-        rate = 2e-3 * min(1.0, (step + 1) / 50) * max(0.002, 1 - share)
+        rate = PEAK_RATE * min(1.0, (step + 1) / 50) * max(0.002, 1 - share)
         with torch.autocast(device.type, torch.bfloat16):
-            scores = model(pixels.to(device))
-        loss = judge_loss(scores, scenes)
+            scores = model(blurred(pictures, generator))
+        loss = judge_loss(scores, rows)
         team.descend(optimizer, loss, rate)
         step += 1
         if team.leads and clock.is_report_due(bool(over)):
             logger.info("judge %.0f%% step %d loss %.3f", 100 * share, step, float(loss.detach()))
-            save_checkpoint(
-                work / "judge.pt", model=model, optimizer=optimizer, step=step, spent=clock.spent
-            )
+            save_checkpoint(work / "judge-training.pt", **parts, step=step, spent=clock.spent)
+            weights = {name: weight.half() for name, weight in model.state_dict().items()}
+            size = {"side": preset.judge_side, "width": preset.judge_width}
+            torch.save({"model": weights, **size}, work / "judge.pt")
 
 
 def load_judge(work: Path, things: int) -> Judge:
     """The trained judge."""
-    model = Judge(things)
     state = torch.load(work / "judge.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
+    weights = state.pop("model")
+    model = Judge(things, **state)
+    model.load_state_dict(weights)
     return model.eval()

@@ -10,9 +10,10 @@ from torch import nn
 
 from canvas.training.attention import AttentionGuide
 from canvas.training.cache import Encoders, SceneCache
-from canvas.training.checkpoints import Clock, load_checkpoint, save_checkpoint
+from canvas.training.checkpoints import Clock, Mean, load_checkpoint, save_checkpoint
 from canvas.training.parallel import Team
 from canvas.training.presets import Preset
+from canvas.training.source import open_source
 from canvas.training.sprites import Sprites
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ def build_scheduler() -> DDIMScheduler:
 
 def spread_timesteps(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
     """One timestep from each of `count` equal parts of the schedule, at random within it."""
-    parts = torch.arange(count) + torch.rand(count, generator=generator)
+    device = generator.device
+    parts = torch.arange(count, device=device)
+    parts = parts + torch.rand(count, generator=generator, device=device)
     return (parts / count * steps).long().clamp(max=steps - 1)
 
 
@@ -79,8 +82,8 @@ def denoising_loss(
     """Mean squared error of the velocity (Salimans and Ho 2022), all timesteps alike."""
     device = latents.device
     total = scheduler.config.num_train_timesteps
-    timesteps = spread_timesteps(len(latents), total, generator).to(device)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
+    timesteps = spread_timesteps(len(latents), total, generator)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     velocity = scheduler.get_velocity(latents, noise, timesteps)
     with torch.autocast(device.type, torch.bfloat16):
@@ -102,20 +105,19 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
     )
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     state = load_checkpoint(work / "denoiser.pt", **parts)
-    step, spent, mean = (state.get(k, 0) for k in ("step", "spent", "mean"))
+    step, spent = state.get("step", 0), state.get("spent", 0.0)
     team.share_weights(model)
-    guide = AttentionGuide(model)
+    guide = AttentionGuide(model, preset.grid)
     scheduler = build_scheduler()
     seed = 3 + step * 10 + team.rank
-    cache = SceneCache(
-        sprites, preset, Encoders(work, device), preset.cache_size // team.size, seed
-    )
-    generator = torch.Generator().manual_seed(seed)
+    source = open_source("scenes", sprites, preset, work, device, seed)
+    cache = SceneCache(source, Encoders(work, device), preset.cache_size // team.size)
+    generator = torch.Generator(device).manual_seed(seed)
     batch, fresh = preset.unet_batch // team.size, preset.fresh_per_step // team.size
-    for _ in range(0, preset.first_scenes // team.size, 32):
-        cache.add(32)
+    for _ in range(0, preset.first_scenes // team.size, 8 * fresh):
+        cache.add(8 * fresh)
     clock.begin(spent)
-    over = False
+    mean, over = Mean(0.01, state.get("mean", 0.0), step), False
     while not over:
         if step % 8 == 0:
             cache.add(8 * fresh)
@@ -124,23 +126,22 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
         latents, hidden = cache.draw(batch, generator)
         error = denoising_loss(model, latents, hidden, scheduler, generator)
         looking = guide.loss()
-        loss = error + GUIDE_WEIGHT * looking
-        team.descend(optimizer, loss, rate)
+        team.descend(optimizer, error + GUIDE_WEIGHT * looking, rate)
         if team.leads:
             follow(ema, model, step)
         step += 1
-        mean += (float(error.detach()) - mean) * max(0.01, 1 / step)
+        mean.add(error)
         if team.leads and clock.is_report_due(bool(over)):
             logger.info(
                 "denoiser %.1f%% step %d samples %d loss %.4f rate %.2e, look %.2f",
                 100 * share,
                 step,
                 step * preset.unet_batch,
-                mean,
+                mean.value,
                 rate,
                 float(looking.detach()),
             )
-            rest = {"step": step, "spent": clock.spent, "mean": mean}
+            rest = {"step": step, "spent": clock.spent, "mean": mean.value}
             save_checkpoint(work / "denoiser.pt", **parts, **rest)
             if share < DECAY_FROM:  # to go on from with more minutes later
                 save_checkpoint(work / "denoiser-before-decay.pt", **parts, **rest)

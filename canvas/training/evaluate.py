@@ -11,21 +11,21 @@ from random import Random
 import numpy as np
 import torch
 
-from canvas.training.autoencoder import to_tensor
 from canvas.training.backgrounds import BACKGROUNDS
 from canvas.training.captions import COLOUR_PHRASES, PLACE_PHRASES, article
 from canvas.training.classifier import Judge
 from canvas.training.packages import STYLES
+from canvas.training.pixels import to_tensor
 from canvas.training.sampling import Sampler
 from canvas.training.scenes import (
     DEFAULT_STYLE,
-    NEAR_SYNONYMS,
     Scene,
     SceneMaker,
     is_held_out,
     is_held_out_pair,
 )
 from canvas.training.sprites import Sprites
+from canvas.training.synonyms import NEAR_SYNONYMS
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +80,15 @@ def held_out_pairs(sprites: Sprites, count: int, rng: Random) -> list[Scene]:
 
 
 def near_synonym_scenes(sprites: Sprites, rng: Random) -> list[Scene]:
-    """One prompt for each near-synonym whose thing is drawn."""
+    """One prompt for each near-synonym with a thing that is drawn; its `things` are all right."""
     rows = {thing.name: row for row, thing in enumerate(sprites.things)}
     scenes = []
-    for word, name in NEAR_SYNONYMS.items():
-        if name in rows:
+    for word, names in NEAR_SYNONYMS.items():
+        right = tuple(rows[name] for name in names if name in rows)
+        if right:
             place = rng.randrange(len(BACKGROUNDS))
             text = plain_caption([word], DEFAULT_STYLE, place)
-            scenes.append(Scene((rows[name],), DEFAULT_STYLE, place, text))
+            scenes.append(Scene(right, DEFAULT_STYLE, place, text))
     return scenes
 
 

@@ -20,9 +20,9 @@ from canvas.engine.pipelines import PipelineCache
 from canvas.engine.similarity import ssim
 from canvas.request import GenerationRequest
 from canvas.settings import Settings
-from canvas.training.autoencoder import to_tensor
 from canvas.training.classifier import Judge
 from canvas.training.evaluate import held_out_singles, judged
+from canvas.training.pixels import to_tensor
 from canvas.training.scenes import Scene
 from canvas.training.sprites import Sprites
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from canvas.training.grid import Grid
 from canvas.training.packages import STYLES
 
 
@@ -14,11 +15,15 @@ class Preset:
     sprite_size: int = 112
     things_file: str | None = "things.txt"
     styles: tuple[str, ...] = ("cartoon", "flat", "3d")
+    table_rows: int = 0  # scenes told beforehand, of each kind; none: drawn while it trains
+    backgrounds: int = 0  # of each place, painted beforehand
+    near_share: float = 0.4  # of a thing's words in the text stage
     vae_channels: int = 32
     latent_channels: int = 16
     vae_batch: int = 16
     vae_learning_rate: float = 4.5e-3
     vocabulary_size: int = 6000
+    layer_columns: int = 8
     text_hidden: int = 256
     text_layers: int = 4
     text_widening: int = 6  # of the layers' inner width, where drawings are kept
@@ -32,11 +37,19 @@ class Preset:
     first_scenes: int = 384
     cache_size: int = 24000
     fresh_per_step: int = 4
+    judge_side: int = 64  # pixels at which it looks
+    judge_width: int = 24
+    judge_batch: int = 64
 
     @property
     def latent_size(self) -> int:
         """Width of the latents; the autoencoder halves three times."""
         return self.image_size // 8
+
+    @property
+    def grid(self) -> Grid:
+        """The blocks of a picture that have tokens."""
+        return Grid(self.layer_columns)
 
 
 CPU = Preset()
@@ -44,22 +57,27 @@ GPU = replace(
     CPU,
     workers=1,
     image_size=256,
-    sprite_size=160,
-    things_file=None,
+    sprite_size=192,
+    things_file="things-gpu.txt",
     styles=STYLES,
+    table_rows=800_000,
+    backgrounds=512,
+    near_share=0.5,
     vae_channels=48,
-    vae_batch=64,
+    vae_batch=128,
     vae_learning_rate=3e-3,
-    vocabulary_size=8000,
-    text_hidden=320,
-    text_layers=5,
+    layer_columns=16,
+    text_hidden=384,
+    text_layers=6,
+    text_widening=6,
     text_batch=256,
     text_learning_rate=1e-3,
-    unet_channels=(96, 160, 256, 256),
-    unet_batch=256,
-    unet_learning_rate=8e-4,
+    unet_batch=192,
     first_scenes=8192,
     cache_size=60000,
-    fresh_per_step=64,
+    fresh_per_step=48,
+    judge_side=128,
+    judge_width=32,
+    judge_batch=256,
 )
 PRESETS = {"cpu": CPU, "gpu": GPU}

@@ -2,12 +2,11 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from canvas.training.backgrounds import BACKGROUNDS, COLOURS, FLOATING, paint
 from canvas.training.captions import (
@@ -21,65 +20,14 @@ from canvas.training.captions import (
     subject_phrase,
 )
 from canvas.training.packages import STYLES
+from canvas.training.placing import placed, shadow
 from canvas.training.sprites import Sprites, Thing
+from canvas.training.synonyms import NEAR_SYNONYMS
 
 DEFAULT_STYLE = STYLES.index("3d")  # drawn when the prompt names none
 # What a style's name stands for where a preset has no drawings of it.
 ALIKE_STYLES = {"glossy": "3d", "sticker": "cartoon"}
 HELD_OUT_PER_THOUSAND = 30
-# Words that no training caption of a scene holds: the near-synonyms of the evaluation.
-NEAR_SYNONYMS = {
-    "puppy": "dog",
-    "kitten": "cat",
-    "bunny": "rabbit",
-    "piglet": "pig",
-    "calf": "cow",
-    "pony": "horse",
-    "lamb": "sheep",
-    "duckling": "duck",
-    "serpent": "snake",
-    "toad": "frog",
-    "tortoise": "turtle",
-    "alligator": "crocodile",
-    "grizzly": "bear",
-    "wasp": "bee",
-    "moth": "butterfly",
-    "vessel": "ship",
-    "yacht": "sailboat",
-    "jet": "airplane",
-    "chopper": "helicopter",
-    "lorry": "truck",
-    "sedan": "car",
-    "cottage": "house",
-    "fortress": "castle",
-    "chapel": "church",
-    "clinic": "hospital",
-    "cheeseburger": "hamburger",
-    "muffin": "cupcake",
-    "biscuit": "cookie",
-    "espresso": "coffee",
-    "ale": "beer",
-    "gift": "present",
-    "necklace": "ring",
-    "blossom": "cherry blossom",
-    "pine": "fir tree",
-    "toadstool": "mushroom",
-    "lamp": "light bulb",
-    "computer": "laptop",
-    "trainers": "running shoe",
-    "spectacles": "glasses",
-    "android": "robot",
-    "spook": "ghost",
-    "infant": "baby",
-    "cosmonaut": "astronaut",
-    "rucksack": "backpack",
-    "cycle": "bicycle",
-    "parcel": "package",
-    "blade": "swords",
-    "flames": "fire",
-    "orb": "crystal ball",
-    "squirrel": "hamster",
-}
 # A tag that also tells a place, a style or a size would be two things at once.
 RESERVED_WORDS = {
     word
@@ -96,19 +44,8 @@ RESERVED_WORDS = {
     for phrase in phrases
     for word in (*phrase.split(), phrase)
 } | {"style", "picture", "background", "and", "with", "ocean", "weather", "starry"}
-
-# Where a thing stands: centre x, centre y and side of its square, in shares of the picture.
-# Always the same: with little computing, a model learns one place to put a drawing long before
-# it learns many.
-PLACEMENTS: dict[str, tuple[tuple[float, float, float], ...]] = {
-    "": ((0.5, 0.53, 0.625),),
-    "tiny": ((0.5, 0.63, 0.31),),
-    "huge": ((0.5, 0.5, 0.75),),
-    "left": ((0.26, 0.56, 0.46),),
-    "right": ((0.74, 0.56, 0.46),),
-    "3": tuple(((row + 0.5) / 3, 0.56, 0.31) for row in range(3)),
-    "4": tuple(((row + 0.5) / 4, 0.56, 0.235) for row in range(4)),
-}
+# How a caption lays its things out, as the text encoder is asked to tell.
+LAYOUTS = ("", "tiny", "huge", "left", "right", "2", "3", "4", "pair")
 
 
 @dataclass(frozen=True)
@@ -132,6 +69,13 @@ class Scene:
         return (
             (self.things[0], str(self.count) if self.count > 1 else self.size or self.position),
         )
+
+    @property
+    def layout(self) -> int:
+        """Index in LAYOUTS."""
+        pair = "pair" if len(self.things) > 1 else ""
+        number = str(self.count) if self.count > 1 else ""
+        return LAYOUTS.index(self.size or self.position or number or pair)
 
 
 def _bucket(*parts: str) -> int:
@@ -169,27 +113,20 @@ def caption_words(things: list[Thing]) -> list[list[str]]:
     ]
 
 
-def placed(
-    drawing: Image.Image, placement: str, size: int
-) -> Iterator[tuple[Image.Image, int, int]]:
-    """The drawing at the size of each of its places, with left and top, in pixels."""
-    for x, y, side in PLACEMENTS[placement]:
-        scale = side * size / max(drawing.size)
-        sprite = drawing.resize(
-            (max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale))),
-            Image.Resampling.BILINEAR,
-        )
-        yield sprite, round(x * size - sprite.width / 2), round(y * size - sprite.height / 2)
-
-
 class SceneMaker:
     """Draws scenes and paints them; one random stream a maker."""
 
     def __init__(
-        self, sprites: Sprites, image_size: int, seed: int, near: list[list[str]] | None = None
+        self,
+        sprites: Sprites,
+        image_size: int,
+        seed: int,
+        near: list[list[str]] | None = None,
+        near_share: float = 0.4,
     ) -> None:
         self.sprites = sprites
         self.near = near or [[] for _ in sprites.things]
+        self.near_share = near_share
         self.size = image_size
         self.rng = Random(seed)
         self.words = caption_words(sprites.things)
@@ -197,7 +134,7 @@ class SceneMaker:
 
     def _word(self, thing: int) -> str:
         words, own = self.words[thing], len(self.sprites.things[thing].words)
-        if self.near[thing] and self.rng.random() < 0.4:
+        if self.near[thing] and self.rng.random() < self.near_share:
             return self.rng.choice(self.near[thing])
         chance = self.rng.random()
         if chance < 0.75 or len(words) == 1:
@@ -249,18 +186,10 @@ class SceneMaker:
             drawing = self.sprites.pictures[self.sprites.index[thing, scene.style]]
             for sprite, left, top in placed(drawing, placement, size):
                 if place not in FLOATING:
-                    middle = left + sprite.width / 2
-                    self._shadow(picture, middle, top + sprite.height, sprite.width)
+                    soft, x, y = shadow(size, sprite, left, top)
+                    picture.paste(Image.new("RGB", soft.size), (x, y), soft)
                 picture.paste(sprite, (left, top), sprite)
         return picture
-
-    def _shadow(self, picture: Image.Image, x: float, y: float, width: float) -> None:
-        mask = Image.new("L", picture.size, 0)
-        half, flat = width * 0.42, max(1.5, width * 0.06)
-        ImageDraw.Draw(mask).ellipse((x - half, y - flat, x + half, y + flat), fill=80)
-        box = tuple(int(v) for v in (x - half - 4, y - flat - 4, x + half + 4, y + flat + 4))
-        soft = mask.crop(box).filter(ImageFilter.BoxBlur(picture.width / 64))
-        picture.paste(Image.new("RGB", soft.size, (0, 0, 0)), box[:2], soft)
 
     def batch(self, count: int, **shares: float) -> tuple[np.ndarray, list[Scene]]:
         """Pictures as uint8 [count, size, size, 3], and their scenes."""

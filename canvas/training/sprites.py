@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,14 +89,17 @@ class Sprites:
             Thing(**{k: tuple(v) if isinstance(v, list) else v for k, v in thing.items()})
             for thing in meta["things"]
         ]
-        pixels, pairs = [], []
         with zipfile.ZipFile(folder / "sprites.zip") as archive:
-            for name in archive.namelist():
-                pairs.append([int(part) for part in name.removesuffix(".webp").split("-")])
-                picture = Image.open(io.BytesIO(archive.read(name))).convert("RGBA")
-                pixels.append(np.asarray(picture))
+            files = {name: archive.read(name) for name in archive.namelist()}
+        with ThreadPoolExecutor() as pool:
+            pixels = list(pool.map(_decode, files.values()))
+        pairs = [[int(part) for part in name.removesuffix(".webp").split("-")] for name in files]
         thing_of, style_of = np.array(pairs, np.int32).T
         return cls(things, np.stack(pixels), thing_of, style_of, meta["versions"])
+
+
+def _decode(webp: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(webp)).convert("RGBA"))
 
 
 def icon_key(label: str) -> str:

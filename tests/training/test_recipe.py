@@ -24,6 +24,7 @@ from canvas.training.presets import CPU
 from canvas.training.sampling import Sampler
 from canvas.training.sheet import contact_sheet
 from canvas.training.sprites import Sprites, build_sprites
+from canvas.training.tokens import prepare_tokenizer
 
 MINI = replace(
     CPU,
@@ -102,9 +103,9 @@ def trained(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sprites = build_sprites(MINI, packages, things_file=None)
     sprites.save(work / "sprites")
     (work / "near.json").write_text(json.dumps([[] for _ in sprites.things]))
-    text.prepare_tokenizer(sprites, MINI, work)
+    prepare_tokenizer(sprites, MINI, work)
     autoencoder.train_autoencoder(Team(), sprites, MINI, work, short_clock())
-    prepare_layers(sprites, MINI, work)
+    prepare_layers(sprites, MINI, work, torch.device("cpu"))
     for train in (
         text.train_text,
         denoiser.train_denoiser,

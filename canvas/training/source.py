@@ -1,0 +1,121 @@
+"""Where the trainings take their scenes from: drawn fresh one by one, or put together on a GPU."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from transformers import CLIPTokenizer
+
+from canvas.training.composer import Composer
+from canvas.training.pixels import to_tensor
+from canvas.training.presets import Preset
+from canvas.training.rows import SceneRows
+from canvas.training.scenes import SceneMaker
+from canvas.training.sprites import Sprites
+from canvas.training.tokens import tokenize
+from canvas.training.words import near_words
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What kind of scenes a training wants: the share of pairs, and whether near words occur."""
+
+    pairs: float
+    near: bool = False
+
+
+TELLINGS = {
+    "scenes": Telling(0.22),
+    "words": Telling(0.35, near=True),
+    "pairs": Telling(0.5),
+}
+
+
+class SceneSource(Protocol):
+    """Endless training scenes; held-out combinations do not occur."""
+
+    def rows(self, count: int) -> SceneRows:
+        """Captions alone."""
+
+    def batch(self, count: int) -> tuple[torch.Tensor, SceneRows]:
+        """Pictures [n, 3, h, w] in -1 … 1, and their scenes."""
+
+
+class FreshScenes:
+    """Draws each scene anew; one process paints a thousand a second."""
+
+    def __init__(
+        self, maker: SceneMaker, telling: Telling, device: torch.device, tokenizer: CLIPTokenizer
+    ) -> None:
+        self.maker = maker
+        self.telling = telling
+        self.device = device
+        self.tokenizer = tokenizer
+
+    def rows(self, count: int) -> SceneRows:
+        """Captions alone."""
+        scenes = [self.maker.draw(pairs=self.telling.pairs) for _ in range(count)]
+        ids = tokenize(self.tokenizer, [scene.caption for scene in scenes]).numpy()
+        return SceneRows.of(scenes, self.maker.sprites, ids).to(self.device)
+
+    def batch(self, count: int) -> tuple[torch.Tensor, SceneRows]:
+        """Pictures [n, 3, h, w] in -1 … 1, and their scenes."""
+        pictures, scenes = self.maker.batch(count, pairs=self.telling.pairs)
+        ids = tokenize(self.tokenizer, [scene.caption for scene in scenes]).numpy()
+        rows = SceneRows.of(scenes, self.maker.sprites, ids)
+        return to_tensor(pictures).to(self.device), rows.to(self.device)
+
+
+class BankedScenes:
+    """Takes scenes from a table made beforehand, and puts their pictures together on the device."""
+
+    def __init__(self, table: SceneRows, composer: Composer | None, seed: int) -> None:
+        self.table = table
+        self.composer = composer
+        self.generator = torch.Generator(table.table.device).manual_seed(seed)
+
+    def rows(self, count: int) -> SceneRows:
+        """Captions alone."""
+        return self.table.sample(count, self.generator)
+
+    def batch(self, count: int) -> tuple[torch.Tensor, SceneRows]:
+        """Pictures [n, 3, h, w] in -1 … 1, and their scenes."""
+        if self.composer is None:
+            raise ValueError("this source was opened for captions alone")
+        rows = self.rows(count)
+        return self.composer.paint(rows, self.generator), rows
+
+
+def bank_file(work: Path, name: str) -> Path:
+    """Where the array of that name lies (`banks.py`)."""
+    return work / f"{name}.npy"
+
+
+def load_bank(work: Path, name: str, device: torch.device) -> torch.Tensor:
+    """The array of that name, on the device."""
+    return torch.from_numpy(np.load(bank_file(work, name), mmap_mode="c")).to(device)
+
+
+def scene_maker(
+    sprites: Sprites, preset: Preset, telling: Telling, seed: int, work: Path
+) -> SceneMaker:
+    """The maker of such scenes."""
+    near = near_words(sprites.things, work) if telling.near else None
+    return SceneMaker(sprites, preset.image_size, seed, near, preset.near_share)
+
+
+def open_source(
+    name: str, sprites: Sprites, preset: Preset, work: Path, device: torch.device, seed: int
+) -> SceneSource:
+    """The source of the kind named in TELLINGS; pictures of `words` are not wanted on a GPU."""
+    if not preset.table_rows:
+        maker = scene_maker(sprites, preset, TELLINGS[name], seed, work)
+        tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+        return FreshScenes(maker, TELLINGS[name], device, tokenizer)
+    table = SceneRows(load_bank(work, name, device))
+    if name == "words":
+        return BankedScenes(table, None, seed)
+    backgrounds, overlays = (load_bank(work, bank, device) for bank in ("backgrounds", "overlays"))
+    return BankedScenes(table, Composer(backgrounds, overlays), seed)
