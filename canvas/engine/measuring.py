@@ -90,11 +90,11 @@ def load_subject(
     if spec is None:
         subject = Subject(synthetic_spec(), device)
         if ours:
-            subject.ours = build_synthetic(device.torch_dtype).to(device.name)
+            subject.ours = build_synthetic(device.torch_dtype, device.name)
             tune(subject.ours, device)
-            subject.tiny_decoder = build_tiny_decoder(device.torch_dtype).to(device.name)
+            subject.tiny_decoder = build_tiny_decoder(device.torch_dtype, device.name)
         if plain:
-            subject.plain = build_synthetic(plain_dtype(device)).to(device.name)
+            subject.plain = build_synthetic(plain_dtype(device), device.name)
         return subject
     local = find_local(spec)
     if local is None:

@@ -58,8 +58,8 @@ def synthetic_spec() -> ModelSpec:
     return parse_model("synthetic-sd15", entry)
 
 
-def build_synthetic(dtype: torch.dtype) -> Any:
-    """The pipeline on the CPU; its words are cut by the tokenizer of the built-in model."""
+def build_synthetic(dtype: torch.dtype, device: str) -> Any:
+    """The pipeline; its words are cut by the tokenizer of the built-in model."""
     from diffusers import (
         AutoencoderKL,
         PNDMScheduler,
@@ -69,10 +69,10 @@ def build_synthetic(dtype: torch.dtype) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     pipeline: Any = StableDiffusionPipeline(
-        vae=_random(lambda: AutoencoderKL(**VAE), dtype),
-        text_encoder=_random(lambda: CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)), dtype),
+        vae=_random(lambda: AutoencoderKL(**VAE), dtype, device),
+        text_encoder=_random(lambda: CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)), dtype, device),
         tokenizer=CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer"),
-        unet=_random(lambda: UNet2DConditionModel(**UNET), dtype),
+        unet=_random(lambda: UNet2DConditionModel(**UNET), dtype, device),
         scheduler=PNDMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
@@ -83,20 +83,20 @@ def build_synthetic(dtype: torch.dtype) -> Any:
     return pipeline
 
 
-def build_tiny_decoder(dtype: torch.dtype) -> Any:
+def build_tiny_decoder(dtype: torch.dtype, device: str) -> Any:
     """The architecture of TAESD, with random weights."""
     from diffusers import AutoencoderTiny
 
-    return _random(AutoencoderTiny, dtype)
+    return _random(AutoencoderTiny, dtype, device)
 
 
-def _random(make: Any, dtype: torch.dtype) -> Any:
+def _random(make: Any, dtype: torch.dtype, device: str) -> Any:
     """A module made without memory and filled at once in its dtype, so that the peak is small."""
     import torch
 
     with torch.device("meta"):
         module = make().to(dtype)
-    module = module.to_empty(device="cpu").eval()
+    module = module.to_empty(device=device).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
