@@ -25,6 +25,7 @@ class ModelSpec:
     `mirrors` are Hub ids tried in order when it is gone. `resolution` is the native
     side in pixels. Pipelines of equal `name` are shared. `gigaflops` is what one pass of
     the denoiser computes at the native size, in 10^9 operations; 0 means as its type does.
+    `prompt_tokens` is how many tokens of a prompt it reads, where its tokenizer takes more.
     """
 
     key: str
@@ -41,6 +42,7 @@ class ModelSpec:
     scheduler: str = "DPM++ 2M"
     accelerations: tuple[str, ...] = ()
     gigaflops: float = 0.0
+    prompt_tokens: int = 0
     license: str = ""
     description: str = ""
 
@@ -117,6 +119,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "num_inference_steps": lambda field, value: validation.whole_number(field, value, 1, 150),
     "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
     "gigaflops": lambda field, value: validation.number(field, value, 0, 1e6),
+    "prompt_tokens": lambda field, value: validation.whole_number(field, value, 0, 1000),
     "type": lambda field, value: validation.choice(field, value, MODEL_TYPES),
     "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
 }
@@ -197,6 +200,7 @@ def _built_in() -> Catalog:
             "guidance_scale": 1.0,
             "scheduler": "DDIM",
             "gigaflops": 1.0,
+            "prompt_tokens": 27,
             "license": "mit",
             "description": "Storybook scenes of one or two things in a place; no download",
         },

@@ -266,7 +266,7 @@ class Studio:
         spec = get_model(request.model_key, self.models)
         text = prompts.enhance_prompt(request, spec)
         local = self._workshop.find_local(spec)
-        fit = prompts.split_at_limit(text, local) if local else prompts.estimate_fit(text)
+        fit = prompts.split_at_limit(text, local, spec) if local else prompts.estimate_fit(text)
         # With weights a long prompt goes to the model in several parts.
         return replace(fit, kept=text, cut="") if request.prompt_weighting else fit
 

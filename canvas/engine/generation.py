@@ -14,7 +14,7 @@ from canvas.engine.denoiser import Denoiser, fresh_scheduler
 from canvas.engine.editing import Edit, Pictures, check_pipeline, prepare
 from canvas.engine.noise import slerp
 from canvas.engine.progress import Progress
-from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
+from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, what_it_reads
 from canvas.engine.room import check_room, what_would_fit
 from canvas.engine.windows import is_windowed
 from canvas.engine.words import words_of
@@ -57,6 +57,10 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
     # 1. The words that go to the model
     prompt = enhance_prompt(request, spec)
     negative_prompt = enhance_negative_prompt(request)
+    words = (prompt, negative_prompt)
+    if spec.prompt_tokens and not request.prompt_weighting:
+        first, second = (what_it_reads(text, pipeline.tokenizer, spec) for text in words)
+        words = (first, second)
 
     denoiser = Denoiser(pipeline)
     progress = Progress(request, denoiser, on_step, cancelled)
@@ -66,9 +70,7 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
         progress.begin(index)
         with _errors_in_words(single, spec, device):
             # 2. Noise to latents, step by step
-            latents = _denoise(
-                pipeline, single, (prompt, negative_prompt), edit, denoiser, progress
-            )
+            latents = _denoise(pipeline, single, words, edit, denoiser, progress)
 
             # 3. Latents to pixels
             image, note = _finish(latents, pipeline, denoiser)

@@ -52,15 +52,23 @@ def enhance_negative_prompt(request: GenerationRequest) -> str:
     return _joined(request.negative_prompt, STYLES[request.style].negative_words)
 
 
-def split_at_limit(text: str, local: LocalModel) -> PromptFit:
+def split_at_limit(text: str, local: LocalModel, spec: ModelSpec) -> PromptFit:
     """The exact fit, by the model's own tokenizer; an estimate where it brings none."""
     folder = local.path.with_suffix("") if local.path.is_file() else local.path
     folder = folder / "tokenizer"
     if not folder.is_dir():
         return estimate_fit(text)
-    tokenizer = _tokenizer(folder)
+    return _fit(text, _tokenizer(folder), spec)
+
+
+def what_it_reads(text: str, tokenizer: Any, spec: ModelSpec) -> str:
+    """The text as far as the model reads it; its tokenizer may go on."""
+    return _fit(text, tokenizer, spec).kept
+
+
+def _fit(text: str, tokenizer: Any, spec: ModelSpec) -> PromptFit:
     longest = int(tokenizer.model_max_length)  # absurdly large where the folder does not say
-    limit = (longest if longest < 100_000 else CLIP_LIMIT) - 2
+    limit = spec.prompt_tokens or (longest if longest < 100_000 else CLIP_LIMIT) - 2
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return _split(text, encoded["offset_mapping"], limit)
 

@@ -95,6 +95,16 @@ def test_a_picture_and_its_record(starter: Any) -> None:
     assert made.notes == ()
 
 
+def test_words_beyond_what_the_model_reads_change_nothing(starter: Any) -> None:
+    """Its tokenizer would take them, and they would stand where the drawing is held."""
+    short = "a fox in the snow" + " and a fox" * 7
+    picture_of_all, picture_of_some = (
+        picture(starter, replace(request(STARTER), prompt=prompt))
+        for prompt in (short + " and a red boat on a lake" * 5, short + " and")
+    )
+    assert same(picture_of_all, picture_of_some)
+
+
 def test_the_same_pixels_as_plain_diffusers(tiny: Any, tiny_spec: ModelSpec) -> None:
     """In float32, with the same scheduler, seed and steps: the mode for Quality changes nothing."""
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline

@@ -58,17 +58,17 @@ def test_trigger_words_come_first() -> None:
 
 
 def test_a_short_prompt_fits() -> None:
-    fit = split_at_limit("a fox in the snow", LOCAL)
+    fit = split_at_limit("a fox in the snow", LOCAL, STARTER)
     assert (fit.kept, fit.cut) == ("a fox in the snow", "")
-    assert 5 <= fit.tokens <= fit.limit == 75
+    assert 5 <= fit.tokens <= fit.limit == 27
 
 
 def test_cut_is_exactly_at_the_limit() -> None:
-    assert split_at_limit("fox " * 75, LOCAL).tokens == 75
-    assert split_at_limit("fox " * 75, LOCAL).cut.strip() == ""
-    fit = split_at_limit("fox " * 75 + "snow", LOCAL)
-    assert fit.tokens == 76
-    assert fit.kept.split() == ["fox"] * 75
+    assert split_at_limit("fox " * 27, LOCAL, STARTER).tokens == 27
+    assert split_at_limit("fox " * 27, LOCAL, STARTER).cut.strip() == ""
+    fit = split_at_limit("fox " * 27 + "snow", LOCAL, STARTER)
+    assert fit.tokens == 28
+    assert fit.kept.split() == ["fox"] * 27
     assert fit.cut.strip() == "snow"
 
 
@@ -78,7 +78,7 @@ def test_kept_is_what_the_model_sees(text: str) -> None:
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer")
-    fit = split_at_limit(text, LOCAL)
+    fit = split_at_limit(text, LOCAL, STARTER)
     assert fit.kept + fit.cut == text
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert fit.tokens == len(whole)
@@ -91,15 +91,15 @@ def test_kept_is_what_the_model_sees(text: str) -> None:
 def test_half_a_character_is_cut_whole() -> None:
     """One fox head is several tokens; the limit falls between them."""
     heads = "🦊" * 40
-    fit = split_at_limit("a" + heads, LOCAL)
+    fit = split_at_limit("a" + heads, LOCAL, STARTER)
     assert fit.tokens > fit.limit
     assert fit.kept.encode("utf-8").decode("utf-8") == fit.kept
-    assert split_at_limit(fit.kept, LOCAL).tokens <= fit.limit
-    assert split_at_limit(fit.kept + "🦊", LOCAL).cut == "🦊"
+    assert split_at_limit(fit.kept, LOCAL, STARTER).tokens <= fit.limit
+    assert split_at_limit(fit.kept + "🦊", LOCAL, STARTER).cut == "🦊"
 
 
 def test_tokenizers_of_the_old_layout_work(tiny_folder: Path) -> None:
-    fit = split_at_limit("a fox " * 60, LocalModel(tiny_folder, "", ""))
+    fit = split_at_limit("a fox " * 60, LocalModel(tiny_folder, "", ""), PORTRAIT)
     assert (fit.tokens, fit.limit) == (120, 75)
     assert fit.kept.split() == (["a", "fox"] * 38)[:75]
 
@@ -109,12 +109,12 @@ def test_a_broken_tokenizer_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"x": 1}))
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(ModelBroken, match="tokenizer of"):
-        split_at_limit("a fox", LocalModel(tmp_path, "", ""))
+        split_at_limit("a fox", LocalModel(tmp_path, "", ""), STARTER)
 
 
 def test_without_a_tokenizer_it_is_estimated(tmp_path: Path) -> None:
     local = LocalModel(tmp_path, "", "")
-    assert split_at_limit("a fox", local) == estimate_fit("a fox")
+    assert split_at_limit("a fox", local, STARTER) == estimate_fit("a fox")
     fit = estimate_fit("a " * 100)
     assert (fit.tokens, fit.limit) == (100, 75)
     assert fit.kept + fit.cut == "a " * 100
@@ -124,9 +124,10 @@ def test_without_a_tokenizer_it_is_estimated(tmp_path: Path) -> None:
 
 def test_counting_tokens_does_not_need_torch() -> None:
     program = (
-        "import sys; from canvas.catalog import ASSETS; from canvas.engine import prompts;"
+        "import sys; from canvas.catalog import ASSETS, MODELS; from canvas.engine import prompts;"
         "from canvas.engine.downloads import LocalModel;"
-        "prompts.split_at_limit('a fox', LocalModel(ASSETS / 'starter', '', ''));"
+        "local = LocalModel(ASSETS / 'starter', '', '');"
+        "prompts.split_at_limit('a fox', local, MODELS['starter']);"
         "print('torch' in sys.modules, 'diffusers' in sys.modules)"
     )
     done = subprocess.run(
