@@ -12,8 +12,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,6 +60,10 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
     write_readme: Annotated[
         bool, typer.Option("--write-readme", help="Also write the figures into README.md.")
     ] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="There: what --json said on another machine."),
+    ] = None,
 ) -> None:
     """Measure this machine: the modes beside plain diffusers, or with `bench startup` the start."""
     if context.invoked_subcommand is not None:
@@ -70,9 +75,10 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
             validation.whole_number(field, value, 1 if field == "turns" else 64, high)
     if size is not None:
         validation.multiple_of_8("size", size)
-    from canvas.engine.benchmark import run_benchmark
+    from canvas.engine.benchmark import BenchmarkReport, run_benchmark
     from canvas.engine.device import detect_device
 
+    others = [BenchmarkReport.from_dict(_read(path)) for path in beside or ()]
     settings = settings_of(None)
     device = detect_device(settings.cache_dir, settings.device, settings.dtype)
     keys = model or ([] if synthetic else [settings.model])
@@ -85,7 +91,17 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
         else:
             say("\n".join(figures.table(report)))
     if write_readme:
-        figures.write_between_marks(ROOT / "README.md", figures.markdown(reports))
+        figures.write_between_marks(ROOT / "README.md", figures.markdown([*reports, *others]))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told = loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput("beside", str(path), "a file that --json wrote") from error
+    if not isinstance(told, dict) or "rows" not in told:
+        raise InvalidInput("beside", str(path), "a file that --json wrote")
+    return told
 
 
 def _on_disk(key: str) -> ModelSpec:

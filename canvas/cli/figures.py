@@ -69,7 +69,8 @@ def write_between_marks(path: Path, text: str) -> None:
 
 
 def _machine(report: BenchmarkReport) -> str:
-    return f"{report.machine} ({report.cores} cores)"
+    cores = f" ({report.cores} cores)" if report.device == "cpu" else ""
+    return report.machine + cores
 
 
 def _how(report: BenchmarkReport) -> str:

@@ -68,6 +68,12 @@ class BenchmarkReport:
         """All of it, for JSON."""
         return {**asdict(self), "share_of_ceiling": self.share_of_ceiling}
 
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> BenchmarkReport:
+        """What `to_dict` gave, here or on another machine."""
+        fields = {name: value for name, value in told.items() if name != "share_of_ceiling"}
+        return cls(**{**fields, "rows": tuple(Row(**row) for row in told["rows"])})
+
 
 def run_benchmark(
     spec: ModelSpec | None,
@@ -93,7 +99,7 @@ def run_benchmark(
     report = BenchmarkReport(
         model=subject.spec.key,
         size=side,
-        machine=machine.processor_name(),
+        machine=measuring.name_of(device),
         cores=machine.core_count(),
         device=device.name,
         dtype=device.dtype,

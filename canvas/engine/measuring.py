@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import heap
+from canvas.engine import heap, machine
 from canvas.engine.acceleration import CACHED, FULL, WANTED, shortcuts
 from canvas.engine.decoding import decode
 from canvas.engine.device import Device
@@ -116,6 +116,14 @@ def plain_dtype(device: Device) -> torch.dtype:
     import torch
 
     return torch.float16 if device.name == "cuda" else torch.float32
+
+
+def name_of(device: Device) -> str:
+    """What computes there: the GPU, or the processor."""
+    import torch
+
+    on_gpu = device.name == "cuda"
+    return torch.cuda.get_device_name() if on_gpu else machine.processor_name()
 
 
 def own_share(subject: Subject, side: int, steps: int | None, turns: int) -> float:

@@ -378,6 +378,7 @@ def test_a_server_that_ends_is_said() -> None:
         (["--size", "513"], "512 or 520"),
         (["--size", "0"], "size: 0"),
         (["--turns", "many"], "turns: 'many'"),
+        (["--beside", "none.json"], "a file that --json wrote"),
         (["startup", "--turns", "0"], "turns: 0"),
     ],
 )

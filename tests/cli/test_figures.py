@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def test_small_speeds_keep_their_digits() -> None:
     assert "0.00456 of 0.912 TFLOPS" in text
     assert "Quality spends 8.1%" in text
     assert "0.50 GB" in text
+
+
+def test_a_gpu_has_a_name_and_no_cores() -> None:
+    report = replace(REPORT, device="cuda", machine="A GPU")
+    assert "on A GPU; whole pictures" in figures.table(report)[0]
+
+
+def test_what_json_told_elsewhere_is_read_again() -> None:
+    told = json.loads(json.dumps(REPORT.to_dict()))
+    assert BenchmarkReport.from_dict(told) == REPORT
 
 
 def test_lines_say_how_it_was_measured() -> None:
