@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from canvas.training.backgrounds import COLOURS, PLACES
 from canvas.training.captions import PLACE_PHRASES
 from canvas.training.denoiser import build_scheduler
+from canvas.training.grid import WORD_TOKENS
 from canvas.training.packages import ART_PACKAGES, NAMES_PACKAGE, STYLES
 from canvas.training.scenes import ALIKE_STYLES
 from canvas.training.sprites import Sprites
@@ -98,12 +99,16 @@ def write_card(work: Path, target: Path, sprites: Sprites) -> None:
     figures_path = work / "figures.json"
     figures = json.loads(figures_path.read_text()) if figures_path.exists() else {}
     unet = json.loads((target / "unet" / "config.json").read_text())
+    text = json.loads((target / "text_encoder" / "config.json").read_text())
+    tokens = text["max_position_embeddings"]
     size = sum(path.stat().st_size for path in target.rglob("*.safetensors"))
     styles = sorted({STYLES[style] for style in sprites.style_of.tolist()})
     missing = [word for word in ALIKE_STYLES if word not in styles]
     alike = ", ".join(f"`{word}` is taken for `{ALIKE_STYLES[word]}`" for word in missing)
     values = {
         "megabytes": f"{size / 1e6:.0f}",
+        "tokens": str(tokens),
+        "layer_tokens": str(tokens - WORD_TOKENS),
         "side": str(unet["sample_size"] * 8),
         "thing_count": str(len(sprites.things)),
         "things": ", ".join(sorted(thing.name for thing in sprites.things)),
