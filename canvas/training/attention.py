@@ -11,9 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from canvas.training.checkpoints import autocast
 from canvas.training.grid import WORD_TOKENS, Grid
 
-GUIDED_HEADS = (1, 2, 3)
+GUIDED_HEADS = (1, 2, 3)  # to the last
 
 
 def token_of_cells(side: int, grid: Grid) -> torch.Tensor:
@@ -27,7 +28,8 @@ def token_of_cells(side: int, grid: Grid) -> torch.Tensor:
 class AttentionGuide:
     """Watches the upper two cross-attention levels and scores where some of their heads look."""
 
-    def __init__(self, model: UNet2DConditionModel, grid: Grid) -> None:
+    def __init__(self, model: UNet2DConditionModel, grid: Grid, every: int = 1) -> None:
+        self._every = every  # of so many scenes one is scored: scores take much memory
         device, side = model.device, model.config.sample_size
         self._tokens = {
             cells**2: token_of_cells(cells, grid).to(device) for cells in (side, side // 2)
@@ -40,7 +42,8 @@ class AttentionGuide:
 
     def _watch(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        self._seen.append((module, hidden, kwargs["encoder_hidden_states"]))
+        text = kwargs["encoder_hidden_states"]
+        self._seen.append((module, hidden[:: self._every], text[:: self._every]))
 
     def loss(self) -> torch.Tensor:
         """Cross-entropy of the guided heads' looks in the last forward pass; forgets the pass."""
@@ -51,15 +54,18 @@ class AttentionGuide:
             scores = _scores(module, hidden, text)
             losses.extend(
                 nn.functional.cross_entropy(scores[:, head].flatten(0, 1), wanted, ignore_index=-1)
-                for head in GUIDED_HEADS
+                for head in range(len(GUIDED_HEADS))
             )
         self._seen.clear()
         return torch.stack(losses).mean()
 
 
 def _scores(module: Any, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Attention before the softmax, [n, heads, cells, tokens]."""
-    with torch.autocast(hidden.device.type, torch.bfloat16):
+    """The guided heads' attention before the softmax, [n, guided heads, cells, tokens]."""
+    with autocast(hidden.device):
         query, key = module.to_q(hidden), module.to_k(text)
-    query, key = (part.float().unflatten(-1, (module.heads, -1)) for part in (query, key))
+    query, key = (
+        part.float().unflatten(-1, (module.heads, -1))[:, :, GUIDED_HEADS[0] :]
+        for part in (query, key)
+    )
     return torch.einsum("nchd,nthd->nhct", query, key) * module.scale

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderTiny
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from canvas.training.checkpoints import autocast
 from canvas.training.source import SceneSource
 from canvas.training.tokens import tokenize
 
@@ -24,7 +25,7 @@ class Encoders:
     @torch.no_grad()
     def encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
         """[n, 3, h, w] in -1 … 1 to latents of unit spread, [n, c, h/8, w/8]."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             pixels = pixels.to(self.device, memory_format=torch.channels_last)
             latents = self.vae.encoder(pixels)
         return latents.float() * self.vae.config.scaling_factor
@@ -37,7 +38,7 @@ class Encoders:
     @torch.no_grad()
     def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """The same of token ids."""
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             hidden: torch.Tensor = self.text_encoder(ids).last_hidden_state
         return hidden.float()
 

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 logger = logging.getLogger(__name__)
+SAVE_EVERY = 60.0  # seconds; a checkpoint costs up to one
 
 
 class Clock:
     """Minutes that a stage trains for; its share drives the learning rate.
 
     `minutes` is the whole training over all runs, so that the decay always completes;
-    `stop_after` ends this run earlier, to be resumed.
+    `stop_after` ends this run earlier, to be resumed. With a `deadline` on the monotonic clock
+    the minutes are what is left until then when the training begins.
     """
 
     def __init__(
@@ -24,23 +26,32 @@ class Clock:
         device: torch.device,
         report_every: float = 60.0,
         stop_after: float | None = None,
+        deadline: float | None = None,
     ) -> None:
         self.minutes = minutes
+        self.deadline = deadline
         self.device = device
         self.report_every = report_every
         self.stop_after = stop_after
         self._before = 0.0
-        self._started = self._reported = time.monotonic()
+        self._started = self._reported = self._saved = time.monotonic()
 
     def begin(self, spent: float = 0.0) -> None:
         """Start counting after the seconds that earlier runs spent."""
         self._before, self._started = spent, time.monotonic()
-        self._reported = self._started
+        self._reported = self._saved = self._started
+        if self.deadline is not None:
+            self.minutes = max(1.0, spent + self.deadline - self._started) / 60
 
     @property
     def spent(self) -> float:
         """Seconds trained, earlier runs included."""
         return self._before + time.monotonic() - self._started
+
+    @property
+    def run_seconds(self) -> float:
+        """Seconds of this run."""
+        return max(1e-3, time.monotonic() - self._started)
 
     @property
     def share(self) -> float:
@@ -54,10 +65,17 @@ class Clock:
         return self.share >= 1 or (self.stop_after is not None and run > 60 * self.stop_after)
 
     def is_report_due(self, over: bool) -> bool:
-        """Whether it is time to report and save: at the end, and every `report_every` seconds."""
+        """Whether it is time to report: at the end, and every `report_every` seconds."""
         if not over and time.monotonic() - self._reported < self.report_every:
             return False
         self._reported = time.monotonic()
+        return True
+
+    def is_save_due(self, over: bool) -> bool:
+        """Whether it is time to save, as often as it reports and at most every minute."""
+        if not over and time.monotonic() - self._saved < max(self.report_every, SAVE_EVERY):
+            return False
+        self._saved = time.monotonic()
         return True
 
 
@@ -84,6 +102,11 @@ class Mean:
 def pick_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Half the bits where they do; keeps no cast weights, which a CUDA graph could not renew."""
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -130,6 +130,7 @@ def train_judge(team: Team, sprites: Sprites, preset: Preset, work: Path, clock:
         step += 1
         if team.leads and clock.is_report_due(bool(over)):
             logger.info("judge %.0f%% step %d loss %.3f", 100 * share, step, float(loss.detach()))
+        if team.leads and clock.is_save_due(bool(over)):
             save_checkpoint(work / "judge-training.pt", **parts, step=step, spent=clock.spent)
             weights = {name: weight.half() for name, weight in model.state_dict().items()}
             size = {"side": preset.judge_side, "width": preset.judge_width}

@@ -10,11 +10,19 @@ from torch import nn
 
 from canvas.training.attention import AttentionGuide
 from canvas.training.cache import Encoders, SceneCache
-from canvas.training.checkpoints import Clock, Mean, load_checkpoint, save_checkpoint
+from canvas.training.checkpoints import (
+    Clock,
+    Mean,
+    autocast,
+    load_checkpoint,
+    memory_format,
+    save_checkpoint,
+)
 from canvas.training.parallel import Team
 from canvas.training.presets import Preset
 from canvas.training.source import open_source
 from canvas.training.sprites import Sprites
+from canvas.training.steps import open_steps
 
 logger = logging.getLogger(__name__)
 GUIDE_WEIGHT = 0.1  # of the loss that tells the cross-attention where to look
@@ -72,29 +80,44 @@ def follow(ema: nn.Module, model: nn.Module, step: int) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), amount)
 
 
-def denoising_loss(
-    model: nn.Module,
-    latents: torch.Tensor,
-    hidden: torch.Tensor,
-    scheduler: DDIMScheduler,
-    generator: torch.Generator,
-) -> torch.Tensor:
+class DenoisingLoss:
     """Mean squared error of the velocity (Salimans and Ho 2022), all timesteps alike."""
-    device = latents.device
-    total = scheduler.config.num_train_timesteps
-    timesteps = spread_timesteps(len(latents), total, generator)
-    noise = torch.randn(latents.shape, generator=generator, device=device)
-    noisy = scheduler.add_noise(latents, noise, timesteps)
-    velocity = scheduler.get_velocity(latents, noise, timesteps)
-    with torch.autocast(device.type, torch.bfloat16):
-        output = model(noisy, timesteps, hidden).sample
-    return (output.float() - velocity).square().mean()
+
+    def __init__(self, model: UNet2DConditionModel, guide: AttentionGuide) -> None:
+        self.model = model
+        self.guide = guide
+        self.scheduler = build_scheduler()
+
+    def batch(
+        self, latents: torch.Tensor, hidden: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, ...]:
+        """What a call wants: latents, text, noise and timesteps."""
+        total = self.scheduler.config.num_train_timesteps
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        return latents, hidden, noise, spread_timesteps(len(latents), total, generator)
+
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        hidden: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """The whole loss, the error alone, and how far the guided heads are from their tokens."""
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        velocity = self.scheduler.get_velocity(latents, noise, timesteps)
+        noisy = noisy.contiguous(memory_format=memory_format(latents.device))
+        with autocast(latents.device):
+            output = self.model(noisy, timesteps, hidden).sample
+        error = (output.float() - velocity).square().mean()
+        looking = self.guide.loss()
+        return error + GUIDE_WEIGHT * looking, error, looking
 
 
 def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clock: Clock) -> None:
     """Train until the clock ends, resuming exactly; writes the averaged weights to `unet/`."""
     device = clock.device
-    model = build_denoiser(preset).to(device).train()
+    model = build_denoiser(preset).to(device, memory_format=memory_format(device)).train()
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -107,8 +130,8 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
     state = load_checkpoint(work / "denoiser.pt", **parts)
     step, spent = state.get("step", 0), state.get("spent", 0.0)
     team.share_weights(model)
-    guide = AttentionGuide(model, preset.grid)
-    scheduler = build_scheduler()
+    losses = DenoisingLoss(model, AttentionGuide(model, preset.grid, preset.guide_every))
+    steps = open_steps(team, optimizer, losses, preset.graphs)
     seed = 3 + step * 10 + team.rank
     source = open_source("scenes", sprites, preset, work, device, seed)
     cache = SceneCache(source, Encoders(work, device), preset.cache_size // team.size)
@@ -117,30 +140,30 @@ def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clo
     for _ in range(0, preset.first_scenes // team.size, 8 * fresh):
         cache.add(8 * fresh)
     clock.begin(spent)
-    mean, over = Mean(0.01, state.get("mean", 0.0), step), False
+    mean, over, first = Mean(0.01, state.get("mean", 0.0), step), False, step
     while not over:
         if step % 8 == 0:
             cache.add(8 * fresh)
         share, over = team.agree(clock.share, clock.is_over)
         rate = learning_rate(preset.unet_learning_rate, step, share)
         latents, hidden = cache.draw(batch, generator)
-        error = denoising_loss(model, latents, hidden, scheduler, generator)
-        looking = guide.loss()
-        team.descend(optimizer, error + GUIDE_WEIGHT * looking, rate)
+        _, error, looking = steps(rate, *losses.batch(latents, hidden, generator))
         if team.leads:
             follow(ema, model, step)
         step += 1
         mean.add(error)
         if team.leads and clock.is_report_due(bool(over)):
             logger.info(
-                "denoiser %.1f%% step %d samples %d loss %.4f rate %.2e, look %.2f",
+                "denoiser %.1f%% step %d samples %d (%.0f /s) loss %.4f rate %.2e, look %.2f",
                 100 * share,
                 step,
                 step * preset.unet_batch,
+                (step - first) * preset.unet_batch / clock.run_seconds,
                 mean.value,
                 rate,
                 float(looking.detach()),
             )
+        if team.leads and clock.is_save_due(bool(over)):
             rest = {"step": step, "spent": clock.spent, "mean": mean.value}
             save_checkpoint(work / "denoiser.pt", **parts, **rest)
             if share < DECAY_FROM:  # to go on from with more minutes later

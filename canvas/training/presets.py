@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from canvas.training.grid import Grid
-from canvas.training.packages import STYLES
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,14 @@ class Preset:
     unet_heads: int = 4
     unet_batch: int = 24
     unet_learning_rate: float = 1e-3
+    guide_every: int = 1  # of how many scenes one is asked where its attention looks
     first_scenes: int = 384
     cache_size: int = 24000
     fresh_per_step: int = 4
     judge_side: int = 64  # pixels at which it looks
     judge_width: int = 24
     judge_batch: int = 64
+    graphs: bool = False  # steps as CUDA graphs
 
     @property
     def latent_size(self) -> int:
@@ -59,11 +60,10 @@ GPU = replace(
     image_size=256,
     sprite_size=192,
     things_file="things-gpu.txt",
-    styles=STYLES,
-    table_rows=800_000,
+    styles=("cartoon", "flat", "sticker", "3d"),
+    table_rows=600_000,
     backgrounds=512,
     near_share=0.5,
-    vae_channels=48,
     vae_batch=128,
     vae_learning_rate=3e-3,
     layer_columns=16,
@@ -72,12 +72,14 @@ GPU = replace(
     text_widening=6,
     text_batch=256,
     text_learning_rate=1e-3,
-    unet_batch=192,
+    unet_batch=128,
+    guide_every=4,
     first_scenes=8192,
     cache_size=60000,
-    fresh_per_step=48,
+    fresh_per_step=20,
     judge_side=128,
     judge_width=32,
     judge_batch=256,
+    graphs=True,
 )
 PRESETS = {"cpu": CPU, "gpu": GPU}

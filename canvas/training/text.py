@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from canvas.training.backgrounds import BACKGROUNDS
-from canvas.training.checkpoints import Clock, Mean, load_checkpoint, save_checkpoint
+from canvas.training.checkpoints import Clock, Mean, autocast, load_checkpoint, save_checkpoint
 from canvas.training.grid import WORD_TOKENS
 from canvas.training.layers import Layers
 from canvas.training.packages import STYLES
@@ -25,6 +25,7 @@ from canvas.training.rows import SceneRows
 from canvas.training.scenes import LAYOUTS
 from canvas.training.source import open_source
 from canvas.training.sprites import Sprites
+from canvas.training.steps import open_steps
 
 logger = logging.getLogger(__name__)
 SUMMARY_TOKEN = WORD_TOKENS - 1
@@ -96,25 +97,32 @@ def train_text(team: Team, sprites: Sprites, preset: Preset, work: Path, clock: 
     step, spent = state.get("step", 0), state.get("spent", 0.0)
     source = open_source("words", sprites, preset, work, device, seed=2 + step * 10 + team.rank)
     clock.begin(spent)
-    mean, over = Mean(0.02), False
+    mean, over, first = Mean(0.02), False, step
+
+    def losses(table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = SceneRows(table)
+        with autocast(device):
+            hidden = model(rows.ids).last_hidden_state
+            return text_loss(reader, hidden, rows, layers)
+
+    steps = open_steps(team, optimizer, losses, preset.graphs)
     while not over:
         rows = source.rows(preset.text_batch // team.size)
         share, over = team.agree(clock.share, clock.is_over)
         rate = preset.text_learning_rate * text_rate(step, share)
-        with torch.autocast(device.type, torch.bfloat16):
-            hidden = model(rows.ids).last_hidden_state
-            loss, error = text_loss(reader, hidden, rows, layers)
-        team.descend(optimizer, loss, rate)
+        loss, error = steps(rate, rows.table)
         step += 1
         mean.add(error)
         if team.leads and clock.is_report_due(bool(over)):
             logger.info(
-                "text %.0f%% step %d loss %.3f, %.1f%% of the layers not yet held",
+                "text %.0f%% step %d (%.0f /s) loss %.3f, %.1f%% of the layers not yet held",
                 100 * share,
                 step,
+                (step - first) * preset.text_batch / clock.run_seconds,
                 float(loss.detach()),
                 100 * mean.value,
             )
+        if team.leads and clock.is_save_due(bool(over)):
             save_checkpoint(work / "text.pt", **parts, step=step, spent=clock.spent)
     if team.leads:
         model.eval().save_pretrained(work / "text_encoder")
