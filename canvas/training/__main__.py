@@ -3,10 +3,12 @@
 import argparse
 import json
 import logging
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -39,7 +41,7 @@ MEASURES = ("modes",)  # asked for by name only
 # Minutes of each training stage, by preset; the README says what they took.
 MINUTES = {
     "cpu": {"autoencoder": 40, "text": 45, "denoiser": 75, "judge": 15},
-    "gpu": {"autoencoder": 1.2, "text": 2.5, "denoiser": 2.5, "judge": 1},
+    "gpu": {"autoencoder": 1.5, "text": 2.1, "denoiser": 2.3, "judge": 0.8},
 }
 
 
@@ -59,19 +61,19 @@ class Options:
     report_every: float
     steps: int
     guidance_scale: float
+    beside: tuple[str, ...]  # stages that run in a process of their own meanwhile
 
     def clock(self, stage: str) -> Clock:
         """A clock for the stage's minutes."""
-        minutes = self.minutes or self._share(stage)
-        return Clock(minutes, pick_device(), self.report_every, self.stop_after)
+        minutes = self.minutes or MINUTES[self.preset_name][stage]
+        deadline = None if self.until is None else time.monotonic() + self._share(stage)
+        return Clock(minutes, pick_device(), self.report_every, self.stop_after, deadline)
 
     def _share(self, stage: str) -> float:
-        """The preset's minutes, or in their proportion what is left for this and later stages."""
+        """Seconds: of those left for this and later stages, in proportion to the usual minutes."""
         usual = MINUTES[self.preset_name]
-        if self.until is None:
-            return usual[stage]
         later = self.stages[self.stages.index(stage) :]
-        left = max(0.1, (self.until - time.monotonic()) / 60)
+        left = max(0.0, (self.until or 0.0) - time.monotonic())
         return left * usual[stage] / sum(usual.get(name, 0) for name in later)
 
 
@@ -84,16 +86,22 @@ def parse_options(arguments: list[str]) -> Options:
     parser.add_argument("--packages", type=Path, help="folder of npm tarballs (WORK/packages)")
     parser.add_argument("--target", type=Path, default=Path("assets/starter"))
     parser.add_argument("--minutes", type=float, help="whole training of each stage")
-    parser.add_argument("--budget", type=float, help="minutes of this call's trainings in all")
+    parser.add_argument("--until", type=float, help="when trainings are done, as `date +%%s`")
     parser.add_argument("--stop-after", type=float, help="minutes after which to stop and resume")
     parser.add_argument("--report-every", type=float, default=60, help="seconds")
     parser.add_argument("--workers", type=int, help="processes that train together")
+    parser.add_argument(
+        "--beside", nargs="*", default=(), choices=STAGES, help="stages to run meanwhile"
+    )
+    parser.add_argument("--plain-steps", action="store_true", help="no CUDA graphs")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.0)
     told = parser.parse_args(arguments)
     preset = PRESETS[told.preset]
     if told.workers:
         preset = replace(preset, workers=told.workers)
+    if told.plain_steps:
+        preset = replace(preset, graphs=False)
     return Options(
         STAGES if "all" in told.stages else tuple(told.stages),
         preset,
@@ -103,11 +111,18 @@ def parse_options(arguments: list[str]) -> Options:
         told.target,
         told.minutes,
         told.stop_after,
-        time.monotonic() + 60 * told.budget if told.budget else None,
+        time.monotonic() + told.until - time.time() if told.until else None,
         told.report_every,
         told.steps,
         told.guidance,
+        tuple(told.beside),
     )
+
+
+@cache
+def load_sprites(work: Path) -> Sprites:
+    """The drawings, decoded once."""
+    return Sprites.load(work / "sprites")
 
 
 def _start_log() -> None:
@@ -116,7 +131,9 @@ def _start_log() -> None:
 
 def _in_team(team: Team, train: Callable[..., None], stage: str, options: Options) -> None:
     _start_log()
-    sprites = Sprites.load(options.work / "sprites")
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    sprites = load_sprites(options.work)
     train(team, sprites, options.preset, options.work, options.clock(stage))
 
 
@@ -134,22 +151,22 @@ def stage_sprites(options: Options) -> None:
 
 def stage_banks(options: Options) -> None:
     """Make the near words and the tokenizer; for a GPU also scenes, backgrounds and placements."""
-    sprites = Sprites.load(options.work / "sprites")
-    prepare_tokenizer(sprites, options.preset, options.work)
+    sprites = load_sprites(options.work)
+    prepare_tokenizer(sprites, options.preset, options.work, options.packages)
     if options.preset.table_rows:
         make_banks(sprites, options.preset, options.work)
 
 
 def stage_text(options: Options) -> None:
     """Encode the drawings, train the text encoder."""
-    sprites = Sprites.load(options.work / "sprites")
+    sprites = load_sprites(options.work)
     prepare_layers(sprites, options.preset, options.work, pick_device())
     _train(text.train_text, "text", options)
 
 
 def stage_evaluate(options: Options) -> None:
     """Measure the exported model and write its card."""
-    sprites = Sprites.load(options.work / "sprites")
+    sprites = load_sprites(options.work)
     judge = classifier.load_judge(options.work, len(sprites.things))
     settings = Settings(options.steps, options.guidance_scale)
     sampler = Sampler(options.target, pick_device())
@@ -163,7 +180,7 @@ def stage_modes(options: Options) -> None:
     """Hold Balanced against Quality and write it into the card; fails where it is too far."""
     from canvas.training.modes import compare_modes, modes_figures  # needs the whole app
 
-    sprites = Sprites.load(options.work / "sprites")
+    sprites = load_sprites(options.work)
     judge = classifier.load_judge(options.work, len(sprites.things))
     quality, balanced = compare_modes(options.target, judge, sprites)
     path = options.work / "figures.json"
@@ -185,7 +202,7 @@ def stage_sheet(options: Options) -> None:
 def stage_export(options: Options) -> None:
     """Write the model and its card."""
     export_model(options.work, options.target)
-    write_card(options.work, options.target, Sprites.load(options.work / "sprites"))
+    write_card(options.work, options.target, load_sprites(options.work))
 
 
 def run(options: Options) -> None:
@@ -203,9 +220,20 @@ def run(options: Options) -> None:
         "modes": stage_modes,
     }
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.beside:
+        load_sprites(options.work)  # for all processes
+    # Forked before this process touches a GPU, which a child could not use after that.
+    meanwhile = [
+        multiprocessing.get_context("fork").Process(target=stages[name], args=(options,))
+        for name in options.beside
+    ]
+    for process in meanwhile:
+        process.start()
     for name in options.stages:
         logging.getLogger(__name__).info("stage %s", name)
         stages[name](options)
+    for process in meanwhile:
+        process.join()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where the trainings take their scenes from: drawn fresh one by one, or put together on a GPU."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,8 @@ from canvas.training.scenes import SceneMaker
 from canvas.training.sprites import Sprites
 from canvas.training.tokens import tokenize
 from canvas.training.words import near_words
+
+WAIT_FOR_BANKS = 90.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,20 @@ def bank_file(work: Path, name: str) -> Path:
     return work / f"{name}.npy"
 
 
+def failed_banks(work: Path) -> Path:
+    """A file that is there when the banks could not be made, and says why."""
+    return work / "banks-failed.txt"
+
+
 def load_bank(work: Path, name: str, device: torch.device) -> torch.Tensor:
-    """The array of that name, on the device."""
+    """The array of that name, on the device; waits for one that is being made."""
+    waited_until = time.monotonic() + WAIT_FOR_BANKS
+    while not bank_file(work, name).exists():
+        if failed_banks(work).exists():
+            raise RuntimeError(failed_banks(work).read_text())
+        if time.monotonic() > waited_until:
+            raise TimeoutError(f"{bank_file(work, name)} is not there: run the stage `banks`")
+        time.sleep(0.05)
     return torch.from_numpy(np.load(bank_file(work, name), mmap_mode="c")).to(device)
 
 

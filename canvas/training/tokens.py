@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
@@ -45,11 +46,40 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def prepare_tokenizer(sprites: Sprites, preset: Preset, work: Path) -> None:
+class QuickTokens:
+    """The same ids, each word looked up once: captions of few words want no more."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._begin, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._known: dict[str, list[int]] = {}
+
+    def _word(self, word: str) -> list[int]:
+        found = self._known.get(word)
+        if found is None:
+            found = self.tokenizer(word, add_special_tokens=False).input_ids
+            self._known[word] = found
+        return found
+
+    def __call__(self, captions: list[str]) -> np.ndarray:
+        """As `tokenize`; int16 [n, tokens]."""
+        tokens = self.tokenizer.model_max_length
+        ids = np.full((len(captions), tokens), self._end, np.int16)
+        ids[:, 0] = self._begin
+        for row, caption in enumerate(captions):
+            words = [token for word in caption.split() for token in self._word(word)]
+            words = words[: tokens - 2]
+            ids[row, 1 : 1 + len(words)] = words
+        return ids
+
+
+def prepare_tokenizer(
+    sprites: Sprites, preset: Preset, work: Path, packages: Path | None = None
+) -> None:
     """The tokenizer of the work folder, made from captions and near words when missing."""
     if (work / "tokenizer").exists():
         return
-    near = near_words(sprites.things, work)
+    near = near_words(sprites.things, work, packages)
     maker = SceneMaker(sprites, preset.image_size, seed=11, near=near)
     corpus = [maker.draw().caption for _ in range(20_000)]
     corpus += [word for words in near for word in words] * 3

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from transformers import CLIPTokenizer
 
 from canvas.training import autoencoder, classifier, denoiser, text
 from canvas.training import scenes as scenes_module
@@ -24,9 +25,9 @@ from canvas.training.placing import PLACEMENTS, overlay
 from canvas.training.presets import GPU
 from canvas.training.rows import NONE, SceneRows
 from canvas.training.scenes import Scene, SceneMaker
-from canvas.training.source import open_source
+from canvas.training.source import failed_banks, load_bank, open_source
 from canvas.training.sprites import Sprites, Thing
-from canvas.training.tokens import prepare_tokenizer
+from canvas.training.tokens import QuickTokens, prepare_tokenizer, tokenize
 
 MINI = replace(
     GPU,
@@ -143,6 +144,19 @@ def test_the_banks_are_filled_to_the_last_row(sprites: Sprites, work: Path) -> N
     )
     assert (composer.overlays[:-1, :, 3].flatten(2).amax(2) == 255).all()
     assert not composer.overlays[-1].any()
+
+
+def test_quick_tokens_are_those_of_the_pipeline(sprites: Sprites, work: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    maker = SceneMaker(sprites, 64, seed=5, near=[["hound"], [], [], []])
+    captions = [maker.draw().caption for _ in range(500)] + ["", "An owl,  4k.", "x" * 300]
+    assert (QuickTokens(tokenizer)(captions) == tokenize(tokenizer, captions).numpy()).all()
+
+
+def test_a_bank_that_failed_says_why(tmp_path: Path) -> None:
+    failed_banks(tmp_path).write_text("2 of 16 processes failed")
+    with pytest.raises(RuntimeError, match="2 of 16"):
+        load_bank(tmp_path, "words", CPU)
 
 
 def test_crops_lie_on_the_grid_of_the_latents() -> None:
