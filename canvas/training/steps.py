@@ -95,6 +95,8 @@ class GraphedSteps:
 
     def _give_up(self, rate: float, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         self._failed = True
+        # A recording that breaks off leaves its own stream behind as the current one.
+        torch.cuda.set_stream(torch.cuda.default_stream())
         self._batch = self._values = ()
         for group in self.plain.optimizer.param_groups:
             group["lr"], group["capturable"] = rate, False
