@@ -66,6 +66,9 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
     ] = None,
 ) -> None:
     """Measure this machine: the modes beside plain diffusers, or with `bench startup` the start."""
+    from canvas.settings import quiet_libraries
+
+    quiet_libraries()  # for both sides, and the processes started below inherit it
     if context.invoked_subcommand is not None:
         return
     if synthetic not in (None, SYNTHETIC):
@@ -124,9 +127,6 @@ def startup(
 ) -> None:
     """Seconds to the first page, beside a bare Gradio hello-world, and to the first picture."""
     validation.whole_number("turns", turns, 1, 1000)
-    from canvas.settings import quiet_libraries
-
-    quiet_libraries()  # for both: the processes started below inherit it
     seconds: dict[str, list[float]] = {"page": [], "picture": [], "gradio_hello_world": []}
     for _ in range(turns):  # in turns, so that a busy minute meets both
         with tempfile.TemporaryDirectory() as folder:
