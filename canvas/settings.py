@@ -171,6 +171,9 @@ def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) ->
     # torch's threads spin while they wait for each other: beside any other program that
     # keeps a core busy, a picture then takes ten times as long as with sleeping threads.
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A few microseconds they may spin: a small model's operations follow each other as closely,
+    # and its pictures take a quarter less time on a machine that does nothing else.
+    environ.setdefault("GOMP_SPINCOUNT", "2000")
     # Large tensors in pages of 2 MB rather than 4 KB, where Linux has them: the built-in
     # model's pictures take a fifth less time.
     environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
