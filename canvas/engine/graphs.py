@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from canvas.engine.machine import is_out_of_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,18 +27,22 @@ class Recorded:
 
     For each shape and dtype of its arguments there is a recording. What it returns is the
     caller's: nothing writes over it later. The function may not read a number off the device,
-    and all that it uses beside its arguments must stay where it is in memory.
+    and all that it uses beside its arguments must stay where it is in memory. Where it cannot
+    be recorded it is run every time, which the log tells.
     """
 
     def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]]) -> None:
         self._function = function
         self._recordings: OrderedDict[str, _Recording | None] = OrderedDict()
         self._pool: Any = None
+        self._recordable = True
 
     def __call__(self, *args: Any, **options: Any) -> tuple[torch.Tensor, ...]:
         """What the function returns for these arguments, nested in tuples and dicts or not."""
         from torch.utils._pytree import tree_flatten
 
+        if not self._recordable:
+            return self._function(*args, **options)
         leaves, structure = tree_flatten((args, options))
         kind = f"{structure} {[_kind(leaf) for leaf in leaves]}"
         if kind not in self._recordings:
@@ -44,7 +50,14 @@ class Recorded:
             return self._function(*args, **options)
         recording = self._recordings[kind]
         if recording is None:
-            recording = self._record(args, options)
+            try:
+                recording = self._record(args, options)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                logger.warning("This GPU gets its work piece by piece: %s", error)
+                self._recordable = False
+                return self._function(*args, **options)
             self._remember(kind, recording)
         return recording.replay(leaves)
 
