@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from canvas.settings import Settings, quiet_libraries
 
 def pytest_configure() -> None:
     """Quieten the libraries before any test module imports them."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two processes of tests share the cores
     quiet_libraries()
 
 
