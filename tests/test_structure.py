@@ -77,9 +77,13 @@ def modules() -> dict[str, Path]:
     return found
 
 
+# Read at import, while no other thread runs: Python 3.11 parses in one thread at a time.
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()}
+
+
 def imports_of(path: Path) -> set[str]:
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -137,7 +141,7 @@ def test_libraries_have_one_owner(module: str) -> None:
 def test_only_settings_reads_the_environment(module: str) -> None:
     if room_of(module) == "settings":
         return
-    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    tree = TREES[modules()[module]]
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not used & {"environ", "getenv"}, f"{module} reads the environment"
 
