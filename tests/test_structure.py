@@ -77,7 +77,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
-# Read at import, while no other thread runs: Python 3.11 parses in one thread at a time.
+# Read at import: what tests leave open must not be finalized inside ast.parse (gh-106905).
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()}
 
 

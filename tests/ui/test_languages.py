@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
 import pickle
 import re
 from collections.abc import Iterator
@@ -32,9 +31,9 @@ from canvas.ui import events, languages, opened
 from canvas.ui.page import build_page
 from canvas.ui.panel import _environment
 from canvas.where import PLACES
+from tests.test_structure import ROOT, TREES
 from tests.ui.conftest import PATIENCE
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 TEMPLATES = sorted((ASSETS / "templates").glob("*.html"))
 SHOWN_ATTRIBUTES = {"aria-label", "title", "alt", "placeholder", "data-confirm"}
 NAMES = {"Magic Canvas", "px", *SCHEDULERS, *IMAGE_FORMATS, *MODELS}  # the same everywhere
@@ -55,13 +54,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         name for block in page.blocks.values() for name, _ in getattr(block, "choices", None) or ()
     ]
     unknown = [text for text in (*held, *chosen) if "__i18n__" not in str(text)]
-    gc.collect()  # what Gradio leaves open must not be finalized inside ast.parse (gh-106905)
     return {**english, **{text: text for text in unknown if has_words(str(text))}}
 
 
 def of_python(path: Path) -> Iterator[str]:
     """The texts in calls of `gettext` and `ngettext`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             wanted = {"gettext": 1, "ngettext": 2}.get(node.func.id, 0)
             texts = node.args[:wanted]
@@ -70,7 +68,7 @@ def of_python(path: Path) -> Iterator[str]:
 
 def of_errors(path: Path) -> Iterator[str]:
     """The sentences of `Said`, given as they are or by a name of their module."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = TREES[path]
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
     said = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Said"]
     names = {node.id for node in said if isinstance(node, ast.Name)}
@@ -97,7 +95,7 @@ def rendered() -> Iterator[tuple[str, str]]:
     for name in re.findall(r'^ +\("([A-Z].*?)", ', Path(opened.__file__).read_text("utf-8"), re.M):
         yield name, "opened.py"  # the names of a picture's settings
     yield from ((door, "opened.py") for door in opened.DOORS.values())
-    for path in (ROOT / "canvas").rglob("*.py"):
+    for path in TREES:
         yield from ((text, path.name) for text in of_errors(path))
     tables = (*provider.WORDS.values(), *(sentence for _, sentence in hub.WORDS.values()))
     terms = (elsewhere.TO_ANY_PROVIDER, elsewhere.TO_PROVIDER)
@@ -117,8 +115,7 @@ def rendered() -> Iterator[tuple[str, str]]:
 def written() -> set[str]:
     """Every string in the modules that may hold texts of the page, in tables for example."""
     paths = (*(ROOT / "canvas").glob("*.py"), *(ROOT / "canvas" / "ui").glob("*.py"))
-    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in paths)
-    found = (node for tree in trees for node in ast.walk(tree))
+    found = (node for path in paths for node in ast.walk(TREES[path]))
     return {str(node.value) for node in found if isinstance(node, ast.Constant)}
 
 

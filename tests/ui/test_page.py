@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from canvas import Studio
 from canvas.modes import defaults
+from tests.ui.conftest import PATIENCE
 
 FOREVER = {"Steps": 150, "Number of pictures": 16}  # still at work while a test looks
 A_WHILE = {"Steps": 150, "Number of pictures": 4}
@@ -43,7 +44,8 @@ def making(page: Page, prompt: str) -> None:
 
 
 def finished(page: Page, prompt: str) -> None:
-    expect(page.locator(".stage-picture .told .prompt")).to_have_text(prompt)
+    told = page.locator(".stage-picture .told .prompt")
+    expect(told).to_have_text(prompt, timeout=4 * PATIENCE)
     picture = page.locator(".stage-picture .look img").first
     expect(picture).to_have_js_property("complete", True)
     assert picture.evaluate("image => image.naturalWidth") == 128
