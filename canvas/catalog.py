@@ -194,7 +194,7 @@ def _built_in() -> Catalog:
             "size": "built in",
             "speed": "Instant",
             "quality": "Storybook",
-            "resolution": 128,
+            "resolution": 256,
             "type": "stable_diffusion",
             "num_inference_steps": 4,
             "guidance_scale": 1.0,

@@ -24,7 +24,7 @@ def test_one_more_than_allowed_is_refused() -> None:
 
 
 def test_too_much_work_names_what_would_do() -> None:
-    limits = Limits(work=128 * 128 * 10)
+    limits = Limits(work=256 * 256 * 10)
     limits.check(replace(FOX, num_inference_steps=10), waiting=0)
     with pytest.raises(InvalidInput, match=r"num_inference_steps: 11 .* at most 10"):
         limits.check(replace(FOX, num_inference_steps=11), waiting=0)

@@ -38,14 +38,14 @@ def pixels(studio: Studio, image: GeneratedImage) -> np.ndarray[Any, Any]:
 
 
 def scene() -> Image.Image:
-    picture = Image.new("RGB", (128, 96), "#4477bb")
-    ImageDraw.Draw(picture).ellipse((40, 20, 90, 80), fill="#dd6622")
+    picture = Image.new("RGB", (256, 192), "#4477bb")
+    ImageDraw.Draw(picture).ellipse((80, 40, 180, 160), fill="#dd6622")
     return picture
 
 
-def painted(box: tuple[int, int, int, int] = (50, 30, 79, 59)) -> Image.Image:
+def painted(box: tuple[int, int, int, int] = (100, 60, 159, 119)) -> Image.Image:
     """What an editor hands over: strokes on a transparent layer."""
-    layer = Image.new("RGBA", (128, 96), (0, 0, 0, 0))
+    layer = Image.new("RGBA", (256, 192), (0, 0, 0, 0))
     ImageDraw.Draw(layer).rectangle(box, fill=(255, 0, 0, 255))
     return layer
 
@@ -81,21 +81,21 @@ def test_a_handed_in_picture_is_inpainted_and_extended(studio: Studio) -> None:
     [changed] = studio.generate(wish(task="inpaint", image=picture.name, mask_image=mask.name))
     difference = (pixels(studio, changed) != np.asarray(scene(), int)).any(-1)
     inside = np.zeros_like(difference)
-    inside[30:60, 50:80] = True
+    inside[60:120, 100:160] = True
     assert not difference[~inside].any()
     assert difference[inside].any()
     assert changed.parent_id is None
 
-    extended = wish(task="inpaint", image=picture.name, extend=(32, 0, 0, 32))
+    extended = wish(task="inpaint", image=picture.name, extend=(64, 0, 0, 64))
     [larger] = studio.generate(extended)
-    assert (larger.request.width, larger.request.height) == (160, 128)
-    assert (pixels(studio, larger)[:96, 32:] == np.asarray(scene(), int)).all()
+    assert (larger.request.width, larger.request.height) == (320, 256)
+    assert (pixels(studio, larger)[:192, 64:] == np.asarray(scene(), int)).all()
 
 
 def test_enlarging_needs_no_model_in_memory(studio: Studio, settings: Settings) -> None:
     name = studio.shelf.hand_in(scene()).name
     [larger] = studio.generate(GenerationRequest("", task="upscale", image=name, scale=4))
-    assert pixels(studio, larger).shape == (384, 512, 3)
+    assert pixels(studio, larger).shape == (768, 1024, 3)
     loads = sqlite3.connect(settings.database).execute("select * from model_downloads").fetchall()
     assert loads == []
 
@@ -105,20 +105,20 @@ def test_enlarging_with_detail(studio: Studio) -> None:
     request = wish(task="upscale", image=name, upscaler="detail", strength=0.4)
     job = studio.submit(request)
     [larger] = job.wait()
-    assert pixels(studio, larger).shape == (192, 256, 3)
-    plain = scene().resize((256, 192), Image.Resampling.LANCZOS)
+    assert pixels(studio, larger).shape == (384, 512, 3)
+    plain = scene().resize((512, 384), Image.Resampling.LANCZOS)
     assert 1 < np.abs(pixels(studio, larger) - np.asarray(plain, int)).mean() < 60
 
 
 def test_what_is_wrong_with_pictures_is_said_before_anything_is_queued(studio: Studio) -> None:
     picture = studio.shelf.hand_in(scene())
-    empty = studio.shelf.hand_in(Image.new("L", (128, 96)))
+    empty = studio.shelf.hand_in(Image.new("L", (256, 192)))
     small = studio.shelf.hand_in(Image.new("L", (64, 64), 255))
     for fields, sentence in (
         ({"task": "image_to_image"}, "image: None"),
         ({"task": "inpaint", "image": picture.name, "mask_image": empty.name}, "an empty mask"),
-        ({"task": "inpaint", "image": picture.name, "mask_image": small.name}, "64x64.*128x96"),
-        ({"task": "inpaint", "image": picture.name, "extend": (256, 0, 0, 0)}, "extend|width"),
+        ({"task": "inpaint", "image": picture.name, "mask_image": small.name}, "64x64.*256x192"),
+        ({"task": "inpaint", "image": picture.name, "extend": (512, 0, 0, 0)}, "extend|width"),
     ):
         with pytest.raises(InvalidInput, match=sentence):
             studio.submit(wish(**fields))
@@ -187,8 +187,8 @@ def test_a_watermark_is_seen_and_recorded_and_off_by_default(studio: Studio) -> 
     [plain] = studio.generate(wish())
     [marked] = studio.generate(wish(watermark="mine"))
     changed = (pixels(studio, marked) != pixels(studio, plain)).any(-1)
-    assert changed[96:, 64:].any()
-    assert not changed[:96].any()
+    assert changed[192:, 128:].any()
+    assert not changed[:192].any()
     assert plain.request.watermark == ""
     assert marked.request.watermark == "mine"
 

@@ -52,7 +52,7 @@ def pictures_in(output: Any) -> list[Image.Image]:
 def test_the_pictures_show_themselves(outputs: list[list[Any]]) -> None:
     shown = outputs[1][-1]
     assert shown["output_type"] == "execute_result"
-    assert [picture.size for picture in pictures_in(shown)] == [(128, 128)] * 2
+    assert [picture.size for picture in pictures_in(shown)] == [(256, 256)] * 2
     assert 'alt="a &lt;fox&gt;"' in shown["data"]["text/html"]
 
 

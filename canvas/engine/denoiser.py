@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     import torch
 
 
+def drawn_size(pipeline: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size in pixels of at least `size` that whole latents make."""
+    scale = getattr(pipeline, "vae_scale_factor", 8)
+    width, height = (-(-side // scale) * scale for side in size)
+    return width, height
+
+
 class Denoiser:
     """Keeps the latents in float32 around a UNet of fewer bits, and its last prediction.
 
@@ -49,11 +56,12 @@ class Denoiser:
                 hook.remove()
             self._seen = self._output = None
 
-    def noise(self, width: int, height: int, generator: torch.Generator) -> torch.Tensor:
+    def noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
         """The first latents, drawn as diffusers draws them in float32 on the CPU."""
         import torch
 
         scale = self._pipeline.vae_scale_factor
+        width, height = drawn_size(self._pipeline, size)
         shape = (1, self._unet.config.in_channels, height // scale, width // scale)
         return torch.randn(shape, generator=generator, dtype=torch.float32)
 

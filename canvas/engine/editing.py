@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -62,16 +62,22 @@ class Edit:
             return then
         return KeptLatents(self.image, self._small_mask, seed, then)
 
+    def drawn_at(self, size: tuple[int, int]) -> Edit:
+        """The same with what the model sees at that size."""
+        return replace(self, image=_resized(self.image, size))
+
     def finish(self, drawn: Image.Image) -> Image.Image:
         """The model's answer where it was asked for, the original's own pixels elsewhere."""
         if self.mask is None:
-            return drawn
+            return _resized(drawn, self.original.size)
         changed = self.original.copy()
         size = (self.box[2] - self.box[0], self.box[3] - self.box[1])
-        if drawn.size != size:
-            drawn = drawn.resize(size, Image.Resampling.LANCZOS)
-        changed.paste(drawn, self.box[:2])
+        changed.paste(_resized(drawn, size), self.box[:2])
         return masks.composite(self.original, changed, self.mask, self.feather)
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def variant_of(pipeline: Any, request: GenerationRequest) -> str:

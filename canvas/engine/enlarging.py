@@ -12,6 +12,7 @@ from PIL import Image
 
 from canvas.catalog import ModelSpec
 from canvas.engine import acceleration
+from canvas.engine.denoiser import drawn_size
 from canvas.engine.device import Device
 from canvas.engine.generation import run
 from canvas.engine.inputs import fit, flatten
@@ -82,7 +83,8 @@ def _redraw(
     if getattr(pipeline, "unet", None) is None:
         raise InvalidInput("upscaler", "detail", f"lanczos or a network with {spec.key}")
     larger = enlarge(small, request.scale, "lanczos")
-    number = count(larger.size, spec.resolution, pipeline.vae_scale_factor)
+    size = drawn_size(pipeline, larger.size)
+    number = count(size, spec.resolution, pipeline.vae_scale_factor)
     windows = Windows(pipeline, number, on_step, cancelled)
     passes = acceleration.plan(MODES[request.mode], request.steps[1])
     forwards = acceleration.forwards(pipeline.unet, passes, number)

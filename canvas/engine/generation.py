@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from canvas.engine import acceleration, heap, machine
 from canvas.engine.decoding import decode
-from canvas.engine.denoiser import Denoiser, fresh_scheduler
+from canvas.engine.denoiser import Denoiser, drawn_size, fresh_scheduler
 from canvas.engine.editing import Edit, Pictures, check_pipeline, prepare
+from canvas.engine.inputs import middle
 from canvas.engine.noise import slerp
 from canvas.engine.progress import Progress
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, what_it_reads
@@ -53,6 +54,8 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
     if not is_windowed(pipeline):  # a window is of the model's own size
         check_room(request, spec, device)
     edit = prepare(request, pictures or {}, spec)
+    if edit:
+        edit = edit.drawn_at(drawn_size(pipeline, edit.image.size))
 
     # 1. The words that go to the model
     prompt = enhance_prompt(request, spec)
@@ -74,7 +77,7 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
 
             # 3. Latents to pixels
             image, note = _finish(latents, pipeline, denoiser)
-            image = edit.finish(image) if edit else image
+            image = edit.finish(image) if edit else middle(image, _size(request))
         progress.finish()
 
         # 4. The picture with all that it was made from
@@ -102,14 +105,14 @@ def _denoise(
     """The latents of one picture; of a pipeline that is not understood, the picture itself."""
     import torch
 
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    assert request.scheduler and request.num_inference_steps  # noqa: S101 - likewise
+    assert request.scheduler and request.num_inference_steps  # noqa: S101 - the request is resolved
     generator = torch.Generator("cpu").manual_seed(request.seed)
     guided = (request.guidance_scale or 0) > 1
+    width, height = drawn_size(pipeline, _size(request))
     arguments: dict[str, Any] = {
         **words_of(pipeline, prompts, guided=guided, weighting=request.prompt_weighting),
-        "width": request.width,
-        "height": request.height,
+        "width": width,
+        "height": height,
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "generator": generator,
@@ -141,14 +144,16 @@ def _noise(request: GenerationRequest, denoiser: Denoiser, generator: Any) -> An
     """The noise of the seed, moved towards that of the variation's seed."""
     import torch
 
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    noise = denoiser.noise(request.width, request.height, generator)
+    noise = denoiser.noise(_size(request), generator)
     if request.variation_seed is None:
         return noise
     other = torch.Generator("cpu").manual_seed(request.variation_seed)
-    return slerp(
-        noise, denoiser.noise(request.width, request.height, other), request.variation_strength
-    )
+    return slerp(noise, denoiser.noise(_size(request), other), request.variation_strength)
+
+
+def _size(request: GenerationRequest) -> tuple[int, int]:
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    return request.width, request.height
 
 
 def _finish(latents: Any, pipeline: Any, denoiser: Denoiser) -> tuple[Image, str]:

@@ -68,14 +68,21 @@ def fit(picture: Image.Image, size: tuple[int, int], how: str, background: str) 
     if over == (0, 0):
         return picture.copy()
     if how == "crop" and all(0 <= pixels < 8 for pixels in over):
-        left, top = over[0] // 2, over[1] // 2
-        return picture.crop((left, top, left + size[0], top + size[1]))
+        return middle(picture, size)
     if how == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     if how == "pad":
         ground = color_of(background) if picture.mode == "RGB" else 0
         return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=ground)
     return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def middle(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of the picture at that size, or all of it where it is no larger."""
+    left, top = ((side - wanted) // 2 for side, wanted in zip(picture.size, size, strict=True))
+    if min(left, top) < 0 or picture.size == size:
+        return picture
+    return picture.crop((left, top, left + size[0], top + size[1]))
 
 
 def color_of(text: str) -> tuple[int, int, int]:

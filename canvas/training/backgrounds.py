@@ -290,7 +290,7 @@ BACKGROUNDS = (*PLACES, *COLOURS)
 
 
 def paint(name: str, size: int, rng: Random) -> Image.Image:
-    """The place or plain colour as an RGB picture."""
+    """The place or plain colour as an RGB picture with smooth edges."""
     if name in COLOURS:
         return Image.new("RGB", (size, size), shade(COLOURS[name], rng, 8))
-    return PLACES[name](size, rng)
+    return PLACES[name](2 * size, rng).reduce(2)

@@ -101,8 +101,7 @@ def _fill_backgrounds(
     rng = Random(31 + share)
     for variant in range(share, preset.backgrounds, shares):
         for place, name in enumerate(BACKGROUNDS):
-            # Painted at twice the size, for smooth edges.
-            picture = paint(name, 2 * preset.image_size, rng).reduce(2)
+            picture = paint(name, preset.image_size, rng)
             backgrounds[place, variant] = np.asarray(picture).transpose(2, 0, 1)
 
 

@@ -32,3 +32,7 @@ class Composer:
             pictures = pictures * (1 - grounded * shadow / 255)
             pictures = pictures * (1 - cover / 255) + colours
         return pictures.div_(127.5).sub_(1)
+
+    def cover(self, rows: SceneRows) -> torch.Tensor:
+        """How much of the background the rows' drawings hide, uint8 [n, 1, h, w]."""
+        return self.overlays[rows.drawings, rows.placements][:, :, 3].amax(1, keepdim=True)

@@ -25,7 +25,7 @@ CARD = Path(__file__).with_name("card.md")
 def export_model(work: Path, target: Path) -> None:
     """Write the pipeline's folders; files that others put there stay."""
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(work / "vae"),
+        vae=AutoencoderTiny.from_pretrained(work / "vae-finished"),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(work / "unet"),
@@ -100,6 +100,8 @@ def write_card(work: Path, target: Path, sprites: Sprites) -> None:
     figures = json.loads(figures_path.read_text()) if figures_path.exists() else {}
     unet = json.loads((target / "unet" / "config.json").read_text())
     text = json.loads((target / "text_encoder" / "config.json").read_text())
+    vae = json.loads((target / "vae" / "config.json").read_text())
+    down = 2 ** (len(vae["block_out_channels"]) - 1)
     tokens = text["max_position_embeddings"]
     size = sum(path.stat().st_size for path in target.rglob("*.safetensors"))
     styles = sorted({STYLES[style] for style in sprites.style_of.tolist()})
@@ -109,7 +111,8 @@ def write_card(work: Path, target: Path, sprites: Sprites) -> None:
         "megabytes": f"{size / 1e6:.0f}",
         "tokens": str(tokens),
         "layer_tokens": str(tokens - WORD_TOKENS),
-        "side": str(unet["sample_size"] * 8),
+        "side": str(unet["sample_size"] * down),
+        "down": str(down),
         "thing_count": str(len(sprites.things)),
         "things": ", ".join(sorted(thing.name for thing in sprites.things)),
         "drawings": str(len(sprites.pixels)),

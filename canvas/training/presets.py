@@ -11,7 +11,7 @@ class Preset:
 
     workers: int = 2
     image_size: int = 128
-    sprite_size: int = 112
+    sprite_size: int = 192
     things_file: str | None = "things.txt"
     styles: tuple[str, ...] = ("cartoon", "flat", "3d")
     table_rows: int = 0  # scenes told beforehand, of each kind; none: drawn while it trains
@@ -34,6 +34,11 @@ class Preset:
     unet_batch: int = 24
     unet_learning_rate: float = 1e-3
     guide_every: int = 1  # of how many scenes one is asked where its attention looks
+    enlarging: int = 2  # by the finished decoder
+    decoder_channels: int = 48
+    critic_width: int = 32
+    decoder_batch: int = 8
+    decoder_learning_rate: float = 5e-4
     first_scenes: int = 384
     cache_size: int = 24000
     fresh_per_step: int = 4
@@ -44,8 +49,13 @@ class Preset:
 
     @property
     def latent_size(self) -> int:
-        """Width of the latents; the autoencoder halves three times."""
+        """Width of the latents; the first autoencoder halves three times."""
         return self.image_size // 8
+
+    @property
+    def picture_size(self) -> int:
+        """Width of what the finished model draws."""
+        return self.image_size * self.enlarging
 
     @property
     def grid(self) -> Grid:
@@ -73,6 +83,8 @@ GPU = replace(
     text_batch=256,
     text_learning_rate=1e-3,
     unet_batch=128,
+    enlarging=1,
+    decoder_batch=64,
     guide_every=4,
     first_scenes=8192,
     cache_size=60000,

@@ -26,22 +26,33 @@ class Sampler:
         self, prompts: list[str], steps: int, guidance_scale: float, seed: int
     ) -> torch.Tensor:
         """Pictures [n, 3, h, w] in -1 … 1; guidance of 1 or less costs half."""
-        device, config = self.encoders.device, self.unet.config
+        config = self.unet.config
         hidden = self.encoders.encode_captions(prompts)
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
+        latents = torch.randn(shape, generator=generator).to(self.encoders.device)
+        self.scheduler.set_timesteps(steps)
+        for timestep in self.scheduler.timesteps:
+            latents = self.step(latents, hidden, timestep, guidance_scale)
+        return self.encoders.decode(latents)
+
+    @torch.no_grad()
+    def step(
+        self,
+        latents: torch.Tensor,
+        hidden: torch.Tensor,
+        timestep: torch.Tensor,
+        guidance_scale: float = 1.0,
+    ) -> torch.Tensor:
+        """The latents after the step of the scheduler that begins at the timestep."""
         guided = guidance_scale > 1
         if guided:
             empty = self.encoders.encode_captions([""]).expand_as(hidden)
             hidden = torch.cat([empty, hidden])
-        generator = torch.Generator().manual_seed(seed)
-        shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
-        latents = torch.randn(shape, generator=generator).to(device)
-        self.scheduler.set_timesteps(steps)
-        for timestep in self.scheduler.timesteps:
-            doubled = torch.cat([latents, latents]) if guided else latents
-            with torch.autocast(device.type, torch.bfloat16):
-                output = self.unet(doubled, timestep.to(device), hidden).sample.float()
-            if guided:
-                plain, told = output.chunk(2)
-                output = plain + guidance_scale * (told - plain)
-            latents = self.scheduler.step(output, timestep, latents).prev_sample
-        return self.encoders.decode(latents)
+        doubled = torch.cat([latents, latents]) if guided else latents
+        with torch.autocast(latents.device.type, torch.bfloat16):
+            output = self.unet(doubled, timestep.to(latents.device), hidden).sample.float()
+        if guided:
+            plain, told = output.chunk(2)
+            output = plain + guidance_scale * (told - plain)
+        return self.scheduler.step(output, timestep, latents).prev_sample

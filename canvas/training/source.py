@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -11,14 +12,16 @@ from transformers import CLIPTokenizer
 
 from canvas.training.composer import Composer
 from canvas.training.pixels import to_tensor
+from canvas.training.placing import PLACEMENTS, overlay
 from canvas.training.presets import Preset
-from canvas.training.rows import SceneRows
+from canvas.training.rows import NONE, PARTS, SceneRows
 from canvas.training.scenes import SceneMaker
 from canvas.training.sprites import Sprites
 from canvas.training.tokens import tokenize
 from canvas.training.words import near_words
 
 WAIT_FOR_BANKS = 90.0  # seconds
+HIDING = 250  # of 255, from which a drawing's cover lets no background through
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class SceneSource(Protocol):
     def batch(self, count: int) -> tuple[torch.Tensor, SceneRows]:
         """Pictures [n, 3, h, w] in -1 … 1, and their scenes."""
 
+    def covered(self, rows: SceneRows) -> torch.Tensor:
+        """Where drawings hide the background, bool [n, 1, h, w]."""
+
 
 class FreshScenes:
     """Draws each scene anew; one process paints a thousand a second."""
@@ -70,6 +76,17 @@ class FreshScenes:
         rows = SceneRows.of(scenes, self.maker.sprites, ids)
         return to_tensor(pictures).to(self.device), rows.to(self.device)
 
+    def covered(self, rows: SceneRows) -> torch.Tensor:
+        """Where drawings hide the background, bool [n, 1, h, w]."""
+        size, pictures, names = self.maker.size, self.maker.sprites.pictures, list(PLACEMENTS)
+        covers = np.zeros((len(rows), 1, size, size), np.uint8)
+        placed = torch.stack([rows.drawings, rows.placements], 2).tolist()
+        for row, part in product(range(len(rows)), range(PARTS)):
+            drawing, placement = placed[row][part]
+            if drawing != NONE:
+                covers[row] |= overlay(pictures[drawing], names[placement], size)[3]
+        return torch.from_numpy(covers >= HIDING).to(self.device)
+
 
 class BankedScenes:
     """Takes scenes from a table made beforehand, and puts their pictures together on the device."""
@@ -89,6 +106,12 @@ class BankedScenes:
             raise ValueError("this source was opened for captions alone")
         rows = self.rows(count)
         return self.composer.paint(rows, self.generator), rows
+
+    def covered(self, rows: SceneRows) -> torch.Tensor:
+        """Where drawings hide the background, bool [n, 1, h, w]."""
+        if self.composer is None:
+            raise ValueError("this source was opened for captions alone")
+        return self.composer.cover(rows) >= HIDING
 
 
 def bank_file(work: Path, name: str) -> Path:

@@ -53,8 +53,8 @@ def values_in(source: Path | str | bytes) -> np.ndarray:
 
 
 def right_half() -> Image.Image:
-    mask = Image.new("L", (128, 128))
-    mask.paste(255, (64, 0, 128, 128))
+    mask = Image.new("L", (256, 256))
+    mask.paste(255, (128, 0, 256, 256))
     return mask
 
 
@@ -72,14 +72,14 @@ def test_gradio_edits_and_masks(
     )
     assert settings["task"] == "inpaint"
     before, after = values_in(start), values_in(picture)
-    assert (before[:, :64] == after[:, :64]).all()
-    assert (before[:, 64:] != after[:, 64:]).any()
+    assert (before[:, :128] == after[:, :128]).all()
+    assert (before[:, 128:] != after[:, 128:]).any()
     assert served.recent(limit=1)[0].request.task == "inpaint"
 
 
 def test_gradio_enlarges(client: Client, start: Path) -> None:
     picture, settings = client.predict(handle_file(start), scale=2, api_name="/upscale")
-    assert values_in(picture).shape == (256, 256, 3)
+    assert values_in(picture).shape == (512, 512, 3)
     assert settings["task"] == "upscale"
 
 
@@ -128,8 +128,8 @@ def test_agents_edit_with_a_mask(url: str, served: Studio, start: Path) -> None:
     result = asyncio.run(ask())
     assert not result.isError, result.content
     before, after = values_in(start), values_in(base64.b64decode(result.content[0].data))
-    assert (before[:, :64] == after[:, :64]).all()
-    assert (before[:, 64:] != after[:, 64:]).any()
+    assert (before[:, :128] == after[:, :128]).all()
+    assert (before[:, 128:] != after[:, 128:]).any()
 
 
 def test_gradio_says_what_is_no_picture(client: Client, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_openai_edits(openai_client: openai.OpenAI, served: Studio, start: Path)
 def test_openai_redraws_where_the_mask_is_transparent(
     openai_client: openai.OpenAI, start: Path
 ) -> None:
-    mask = Image.new("RGBA", (128, 128))
+    mask = Image.new("RGBA", (256, 256))
     mask.putalpha(right_half().point(lambda value: 255 - value))
     answer = openai_client.images.edit(
         image=start.read_bytes(),
@@ -162,8 +162,8 @@ def test_openai_redraws_where_the_mask_is_transparent(
         extra_body=FAST,
     )
     before, after = values_in(start), values_in(base64.b64decode(answer.data[0].b64_json))
-    assert (before[:, :64] == after[:, :64]).all()
-    assert (before[:, 64:] != after[:, 64:]).any()
+    assert (before[:, :128] == after[:, :128]).all()
+    assert (before[:, 128:] != after[:, 128:]).any()
 
 
 def test_openai_varies_after_the_prompt_in_the_file(
@@ -213,8 +213,8 @@ def test_sdapi_redraws_in_whole_and_in_part(url: str, served: Studio, start: Pat
     client.session.close()
     before, after = values_in(start), np.asarray(masked.image.convert("RGB")).astype(int)
     masked.image.close()
-    assert (before[:, :64] == after[:, :64]).all()
-    assert (before[:, 64:] != after[:, 64:]).any()
+    assert (before[:, :128] == after[:, :128]).all()
+    assert (before[:, 128:] != after[:, 128:]).any()
     assert "init_images" not in masked.parameters
 
 
@@ -225,7 +225,7 @@ def test_sdapi_enlarges(url: str, start: Path) -> None:
         "upscaler_1": "Lanczos",
     }
     answer = httpx.post(f"{url}/sdapi/v1/extra-single-image", json=body, timeout=60).json()
-    assert values_in(base64.b64decode(answer["image"])).shape == (512, 512, 3)
+    assert values_in(base64.b64decode(answer["image"])).shape == (1024, 1024, 3)
     body["upscaling_resize"] = 3
     assert httpx.post(f"{url}/sdapi/v1/extra-single-image", json=body).status_code == 400
 

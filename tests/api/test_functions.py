@@ -179,5 +179,5 @@ def test_two_clients_are_served_in_order(url: str, served: Studio) -> None:
 
 def test_the_models_are_listed(client: Client) -> None:
     models = {model["model_key"]: model for model in client.predict(api_name="/models")}
-    assert models["starter"]["resolution"] == 128
+    assert models["starter"]["resolution"] == 256
     assert models["small"]["state"]

@@ -20,9 +20,9 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": "a\x00b"}, "prompt", "without control characters"),
     ({"prompt": ["a"]}, "prompt", "a valid string"),
     ({"size": "0x0"}, "size", "width: 0"),
-    ({"size": "7x128"}, "size", "width: 7"),
-    ({"size": "129x128"}, "size", "128 or 136"),
-    ({"size": "1000000000x128"}, "size", "width: 1000000000"),
+    ({"size": "7x256"}, "size", "width: 7"),
+    ({"size": "257x256"}, "size", "256 or 264"),
+    ({"size": "1000000000x256"}, "size", "width: 1000000000"),
     ({"size": "big"}, "size", "WIDTHxHEIGHT"),
     ({"n": 1000}, "n", "less than or equal to 16"),
     ({"extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "1 to 150"),
@@ -58,12 +58,12 @@ def test_a_picture_as_base64_is_the_kept_file(client: OpenAI, served: Studio) ->
 
 def test_pictures_as_addresses_can_be_fetched(client: OpenAI) -> None:
     answer = client.images.generate(
-        prompt="a tree", n=2, size="64x128", output_format="webp", extra_body=FAST
+        prompt="a tree", n=2, size="128x256", output_format="webp", extra_body=FAST
     )
     for datum in answer.data:
         file = httpx.get(datum.url)
         assert file.headers["content-type"] == "image/webp"
-        assert Image.open(io.BytesIO(file.content)).size == (64, 128)
+        assert Image.open(io.BytesIO(file.content)).size == (128, 256)
 
 
 def test_unknown_fields_are_let_be(client: OpenAI) -> None:
@@ -90,8 +90,8 @@ def test_a_stream_ends_with_the_picture(client: OpenAI) -> None:
     )
     *partial, last = events
     assert last.type == "image_generation.completed"
-    assert opened(last.b64_json).size == (128, 128)
-    assert last.size == "128x128"
+    assert opened(last.b64_json).size == (256, 256)
+    assert last.size == "256x256"
     assert 1 <= len(partial) <= 2
     assert [event.partial_image_index for event in partial] == list(range(len(partial)))
     assert all(opened(event.b64_json).width > 0 for event in partial)

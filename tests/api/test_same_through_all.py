@@ -23,8 +23,8 @@ from canvas.cli import main as cli
 WISH = {
     "prompt": "a red boat on a lake",
     "negative_prompt": "fog",
-    "width": 128,
-    "height": 64,
+    "width": 264,
+    "height": 128,
     "num_inference_steps": 2,
     "guidance_scale": 4.0,
     "seed": 77,
@@ -66,7 +66,7 @@ def through_openai(studio: Studio, tmp_path: Path) -> bytes:
     ours = ("negative_prompt", "num_inference_steps", "guidance_scale", "seed")
     answer = client.images.generate(
         prompt=WISH["prompt"],
-        size="128x64",
+        size="264x128",
         response_format="b64_json",
         extra_body={name: WISH[name] for name in ours},
     )
@@ -79,8 +79,8 @@ def through_sdapi(studio: Studio, tmp_path: Path) -> bytes:
     result = client.txt2img(
         prompt=WISH["prompt"],
         negative_prompt=WISH["negative_prompt"],
-        width=128,
-        height=64,
+        width=264,
+        height=128,
         steps=2,
         cfg_scale=4,
         seed=77,

@@ -38,12 +38,12 @@ def test_the_server_makes_the_picture(
     # No way around it: a second studio could not even begin.
     monkeypatch.setattr("canvas.studio.Studio.__init__", lambda *_: pytest.fail("two studios"))
     output = tmp_path / "out.webp"
-    line = ["generate", "a boat", "--steps", "2", "--seed", "5", "--width", "64", "--count", "2"]
+    line = ["generate", "a boat", "--steps", "2", "--seed", "5", "--width", "128", "--count", "2"]
     folder = ["--data-dir", str(served.settings.data_dir)]
     assert run(*line, *folder, "--output", str(output), "--json") == 0
     first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
     assert (first["seed"], second["seed"]) == (5, 6)
-    assert (first["width"], first["height"], first["image_format"]) == (64, 128, "webp")
+    assert (first["width"], first["height"], first["image_format"]) == (128, 256, "webp")
     [job] = served.jobs("local")
     assert [image.id for image in job.images] == [first["id"], second["id"]]
     for picture, number in ((first, 1), (second, 2)):
@@ -55,7 +55,7 @@ def test_the_server_makes_the_picture(
     ("arguments", "code", "sentence"),
     [
         (["--model", "nope"], 2, "one of starter"),
-        (["--width", "4096"], 2, "64 to 256"),
+        (["--width", "4096"], 2, "128 to 512"),
     ],
 )
 def test_what_it_refuses_is_told_as_at_home(

@@ -82,7 +82,7 @@ def draw(
     return found
 
 
-def scene(size: tuple[int, int] = (128, 128)) -> Image.Image:
+def scene(size: tuple[int, int] = (256, 256)) -> Image.Image:
     picture = Image.new("RGB", size, "#5588cc")
     pen = ImageDraw.Draw(picture)
     pen.rectangle((0, size[1] * 2 // 3, *size), fill="#f0f0f0")
@@ -90,7 +90,7 @@ def scene(size: tuple[int, int] = (128, 128)) -> Image.Image:
     return picture
 
 
-def circle(size: tuple[int, int] = (128, 128)) -> Image.Image:
+def circle(size: tuple[int, int] = (256, 256)) -> Image.Image:
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).ellipse((size[0] // 4, 20, size[0] // 2, size[1] // 2), fill=255)
     return mask
@@ -175,7 +175,8 @@ def test_modes_do_as_many_steps_as_they_say(
 def test_inpaint_leaves_unmasked_pixels_as_they_were(
     cache: PipelineCache, spec: ModelSpec, feather: int
 ) -> None:
-    picture, mask = scene(), circle()
+    size = (spec.resolution * 2, spec.resolution * 2)
+    picture, mask = scene(size), circle(size)
     [found] = draw(
         cache, spec, {"image": picture, "mask_image": mask}, task="inpaint", mask_feather=feather
     )
@@ -280,35 +281,35 @@ def test_inpainting_models_inpaint_and_say_that_they_do_nothing_else(
 
 
 def resolved(**fields: Any) -> GenerationRequest:
-    given = {"task": "inpaint", **NAMES, "width": 128, "height": 128, **fields}
+    given = {"task": "inpaint", **NAMES, "width": 256, "height": 256, **fields}
     return GenerationRequest("a fox", **given).resolve(STARTER)
 
 
 def test_mask_of_another_size_and_empty_mask_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"mask_image.*64x64.*128x128"):
+    with pytest.raises(InvalidInput, match=r"mask_image.*64x64.*256x256"):
         prepare(resolved(), {"image": scene(), "mask_image": circle((64, 64))}, STARTER)
     with pytest.raises(InvalidInput, match=r"mask_image.*empty"):
-        prepare(resolved(), {"image": scene(), "mask_image": Image.new("L", (128, 128))}, STARTER)
+        prepare(resolved(), {"image": scene(), "mask_image": Image.new("L", (256, 256))}, STARTER)
 
 
 def test_extension_leaves_room_for_the_picture() -> None:
     with pytest.raises(InvalidInput, match="extend"):
-        prepare(resolved(extend=(64, 0, 64, 0)), {"image": scene()}, STARTER)
+        prepare(resolved(extend=(128, 0, 128, 0)), {"image": scene()}, STARTER)
 
 
 def test_mask_and_picture_are_fitted_alike() -> None:
-    picture, mask = scene((256, 128)), circle((256, 128))
+    picture, mask = scene((512, 256)), circle((512, 256))
     edit = prepare(resolved(fit="crop"), {"image": picture, "mask_image": mask}, STARTER)
     assert edit is not None
     assert edit.mask is not None
-    assert edit.original.tobytes() == picture.crop((64, 0, 192, 128)).tobytes()
-    assert edit.mask.tobytes() == mask.crop((64, 0, 192, 128)).tobytes()
+    assert edit.original.tobytes() == picture.crop((128, 0, 384, 256)).tobytes()
+    assert edit.mask.tobytes() == mask.crop((128, 0, 384, 256)).tobytes()
 
 
 @given(
     st.tuples(st.integers(8, 5000), st.integers(8, 5000)),
     st.sampled_from(["image_to_image", "inpaint", "upscale"]),
-    st.sampled_from([(0, 0, 0, 0), (64, 0, 0, 32)]),
+    st.sampled_from([(0, 0, 0, 0), (128, 0, 0, 64)]),
 )
 def test_final_size_can_be_made(
     size: tuple[int, int], task: str, extend: tuple[int, int, int, int]
@@ -326,6 +327,6 @@ def test_final_size_can_be_made(
 
 def test_final_size_is_the_pictures_own_where_the_model_can() -> None:
     wish = GenerationRequest("a fox", task="image_to_image", **NAMES)
-    assert final_size(wish, (128, 96), STARTER) == (128, 96)
-    assert final_size(wish, (131, 101), STARTER) == (128, 96)
-    assert final_size(wish, (512, 256), STARTER) == (256, 128)
+    assert final_size(wish, (256, 192), STARTER) == (256, 192)
+    assert final_size(wish, (261, 197), STARTER) == (256, 192)
+    assert final_size(wish, (1024, 512), STARTER) == (512, 256)

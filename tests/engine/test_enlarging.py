@@ -175,9 +175,9 @@ def test_detail_needs_room_for_a_window_only(monkeypatch: pytest.MonkeyPatch) ->
     redrawing = Redrawing(pipeline, STARTER, CPU, "abc")
     window = STARTER.resolution**2 * room.WORKING_BYTES * 4
     monkeypatch.setattr(room, "free_device_memory", lambda device: window + 1)
-    large = enlarge(waves((160, 160)), redrawing, upscaler="detail", num_inference_steps=2)
+    large = enlarge(waves((320, 320)), redrawing, upscaler="detail", num_inference_steps=2)
     assert large.image is not None
-    assert large.image.size == (320, 320)
-    wish = GenerationRequest("a fox", width=192, height=192).resolve(STARTER)
-    with pytest.raises(OutOfMemory, match=r"192x192 needs .* would fit"):
+    assert large.image.size == (640, 640)
+    wish = GenerationRequest("a fox", width=384, height=384).resolve(STARTER)
+    with pytest.raises(OutOfMemory, match=r"384x384 needs .* would fit"):
         room.check_room(wish, STARTER, CPU)

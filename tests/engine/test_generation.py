@@ -83,10 +83,10 @@ def picture(pipeline: Any, wish: GenerationRequest, spec: ModelSpec = STARTER) -
 
 
 def test_a_picture_and_its_record(starter: Any) -> None:
-    wish = request(STARTER, style="cartoon", width=96, height=64)
+    wish = request(STARTER, style="cartoon", width=200, height=136)
     (made,) = make(starter, wish)
     assert made.image is not None
-    assert made.image.size == (96, 64)
+    assert made.image.size == (200, 136)
     assert made.image.mode == "RGB"
     assert made.request == wish
     assert made.enhanced_prompt.startswith("a fox in the snow, cartoon")
@@ -154,7 +154,7 @@ def test_picture_i_of_a_batch_can_be_made_again_alone(
 @pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
 def test_every_scheduler_makes_a_picture_and_leaves_no_trace(starter: Any, scheduler: str) -> None:
     own = starter.scheduler
-    reference = request(STARTER, num_inference_steps=2, width=64, height=64)
+    reference = request(STARTER, num_inference_steps=2, width=128, height=128)
     before = picture(starter, reference)
     for steps in (1, 4):
         wish = replace(reference, scheduler=scheduler, num_inference_steps=steps)
@@ -299,8 +299,8 @@ def limit(step=None):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + room, hard))
 
-spec = dataclasses.replace(spec, resolution=128)
-make(64)
+spec = dataclasses.replace(spec, resolution=256)
+make(128)
 spec = dataclasses.replace(spec, resolution=2048)
 _, hard = resource.getrlimit(resource.RLIMIT_AS)
 spec, room = dataclasses.replace(spec, resolution=512), 2**29
@@ -310,13 +310,13 @@ try:
 except OutOfMemory as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-room = 2**28
+room = 2**27
 try:
     make(1024, on_step=limit)
 except OutOfMemory as error:
     print(error)
-spec = dataclasses.replace(spec, resolution=128)
-print(len(make(64)))
+spec = dataclasses.replace(spec, resolution=256)
+print(len(make(128)))
 """
 
 

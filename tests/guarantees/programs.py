@@ -201,7 +201,7 @@ def short(data: Path) -> None:
 def lose_memory_under_way(studio: Studio) -> str:
     release_memory()
     before = resident_memory()
-    wish = GenerationRequest("a fox", width=256, height=256, num_inference_steps=20)
+    wish = GenerationRequest("a fox", width=512, height=512, num_inference_steps=20)
     job = studio.submit(wish)
     for change in job.watch():
         if change.status == "running" and change.progress is not None:
@@ -251,7 +251,7 @@ def soak(data: Path, count: str, each: str) -> None:
         for number in range(int(count)):
             model_key = folders[number // int(each) % 2].name
             wish = GenerationRequest(
-                f"a fox {number}", model_key=model_key, width=64, height=64, num_inference_steps=1
+                f"a fox {number}", model_key=model_key, width=128, height=128, num_inference_steps=1
             )
             studio.generate(wish)
             if number % 100 == 99 or number + 1 == int(count):

@@ -138,7 +138,7 @@ def test_nothing_is_asked_of_any_host_but_the_hub(tmp_path: Path) -> None:
         data.mkdir()
         (data / "models.toml").write_text(
             '[fetched]\nname = "an/owner"\nsize = "1 MB"\nspeed = "Fast"\nquality = "Good"\n'
-            'resolution = 128\ntype = "stable_diffusion"\n'
+            'resolution = 256\ntype = "stable_diffusion"\n'
         )
         environ = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
         environ["PYTHONPATH"] = str(listener)

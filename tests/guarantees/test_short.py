@@ -25,7 +25,7 @@ def test_a_server_short_of_memory_says_what_fits_and_goes_on(tmp_path: Path) -> 
     data = tmp_path / "data"
     with program("short", data) as child:
         url = address_of(child)
-        assert make(url, "128x128")[0] == 200
+        assert make(url, "256x256")[0] == 200
         assert asked(child, 200) == "limited"
         status, answer = make(url, "256x256")
         assert status == 507, answer

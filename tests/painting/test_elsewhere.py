@@ -190,7 +190,7 @@ def test_without_its_checker_nothing_is_asked_for(
 def test_what_cannot_be_asked_is_said_at_once(settings: Settings, router: Router) -> None:
     with studio_with(settings) as studio:
         for changes, sentence in (
-            ({"model_key": "starter", "width": 128, "height": 128}, "served nowhere"),
+            ({"model_key": "starter", "width": 256, "height": 256}, "served nowhere"),
             ({"prompt_weighting": True}, "prompt_weighting"),
             ({"where": "remote"}, "CANVAS_REMOTE"),
         ):

@@ -136,7 +136,7 @@ def give_room(room: int | None) -> None:
 def test_a_worker_that_ran_out_of_memory_paints_the_same_again(several: Studio) -> None:
     several.generate(SHORT)
     before = workers()
-    wish = replace(SHORT, width=256, height=256, num_inference_steps=10)
+    wish = replace(SHORT, width=512, height=512, num_inference_steps=10)
     job = several.submit(wish)
     for seen in job.watch():
         if isinstance(seen.progress, Step) and not seen.finished:

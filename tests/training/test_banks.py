@@ -25,7 +25,14 @@ from canvas.training.placing import PLACEMENTS, overlay
 from canvas.training.presets import GPU
 from canvas.training.rows import NONE, SceneRows
 from canvas.training.scenes import Scene, SceneMaker
-from canvas.training.source import failed_banks, load_bank, open_source
+from canvas.training.source import (
+    TELLINGS,
+    BankedScenes,
+    FreshScenes,
+    failed_banks,
+    load_bank,
+    open_source,
+)
 from canvas.training.sprites import Sprites, Thing
 from canvas.training.tokens import QuickTokens, prepare_tokenizer, tokenize
 
@@ -110,6 +117,12 @@ def test_both_ways_put_a_scene_together_alike(
 
     assert (composed[0] - to_tensor(painted[None])[0]).abs().max() < 3 / 127.5
     assert np.abs(painted.astype(int) - np.asarray(background)).max() > 20
+
+    rows = SceneRows.of([scene], sprites)
+    drawn = FreshScenes(SceneMaker(sprites, size, seed=1), TELLINGS["scenes"], CPU, None)
+    covered = drawn.covered(rows)
+    assert torch.equal(covered, BankedScenes(rows, composer, seed=1).covered(rows))
+    assert 0 < covered.float().mean() < 1
 
 
 def test_a_row_tells_all_of_a_scene(sprites: Sprites) -> None:

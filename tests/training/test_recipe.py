@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from canvas.training import autoencoder, classifier, denoiser, text
+from canvas.training import autoencoder, classifier, decoder, denoiser, text
 from canvas.training.checkpoints import Clock
 from canvas.training.evaluate import Settings, evaluate, time_pipeline
 from canvas.training.export import export_model, modes_line, write_card
@@ -33,6 +35,8 @@ MINI = replace(
     things_file=None,
     vae_channels=8,
     vae_batch=4,
+    decoder_channels=12,
+    decoder_batch=4,
     vocabulary_size=900,
     text_hidden=64,
     text_layers=1,
@@ -109,6 +113,7 @@ def trained(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for train in (
         text.train_text,
         denoiser.train_denoiser,
+        decoder.train_decoder,
         classifier.train_judge,
     ):
         train(Team(), sprites, MINI, work, short_clock())
@@ -133,7 +138,7 @@ def test_the_model_loads_and_draws_as_every_other_pipeline(trained: Path, tmp_pa
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red disc in the snow", num_inference_steps=2).images[0]
-    assert picture.size == (MINI.image_size, MINI.image_size)
+    assert picture.size == (MINI.picture_size, MINI.picture_size)
     stored = [path.stat().st_size for path in tmp_path.rglob("*.safetensors")]
     assert len(stored) == 3
 
@@ -144,7 +149,7 @@ def test_the_figures_are_written_into_the_card(trained: Path, tmp_path: Path) ->
     judge = classifier.load_judge(trained, len(sprites.things))
     settings = Settings(steps=2, guidance_scale=1.0, single=8, pairs=4)
     sampler = Sampler(tmp_path, torch.device("cpu"))
-    figures = evaluate(sampler, judge, sprites, MINI.image_size, settings)
+    figures = evaluate(sampler, judge, sprites, MINI.picture_size, settings)
     figures |= time_pipeline(tmp_path, settings, runs=1)
     assert 0 <= figures["thing_top1"] <= figures["thing_top5"] <= 1
     assert figures["variety_percent"] > 0
@@ -168,16 +173,21 @@ def test_balanced_is_told_in_the_card_and_held_to_quality() -> None:
 
 
 def test_the_sheet_shows_every_prompt(trained: Path, tmp_path: Path) -> None:
-    sampler = Sampler(trained, torch.device("cpu"))
+    export_model(trained, tmp_path)
+    sampler = Sampler(tmp_path, torch.device("cpu"))
     prompts = ("a red disc", "a blue bar at night", "a green box, flat")
     contact_sheet(sampler, tmp_path / "sheet.png", 2, 1.0, columns=2, prompts=prompts)
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * (MINI.image_size + 6), 2 * (MINI.image_size + 18))
+        assert sheet.size == (2 * (MINI.picture_size + 6), 2 * (MINI.picture_size + 18))
 
 
 @pytest.mark.parametrize(
     ("train", "name"),
-    [(denoiser.train_denoiser, "denoiser.pt"), (text.train_text, "text.pt")],
+    [
+        (denoiser.train_denoiser, "denoiser.pt"),
+        (decoder.train_decoder, "decoder.pt"),
+        (text.train_text, "text.pt"),
+    ],
 )
 def test_an_interrupted_training_goes_on_where_it_stopped(
     trained: Path, train: Callable[..., None], name: str
@@ -201,3 +211,16 @@ def test_a_missing_package_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"npm pack emojibase-data"):
         fetch(NAMES_PACKAGE, tmp_path)
+
+
+def test_the_command_line_trains_in_two_processes(trained: Path) -> None:
+    (trained / "judge.pt").unlink()
+    line = ["judge", "--work", str(trained), "--minutes", "0.02", "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "canvas.training", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert classifier.load_judge(trained, len(NAMES))

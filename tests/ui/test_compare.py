@@ -27,7 +27,7 @@ def test_modes_are_compared_with_their_seconds(page: Page, served: Studio) -> No
     names = page.locator(".contender strong")
     expect(names).to_have_text(["starter, quality", "starter, balanced", "starter, turbo"])
     for facts in page.locator(".contender .facts").all():
-        expect(facts).to_have_text(re.compile(r"[\d.]+ s\s*128 × 128\s*\d+ step"))
+        expect(facts).to_have_text(re.compile(r"[\d.]+ s\s*256 × 256\s*\d+ step"))
     made = Comparing(served).latest("local", 1)[0]
     assert len({request.seed for request in made.requests}) == 1
 

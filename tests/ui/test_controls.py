@@ -39,10 +39,10 @@ def test_a_fresh_form_asks_for_what_the_model_does_best(form: Controls) -> None:
     request = form.request(values_of(form) | {"prompt": "a fox"})
     spec = MODELS["starter"]
     assert request.resolve(spec).num_inference_steps == spec.num_inference_steps
-    assert (request.width, request.height) == (128, 128)
+    assert (request.width, request.height) == (256, 256)
 
 
-@pytest.mark.parametrize("size", [(128, 128), (152, 112), (256, 64), (72, 200), (168, 96)])
+@pytest.mark.parametrize("size", [(256, 256), (304, 224), (512, 128), (144, 400), (336, 192)])
 def test_use_these_settings_gives_the_same_request(form: Controls, size: tuple[int, int]) -> None:
     wish = GenerationRequest(
         "a fox", "rain", style="anime", mode="balanced", seed=5, width=size[0], height=size[1]
@@ -51,7 +51,7 @@ def test_use_these_settings_gives_the_same_request(form: Controls, size: tuple[i
 
 
 def test_what_the_browser_saved_comes_back(form: Controls) -> None:
-    saved = values_of(form) | {"prompt": "a cat", "style": "fantasy", "resolution": 96}
+    saved = values_of(form) | {"prompt": "a cat", "style": "fantasy", "resolution": 192}
     assert values_of(form, form.restore(saved)) == saved
 
 

@@ -17,8 +17,8 @@ from tests.engine.test_loras import make_lora
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    picture = Image.new("RGB", (128, 128), "#4477bb")
-    ImageDraw.Draw(picture).ellipse((40, 30, 90, 100), fill="#dd6622")
+    picture = Image.new("RGB", (256, 256), "#4477bb")
+    ImageDraw.Draw(picture).ellipse((80, 60, 180, 200), fill="#dd6622")
     picture.save(tmp_path / "scene.png")
     return tmp_path / "scene.png"
 
@@ -88,7 +88,7 @@ def test_paint_a_mask_and_repaint(page: Page, served: Studio, scene: Path) -> No
     [image] = make(page, served, 1)
     assert image.task == "inpaint"
     mask = served.shelf.picture(image.request.mask_image or "", "local")
-    assert mask.size == (128, 128)
+    assert mask.size == (256, 256)
     with Image.open(scene) as original:
         changed = (pixels(served, image) != np.asarray(original, int)).any(-1)
     masked = np.asarray(mask.convert("L")) >= 128
@@ -107,12 +107,12 @@ def test_enlarge_from_the_gallery_links_parent_and_child(page: Page, served: Stu
     page.get_by_role("radio", name="Enlarge", exact=True).check()
     [child] = make(page, served, 1)
     assert (child.task, child.parent_id) == ("upscale", parent.id)
-    assert pixels(served, child).shape == (256, 256, 3)
+    assert pixels(served, child).shape == (512, 512, 3)
     page.get_by_role("tab", name="Gallery").click()
     page.get_by_role("button", name="Open: a whale").first.click()
-    expect(page.get_by_role("dialog")).to_contain_text("256 × 256")
+    expect(page.get_by_role("dialog")).to_contain_text("512 × 512")
     page.get_by_role("button", name="Made from this picture").click()
-    expect(page.get_by_role("dialog")).to_contain_text("128 × 128")
+    expect(page.get_by_role("dialog")).to_contain_text("256 × 256")
 
 
 def test_other_seeds_of_an_own_picture(page: Page, served: Studio) -> None:
@@ -145,7 +145,7 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     page.get_by_label("Shape of the result").click()
     page.get_by_role("option", name="16:9").click()
     page.get_by_role("radio", name="Pad", exact=True).check()
-    expect(page.locator("#edit-fit")).to_contain_text("of 128 × 128, filled up")
+    expect(page.locator("#edit-fit")).to_contain_text("of 256 × 256, filled up")
     shown = page.locator("#edit-fit img")
     assert shown.evaluate("image => image.naturalWidth > 1.5 * image.naturalHeight")
     saved = "JSON.stringify(localStorage).includes('magic-canvas-edit')"
@@ -158,7 +158,7 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     open_tab(page)
     drop(page, scene)
     [made, *_] = make(page, served, 4)
-    assert (made.request.fit, made.request.width) == ("pad", 168)
+    assert (made.request.fit, made.request.width) == ("pad", 344)
 
 
 def test_a_long_one_is_stopped(page: Page, served: Studio, tmp_path: Path) -> None:

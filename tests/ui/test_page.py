@@ -48,7 +48,7 @@ def finished(page: Page, prompt: str) -> None:
     expect(told).to_have_text(prompt, timeout=4 * PATIENCE)
     picture = page.locator(".stage-picture .look img").first
     expect(picture).to_have_js_property("complete", True)
-    assert picture.evaluate("image => image.naturalWidth") == 128
+    assert picture.evaluate("image => image.naturalWidth") == 256
 
 
 def test_from_prompt_to_gallery(page: Page) -> None:
@@ -62,7 +62,7 @@ def test_from_prompt_to_gallery(page: Page) -> None:
     page.get_by_role("tab", name="Gallery").click()
     page.get_by_role("button", name="Open: a fox in the snow, 3d").first.click()
     opened = page.get_by_role("dialog")
-    expect(opened).to_contain_text("128 × 128")
+    expect(opened).to_contain_text("256 × 256")
     expect(opened).to_contain_text("DDIM")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
@@ -142,8 +142,8 @@ def test_use_these_settings_fills_the_form(page: Page, served: Studio) -> None:
         negative_prompt="rain",
         style="cartoon",
         seed=41,
-        width=152,
-        height=112,
+        width=304,
+        height=224,
         num_inference_steps=2,
         guidance_scale=2.5,
     )
@@ -157,7 +157,7 @@ def test_use_these_settings_fills_the_form(page: Page, served: Studio) -> None:
     page.get_by_role("button", name="Open: a cat on the beach").click()
     page.get_by_role("dialog").get_by_role("button", name="Same seed").click()
     expect(page.get_by_label("Seed", exact=True)).to_have_value("41")
-    expect(page.locator("#summary")).to_contain_text("starter · 152 × 112 · cartoon")
+    expect(page.locator("#summary")).to_contain_text("starter · 304 × 224 · cartoon")
     page.get_by_role("button", name="Generate", exact=True).click()
     again = page.locator(f'.stage-picture [data-action="use"]:not([data-image="{first.id}"])')
     expect(again).to_be_visible()
