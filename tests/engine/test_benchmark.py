@@ -25,7 +25,7 @@ NAMES = [benchmark.PLAIN, benchmark.ORIGINAL, *MODES]
 
 @pytest.fixture(scope="module")
 def report() -> BenchmarkReport:
-    return run_benchmark(STARTER, CPU, size=64, turns=1, memory=False, full=True)
+    return run_benchmark(STARTER, CPU, size=128, turns=1, memory=False, full=True)
 
 
 def test_rows_are_those_of_the_table(report: BenchmarkReport) -> None:
@@ -61,7 +61,7 @@ def test_our_own_share_is_what_is_left_of_the_whole(report: BenchmarkReport) -> 
 
 def test_long_pictures_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "TOO_LONG", 0.0)
-    report = run_benchmark(STARTER, CPU, size=64, turns=1, memory=False)
+    report = run_benchmark(STARTER, CPU, size=128, turns=1, memory=False)
     assert report.added_up
     assert [row.name for row in report.rows] == NAMES
     assert all(row.ssim is None and row.seconds > 0 for row in report.rows)
@@ -69,7 +69,7 @@ def test_long_pictures_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_that_of_a_fresh_process() -> None:
     ballast = torch.ones(150_000_000)  # 600 MB that the child must not count
-    peak = peak_memory(STARTER, CPU, 64, "ours")
+    peak = peak_memory(STARTER, CPU, 128, "ours")
     assert peak is not None
     assert 100e6 < peak < 2e9
     del ballast
