@@ -20,7 +20,8 @@ document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   if (document.querySelector("dialog:modal")) return;
   event.preventDefault();
-  document.getElementById("generate")?.click();
+  // After a frame: what was typed last must have arrived in Gradio.
+  requestAnimationFrame(() => setTimeout(() => document.getElementById("generate")?.click()));
 });
 
 // Gradio has no event for "all components stand": watch for the drawer's button once.

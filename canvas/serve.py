@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -46,7 +47,7 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         studio.warm_up(wait=True)  # ZeroGPU packs at launch what is on its "cuda" by then
     page.launch(
         server_name=settings.host,
-        server_port=settings.port or None,
+        server_port=settings.port or _free_port(),
         share=False,  # see _open_link
         auth=login,
         auth_message=HINT if login else None,
@@ -76,6 +77,13 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
     if block:
         page.block_thread()
     return page
+
+
+def _free_port() -> int:
+    # What Gradio finds itself another program may take meanwhile; it then waits for ever.
+    with socket.create_server(("", 0)) as found:
+        port: int = found.getsockname()[1]
+    return port
 
 
 def main(arguments: list[str] | None = None) -> None:

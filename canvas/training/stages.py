@@ -26,7 +26,7 @@ from canvas.training.tokens import prepare_tokenizer
 
 # Minutes of each training stage, by preset; the README says what they took.
 MINUTES = {
-    "cpu": {"autoencoder": 40, "text": 45, "denoiser": 75, "decoder": 60, "judge": 15},
+    "cpu": {"autoencoder": 40, "text": 45, "denoiser": 75, "decoder": 50, "judge": 15},
     "gpu": {"autoencoder": 1.5, "text": 2.1, "denoiser": 2.3, "decoder": 1.0, "judge": 0.8},
 }
 

@@ -38,7 +38,7 @@ def test_a_server_short_of_memory_says_what_fits_and_goes_on(tmp_path: Path) -> 
 
         status, given_back, said = asked(child, "under way").split(" ", 2)
         assert status == "failed"
-        assert said.startswith("Memory ran out at 256x256.")
+        assert said.startswith("Memory ran out at 512x512.")
         assert int(given_back) < 32 * 2**20
         status, answer = make(url, "256x256")
         assert status == 200, f"the next request works: {answer}"

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.request import GeneratedImage
 from tests.engine.test_loras import make_lora
+from tests.ui.conftest import PATIENCE
 
 
 @pytest.fixture
@@ -171,7 +172,8 @@ def test_a_long_one_is_stopped(page: Page, served: Studio, tmp_path: Path) -> No
     page.get_by_role("option", name="With new detail").click()
     expect(page.get_by_label("What to draw")).to_be_visible()
     page.get_by_role("button", name="Make", exact=True).click()
-    page.locator("#edit-stop").press("Enter")  # the button moves while the picture grows
+    # By a key, as the button moves while the picture grows.
+    page.locator("#edit-stop").press("Enter", timeout=3 * PATIENCE)
     expect(page.get_by_role("button", name="Make", exact=True)).to_be_visible()
     expect(page.locator("#edit-stop")).to_have_count(0)
     job = served.jobs("local")[-1]
