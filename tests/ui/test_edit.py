@@ -163,7 +163,7 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
 
 
 def test_a_long_one_is_stopped(page: Page, served: Studio, tmp_path: Path) -> None:
-    Image.radial_gradient("L").resize((512, 512)).save(tmp_path / "large.png")
+    Image.radial_gradient("L").resize((640, 640)).save(tmp_path / "large.png")
     open_tab(page)
     drop(page, tmp_path / "large.png")
     page.get_by_role("radio", name="Enlarge", exact=True).check()
