@@ -47,7 +47,7 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         studio.warm_up(wait=True)  # ZeroGPU packs at launch what is on its "cuda" by then
     page.launch(
         server_name=settings.host,
-        server_port=settings.port or _free_port(),
+        server_port=settings.port or free_port(),
         share=False,  # see _open_link
         auth=login,
         auth_message=HINT if login else None,
@@ -79,8 +79,11 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
     return page
 
 
-def _free_port() -> int:
-    # What Gradio finds itself another program may take meanwhile; it then waits for ever.
+def free_port() -> int:
+    """A port that nobody listens on.
+
+    What Gradio finds by itself another program may take meanwhile, and then it waits for ever.
+    """
     with socket.create_server(("", 0)) as found:
         port: int = found.getsockname()[1]
     return port

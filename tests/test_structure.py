@@ -78,7 +78,9 @@ def modules() -> dict[str, Path]:
 
 
 # Read at import: what tests leave open must not be finalized inside ast.parse (gh-106905).
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in modules().values()}
+TREES = {
+    path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import statistics
 import subprocess
 import sys
@@ -154,7 +153,9 @@ def started(arguments: list[str]) -> Iterator[tuple[float, int]]:
 
     The port is added to the Python arguments.
     """
-    port = _free_port()
+    from canvas.serve import free_port
+
+    port = free_port()
     began = time.monotonic()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own programs only
@@ -193,9 +194,3 @@ def _first_picture(port: int) -> None:
             answer.read()
     except OSError as error:
         raise CanvasError(f"The server made no picture: {error}") from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

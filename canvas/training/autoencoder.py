@@ -39,6 +39,12 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
     return error.abs().mean() + 2 * error.square().mean() + 0.6 * edges
 
 
+def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Mean in dB over pictures in -1 … 1."""
+    error = (output - target).square().mean(dim=(1, 2, 3)) / 4
+    return float((-10 * error.log10()).mean())
+
+
 @torch.no_grad()
 def measure(
     model: nn.Module, sprites: Sprites, preset: Preset, count: int = 96
@@ -50,9 +56,8 @@ def measure(
     pixels = to_tensor(pictures).to(device)
     latents = torch.cat([model.encoder(part) for part in pixels.split(16)])
     output = torch.cat([model.decoder(part) for part in latents.split(16)]).clamp(-1, 1)
-    error = (output - pixels).square().mean(dim=(1, 2, 3)) / 4
     model.train()
-    return float((-10 * error.log10()).mean()), float(latents.std())
+    return psnr(output, pixels), float(latents.std())
 
 
 def train_autoencoder(

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import nn
 
-from canvas.training.autoencoder import reconstruction_loss
+from canvas.training.autoencoder import psnr, reconstruction_loss
 from canvas.training.cache import Encoders
 from canvas.training.checkpoints import Clock, load_checkpoint, memory_format, save_checkpoint
 from canvas.training.critic import Critic, with_critic
@@ -134,8 +134,7 @@ class Yardstick:
         for latents, pixels, _ in self._kinds:
             parts = (latents / model.config.scaling_factor).split(4)
             output = torch.cat([model.decoder(part) for part in parts]).clamp(-1, 1)
-            error = (output - pixels).square().mean(dim=(1, 2, 3)) / 4
-            found.append(float((-10 * error.log10()).mean()))
+            found.append(psnr(output, pixels))
         return found
 
 
