@@ -3,7 +3,7 @@
 import sys
 
 from canvas.errors import CanvasError
-from canvas.serve import main
+from canvas.server.launch import main
 
 if __name__ == "__main__":
     try:

@@ -4,27 +4,157 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
-from canvas import modes, tasks, validation
+from canvas import presets, validation
 from canvas.catalog import ModelSpec
 from canvas.errors import InvalidInput, Said
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
-from canvas.where import PLACES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+HERE = "here"
+PROVIDER = "huggingface"
+REMOTE = "remote"
+PLACES: Mapping[str, str] = MappingProxyType(
+    {
+        HERE: "This computer",
+        PROVIDER: "Hugging Face Inference Providers",
+        REMOTE: "Another Magic Canvas",
+    }
+)
+
+
+TASKS = ("text_to_image", "image_to_image", "inpaint", "upscale")
+FITS = ("crop", "pad", "stretch")
+UPSCALERS = ("lanczos", "illustration", "photo", "detail")
+SCALES = (2, 4)
+MAX_LORAS = 8
+MAX_MARK = 60  # characters
+MAX_EXTENSION = 2048  # pixels a side
+# How much of a picture is redrawn where the request does not say.
+STRENGTHS: Mapping[str, float] = MappingProxyType(
+    {"image_to_image": 0.6, "inpaint": 1.0, "upscale": 0.3}
+)
+NEAR = 0.05  # of a strength
+FILE_NAME = re.compile(r"[^\s/\\.][^/\\\x00-\x1f]{0,250}")
+COLOR = re.compile(r"#[0-9a-f]{6}")
+
+
+def _switch(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(field, value, "true or false")
+    return value
+
+
+def _file_name(field: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not FILE_NAME.fullmatch(validation.text(field, value)):
+        raise InvalidInput(field, value, "the name of a picture of the gallery or one handed in")
+    return value
+
+
+def _strength(field: str, value: object) -> float | None:
+    return None if value is None else validation.number(field, value, 0.01, 1)
+
+
+def _color(field: str, value: object) -> str:
+    if not isinstance(value, str) or not COLOR.fullmatch(value.lower()):
+        raise InvalidInput(field, value, "a colour such as #ffffff")
+    return value.lower()
+
+
+def _sides(field: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        raise InvalidInput(field, value, "four numbers of pixels: left, top, right, bottom")
+    sides = [validation.whole_number(field, side, 0, MAX_EXTENSION) for side in value]
+    return tuple(validation.multiple_of_8(field, side) for side in sides)
+
+
+def _seed(field: str, value: object) -> int | None:
+    return None if value is None else validation.whole_number(field, value, 0, 2**53 - 17)
+
+
+def _scale(field: str, value: object) -> int:
+    scale = validation.whole_number(field, value, min(SCALES), max(SCALES))
+    if scale not in SCALES:
+        raise InvalidInput(field, value, " or ".join(map(str, SCALES)))
+    return scale
+
+
+def _loras(field: str, value: object) -> tuple[tuple[str, float], ...]:
+    allowed = f"at most {MAX_LORAS} pairs of a name and a weight from -4 to 4"
+    if not isinstance(value, list | tuple) or len(value) > MAX_LORAS:
+        raise InvalidInput(field, value, allowed)
+    pairs = []
+    for pair in value:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InvalidInput(field, pair, allowed)
+        name = validation.text(field, pair[0])
+        if not name or len(name) > 200:
+            raise InvalidInput(field, pair, allowed)
+        pairs.append((name, validation.number(field, pair[1], -4, 4)))
+    return tuple(pairs)
+
+
+def _mark(field: str, value: object) -> str:
+    text = validation.text(field, value)
+    if len(text) > MAX_MARK or "\n" in text:
+        raise InvalidInput(field, value, f"one line of at most {MAX_MARK} characters")
+    return text
+
+
+def schedule(num_inference_steps: int, strength: float) -> tuple[int, int]:
+    """The steps of the whole way from noise to picture, and how many of them, its last, are done.
+
+    As diffusers counts, but where so few steps would begin far from what the strength says:
+    then the way is made longer, and never more of it is done than was asked for.
+    """
+    done = int(num_inference_steps * strength)
+    if done and strength - done / num_inference_steps <= NEAR:
+        return num_inference_steps, done
+    done = math.ceil(num_inference_steps * strength - 1e-9)
+    return max(done, round(done / strength)), done
+
+
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
+    {
+        "task": lambda field, value: validation.choice(field, value, TASKS),
+        "image": _file_name,
+        "mask_image": _file_name,
+        "strength": _strength,
+        "fit": lambda field, value: validation.choice(field, value, FITS),
+        "background": _color,
+        "mask_feather": lambda field, value: validation.whole_number(field, value, 0, 256),
+        "only_masked": _switch,
+        "extend": _sides,
+        "variation_seed": _seed,
+        "variation_strength": lambda field, value: validation.number(field, value, 0, 1),
+        "scale": _scale,
+        "upscaler": lambda field, value: validation.choice(field, value, UPSCALERS),
+        "loras": _loras,
+        "prompt_weighting": _switch,
+        "watermark": _mark,
+    }
+)
+
 
 IMAGE_FORMATS = ("png", "jpeg", "webp")
 CHANNELS = ("page", "gradio", "mcp", "openai", "sdapi", "python", "cli")  # doors for wishes
 MAX_SEED = 2**53 - 1  # the largest whole number that JSON, JavaScript and SQLite all keep
 RANDOM_SEED = -1
+LOCAL_OWNER = "local"  # the person at this computer, where nobody logs in
 WHOLE_NUMBERS = {"seed": (RANDOM_SEED, MAX_SEED), "num_images": (1, 16), "quality": (1, 100)}
 
 
@@ -50,7 +180,7 @@ class GenerationRequest:
     `variation_seed`, the seed stays and that one counts up. `quality` (1 to 100) applies
     to JPEG and WebP. `image` and `mask_image` are names of pictures that the studio keeps;
     `extend` counts pixels left, top, right, bottom; `loras` are names with weights;
-    `mode` is one of `canvas.modes.MODES`, `where` one of `canvas.where.PLACES`.
+    `mode` is one of `canvas.presets.MODES`, `where` one of `canvas.request.PLACES`.
     """
 
     prompt: str
@@ -91,7 +221,7 @@ class GenerationRequest:
             "negative_prompt": validation.text("negative_prompt", self.negative_prompt),
             "style": validation.choice("style", self.style, STYLES),
             "image_format": validation.choice("image_format", self.image_format, IMAGE_FORMATS),
-            "mode": validation.choice("mode", self.mode, modes.MODES),
+            "mode": validation.choice("mode", self.mode, presets.MODES),
             "where": validation.choice("where", self.where, PLACES),
         }
         for name, (low, high) in WHOLE_NUMBERS.items():
@@ -99,7 +229,7 @@ class GenerationRequest:
         for name, check in LEFT_TO_THE_MODEL.items():
             if (value := getattr(self, name)) is not None:
                 checked[name] = check(name, value)
-        for name, check in tasks.CHECKS.items():
+        for name, check in CHECKS.items():
             checked[name] = check(name, getattr(self, name))
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # how a frozen dataclass is normalised
@@ -130,7 +260,7 @@ class GenerationRequest:
         seed = self.seed
         if seed == RANDOM_SEED:
             seed = random.randrange(2**32 - self.num_images)
-        steps, guidance_scale, scheduler = modes.defaults(self.mode, spec)
+        steps, guidance_scale, scheduler = presets.defaults(self.mode, spec)
         resolved = replace(
             self,
             width=self.width or spec.resolution,
@@ -139,7 +269,7 @@ class GenerationRequest:
             guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
             scheduler=self.scheduler or scheduler,
             seed=seed,
-            strength=tasks.STRENGTHS.get(self.task) if self.strength is None else self.strength,
+            strength=STRENGTHS.get(self.task) if self.strength is None else self.strength,
             num_images=1 if self.task == "upscale" else self.num_images,
         )
         for name in ("width", "height") if self.is_drawn_at_once else ():
@@ -177,7 +307,7 @@ class GenerationRequest:
         """Of a resolved request: the steps from noise to picture, and how many of them are done."""
         whole = self.num_inference_steps or 1
         starts_from_noise = self.task == "text_to_image" or not self.needs_model
-        return (whole, whole) if starts_from_noise else tasks.schedule(whole, self.strength or 1.0)
+        return (whole, whole) if starts_from_noise else schedule(whole, self.strength or 1.0)
 
     def _check_complete(self) -> None:
         if self.task != "text_to_image" and self.image is None:
@@ -237,7 +367,7 @@ class GeneratedImage:
     filename: str = ""
     filepath: str = ""
     file_size: int = 0  # bytes
-    owner: str = "local"
+    owner: str = LOCAL_OWNER
     favourite: bool = False
     parent_id: int | None = None
     file: Path | None = field(default=None, repr=False, compare=False)  # when just made
@@ -268,3 +398,9 @@ class GeneratedImage:
             "channel": self.channel,
             "created_at": self.created_at.isoformat(),
         }
+
+
+Status = Literal["queued", "downloading", "loading", "running", "done", "failed", "cancelled"]
+
+
+FINISHED: tuple[Status, ...] = ("done", "failed", "cancelled")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from canvas import places, validation
+from canvas import platform, validation
 from canvas.errors import InvalidInput, StorageError
 
 PREFIX = "CANVAS_"
@@ -64,7 +65,7 @@ class Settings:
     ) -> Settings:
         """Settings from `environ` (default: the process's), with those overrides that are set."""
         environ = os.environ if environ is None else environ
-        values: dict[str, Any] = places.defaults_of(environ)
+        values: dict[str, Any] = platform.defaults_of(environ)
         for item in fields(cls):
             variable = PREFIX + item.name.upper()
             if environ.get(variable):
@@ -119,6 +120,11 @@ class Settings:
         return (self.public or self.share) and self.auth is None
 
     @property
+    def requires_api_key(self) -> bool:
+        """Whether anyone but the person at this computer can reach the server."""
+        return bool(self.auth or self.is_public or not validation.is_loopback(self.host))
+
+    @property
     def safety_level(self) -> str:
         """`off`, `prompt` or `full`; where strangers come in, words are filtered unless told."""
         return self.safety or ("prompt" if self.is_public else "off")
@@ -156,6 +162,11 @@ class Settings:
         return self.data_dir / "models.toml"
 
 
+def data_dir_id(data_dir: Path) -> str:
+    """An identifier of a data folder that does not reveal its path."""
+    return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
+
+
 def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) -> None:
     """Turn off the libraries' telemetry and busy waiting, turn on large pages of memory.
 
@@ -167,7 +178,7 @@ def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) ->
     environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
     environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    places.settle_hub_cache(environ)
+    platform.settle_hub_cache(environ)
     # torch's threads spin while they wait for each other: beside any other program that
     # keeps a core busy, a picture then takes ten times as long as with sleeping threads.
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

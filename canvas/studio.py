@@ -6,28 +6,29 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from canvas import combinations, limits
+from canvas import dynamic_prompts
+from canvas.backends.base import Painter
+from canvas.backends.remote_backends import Elsewhere
 from canvas.catalog import MODELS, Catalog, get_model
-from canvas.engine import heap, prompts, safety
+from canvas.engine import prompts, safety
 from canvas.engine.device import Device
-from canvas.engine.hub import Hub
+from canvas.engine.estimate import expected_seconds
+from canvas.engine.optimizations import malloc
 from canvas.errors import NotFound
-from canvas.expectations import expected_seconds
-from canvas.history.collection import Collection
-from canvas.history.gallery import Gallery
-from canvas.history.images import ImageFolder
-from canvas.history.store import Store
-from canvas.history.unfinished import UnfinishedJob, UnfinishedJobs
-from canvas.jobs import Job, JobBook
-from canvas.materials import Shelf
-from canvas.models import ModelState, Where, describe
-from canvas.notebook import Pictures, wait
-from canvas.painting.elsewhere import Elsewhere
-from canvas.painting.orders import Painter
-from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.history.database import Store
+from canvas.history.image_files import ImageFolder
+from canvas.history.images import Collection, Gallery
+from canvas.history.pending_jobs import UnfinishedJob, UnfinishedJobs
+from canvas.jobs import limits
+from canvas.jobs.inputs import Shelf
+from canvas.jobs.job import Job
+from canvas.jobs.notebook import Pictures, wait
+from canvas.jobs.queue import JobBook
+from canvas.jobs.scheduler import Workshop
+from canvas.model_status import ModelState, Where, describe
+from canvas.models.hub_client import Hub
+from canvas.request import HERE, GeneratedImage, GenerationRequest, Step
 from canvas.settings import Settings, quiet_libraries
-from canvas.where import HERE
-from canvas.workshop import Workshop
 
 
 class Studio:
@@ -46,7 +47,7 @@ class Studio:
     ) -> None:
         self.settings = settings or Settings.from_environment()
         quiet_libraries()
-        heap.use_one()
+        malloc.use_one()
         self.models = Catalog(models)
         if self.settings.models_file.is_file():
             self.models.load(self.settings.models_file)
@@ -98,7 +99,7 @@ class Studio:
 
     def expand(self, request: GenerationRequest) -> list[GenerationRequest]:
         """The requests that a prompt with choices or lists stands for; see `combinations`."""
-        prompts = combinations.expand(request.prompt, self.settings.data_dir / "wildcards")
+        prompts = dynamic_prompts.expand(request.prompt, self.settings.data_dir / "wildcards")
         return [replace(request, prompt=prompt) for prompt in prompts]
 
     def submit_all(
@@ -240,7 +241,7 @@ class Studio:
         if device is None or request.where != HERE:
             return None
         spec = get_model(request.model_key, self.models)
-        return expected_seconds(request, spec, device, self.store)
+        return expected_seconds(request, spec, device, self.store.seconds_per_step)
 
     def model_state(self, model_key: str, *, ask_hub: bool = False) -> ModelState:
         """Where a model is and what picking it means; asks the Hub for bytes only when told to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import unicodedata
 from collections.abc import Collection
@@ -65,3 +66,13 @@ def choice(field: str, value: object, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise InvalidInput(field, value, Said("one of {names}", names=", ".join(choices)))
     return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself can reach that address."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -16,10 +16,10 @@ from PIL import Image
 from canvas import GenerationRequest, Studio
 from canvas.catalog import get_model
 from canvas.errors import NotFound
-from canvas.history.keys import Keys
+from canvas.history.api_keys import Keys
 from canvas.history.queries import Query
 from canvas.request import GeneratedImage
-from canvas.serve import launch
+from canvas.server.launch import launch
 from canvas.settings import Settings
 from tests.visitors import Visitor
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from canvas import GenerationRequest, Studio
-from canvas.engine import upscaling
+from canvas.engine import super_resolution
 from canvas.settings import Settings
-from tests.engine.conftest import make_spec, tiny_folder  # noqa: F401 - found by its name
-from tests.engine.test_loras import make_lora
-from tests.engine.tiny_xl import make_tiny_xl
+from tests.conftest import make_spec
+from tests.models.test_loras import make_lora
+from tests.tiny_xl import make_tiny_xl
 
 XL = {"size": "1 MB", "speed": "Fast", "quality": "None", "resolution": 64, "scheduler": "Euler"}
 
@@ -106,7 +106,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("upscaler", ["lanczos", "illustration", "photo", "detail"])
 def test_four_times_1024_stays_under_3_gb(upscaler: str, tmp_path: Path) -> None:
-    if upscaler in upscaling.NETWORKS and not upscaling.has_networks():
+    if upscaler in super_resolution.NETWORKS and not super_resolution.has_networks():
         pytest.skip("the optional packages are not installed")
     command = [sys.executable, "-c", MEASURE, str(tmp_path), upscaler]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -17,12 +17,12 @@ import pytest
 from canvas import GenerationRequest, Studio
 from canvas.catalog import ASSETS
 from canvas.history.comparisons import Comparisons
-from canvas.identity import COOKIE, owner_of_visitor
-from canvas.jobs import Job
+from canvas.jobs.job import Job
 from canvas.request import GeneratedImage
-from canvas.serve import launch
+from canvas.server.identity import COOKIE, owner_of_visitor
+from canvas.server.launch import launch
 from canvas.settings import Settings
-from canvas.ui.page import SESSIONS
+from canvas.ui.app import SESSIONS
 from tests.visitors import Visitor, routes_of
 
 PROMPT = "quetzalfinch in a velvet fjord"

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from canvas import MODELS, GenerationRequest
 from canvas.errors import CanvasError, InvalidInput
-from canvas.request import IMAGE_FORMATS, MAX_SEED
+from canvas.request import FITS, IMAGE_FORMATS, MAX_SEED, SCALES, TASKS, UPSCALERS
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
-from canvas.tasks import FITS, SCALES, TASKS, UPSCALERS
 
 STARTER = MODELS["starter"]
 

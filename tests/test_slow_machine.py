@@ -11,9 +11,9 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.engine.device import detect_device
-from canvas.modes import MODES
+from canvas.presets import MODES
 from canvas.settings import Settings
-from canvas.ui.panel import render
+from canvas.ui.html_panel import render
 
 
 @pytest.fixture(params=["measured", "asked for"])

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from canvas import validation
-from canvas.cli import figures
-from canvas.cli.terminal import AsJson, examples, number, say, say_json, settings_of
+from canvas.cli.console import AsJson, examples, number, say, say_json, settings_of
 from canvas.errors import CanvasError, InvalidInput
 
 if TYPE_CHECKING:
@@ -77,7 +76,8 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
             validation.whole_number(field, value, 1 if field == "turns" else 64, high)
     if size is not None:
         validation.multiple_of_8("size", size)
-    from canvas.engine.benchmark import BenchmarkReport, run_benchmark
+    from canvas.benchmark.report import format_markdown, format_table, replace_marked_section
+    from canvas.benchmark.runner import BenchmarkReport, run_benchmark
     from canvas.engine.device import detect_device
 
     others = [BenchmarkReport.from_dict(_read(path)) for path in beside or ()]
@@ -91,9 +91,9 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
         if json:
             say_json(report.to_dict())
         else:
-            say("\n".join(figures.table(report)))
+            say("\n".join(format_table(report)))
     if write_readme:
-        figures.write_between_marks(ROOT / "README.md", figures.markdown([*reports, *others]))
+        replace_marked_section(ROOT / "README.md", format_markdown([*reports, *others]))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _on_disk(key: str) -> ModelSpec:
     from canvas.catalog import get_model
-    from canvas.engine.downloads import find_local
+    from canvas.models.download import find_local
 
     spec = get_model(key)
     if find_local(spec) is None:
@@ -153,7 +153,7 @@ def started(arguments: list[str]) -> Iterator[tuple[float, int]]:
 
     The port is added to the Python arguments.
     """
-    from canvas.serve import free_port
+    from canvas.server.launch import free_port
 
     port = free_port()
     began = time.monotonic()

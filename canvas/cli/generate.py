@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -11,21 +12,96 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import httpx
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, examples, number, say, say_json, settings_of, wait
-from canvas.errors import InvalidInput, NotFound, StorageError
-from canvas.identity import LOCAL
-from canvas.request import GenerationRequest
+from canvas.cli.console import (
+    AsJson,
+    DataDir,
+    bar,
+    examples,
+    number,
+    say,
+    say_json,
+    settings_of,
+    told,
+    wait,
+)
+from canvas.errors import CanvasError, InvalidInput, NotAllowed, NotFound, StorageError, in_words
+from canvas.request import LOCAL_OWNER, GenerationRequest, Step
 from canvas.schedulers import SCHEDULERS
+from canvas.server.discovery import Server
 from canvas.styles import STYLES
 
 if TYPE_CHECKING:
-    from canvas.api.presence import Server
     from canvas.request import GeneratedImage
+    from canvas.server.discovery import Server
     from canvas.settings import Settings
 
     Kept = tuple[GeneratedImage, Path]
+
+PATIENCE = 60.0  # seconds without a word; the server gives a sign of life every second
+HOW = "give it with --key KEY or in CANVAS_KEY"
+
+
+def paint(
+    server: Server, key: str | None, wish: GenerationRequest, title: str, *, agree: bool = False
+) -> list[int]:
+    """The ids of the pictures; raises why there are none. Ctrl+C stops the work there, too."""
+    if server.asks_for_keys and not key:
+        raise NotAllowed(HOW)
+    body = {
+        "prompt": wish.prompt,
+        "negative_prompt": wish.negative_prompt,
+        "style": wish.style,
+        "model": wish.model_key,
+        "width": wish.width,
+        "height": wish.height,
+        "num_inference_steps": wish.num_inference_steps,
+        "guidance_scale": wish.guidance_scale,
+        "scheduler": wish.scheduler,
+        "seed": wish.seed,
+        "n": wish.num_images,
+        "output_format": wish.image_format,
+        "where": wish.where,
+        "agree": agree,
+        "stream": True,
+        "progress": True,
+        "channel": "cli",
+    }
+    ids: list[int] = []
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with bar(title) as show:
+        for event in _events(f"{server.url}/v1/images/generations", body, headers):
+            if "error" in event:
+                error = in_words(event["error"]["code"], event["error"]["message"])
+                raise NotAllowed(HOW) if isinstance(error, NotAllowed) else error
+            if event["type"] == "progress":
+                show(*told(event.pop("status"), _step(event)))
+            elif event["type"] == "image_generation.completed":
+                ids.append(event["id"])
+    return ids
+
+
+def _events(
+    address: str, body: dict[str, Any], headers: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    try:
+        with httpx.stream("POST", address, json=body, headers=headers, timeout=PATIENCE) as answer:
+            if answer.is_error:
+                yield json.loads(answer.read())
+                return
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    yield json.loads(line.removeprefix("data: "))
+    except httpx.HTTPError as error:
+        raise CanvasError(f"The server at {address} broke off ({error}). Try again.") from error
+
+
+def _step(event: dict[str, Any]) -> Step | None:
+    event.pop("type")
+    return Step(**event) if "step" in event else None
+
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 STDIN = STDOUT = "-"
@@ -103,7 +179,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
     )
     wishes = [replace(first, prompt=text) for text in texts]
     targets = _targets(output, len(wishes) * first.num_images)
-    from canvas.api.presence import server_of
+    from canvas.server.discovery import server_of
 
     server = server_of(settings.data_dir)
     paint = partial(_paint_there, server) if server else _paint_here
@@ -121,7 +197,7 @@ def _paint_here(
     with Studio(settings) as studio:
         if agree:
             spec = get_model(wishes[0].model_key, studio.models)
-            studio.elsewhere.agree(LOCAL, wishes[0].where, spec)
+            studio.elsewhere.agree(LOCAL_OWNER, wishes[0].where, spec)
         for title, wish in zip(_titles(wishes), wishes, strict=True):
             job = studio.submit(wish, channel="cli")
             wait(job, title)
@@ -132,10 +208,10 @@ def _paint_here(
 def _paint_there(
     server: Server, settings: Settings, wishes: list[GenerationRequest], *, agree: bool
 ) -> Iterator[Kept]:
-    from canvas.cli.remote import paint
-    from canvas.history.gallery import Gallery
-    from canvas.history.images import ImageFolder
-    from canvas.history.store import Store
+    pass
+    from canvas.history.database import Store
+    from canvas.history.image_files import ImageFolder
+    from canvas.history.images import Gallery
 
     store = Store(settings.database)
     gallery = Gallery(store, ImageFolder(settings.outputs))

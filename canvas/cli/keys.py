@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, examples, say, say_json, settings_of
+from canvas.cli.console import AsJson, DataDir, examples, say, say_json, settings_of
 
 if TYPE_CHECKING:
-    from canvas.history.keys import Keys
+    from canvas.history.api_keys import Keys
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose pictures they are.")]
 
@@ -58,8 +58,8 @@ def withdraw(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None
 
 @contextmanager
 def _keys(data_dir: Path | None) -> Iterator[Keys]:
-    from canvas.history.keys import Keys
-    from canvas.history.store import Store
+    from canvas.history.api_keys import Keys
+    from canvas.history.database import Store
 
     store = Store(settings_of(data_dir).database)
     try:

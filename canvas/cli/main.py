@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 from typer.completion import completion_init
 
-from canvas.cli import (
-    archive,
-    bench,
-    completion,
-    deploy,
-    doctor,
-    generate,
-    keys,
-    models,
-    serve,
-)
-from canvas.cli.terminal import complain
+from canvas.cli import bench, deploy_space, doctor, export_import, generate, keys, models
+from canvas.cli.console import AsJson, DataDir, complain, examples, say, say_json
 from canvas.errors import (
     CanvasError,
     GenerationCancelled,
@@ -27,6 +20,75 @@ from canvas.errors import (
     NotAllowed,
     StorageError,
 )
+
+NAME, VARIABLE = "canvas", "_CANVAS_COMPLETE"
+ROOT = Path(__file__).resolve().parent.parent.parent
+FUNCTIONS = {
+    "bash": '{name}() {{ {run} "$@"; }}',
+    "zsh": '{name}() {{ {run} "$@"; }}',
+    "fish": "function {name}; {run} $argv; end",
+}
+# Where typer's scripts run the program by a name, which for a function of the shell is none.
+CALLS = {
+    "bash": ("complete_bash $1", "complete_bash {run}"),
+    "zsh": ("complete_zsh canvas", "complete_zsh {run}"),
+    "fish": ("(commandline -cp) canvas", "(commandline -cp) {run}"),
+}
+
+
+@examples(
+    'eval "$(python -m canvas completion bash)"',
+    "python -m canvas completion fish | source",
+)
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Which shell.")],
+) -> None:
+    """Print what makes `canvas` a command of the shell that completes its options."""
+    from typer.completion import get_completion_script
+
+    run = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m canvas"
+    script = get_completion_script(prog_name=NAME, complete_var=VARIABLE, shell=shell)
+    by_name, by_path = CALLS[shell]
+    say(FUNCTIONS[shell].format(name=NAME, run=run))
+    say(script.replace(by_name, by_path.format(run=run)))
+
+
+@examples(
+    "python -m canvas serve --port 8000",
+    "python -m canvas serve --host 0.0.0.0 --auth ann:secret",
+)
+def serve(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads them
+    host: Annotated[str | None, typer.Option(help="Address; 0.0.0.0 for all.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="A public link.")] = False,
+    auth: Annotated[
+        str | None, typer.Option(metavar="USER:PASSWORD", help="Ask for a login.")
+    ] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Processes that paint.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="KEY", help="Picked at first.")] = None,
+    json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Serve the page and the API until Ctrl+C."""
+    from canvas.server.launch import launch
+    from canvas.settings import Settings
+    from canvas.studio import Studio
+
+    settings = Settings.from_environment(
+        host=host,
+        port=port,
+        share=share or None,
+        auth=auth,
+        workers=workers,
+        model=model,
+        data_dir=data_dir.expanduser() if data_dir else None,
+    )
+    with Studio(settings) as studio:
+        page = launch(studio, block=False, quiet=json)
+        if json:
+            say_json({"url": page.local_url})
+        page.block_thread()
+
 
 STOPPED = 130  # what Ctrl+C gives everywhere
 # 2 is what a wrong command line gives, too.
@@ -51,21 +113,21 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(models.models)
 app.command()(models.download)
-app.command()(archive.export)
-app.command("import")(archive.import_)
+app.command()(export_import.export)
+app.command("import")(export_import.import_)
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.command()(doctor.doctor)
-app.command()(deploy.deploy)
-app.command()(serve.serve)
-app.command()(completion.completion)
+app.command()(deploy_space.deploy)
+app.command()(serve)
+app.command()(completion)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; leaves with 0, or with the failure's code after one line on stderr."""
     completion_init()  # typer does it only with options of its own for it
     try:
-        code = app(arguments, standalone_mode=False, complete_var=completion.VARIABLE)
+        code = app(arguments, standalone_mode=False, complete_var=VARIABLE)
         if code == STOPPED:  # typer makes this of Ctrl+C, and says nothing
             complain("Stopped.")
     except CanvasError as error:

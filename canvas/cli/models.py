@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from canvas.cli.terminal import AsJson, DataDir, examples, say, say_json, settings_of, wait
+from canvas.cli.console import AsJson, DataDir, examples, say, say_json, settings_of, wait
 
 
 @examples(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import machine
+from canvas.engine import system_info
 from canvas.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def use_cores(sharing: int = 1) -> int:
     """Let torch use this process's part of the cores that there really are; returns how many."""
     import torch
 
-    cores = max(1, machine.core_count() // sharing)
+    cores = max(1, system_info.core_count() // sharing)
     if torch.get_num_threads() != cores:
         torch.set_num_threads(cores)
     return cores
@@ -199,9 +199,8 @@ def _remembered_speeds(cache_dir: Path) -> dict[str, float]:
     import torch
 
     path = cache_dir / "speeds.json"
-    key = (
-        f"{machine.processor_name()} | {torch.get_num_threads()} cores | torch {torch.__version__}"
-    )
+    threads = torch.get_num_threads()
+    key = f"{system_info.processor_name()} | {threads} cores | torch {torch.__version__}"
     known = _read(path)
     speeds = known.get(key)
     if isinstance(speeds, dict) and all(_is_time(speeds.get(name)) for name in MEASURED):
@@ -273,7 +272,7 @@ def _in_words(name: str) -> str:
     if name == "mps":
         return "Apple GPU"
     cores = torch.get_num_threads()
-    return f"{machine.processor_name()}, {cores} {'core' if cores == 1 else 'cores'},"
+    return f"{system_info.processor_name()}, {cores} {'core' if cores == 1 else 'cores'},"
 
 
 def _check(field: str, value: str | None, choices: tuple[str, ...]) -> None:

@@ -1,15 +1,20 @@
-"""How long a picture will take here, before one like it was ever timed."""
+"""How long a request will take: from pictures like it, pictures unlike it, and the machine."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from canvas.catalog import ModelSpec
-from canvas.engine import extras
-from canvas.engine.acceleration import CACHED, SHARE_OF_CACHED, passes_per_step, plan
 from canvas.engine.device import Device
-from canvas.engine.windows import count
-from canvas.modes import MODES
+from canvas.engine.multidiffusion import count
+from canvas.engine.optimizations.deepcache import CACHED, SHARE_OF_CACHED, passes_per_step, plan
+from canvas.models import addons
+from canvas.presets import MODES
 from canvas.request import GenerationRequest
 
+# Seconds a step of such a request on a device with a dtype, from the history.
+MeasuredSeconds = Callable[[GenerationRequest, str, str], float | None]
 # A whole UNet reaches this share of the speed of the mix that `measure_speeds` runs.
 EFFICIENCY = 0.7
 # Gigaflop of one denoiser pass at the native size, where the catalogue does not say.
@@ -48,5 +53,37 @@ def seconds_of_picture(request: GenerationRequest, spec: ModelSpec, device: Devi
 def _decoding(request: GenerationRequest, spec: ModelSpec) -> float:
     if 0 < spec.gigaflops < LITTLE:
         return LITTLE_DECODING
-    tiny = extras.TINY_DECODER in extras.needed(request.mode, spec)
+    tiny = addons.TINY_DECODER in addons.needed(request.mode, spec)
     return TINY_DECODING if tiny else DECODING
+
+
+def expected_seconds(
+    request: GenerationRequest, spec: ModelSpec, device: Device, measured: MeasuredSeconds
+) -> float | None:
+    """Seconds of all pictures of a request once its model is loaded; None when unknown.
+
+    Learned from pictures of the same mode. Before there are any the start-up measurement
+    tells, corrected by how far it is off for a mode that was timed here.
+    """
+    request = request.resolve(spec)
+    timed = _timed(request, device, measured)
+    if timed is not None:
+        return timed * request.num_images
+    thought = seconds_of_picture(request, spec, device)
+    if thought is None:
+        return None
+    for mode in MODES:
+        other = replace(
+            request, mode=mode, num_inference_steps=None, guidance_scale=None, scheduler=None
+        ).resolve(spec)
+        there = _timed(other, device, measured) if mode != request.mode else None
+        if there is not None:
+            thought *= there / (seconds_of_picture(other, spec, device) or there)
+            break
+    return thought * request.num_images
+
+
+def _timed(request: GenerationRequest, device: Device, measured: MeasuredSeconds) -> float | None:
+    """Seconds of one such picture by the timings of its mode; None before there are any."""
+    per_step = measured(request, device.name, device.dtype)
+    return None if per_step is None else per_step * request.steps[1]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ModelSpec
-from canvas.engine.loras import split_tags
 from canvas.errors import ModelBroken
+from canvas.models.loras import split_tags
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
 
 if TYPE_CHECKING:
-    from canvas.engine.downloads import LocalModel
+    from canvas.models.download import LocalModel
 
 CLIP_LIMIT = 77
 # What CLIP's tokenizer begins with: runs of letters, single digits, runs of other signs.

@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine import hub_cache, hub_files
-from canvas.engine.downloads import DownloadProgress
-from canvas.engine.hub import Hub
-from canvas.engine.loading import ONE_AT_A_TIME
+from canvas.engine.loader import ONE_AT_A_TIME
 from canvas.errors import Blocked, ModelBroken, Said
+from canvas.models import download, hub_cache
+from canvas.models.download import DownloadProgress
+from canvas.models.hub_client import Hub
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,8 +68,8 @@ def fetch_checker(
         weights = [name for name in CHECKER_WEIGHTS if name in present]
         return [*CHECKER_FILES, *(weights or CHECKER_WEIGHTS)[:1]]
 
-    wanted = hub_files.look_up(hub, CHECKER, choose, cancelled)
-    return hub_files.fetch(hub, wanted, on_progress, cancelled)
+    wanted = download.look_up(hub, CHECKER, choose, cancelled)
+    return download.fetch(hub, wanted, on_progress, cancelled)
 
 
 class PictureChecker:

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from canvas.errors import InvalidInput, NotFound
-from canvas.history.records import image_of, parse_time, timestamp
-from canvas.history.store import Store
+from canvas.history.database import Store
+from canvas.history.rows import image_of, parse_time, timestamp
 from canvas.request import GeneratedImage, GenerationRequest
 
 # By what a picture of a request is found, beside its mode: field and column.

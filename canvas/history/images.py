@@ -1,190 +1,225 @@
-"""Picture files: written whole or not at all, found again, shown small."""
+"""What one owner made: looked through, marked, deleted, brought back, exported, counted."""
 
 from __future__ import annotations
 
-import io
-import os
-import re
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from PIL import Image, ImageOps
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.metadata import embed, open_picture
+from canvas.history import queries
+from canvas.history.database import Store
+from canvas.history.export_zip import export_zip
+from canvas.history.image_files import OWN_NAME, ImageFolder
+from canvas.history.import_zip import Imported, described, import_zip
+from canvas.history.metadata import read_settings
+from canvas.history.queries import Query
+from canvas.history.statistics import Statistics, statistics
+from canvas.history.trash import UNDO_SECONDS, Trash
 from canvas.request import GeneratedImage
 
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-PART = ".part"
-THUMBNAILS = ".thumbnails"
-TRASH = ".trash"
-THUMBNAIL_SIDE = 320  # pixels
-OWN_NAME = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp)")
+WRITING_TIME = 60  # seconds; a part file younger than this may still be written by another process
 
 
-class ImageFolder:
-    """The pictures under `root`, the `outputs` folder; rows name them from the folder above."""
+@dataclass(frozen=True)
+class Reconciled:
+    """How many pictures got a row, how many rows lost their file, how many part files went."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root).absolute()
+    added: int = 0
+    missing: int = 0
+    cleaned: int = 0
 
-    def save(self, image: GeneratedImage) -> GeneratedImage:
-        """Write the picture and its thumbnail; the result knows its file and drops its pixels."""
-        picture = image.image
-        content = embed(image)
-        name = secrets.token_hex(16) + SUFFIXES[image.request.image_format]
-        saved = self.add(replace(image, filename=name, image=None), content)
-        if picture is not None:
-            self._write(self._thumbnail_path(self.path_of(saved)), _small(picture))
-        return saved
 
-    def add(self, image: GeneratedImage, content: bytes) -> GeneratedImage:
-        """Write a finished file under `image.filename` in the folder of its day."""
-        day = image.created_at.astimezone(UTC).date().isoformat()
-        path = self.root / day / image.filename
-        self._write(path, content)
-        filepath = f"{self.root.name}/{day}/{image.filename}"
-        return replace(image, filepath=filepath, file=path, file_size=len(content))
+class Gallery:
+    """The pictures that were made, as rows and as files."""
 
-    def path_of(self, image: GeneratedImage) -> Path:
-        """Where the file should lie; raises NotFound for a place outside of the data folder."""
-        return self.find(image.filepath, image.filename)
+    def __init__(self, store: Store, folder: ImageFolder) -> None:
+        self.store = store
+        self.folder = folder
+        self.trash = Trash(store, folder)
 
-    def find(self, filepath: str, filename: str) -> Path:
-        """`path_of` from a row; those of older programs hold an absolute path, or only a name."""
-        home = self.root.parent.resolve()
-        name = Path(filename).name
-        places = [home / filepath] if filepath else []
-        places += [self.root / name, home / name]
-        inside = [
-            place
-            for place in map(_resolved, places)
-            if place and place.is_relative_to(home) and place.suffix.lower() in PICTURE_SUFFIXES
-        ]
-        if not inside:
-            raise NotFound(f"The picture {filename!r} does not lie in {home}.")
-        return next((place for place in inside if place.is_file()), inside[0])
+    def keep(self, image: GeneratedImage) -> GeneratedImage:
+        """Write the file, then its row; after a failure reconciling finds the file again."""
+        self.trash.empty(UNDO_SECONDS)
+        return self.store.record(self.folder.save(image))
 
-    def thumbnail(self, image: GeneratedImage) -> Path:
-        """The small WebP of the picture, made on first use; raises NotFound without the file."""
-        path = self.path_of(image)
-        small = self._thumbnail_path(path)
-        if not small.is_file():
-            if not path.is_file():
-                raise NotFound(f"The file of the picture {image.filename} is gone.")
-            with open_picture(path) as picture:
-                picture.draft("RGB", (THUMBNAIL_SIDE * 2, THUMBNAIL_SIDE * 2))
-                content = _small(picture)
-            self._write(small, content)
-        return small
+    def path_of(self, filename: str, thumbnail: bool = False) -> Path:
+        """The file of a picture or of its thumbnail; raises NotFound."""
+        image = self.store.image_by_filename(filename)
+        if image is None:
+            raise NotFound("There is no such picture.")
+        path = self.folder.thumbnail(image) if thumbnail else self.folder.path_of(image)
+        if not path.is_file():
+            raise NotFound("The file of this picture is missing.")
+        return path
 
-    def find_row(self, row: Mapping[str, Any]) -> Path | None:
-        """The file of a row; None where there is none."""
+    def is_picture(self, path: Path) -> bool:
+        """Whether a resolved path is that of a kept picture."""
         try:
-            path = self.find(row["filepath"] or "", row["filename"])
+            return path == self.path_of(path.name).resolve()
         except NotFound:
+            return False
+
+    def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:
+        """Remove an owner's (None: anybody's) pictures; the token for `undo`, and their number."""
+        return self.trash.delete(ids, owner)
+
+    def undo(self, token: str, owner: str | None) -> int:
+        """Bring back what `delete` removed in this session; raises NotFound when it is too late."""
+        return self.trash.undo(token, owner)
+
+    def delete_matching(self, query: Query) -> tuple[str, int]:
+        """Clean up; `store.totals(query)` tells before how many pictures and bytes would go."""
+        return self.trash.delete(self.store.ids(query), query.owner)
+
+    def erase(self, owner: str) -> int:
+        """Remove everything of an owner for good and at once; the number of pictures."""
+        _, number = self.trash.delete(self.store.ids_of(owner), owner)
+        self.trash.empty(owner=owner)
+        with self.store.transaction() as connection:
+            for table in ("unfinished_jobs", "comparisons"):
+                connection.execute(f"DELETE FROM {table} WHERE owner = ?", [owner])  # noqa: S608
+        self.store.shrink()
+        return number
+
+    def reconcile(self) -> Reconciled:
+        """Make rows and files agree: rows for pictures that have none, marks on lost ones."""
+        self.trash.empty_old_sessions()
+        rows = self.store.files()
+        on_disk = set(self.folder.pictures())
+        known = {filepath for filepath, _, _ in rows.values()}
+        # Rows of the oldest programs name only the file.
+        known_names = {filename for filepath, filename, _ in rows.values() if not filepath}
+        new = [
+            found
+            for filepath in sorted(on_disk - known)
+            if filepath.rpartition("/")[2] not in known_names
+            and (found := self._from_file(filepath)) is not None
+        ]
+        self.store.record_all(new)
+        lost: list[int] = []
+        back: list[int] = []
+        for image_id, (filepath, filename, missing) in rows.items():
+            is_there = filepath in on_disk or self._is_there(filepath, filename)
+            if is_there == missing:
+                (back if is_there else lost).append(image_id)
+        self.store.mark_missing(lost)
+        self.store.mark_missing(back, missing=False)
+        return Reconciled(len(new), len(lost), self._clean())
+
+    def _from_file(self, filepath: str) -> GeneratedImage | None:
+        """The picture that a file says it is; None where it says nothing or cannot be read."""
+        path = self.folder.root.parent / filepath
+        try:
+            image = read_settings(path)
+            if image is None and OWN_NAME.fullmatch(path.name):
+                # Another program's picture, whose import was cut short before its row.
+                image = described(path.read_bytes(), {}, path.name)
+        except (StorageError, OSError):
             return None
-        return path if path.is_file() else None
+        if image is None:
+            return None
+        return replace(
+            image,
+            filename=path.name,
+            filepath=filepath,
+            file_size=path.stat().st_size,
+            # A file may claim anything; these are not for it to say.
+            id=None,
+            parent_id=None,
+            owner="local",
+            favourite=False,
+        )
 
-    def drop_thumbnail(self, path: Path) -> None:
-        """Remove the thumbnail of the picture at `path`, if there is one."""
-        _unlink(self._thumbnail_path(path))
-
-    def thumbnails(self) -> list[Path]:
-        """All thumbnails; any of them may be removed, and is made again on first use."""
-        return [path for path in (self.root / THUMBNAILS).rglob("*.webp") if path.is_file()]
-
-    def free_thumbnails(self) -> int:
-        """Remove all thumbnails; the bytes that are free now."""
-        freed = 0
-        for path in self.thumbnails():
-            freed += path.stat().st_size
-            _unlink(path)
-        return freed
-
-    def delete(self, image: GeneratedImage) -> None:
-        """Remove the file and its thumbnail for good; what is not there is not missed."""
-        path = self.path_of(image)
-        _unlink(path)
-        self.drop_thumbnail(path)
-
-    def pictures(self) -> Iterator[str]:
-        """The `filepath` of every picture file; hidden folders are left out."""
-        # Text, not paths: there may be a hundred thousand at every start.
-        for folder, folders, names in os.walk(self.root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            place = Path(self.root.name, Path(folder).relative_to(self.root)).as_posix()
-            for name in names:
-                if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
-                    yield f"{place}/{name}"
-
-    def unfinished(self) -> Iterator[Path]:
-        """Files whose writing was interrupted, or is going on."""
-        for folder, _, names in os.walk(self.root):
-            yield from (Path(folder, name) for name in names if name.endswith(PART))
-
-    def _thumbnail_path(self, path: Path) -> Path:
-        folder = path.parent.name if path.parent.parent == self.root.resolve() else ""
-        return self.root / THUMBNAILS / folder / f"{path.name}.webp"
-
-    def _write(self, path: Path, content: bytes) -> None:
-        part = path.with_name(f".{path.name}{PART}")
+    def _is_there(self, filepath: str, filename: str) -> bool:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            with suppress(OSError):  # there may be none; the sentence below says what happened
-                part.unlink()
-            raise StorageError(
-                f"The picture cannot be written to {path.parent} ({error.strerror}). Free some "
-                "space, give yourself the right to write there, or choose another folder with "
-                "--data-dir."
-            ) from error
+            return self.folder.find(filepath, filename).is_file()
+        except NotFound:
+            return False
+
+    def _clean(self) -> int:
+        old = time.time() - WRITING_TIME
+        parts = [path for path in self.folder.unfinished() if path.stat().st_mtime < old]
+        for path in parts:
+            path.unlink(missing_ok=True)
+        return len(parts)
 
 
-def _small(picture: Image.Image) -> bytes:
-    small = ImageOps.exif_transpose(picture)
-    if small.mode not in ("RGB", "RGBA"):
-        small = small.convert("RGBA" if "transparency" in small.info else "RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    target = io.BytesIO()
-    small.save(target, "webp", quality=80)
-    return target.getvalue()
+class Collection:
+    """The pictures of `owner`; every query is theirs, whatever owner it names.
 
+    The administrator `sees_all`: queries without owner and single pictures are then
+    everybody's. Changes are made to one's own pictures only.
+    """
 
-def _resolved(path: Path) -> Path | None:
-    try:
-        return path.resolve()
-    except (OSError, ValueError, RuntimeError):  # NUL bytes, links in a circle
-        return None
+    def __init__(self, gallery: Gallery, owner: str, *, sees_all: bool = False) -> None:
+        self._gallery = gallery
+        self.owner = owner
+        self.sees_all = sees_all
 
+    def _seen(self, query: Query) -> Query:
+        return replace(query, owner=query.owner if self.sees_all else self.owner)
 
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"The file {path} cannot be deleted ({error.strerror}). Give yourself the right "
-            "to write in its folder, then try again."
-        ) from error
+    def _own(self, query: Query) -> Query:
+        return replace(query, owner=self.owner)
 
+    def image(self, image_id: int) -> GeneratedImage:
+        """One picture; raises NotFound for what may not be seen."""
+        image = self._gallery.store.image(image_id)
+        if image is None or not (self.sees_all or image.owner == self.owner):
+            raise NotFound(f"There is no picture {image_id}.")
+        return image
 
-def _sync_folder(folder: Path) -> None:
-    # The rename is on the disk only when its folder is; Windows has no such handle.
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    def search(self, query: Query) -> list[GeneratedImage]:
+        """One page of what fits."""
+        return self._gallery.store.search(self._seen(query))
+
+    def count(self, query: Query) -> int:
+        """How many pictures fit on all pages."""
+        return self._gallery.store.count(self._seen(query))
+
+    def sizes(self, query: Query) -> list[tuple[int, int]]:
+        """The sizes of the pictures that fit, the most frequent first."""
+        rows = self._gallery.store.rows(*queries.sizes(self._seen(query)))
+        return [(row["width"], row["height"]) for row in rows]
+
+    def export(
+        self, query: Query, image_format: str | None = None, quality: int = 95
+    ) -> Iterator[bytes]:
+        """The ZIP of all that fits, piece by piece."""
+        store, folder = self._gallery.store, self._gallery.folder
+        wanted = self._seen(query)
+        return export_zip(store, folder, wanted, image_format=image_format, quality=quality)
+
+    def take_in(self, path: Path) -> Imported:
+        """Add the pictures of a ZIP."""
+        return import_zip(self._gallery.store, self._gallery.folder, path, self.owner)
+
+    def totals(self, query: Query) -> tuple[int, int]:
+        """How many of one's own pictures fit, and their bytes: what `delete_matching` removes."""
+        return self._gallery.store.totals(self._own(query))
+
+    def favourite(self, ids: Iterable[int], marked: bool) -> int:
+        """Mark or unmark; how many there were."""
+        return self._gallery.store.set_favourite(ids, self.owner, marked)
+
+    def delete(self, ids: Iterable[int]) -> tuple[str, int]:
+        """Take away; the token for `undo`, and how many there were."""
+        return self._gallery.delete(ids, self.owner)
+
+    def delete_matching(self, query: Query) -> tuple[str, int]:
+        """Clean up; the token for `undo`, and how many there were."""
+        return self._gallery.delete_matching(self._own(query))
+
+    def undo(self, token: str) -> int:
+        """Bring back what was taken away; raises NotFound when it is too late."""
+        return self._gallery.undo(token, self.owner)
+
+    def erase(self) -> int:
+        """Remove everything for good and at once; how many pictures there were."""
+        return self._gallery.erase(self.owner)
+
+    def figures(self) -> Statistics:
+        """One's own pictures by day, model, style and size."""
+        return statistics(self._gallery.store, self.owner)

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from canvas.errors import StorageError
 from canvas.history.infotext import ParsedSettings, read_infotext, write_infotext
-from canvas.history.records import image_from
+from canvas.history.rows import image_from
 from canvas.request import GeneratedImage
 
 CHUNK = "magic_canvas"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from canvas import validation
 from canvas.errors import InvalidInput
-from canvas.history.records import timestamp
+from canvas.history.rows import timestamp
 
 MAX_WORDS = 50
 MAX_PAGE = 1000

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from canvas.history.comparisons import Comparisons, Tally
-from canvas.history.images import ImageFolder
-from canvas.history.store import Store
+from canvas.history.database import Store
+from canvas.history.image_files import ImageFolder
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from canvas.errors import NotFound, Said, StorageError
-from canvas.history.images import TRASH, ImageFolder
-from canvas.history.store import Store
+from canvas.history.database import Store
+from canvas.history.image_files import TRASH, ImageFolder
 
 UNDO_SECONDS = 3600
 AT_ONCE = 500  # pictures a transaction, so that others wait only for moments

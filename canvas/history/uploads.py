@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.store import Store
+from canvas.history.database import Store
 
 KEPT = 3600.0  # seconds: between handing in a picture and asking for something to be made of it
 NAME = re.compile(r"[0-9a-f]{64}\.png")

@@ -17,13 +17,7 @@ from canvas.training.classifier import Judge
 from canvas.training.packages import STYLES
 from canvas.training.pixels import to_tensor
 from canvas.training.sampling import Sampler
-from canvas.training.scenes import (
-    DEFAULT_STYLE,
-    Scene,
-    SceneMaker,
-    is_held_out,
-    is_held_out_pair,
-)
+from canvas.training.scenes import DEFAULT_STYLE, Scene, SceneMaker, is_held_out, is_held_out_pair
 from canvas.training.sprites import Sprites
 from canvas.training.synonyms import NEAR_SYNONYMS
 

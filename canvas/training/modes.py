@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from canvas.benchmark.similarity import ssim
 from canvas.catalog import MODELS
 from canvas.engine.device import detect_device
-from canvas.engine.downloads import LocalModel
-from canvas.engine.generation import run
-from canvas.engine.pipelines import PipelineCache
-from canvas.engine.similarity import ssim
+from canvas.engine.generate import run
+from canvas.engine.pipeline_cache import PipelineCache
+from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
 from canvas.settings import Settings
 from canvas.training.classifier import Judge

@@ -123,7 +123,7 @@ def stage_evaluate(options: Options) -> None:
 
 def stage_modes(options: Options) -> None:
     """Hold Balanced against Quality and write it into the card; fails where it is too far."""
-    from canvas.training.modes import compare_modes, modes_figures  # needs the whole app
+    from canvas.training.modes import compare_modes, modes_figures
 
     sprites = load_sprites(options.work)
     judge = classifier.load_judge(options.work, len(sprites.things))

@@ -10,7 +10,21 @@ from typing import Any
 import gradio as gr
 
 from canvas import errors
-from canvas.ui.languages import gettext, sentence_of
+from canvas.errors import NotFound, Said
+from canvas.request import LOCAL_OWNER
+from canvas.ui.i18n import gettext, sentence_of
+
+
+def current_owner(request: gr.Request) -> str:
+    """The owner that the identity middleware wrote on the request; `local` without one.
+
+    Raises NotFound for a request that has not logged in: to the studio, no owner means all.
+    """
+    owner = getattr(getattr(request, "state", None), "owner", LOCAL_OWNER)
+    if owner is None:
+        raise NotFound(Said("Log in to see your pictures."))
+    return owner
+
 
 TITLES: dict[type[errors.CanvasError], str] = {
     errors.InvalidInput: "This value cannot be used",

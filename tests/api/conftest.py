@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from canvas import Studio
-from tests.serving import serving
+from tests.app_server import serving
 
 
 @pytest.fixture(scope="session")

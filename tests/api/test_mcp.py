@@ -13,7 +13,7 @@ from mcp.client.streamable_http import streamablehttp_client
 from PIL import Image
 
 from canvas import GenerationRequest, Studio
-from canvas.jobs import Job
+from canvas.jobs.job import Job
 
 Answer = TypeVar("Answer")
 

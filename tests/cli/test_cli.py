@@ -18,7 +18,7 @@ from PIL import Image
 
 from canvas.cli import main as cli
 from canvas.cli.bench import started
-from canvas.cli.terminal import say_json
+from canvas.cli.console import say_json
 from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent

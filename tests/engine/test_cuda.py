@@ -11,21 +11,21 @@ import pytest
 import torch
 from PIL.Image import Image
 
+from canvas.benchmark.similarity import ssim
 from canvas.catalog import MODELS, ModelSpec
-from canvas.engine import progress
-from canvas.engine.acceleration import CACHED, FULL, WANTED, shortcuts
+from canvas.engine import step_callback
 from canvas.engine.device import Device, detect_device
-from canvas.engine.downloads import LocalModel
-from canvas.engine.generation import run
-from canvas.engine.graphs import KEPT, Recorded
-from canvas.engine.loras import read_lora, worn
-from canvas.engine.passes import ATTRIBUTE
-from canvas.engine.pipelines import PipelineCache
-from canvas.engine.similarity import ssim
+from canvas.engine.generate import run
+from canvas.engine.lora_adapters import worn
+from canvas.engine.optimizations.cuda_graphs import KEPT, Recorded
+from canvas.engine.optimizations.deepcache import ATTRIBUTE, CACHED, FULL, WANTED, shortcuts
+from canvas.engine.pipeline_cache import PipelineCache
+from canvas.models.download import LocalModel
+from canvas.models.loras import read_lora
 from canvas.request import GenerationRequest, Step
 from canvas.schedulers import SCHEDULERS
-from tests.engine.test_acceleration import Pipeline, make_unet
-from tests.engine.test_loras import make_lora
+from tests.engine.test_deepcache import Pipeline, make_unet
+from tests.models.test_loras import make_lora
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA")
 
@@ -143,9 +143,9 @@ def waiting_is_an_error() -> Iterator[None]:
 def test_nothing_waits_between_the_steps(
     starter: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, mode: str
 ) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BEFORE_PREVIEWS", 0.0)
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_PREVIEWS", 0.0)
-    monkeypatch.setattr(progress, "PREVIEW_SHARE", 1.0)
+    monkeypatch.setattr(step_callback, "SECONDS_BEFORE_PREVIEWS", 0.0)
+    monkeypatch.setattr(step_callback, "SECONDS_BETWEEN_PREVIEWS", 0.0)
+    monkeypatch.setattr(step_callback, "PREVIEW_SHARE", 1.0)
     previews = []
 
     def on_step(step: Step) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from canvas.engine import device, machine
+from canvas.engine import device, system_info
 from canvas.engine.device import detect_device
 from canvas.errors import InvalidInput
 
@@ -20,7 +20,7 @@ def test_measurement_is_remembered_for_the_machine(tmp_path: Path) -> None:
     first = device._cpu_dtype(tmp_path)
     known = json.loads((tmp_path / "speeds.json").read_text())
     (key,) = known
-    assert machine.processor_name() in key
+    assert system_info.processor_name() in key
     assert torch.__version__ in key
     assert f"{torch.get_num_threads()} cores" in key
     assert device._cpu_dtype(tmp_path) == first
@@ -53,7 +53,7 @@ def test_detects_the_cpu_and_says_why(tmp_path: Path) -> None:
     assert found.torch_dtype is getattr(torch, found.dtype)
     assert "no GPU was found" in found.reason
     assert "measured here" in found.reason
-    assert torch.get_num_threads() == machine.core_count()
+    assert torch.get_num_threads() == system_info.core_count()
 
 
 def test_forced_dtype_says_so(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_thread_count_is_set_to_the_cores() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1 if before > 1 else 2)
     try:
-        assert device.use_cores() == machine.core_count() == torch.get_num_threads()
+        assert device.use_cores() == system_info.core_count() == torch.get_num_threads()
         assert torch.get_num_threads() <= (os.cpu_count() or 1)
     finally:
         torch.set_num_threads(before)

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canvas.catalog import ASSETS, MODELS
-from canvas.engine.downloads import LocalModel
 from canvas.engine.prompts import (
     enhance_negative_prompt,
     enhance_prompt,
@@ -21,6 +20,7 @@ from canvas.engine.prompts import (
     split_at_limit,
 )
 from canvas.errors import ModelBroken
+from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
 
@@ -125,7 +125,7 @@ def test_without_a_tokenizer_it_is_estimated(tmp_path: Path) -> None:
 def test_counting_tokens_does_not_need_torch() -> None:
     program = (
         "import sys; from canvas.catalog import ASSETS, MODELS; from canvas.engine import prompts;"
-        "from canvas.engine.downloads import LocalModel;"
+        "from canvas.models.download import LocalModel;"
         "local = LocalModel(ASSETS / 'starter', '', '');"
         "prompts.split_at_limit('a fox', local, MODELS['starter']);"
         "print('torch' in sys.modules, 'diffusers' in sys.modules)"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
-from tests.engine.hub import LocalHub
+from tests.hub import LocalHub
 
 
 @pytest.mark.parametrize("edition", ["tiny_folder", "tiny_bin_folder", "tiny_full_folder"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from canvas.engine.watermark import mark
+from canvas.engine.image_io import mark
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (128, 768)])

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from canvas.history.gallery import Gallery
-from canvas.history.images import ImageFolder
-from canvas.history.store import Store
+from canvas.history.database import Store
+from canvas.history.image_files import ImageFolder
+from canvas.history.images import Gallery
 from canvas.request import GeneratedImage, GenerationRequest
 
 NOBODY = 65534

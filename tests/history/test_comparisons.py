@@ -8,9 +8,9 @@ import pytest
 
 from canvas.errors import InvalidInput, NotFound
 from canvas.history.comparisons import Comparison, Comparisons, Tally
-from canvas.history.gallery import Gallery
+from canvas.history.database import Store
+from canvas.history.images import Gallery
 from canvas.history.statistics import statistics
-from canvas.history.store import Store
 from canvas.request import GenerationRequest
 
 from .conftest import make_image

@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from canvas.errors import InvalidInput
 from canvas.history.infotext import read_infotext, write_infotext
-from canvas.modes import MODES
-from canvas.request import MAX_SEED, GenerationRequest
+from canvas.presets import MODES
+from canvas.request import FITS, MAX_SEED, SCALES, TASKS, UPSCALERS, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
-from canvas.tasks import FITS, SCALES, TASKS, UPSCALERS
 
 from .conftest import make_image
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from canvas.errors import InvalidInput
 from canvas.history import queries
+from canvas.history.database import COMMON, Store
 from canvas.history.queries import SORTS, Query
-from canvas.history.store import COMMON, Store
 
+from .bulk_data import many_images
 from .conftest import make_image
-from .many import many_images
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PROMPTS = [

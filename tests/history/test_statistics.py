@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from canvas.history.gallery import Gallery
+from canvas.history.database import ModelEvent, Store
+from canvas.history.images import Gallery
 from canvas.history.statistics import Downloads, Seconds, disk_use, statistics
-from canvas.history.store import ModelEvent, Store
 
 from .conftest import make_image
 

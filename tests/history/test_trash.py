@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.gallery import Gallery, Reconciled
+from canvas.history.images import Gallery, Reconciled
 from canvas.history.queries import Query
 from canvas.history.trash import UNDO_SECONDS, Trash
 from canvas.request import GeneratedImage

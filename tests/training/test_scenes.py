@@ -10,12 +10,7 @@ import pytest
 from canvas.training.backgrounds import BACKGROUNDS, PLACES, paint
 from canvas.training.captions import article, caption, plural, subject_phrase
 from canvas.training.packages import STYLES
-from canvas.training.scenes import (
-    NEAR_SYNONYMS,
-    SceneMaker,
-    is_held_out,
-    is_held_out_pair,
-)
+from canvas.training.scenes import NEAR_SYNONYMS, SceneMaker, is_held_out, is_held_out_pair
 from canvas.training.sprites import Sprites, Thing, icon_key, read_things_file
 
 NAMES = ("dog", "cat", "apple", "owl", "ship", "moon", "tree", "robot", "bus", "key")

@@ -17,7 +17,7 @@ from playwright.sync_api import (
 )
 
 from canvas import Studio
-from tests.serving import serving
+from tests.app_server import serving
 
 PATIENCE = 40_000  # milliseconds: the machine of a test may be busy
 NO_FAULTS = (

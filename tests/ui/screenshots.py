@@ -21,9 +21,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from canvas import GenerationRequest, Studio
 from canvas.catalog import ASSETS
-from canvas.serve import launch
+from canvas.server.launch import launch
 from canvas.settings import Settings
-from canvas.ui.stage import EXAMPLES
+from canvas.ui.result_panel import EXAMPLES
 
 PROMPTS = (
     *EXAMPLES,

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from canvas import Studio
-from canvas.serve import launch
+from canvas.server.launch import launch
 from canvas.settings import Settings
 from tests.ui.conftest import PATIENCE
 

@@ -22,7 +22,7 @@ import itsdangerous
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from canvas.engine.deploying import ROOT, space_files
+from canvas.cli.deploy_space import ROOT, space_files
 from tests.oidc import Provider
 from tests.ui.conftest import PATIENCE
 

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from canvas import Studio
-from canvas.serve import launch
+from canvas.server.launch import launch
 from canvas.settings import Settings
 from tests.ui.conftest import PATIENCE
 

@@ -1,0 +1,1 @@
+"""Measures speed, memory and similarity; nothing else imports it."""

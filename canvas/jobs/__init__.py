@@ -1,0 +1,1 @@
+"""Jobs, their queue, and the scheduler that gives them to backends."""

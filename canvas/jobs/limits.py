@@ -1,0 +1,72 @@
+"""What one visitor of a public server may ask for at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from canvas.errors import Blocked, InvalidInput, QueueFull, Said
+from canvas.request import GenerationRequest
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`waiting` jobs at a time, and `work` in pixels × steps × pictures a job; None: no limit.
+
+    `downloads`: whether models may be fetched.
+    """
+
+    waiting: int | None = None
+    work: int | None = None
+    downloads: bool = True
+
+    def check_download(self, model_key: str) -> None:
+        """Raise Blocked where visitors may not fill the disk."""
+        if not self.downloads:
+            raise Blocked(
+                Said(
+                    "Not all that {model} needs is on this server, and visitors may not fetch it. "
+                    "Whoever runs it can: python -m canvas download {model}. Pick another model "
+                    "or the mode Quality.",
+                    model=model_key,
+                )
+            )
+
+    def check(self, request: GenerationRequest, waiting: int) -> None:
+        """Raise QueueFull or InvalidInput when a resolved request would go beyond."""
+        if self.waiting is not None and waiting >= self.waiting:
+            raise QueueFull(
+                Said(
+                    "You have {waiting} pictures waiting, and {allowed} are allowed at a time "
+                    "here. Wait for one to finish, or take one out of the queue.",
+                    waiting=waiting,
+                    allowed=self.waiting,
+                )
+            )
+        if self.work is None:
+            return
+        steps = request.num_inference_steps or 1
+        pixels = (request.width or 0) * (request.height or 0)
+        if pixels * steps * request.num_images > self.work:
+            fitting = self.work // (pixels * request.num_images)
+            wanted = f"{request.num_images} × {request.width} × {request.height}"
+            allowed = Said(
+                "a smaller picture or fewer of them here: {wanted} pixels are too much while "
+                "others wait",
+                wanted=wanted,
+            )
+            if fitting:
+                allowed = Said(
+                    "at most {fitting} here for {wanted} pixels, as others wait, too",
+                    fitting=fitting,
+                    wanted=wanted,
+                )
+            raise InvalidInput("num_inference_steps", steps, allowed)
+
+
+# A public server is shared by strangers: 512 × 512 at 50 steps, four at a time, is plenty.
+PUBLIC = Limits(waiting=6, work=512 * 512 * 50 * 4, downloads=False)
+PRIVATE = Limits()

@@ -1,1 +1,0 @@
-"""Who turns an order into pictures: this process, a worker beside it, or somebody elsewhere."""

@@ -1,0 +1,1 @@
+"""The HTTP server: launch, middleware, login, share link."""

@@ -1,0 +1,37 @@
+"""`python -m tests.backends.throughput FOLDER WORKERS`: pictures a second with a core for each."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from canvas import GenerationRequest, Studio
+from canvas.settings import Settings
+
+PICTURES = 60
+
+
+def main(folder: Path, workers: int) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
+    settings = Settings(
+        data_dir=folder, cache_dir=folder / "cache", device="cpu", dtype="float32", workers=workers
+    )
+    with Studio(settings) as studio:
+        studio.warm_up()
+        spec = studio.models["starter"]
+        while not all(painter.is_loaded(spec) for painter in studio.painters):
+            time.sleep(0.05)
+        # First-time work of the libraries, in every worker: at once, or one would do it all.
+        for job in [studio.submit(GenerationRequest("an owl", seed=seed)) for seed in range(8)]:
+            job.wait()
+        started = time.perf_counter()
+        jobs = [studio.submit(GenerationRequest("a fox", seed=seed)) for seed in range(PICTURES)]
+        for job in jobs:
+            job.wait()
+        sys.stdout.write(f"{PICTURES / (time.perf_counter() - started)}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,136 @@
+"""`deploy` against a stand-in for the Hub, with the real huggingface_hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from canvas.cli.deploy_space import ROOT, check_space_id, space_files
+from canvas.errors import InvalidInput
+from tests.space_hub import TOKEN, SpaceHub
+
+
+@pytest.fixture
+def hub() -> Iterator[SpaceHub]:
+    server = SpaceHub()
+    yield server
+    server.close()
+
+
+def deploy(
+    hub: SpaceHub, *arguments: str, answer: str = "", token: str = TOKEN
+) -> subprocess.CompletedProcess[str]:
+    """The command as a user has it; huggingface_hub reads its environment when it is imported."""
+    environ = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",  # the stand-in speaks LFS
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "canvas", "deploy", *arguments],
+        cwd=ROOT,
+        env=environ,
+        input=answer,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_dry_run_lists_exactly_what_goes_up(hub: SpaceHub) -> None:
+    done = deploy(hub, "ann/canvas", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    listed = {line["path"]: line["size"] for line in map(json.loads, done.stdout.splitlines())}
+    assert listed == {path: (ROOT / path).stat().st_size for path in listed}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    wanted = {"README.md", "LICENSE", "app.py", "requirements.txt"} | {
+        path
+        for path in tracked
+        if path.startswith(("canvas/", "assets/"))
+        and not path.startswith(("canvas/training/", "assets/screenshots/"))
+    }
+    assert set(listed) == wanted
+    assert hub.spaces == {}
+
+
+def test_nothing_private_is_among_the_files(tmp_path: Path) -> None:
+    private = (
+        "ai_images.db",
+        "outputs/2026-01-01/fox.png",
+        "inputs/me.png",
+        "models.toml",
+        ".env",
+        ".git/config",
+        "canvas/.token.py",
+        "canvas/keys.txt",
+        "canvas/__pycache__/studio.py",
+        "assets/starter/secret.key",
+        "assets/.cache/thing.json",
+        "tests/test_studio.py",
+        "canvas/training/words.py",
+    )
+    for path in (*private, "app.py", "canvas/studio.py"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("x")
+    (tmp_path / "canvas" / "link.py").symlink_to(tmp_path / ".env")
+    assert [file.path for file in space_files(tmp_path)] == ["app.py", "canvas/studio.py"]
+
+
+def test_a_space_is_made_after_a_question_and_then_brought_up_to_date(hub: SpaceHub) -> None:
+    refused = deploy(hub, "ann/canvas", answer="n\n")
+    assert refused.returncode == 130
+    assert hub.spaces == {}
+
+    made = deploy(hub, "ann/canvas", "--private", answer="y\n")
+    assert made.returncode == 0, made.stderr
+    assert f"{hub.url}/spaces/ann/canvas" in made.stdout
+    [asked] = hub.created
+    assert (asked["sdk"], asked["type"]) == ("gradio", "space")
+    assert "private" in str(asked)
+    space = hub.spaces["ann/canvas"]
+    local = {file.path: (ROOT / file.path).read_bytes() for file in space_files()}
+    assert {path: space[path] for path in local} == local
+    assert set(space) - set(local) == {".gitattributes"}
+
+    space |= {"canvas/older.py": b"", "assets/older.css": b"", "notes.md": b"mine"}
+    space["app.py"] = b"older"
+    again = deploy(hub, "ann/canvas", "--yes", "--json")
+    assert again.returncode == 0, again.stderr
+    assert set(space) - set(local) == {".gitattributes", "notes.md"}
+    assert space["app.py"] == local["app.py"]
+    assert len(hub.created) == 1
+    for done in (refused, made, again):
+        assert TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("status", "words"), [(403, "may not write"), (500, "status 500")])
+def test_a_refusal_is_said_in_words(hub: SpaceHub, status: int, words: str) -> None:
+    hub.refuse = status
+    done = deploy(hub, "ann/canvas", "--yes")
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_token_is_named_but_not_shown(hub: SpaceHub) -> None:
+    wrong = "hf_" + "x" * 30
+    done = deploy(hub, "ann/canvas", "--yes", token=wrong)
+    assert done.returncode == 1
+    assert "does not take the token" in done.stderr
+    assert wrong not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("space_id", ["canvas", "a/b/c", "/canvas", "../x", "ann/", "a b/c", ""])
+def test_what_is_no_space_is_refused(space_id: str) -> None:
+    with pytest.raises(InvalidInput, match="USER/NAME"):
+        check_space_id(space_id)

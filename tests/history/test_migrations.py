@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from canvas.errors import StorageError
+from canvas.history.api_keys import Keys
+from canvas.history.database import Store
+from canvas.history.migrations import MIGRATIONS
+
+OLDEST = """
+CREATE TABLE generated_images (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, filename TEXT NOT NULL, prompt TEXT NOT NULL,
+    enhanced_prompt TEXT, model_used TEXT NOT NULL, style TEXT, negative_prompt TEXT,
+    generation_time REAL, image_width INTEGER, image_height INTEGER, file_size INTEGER,
+    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE model_downloads (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, model_name TEXT NOT NULL, model_size TEXT,
+    download_time REAL, downloaded_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+INSERT INTO generated_images VALUES
+    (3, 'fox.png', 'a fox', 'a fox, art', 'tiny', 'Fantasy', 'blurry', 12.5, 512, 384, 999,
+     '2025-01-02 03:04:05'),
+    (9, 'odd.png', 'two' || char(10) || 'lines' || char(0), NULL, 'small', 'Steampunk', NULL,
+     NULL, 500, 333, NULL, '2025-01-03T03:04:05.5');
+INSERT INTO model_downloads VALUES (4, 'tiny', '3.2 GB', 61.5, '2025-01-01 00:00:00');
+"""
+OLD = """
+CREATE TABLE generated_images (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, filename TEXT NOT NULL, filepath TEXT NOT NULL,
+    prompt TEXT NOT NULL, enhanced_prompt TEXT, model_used TEXT NOT NULL, style TEXT,
+    negative_prompt TEXT, generation_time REAL, image_width INTEGER, image_height INTEGER,
+    file_size INTEGER, format_used TEXT, quality INTEGER,
+    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE model_downloads (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, model_name TEXT NOT NULL, model_size TEXT,
+    download_time REAL, downloaded_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+CREATE TABLE exports (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, export_type TEXT, filename TEXT, filepath TEXT,
+    file_size INTEGER, item_count INTEGER, created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP);
+INSERT INTO generated_images VALUES
+    (3, 'fox.jpg', 'outputs/fox.jpg', 'a fox', 'a fox, art', 'tiny', 'fantasy', 'blurry', 12.5,
+     512, 384, 999, 'JPEG', 90, '2025-01-02 03:04:05');
+INSERT INTO model_downloads VALUES (4, 'tiny', '3.2 GB', 61.5, '2025-01-01 00:00:00');
+INSERT INTO exports VALUES (2, 'zip', 'all.zip', 'exports/all.zip', 4096, 1, '2025-01-05 00:00:00');
+"""
+DESIGNED = {
+    "generated_images": "id filename filepath prompt enhanced_prompt model_used style "
+    "negative_prompt generation_time image_width image_height file_size format_used quality "
+    "created_at task seed num_inference_steps guidance_scale scheduler device dtype "
+    "model_revision owner favourite parent_id options channel",
+    "model_downloads": "id model_name model_size download_time downloaded_at event repo_id "
+    "revision bytes file_count status error",
+    "exports": "id export_type filename filepath file_size item_count created_at",
+}
+
+
+def build(path: Path, script: str) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    return path
+
+
+def contents(path: Path) -> dict[str, list[dict[str, object]]]:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        return {
+            table: [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]  # noqa: S608
+            for table in (*DESIGNED, "sqlite_sequence")
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [table]).fetchone()
+        }
+
+
+def columns(path: Path, table: str) -> set[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+
+
+@pytest.mark.parametrize("script", ["", OLDEST, OLD], ids=["blank", "oldest", "old"])
+def test_every_start_ends_in_the_designed_tables(tmp_path: Path, script: str) -> None:
+    path = build(tmp_path / "ai_images.db", script)
+    Store(path).close()
+    for table, names in DESIGNED.items():
+        assert set(names.split()) <= columns(path, table)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("script", [OLDEST, OLD], ids=["oldest", "old"])
+def test_migration_loses_nothing_and_leaves_a_copy(tmp_path: Path, script: str) -> None:
+    path = build(tmp_path / "ai_images.db", script)
+    before = contents(path)
+    Store(path).close()
+    after = contents(path)
+    for table, rows in before.items():
+        for old, new in zip(rows, after[table], strict=True):
+            assert old.items() <= new.items()
+    assert contents(tmp_path / "ai_images.backup-1.db") == before
+
+
+def test_old_rows_are_read_as_pictures(tmp_path: Path) -> None:
+    store = Store(build(tmp_path / "ai_images.db", OLDEST))
+    fox, odd = store.image(3), store.image(9)
+    store.close()
+    assert fox is not None
+    assert odd is not None
+    assert (fox.request.prompt, fox.request.style, fox.request.width) == ("a fox", "fantasy", 512)
+    assert (fox.owner, fox.channel) == ("local", "")
+    assert fox.notes == ()
+    assert odd.request.prompt == "two\nlines"
+    assert (odd.request.width, odd.request.style) == (None, "none")
+    assert any("Steampunk" in note or "steampunk" in note for note in odd.notes)
+
+
+def test_old_rows_are_found_by_search_and_numbers_go_on(tmp_path: Path) -> None:
+    store = Store(build(tmp_path / "ai_images.db", OLDEST))
+    found = store.rows("SELECT rowid FROM image_search WHERE image_search MATCH 'fox'")
+    with store.transaction() as connection:
+        connection.execute(
+            "INSERT INTO generated_images (filename, prompt, model_used) "
+            "VALUES ('new.png', 'new', 'tiny')"
+        )
+        number = connection.execute("SELECT max(id) FROM generated_images").fetchone()[0]
+    store.close()
+    assert [row["rowid"] for row in found] == [3]
+    assert number == 10
+
+
+def test_a_migrated_file_is_copied_once(tmp_path: Path) -> None:
+    path = build(tmp_path / "ai_images.db", OLD)
+    (tmp_path / "ai_images.backup-1.db").write_bytes(b"somebody's")
+    Store(path).close()
+    Store(path).close()
+    assert (tmp_path / "ai_images.backup-1.db").read_bytes() == b"somebody's"
+    assert sorted(file.name for file in tmp_path.glob("*.db")) == [
+        "ai_images.backup-1.db",
+        "ai_images.backup-2.db",
+        "ai_images.db",
+    ]
+
+
+def test_a_failing_migration_changes_nothing(tmp_path: Path) -> None:
+    path = build(tmp_path / "ai_images.db", OLD + "CREATE TABLE images_of_owner (id INTEGER);")
+    before = contents(path)
+    with pytest.raises(StorageError, match="images_of_owner"):
+        Store(path)
+    assert contents(path) == before
+
+
+def test_keys_made_before_their_table_was_a_migration_still_count(tmp_path: Path) -> None:
+    path = tmp_path / "ai_images.db"
+    store = Store(path)
+    secret = Keys(store).make("laptop")
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE comparisons; PRAGMA user_version = 4")
+    store = Store(path)
+    owner = Keys(store).owner_of(secret)
+    store.close()
+    assert owner == "key-laptop"
+
+
+def test_a_newer_file_is_refused_in_words(tmp_path: Path) -> None:
+    path = build(tmp_path / "ai_images.db", "PRAGMA user_version = 99;")
+    with pytest.raises(StorageError, match="newer Magic Canvas"):
+        Store(path)

@@ -1,0 +1,409 @@
+"""Fixtures are made after the published formats; `sd_parsers` reads them as a cross-check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from sd_parsers import ParserManager
+
+from canvas.catalog import MODELS
+from canvas.errors import StorageError
+from canvas.history.metadata import embed
+from canvas.history.third_party_metadata import PictureSettings, find_model, read_picture
+from canvas.request import GenerationRequest
+
+from .conftest import make_image
+
+A1111 = (
+    "a lighthouse, (storm:1.3)\nNegative prompt: people\nSteps: 25, Sampler: DPM++ 2M, "
+    "Schedule type: Karras, CFG scale: 6.5, Seed: 1234, Size: 512x640, Model hash: 879db523c3, "
+    "Model: dreamshaper_8, Denoising strength: 0.5, Hires upscale: 2, Version: v1.10.1"
+)
+LIGHTHOUSE = {
+    "prompt": "a lighthouse, (storm:1.3)",
+    "negative_prompt": "people",
+    "num_inference_steps": 25,
+    "scheduler": "DPM++ 2M Karras",
+    "guidance_scale": 6.5,
+    "seed": 1234,
+    "width": 512,
+    "height": 640,
+    "model_key": "dreamshaper",
+}
+GRAPH: dict[str, Any] = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 1234,
+            "steps": 25,
+            "cfg": 6.5,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+            "denoise": 1.0,
+            "model": ["4", 0],
+            "positive": ["6", 0],
+            "negative": ["7", 0],
+            "latent_image": ["5", 0],
+        },
+    },
+    "4": {
+        "class_type": "CheckpointLoaderSimple",
+        "inputs": {"ckpt_name": "sd15/dreamshaper_8.safetensors"},
+    },
+    "5": {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 512, "height": 640, "batch_size": 1},
+    },
+    "6": {
+        "class_type": "CLIPTextEncode",
+        "inputs": {"text": "a lighthouse, (storm:1.3)", "clip": ["4", 1]},
+    },
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "people", "clip": ["4", 1]}},
+    "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+    "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
+}
+WORKFLOW: dict[str, Any] = {
+    "version": 0.4,
+    "links": [
+        [1, 4, 0, 3, 0, "MODEL"],
+        [2, 5, 0, 3, 3, "LATENT"],
+        [3, 4, 1, 6, 0, "CLIP"],
+        [4, 6, 0, 3, 1, "CONDITIONING"],
+        [5, 4, 1, 7, 0, "CLIP"],
+        [6, 7, 0, 3, 2, "CONDITIONING"],
+    ],
+    "nodes": [
+        {
+            "id": 3,
+            "type": "KSampler",
+            "widgets_values": [1234, "randomize", 25, 6.5, "dpmpp_2m", "karras", 1],
+            "inputs": [
+                {"name": "model", "link": 1},
+                {"name": "positive", "link": 4},
+                {"name": "negative", "link": 6},
+                {"name": "latent_image", "link": 2},
+            ],
+        },
+        {"id": 4, "type": "CheckpointLoaderSimple", "widgets_values": ["dreamshaper_8.ckpt"]},
+        {"id": 5, "type": "EmptyLatentImage", "widgets_values": [512, 640, 1]},
+        {
+            "id": 6,
+            "type": "CLIPTextEncode",
+            "widgets_values": ["a lighthouse, (storm:1.3)"],
+            "inputs": [{"name": "clip", "link": 3}],
+        },
+        {
+            "id": 7,
+            "type": "CLIPTextEncode",
+            "widgets_values": ["people"],
+            "inputs": [{"name": "clip", "link": 5}],
+        },
+        {"id": 10, "type": "Note", "widgets_values": ["hello"]},
+    ],
+}
+INVOKEAI = {
+    "app_version": "5.4.2",
+    "generation_mode": "txt2img",
+    "positive_prompt": "a lighthouse, (storm:1.3)",
+    "negative_prompt": "people",
+    "width": 512,
+    "height": 640,
+    "seed": 1234,
+    "rand_device": "cpu",
+    "cfg_scale": 6.5,
+    "steps": 25,
+    "scheduler": "dpmpp_2m_k",
+    "model": {"key": "x", "hash": "y", "name": "Dreamshaper 8", "base": "sd-1", "type": "main"},
+}
+SD_METADATA = {
+    "model": "stable diffusion",
+    "model_weights": "dreamshaper-8",
+    "model_hash": "abc",
+    "app_id": "invoke-ai/InvokeAI",
+    "app_version": "2.2.4",
+    "image": {
+        "prompt": [{"prompt": "a lighthouse, (storm:1.3) [people]", "weight": 1}],
+        "steps": 25,
+        "cfg_scale": 6.5,
+        "sampler": "k_euler_a",
+        "seed": 1234,
+        "width": 512,
+        "height": 640,
+        "type": "txt2img",
+    },
+}
+DREAM = '"a lighthouse, (storm:1.3) [people]" -s 25 -S 1234 -W 512 -H 640 -C 6.5 -A k_euler_a'
+
+
+def png(tmp_path: Path, **texts: str) -> Path:
+    chunks = PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name.replace("__", "-"), text)
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    return path
+
+
+def graph(**changes: dict[str, Any]) -> dict[str, Any]:
+    """The graph with other inputs of some nodes, or with more nodes."""
+    nodes = json.loads(json.dumps(GRAPH))
+    for name, node in changes.items():
+        number = name.removeprefix("node")
+        if "class_type" in node:
+            nodes[number] = node
+        else:
+            nodes[number]["inputs"].update(node)
+    return dict(nodes)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "text", "program"),
+    [
+        ("parameters", A1111, "A1111"),
+        ("prompt", json.dumps(GRAPH), "ComfyUI"),
+        ("workflow", json.dumps(WORKFLOW), "ComfyUI"),
+        ("invokeai_metadata", json.dumps(INVOKEAI), "InvokeAI"),
+        ("sd__metadata", json.dumps(SD_METADATA), "InvokeAI"),
+        ("Dream", DREAM, "InvokeAI"),
+    ],
+)
+def test_settings_of_other_programs_are_read(
+    tmp_path: Path, chunk: str, text: str, program: str
+) -> None:
+    both = {"workflow": json.dumps(WORKFLOW)} if chunk == "prompt" else {}
+    path = png(tmp_path, **{chunk: text}, **both)
+    found = read_picture(path)
+    expected = dict(LIGHTHOUSE)
+    if chunk in ("sd__metadata", "Dream"):
+        expected["scheduler"] = "Euler a"
+    if chunk == "Dream":
+        del expected["model_key"]
+    assert found.program == program
+    assert found.values == expected
+    GenerationRequest.from_dict(found.values)
+    if chunk != "workflow":  # which it does not read
+        other = ParserManager().parse(path)
+        assert other is not None
+        assert [prompt.value for prompt in other.prompts] == ["a lighthouse, (storm:1.3)"]
+        assert str(other.samplers[0].parameters["seed"]) == "1234"
+
+
+def test_what_a1111_says_and_we_cannot_is_named(tmp_path: Path) -> None:
+    unread = read_picture(png(tmp_path, parameters=A1111)).unread
+    assert [sentence.split(":")[0] for sentence in unread] == [
+        "Denoising strength",
+        "Hires upscale",
+    ]
+
+
+def test_our_own_picture_gives_its_request(tmp_path: Path) -> None:
+    path = tmp_path / "own.webp"
+    image = make_image(image_format="webp")
+    path.write_bytes(embed(image))
+    found = read_picture(path)
+    assert found.program == "Magic Canvas"
+    assert found.values == image.request.to_dict()
+
+
+def test_our_own_picture_of_a_lost_model_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "own.png"
+    path.write_bytes(embed(make_image(model_key="mine")))
+    found = read_picture(path)
+    assert "model_key" not in found.values
+    assert "The model mine is not in the catalogue" in found.unread[-1]
+
+
+def test_comfyui_writes_its_graph_into_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = f"prompt:{json.dumps(GRAPH)}"
+    exif[0x010F] = f"workflow:{json.dumps(WORKFLOW)}"
+    path = tmp_path / "picture.webp"
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+    found = read_picture(path)
+    assert (found.program, found.values) == ("ComfyUI", LIGHTHOUSE)
+
+
+def test_a_camera_has_no_settings(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110], exif[0x010F] = "EOS 5D", "Canon: Inc"
+    path = tmp_path / "picture.jpg"
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+    assert read_picture(path) == PictureSettings()
+
+
+def test_comfyui_seeds_and_words_come_through_links(tmp_path: Path) -> None:
+    changed = graph(
+        node3={"seed": ["20", 0], "positive": ["21", 0]},
+        node20={"class_type": "PrimitiveInt", "inputs": {"value": 77}},
+        node21={
+            "class_type": "ControlNetApplyAdvanced",
+            "inputs": {"positive": ["6", 0], "negative": ["7", 0], "control_net": ["23", 0]},
+        },
+        node6={"text": ["22", 0]},
+        node22={"class_type": "PrimitiveString", "inputs": {"value": "an owl"}},
+        node23={"class_type": "ControlNetLoader", "inputs": {"control_net_name": "canny"}},
+    )
+    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    assert (found.values["seed"], found.values["prompt"]) == (77, "an owl")
+    assert found.values["negative_prompt"] == "people"
+    assert found.unread == (
+        "The node ControlNetApplyAdvanced has no counterpart here.",
+        "The node ControlNetLoader has no counterpart here.",
+    )
+
+
+def test_comfyui_second_passes_loras_and_strength_are_said(tmp_path: Path) -> None:
+    second = {**GRAPH["3"], "inputs": {**GRAPH["3"]["inputs"]}}
+    second["inputs"] |= {"latent_image": ["3", 0], "seed": 5, "denoise": 0.4, "steps": 9}
+    changed = graph(
+        node2=second,
+        node3={"model": ["11", 0], "sampler_name": "heun"},
+        node11={
+            "class_type": "LoraLoader",
+            "inputs": {"lora_name": "x", "model": ["4", 0], "clip": ["4", 1]},
+        },
+    )
+    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    assert (found.values["seed"], found.values["num_inference_steps"]) == (1234, 25)
+    assert "scheduler" not in found.values
+    assert found.unread == (
+        "It was made in 2 passes; the settings are of the first.",
+        "The sampler heun karras has no counterpart here.",
+        "The node LoraLoader has no counterpart here.",
+    )
+
+
+def test_comfyui_from_another_picture(tmp_path: Path) -> None:
+    changed = graph(
+        node3={"denoise": 0.4, "latent_image": ["30", 0]},
+        node30={"class_type": "VAEEncode", "inputs": {"pixels": ["31", 0], "vae": ["4", 2]}},
+        node31={"class_type": "LoadImage", "inputs": {"image": "cat.png"}},
+    )
+    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    assert "width" not in found.values
+    assert found.unread[0].startswith("It was made from another picture with strength 0.4")
+    assert len(found.unread) == 3
+
+
+def test_comfyui_custom_samplers(tmp_path: Path) -> None:
+    nodes = {
+        "1": {
+            "class_type": "SamplerCustomAdvanced",
+            "inputs": {
+                "noise": ["2", 0],
+                "guider": ["3", 0],
+                "sampler": ["4", 0],
+                "sigmas": ["5", 0],
+                "latent_image": ["6", 0],
+            },
+        },
+        "2": {"class_type": "RandomNoise", "inputs": {"noise_seed": 9}},
+        "3": {"class_type": "BasicGuider", "inputs": {"conditioning": ["7", 0]}},
+        "4": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "5": {
+            "class_type": "BasicScheduler",
+            "inputs": {"scheduler": "simple", "steps": 4, "denoise": 1},
+        },
+        "6": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 1024, "height": 768}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat"}},
+    }
+    found = read_picture(png(tmp_path, prompt=json.dumps(nodes)))
+    assert found.values == {
+        "prompt": "a cat",
+        "seed": 9,
+        "num_inference_steps": 4,
+        "width": 1024,
+        "height": 768,
+        "scheduler": "Euler",
+    }
+    assert found.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"width": 513}, "width"),
+        ({"steps": 0}, "num_inference_steps"),
+        ({"cfg_scale": "high"}, "guidance_scale"),
+        ({"scheduler": "heun"}, "heun"),
+        ({"loras": [{"weight": 1}]}, "loras"),
+        ({"generation_mode": "img2img"}, "another picture"),
+        ({"model": {"name": "Juggernaut"}}, "Juggernaut"),
+        ({"seed": 2**60}, "seed"),
+        ({"generation_mode": "img2img", "strength": 0.4}, "another picture"),
+    ],
+)
+def test_what_invokeai_says_and_we_cannot_is_named(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    found = read_picture(png(tmp_path, invokeai_metadata=json.dumps({**INVOKEAI, **changes})))
+    assert found.values["prompt"] == "a lighthouse, (storm:1.3)"
+    assert len(found.unread) == 1
+    assert named in found.unread[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("dreamshaper_8", "dreamshaper"),
+        ("SD\\DreamShaper 8.safetensors", "dreamshaper"),
+        ("stable-diffusion-v1-5", "small"),
+        ("prompthero/openjourney", "openjourney"),
+        ("tiny", "tiny"),
+        ("unknown", None),
+        ("", None),
+        ("//", None),
+    ],
+)
+def test_models_are_known_by_their_other_names(name: str, key: str | None) -> None:
+    assert find_model(name, MODELS) == key
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["inputs", "class_type", "image", "prompt", "3"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    chunk=st.sampled_from(["prompt", "workflow", "invokeai_metadata", "sd__metadata"]),
+    values=st.dictionaries(st.sampled_from(["1", "nodes", "links", "image", "model"]), JUNK),
+)
+def test_no_json_breaks_the_readers(tmp_path: Path, chunk: str, values: dict[str, Any]) -> None:
+    read_picture(png(tmp_path, **{chunk: json.dumps(values)}))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    number=st.sampled_from(sorted(GRAPH)),
+    name=st.sampled_from(["seed", "text", "positive", "model", "latent_image", "sampler_name"]),
+    value=JUNK | st.lists(st.sampled_from(sorted(GRAPH)) | st.integers(), max_size=2),
+)
+def test_no_graph_breaks_the_reader(tmp_path: Path, number: str, name: str, value: Any) -> None:
+    changed = graph(**{f"node{number}": {name: value}})
+    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    assert "prompt" not in found.values or GenerationRequest.from_dict(found.values)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 50_000, '"', '"x" -s -S -W', "NaN"])
+def test_broken_texts_say_nothing(tmp_path: Path, text: str) -> None:
+    for chunk in ("prompt", "workflow", "invokeai_metadata", "sd__metadata", "Dream"):
+        assert read_picture(png(tmp_path, **{chunk: text})).values in ({}, {"prompt": "x"})
+
+
+def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("hello")
+    with pytest.raises(StorageError, match="cannot be read"):
+        read_picture(tmp_path / "x.png")

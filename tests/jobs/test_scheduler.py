@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from canvas import GenerationRequest, Studio
+from canvas.errors import DownloadCancelled, ModelGone
+from canvas.models.download import DownloadProgress
+from canvas.models.hub_client import Hub
+from canvas.settings import Settings
+from tests.conftest import TINY_REPO, make_spec
+from tests.hub import Fault, LocalHub
+
+PICTURE = GenerationRequest("a fox", model_key="tiny-test", num_inference_steps=1)
+
+
+@pytest.fixture
+def online(settings: Settings, hub: LocalHub, tmp_path: Path) -> Iterator[Studio]:
+    source = Hub(endpoint=hub.url, cache_dir=tmp_path / "hub", timeout=5)
+    with Studio(settings, hub=source) as studio:
+        studio.models["tiny-test"] = make_spec(TINY_REPO)
+        yield studio
+
+
+def events(studio: Studio) -> list[tuple[str, str]]:
+    return [(event.event, event.status) for event in reversed(studio.store.model_events())]
+
+
+def test_a_model_is_fetched_loaded_and_recorded(online: Studio, tiny_repo: str) -> None:
+    state = online.model_state("tiny-test", ask_hub=True)
+    job = online.submit(PICTURE)
+    seen = [(step.status, type(step.progress)) for step in job.watch()]
+    [picture] = job.wait()
+    assert ("downloading", DownloadProgress) in seen
+    assert len(picture.model_revision) == 40
+    assert events(online) == [("download", "complete"), ("load", "complete")]
+    download = online.store.model_events()[-1]
+    assert download.repo_id == tiny_repo
+    assert download.bytes == state.missing_bytes
+    assert online.model_state("tiny-test").where == "memory"
+    assert online.remove("tiny-test") >= state.missing_bytes
+    assert online.model_state("tiny-test").where == "hub"
+
+
+def test_a_model_that_is_gone_is_said_and_recorded(online: Studio) -> None:
+    with pytest.raises(ModelGone, match=TINY_REPO):
+        online.generate(PICTURE)
+    assert events(online) == [("download", "failed")]
+    assert online.store.model_events()[0].error
+    assert online.generate(GenerationRequest("a fox", num_inference_steps=1))
+
+
+def test_a_download_can_be_stopped_while_pictures_are_made(
+    online: Studio,
+    hub: LocalHub,
+    tiny_repo: str,
+) -> None:
+    hub.faults[f"{tiny_repo}/unet/diffusion_pytorch_model.safetensors"] = Fault.stalls(after=100)
+    job = online.download("tiny-test")
+    assert next(seen for seen in job.watch() if seen.status == "downloading")
+    assert online.generate(GenerationRequest("a fox", num_inference_steps=1))
+    job.cancel()
+    with pytest.raises(DownloadCancelled):
+        job.wait(timeout=30)
+    assert events(online)[-1] == ("download", "cancelled")

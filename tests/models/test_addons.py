@@ -1,0 +1,183 @@
+"""Few-step weights and the tiny decoder: fetched, fused and used for real."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from canvas.catalog import MODELS, ModelSpec
+from canvas.engine.device import Device
+from canvas.engine.generate import run
+from canvas.engine.pipeline_cache import PipelineCache
+from canvas.errors import ModelBroken, ModelUnavailable
+from canvas.models import addons
+from canvas.models.addons import EXTRAS, TINY_DECODER
+from canvas.models.download import DownloadProgress, LocalModel
+from canvas.models.hub_client import Hub
+from canvas.presets import FEW_STEP_LORA
+from canvas.request import GenerationRequest
+from tests.hub import LocalHub
+
+CPU = Device("cpu", "float32", "for the test")
+
+
+@pytest.fixture(scope="module")
+def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA for the tiny pipeline and a tiny decoder, named as on the Hub."""
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    root = tmp_path_factory.mktemp("repositories")
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    torch.manual_seed(0)
+    layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    pipeline.unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=layers))
+    lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    few = EXTRAS[FEW_STEP_LORA]
+    StableDiffusionPipeline.save_lora_weights(
+        root / few.repo_id, unet_lora_layers=lora, weight_name=few.files[0]
+    )
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).save_pretrained(root / EXTRAS[TINY_DECODER].repo_id)
+    return root
+
+
+@pytest.fixture
+def filled(repositories: Path, tmp_path: Path) -> Hub:
+    """A cache of downloads that holds both extras."""
+    hub = Hub(cache_dir=tmp_path / "cache")
+    for extra in EXTRAS.values():
+        shutil.copytree(repositories / extra.repo_id, hub.folder(extra.repo_id) / "snapshots/abc")
+    return hub
+
+
+@pytest.fixture
+def spec(tiny_spec: ModelSpec) -> ModelSpec:
+    return replace(tiny_spec, accelerations=(FEW_STEP_LORA, TINY_DECODER))
+
+
+def local(spec: ModelSpec) -> LocalModel:
+    return LocalModel(Path(spec.name), "", "")
+
+
+def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+
+
+def test_what_a_mode_needs() -> None:
+    assert addons.needed("turbo", MODELS["small"]) == (FEW_STEP_LORA, TINY_DECODER)
+    assert addons.needed("turbo", MODELS["tiny"]) == (TINY_DECODER,)
+    assert addons.needed("turbo", MODELS["starter"]) == ()
+    assert addons.needed("balanced", MODELS["small"]) == ()
+
+
+def test_turbo_is_a_model_of_its_own_and_quality_stays_as_it_is(
+    spec: ModelSpec, filled: Hub
+) -> None:
+    cache = PipelineCache(CPU, hub=filled)
+    usual = cache.get(spec, local(spec))
+    before = weights(usual)
+    turbo = cache.get(spec, local(spec), mode="turbo")
+    assert list(weights(turbo)) == list(before), "fused: no layer more"
+    changed = [name for name, tensor in weights(turbo).items() if not tensor.equal(before[name])]
+    assert len(changed) > 3
+    assert all("attn" in name for name in changed)
+    assert type(turbo.vae).__name__ == "AutoencoderTiny"
+    assert all(tensor.equal(before[name]) for name, tensor in weights(usual).items())
+    assert cache.get(spec, local(spec), mode="turbo") is turbo
+    assert cache.get(spec, local(spec), mode="balanced") is usual
+    assert cache.is_loaded(spec, "turbo")
+    assert cache.free(spec)
+    assert cache.loaded() == {}
+
+
+def test_turbo_makes_a_picture(spec: ModelSpec, filled: Hub) -> None:
+    request = GenerationRequest("a fox", mode="turbo", seed=3, model_key=spec.key).resolve(spec)
+    assert (request.num_inference_steps, request.guidance_scale) == (4, 0.0)
+    pipeline = PipelineCache(CPU, hub=filled).get(spec, local(spec), mode="turbo")
+    (made,) = run(
+        pipeline,
+        request,
+        spec=spec,
+        device=CPU,
+        on_step=lambda step: None,
+        cancelled=threading.Event(),
+    )
+    assert made.image is not None
+    assert made.image.size == (64, 64)
+
+
+def test_without_fitting_weights_only_the_decoder_changes(
+    tiny_spec: ModelSpec, filled: Hub
+) -> None:
+    spec = replace(tiny_spec, accelerations=(TINY_DECODER,))
+    cache = PipelineCache(CPU, hub=filled)
+    usual, turbo = cache.get(spec, local(spec)), cache.get(spec, local(spec), mode="turbo")
+    assert turbo.unet is usual.unet
+    assert turbo.vae is not usual.vae
+    assert len(cache.loaded()) == 1
+
+
+def test_missing_extras_are_said_and_leave_the_cache_usable(
+    spec: ModelSpec, tmp_path: Path
+) -> None:
+    hub = Hub(cache_dir=tmp_path)
+    cache = PipelineCache(CPU, hub=hub)
+    assert addons.missing("turbo", spec, hub=hub) == (FEW_STEP_LORA, TINY_DECODER)
+    with pytest.raises(ModelUnavailable, match=r"Turbo needs weights for four steps \(269 MB"):
+        cache.get(spec, local(spec), mode="turbo")
+    assert cache.loaded() == {}
+    cache.get(spec, local(spec))
+
+
+def test_weights_for_another_model_are_refused(
+    spec: ModelSpec, filled: Hub, repositories: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = filled.folder(EXTRAS[FEW_STEP_LORA].repo_id) / "snapshots/abc"
+    path = file / EXTRAS[FEW_STEP_LORA].files[0]
+    halved = {name: tensor[:, ::2].contiguous() for name, tensor in load_file(path).items()}
+    save_file(halved, path)
+    with pytest.raises(ModelUnavailable, match="no fast weights"):
+        PipelineCache(CPU, hub=filled).get(spec, local(spec), mode="turbo")
+
+
+def test_extras_are_fetched_once(
+    hub: LocalHub, repositories: Path, spec: ModelSpec, tmp_path: Path
+) -> None:
+    ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
+    for extra in EXTRAS.values():
+        hub.add(extra.repo_id, repositories / extra.repo_id)
+    seen: list[DownloadProgress] = []
+    addons.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
+    assert addons.missing("turbo", spec, hub=ours) == ()
+    folder = addons.find(TINY_DECODER, hub=ours)
+    assert folder is not None
+    assert seen[-1].bytes_done == seen[-1].bytes_total
+    assert seen[-1].bytes_total == sum(
+        (folder / file).stat().st_size for file in EXTRAS[TINY_DECODER].files
+    )
+    hub.close()
+    addons.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
+
+
+def test_a_repository_without_the_file_is_an_error(
+    hub: LocalHub, tiny_folder: Path, spec: ModelSpec, tmp_path: Path
+) -> None:
+    ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
+    hub.add(EXTRAS[FEW_STEP_LORA].repo_id, tiny_folder)
+    with pytest.raises(ModelBroken, match="does not hold Hyper-SD15-4steps"):
+        addons.fetch("turbo", spec, lambda progress: None, threading.Event(), hub=ours)

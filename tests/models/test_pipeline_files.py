@@ -1,0 +1,193 @@
+"""The choice of files, for layouts as they are found on the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from canvas.catalog import MODELS
+from canvas.errors import ModelBroken
+from canvas.models import pipeline_files
+from canvas.models.pipeline_files import Edition, choose_files
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "requires_safety_checker": True,
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": [None, None],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+SMALL = {
+    "model_index.json",
+    "feature_extractor/preprocessor_config.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "vae/config.json",
+}
+STRAY = {
+    "README.md",
+    "images/fox.png",
+    "v1-5-pruned.safetensors",
+    "model.safetensors",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "text_encoder/flax_model.msgpack",
+    "text_encoder/model.onnx",
+    "unet/diffusion_pytorch_model.non_ema.bin",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/openvino_model.bin",
+    "unet/model.onnx_data",
+    "vae_1_0/config.json",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
+    "vae/old/diffusion_pytorch_model.safetensors",
+}
+BIN = {
+    "text_encoder/pytorch_model.bin",
+    "unet/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.bin",
+}
+SAFE = {
+    "text_encoder/model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+}
+BIN_16 = {name.replace(".bin", ".fp16.bin") for name in BIN}
+SAFE_16 = {name.replace(".safetensors", ".fp16.safetensors") for name in SAFE}
+UNET_16 = "unet/diffusion_pytorch_model.fp16.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
+INDEX_FILE = "unet/diffusion_pytorch_model.safetensors.index.json"
+SHARDS = {f"unet/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("there", "half_precision", "expected"),
+    [
+        (BIN | SAFE | BIN_16 | SAFE_16, False, SAFE),
+        (BIN | SAFE | BIN_16 | SAFE_16, True, SAFE_16),
+        (BIN, True, BIN),
+        (BIN | BIN_16, True, BIN_16),
+        (BIN | SAFE - {VAE}, False, BIN),
+        (BIN | SAFE | SAFE_16 - {UNET_16}, True, SAFE),
+        (BIN_16 | SAFE, True, SAFE),
+        (SAFE_16, False, SAFE_16),
+    ],
+)
+def test_one_edition_for_all_parts(
+    there: set[str], half_precision: bool, expected: set[str]
+) -> None:
+    choice = choose_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
+    assert set(choice.files) == expected | SMALL
+    assert len(choice.files) == len(set(choice.files))
+
+
+@given(st.sets(st.sampled_from(sorted(BIN | SAFE | BIN_16 | SAFE_16))), st.booleans())
+def test_every_choice_is_whole_or_refused(there: set[str], half_precision: bool) -> None:
+    editions = (SAFE, SAFE_16, BIN, BIN_16)
+    try:
+        choice = choose_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
+    except ModelBroken:
+        assert not any(edition <= there for edition in editions)
+    else:
+        assert set(choice.files) - SMALL in editions
+
+
+def test_all_shards_with_their_index() -> None:
+    there = SMALL | STRAY | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS
+    choice = choose_files(there | {INDEX_FILE}, INDEX, half_precision=False)
+    assert SHARDS | {INDEX_FILE} <= set(choice.files)
+    assert choice.edition == Edition("safetensors", None)
+
+
+@pytest.mark.parametrize("lost", [INDEX_FILE, min(SHARDS)])
+def test_shards_that_lack_one_are_refused(lost: str) -> None:
+    there = SMALL | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS | {INDEX_FILE}
+    with pytest.raises(ModelBroken, match="incomplete"):
+        choose_files(there - {lost}, INDEX, half_precision=False)
+
+
+@pytest.mark.parametrize("lost", sorted(SMALL - {"model_index.json"}) + sorted(SAFE))
+def test_a_lost_file_is_named_by_its_part(lost: str) -> None:
+    with pytest.raises(ModelBroken, match=f"incomplete: {lost.partition('/')[0]}"):
+        choose_files((SMALL | SAFE) - {lost}, INDEX, half_precision=False)
+
+
+def test_parts_cannot_lead_out_of_the_folder() -> None:
+    index = {**INDEX, "..": ["diffusers", "UNet2DConditionModel"]}
+    there = SMALL | SAFE | {"../config.json", "../diffusion_pytorch_model.safetensors"}
+    choice = choose_files(there, index, half_precision=False)
+    assert set(choice.files) == SMALL | SAFE
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
+def test_an_index_that_is_none_is_refused(text: str | None) -> None:
+    with pytest.raises(ModelBroken, match="org/model"):
+        pipeline_files.parse_index(text, "org/model")
+
+
+def test_an_index_without_parts_is_refused() -> None:
+    with pytest.raises(ModelBroken, match="all parts"):
+        choose_files({"model_index.json"}, {"_class_name": "Odd"}, half_precision=False)
+
+
+def test_the_built_in_model_is_complete() -> None:
+    assert pipeline_files.is_complete(Path(MODELS["starter"].name))
+
+
+@pytest.mark.parametrize("lost", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_a_folder_that_lacks_a_file_is_not_complete(
+    tiny_folder: Path, tmp_path: Path, lost: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+    assert pipeline_files.is_complete(folder)
+    (folder / lost).write_bytes(b"")
+    if lost.endswith(".json"):
+        (folder / lost).unlink()
+    assert not pipeline_files.is_complete(folder)
+
+
+def test_a_whole_single_file_passes(tiny_folder: Path) -> None:
+    pipeline_files.check_single_file(tiny_folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_truncated_single_file_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    content = (tiny_folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(ModelBroken, match="damaged"):
+        pipeline_files.check_single_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00",
+        b"<html>not found</html>",
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        len(header := json.dumps({"a": 1}).encode()).to_bytes(8, "little") + header,
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelBroken, match=r"not a safetensors file|damaged"):
+        pipeline_files.check_single_file(tmp_path / "model.safetensors")
+
+
+def test_pickled_single_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    with pytest.raises(ModelBroken, match=r"only \.safetensors"):
+        pipeline_files.check_single_file(tmp_path / "model.ckpt")

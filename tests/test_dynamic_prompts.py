@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from canvas import GenerationRequest, Studio
+from canvas.dynamic_prompts import MAX_PROMPTS, expand
+from canvas.errors import InvalidInput, QueueFull
+from canvas.jobs.limits import Limits
+
+
+@pytest.fixture
+def wildcards(tmp_path: Path) -> Path:
+    folder = tmp_path / "wildcards"
+    folder.mkdir()
+    (folder / "animals.txt").write_text("\ufefffox\n\n# no line\n  owl  \n", encoding="utf-8")
+    (folder / "big_cats.txt").write_text("lion\n")
+    (folder / "empty.txt").write_text("# nothing\n")
+    (tmp_path / "secret.txt").write_text("secret\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a fox", ["a fox"]),
+        (
+            "{red|blue} fox, {snow|desert}",
+            ["red fox, snow", "red fox, desert", "blue fox, snow", "blue fox, desert"],
+        ),
+        ("{a|{b|c} d}", ["a", "b d", "c d"]),
+        ("{|big }fox", ["fox", "bigfox"]),
+        (
+            "__animals__ and __animals__",
+            ["fox and fox", "fox and owl", "owl and fox", "owl and owl"],
+        ),
+        ("a __big_cats__", ["a lion"]),
+        ("{__animals__|cat}", ["fox", "owl", "cat"]),
+        ("{red|red} fox", ["red fox"]),
+        ("a {curly} sign, a | bar", ["a {curly} sign, a | bar"]),
+        (r"\{red\|blue\} \_\_animals__ \\", ["{red|blue} __animals__ \\"]),
+        (r"{a\|b|c}", ["a|b", "c"]),
+        ("never {closed|here", ["never {closed|here"]),
+        ("closed } by | mistake", ["closed } by | mistake"]),
+        ("snake_case and ____ lines", ["snake_case and ____ lines"]),
+        ("__../secret__ __/etc/passwd__", ["__../secret__ __/etc/passwd__"]),
+        ("C:\\new", ["C:\\new"]),
+    ],
+)
+def test_what_a_prompt_stands_for(wildcards: Path, prompt: str, expected: list[str]) -> None:
+    assert expand(prompt, wildcards) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a __plant__", "animals, big_cats"),
+        ("a __empty__", "at least one line"),
+        ("{a|b}" * 7, f"at most {MAX_PROMPTS}"),
+        ("{a|b}" * 3000, f"at most {MAX_PROMPTS}"),
+        ("{" * 50 + "a|b" + "}" * 50, "braces in each other"),
+    ],
+)
+def test_what_is_too_much_or_missing_is_said(wildcards: Path, prompt: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        expand(prompt, wildcards)
+    assert caught.value.field == "prompt"
+
+
+@given(st.text(alphabet="ab{}|\\_ ", max_size=60))
+def test_any_text_ends_in_prompts_or_a_sentence(prompt: str) -> None:
+    try:
+        found = expand(prompt, Path("nowhere"))
+    except InvalidInput:
+        return
+    assert 1 <= len(found) <= MAX_PROMPTS
+    if not set(prompt) & set("{|\\_"):
+        assert found == [prompt]
+
+
+def test_a_studio_queues_all_or_none(studio: Studio) -> None:
+    wish = GenerationRequest("{red|blue} fox, {snow|desert}", num_inference_steps=1, seed=4)
+    assert [one.prompt for one in studio.expand(wish)][:2] == ["red fox, snow", "red fox, desert"]
+    studio._limits = Limits(waiting=3)
+    with pytest.raises(QueueFull):
+        studio.submit_all(wish)
+    assert studio.jobs("local") == []
+    studio._limits = Limits()
+    jobs = studio.submit_all(wish)
+    assert len(jobs) == 4
+    for job in jobs:
+        [picture] = job.wait()
+        assert picture.request.seed == 4
+    assert {picture.request.prompt for picture in studio.recent()} == {
+        one.prompt for one in studio.expand(wish)
+    }

@@ -1,0 +1,82 @@
+"""What a Space is recognised by, and what follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from canvas.platform import OAUTH, is_writable, settle_hub_cache
+from canvas.settings import Settings, quiet_libraries
+
+
+@pytest.fixture
+def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """As a Space has it, with a bucket of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bucket").mkdir()
+    return {
+        "SPACE_ID": "ann/canvas",
+        "SYSTEM": "spaces",
+        "HOME": str(tmp_path / "home"),
+        "CANVAS_BUCKET": str(tmp_path / "bucket"),
+    }
+
+
+def test_at_home_nothing_changes() -> None:
+    assert Settings.from_environment({}) == Settings()
+
+
+def test_a_space_is_public_and_keeps_on_its_bucket(environ: dict[str, str]) -> None:
+    settings = Settings.from_environment(environ)
+    assert settings.space == "ann/canvas"
+    assert settings.is_public
+    assert settings.safety_level == "prompt"
+    assert settings.host == "0.0.0.0"  # noqa: S104
+    assert settings.data_dir == Path(environ["CANVAS_BUCKET"])
+    assert settings.lasting
+    assert not settings.zero_gpu
+    assert not settings.sign_in
+
+
+def test_without_a_bucket_it_keeps_where_it_can_and_says_so(environ: dict[str, str]) -> None:
+    environ["CANVAS_BUCKET"] = "/nowhere"
+    settings = Settings.from_environment(environ)
+    assert settings.data_dir == Path()
+    assert not settings.lasting
+
+
+def test_what_its_owner_says_wins(environ: dict[str, str]) -> None:
+    environ |= {"CANVAS_PUBLIC": "no", "CANVAS_DATA_DIR": "/elsewhere"}
+    settings = Settings.from_environment(environ)
+    assert not settings.is_public
+    assert settings.data_dir == Path("/elsewhere")
+
+
+def test_zero_gpu_and_sign_in_are_seen(environ: dict[str, str]) -> None:
+    environ |= dict.fromkeys(OAUTH, "given") | {"SPACES_ZERO_GPU": "true"}
+    settings = Settings.from_environment(environ)
+    assert settings.zero_gpu
+    assert settings.sign_in
+    del environ["OAUTH_SCOPES"]
+    assert not Settings.from_environment(environ).sign_in
+
+
+def test_the_hub_cache_moves_only_where_it_has_to(environ: dict[str, str]) -> None:
+    (Path(environ["HOME"]) / ".cache").mkdir(parents=True)
+    settle_hub_cache(environ)
+    assert "HF_HOME" not in environ
+    environ["HOME"] = "/proc/1/nowhere"
+    environ["HF_HOME"] = "/kept"
+    quiet_libraries(environ)
+    assert environ["HF_HOME"] == "/kept"
+    del environ["HF_HOME"]
+    quiet_libraries(environ)
+    assert is_writable(Path(environ["HF_HOME"]))
+
+
+def test_what_is_writable(tmp_path: Path) -> None:
+    assert is_writable(tmp_path / "not" / "yet")
+    assert not is_writable(Path("/proc/1/nowhere"))
+    (tmp_path / "file").write_text("")
+    assert not is_writable(tmp_path / "file")

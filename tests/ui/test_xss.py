@@ -1,0 +1,77 @@
+"""What others wrote stays text in the real page, and the page asks no other host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from playwright.sync_api import Page, Request, expect
+
+from canvas import Studio
+from canvas.history.import_zip import import_folder
+from tests.ui.test_create_tab import open_settings
+
+EVIL = "<img src=x onerror=window.hacked=1> <script>window.hacked=2</script> {{hacked}} ${hacked}"
+INFOTEXT = (
+    f"{EVIL}\nNegative prompt: {EVIL}\nSteps: 7, Sampler: Euler a, CFG scale: 6.5, Seed: 5, "
+    f"Size: 128x128, Model: {EVIL.replace(',', '')}, Version: {EVIL}"
+)
+
+
+def evil_picture(folder: Path) -> Path:
+    """A picture with such settings under such a name."""
+    folder.mkdir()
+    path = folder / "<img src=x onerror=window.hacked=3>.png"
+    settings = PngInfo()
+    settings.add_text("parameters", INFOTEXT)
+    Image.effect_noise((128, 128), 50).convert("RGB").save(path, pnginfo=settings)
+    return path
+
+
+def test_imported_words_and_names_are_text(page: Page, served: Studio, tmp_path: Path) -> None:
+    evil_picture(tmp_path / "evil")
+    done = import_folder(served.store, served.gallery.folder, tmp_path / "evil", "local")
+    assert done.added == 1
+    page.get_by_role("tab", name="Gallery").click()
+    page.locator(".tile").first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator("h2")).to_have_text(EVIL)
+    expect(dialog).to_contain_text("<img src=x onerror=window.hacked=3>.png")
+    assert page.evaluate("window.hacked") is None
+    assert dialog.locator("img[src='x'], script").count() == 0
+    served.gallery.delete([image.id or 0 for image in served.recent()][:1], "local")
+
+
+def test_settings_taken_from_a_picture_are_text(page: Page, tmp_path: Path) -> None:
+    open_settings(page)
+    path = evil_picture(tmp_path / "evil")
+    page.locator("#drawer input[type=file]").first.set_input_files(path)
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(EVIL)
+    expect(page.get_by_label("Negative prompt")).to_have_value(EVIL)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+
+
+def test_the_page_asks_no_other_host(page: Page) -> None:
+    asked: list[Request] = []
+
+    def hear(request: Request) -> None:  # playwright takes no builtin method
+        asked.append(request)
+
+    visit = page.context.new_page()
+    visit.on("request", hear)
+    visit.goto(page.url)
+    visit.locator("#stage .stage, #stage .stage-empty").wait_for()
+    for name in ("Edit", "Gallery", "Models", "Statistics", "Create"):
+        visit.get_by_role("tab", name=name).click()
+        expect(visit.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+    assert len(asked) > 10
+    strange = {
+        request.url
+        for request in asked
+        if urlsplit(request.url).scheme not in ("data", "blob")
+        and urlsplit(request.url).netloc != urlsplit(page.url).netloc
+    }
+    assert strange == set()
