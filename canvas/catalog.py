@@ -14,6 +14,8 @@ from canvas.schedulers import SCHEDULERS
 
 MODEL_TYPES = ("stable_diffusion", "stable_diffusion_xl", "auto")
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+# What a field of `models.toml` was called before version 0.2.
+OLD_FIELD_NAMES: Mapping[str, str] = {"gigaflops": "gflops_per_step"}
 REQUIRED_FIELDS = ("name", "size", "speed", "quality", "resolution", "type")
 
 
@@ -23,7 +25,7 @@ class ModelSpec:
 
     `name` is a Hub id, a local diffusers folder or a single `.safetensors` file;
     `mirrors` are Hub ids tried in order when it is gone. `resolution` is the native
-    side in pixels. Pipelines of equal `name` are shared. `gigaflops` is what one pass of
+    side in pixels. Pipelines of equal `name` are shared. `gflops_per_step` is what one pass of
     the denoiser computes at the native size, in 10^9 operations; 0 means as its type does.
     `prompt_tokens` is how many tokens of a prompt it reads, where its tokenizer takes more.
     """
@@ -41,7 +43,7 @@ class ModelSpec:
     guidance_scale: float = 7.5
     scheduler: str = "DPM++ 2M"
     accelerations: tuple[str, ...] = ()
-    gigaflops: float = 0.0
+    gflops_per_step: float = 0.0
     prompt_tokens: int = 0
     license: str = ""
     description: str = ""
@@ -86,6 +88,7 @@ def parse_model(key: str, entry: object) -> ModelSpec:
     where = f"models.{key}"
     if not isinstance(entry, Mapping):
         raise InvalidInput(where, entry, f"a table with the fields {', '.join(REQUIRED_FIELDS)}")
+    entry = {OLD_FIELD_NAMES.get(name, name): value for name, value in entry.items()}
     known = {field.name for field in fields(ModelSpec)} - {"key"}
     for name in entry:
         if name not in known:
@@ -94,7 +97,7 @@ def parse_model(key: str, entry: object) -> ModelSpec:
         if name not in entry:
             raise InvalidInput(f"{where}.{name}", None, "a value: the field is required")
     checked = {
-        name: CHECKS.get(name, validation.text)(f"{where}.{name}", value)
+        name: FIELD_VALIDATORS.get(name, validation.text)(f"{where}.{name}", value)
         for name, value in entry.items()
     }
     if not checked["name"]:
@@ -109,17 +112,17 @@ def _texts(field: str, value: object) -> tuple[str, ...]:
 
 
 def _resolution(field: str, value: object) -> int:
-    return validation.multiple_of_8(field, validation.whole_number(field, value, 64, 2048))
+    return validation.multiple_of_8(field, validation.integer(field, value, 64, 2048))
 
 
-CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+FIELD_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = {
     "mirrors": _texts,
     "accelerations": _texts,
     "resolution": _resolution,
-    "num_inference_steps": lambda field, value: validation.whole_number(field, value, 1, 150),
+    "num_inference_steps": lambda field, value: validation.integer(field, value, 1, 150),
     "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
-    "gigaflops": lambda field, value: validation.number(field, value, 0, 1e6),
-    "prompt_tokens": lambda field, value: validation.whole_number(field, value, 0, 1000),
+    "gflops_per_step": lambda field, value: validation.number(field, value, 0, 1e6),
+    "prompt_tokens": lambda field, value: validation.integer(field, value, 0, 1000),
     "type": lambda field, value: validation.choice(field, value, MODEL_TYPES),
     "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
 }
@@ -168,14 +171,14 @@ def get_model(key: str, models: Mapping[str, ModelSpec] | None = None) -> ModelS
     return models[key]
 
 
-def _built_in() -> Catalog:
+def default_catalog() -> Catalog:
     """The catalogue as shipped; sizes are what a CPU fetches."""
     small_sd = {
         "name": "OFA-Sys/small-stable-diffusion-v0",
         "size": "3.2 GB",
         "resolution": 512,
         "type": "stable_diffusion",
-        "gigaflops": 523,
+        "gflops_per_step": 523,
         # Eight tensors differ in shape from SD1.5: its LoRAs do not fit.
         "accelerations": ["taesd"],
         "license": "openrail",
@@ -183,7 +186,7 @@ def _built_in() -> Catalog:
     sd15 = {
         "type": "stable_diffusion",
         "resolution": 512,
-        "gigaflops": 803,
+        "gflops_per_step": 803,
         "size": "4.3 GB",
         "accelerations": ["few_step_lora", "taesd"],
         "license": "creativeml-openrail-m",
@@ -199,7 +202,7 @@ def _built_in() -> Catalog:
             "num_inference_steps": 4,
             "guidance_scale": 1.0,
             "scheduler": "DDIM",
-            "gigaflops": 1.0,
+            "gflops_per_step": 1.0,
             "prompt_tokens": 27,
             "license": "mit",
             "description": "Storybook scenes of one or two things in a place; no download",
@@ -258,4 +261,4 @@ def _built_in() -> Catalog:
     return catalog
 
 
-MODELS = _built_in()
+MODELS = default_catalog()

@@ -1,4 +1,4 @@
-"""What can go wrong, in sentences that may be shown to a user and say what to do next."""
+"""Errors that users can act on. Each class holds its code, HTTP status, exit code and title."""
 
 from __future__ import annotations
 
@@ -6,64 +6,97 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class Said(str):
-    """A sentence in English that knows what it was made of, so that the page can translate it.
+class LazyMessage(str):
+    """An English message that keeps its template and values, so that the page can translate it.
 
-    A value may be such a sentence, too.
+    A value may be a LazyMessage, too.
     """
 
     template: str
     values: Mapping[str, object]
 
-    def __new__(cls, template: str, /, **values: object) -> Said:
+    def __new__(cls, template: str, /, **values: object) -> LazyMessage:
         """The template with its `{names}` filled in."""
-        said = super().__new__(cls, template.format(**values))
-        said.template, said.values = template, values
-        return said
+        message = super().__new__(cls, template.format(**values))
+        message.template, message.values = template, values
+        return message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled for another process with its parts."""
-        return _said, (self.template, self.values)
+        """Pickle the parts, for another process."""
+        return _lazy_message, (self.template, self.values)
 
 
-def _said(template: str, values: Mapping[str, object]) -> Said:
-    return Said(template, **values)
+def _lazy_message(template: str, values: Mapping[str, object]) -> LazyMessage:
+    return LazyMessage(template, **values)
 
 
 class CanvasError(Exception):
-    """Any failure that the program foresees; `str(error)` is fit for the user's eyes."""
+    """Base class of the errors of this program; `str(error)` can be shown to a user.
+
+    `code` is for programs (API answers), `http_status` for HTTP routes, `exit_code` for the
+    command line, `title` heads the message on the page.
+    """
 
     code = "error"
+    http_status = 500
+    exit_code = 1
+    title = "Something went wrong"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled for another process with its finished sentence."""
-        return _again, (type(self), self.args, self.__dict__)
+        """Pickle the finished message, for another process."""
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[CanvasError], args: tuple[Any, ...], facts: dict[str, Any]) -> CanvasError:
+def _rebuild(kind: type[CanvasError], args: tuple[Any, ...], state: dict[str, Any]) -> CanvasError:
     error = kind.__new__(kind)
     error.args = args
-    error.__dict__.update(facts)
+    error.__dict__.update(state)
     return error
 
 
+# What a message calls a field, where that is not the name with spaces ("Model key").
+FIELD_LABELS: Mapping[str, str] = {
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "num_images": "Number of images",
+    "image_format": "Image format",
+    "model_key": "Model",
+    "mask_image": "Mask",
+    "loras": "LoRAs",
+}
+
+
+def field_label(field: str) -> str:
+    """How a message names a field: "guidance_scale" is "Guidance", "mask_blur" "Mask blur"."""
+    if field in FIELD_LABELS:
+        return FIELD_LABELS[field]
+    return f"{field[:1].upper()}{field[1:].replace('_', ' ')}" if field.isidentifier() else field
+
+
 class InvalidInput(CanvasError):
-    """A value that cannot be taken: names the field, the value and what is allowed."""
+    """A value that is not allowed: "{Field} must be {allowed} (got {value})."
+
+    `message` replaces that sentence where another one is clearer ("Prompt must not be empty.").
+    """
 
     code = "invalid_input"
+    http_status = 400
+    exit_code = 2
+    title = "Invalid value"
 
-    def __init__(self, field: str, value: object, allowed: str) -> None:
-        shown = repr(value)
-        if len(shown) > 80:
-            shown = f"{shown[:60]}… ({len(shown)} characters)"
-        end = "" if allowed.endswith(".") else "."
+    def __init__(
+        self, field: str, value: object, allowed: str = "", *, message: str | None = None
+    ) -> None:
+        shown = value if isinstance(value, int | float) else repr(value)
+        if len(str(shown)) > 80:
+            shown = f"{str(shown)[:60]}… ({len(str(shown))} characters)"
         super().__init__(
-            Said(
-                "{field}: {value} cannot be used; allowed is {allowed}{end}",
-                field=field,
-                value=shown,
+            message
+            or LazyMessage(
+                "{field} must be {allowed} (got {value}).",
+                field=LazyMessage(field_label(field)),
                 allowed=allowed,
-                end=end,
+                value=shown,
             )
         )
         self.field = field
@@ -72,143 +105,180 @@ class InvalidInput(CanvasError):
 
 
 class UnknownModel(InvalidInput):
-    """A model key that the catalogue does not hold."""
+    """A model key that is not in the catalog."""
 
     code = "unknown_model"
+    http_status = 404
+    title = "Unknown model"
 
 
 class NotFound(CanvasError):
-    """No such picture or job, or none that this owner may see."""
+    """An image, job or file that does not exist or belongs to another owner."""
 
     code = "not_found"
+    http_status = 404
+    title = "Not found"
 
 
-class NotAllowed(CanvasError):
-    """A key is missing, or is none of ours."""
+class MissingApiKey(CanvasError):
+    """No API key was sent, or an invalid one."""
 
     code = "invalid_api_key"
+    http_status = 401
+    exit_code = 5
+    title = "API key required"
 
-    def __init__(
-        self,
-        how: str = "send it as 'Authorization: Bearer KEY'",
-    ) -> None:
+    def __init__(self, how: str = "send it as 'Authorization: Bearer KEY'") -> None:
         super().__init__(
-            "A key is needed, and none that counts came along: make one with "
-            f"`python -m canvas keys make NAME` and {how}."
+            "Missing or invalid API key. Create one with `python -m canvas keys create NAME` "
+            f"and {how}."
         )
 
 
 class QueueFull(CanvasError):
-    """A visitor has as many jobs waiting as allowed."""
+    """An owner has as many jobs in the queue as allowed."""
 
     code = "queue_full"
+    http_status = 429
+    title = "The queue is full"
 
 
 class GenerationCancelled(CanvasError):
-    """The job was stopped by its owner."""
+    """The job was cancelled by its owner."""
 
     code = "cancelled"
+    http_status = 499  # many clients would try 409 again
+    exit_code = 130
+    title = "Cancelled"
 
 
 class OutOfMemory(CanvasError):
-    """A load or a step that does not fit into memory; names the smallest change that would fit.
+    """Not enough memory to load a model or to compute a step; the message says what would fit.
 
-    The thread that met it must not compute again: oneDNN's code generator remembers an
-    allocation that failed for as long as the thread lives, and refuses whatever is new.
+    The thread that raised it must not compute again: see `backends.base.run_in_fresh_thread`.
     """
 
     code = "out_of_memory"
+    http_status = 507
+    title = "Not enough memory"
 
 
 class GenerationFailed(CanvasError):
-    """The pipeline could not make this picture."""
+    """The pipeline did not produce an image."""
 
     code = "generation_failed"
+    title = "The image could not be generated"
 
 
-class Blocked(CanvasError):
-    """The safety setting of this place does not allow the prompt or the picture."""
+class ContentBlocked(CanvasError):
+    """The prompt or the image does not pass the safety filter, or a public server forbids it."""
 
     code = "blocked"
+    http_status = 403
+    title = "Not allowed on this server"
 
 
-class NotAgreed(CanvasError):
-    """Something would leave this computer and the user has not agreed yet; says what and where."""
+class ConsentRequired(CanvasError):
+    """Data would leave this computer and the user has not agreed yet."""
 
     code = "not_agreed"
+    http_status = 403
+    title = "Consent required"
 
 
-class ElsewhereFailed(CanvasError):
-    """An inference provider or another Magic Canvas made no picture; says why."""
+class RemoteBackendError(CanvasError):
+    """An inference provider or another Magic Canvas did not produce an image."""
 
     code = "elsewhere_failed"
+    http_status = 502
+    title = "The remote backend failed"
 
 
 class StorageError(CanvasError):
     """The data folder or its database cannot be read or written."""
 
     code = "storage_error"
+    http_status = 507
+    exit_code = 4
+    title = "The data folder cannot be used"
 
 
 class ModelUnavailable(CanvasError):
-    """A model that cannot be had; the subclasses say why."""
+    """A model that cannot be downloaded or loaded; subclasses say why."""
 
     code = "model_unavailable"
+    http_status = 503
+    exit_code = 3
+    title = "The model is not available"
 
 
-class ModelGone(ModelUnavailable):
-    """The repository and all its mirrors are gone, or never were."""
+class ModelNotFound(ModelUnavailable):
+    """The repository and its mirrors do not exist."""
 
     code = "model_gone"
+    title = "Model not found"
 
 
 class ModelGated(ModelUnavailable):
-    """The repository asks for accepted terms and a token."""
+    """The repository requires accepted terms and a token."""
 
     code = "model_gated"
+    title = "The model requires your consent"
 
 
 class HubOffline(ModelUnavailable):
     """The Hub cannot be reached and the model is not on disk."""
 
     code = "hub_offline"
+    title = "The Hub cannot be reached"
 
 
 class DiskFull(ModelUnavailable):
     """The download does not fit on the disk."""
 
     code = "disk_full"
+    title = "The disk is full"
 
 
 class DownloadFailed(ModelUnavailable):
-    """The download broke: a stalled server, a short or damaged file, repeated server errors."""
+    """A stalled server, an incomplete or damaged file, or repeated server errors."""
 
     code = "download_failed"
+    title = "The download failed"
 
 
 class DownloadCancelled(ModelUnavailable):
-    """The download was stopped by its owner; finished files stay."""
+    """The download was cancelled by its owner; complete files stay."""
 
     code = "download_cancelled"
+    title = "Download cancelled"
 
 
-class ModelBroken(ModelUnavailable):
-    """Files are there but do not make a pipeline."""
+class ModelCorrupted(ModelUnavailable):
+    """The files on disk do not make a pipeline."""
 
     code = "model_broken"
+    title = "The model's files are damaged"
 
 
-def in_words(code: str, sentence: str) -> CanvasError:
-    """The error that another program has put into words: its kind by its code."""
-    kinds = {
-        kind.code: kind
-        for kind in globals().values()
-        if isinstance(kind, type) and issubclass(kind, CanvasError)
-    } | {"model_not_found": UnknownModel}
-    return _again(kinds.get(code, CanvasError), (sentence,), {})
+def error_classes() -> dict[str, type[CanvasError]]:
+    """Every error class by its code."""
+    found: dict[str, type[CanvasError]] = {}
+    waiting: list[type[CanvasError]] = [CanvasError]
+    while waiting:
+        kind = waiting.pop()
+        found.setdefault(kind.code, kind)
+        waiting += kind.__subclasses__()
+    return found
 
 
-def unforeseen(error: Exception) -> GenerationFailed:
-    """What to say of a failure that nobody foresaw."""
-    text = "Something unforeseen went wrong: {kind}: {reason}"
-    return GenerationFailed(Said(text, kind=type(error).__name__, reason=error))
+def error_from_code(code: str, message: str) -> CanvasError:
+    """The error that another program reports: its class by its code."""
+    kinds = {**error_classes(), "model_not_found": UnknownModel}
+    return _rebuild(kinds.get(code, CanvasError), (message,), {})
+
+
+def unexpected_error(error: Exception) -> GenerationFailed:
+    """An exception of a library or a fault of ours, as an error that can be shown."""
+    template = "Unexpected error: {kind}: {reason}"
+    return GenerationFailed(LazyMessage(template, kind=type(error).__name__, reason=error))

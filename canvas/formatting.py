@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def gigabytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     """A size in bytes as people say it (1 GB = 10^9 bytes)."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6)):
         if size >= factor:
@@ -11,7 +11,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1000:.0f} kB"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time in seconds as people say it."""
     if 0 < seconds < 0.1:
         return f"{seconds:.2f} s"

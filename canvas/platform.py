@@ -8,13 +8,13 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-ON = ("1", "t", "true", "yes", "on")
+TRUTHY = ("1", "t", "true", "yes", "on")
 # What a Space with `hf_oauth: true` is given; Gradio's sign-in needs all of them.
 OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
-BUCKET = "/data"  # where a Space's storage is mounted unless its owner chose another place
+DATA_MOUNT = "/data"  # where a Space's storage is mounted unless its owner chose another place
 
 
-def defaults_of(environ: Mapping[str, str]) -> dict[str, Any]:
+def space_defaults(environ: Mapping[str, str]) -> dict[str, Any]:
     """Settings that follow from where the program runs; nothing at home.
 
     A Space is open to strangers, listens for its proxy, and keeps its pictures on the
@@ -22,9 +22,9 @@ def defaults_of(environ: Mapping[str, str]) -> dict[str, Any]:
     """
     if not environ.get("SPACE_ID"):
         return {}
-    bucket = Path(environ.get("CANVAS_BUCKET") or BUCKET)
+    bucket = Path(environ.get("CANVAS_BUCKET") or DATA_MOUNT)
     lasting = bucket.is_dir() and is_writable(bucket)
-    folder = bucket if lasting else first_writable(Path(), scratch())
+    folder = bucket if lasting else first_writable(Path(), temp_dir())
     home_cache = Path(environ.get("HOME") or "/") / ".cache" / "magic-canvas"
     return {
         "space": environ["SPACE_ID"],
@@ -32,22 +32,22 @@ def defaults_of(environ: Mapping[str, str]) -> dict[str, Any]:
         "public": True,
         "data_dir": folder,
         "cache_dir": first_writable(home_cache, folder / ".canvas"),
-        "lasting": lasting,
-        "zero_gpu": environ.get("SPACES_ZERO_GPU", "").lower() in ON,
+        "persistent": lasting,
+        "zero_gpu": environ.get("SPACES_ZERO_GPU", "").lower() in TRUTHY,
         "sign_in": all(environ.get(name) for name in OAUTH),
     }
 
 
-def settle_hub_cache(environ: MutableMapping[str, str]) -> None:
+def configure_hf_home(environ: MutableMapping[str, str]) -> None:
     """Give huggingface_hub a folder where the home of a Space cannot be written."""
     if not environ.get("SPACE_ID") or environ.get("HF_HOME") or environ.get("HF_HUB_CACHE"):
         return
     usual = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/") / ".cache")
     if not is_writable(usual / "huggingface"):
-        environ["HF_HOME"] = str(scratch() / "huggingface")
+        environ["HF_HOME"] = str(temp_dir() / "huggingface")
 
 
-def scratch() -> Path:
+def temp_dir() -> Path:
     """A folder of ours among the temporary ones."""
     return Path(tempfile.gettempdir()) / "magic-canvas"
 

@@ -7,83 +7,83 @@ from types import MappingProxyType
 
 from canvas.catalog import ModelSpec
 
-FEW_STEP_LORA = "few_step_lora"
+DISTILLED_LORA = "few_step_lora"
 # Solvers of first order need about twice the steps; the second-order one finds their picture.
-SLOW_SOLVERS = ("DDIM", "PNDM", "Euler")
-FAST_SOLVER = "DPM++ 2M"
+FIRST_ORDER_SCHEDULERS = ("DDIM", "PNDM", "Euler")
+SECOND_ORDER_SCHEDULER = "DPM++ 2M"
 # A model that usually takes no more steps is made for few: it keeps its scheduler.
-FEW = 8
+DISTILLED_MAX_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Mode:
+class SpeedPreset:
     """How much is computed of what plain diffusers would compute.
 
-    `steps_share` of the model's usual steps, at least `least_steps`; `few_share` of them
+    `steps_ratio` of the model's usual steps, at least `min_steps`; `few_step_ratio` of them
     where the model is made for few. After the first
     `lead` steps only each `interval`-th computes the whole model anew, and after
-    `guided_share` of the steps none computes the unguided twin.
+    `cfg_ratio` of the steps none computes the unguided twin.
     """
 
     description: str
-    steps_share: float = 1.0
-    least_steps: int = 1
-    few_share: float = 1.0
-    lead: int = 2
-    interval: int = 1
-    guided_share: float = 1.0
-    few_step_weights: bool = False
+    steps_ratio: float = 1.0
+    min_steps: int = 1
+    few_step_ratio: float = 1.0
+    warmup_steps: int = 2
+    cache_interval: int = 1
+    cfg_ratio: float = 1.0
+    distilled_lora: bool = False
     tiny_decoder: bool = False
 
 
-MODES = MappingProxyType(
+PRESETS = MappingProxyType(
     {
-        "quality": Mode("The picture as plain diffusers makes it"),
+        "quality": SpeedPreset("The picture as plain diffusers makes it"),
         # Chosen by measuring: mean SSIM 0.98 to Quality on an earlier built-in model of many
         # steps, 0.97 on that of four.
-        "balanced": Mode(
+        "balanced": SpeedPreset(
             "Close to Quality in about half the time",
-            steps_share=0.75,
-            least_steps=8,
-            few_share=0.5,
-            interval=2,
-            guided_share=0.6,
+            steps_ratio=0.75,
+            min_steps=8,
+            few_step_ratio=0.5,
+            cache_interval=2,
+            cfg_ratio=0.6,
         ),
-        "turbo": Mode(
+        "turbo": SpeedPreset(
             "The quickest picture of this model",
-            steps_share=0.4,
-            least_steps=6,
-            few_share=0.25,
-            interval=2,
-            guided_share=0.6,
-            few_step_weights=True,
+            steps_ratio=0.4,
+            min_steps=6,
+            few_step_ratio=0.25,
+            cache_interval=2,
+            cfg_ratio=0.6,
+            distilled_lora=True,
             tiny_decoder=True,
         ),
     }
 )
 
 
-def few_steps(mode: str, spec: ModelSpec) -> bool:
+def uses_distilled_lora(preset: str, spec: ModelSpec) -> bool:
     """Whether the mode wants weights distilled for a few steps, and the model takes them."""
-    return MODES[mode].few_step_weights and FEW_STEP_LORA in spec.accelerations
+    return PRESETS[preset].distilled_lora and DISTILLED_LORA in spec.accelerations
 
 
-def lacks_few_steps(mode: str, spec: ModelSpec) -> bool:
+def distilled_lora_missing(preset: str, spec: ModelSpec) -> bool:
     """Whether the mode wants such weights, and there are none for the model."""
-    wanted = MODES[mode].few_step_weights and spec.num_inference_steps > FEW
-    return wanted and not few_steps(mode, spec)
+    wanted = PRESETS[preset].distilled_lora and spec.num_inference_steps > DISTILLED_MAX_STEPS
+    return wanted and not uses_distilled_lora(preset, spec)
 
 
-def defaults(mode: str, spec: ModelSpec) -> tuple[int, float, str]:
+def preset_defaults(preset: str, spec: ModelSpec) -> tuple[int, float, str]:
     """Steps, guidance and scheduler of a model in that mode, for what a request leaves open."""
-    if few_steps(mode, spec):
+    if uses_distilled_lora(preset, spec):
         # As its authors say: four steps, trailing DDIM, no guidance (ByteDance/Hyper-SD).
         return 4, 0.0, "DDIM trailing"
-    chosen = MODES[mode]
-    if spec.num_inference_steps <= FEW:
-        steps = max(1, round(spec.num_inference_steps * chosen.few_share))
+    chosen = PRESETS[preset]
+    if spec.num_inference_steps <= DISTILLED_MAX_STEPS:
+        steps = max(1, round(spec.num_inference_steps * chosen.few_step_ratio))
         return steps, spec.guidance_scale, spec.scheduler
-    steps = max(round(spec.num_inference_steps * chosen.steps_share), chosen.least_steps)
-    hurried = chosen.steps_share < 1 and spec.scheduler in SLOW_SOLVERS
-    scheduler = FAST_SOLVER if hurried else spec.scheduler
+    steps = max(round(spec.num_inference_steps * chosen.steps_ratio), chosen.min_steps)
+    hurried = chosen.steps_ratio < 1 and spec.scheduler in FIRST_ORDER_SCHEDULERS
+    scheduler = SECOND_ORDER_SCHEDULER if hurried else spec.scheduler
     return min(steps, spec.num_inference_steps), spec.guidance_scale, scheduler

@@ -48,16 +48,16 @@ class Settings:
     trusted_hosts: tuple[str, ...] = ()
     workers: int | None = None
     space: str = ""
-    lasting: bool = True
+    persistent: bool = True
     zero_gpu: bool = False
     sign_in: bool = False
     admin: str | None = None
-    key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False)
     provider: str = "auto"
     provider_token: str | None = field(default=None, repr=False)
     remote: str | None = None
     remote_key: str | None = field(default=None, repr=False)
-    elsewhere_for_visitors: bool = False
+    remote_for_visitors: bool = False
 
     @classmethod
     def from_environment(
@@ -65,7 +65,7 @@ class Settings:
     ) -> Settings:
         """Settings from `environ` (default: the process's), with those overrides that are set."""
         environ = os.environ if environ is None else environ
-        values: dict[str, Any] = platform.defaults_of(environ)
+        values: dict[str, Any] = platform.space_defaults(environ)
         for item in fields(cls):
             variable = PREFIX + item.name.upper()
             if environ.get(variable):
@@ -76,9 +76,9 @@ class Settings:
             if value is not None:
                 values[name] = _parse(name, name, value) if isinstance(value, str) else value
         settings = cls(**values)
-        validation.whole_number("port", settings.port, 0, 65535)
+        validation.integer("port", settings.port, 0, 65535)
         if settings.workers is not None:
-            validation.whole_number("workers", settings.workers, 1, MAX_WORKERS)
+            validation.integer("workers", settings.workers, 1, MAX_WORKERS)
         settings.check_admin()
         return settings
 
@@ -134,25 +134,25 @@ class Settings:
         """Processes that paint; unless told, one a GPU."""
         if self.workers is not None:
             return self.workers
-        return max(1, len(gpus())) if self.device in (None, "cuda") else 1
+        return max(1, len(visible_gpus())) if self.device in (None, "cuda") else 1
 
     @property
-    def inputs(self) -> Path:
+    def uploads_dir(self) -> Path:
         """The folder of pictures that were handed in."""
         return self.data_dir / "inputs"
 
     @property
-    def loras(self) -> Path:
+    def loras_dir(self) -> Path:
         """The folder of the user's LoRA files."""
         return self.data_dir / "loras"
 
     @property
-    def database(self) -> Path:
+    def database_path(self) -> Path:
         """The SQLite file that remembers every picture and download."""
         return self.data_dir / "ai_images.db"
 
     @property
-    def outputs(self) -> Path:
+    def outputs_dir(self) -> Path:
         """The folder of the picture files."""
         return self.data_dir / "outputs"
 
@@ -167,7 +167,7 @@ def data_dir_id(data_dir: Path) -> str:
     return hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
 
 
-def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) -> None:
+def configure_runtime_env(environ: dict[str, str] | os._Environ[str] | None = None) -> None:
     """Turn off the libraries' telemetry and busy waiting, turn on large pages of memory.
 
     Call before they are imported.
@@ -178,7 +178,7 @@ def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) ->
     environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
     environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    platform.settle_hub_cache(environ)
+    platform.configure_hf_home(environ)
     # torch's threads spin while they wait for each other: beside any other program that
     # keeps a core busy, a picture then takes ten times as long as with sleeping threads.
     environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -190,7 +190,7 @@ def quiet_libraries(environ: dict[str, str] | os._Environ[str] | None = None) ->
     environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def gpus(environ: Mapping[str, str] | None = None, devices: Path = DEVICES) -> list[str]:
+def visible_gpus(environ: Mapping[str, str] | None = None, devices: Path = DEVICES) -> list[str]:
     """The NVIDIA GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; loads no library."""
     environ = os.environ if environ is None else environ
     chosen = environ.get("CUDA_VISIBLE_DEVICES")
@@ -208,31 +208,31 @@ def worker_environment(
     # Where this program lies, however it was started.
     path = [str(Path(__file__).resolve().parent.parent), environ.get("PYTHONPATH", "")]
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    found = gpus(environ, devices)
+    found = visible_gpus(environ, devices)
     if len(found) > 1:
         environ["CUDA_VISIBLE_DEVICES"] = found[which % len(found)]
     return environ
 
 
-def _switch(field: str, value: str) -> bool:
+def _parse_bool(field: str, value: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True}
     words |= {"0": False, "false": False, "no": False, "off": False}
     return words[validation.choice(field, value.lower(), words)]
 
 
-def _address(field: str, value: str) -> str:
+def _parse_url(field: str, value: str) -> str:
     if not value.startswith(("http://", "https://")):
         raise InvalidInput(field, value, "an address such as http://192.168.1.20:7860")
     return value
 
 
-def _whole(field: str, value: str) -> int:
+def _parse_int(field: str, value: str) -> int:
     if not value.isdecimal():
         raise InvalidInput(field, value, "a whole number")
     return int(value)
 
 
-def _login(field: str, value: str) -> tuple[str, str]:
+def _parse_auth(field: str, value: str) -> tuple[str, str]:
     user, colon, password = value.partition(":")
     if not (user and colon and password):
         raise InvalidInput(field, "(hidden)", "USER:PASSWORD")
@@ -242,17 +242,17 @@ def _login(field: str, value: str) -> tuple[str, str]:
 PARSERS: Mapping[str, Callable[[str, str], Any]] = {
     "data_dir": lambda _, value: Path(value).expanduser(),
     "cache_dir": lambda _, value: Path(value).expanduser(),
-    "port": _whole,
-    "memory_budget": _whole,
-    "workers": _whole,
-    "share": _switch,
-    "remote": _address,
-    "elsewhere_for_visitors": _switch,
-    "public": _switch,
-    "lasting": _switch,
-    "zero_gpu": _switch,
-    "sign_in": _switch,
-    "auth": _login,
+    "port": _parse_int,
+    "memory_budget": _parse_int,
+    "workers": _parse_int,
+    "share": _parse_bool,
+    "remote": _parse_url,
+    "remote_for_visitors": _parse_bool,
+    "public": _parse_bool,
+    "persistent": _parse_bool,
+    "zero_gpu": _parse_bool,
+    "sign_in": _parse_bool,
+    "auth": _parse_auth,
     "trusted_hosts": lambda _, value: tuple(name.strip().lower() for name in value.split(",")),
     "safety": lambda field, value: validation.choice(field, value, ("off", "prompt", "full")),
     "device": lambda field, value: validation.choice(field, value, ("cpu", "cuda", "mps")),

@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections.abc import Collection
 
-from canvas.errors import InvalidInput, Said
+from canvas.errors import InvalidInput, LazyMessage
 
 MAX_TEXT = 10_000
 
@@ -20,27 +20,27 @@ def text(field: str, value: object) -> str:
         raise InvalidInput(field, value, "a text")
     if len(value) > MAX_TEXT:
         raise InvalidInput(
-            field, value, Said("at most {number} characters", number=f"{MAX_TEXT:,}")
+            field, value, LazyMessage("at most {number} characters", number=f"{MAX_TEXT:,}")
         )
     value = value.replace("\r\n", "\n").replace("\r", "\n")
     for character in value:
         # Cc: control characters, Cs: halves of surrogate pairs, which no file can hold
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
-            raise InvalidInput(field, character, Said("text without control characters"))
+            raise InvalidInput(field, character, LazyMessage("text without control characters"))
     return value.strip()
 
 
 def number(field: str, value: object, low: float, high: float) -> float:
     """A number within the inclusive bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        allowed = Said("a number from {low} to {high}", low=f"{low:g}", high=f"{high:g}")
+        allowed = LazyMessage("a number from {low} to {high}", low=f"{low:g}", high=f"{high:g}")
         raise InvalidInput(field, value, allowed)
     return float(value)
 
 
-def whole_number(field: str, value: object, low: int, high: int) -> int:
+def integer(field: str, value: object, low: int, high: int) -> int:
     """A whole number within the inclusive bounds; 512.0 counts as 512."""
-    allowed = Said("a whole number from {low} to {high}", low=low, high=high)
+    allowed = LazyMessage("a whole number from {low} to {high}", low=low, high=high)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInput(field, value, allowed)
     if isinstance(value, float) and not math.isfinite(value):
@@ -54,7 +54,7 @@ def multiple_of_8(field: str, value: int) -> int:
     """A size in pixels that the latents (1/8 of it) can hold."""
     if value % 8:
         lower = value // 8 * 8
-        allowed = Said(
+        allowed = LazyMessage(
             "a multiple of 8, such as {lower} or {higher}", lower=lower, higher=lower + 8
         )
         raise InvalidInput(field, value, allowed)
@@ -64,7 +64,7 @@ def multiple_of_8(field: str, value: int) -> int:
 def choice(field: str, value: object, choices: Collection[str]) -> str:
     """One of the names in `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise InvalidInput(field, value, Said("one of {names}", names=", ".join(choices)))
+        raise InvalidInput(field, value, LazyMessage("one of {names}", names=", ".join(choices)))
     return value
 
 

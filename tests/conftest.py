@@ -10,7 +10,7 @@ import pytest
 
 from canvas import Studio
 from canvas.catalog import ModelSpec, parse_model
-from canvas.settings import Settings, quiet_libraries
+from canvas.settings import Settings, configure_runtime_env
 from tests.hub import LocalHub
 from tests.tiny_pipeline import make_bin_edition, make_full_edition, make_tiny_pipeline
 
@@ -20,7 +20,7 @@ TINY_REPO = "tiny/diffusion"
 def pytest_configure() -> None:
     """Quieten the libraries before any test module imports them."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two processes of tests share the cores
-    quiet_libraries()
+    configure_runtime_env()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

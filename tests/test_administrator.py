@@ -16,7 +16,7 @@ from PIL import Image
 from canvas import GenerationRequest, Studio
 from canvas.catalog import get_model
 from canvas.errors import NotFound
-from canvas.history.api_keys import Keys
+from canvas.history.api_keys import ApiKeyStore
 from canvas.history.queries import Query
 from canvas.request import GeneratedImage
 from canvas.server.launch import launch
@@ -28,10 +28,10 @@ ADMIN, OTHERS = "ada", ("local", "key-desk", "visitor-0123")
 
 def keep(studio: Studio, owner: str) -> GeneratedImage:
     request = GenerationRequest(f"a secret of {owner}", seed=1, num_inference_steps=1)
-    resolved = request.resolve(get_model("starter", studio.models))
+    resolved = request.with_defaults(get_model("starter", studio.models))
     pixels = Image.new("RGB", (128, 128))
     made = GeneratedImage(resolved, "", 1.0, "cpu", "float32", image=pixels, owner=owner)
-    return studio.gallery.keep(made)
+    return studio.image_repository.save(made)
 
 
 @dataclass
@@ -62,7 +62,7 @@ def place(
     with Studio(settings) as studio:
         pictures = {owner: keep(studio, owner) for owner in (ADMIN, *OTHERS)}
         page = launch(studio, block=False)
-        yield Place(studio, page.local_url, Keys(studio.store).make("desk"), pictures)
+        yield Place(studio, page.local_url, ApiKeyStore(studio.database).create("desk"), pictures)
         page.close()
     gc.collect()  # Gradio leaves event loops open; see tests/api/conftest.py
 
@@ -103,7 +103,7 @@ def test_only_the_administrator_exports_all(place: Place) -> None:
 
 def test_who_is_no_administrator_sees_nothing_of_another(place: Place) -> None:
     for owner in OTHERS:
-        mine = place.studio.collection(owner)
+        mine = place.studio.user_gallery(owner)
         for other, image in place.pictures.items():
             if other == owner:
                 assert mine.image(image.id or 0) == image
@@ -116,22 +116,22 @@ def test_who_is_no_administrator_sees_nothing_of_another(place: Place) -> None:
 
 
 def test_the_administrator_sees_and_does_not_touch(place: Place) -> None:
-    mine = place.studio.collection(ADMIN)
+    mine = place.studio.user_gallery(ADMIN)
     ids = [image.id or 0 for image in place.pictures.values()]
-    before = place.studio.store.recent(None)
+    before = place.studio.database.recent(None)
     assert mine.favourite(ids, True) == 1
     token, number = mine.delete(ids)
     assert number == 1
     mine.undo(token)
     mine.favourite(ids, False)
     assert mine.totals(Query(owner=None))[0] == 1
-    assert mine.erase() == 1
-    left = place.studio.store.recent(None)
+    assert mine.delete_all() == 1
+    left = place.studio.database.recent(None)
     assert left == [image for image in before if image.owner != ADMIN]
 
 
 def test_single_pictures_and_another_owners_query(place: Place) -> None:
-    mine: Any = place.studio.collection(ADMIN)
+    mine: Any = place.studio.user_gallery(ADMIN)
     image = place.pictures["local"]
     if place.studio.settings.admin:
         assert place.studio.image(image.id or 0, ADMIN) == image

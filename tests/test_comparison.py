@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from canvas import GenerationRequest, Studio
-from canvas.comparison import Comparing
+from canvas.comparison import ComparisonService
 from canvas.errors import InvalidInput, NotFound
 from canvas.settings import Settings
 
@@ -17,12 +17,12 @@ def asked(**settings: object) -> GenerationRequest:
 
 
 def test_one_seed_for_all_and_a_picture_each(studio: Studio) -> None:
-    comparing = Comparing(studio)
-    made = comparing.begin(asked(), ["starter"], MODES, blind=False, owner="local")
+    comparing = ComparisonService(studio)
+    made = comparing.start(asked(), ["starter"], MODES, blind=False, owner="local")
     for job in studio.jobs("local"):
         job.wait()
-    contenders = comparing.contenders(made)
-    assert [one.request.mode for one in contenders] == list(MODES)
+    contenders = comparing.entries(made)
+    assert [one.request.preset for one in contenders] == list(MODES)
     assert len({one.request.seed for one in contenders}) == 1
     pictures = [one.image for one in contenders]
     assert [image and image.request for image in pictures] == list(made.requests)
@@ -31,30 +31,30 @@ def test_one_seed_for_all_and_a_picture_each(studio: Studio) -> None:
 
 
 def test_a_vote_waits_for_all_pictures(studio: Studio) -> None:
-    comparing = Comparing(studio)
+    comparing = ComparisonService(studio)
     long = asked(num_inference_steps=150)
-    made = comparing.begin(long, ["starter"], MODES, blind=True, owner="local")
+    made = comparing.start(long, ["starter"], MODES, blind=True, owner="local")
     with pytest.raises(InvalidInput, match="once all of them are done"):
         comparing.vote(made, 0)
     comparing.stop(made)
     for job in studio.jobs("local"):
-        job.watch()
+        job.subscribe()
     with pytest.raises(NotFound):
         comparing.get(made.id, "stranger")
 
 
 def test_what_is_found_again_after_a_restart(settings: Settings) -> None:
     with Studio(settings) as studio:
-        comparing = Comparing(studio)
-        made = comparing.begin(asked(seed=3), ["starter"], MODES, blind=True, owner="local")
+        comparing = ComparisonService(studio)
+        made = comparing.start(asked(seed=3), ["starter"], MODES, blind=True, owner="local")
         for job in studio.jobs("local"):
             job.wait()
         comparing.vote(made, 1)
     with Studio(settings) as studio:
-        comparing = Comparing(studio)
+        comparing = ComparisonService(studio)
         [again] = comparing.latest("local", 5)
         assert again.chosen == 1
-        assert all(one.image and one.job is None for one in comparing.contenders(again))
+        assert all(one.image and one.job is None for one in comparing.entries(again))
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_what_is_found_again_after_a_restart(settings: Settings) -> None:
     ],
 )
 def test_what_cannot_be_compared_is_said(
-    studio: Studio, models: list[str], modes: list[str], said: str
+    studio: Studio, models: list[str], presets: list[str], said: str
 ) -> None:
     with pytest.raises(InvalidInput, match=said):
-        Comparing(studio).begin(asked(), models, modes, blind=False, owner="local")
+        ComparisonService(studio).start(asked(), models, presets, blind=False, owner="local")
     assert studio.jobs("local") == []

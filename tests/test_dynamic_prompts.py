@@ -83,17 +83,20 @@ def test_any_text_ends_in_prompts_or_a_sentence(prompt: str) -> None:
 
 def test_a_studio_queues_all_or_none(studio: Studio) -> None:
     wish = GenerationRequest("{red|blue} fox, {snow|desert}", num_inference_steps=1, seed=4)
-    assert [one.prompt for one in studio.expand(wish)][:2] == ["red fox, snow", "red fox, desert"]
-    studio._limits = Limits(waiting=3)
+    assert [one.prompt for one in studio.expand_prompt(wish)][:2] == [
+        "red fox, snow",
+        "red fox, desert",
+    ]
+    studio._limits = Limits(max_queued=3)
     with pytest.raises(QueueFull):
-        studio.submit_all(wish)
+        studio.submit_expanded(wish)
     assert studio.jobs("local") == []
     studio._limits = Limits()
-    jobs = studio.submit_all(wish)
+    jobs = studio.submit_expanded(wish)
     assert len(jobs) == 4
     for job in jobs:
         [picture] = job.wait()
         assert picture.request.seed == 4
     assert {picture.request.prompt for picture in studio.recent()} == {
-        one.prompt for one in studio.expand(wish)
+        one.prompt for one in studio.expand_prompt(wish)
     }

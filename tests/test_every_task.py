@@ -38,7 +38,7 @@ def ready(
 
 
 def pixels(studio: Studio, name: str) -> Any:
-    with Image.open(studio.picture_path(name)) as picture:
+    with Image.open(studio.image_path(name)) as picture:
         return np.asarray(picture.convert("RGB"), int)
 
 
@@ -59,15 +59,15 @@ def test_every_task_and_a_lora(ready: tuple[Studio, str], settings: Settings) ->
     mask = Image.new("L", (side, side))
     ImageDraw.Draw(mask).rectangle((8, 8, side // 2, side // 2), fill=255)
     outside = np.asarray(mask) == 0
-    name = studio.shelf.hand_in(picture).name
-    mask_name = studio.shelf.hand_in(mask, "mask_image").name
+    name = studio.inputs.upload(picture).name
+    mask_name = studio.inputs.upload(mask, "mask_image").name
 
     plain = make()
     assert (make(task="image_to_image", image=name, strength=0.5) != before).any()
     painted = make(task="inpaint", image=name, mask_image=mask_name)
     assert (painted[outside] == before[outside]).all()
     assert (painted[~outside] != before[~outside]).any()
-    larger = make(task="inpaint", image=name, extend=(0, 0, 16, 8))
+    larger = make(task="inpaint", image=name, outpaint=(0, 0, 16, 8))
     assert larger.shape == (side + 8, side + 16, 3)
     assert (larger[:side, :side] == before).all()
     detailed = make(task="upscale", image=name, upscaler="detail", strength=0.3)
@@ -75,10 +75,10 @@ def test_every_task_and_a_lora(ready: tuple[Studio, str], settings: Settings) ->
     assert (make(variation_seed=3, variation_strength=0.5) != plain).any()
     assert (make(prompt_weighting=True) >= 0).all()
 
-    settings.loras.mkdir(parents=True)
+    settings.loras_dir.mkdir(parents=True)
     unet = UNet2DConditionModel.from_pretrained(studio.models[model_key].name, subfolder="unet")
     for seed, lora in enumerate(("snow", "rain")):
-        make_lora(settings.loras / f"{lora}.safetensors", unet, "kohya", seed)
+        make_lora(settings.loras_dir / f"{lora}.safetensors", unet, "kohya", seed)
     worn = make(loras=(("snow", 1), ("rain", 0.5)))
     assert (worn != plain).any()
     assert (worn == make(loras=(("rain", 0.5), ("snow", 1)))).all()
@@ -106,7 +106,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("upscaler", ["lanczos", "illustration", "photo", "detail"])
 def test_four_times_1024_stays_under_3_gb(upscaler: str, tmp_path: Path) -> None:
-    if upscaler in super_resolution.NETWORKS and not super_resolution.has_networks():
+    if upscaler in super_resolution.NETWORKS and not super_resolution.is_ncnn_available():
         pytest.skip("the optional packages are not installed")
     command = [sys.executable, "-c", MEASURE, str(tmp_path), upscaler]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

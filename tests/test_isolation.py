@@ -19,7 +19,7 @@ from canvas.catalog import ASSETS
 from canvas.history.comparisons import Comparisons
 from canvas.jobs.job import Job
 from canvas.request import GeneratedImage
-from canvas.server.identity import COOKIE, owner_of_visitor
+from canvas.server.identity import COOKIE, visitor_owner_id
 from canvas.server.launch import launch
 from canvas.settings import Settings
 from canvas.ui.app import SESSIONS
@@ -46,7 +46,7 @@ class Place:
 
     @property
     def content(self) -> bytes:
-        return self.studio.picture_path(self.picture.filename).read_bytes()
+        return self.studio.image_path(self.picture.filename).read_bytes()
 
     def secrets(self) -> dict[str, bytes]:
         """What nobody but Ann may find in any answer."""
@@ -89,14 +89,14 @@ def place(
         ann = Visitor(page.local_url)
         generate = ann.event("page_generate")
         ann.call(generate, ann.data_of(generate, Prompt=PROMPT, Steps=1))
-        owner = owner_of_visitor(ann.client.cookies[COOKIE])
+        owner = visitor_owner_id(ann.client.cookies[COOKIE])
         [made] = studio.jobs(owner)
         [picture] = made.wait()
-        studio.picture_path(picture.filename, thumbnail=True)
+        studio.image_path(picture.filename, thumbnail=True)
         running = GenerationRequest(RUNNING, width=128, height=128, num_images=16)
         running = replace(running, num_inference_steps=150, guidance_scale=4.0)
         lay_traps(studio, picture)
-        compared = Comparisons(studio.store).add(owner, [picture.request]).id
+        compared = Comparisons(studio.database).add(owner, [picture.request]).id
         *_, last = [studio.submit(running, owner) for _ in range(4)]
         yield Place(studio, page.app, ann, picture, last, compared)
         ann.close()
@@ -109,9 +109,9 @@ def place(
 
 def lay_traps(studio: Studio, picture: GeneratedImage) -> None:
     """What a careless hand may put among the pictures."""
-    outputs = studio.settings.outputs
-    (outputs / "link.png").symlink_to(studio.settings.database)
-    (outputs / "again.png").symlink_to(studio.picture_path(picture.filename))
+    outputs = studio.settings.outputs_dir
+    (outputs / "link.png").symlink_to(studio.settings.database_path)
+    (outputs / "again.png").symlink_to(studio.image_path(picture.filename))
     (outputs / "notes.txt").write_text("quetzalfinch")
     (outputs / "root").symlink_to("/")
 
@@ -214,17 +214,17 @@ def test_no_event_of_the_page_tells_anything_of_another(place: Place) -> None:
             answer = other.call(event, other.data_of(event), click)
             assert_tells_nothing(place, answer, (event["api_name"], click), str(click))
     other.close()
-    kept = place.studio.store.image(place.picture.id or 0)
+    kept = place.studio.database.image(place.picture.id or 0)
     assert kept == place.picture, "it is as it was, and no favourite"
     assert not place.job.finished, "nobody but Ann stops it"
-    assert Comparisons(place.studio.store).tally(None) == (), "and nobody votes for her"
+    assert Comparisons(place.studio.database).tally(None) == (), "and nobody votes for her"
 
 
 def traversals(place: Place) -> list[str]:
     """Ways to the database, to folders and to the system, written in every way that is known."""
     data = place.studio.settings.data_dir.resolve()
-    outputs = place.studio.settings.outputs.resolve()
-    day = place.studio.picture_path(place.picture.filename).parent
+    outputs = place.studio.settings.outputs_dir.resolve()
+    day = place.studio.image_path(place.picture.filename).parent
     database, name = str(data / "ai_images.db"), "ai_images.db"
     ups = ["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "%252e%252e%252f", "..%5c", "..\\", "....//"]
     ups += ["..;/", "%c0%ae%c0%ae/", "..%c0%af", "%uff0e%uff0e/", ".%00./", "..%00/"]
@@ -314,13 +314,13 @@ def test_a_pictures_own_link_works_until_it_is_deleted(place: Place, other: Visi
     assert shown.headers["cache-control"] == "private, no-cache"
     again = {"If-None-Match": shown.headers["etag"]}
     assert other.client.get(links(place, picture)[0], headers=again).status_code == 304
-    token, _ = place.studio.gallery.delete([picture.id or 0], "visitor-giver")
+    token, _ = place.studio.image_repository.delete([picture.id or 0], "visitor-giver")
     for link, tag in tags.items():
         for headers in ({}, {"If-None-Match": tag}, {"Range": "bytes=0-99"}):
             assert other.client.get(link, headers=headers).status_code in (403, 404), link
-    place.studio.gallery.undo(token, "visitor-giver")
+    place.studio.image_repository.undo(token, "visitor-giver")
     assert other.client.get(links(place, picture)[0]).status_code == 200
-    place.studio.gallery.erase("visitor-giver")
+    place.studio.image_repository.delete_all("visitor-giver")
     for link in links(place, picture):
         assert other.client.get(link).status_code in (403, 404), link
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from canvas.platform import OAUTH, is_writable, settle_hub_cache
-from canvas.settings import Settings, quiet_libraries
+from canvas.platform import OAUTH, configure_hf_home, is_writable
+from canvas.settings import Settings, configure_runtime_env
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_space_is_public_and_keeps_on_its_bucket(environ: dict[str, str]) -> N
     assert settings.safety_level == "prompt"
     assert settings.host == "0.0.0.0"  # noqa: S104
     assert settings.data_dir == Path(environ["CANVAS_BUCKET"])
-    assert settings.lasting
+    assert settings.persistent
     assert not settings.zero_gpu
     assert not settings.sign_in
 
@@ -43,7 +43,7 @@ def test_without_a_bucket_it_keeps_where_it_can_and_says_so(environ: dict[str, s
     environ["CANVAS_BUCKET"] = "/nowhere"
     settings = Settings.from_environment(environ)
     assert settings.data_dir == Path()
-    assert not settings.lasting
+    assert not settings.persistent
 
 
 def test_what_its_owner_says_wins(environ: dict[str, str]) -> None:
@@ -64,14 +64,14 @@ def test_zero_gpu_and_sign_in_are_seen(environ: dict[str, str]) -> None:
 
 def test_the_hub_cache_moves_only_where_it_has_to(environ: dict[str, str]) -> None:
     (Path(environ["HOME"]) / ".cache").mkdir(parents=True)
-    settle_hub_cache(environ)
+    configure_hf_home(environ)
     assert "HF_HOME" not in environ
     environ["HOME"] = "/proc/1/nowhere"
     environ["HF_HOME"] = "/kept"
-    quiet_libraries(environ)
+    configure_runtime_env(environ)
     assert environ["HF_HOME"] == "/kept"
     del environ["HF_HOME"]
-    quiet_libraries(environ)
+    configure_runtime_env(environ)
     assert is_writable(Path(environ["HF_HOME"]))
 
 

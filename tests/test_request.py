@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from canvas import MODELS, GenerationRequest
 from canvas.errors import CanvasError, InvalidInput
-from canvas.request import FITS, IMAGE_FORMATS, MAX_SEED, SCALES, TASKS, UPSCALERS
+from canvas.request import IMAGE_FORMATS, MAX_SEED, RESIZE_MODES, SCALES, TASKS, UPSCALERS
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
@@ -33,9 +33,9 @@ requests = st.builds(
     image=st.none() | st.just("a" * 64 + ".png"),
     mask_image=st.none() | st.just("b" * 64 + ".png"),
     strength=st.none() | st.floats(0.01, 1),
-    fit=st.sampled_from(FITS),
+    fit=st.sampled_from(RESIZE_MODES),
     background=st.sampled_from(["#ffffff", "#0a1b2c"]),
-    mask_feather=st.integers(0, 256),
+    mask_blur=st.integers(0, 256),
     only_masked=st.booleans(),
     extend=st.tuples(*[st.integers(0, 256).map(lambda n: n * 8)] * 4),
     variation_seed=st.none() | st.integers(0, MAX_SEED - 16),
@@ -139,28 +139,28 @@ def test_unknown_field_is_named() -> None:
 
 
 def test_resolve_fills_from_the_model() -> None:
-    request = GenerationRequest("a fox").resolve(STARTER)
+    request = GenerationRequest("a fox").with_defaults(STARTER)
     assert (request.width, request.height) == (STARTER.resolution, STARTER.resolution)
     assert request.num_inference_steps == STARTER.num_inference_steps
     assert request.guidance_scale == STARTER.guidance_scale
     assert request.scheduler == STARTER.scheduler
     assert request.seed >= 0
-    assert request.resolve(STARTER) == request
+    assert request.with_defaults(STARTER) == request
 
 
 def test_guidance_of_zero_is_a_choice() -> None:
-    assert GenerationRequest("a fox", guidance_scale=0).resolve(STARTER).guidance_scale == 0
+    assert GenerationRequest("a fox", guidance_scale=0).with_defaults(STARTER).guidance_scale == 0
 
 
 def test_resolve_checks_the_size_against_the_model() -> None:
     with pytest.raises(InvalidInput, match=r"width: 1024 .* with the model starter"):
-        GenerationRequest("a fox", width=1024).resolve(STARTER)
+        GenerationRequest("a fox", width=1024).with_defaults(STARTER)
 
 
 def test_single_is_the_picture_of_the_batch_alone() -> None:
-    batch = GenerationRequest("a fox", seed=5, num_images=3).resolve(STARTER)
-    assert batch.single(2).seed == 7
-    assert batch.single(2).num_images == 1
+    batch = GenerationRequest("a fox", seed=5, num_images=3).with_defaults(STARTER)
+    assert batch.for_image(2).seed == 7
+    assert batch.for_image(2).num_images == 1
 
 
 def test_last_seed_of_a_batch_must_fit() -> None:
@@ -182,13 +182,13 @@ def test_every_error_is_a_canvas_error() -> None:
 )
 def test_resolve_names_what_a_task_lacks(fields: dict[str, Any], missing: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{missing}: None"):
-        GenerationRequest("a fox", **fields).resolve(STARTER)
+        GenerationRequest("a fox", **fields).with_defaults(STARTER)
 
 
 def test_strength_follows_from_the_task() -> None:
     for task, strength in (("text_to_image", None), ("image_to_image", 0.6), ("inpaint", 1.0)):
         request = GenerationRequest("a fox", task=task, image="a.png", mask_image="b.png")
-        assert request.resolve(STARTER).strength == strength
+        assert request.with_defaults(STARTER).strength == strength
 
 
 def test_only_what_the_model_draws_at_once_is_held_to_its_size() -> None:
@@ -196,13 +196,17 @@ def test_only_what_the_model_draws_at_once_is_held_to_its_size() -> None:
         request = GenerationRequest(
             "a fox", width=2048, height=2048, image="a.png", mask_image="b.png", **fields
         )
-        assert request.resolve(STARTER).width == 2048
+        assert request.with_defaults(STARTER).width == 2048
 
 
 def test_enlarging_needs_no_words() -> None:
-    assert GenerationRequest("", task="upscale", image="a.png").resolve(STARTER).num_images == 1
+    assert (
+        GenerationRequest("", task="upscale", image="a.png").with_defaults(STARTER).num_images == 1
+    )
 
 
 def test_variations_count_their_own_seed() -> None:
-    batch = GenerationRequest("a fox", seed=5, num_images=4, variation_seed=9).resolve(STARTER)
-    assert (batch.single(3).seed, batch.single(3).variation_seed) == (5, 12)
+    batch = GenerationRequest("a fox", seed=5, num_images=4, variation_seed=9).with_defaults(
+        STARTER
+    )
+    assert (batch.for_image(3).seed, batch.for_image(3).variation_seed) == (5, 12)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canvas.request import schedule
+from canvas.request import img2img_steps
 
 
 @pytest.mark.parametrize(
@@ -25,14 +25,14 @@ from canvas.request import schedule
 def test_few_steps_begin_where_the_strength_says(
     steps: int, strength: float, expected: tuple[int, int]
 ) -> None:
-    assert schedule(steps, strength) == expected
+    assert img2img_steps(steps, strength) == expected
 
 
 @given(st.integers(4, 150), st.floats(0.01, 1))
 def test_a_schedule_is_near_the_strength_and_never_longer_than_asked(
     steps: int, strength: float
 ) -> None:
-    whole, done = schedule(steps, strength)
+    whole, done = img2img_steps(steps, strength)
     assert 1 <= done <= steps
     assert done <= whole
     assert abs(done / whole - strength) <= 0.1 + 1e-9

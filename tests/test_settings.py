@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import InvalidInput
-from canvas.settings import Settings, quiet_libraries
+from canvas.settings import Settings, configure_runtime_env
 
 
 def test_defaults_need_no_environment() -> None:
     settings = Settings.from_environment({})
-    assert settings.database == Path("ai_images.db")
-    assert settings.outputs == Path("outputs")
+    assert settings.database_path == Path("ai_images.db")
+    assert settings.outputs_dir == Path("outputs")
     assert settings.host == "127.0.0.1"
     assert not settings.public
 
@@ -48,7 +48,7 @@ def test_a_wrong_login_is_not_repeated() -> None:
 
 def test_telemetry_is_off_but_the_user_may_decide() -> None:
     environ = {"HF_HUB_DISABLE_TELEMETRY": "0"}
-    quiet_libraries(environ)
+    configure_runtime_env(environ)
     assert environ["HF_HUB_DISABLE_TELEMETRY"] == "0"
     assert environ["GRADIO_ANALYTICS_ENABLED"] == "False"
 

@@ -11,7 +11,7 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.engine.device import detect_device
-from canvas.presets import MODES
+from canvas.presets import PRESETS
 from canvas.settings import Settings
 from canvas.ui.html_panel import render
 
@@ -34,10 +34,10 @@ def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Studi
 
 def test_every_mode_works_and_the_page_says_why(slow: tuple[Studio, str]) -> None:
     studio, words = slow
-    for mode in MODES:
-        wish = GenerationRequest("a fox", seed=1, mode=mode, num_inference_steps=2)
+    for preset in PRESETS:
+        wish = GenerationRequest("a fox", seed=1, preset=preset, num_inference_steps=2)
         [picture] = studio.generate(wish)
         assert (picture.device, picture.dtype) == ("cpu", "float32")
     page = render("models.html", rows=[], device=studio.device_if_known, public=False)
     assert words in page
-    assert studio.estimate(GenerationRequest("a fox", mode="turbo"))
+    assert studio.estimate(GenerationRequest("a fox", preset="turbo"))

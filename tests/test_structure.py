@@ -16,7 +16,7 @@ PACKAGE = ROOT / "canvas"
 MAX_LINES = 600
 # From the lowest to the highest layer; a package stands for all of its modules.
 LAYERS = [
-    {"errors"},
+    {"errors", "files"},
     {
         "validation",
         "platform",
@@ -27,6 +27,7 @@ LAYERS = [
         "catalog",
         "model_status",
         "presets",
+        "image_formats",
         "request",
         "dynamic_prompts",
     },
@@ -130,6 +131,15 @@ def test_packages_of_a_layer_do_not_import_each_other() -> None:
         for imported in own_imports(module):
             pair = {package_of(module), package_of(imported)}
             assert pair not in separate, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_front_ends_use_the_facade(module: str) -> None:
+    """They call `Studio` instead of its database and its files."""
+    if package_of(module) in ("ui", "api", "server"):
+        tree = TREES[modules()[module]]
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not used & {"database", "image_repository"}, module
 
 
 def test_engine_does_not_know_the_history() -> None:

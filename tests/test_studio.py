@@ -18,7 +18,7 @@ from canvas.errors import (
     StorageError,
     UnknownModel,
 )
-from canvas.request import Step
+from canvas.request import ProgressUpdate
 from canvas.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,20 +26,20 @@ FOX = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=2)
 
 
 def pixels(studio: Studio, filename: str) -> Image.Image:
-    with Image.open(studio.picture_path(filename)) as picture:
+    with Image.open(studio.image_path(filename)) as picture:
         return picture.convert("RGB")
 
 
 def test_prompt_to_picture_to_history(studio: Studio, settings: Settings) -> None:
     job = studio.submit(FOX)
-    seen = list(job.watch())
+    seen = list(job.subscribe())
     assert seen[-1].status == "done"
-    assert isinstance(job.progress, Step)
+    assert isinstance(job.progress, ProgressUpdate)
     [picture] = job.wait()
-    assert picture.request == FOX.resolve(studio.models["starter"])
+    assert picture.request == FOX.with_defaults(studio.models["starter"])
     assert (settings.data_dir / picture.filepath).is_file()
     assert studio.recent() == [picture]
-    rows = sqlite3.connect(settings.database).execute(
+    rows = sqlite3.connect(settings.database_path).execute(
         "select model_name, event, status from model_downloads"
     )
     assert rows.fetchall() == [("starter", "load", "complete")]
@@ -61,8 +61,8 @@ def test_a_job_waiting_is_taken_out_and_a_running_one_stops(studio: Studio) -> N
     waiting = studio.submit(FOX)
     assert studio.queue_position(waiting) <= 1
     waiting.cancel()
-    for job in running.watch():
-        if isinstance(job.progress, Step):
+    for job in running.subscribe():
+        if isinstance(job.progress, ProgressUpdate):
             job.cancel()
     assert (running.status, waiting.status) == ("cancelled", "cancelled")
     with pytest.raises(GenerationCancelled):
@@ -95,7 +95,7 @@ def test_owners_see_their_own(studio: Studio) -> None:
 def test_a_picture_path_is_no_way_to_other_files(studio: Studio) -> None:
     for name in ("../ai_images.db", "/etc/passwd", "", "\0", "%2e%2e/ai_images.db", "nothing.png"):
         with pytest.raises(NotFound):
-            studio.picture_path(name)
+            studio.image_path(name)
 
 
 def test_a_broken_model_fails_in_words_and_the_next_request_works(
@@ -117,13 +117,13 @@ def test_a_broken_model_fails_in_words_and_the_next_request_works(
 
 
 def test_the_state_of_a_model_is_told(studio: Studio) -> None:
-    assert studio.model_state("starter").where == "disk"
-    assert "to download" in studio.model_state("small").sentence
+    assert studio.model_status("starter").location == "disk"
+    assert "to download" in studio.model_status("small").text
     studio.generate(FOX)
-    assert studio.model_state("starter").sentence.startswith("in memory")
-    assert "a picture here" in studio.model_state("starter").sentence
-    assert studio.free("starter")
-    assert studio.model_state("starter").where == "disk"
+    assert studio.model_status("starter").text.startswith("in memory")
+    assert "a picture here" in studio.model_status("starter").text
+    assert studio.unload_model("starter")
+    assert studio.model_status("starter").location == "disk"
 
 
 def test_the_users_models_are_read_at_the_start(settings: Settings) -> None:
@@ -147,10 +147,10 @@ def test_an_unusable_data_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_database_that_is_none_is_left_alone(settings: Settings) -> None:
     settings.data_dir.mkdir()
-    settings.database.write_bytes(b"not a database" * 1000)
+    settings.database_path.write_bytes(b"not a database" * 1000)
     with pytest.raises(StorageError, match=r"ai_images\.db"):
         Studio(settings)
-    assert settings.database.read_bytes() == b"not a database" * 1000
+    assert settings.database_path.read_bytes() == b"not a database" * 1000
 
 
 def test_pictures_outlive_the_studio(settings: Settings) -> None:
@@ -171,13 +171,13 @@ def test_what_a_dead_server_left_is_offered_again(settings: Settings) -> None:
     )
     subprocess.run([sys.executable, "-c", program, str(settings.data_dir)], cwd=ROOT, check=False)
     with Studio(settings) as studio:
-        [left] = studio.interrupted("ann")
+        [left] = studio.interrupted_jobs("ann")
         assert left.request.prompt == "an owl"
-        assert studio.interrupted("bob") == []
+        assert studio.interrupted_jobs("bob") == []
         with pytest.raises(NotFound):
-            studio.resume(left.id, "bob")
-        job = studio.resume(left.id, "ann")
-        assert studio.interrupted("ann") == []
+            studio.resume_job(left.id, "bob")
+        job = studio.resume_job(left.id, "ann")
+        assert studio.interrupted_jobs("ann") == []
         assert job.request == left.request
         job.cancel()
 

@@ -18,13 +18,12 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from canvas.api.base import (
-    FamilyRoute,
-    finish,
-    hand_in,
-    read_base64,
+    ApiRoute,
+    decode_base64,
     require_owner,
-    status_of,
     submit,
+    upload_image,
+    wait_for_job,
 )
 from canvas.catalog import get_model
 from canvas.engine import system_info
@@ -32,7 +31,12 @@ from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, Storag
 from canvas.history.infotext import read_infotext, read_sampler, write_infotext
 from canvas.history.metadata import read_text
 from canvas.jobs.job import Job
-from canvas.request import FITS, UPSCALERS, GeneratedImage, GenerationRequest, Step
+from canvas.request import (
+    UPSCALERS,
+    GeneratedImage,
+    GenerationRequest,
+    ProgressUpdate,
+)
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 # The size that clients send when nobody chose one: it means the model's own.
-UNCHOSEN = (512, 512)
+DEFAULT_CLIENT_SIZE = (512, 512)
 
 
 class TextToImage(BaseModel):
@@ -65,7 +69,7 @@ class TextToImage(BaseModel):
     def request(self, model_key: str) -> GenerationRequest:
         """The same wish in our words; raises InvalidInput."""
         size = (self.width, self.height)
-        width, height = (None, None) if size == UNCHOSEN else size
+        width, height = (None, None) if size == DEFAULT_CLIENT_SIZE else size
         return GenerationRequest(
             prompt=self.prompt or "",
             negative_prompt=self.negative_prompt or "",
@@ -91,23 +95,23 @@ class TextToImage(BaseModel):
         return scheduler
 
 
-class SdapiRoute(FamilyRoute):
+class A1111Route(ApiRoute):
     """Answers failures as these clients read them."""
 
     @staticmethod
-    def say(error: CanvasError) -> Response:
+    def error_response_for(error: CanvasError) -> Response:
         """`detail` is what most clients show."""
         body = {"error": error.code, "detail": str(error), "errors": str(error)}
-        return JSONResponse(body, status_of(error))
+        return JSONResponse(body, error.http_status)
 
 
-class Sdapi:
+class A1111Api:
     """The family's routes over one studio."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._lists = Lists(studio)
-        self.router = APIRouter(prefix="/sdapi/v1", route_class=SdapiRoute, tags=["sdapi"])
+        self._lists = A1111Options(studio)
+        self.router = APIRouter(prefix="/sdapi/v1", route_class=A1111Route, tags=["sdapi"])
         self.router.post("/txt2img", response_model=None)(self.text_to_image)
         self.router.get("/progress", response_model=None)(self.progress)
         self.router.post("/interrupt", response_model=None)(self.interrupt)
@@ -127,7 +131,7 @@ class Sdapi:
     async def answer(self, job: Job, wish: TextToImage, request: Request) -> Response:
         """The pictures of a job; `parameters` is the wish without the pictures in it."""
         try:
-            images = await finish(job, request)
+            images = await wait_for_job(job, request)
         except GenerationCancelled:  # these clients expect what was ready by then
             images = job.images
         contents = [self.content(image) for image in images] if wish.send_images else []
@@ -143,7 +147,7 @@ class Sdapi:
         """How far the caller's running job is."""
         jobs = [job for job in self._studio.jobs(require_owner(request)) if not job.finished]
         job = next((job for job in jobs if job.status != "queued"), None)
-        step = job.progress if job and isinstance(job.progress, Step) else None
+        step = job.progress if job and isinstance(job.progress, ProgressUpdate) else None
         preview = job.preview if job and not skip_current_image else None
         return JSONResponse(
             {
@@ -174,7 +178,7 @@ class Sdapi:
 
     def content(self, image: GeneratedImage) -> str:
         """The file of a picture in base64."""
-        return base64.b64encode(self._studio.picture_path(image.filename).read_bytes()).decode()
+        return base64.b64encode(self._studio.image_path(image.filename).read_bytes()).decode()
 
 
 def _info(job: Job, images: list[GeneratedImage]) -> dict[str, Any]:
@@ -227,7 +231,7 @@ class PngInfo(BaseModel):
     image: str
 
 
-class Lists:
+class A1111Options:
     """The lists over one studio, and which model each owner has chosen."""
 
     def __init__(self, studio: Studio) -> None:
@@ -243,7 +247,7 @@ class Lists:
             "/prompt-styles": self.styles,
             "/options": self.options,
             "/memory": self.memory,
-            "/cmd-flags": self.nothing,
+            "/cmd-flags": self.empty_object,
             "/scripts": self.scripts,
             "/loras": self.loras,
             "/embeddings": self.embeddings,
@@ -253,7 +257,7 @@ class Lists:
         for name in EMPTY:
             router.get(f"/{name}", response_model=None)(self.empty)
         router.post("/options", response_model=None)(self.set_options)
-        router.post("/refresh-checkpoints", response_model=None)(self.nothing)
+        router.post("/refresh-checkpoints", response_model=None)(self.empty_object)
         router.post("/png-info", response_model=None)(self.png_info)
 
     def chosen_model(self, owner: str) -> str:
@@ -340,7 +344,7 @@ class Lists:
         return JSONResponse(
             [
                 {"name": name, "alias": name, "path": f"{name}.safetensors", "metadata": {}}
-                for name in self._studio.shelf.loras()
+                for name in self._studio.inputs.list_loras()
             ]
         )
 
@@ -352,7 +356,7 @@ class Lists:
         """An empty list."""
         return JSONResponse([])
 
-    def nothing(self) -> Response:
+    def empty_object(self) -> Response:
         """An empty object."""
         return JSONResponse({})
 
@@ -379,7 +383,7 @@ def _texts_in(encoded: str) -> dict[str, str]:
             raise InvalidInput("image", encoded, allowed) from error
 
 
-RESIZE_MODES = {0: "stretch", 1: "crop", 2: "pad"}
+A1111_RESIZE_MODES = {0: "stretch", 1: "crop", 2: "pad"}
 
 
 class ImageToImage(TextToImage):
@@ -402,17 +406,17 @@ class SingleImage(BaseModel):
     upscaler_1: str | None = None
 
 
-class SdapiEdits:
+class A1111Edits:
     """The routes of the family that start from a picture."""
 
-    def __init__(self, studio: Studio, sdapi: Sdapi) -> None:
+    def __init__(self, studio: Studio, sdapi: A1111Api) -> None:
         self._studio = studio
         self._sdapi = sdapi
 
     def add_to(self, router: APIRouter) -> None:
         """Put the routes on the family's router."""
         router.post("/img2img", response_model=None)(self.image_to_image)
-        router.post("/extra-single-image", response_model=None)(self.enlarge)
+        router.post("/extra-single-image", response_model=None)(self.upscale)
         router.get("/upscalers", response_model=None)(self.upscalers)
 
     async def image_to_image(self, wish: ImageToImage, request: Request) -> Response:
@@ -420,36 +424,36 @@ class SdapiEdits:
         owner = require_owner(request)
         if not wish.init_images:
             raise InvalidInput("init_images", wish.init_images, "a list with a picture in base64")
-        image = read_base64(wish.init_images[0], "init_images")
+        image = decode_base64(wish.init_images[0], "init_images")
         wanted = replace(
             wish.request(self._sdapi.model_of(wish, owner)),
             task="inpaint" if wish.mask else "image_to_image",
-            image=await hand_in(self._studio, image, "init_images"),
+            image=await upload_image(self._studio, image, "init_images"),
             mask_image=await self._mask(wish),
             strength=wish.denoising_strength,
             only_masked=bool(wish.inpaint_full_res),
-            fit=RESIZE_MODES.get(wish.resize_mode or 0, FITS[0]),
+            resize_mode=A1111_RESIZE_MODES.get(wish.resize_mode or 0, A1111_RESIZE_MODES[0]),
         )
         if wish.mask_blur is not None:
-            wanted = replace(wanted, mask_feather=wish.mask_blur)
+            wanted = replace(wanted, mask_blur=wish.mask_blur)
         job = await submit(self._studio, wanted, owner, "sdapi")
         return await self._sdapi.answer(job, wish, request)
 
     async def _mask(self, wish: ImageToImage) -> str | None:
         if not wish.mask:
             return None
-        name = await hand_in(self._studio, read_base64(wish.mask, "mask"), "mask")
+        name = await upload_image(self._studio, decode_base64(wish.mask, "mask"), "mask")
         if not wish.inpainting_mask_invert:
             return name
-        mask = self._studio.shelf.picture(name, None).convert("L")
-        return await hand_in(self._studio, ImageOps.invert(mask), "mask")
+        mask = self._studio.inputs.open_image(name, None).convert("L")
+        return await upload_image(self._studio, ImageOps.invert(mask), "mask")
 
-    async def enlarge(self, wish: SingleImage, request: Request) -> Response:
+    async def upscale(self, wish: SingleImage, request: Request) -> Response:
         """A picture two or four times as large."""
         owner = require_owner(request)
         names = {name.lower(): name for name in UPSCALERS}
         upscaler = names.get((wish.upscaler_1 or "").lower(), UPSCALERS[0])
-        image = await hand_in(self._studio, read_base64(wish.image, "image"), "image")
+        image = await upload_image(self._studio, decode_base64(wish.image, "image"), "image")
         scale = wish.upscaling_resize or 2
         wanted = GenerationRequest(
             "",
@@ -460,7 +464,7 @@ class SdapiEdits:
             model_key=self._studio.settings.model,
         )
         job = await submit(self._studio, wanted, owner, "sdapi")
-        [enlarged] = await finish(job, request)
+        [enlarged] = await wait_for_job(job, request)
         return JSONResponse({"html_info": "", "image": self._sdapi.content(enlarged)})
 
     def upscalers(self) -> Response:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from anyio.to_thread import run_sync
 from starlette.responses import JSONResponse
 
-from canvas.errors import NotAllowed
+from canvas.errors import MissingApiKey
 
 if TYPE_CHECKING:
     from canvas.studio import Studio
@@ -49,47 +49,25 @@ class BodyTooLarge(CanvasError):
     """More bytes than any request of this family needs."""
 
     code = "body_too_large"
+    http_status = 413
 
     def __init__(self) -> None:
         super().__init__(f"The body is too large; allowed are {MAX_BODY // 2**20} MiB.")
 
 
-# The first class that fits counts, so subclasses stand before their bases.
-STATUSES: tuple[tuple[type[errors.CanvasError], int], ...] = (
-    (errors.NotAllowed, 401),
-    (BodyTooLarge, 413),
-    (errors.UnknownModel, 404),
-    (errors.InvalidInput, 400),
-    (errors.NotFound, 404),
-    (errors.QueueFull, 429),
-    (errors.Blocked, 403),
-    (errors.NotAgreed, 403),
-    (errors.ElsewhereFailed, 502),
-    (errors.GenerationCancelled, 499),  # 409 would be tried again by many clients
-    (errors.ModelUnavailable, 503),
-    (errors.OutOfMemory, 507),
-    (errors.StorageError, 507),
-)
-
-
-def status_of(error: errors.CanvasError) -> int:
-    """The HTTP status that fits; 500 for what is nobody's fault but ours."""
-    return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-
-
 def error_response(error: errors.CanvasError) -> Response:
     """The answer of our own routes: the code for programs, the sentence for people."""
     body = {"error": {"code": error.code, "message": str(error)}}
-    return JSONResponse(body, status_of(error))
+    return JSONResponse(body, error.http_status)
 
 
 BAD_REQUEST = 400
 
 
-class FamilyRoute(APIRoute):
-    """A route whose failures are answered by `say`, which a family replaces by its own."""
+class ApiRoute(APIRoute):
+    """A route whose failures are answered by `error_response_for`, which a family replaces by its own."""
 
-    say: Callable[[CanvasError], Response] = staticmethod(error_response)
+    error_response_for: Callable[[CanvasError], Response] = staticmethod(error_response)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler, which would answer all families alike."""
@@ -97,17 +75,19 @@ class FamilyRoute(APIRoute):
 
         async def answer(request: Request) -> Response:
             try:
-                return await handler(_limited(request))
+                return await handler(_limit_body(request))
             except CanvasError as error:
-                return type(self).say(error)
+                return type(self).error_response_for(error)
             except HTTPException as error:
                 if error.status_code != BAD_REQUEST:
                     raise
                 # What was raised while the body was read is the cause.
                 cause = error.__cause__
-                return type(self).say(cause if isinstance(cause, CanvasError) else not_json())
+                return type(self).error_response_for(
+                    cause if isinstance(cause, CanvasError) else not_json()
+                )
             except RequestValidationError as error:
-                return type(self).say(invalid_body(error))
+                return type(self).error_response_for(invalid_body(error))
 
         return answer
 
@@ -133,7 +113,7 @@ def _allowed(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _limited(request: Request) -> Request:
+def _limit_body(request: Request) -> Request:
     if int(request.headers.get("content-length") or 0) > MAX_BODY:
         raise BodyTooLarge
     received = 0
@@ -152,7 +132,7 @@ def _limited(request: Request) -> Request:
 ALLOWED = "a picture file (PNG, JPEG or WebP)"
 
 
-def read_base64(text: str, field: str) -> bytes:
+def decode_base64(text: str, field: str) -> bytes:
     """The bytes of base64, with or without a `data:` prefix; raises InvalidInput."""
     try:
         return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
@@ -160,9 +140,9 @@ def read_base64(text: str, field: str) -> bytes:
         raise InvalidInput(field, text, f"{ALLOWED} in base64") from error
 
 
-async def hand_in(studio: Studio, source: bytes | Path | Image.Image, field: str) -> str:
+async def upload_image(studio: Studio, source: bytes | Path | Image.Image, field: str) -> str:
     """Keep a picture; its name is what a request's `image` or `mask_image` takes."""
-    picture = await run_sync(studio.shelf.hand_in, source, field)
+    picture = await run_sync(studio.inputs.upload, source, field)
     return picture.name
 
 
@@ -171,7 +151,7 @@ async def submit(studio: Studio, request: GenerationRequest, owner: str, channel
     return await run_sync(studio.submit, request, owner, channel)
 
 
-def mask_of_holes(content: bytes) -> Image.Image:
+def mask_from_alpha(content: bytes) -> Image.Image:
     """White where a picture is transparent: how OpenAI's clients mark what is to be redrawn."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "WEBP")) as picture:
@@ -181,11 +161,11 @@ def mask_of_holes(content: bytes) -> Image.Image:
     return ImageChops.invert(alpha)
 
 
-PAUSE = 0.05  # seconds: looking is cheaper than a waiting thread for each client
-SIGN_OF_LIFE = 1.0  # seconds: how long a client that hung up may go unnoticed
+POLL_INTERVAL = 0.05  # seconds: looking is cheaper than a waiting thread for each client
+HEARTBEAT = 1.0  # seconds: how long a client that hung up may go unnoticed
 
 
-async def follow(job: Job) -> AsyncGenerator[Job, None]:
+async def stream_job(job: Job) -> AsyncGenerator[Job, None]:
     """Yield the job after every change and at least once a second, until it is finished.
 
     Leaving early, for whatever reason, cancels it: it was asked for by this caller only.
@@ -194,22 +174,22 @@ async def follow(job: Job) -> AsyncGenerator[Job, None]:
     seen, last = -1, time.monotonic()
     try:
         while not job.finished:
-            if job.version != seen or time.monotonic() - last > SIGN_OF_LIFE:
+            if job.version != seen or time.monotonic() - last > HEARTBEAT:
                 seen, last = job.version, time.monotonic()
                 yield job
-            await anyio.sleep(PAUSE)
+            await anyio.sleep(POLL_INTERVAL)
         yield job
     finally:
         if not job.finished:
             job.cancel()
 
 
-async def finish(job: Job, request: Request) -> list[GeneratedImage]:
+async def wait_for_job(job: Job, request: Request) -> list[GeneratedImage]:
     """Wait for the pictures of a plain request; a client that hangs up cancels them.
 
     Raises why there are none.
     """
-    async with aclosing(follow(job)) as changes:
+    async with aclosing(stream_job(job)) as changes:
         async for _ in changes:
             if not job.finished and await request.is_disconnected():
                 break
@@ -222,5 +202,5 @@ def require_owner(request: Any) -> str:
     """Whose pictures a program asks for; raises NotAllowed without a key where one is needed."""
     owner: str | None = getattr(request.state, "owner", None)
     if owner is None or not getattr(request.state, "may_program", False):
-        raise NotAllowed
+        raise MissingApiKey
     return owner

@@ -13,22 +13,22 @@ import gradio as gr
 from gradio.context import get_blocks_context
 
 from canvas import validation
-from canvas.api.base import follow, hand_in, submit
+from canvas.api.base import stream_job, submit, upload_image
 from canvas.api.gradio_signatures import (
     File,
-    answers,
-    caller,
-    channel_of,
-    file_of,
-    handed_in_path,
+    api_signature,
+    client_of,
+    current_owner,
+    file_data,
+    gradio_errors,
     progress_of,
-    published,
     settings_of,
-    takes,
-    told,
+    stream_result,
+    uploaded_path,
+    with_parameters,
 )
 from canvas.errors import InvalidInput
-from canvas.request import HERE, GenerationRequest
+from canvas.request import LOCAL, GenerationRequest
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 NO_FILE: Any = None
 
 
-class Drawing:
+class RemoteGenerate:
     """What serves another Magic Canvas, bound to one studio."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    @published(gr.FileData, dict)
+    @api_signature(gr.FileData, dict)
     async def draw(
         self,
         fields: dict,
@@ -60,23 +60,23 @@ class Drawing:
             image: The picture to start from.
             mask_image: White where it is to be redrawn.
         """
-        with told():
+        with gradio_errors():
             if not isinstance(fields, dict):
                 raise InvalidInput("fields", fields, "the fields of a request by name")
-            owner = caller(request)
-            named = {"where": HERE, "num_images": 1, "image": None, "mask_image": None}
+            owner = current_owner(request)
+            named = {"backend": LOCAL, "num_images": 1, "image": None, "mask_image": None}
             for name, file in (("image", image), ("mask_image", mask_image)):
                 if file:
-                    named[name] = await hand_in(self._studio, handed_in_path(file, name), name)
+                    named[name] = await upload_image(self._studio, uploaded_path(file, name), name)
             wish = GenerationRequest.from_dict(fields | named)
-            job = await submit(self._studio, wish, owner, channel_of(request))
-            async with aclosing(follow(job)) as changes:
+            job = await submit(self._studio, wish, owner, client_of(request))
+            async with aclosing(stream_job(job)) as changes:
                 async for _ in changes:
                     if not job.finished:
                         yield None, progress_of(self._studio, job) | {"preview": _preview(job)}
             if job.error:
                 raise job.error
-            yield file_of(self._studio, job.images[0]), settings_of(self._studio, job.images)
+            yield file_data(self._studio, job.images[0]), settings_of(self._studio, job.images)
 
 
 def _preview(job: Job) -> str:
@@ -87,14 +87,14 @@ def _preview(job: Job) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-class Editing:
+class EditApi:
     """What changes a picture, bound to one studio."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    @published(gr.FileData, dict)
-    @takes(
+    @api_signature(gr.FileData, dict)
+    @with_parameters(
         "prompt",
         "image",
         "image_id",
@@ -117,19 +117,19 @@ class Editing:
         Returns the first new picture and the settings of all; on the way, progress in place of
         the settings. The picture that was handed in stays as it is.
         """
-        with told():
+        with gradio_errors():
             wish["task"] = "inpaint" if wish["mask_image"] else "image_to_image"
             async with aclosing(self._made(wish, request)) as so_far:
                 async for answer in so_far:
                     yield answer
 
-    @published(gr.FileData, dict)
-    @takes("image", "image_id", "scale", "upscaler", image="The picture to enlarge.")
+    @api_signature(gr.FileData, dict)
+    @with_parameters("image", "image_id", "scale", "upscaler", image="The picture to enlarge.")
     async def upscale(
         self, wish: dict[str, Any], request: gr.Request | None = None
     ) -> AsyncIterator[tuple[File | None, dict]]:
         """Enlarge a picture; returns it and its settings, on the way progress in their place."""
-        with told():
+        with gradio_errors():
             wish |= {"prompt": "", "task": "upscale", "model_key": self._studio.settings.model}
             async with aclosing(self._made(wish, request)) as so_far:
                 async for answer in so_far:
@@ -138,33 +138,33 @@ class Editing:
     async def _made(
         self, wish: dict[str, Any], request: gr.Request | None
     ) -> AsyncGenerator[tuple[File | None, dict]]:
-        owner = caller(request)
+        owner = current_owner(request)
         image = await self._start(wish["image"], wish.pop("image_id"), owner)
         mask = wish.get("mask_image")
         mask = await self._handed_in(mask, "mask_image") if mask else None
         wanted = GenerationRequest(**{**wish, "image": image, "mask_image": mask})
-        job = await submit(self._studio, wanted, owner, channel_of(request))
-        async with aclosing(answers(self._studio, job)) as so_far:
+        job = await submit(self._studio, wanted, owner, client_of(request))
+        async with aclosing(stream_result(self._studio, job)) as so_far:
             async for answer in so_far:
                 yield answer
 
     async def _start(self, image: object, image_id: object, owner: str) -> str:
         if image_id is None:
             return await self._handed_in(image, "image")
-        number = validation.whole_number("image_id", image_id, 1, 2**53)
+        number = validation.integer("image_id", image_id, 1, 2**53)
         return self._studio.image(number, owner).filename
 
     async def _handed_in(self, file: object, field: str) -> str:
-        return await hand_in(self._studio, handed_in_path(file, field), field)
+        return await upload_image(self._studio, uploaded_path(file, field), field)
 
 
-class Records:
+class HistoryApi:
     """What looks and stops, bound to one studio; a caller sees what is theirs."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    @published(list[dict])
+    @api_signature(list[dict])
     def history(
         self, limit: int = 20, offset: int = 0, request: gr.Request | None = None
     ) -> list[dict]:
@@ -174,51 +174,53 @@ class Records:
             limit: 1 to 200.
             offset: How many of the newest to skip.
         """
-        with told():
+        with gradio_errors():
             images = self._studio.recent(
-                caller(request),
-                validation.whole_number("limit", limit, 1, 200),
-                validation.whole_number("offset", offset, 0, 2**53),
+                current_owner(request),
+                validation.integer("limit", limit, 1, 200),
+                validation.integer("offset", offset, 0, 2**53),
             )
             return [{"id": image.id, **image.settings()} for image in images]
 
-    @published(gr.FileData, dict)
+    @api_signature(gr.FileData, dict)
     def image(self, image_id: int, request: gr.Request | None = None) -> tuple[File, dict]:
         """Get one of your pictures and its settings.
 
         Args:
             image_id: The id that history lists.
         """
-        with told():
-            number = validation.whole_number("image_id", image_id, 1, 2**53)
-            image = self._studio.image(number, caller(request))
-            return file_of(self._studio, image), settings_of(self._studio, [image])
+        with gradio_errors():
+            number = validation.integer("image_id", image_id, 1, 2**53)
+            image = self._studio.image(number, current_owner(request))
+            return file_data(self._studio, image), settings_of(self._studio, [image])
 
-    @published(list[dict])
+    @api_signature(list[dict])
     def status(self, request: gr.Request | None = None) -> list[dict]:
         """List your jobs of the last hour: what waits, what runs and how far, what ended how."""
-        with told():
-            return [progress_of(self._studio, job) for job in self._studio.jobs(caller(request))]
+        with gradio_errors():
+            return [
+                progress_of(self._studio, job) for job in self._studio.jobs(current_owner(request))
+            ]
 
-    @published(dict)
+    @api_signature(dict)
     def cancel(self, job_id: str, request: gr.Request | None = None) -> dict[str, Any]:
         """Stop one of your jobs, within one step if it runs.
 
         Args:
             job_id: The id that status lists.
         """
-        with told():
-            job = self._studio.job(str(job_id), caller(request))
+        with gradio_errors():
+            job = self._studio.job(str(job_id), current_owner(request))
             job.cancel()
             return progress_of(self._studio, job)
 
-    @published(str)
+    @api_signature(str)
     @gr.mcp.resource("canvas://pictures", mime_type="text/plain")
     def recent_pictures(self, request: gr.Request | None = None) -> str:
         """Your latest pictures with their settings, as JSON."""
         return json.dumps(self.history(request=request))
 
-    @published(str)
+    @api_signature(str)
     @gr.mcp.resource("canvas://pictures/{image_id}", mime_type="image/png")
     def picture(self, image_id: str, request: gr.Request | None = None) -> str:
         """One of your pictures, its file in base64.
@@ -226,10 +228,10 @@ class Records:
         Args:
             image_id: The id that history lists.
         """
-        with told():
-            number = validation.whole_number("image_id", _number(image_id), 1, 2**53)
-            image = self._studio.image(number, caller(request))
-            content = self._studio.picture_path(image.filename).read_bytes()
+        with gradio_errors():
+            number = validation.integer("image_id", _number(image_id), 1, 2**53)
+            image = self._studio.image(number, current_owner(request))
+            content = self._studio.image_path(image.filename).read_bytes()
             return base64.b64encode(content).decode()
 
 
@@ -237,11 +239,11 @@ def _number(text: object) -> object:
     return int(text) if isinstance(text, str) and text.isdecimal() else text
 
 
-def publish_functions(studio: Studio) -> None:
+def register_api(studio: Studio) -> None:
     """Add the API's functions to the Blocks whose context is open."""
     # Static files are handed out as they lie: any other way Gradio would copy each picture.
-    gr.set_static_paths([studio.settings.outputs])
-    making, editing, records = Functions(studio), Editing(studio), Records(studio)
+    gr.set_static_paths([studio.settings.outputs_dir])
+    making, editing, records = GenerateApi(studio), EditApi(studio), HistoryApi(studio)
     functions = (
         making.generate,
         editing.edit,
@@ -255,16 +257,16 @@ def publish_functions(studio: Studio) -> None:
         records.recent_pictures,
         records.picture,
     )
-    _clear_names({function.__name__ for function in functions})
+    _avoid_name_clashes({function.__name__ for function in functions})
     for function in functions:
         # The studio queues: a limit here would only hide the order from the page.
         gr.api(function, api_name=function.__name__, concurrency_limit=None)
     # For another Magic Canvas, not for people or agents.
-    drawing = Drawing(studio).draw
+    drawing = RemoteGenerate(studio).draw
     gr.api(drawing, api_name="draw", concurrency_limit=None, api_visibility="undocumented")
 
 
-def _clear_names(names: set[str]) -> None:
+def _avoid_name_clashes(names: set[str]) -> None:
     # Gradio names the page's private events after their handlers, first come, first served.
     blocks = get_blocks_context()
     for event in blocks.fns.values() if blocks else ():
@@ -272,14 +274,14 @@ def _clear_names(names: set[str]) -> None:
             event.api_name = f"page_{event.api_name}"
 
 
-class Functions:
+class GenerateApi:
     """What makes something, bound to one studio."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    @published(gr.FileData, dict)
-    @takes(
+    @api_signature(gr.FileData, dict)
+    @with_parameters(
         "prompt",
         "negative_prompt",
         "model_key",
@@ -290,7 +292,7 @@ class Functions:
         "seed",
         "style",
         "num_images",
-        "where",
+        "backend",
     )
     async def generate(
         self, wish: dict[str, Any], request: gr.Request | None = None
@@ -303,14 +305,14 @@ class Functions:
         picture is there, each update carries progress in place of the settings. The same
         settings with the same seed give the same picture again.
         """
-        with told():
+        with gradio_errors():
             wanted = GenerationRequest(**wish)
-            job = self._studio.submit(wanted, caller(request), channel_of(request))
-            async with aclosing(answers(self._studio, job)) as told_so_far:
+            job = self._studio.submit(wanted, current_owner(request), client_of(request))
+            async with aclosing(stream_result(self._studio, job)) as told_so_far:
                 async for answer in told_so_far:
                     yield answer
 
-    @published(list[dict])
+    @api_signature(list[dict])
     def models(self) -> list[dict]:
         """List the models: what each is good for, its sizes, where it is, how long it takes.
 
@@ -333,12 +335,12 @@ class Functions:
                 "num_inference_steps": spec.num_inference_steps,
                 "guidance_scale": spec.guidance_scale,
                 "scheduler": spec.scheduler,
-                "state": self._studio.model_state(spec.key).sentence,
+                "state": self._studio.model_status(spec.key).text,
             }
             for spec in self._studio.models.values()
         ]
 
-    @published(dict)
+    @api_signature(dict)
     async def download_model(
         self, model_key: str, request: gr.Request | None = None
     ) -> AsyncIterator[dict]:
@@ -350,9 +352,9 @@ class Functions:
         Args:
             model_key: One of the keys that models lists.
         """
-        with told():
-            job = self._studio.download(model_key, caller(request))
-            async with aclosing(follow(job)) as changes:
+        with gradio_errors():
+            job = self._studio.download_model(model_key, current_owner(request))
+            async with aclosing(stream_job(job)) as changes:
                 async for _ in changes:
                     if not job.finished:
                         yield progress_of(self._studio, job)
@@ -360,5 +362,5 @@ class Functions:
                 raise job.error
             yield {
                 **progress_of(self._studio, job),
-                "state": self._studio.model_state(model_key).sentence,
+                "state": self._studio.model_status(model_key).text,
             }

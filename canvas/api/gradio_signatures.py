@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from canvas.api.base import follow, require_owner
-from canvas.errors import CanvasError, InvalidInput, NotAllowed
-from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.api.base import require_owner, stream_job
+from canvas.errors import CanvasError, InvalidInput, MissingApiKey
+from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
     from canvas.studio import Studio
 
 # What is said of each parameter; agents read it, too. Types and defaults are the request's.
-WORDS = {
+PARAM_DOCS = {
     "prompt": "What the picture shows, in English, the most important things first.",
     "image": "The picture to start from.",
     "image_id": "Or the id of one of your own pictures, which history lists.",
@@ -38,13 +38,13 @@ WORDS = {
     "seed": "Picture i is made with seed + i; -1 draws one.",
     "style": "none, photorealistic, artistic, cartoon, anime, digital art, fantasy, sci-fi.",
     "num_images": "1 to 16.",
-    "where": "here; or huggingface or remote, once the user has agreed to it on the page.",
+    "backend": "local; or hf-inference or remote, once the user has agreed to it on the page.",
     "scale": "2 or 4 times as wide and as high.",
     "upscaler": "lanczos at once; illustration, photo and detail draw more and take longer.",
 }
 # What comes as a file or a number where the request holds a name.
 # Not `| None` in the files' hints: in a choice of types Gradio's MCP server sees no file.
-PICTURES: dict[str, Any] = {
+FILE_PARAMS: dict[str, Any] = {
     "image": gr.FileData,
     "image_id": int | None,
     "mask_image": gr.FileData,
@@ -54,13 +54,13 @@ Answers = AsyncIterator[Any]
 Method = Callable[[Any, dict[str, Any], gr.Request | None], Answers]
 
 
-def takes(*names: str, **words: str) -> Callable[[Method], Callable[..., Answers]]:
+def with_parameters(*names: str, **words: str) -> Callable[[Method], Callable[..., Answers]]:
     """Give a method that takes a dict the parameters of these names; `words` replace WORDS."""
     parameters = [_parameter(name) for name in names]
 
     def decorate(method: Method) -> Callable[..., Answers]:
         @wraps(method)
-        async def with_parameters(self: Any, *values: Any, **named: Any) -> Answers:
+        async def call_with_dict(self: Any, *values: Any, **named: Any) -> Answers:
             given = signature.bind(self, *values, **named)
             given.apply_defaults()
             _, *wanted, request = given.arguments.values()
@@ -71,21 +71,21 @@ def takes(*names: str, **words: str) -> Callable[[Method], Callable[..., Answers
 
         own = inspect.signature(method, eval_str=True).parameters
         signature = inspect.Signature([own["self"], *parameters, own["request"]])
-        with_parameters.__signature__ = signature  # type: ignore[attr-defined]
-        with_parameters.__annotations__ = {  # Gradio reads these beside the signature
+        call_with_dict.__signature__ = signature  # type: ignore[attr-defined]
+        call_with_dict.__annotations__ = {  # Gradio reads these beside the signature
             name: parameter.annotation
             for name, parameter in signature.parameters.items()
             if name != "self"
         }
-        told = "\n".join(f"    {name}: {words.get(name, WORDS[name])}" for name in names)
-        with_parameters.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n{told}"
-        return with_parameters
+        told = "\n".join(f"    {name}: {words.get(name, PARAM_DOCS[name])}" for name in names)
+        call_with_dict.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n{told}"
+        return call_with_dict
 
     return decorate
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    hint, default = PICTURES.get(name), None
+    hint, default = FILE_PARAMS.get(name), None
     if hint is None:
         hint = get_type_hints(GenerationRequest)[name]
         [field] = [field for field in fields(GenerationRequest) if field.name == name]
@@ -97,11 +97,11 @@ def _parameter(name: str) -> inspect.Parameter:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 # What the MCP server sends along with its calls of the functions.
-DOOR, MCP = "x-canvas-door", "mcp"
+CLIENT_HEADER, MCP = "x-canvas-door", "mcp"
 File = dict[str, Any]  # what gradio.FileData is in JSON
 
 
-def published(*returns: Any) -> Callable[[Function], Function]:
+def api_signature(*returns: Any) -> Callable[[Function], Function]:
     """Spell out the hints for Gradio: it reads no strings, and of a generator no item."""
 
     def decorate(function: Function) -> Function:
@@ -115,7 +115,7 @@ def published(*returns: Any) -> Callable[[Function], Function]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def gradio_errors() -> Iterator[None]:
     """Tell what fails in the block as Gradio's clients show it."""
     try:
         yield
@@ -123,16 +123,16 @@ def told() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def caller(request: gr.Request | None) -> str:
+def current_owner(request: gr.Request | None) -> str:
     """Whose pictures the call is about; raises NotAllowed."""
     if request is None:  # Gradio gives one to every call
-        raise NotAllowed
+        raise MissingApiKey
     return require_owner(request)
 
 
-def channel_of(request: gr.Request | None) -> str:
+def client_of(request: gr.Request | None) -> str:
     """By which door a call of one of the functions came in."""
-    return MCP if request and request.headers.get(DOOR) == MCP else "gradio"
+    return MCP if request and request.headers.get(CLIENT_HEADER) == MCP else "gradio"
 
 
 def progress_of(studio: Studio, job: Job) -> dict[str, Any]:
@@ -147,9 +147,9 @@ def progress_of(studio: Studio, job: Job) -> dict[str, Any]:
         answer["error"] = str(job.error)
     if job.status == "queued":
         answer["queue_position"] = studio.queue_position(job)
-        answer["seconds_to_wait"] = studio.seconds_to_wait(job)
+        answer["seconds_to_wait"] = studio.queue_wait(job)
     progress = job.progress
-    if isinstance(progress, Step):
+    if isinstance(progress, ProgressUpdate):
         answer |= {
             "image_index": progress.image_index,
             "step": progress.step,
@@ -172,15 +172,15 @@ def settings_of(studio: Studio, images: list[GeneratedImage]) -> dict[str, Any]:
     return {
         **images[0].settings(),
         "num_images": len(images),
-        "pictures": [file_of(studio, image) for image in images],
+        "pictures": [file_data(studio, image) for image in images],
         "ids": [image.id for image in images],
     }
 
 
-def file_of(studio: Studio, image: GeneratedImage) -> File:
+def file_data(studio: Studio, image: GeneratedImage) -> File:
     """Where a client fetches the file as it was written."""
     return {
-        "path": str(studio.picture_path(image.filename).resolve()),
+        "path": str(studio.image_path(image.filename).resolve()),
         "orig_name": image.filename,
         "size": image.file_size,
         "mime_type": f"image/{image.request.image_format}",
@@ -188,18 +188,18 @@ def file_of(studio: Studio, image: GeneratedImage) -> File:
     }
 
 
-async def answers(studio: Studio, job: Job) -> AsyncGenerator[tuple[File | None, dict], None]:
+async def stream_result(studio: Studio, job: Job) -> AsyncGenerator[tuple[File | None, dict], None]:
     """Progress until the pictures are there, then the first of them and the settings of all."""
-    async with aclosing(follow(job)) as changes:
+    async with aclosing(stream_job(job)) as changes:
         async for _ in changes:
             if not job.finished:
                 yield None, progress_of(studio, job)
     if job.error:
         raise job.error
-    yield file_of(studio, job.images[0]), settings_of(studio, job.images)
+    yield file_data(studio, job.images[0]), settings_of(studio, job.images)
 
 
-def handed_in_path(file: object, field: str) -> Path:
+def uploaded_path(file: object, field: str) -> Path:
     """Where Gradio put a file that the caller uploaded; no other file is taken."""
     path = file.get("path") if isinstance(file, dict) else None
     folder = Path(get_upload_folder()).resolve()

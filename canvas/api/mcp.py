@@ -11,7 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from gradio_client import Client
 
-from canvas.api.gradio_signatures import DOOR, MCP
+from canvas.api.gradio_signatures import CLIENT_HEADER, MCP
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 IDENTITY = ("authorization", "cookie")  # headers
 
 
-def serve_agents(page: Blocks, inner_secret: str) -> None:
+def patch_mcp_server(page: Blocks, inner_secret: str) -> None:
     """Mend the MCP server of a launched page.
 
     It calls the app over HTTP and hands on the agent's own key with each call of a tool, but
@@ -29,10 +29,10 @@ def serve_agents(page: Blocks, inner_secret: str) -> None:
     server: Any = page.mcp_server_obj
     if server is None:
         return
-    calls = Calls(server)
+    calls = McpToolRunner(server)
     server._execute_tool_without_progress = calls.plain
     server._execute_tool_with_progress = calls.with_progress
-    server._get_or_create_client = Caller(
+    server._get_or_create_client = McpClient(
         server,
         page.local_url or "",
         # It lets the client look at the app; a call is let in by the agent's own cookie, which
@@ -41,17 +41,17 @@ def serve_agents(page: Blocks, inner_secret: str) -> None:
     ).ready
 
 
-class Caller:
+class McpClient:
     """The MCP server's client of the app, with what an agent brings to be let in."""
 
     def __init__(self, server: Any, url: str, headers: dict[str, str]) -> None:
         self._server = server
         self._url = url
-        self._headers = {**headers, DOOR: MCP}
+        self._headers = {**headers, CLIENT_HEADER: MCP}
         self._client: Client | None = None
         self._making = threading.Lock()
 
-    def ready(self) -> Caller:
+    def ready(self) -> McpClient:
         """Itself, once it has asked the app what there is; in a thread, for the app is this one."""
         with self._making:
             if self._client is None:
@@ -85,7 +85,7 @@ async def _read(call: Any) -> AsyncIterator[Any]:
         yield update
 
 
-class Calls:
+class McpToolRunner:
     """How a tool's call is waited for; an agent that hangs up stops it."""
 
     def __init__(self, server: Any) -> None:
@@ -93,19 +93,19 @@ class Calls:
 
     async def plain(self, call: Any) -> list[Any]:
         """The outputs, or the reason why there are none."""
-        async with _given_up_together(call):
+        async with _cancel_on_exit(call):
             return await _outputs(call)
 
     async def with_progress(self, call: Any, token: str | int) -> list[Any]:
         """The same, telling the agent how far it is."""
         context = self._server.mcp_server.request_context
-        async with _given_up_together(call):
+        async with _cancel_on_exit(call):
             async for update in call:
                 if update.type != "output":
                     continue
                 if update.final:
                     break
-                told = progress_in(update.outputs)
+                told = parse_progress(update.outputs)
                 if told is not None:
                     await context.session.send_progress_notification(
                         progress_token=token,
@@ -117,7 +117,7 @@ class Calls:
             return await _outputs(call)
 
 
-def progress_in(outputs: Any) -> tuple[float, str] | None:
+def parse_progress(outputs: Any) -> tuple[float, str] | None:
     """The share that is done and what to say, from what our functions yield on the way."""
     values = outputs.get("data") if isinstance(outputs, dict) else outputs
     if not values or not isinstance(values[-1], dict) or "status" not in values[-1]:
@@ -136,7 +136,7 @@ async def _outputs(call: Any) -> list[Any]:
 
 
 @asynccontextmanager
-async def _given_up_together(call: Any) -> AsyncIterator[None]:
+async def _cancel_on_exit(call: Any) -> AsyncIterator[None]:
     try:
         yield
     finally:

@@ -19,21 +19,20 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from canvas.api.base import (
     ALLOWED,
-    FamilyRoute,
-    finish,
-    follow,
-    hand_in,
+    ApiRoute,
     invalid_body,
-    mask_of_holes,
+    mask_from_alpha,
     require_owner,
-    status_of,
+    stream_job,
     submit,
+    upload_image,
+    wait_for_job,
 )
 from canvas.catalog import get_model
 from canvas.errors import CanvasError, InvalidInput, StorageError, UnknownModel
 from canvas.history.infotext import read_infotext
 from canvas.history.metadata import read_text
-from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
@@ -48,10 +47,10 @@ NAMES = {
     "image_format": "output_format",
     "quality": "output_compression",
 }
-OTHER_STYLES = ("vivid", "natural")  # of the models this API was made for
+OPENAI_STYLES = ("vivid", "natural")  # of the models this API was made for
 
 
-class ImageWish(BaseModel):
+class ImageRequest(BaseModel):
     """What clients send; beside the family's own fields those of ours, and unknown ones are let be.
 
     `model` is a key that `/v1/models` lists; `size` is WxH, or auto for the model's own. Our
@@ -88,7 +87,7 @@ class ImageWish(BaseModel):
         return GenerationRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or "",
-            style="none" if style in OTHER_STYLES else style,
+            style="none" if style in OPENAI_STYLES else style,
             model_key=self.model or default_model,
             width=self.width or width,
             height=self.height or height,
@@ -99,7 +98,7 @@ class ImageWish(BaseModel):
             num_images=self.n or 1,
             image_format=self.output_format or "png",
             quality=self.output_compression or 95,
-            where=self.where or "here",
+            backend=self.where or "here",
         )
 
 
@@ -117,7 +116,7 @@ def error_body(error: CanvasError) -> dict[str, Any]:
     """The family's error object."""
     field = getattr(error, "field", None)
     code = "model_not_found" if isinstance(error, UnknownModel) else error.code
-    kind = "server_error" if status_of(error) >= 500 else "invalid_request_error"
+    kind = "server_error" if error.http_status >= 500 else "invalid_request_error"
     return {
         "error": {
             "message": str(error),
@@ -128,13 +127,13 @@ def error_body(error: CanvasError) -> dict[str, Any]:
     }
 
 
-class OpenAIRoute(FamilyRoute):
+class OpenAIRoute(ApiRoute):
     """Answers failures as error objects."""
 
     @staticmethod
-    def say(error: CanvasError) -> Response:
+    def error_response_for(error: CanvasError) -> Response:
         """An error object with its status."""
-        return JSONResponse(error_body(error), status_of(error))
+        return JSONResponse(error_body(error), error.http_status)
 
 
 class OpenAI:
@@ -147,21 +146,21 @@ class OpenAI:
         self.router.get("/models", response_model=None)(self.models)
         self.router.get("/models/{key}", response_model=None)(self.model)
 
-    async def generate(self, wish: ImageWish, request: Request) -> Response:
+    async def generate(self, wish: ImageRequest, request: Request) -> Response:
         """Pictures from a prompt, in one answer or as server-sent events."""
         owner = require_owner(request)
         wanted = wish.request(self._studio.settings.model)
         if wish.agree:
             spec = get_model(wanted.model_key, self._studio.models)
-            self._studio.elsewhere.agree(owner, wanted.where, spec)
+            self._studio.remote_backends.grant_consent(owner, wanted.backend, spec)
         job = self._studio.submit(wanted, owner, wish.channel or "openai")
         return await self.answer(job, wish, request)
 
-    async def answer(self, job: Job, wish: ImageWish, request: Request) -> Response:
+    async def answer(self, job: Job, wish: ImageRequest, request: Request) -> Response:
         """The pictures of a job as the wish says: in one answer or as events."""
         if wish.stream:
             return StreamingResponse(self._events(job, wish), media_type="text/event-stream")
-        images = await finish(job, request)
+        images = await wait_for_job(job, request)
         data = [self._datum(image, wish, request) for image in images]
         first = images[0]
         return JSONResponse(
@@ -193,24 +192,24 @@ class OpenAI:
             "owned_by": "magic-canvas" if own else owner,
         }
 
-    def _datum(self, image: GeneratedImage, wish: ImageWish, request: Request) -> dict[str, Any]:
+    def _datum(self, image: GeneratedImage, wish: ImageRequest, request: Request) -> dict[str, Any]:
         told = {"revised_prompt": image.enhanced_prompt, "seed": image.request.seed}
         if wish.response_format == "b64_json":
             return {"b64_json": self._content(image), **told}
         return {"url": str(request.url_for("picture", filename=image.filename)), **told}
 
     def _content(self, image: GeneratedImage) -> str:
-        return base64.b64encode(self._studio.picture_path(image.filename).read_bytes()).decode()
+        return base64.b64encode(self._studio.image_path(image.filename).read_bytes()).decode()
 
-    async def _events(self, job: Job, wish: ImageWish) -> AsyncIterator[str]:
+    async def _events(self, job: Job, wish: ImageRequest) -> AsyncIterator[str]:
         wanted = wish.partial_images or 0
         sent, last = 0, None
-        async with aclosing(follow(job)) as changes:
+        async with aclosing(stream_job(job)) as changes:
             async for _ in changes:
                 step, preview = job.progress, job.preview
                 if wish.progress and not job.finished:
                     yield _progress(job)
-                if not isinstance(step, Step) or preview is None or preview is last:
+                if not isinstance(step, ProgressUpdate) or preview is None or preview is last:
                     continue
                 if sent < wanted and step.fraction >= (sent + 1) / (wanted + 1):
                     content = _encoded(preview, wish.output_format or "png")
@@ -235,7 +234,7 @@ _USAGE = {
 
 def _progress(job: Job) -> str:
     told: dict[str, Any] = {"type": "progress", "status": job.status}
-    if isinstance(step := job.progress, Step):
+    if isinstance(step := job.progress, ProgressUpdate):
         told |= asdict(replace(step, preview=None))
     return f"event: progress\ndata: {json.dumps(told)}\n\n"
 
@@ -262,18 +261,18 @@ def _encoded(preview: Any, image_format: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-ANYTHING = "the same scene"  # what a variation shows where the file does not say
+DEFAULT_VARIATION_PROMPT = "the same scene"  # what a variation shows where the file does not say
 FILE = {"type": "string", "format": "binary"}
 
 
-class EditWish(ImageWish):
+class EditRequest(ImageRequest):
     """Beside the family's fields, how much is redrawn (0.01 to 1)."""
 
     strength: float | None = None
 
 
 def _described(*files: str) -> dict[str, Any]:
-    schema = EditWish.model_json_schema()
+    schema = EditRequest.model_json_schema()
     schema["properties"] |= dict.fromkeys(files, FILE)
     schema["required"] = ["image"]
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
@@ -291,7 +290,7 @@ class Edits:
         add = router.post("/images/edits", openapi_extra=_described("image", "mask"))
         add(self.edit)
         add = router.post("/images/variations", openapi_extra=_described("image"))
-        add(self.vary)
+        add(self.variations)
 
     async def edit(self, request: Request) -> Response:
         """Redraw a picture after a prompt; with a mask, only where that is transparent."""
@@ -302,7 +301,7 @@ class Edits:
             mask = await _file(form, "mask") if "mask" in form else None
         return await self._answer(wish, image, mask, owner, request)
 
-    async def vary(self, request: Request) -> Response:
+    async def variations(self, request: Request) -> Response:
         """Other pictures like this one; the prompt is that in the file, if there is one."""
         owner = require_owner(request)
         async with request.form() as form:
@@ -311,24 +310,24 @@ class Edits:
         return await self._answer(wish, image, None, owner, request)
 
     async def _answer(
-        self, wish: EditWish, image: bytes, mask: bytes | None, owner: str, request: Request
+        self, wish: EditRequest, image: bytes, mask: bytes | None, owner: str, request: Request
     ) -> Response:
-        holes = mask_of_holes(mask) if mask is not None else None
+        holes = mask_from_alpha(mask) if mask is not None else None
         wanted = replace(
             wish.request(self._studio.settings.model),
             task="inpaint" if holes else "image_to_image",
-            image=await hand_in(self._studio, image, "image"),
-            mask_image=await hand_in(self._studio, holes, "mask") if holes else None,
+            image=await upload_image(self._studio, image, "image"),
+            mask_image=await upload_image(self._studio, holes, "mask") if holes else None,
             strength=wish.strength,
         )
         job = await submit(self._studio, wanted, owner, "openai")
         return await self._openai.answer(job, wish, request)
 
 
-def _wish(form: FormData, prompt: str = "") -> EditWish:
+def _wish(form: FormData, prompt: str = "") -> EditRequest:
     values = {name: value for name, value in form.items() if isinstance(value, str) and value}
     try:
-        return EditWish.model_validate({"prompt": prompt, **values})
+        return EditRequest.model_validate({"prompt": prompt, **values})
     except ValidationError as error:
         raise invalid_body(error) from error
 
@@ -349,4 +348,8 @@ def _prompt_in(content: bytes) -> str:
             infotext = read_text(path).get("parameters", "")
         except StorageError as error:
             raise InvalidInput("image", f"{len(content)} bytes", ALLOWED) from error
-    return str(read_infotext(infotext).values.get("prompt", ANYTHING)) if infotext else ANYTHING
+    return (
+        str(read_infotext(infotext).values.get("prompt", DEFAULT_VARIATION_PROMPT))
+        if infotext
+        else DEFAULT_VARIATION_PROMPT
+    )

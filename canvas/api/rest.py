@@ -20,14 +20,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from canvas import validation
-from canvas.api.a1111 import Sdapi, SdapiEdits
+from canvas.api.a1111 import A1111Api, A1111Edits
 from canvas.api.base import error_response
 from canvas.api.openai_images import Edits, OpenAI
-from canvas.errors import CanvasError, InvalidInput, NotAllowed, NotFound
+from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound
 from canvas.history.metadata import embed, open_picture
-from canvas.history.queries import from_link
+from canvas.history.queries import from_query_params
 from canvas.jobs.job import Job
-from canvas.request import IMAGE_FORMATS, Status
+from canvas.request import IMAGE_FORMATS, JobStatus
 from canvas.settings import data_dir_id
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 
-UNFINISHED: tuple[Status, ...] = ("queued", "downloading", "loading", "running")
+UNFINISHED: tuple[JobStatus, ...] = ("queued", "downloading", "loading", "running")
 
 
 class Metrics(Collector):
@@ -65,12 +65,9 @@ class Metrics(Collector):
         seconds = CounterMetricFamily(
             "canvas_generation_seconds", "Seconds spent on them.", labels=["model"]
         )
-        for row in self._studio.store.rows(
-            "SELECT coalesce(model_used, '') AS model, count(*) AS pictures, "
-            "coalesce(sum(generation_time), 0) AS seconds FROM generated_images GROUP BY model_used"
-        ):
-            pictures.add_metric([row["model"]], row["pictures"])
-            seconds.add_metric([row["model"]], row["seconds"])
+        for totals in self._studio.generation_totals():
+            pictures.add_metric([totals.model_key], totals.images)
+            seconds.add_metric([totals.model_key], totals.seconds)
         yield pictures
         yield seconds
         jobs = GaugeMetricFamily("canvas_jobs", "Unfinished jobs, by status.", labels=["status"])
@@ -91,7 +88,7 @@ def count_jobs(jobs: list[Job]) -> dict[str, int]:
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
-class Selection(BaseModel):
+class ExportParams(BaseModel):
     """Which pictures, by the gallery's filters or by numbers, and as what files.
 
     `since` and `until` are moments in ISO 8601, `size` is 512x768, `ids` is 1,2,3; without
@@ -126,29 +123,27 @@ class Exports:
         except CanvasError as error:
             return error_response(error)
 
-    def archive(self, request: Request, asked: Annotated[Selection, Asked()]) -> Response:
+    def archive(self, request: Request, asked: Annotated[ExportParams, Asked()]) -> Response:
         """Pictures of the asker as a ZIP, with metadata.csv and metadata.jsonl."""
         owner = getattr(request.state, "owner", None)
         try:
             if owner is None:
                 raise NotFound("Log in to see your pictures.")
-            query = from_link(asked.model_dump(exclude_none=True))
+            query = from_query_params(asked.model_dump(exclude_none=True))
             if not asked.everybody:
                 query = replace(query, owner=owner)
             wanted, quality = asked.image_format or None, asked.quality or "95"
             if not quality.isdecimal():
                 raise InvalidInput("quality", quality, "1 to 100")
-            pieces = self._studio.collection(owner).export(query, wanted, int(quality))
+            pieces = self._studio.user_gallery(owner).export(query, wanted, int(quality))
         except CanvasError as error:
             return error_response(error)
         headers = {"Content-Disposition": 'attachment; filename="magic-canvas.zip"'}
         return StreamingResponse(pieces, media_type="application/zip", headers=headers)
 
     def _converted(self, filename: str, wanted: str) -> Response:
-        path = self._studio.picture_path(filename)
-        image = self._studio.store.image_by_filename(filename)
-        if image is None:
-            raise NotFound("There is no such picture.")
+        path = self._studio.image_path(filename)
+        image = self._studio.image_by_filename(filename)
         if image.request.image_format == wanted:
             content = path.read_bytes()
         else:
@@ -166,21 +161,21 @@ CACHING = {"Cache-Control": "private, no-cache"}
 
 def build_routes(studio: Studio) -> list[BaseRoute]:
     """All routes of the programs' doors over one studio."""
-    pictures, exports = Pictures(studio), Exports(studio)
+    pictures, exports = ImageRoutes(studio), Exports(studio)
     programs = FastAPIOffline(  # its page needs no other server
         title="Magic Canvas",
         description="The same pictures for every client. Gradio's own API is under /?view=api.",
         docs_url="/docs",
         redoc_url=None,
     )
-    openai, sdapi = OpenAI(studio), Sdapi(studio)
+    openai, sdapi = OpenAI(studio), A1111Api(studio)
     Edits(studio, openai).add_to(openai.router)
-    SdapiEdits(studio, sdapi).add_to(sdapi.router)
+    A1111Edits(studio, sdapi).add_to(sdapi.router)
     programs.include_router(openai.router)
     programs.include_router(sdapi.router)
     ours = APIRouter()
     for path, answer, tag in (
-        ("/healthz", Health(studio).health, "The server"),
+        ("/healthz", HealthRoutes(studio).health, "The server"),
         ("/pictures/{filename}", pictures.picture, "Pictures"),
         ("/thumbnails/{filename}", pictures.thumbnail, "Pictures"),
         ("/downloads/{filename}", exports.picture, "Pictures"),
@@ -193,7 +188,7 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
     return list(programs.routes)
 
 
-class Pictures:
+class ImageRoutes:
     """Picture files, unchanged, to whoever knows a name that cannot be guessed."""
 
     def __init__(self, studio: Studio) -> None:
@@ -209,9 +204,9 @@ class Pictures:
 
     def _answer(self, request: Request, filename: str, *, thumbnail: bool) -> Response:
         if getattr(request.state, "owner", None) is None:  # Gradio's login does not cover us
-            return error_response(NotAllowed())
+            return error_response(MissingApiKey())
         try:
-            path = self._studio.picture_path(filename, thumbnail)
+            path = self._studio.image_path(filename, thumbnail)
         except CanvasError as error:
             return error_response(error)
         headers = {**CACHING, "ETag": f'"{path.name}"'}
@@ -220,7 +215,7 @@ class Pictures:
         return FileResponse(path, headers=headers)
 
 
-class Health:
+class HealthRoutes:
     """Whether the server can make pictures, for whatever watches over it."""
 
     def __init__(self, studio: Studio) -> None:
@@ -230,11 +225,11 @@ class Health:
         """Ready (the preselected model is in memory), the device, free disk in bytes."""
         settings = self._studio.settings
         device = self._studio.device_if_known
-        state = self._studio.model_state(settings.model)
+        state = self._studio.model_status(settings.model)
         return JSONResponse(
             {
                 "status": "ok",
-                "ready": state.where == "memory",
+                "ready": state.location == "memory",
                 "model": settings.model,
                 "device": device.name if device else None,
                 "dtype": device.dtype if device else None,

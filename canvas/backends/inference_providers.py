@@ -15,21 +15,21 @@ from PIL import UnidentifiedImageError
 
 from canvas.catalog import ModelSpec
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
-from canvas.errors import ElsewhereFailed, GenerationCancelled, InvalidInput, Said
+from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage, RemoteBackendError
 from canvas.request import GeneratedImage, GenerationRequest
 
-LOOK = 0.1  # seconds between two looks whether the job was stopped
-PATIENCE = 300.0  # seconds for one picture: a provider may have to load the model first
+POLL_INTERVAL = 0.1  # seconds between two looks whether the job was stopped
+TIMEOUT = 300.0  # seconds for one picture: a provider may have to load the model first
 SERVER_FAULT = 500  # from this status on it is not the request's fault
 NOTE = "The provider chose the scheduler, and may take seed, steps and size as hints."
 # What a request may not ask for, as `text_to_image` has no word for it: field, plain value.
-UNTOLD: tuple[tuple[str, Any], ...] = (
+UNSUPPORTED_FIELDS: tuple[tuple[str, Any], ...] = (
     ("task", "text_to_image"),
     ("loras", ()),
     ("variation_seed", None),
     ("prompt_weighting", False),
 )
-WORDS = {
+ERROR_MESSAGES = {
     401: "Hugging Face does not take the token: make a new one at "
     "https://huggingface.co/settings/tokens.",
     402: "The credits for Inference Providers are used up: see "
@@ -45,7 +45,7 @@ WORDS = {
 
 
 # An answer without what the library reads from it, or with something else in its place.
-NO_PICTURE = (
+NO_IMAGE = (
     UnidentifiedImageError,
     json.JSONDecodeError,
     binascii.Error,
@@ -53,11 +53,11 @@ NO_PICTURE = (
     LookupError,
     TypeError,
 )
-UNFORESEEN = "The provider's answer could not be understood; the log says more."
+UNEXPECTED = "The provider's answer could not be understood; the log says more."
 
 
 @dataclass(frozen=True)
-class Account:
+class ProviderConfig:
     """Whose token pays, and which provider is asked; None is what `hf auth login` has left."""
 
     token: str | None = None
@@ -72,7 +72,7 @@ class Account:
 
 def check(request: GenerationRequest, spec: ModelSpec) -> None:
     """Raise InvalidInput for what a provider cannot be asked."""
-    for field, plain in UNTOLD:
+    for field, plain in UNSUPPORTED_FIELDS:
         if (value := getattr(request, field)) != plain:
             raise InvalidInput(field, value, f"{plain!r} at an inference provider")
     if spec.is_local:
@@ -83,18 +83,18 @@ def check(request: GenerationRequest, spec: ModelSpec) -> None:
         )
 
 
-def paint(
-    request: GenerationRequest, spec: ModelSpec, account: Account, cancelled: threading.Event
+def generate(
+    request: GenerationRequest, spec: ModelSpec, account: ProviderConfig, cancelled: threading.Event
 ) -> Generator[GeneratedImage]:
     """The pictures of a resolved request; raises ElsewhereFailed with the reason in words."""
     prompt = enhance_prompt(request, spec)
     for index in range(request.num_images):
-        single, started = request.single(index), time.perf_counter()
+        single, started = request.for_image(index), time.perf_counter()
 
         def ask(single: GenerationRequest = single) -> Any:
-            return _ask(prompt, single, spec, account)
+            return _call(prompt, single, spec, account)
 
-        image = _unless(cancelled, ask)
+        image = _call_cancellable(cancelled, ask)
         yield GeneratedImage(
             request=single,
             enhanced_prompt=prompt,
@@ -106,15 +106,18 @@ def paint(
         )
 
 
-def _unless(cancelled: threading.Event, ask: Callable[[], Any]) -> Any:
+def _call_cancellable(cancelled: threading.Event, ask: Callable[[], Any]) -> Any:
     """The answer, unless the job is stopped: the call itself cannot be taken back."""
-    answers: queue.Queue[tuple[Any, ElsewhereFailed | None]] = queue.Queue()
+    answers: queue.Queue[tuple[Any, RemoteBackendError | None]] = queue.Queue()
 
     def answer() -> None:
-        said: tuple[Any, ElsewhereFailed | None] = (None, ElsewhereFailed(Said(UNFORESEEN)))
+        said: tuple[Any, RemoteBackendError | None] = (
+            None,
+            RemoteBackendError(LazyMessage(UNEXPECTED)),
+        )
         try:
             said = (ask(), None)
-        except ElsewhereFailed as error:
+        except RemoteBackendError as error:
             said = (None, error)
         finally:  # whatever else happens is logged by the thread, and nobody waits for ever
             answers.put(said)
@@ -126,7 +129,7 @@ def _unless(cancelled: threading.Event, ask: Callable[[], Any]) -> Any:
         if cancelled.is_set():
             raise GenerationCancelled("Stopped; the picture that was asked for may be charged.")
         try:
-            image, error = answers.get(timeout=LOOK)
+            image, error = answers.get(timeout=POLL_INTERVAL)
         except queue.Empty:
             continue
         if error:
@@ -134,7 +137,7 @@ def _unless(cancelled: threading.Event, ask: Callable[[], Any]) -> Any:
         return image
 
 
-def _ask(prompt: str, request: GenerationRequest, spec: ModelSpec, account: Account) -> Any:
+def _call(prompt: str, request: GenerationRequest, spec: ModelSpec, account: ProviderConfig) -> Any:
     import httpx2
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HfHubHTTPError
@@ -145,7 +148,7 @@ def _ask(prompt: str, request: GenerationRequest, spec: ModelSpec, account: Acco
         client = InferenceClient(
             provider=provider,
             token=account.token,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         return client.text_to_image(
             prompt,
@@ -158,28 +161,30 @@ def _ask(prompt: str, request: GenerationRequest, spec: ModelSpec, account: Acco
             seed=request.seed,
         )
     except HfHubHTTPError as error:
-        raise ElsewhereFailed(_why(error, names)) from error
+        raise RemoteBackendError(_error_message(error, names)) from error
     except TimeoutError as error:
-        said = Said("{provider} gave no picture in time.", **names)
-        raise ElsewhereFailed(said) from error
-    except NO_PICTURE as error:
-        raise ElsewhereFailed(Said("{provider} sent no picture.", **names)) from error
+        said = LazyMessage("{provider} gave no picture in time.", **names)
+        raise RemoteBackendError(said) from error
+    except NO_IMAGE as error:
+        raise RemoteBackendError(LazyMessage("{provider} sent no picture.", **names)) from error
     except (httpx2.HTTPError, OSError) as error:
-        said = Said("Hugging Face cannot be reached; check the connection.")
-        raise ElsewhereFailed(said) from error
+        said = LazyMessage("Hugging Face cannot be reached; check the connection.")
+        raise RemoteBackendError(said) from error
     except (ValueError, StopIteration) as error:  # how the library says whom it does not know
-        raise ElsewhereFailed(Said(WORDS[404], **names)) from error
+        raise RemoteBackendError(LazyMessage(ERROR_MESSAGES[404], **names)) from error
 
 
-def _why(error: Any, names: Mapping[str, str]) -> Said:
+def _error_message(error: Any, names: Mapping[str, str]) -> LazyMessage:
     status = error.response.status_code
-    if status in WORDS:
-        return Said(WORDS[status], **names)
+    if status in ERROR_MESSAGES:
+        return LazyMessage(ERROR_MESSAGES[status], **names)
     if status < SERVER_FAULT and error.server_message:
         text = "{provider} refuses this request: {reason}"
-        return Said(text, reason=error.server_message, **names)
-    return Said("{provider} has a fault of its own (status {status}).", status=status, **names)
+        return LazyMessage(text, reason=error.server_message, **names)
+    return LazyMessage(
+        "{provider} has a fault of its own (status {status}).", status=status, **names
+    )
 
 
-def _name(account: Account) -> str:
-    return Said("any provider") if account.provider == "auto" else account.provider
+def _name(account: ProviderConfig) -> str:
+    return LazyMessage("any provider") if account.provider == "auto" else account.provider

@@ -9,14 +9,14 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from canvas.backends.base import Order, Tell
+from canvas.backends.base import GenerationTask, ProgressCallback
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device, detect_device
-from canvas.engine.img2img import variant_of
-from canvas.engine.pipeline_cache import PipelineCache, default_budget, source_of
-from canvas.engine.safety import PictureChecker, find_checker
-from canvas.engine.tasks import draw, finish
-from canvas.engine.upscale import Redrawing
+from canvas.engine.img2img import pipeline_task
+from canvas.engine.pipeline_cache import PipelineCache, cache_key, default_budget
+from canvas.engine.safety import ImageSafetyChecker, find_checker
+from canvas.engine.tasks import postprocess, run_task
+from canvas.engine.upscale import LoadedPipeline
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled
 from canvas.history.database import ModelEvent
 from canvas.models.download import LocalModel
@@ -27,7 +27,7 @@ from canvas.settings import Settings
 Record = Callable[[ModelEvent], Any]
 
 
-class LocalPainter:
+class LocalBackend:
     """Alone touches the device. `record` gets every load; `of` painters share the processor."""
 
     def __init__(
@@ -39,14 +39,14 @@ class LocalPainter:
         self._of = of
         self._device: Device | None = None
         self._pipelines: PipelineCache | None = None
-        self._checker: PictureChecker | None = None
-        self._painting = threading.Lock()
-        self._detecting = threading.Lock()
+        self._checker: ImageSafetyChecker | None = None
+        self._generate_lock = threading.Lock()
+        self._device_lock = threading.Lock()
 
     @property
     def device(self) -> Device:
         """The device with its dtype; found by a short measurement at the first use."""
-        with self._detecting:
+        with self._device_lock:
             if self._device is None:
                 settings = self._settings
                 self._device = detect_device(
@@ -63,58 +63,58 @@ class LocalPainter:
         """The device when it has been found already; never waits."""
         return self._device
 
-    def loaded(self) -> frozenset[str]:
+    def worker_count(self) -> frozenset[str]:
         """The sources of the models in memory."""
         return frozenset(self._pipelines.loaded() if self._pipelines else ())
 
-    def is_loaded(self, spec: ModelSpec, mode: str = "quality") -> bool:
+    def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         """Whether the model is in memory."""
-        return source_of(spec, mode) in self.loaded()
+        return cache_key(spec, preset) in self.worker_count()
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
         """Have a model ready for plain pictures."""
-        with self._painting:
+        with self._generate_lock:
             self._pipeline(spec, local)
 
-    def free(self, spec: ModelSpec) -> bool:
+    def unload(self, spec: ModelSpec) -> bool:
         """Let a loaded model go from memory; raises CanvasError while the device works."""
-        if not self._painting.acquire(timeout=1):
+        if not self._generate_lock.acquire(timeout=1):
             raise CanvasError("A picture is being made; free the model when it is done.")
         try:
-            return self._pipelines is not None and self._pipelines.free(spec)
+            return self._pipelines is not None and self._pipelines.unload(spec)
         finally:
-            self._painting.release()
+            self._generate_lock.release()
 
     def close(self) -> None:
         """Nothing outlives this process."""
 
-    def paint(
-        self, order: Order, tell: Tell, cancelled: threading.Event
+    def generate(
+        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
         """The finished pictures of an order, one after the other."""
         with (
-            self._painting,
+            self._generate_lock,
             closing(self._pictures(order, tell, cancelled)) as pictures,
         ):
             for picture in pictures:
-                yield finish(picture, self._safety_checker())
+                yield postprocess(picture, self._safety_checker())
 
     def _pictures(
-        self, order: Order, tell: Tell, cancelled: threading.Event
+        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
         request, model = order.request, None
         if order.local is not None and request.needs_model:
             tell(status="loading")
             pipeline = self._pipeline(order.spec, order.local, request)
-            model = Redrawing(pipeline, order.spec, self.device, order.local.revision)
+            model = LoadedPipeline(pipeline, order.spec, self.device, order.local.revision)
             if cancelled.is_set():
                 raise GenerationCancelled("Stopped before the first step.")
         tell(status="running")
-        yield from draw(request, order.materials, model, lambda step: tell(step=step), cancelled)
+        yield from run_task(request, order.inputs, model, lambda step: tell(step=step), cancelled)
 
-    def _safety_checker(self) -> PictureChecker | None:
+    def _safety_checker(self) -> ImageSafetyChecker | None:
         if self._settings.safety_level == "full" and self._checker is None:
-            self._checker = PictureChecker(self.device, find_checker(hub=self._hub))
+            self._checker = ImageSafetyChecker(self.device, find_checker(hub=self._hub))
         return self._checker
 
     def _pipeline(
@@ -123,16 +123,16 @@ class LocalPainter:
         """The model's pipeline, in the variant that a request needs."""
         if self._pipelines is None:
             self._pipelines = PipelineCache(self.device, self._budget(), hub=self._hub)
-        mode = request.mode if request else "quality"
-        if not self._pipelines.is_loaded(spec, mode):
-            with recorded(
+        preset = request.preset if request else "quality"
+        if not self._pipelines.is_loaded(spec, preset):
+            with log_event(
                 self._record, ModelEvent(spec.key, "load", local.repo_id, local.revision)
             ):
-                self._pipelines.get(spec, local, mode=mode)
-        pipeline = self._pipelines.get(spec, local, mode=mode)
+                self._pipelines.get(spec, local, preset=preset)
+        pipeline = self._pipelines.get(spec, local, preset=preset)
         if request is None:
             return pipeline
-        return self._pipelines.get(spec, local, variant_of(pipeline, request), mode)
+        return self._pipelines.get(spec, local, pipeline_task(pipeline, request), preset)
 
     def _budget(self) -> int:
         """Bytes for models: each GPU has memory of its own, the processor's is divided."""
@@ -141,7 +141,7 @@ class LocalPainter:
 
 
 @contextmanager
-def recorded(record: Record, event: ModelEvent) -> Iterator[dict[str, Any]]:
+def log_event(record: Record, event: ModelEvent) -> Iterator[dict[str, Any]]:
     """Record a download or load however it ends; the block adds facts to the yielded dict."""
     started = time.monotonic()
     facts: dict[str, Any] = {"status": "failed"}

@@ -11,12 +11,12 @@ from collections.abc import Generator
 from contextlib import closing, suppress
 from typing import Any
 
-from canvas.backends.base import Order, Painter, Tell, WorkerDied
-from canvas.backends.local import LocalPainter, Record
-from canvas.backends.zerogpu import BorrowingPainter
+from canvas.backends.base import Backend, GenerationTask, ProgressCallback, WorkerCrashed
+from canvas.backends.local import LocalBackend, Record
+from canvas.backends.zerogpu import ZeroGpuBackend
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
-from canvas.engine.pipeline_cache import source_of
+from canvas.engine.pipeline_cache import cache_key
 from canvas.errors import CanvasError
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
@@ -24,24 +24,25 @@ from canvas.request import GeneratedImage
 from canvas.settings import Settings, worker_environment
 
 Message = tuple[str, Any]
-END_SECONDS = 5.0
-LAST = ("done", "error")  # the kinds of message that end an answer
+SHUTDOWN_TIMEOUT = 5.0
+FINAL_MESSAGES = ("done", "error")  # the kinds of message that end an answer
 
 
-def hire(settings: Settings, record: Record, hub: Hub | None = None) -> list[Painter]:
+def create_backends(settings: Settings, record: Record, hub: Hub | None = None) -> list[Backend]:
     """One painter in this process, or as many workers as the settings say."""
     if settings.zero_gpu:
-        return [BorrowingPainter(settings, record, hub)]
+        return [ZeroGpuBackend(settings, record, hub)]
     number = settings.worker_count
     if number == 1:
-        return [LocalPainter(settings, record, hub)]
+        return [LocalBackend(settings, record, hub)]
     one_by_one = threading.Lock()
     return [
-        WorkerPainter((settings, hub, number), record, which, one_by_one) for which in range(number)
+        SubprocessBackend((settings, hub, number), record, which, one_by_one)
+        for which in range(number)
     ]
 
 
-class WorkerPainter:
+class SubprocessBackend:
     """A painter in a process of its own; where that has died, another takes its place.
 
     `introduction` is what the worker is told at first: the settings, where models come
@@ -102,15 +103,15 @@ class WorkerPainter:
         """The device when the worker has told it already."""
         return self._device
 
-    def is_loaded(self, spec: ModelSpec, mode: str = "quality") -> bool:
+    def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         """Whether the worker has the model in memory."""
-        return source_of(spec, mode) in self._loaded
+        return cache_key(spec, preset) in self._loaded
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
         """Have the worker load a model."""
         self._ask(("load", spec, local))
 
-    def free(self, spec: ModelSpec) -> bool:
+    def unload(self, spec: ModelSpec) -> bool:
         """Have the worker let a model go; raises CanvasError while it paints."""
         return bool(self._ask(("free", spec), patience=1))
 
@@ -124,8 +125,8 @@ class WorkerPainter:
         finally:
             self._talking.release()
 
-    def paint(
-        self, order: Order, tell: Tell, cancelled: threading.Event
+    def generate(
+        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
         """The pictures of an order; raises WorkerDied when the process ended meanwhile."""
         with self._talking:
@@ -142,7 +143,7 @@ class WorkerPainter:
         with suppress(OSError):
             self._stdin.close()
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(SHUTDOWN_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -164,15 +165,17 @@ class WorkerPainter:
         self._send(question)
         kind = ""
         try:
-            while kind not in LAST:
+            while kind not in FINAL_MESSAGES:
                 kind, value = self._next(cancelled)
                 if kind == "error":
                     raise value
                 yield kind, value
         finally:
-            if kind not in LAST:  # given up in the middle: what is still said belongs to nobody
+            if (
+                kind not in FINAL_MESSAGES
+            ):  # given up in the middle: what is still said belongs to nobody
                 cancelled.set()
-                while kind not in LAST:
+                while kind not in FINAL_MESSAGES:
                     kind, _ = self._next(cancelled)
 
     def _next(self, cancelled: threading.Event) -> Message:
@@ -196,13 +199,13 @@ class WorkerPainter:
             else:
                 return kind, value
 
-    def _died(self) -> WorkerDied:
+    def _died(self) -> WorkerCrashed:
         """Put another process in the place of the dead one; the words for who waited for it."""
         code = self._process.wait()
         with suppress(OSError):  # what could not be said any more
             self._stdin.close()
         self._begin()
-        return WorkerDied(
+        return WorkerCrashed(
             f"Worker {self._which + 1} ended in the middle of the work (status {code}); "
             "most often another program, or the system, needed its memory."
         )

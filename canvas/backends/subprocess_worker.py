@@ -17,24 +17,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, BinaryIO
 
-from canvas.backends.base import Order
-from canvas.backends.local import LocalPainter
-from canvas.errors import CanvasError, OutOfMemory, unforeseen
-from canvas.request import Step
-from canvas.settings import quiet_libraries
+from canvas.backends.base import GenerationTask
+from canvas.backends.local import LocalBackend
+from canvas.errors import CanvasError, OutOfMemory, unexpected_error
+from canvas.request import ProgressUpdate
+from canvas.settings import configure_runtime_env
 
-Question = tuple[Any, threading.Event]
+Call = tuple[Any, threading.Event]
 
 
-class Worker:
+class WorkerProcess:
     """One painter, and the pipe to the program that it works for."""
 
     def __init__(self, orders: BinaryIO, answers: BinaryIO) -> None:
         self._orders = orders
         self._answers = answers
-        self._waiting: queue.Queue[Question] = queue.Queue()
+        self._waiting: queue.Queue[Call] = queue.Queue()
         settings, hub, of = pickle.load(orders)  # noqa: S301 - from our own program
-        self._painter = LocalPainter(settings, lambda event: self._say("record", event), hub, of)
+        self._painter = LocalBackend(settings, lambda event: self._say("record", event), hub, of)
 
     def run(self) -> None:
         """Answer orders for ever."""
@@ -51,7 +51,7 @@ class Worker:
                 self._say("error", error)
             except Exception as error:
                 logging.getLogger(__name__).exception("an order failed")
-                self._say("error", unforeseen(error))
+                self._say("error", unexpected_error(error))
 
     def _answer_apart(self, question: Any, cancelled: threading.Event) -> None:
         """In a new thread: one that has met OutOfMemory must not compute again."""
@@ -76,21 +76,23 @@ class Worker:
         result: object = None
         try:
             match question:
-                case Order():
-                    with closing(self._painter.paint(question, self._tell, cancelled)) as pictures:
+                case GenerationTask():
+                    with closing(
+                        self._painter.generate(question, self._tell, cancelled)
+                    ) as pictures:
                         for picture in pictures:
                             self._say("picture", picture)
                 case ("load", spec, local):
                     self._painter.load(spec, local)
                 case ("free", spec):
-                    result = self._painter.free(spec)
+                    result = self._painter.unload(spec)
                 case _:
                     result = self._painter.device
         finally:
-            self._say("loaded", self._painter.loaded())
+            self._say("loaded", self._painter.worker_count())
         self._say("done", result)
 
-    def _tell(self, *, status: str | None = None, step: Step | None = None) -> None:
+    def _tell(self, *, status: str | None = None, step: ProgressUpdate | None = None) -> None:
         self._say("tell", {"status": status, "step": step})
 
     def _say(self, kind: str, value: object) -> None:
@@ -101,10 +103,10 @@ class Worker:
 def main() -> None:
     """Work until the program that began this ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the program, which tells us
-    quiet_libraries()
+    configure_runtime_env()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    Worker(sys.stdin.buffer, answers).run()
+    WorkerProcess(sys.stdin.buffer, answers).run()
 
 
 if __name__ == "__main__":

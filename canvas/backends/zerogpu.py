@@ -11,37 +11,37 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from canvas.backends.base import Order, Tell
-from canvas.backends.local import LocalPainter, Record
+from canvas.backends.base import GenerationTask, ProgressCallback
+from canvas.backends.local import LocalBackend, Record
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
-from canvas.engine.estimate import seconds_of_picture
+from canvas.engine.estimate import estimate_seconds
 from canvas.errors import CanvasError, GenerationCancelled, GenerationFailed
 from canvas.history.database import ModelEvent
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
-from canvas.request import GeneratedImage, Status, Step
+from canvas.request import GeneratedImage, JobStatus, ProgressUpdate
 from canvas.settings import Settings
 
 Message = tuple[str, Any]
 # What a visitor's quota is charged for: too little breaks the picture off, too much is refused.
-LONGEST = 120.0  # seconds
-STARTING = 15.0  # seconds to move a model to the GPU, or to load it there
-UNKNOWN = 60.0  # seconds for models that nobody has estimated
-GIGAFLOPS = 30_000.0  # a second, of half an H200 at a UNet's kind of work, cautiously
+MAX_DURATION = 120.0  # seconds
+STARTUP_SECONDS = 15.0  # seconds to move a model to the GPU, or to load it there
+DEFAULT_DURATION = 60.0  # seconds for models that nobody has estimated
+ASSUMED_GFLOPS = 30_000.0  # a second, of half an H200 at a UNet's kind of work, cautiously
 
 
-def seconds_to_borrow(order: Order, device: Device) -> float:
+def gpu_duration(order: GenerationTask, device: Device) -> float:
     """For how long an order needs the GPU, by the estimate of its work."""
     request = order.request
-    fast = replace(device, gigaflops=GIGAFLOPS)
-    seconds = seconds_of_picture(request, order.spec, fast)
+    fast = replace(device, gigaflops=ASSUMED_GFLOPS)
+    seconds = estimate_seconds(request, order.spec, fast)
     if seconds is None:
-        return UNKNOWN
-    return min(LONGEST, STARTING + seconds * request.num_images)
+        return DEFAULT_DURATION
+    return min(MAX_DURATION, STARTUP_SECONDS + seconds * request.num_images)
 
 
-class BorrowingPainter:
+class ZeroGpuBackend:
     """Paints in the process that ZeroGPU forks off; only the order and its pictures travel.
 
     Models that are loaded before the page is served lie in memory as ZeroGPU wants it, on an
@@ -55,7 +55,7 @@ class BorrowingPainter:
 
         self._home = os.getpid()
         self._record = record
-        self._local = LocalPainter(settings, self._record_at_home, hub)
+        self._local = LocalBackend(settings, self._record_at_home, hub)
         self._on_gpu = spaces.GPU(self._work, duration=lambda _, seconds: round(seconds))
 
     def _record_at_home(self, event: ModelEvent) -> None:
@@ -73,28 +73,28 @@ class BorrowingPainter:
         """The same, when it has been looked at already."""
         return self._local.device_if_known
 
-    def is_loaded(self, spec: ModelSpec, mode: str = "quality") -> bool:
+    def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         """Whether every process inherits the model."""
-        return self._local.is_loaded(spec, mode)
+        return self._local.is_loaded(spec, preset)
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
         """Have a model ready for all processes to come."""
         self._local.load(spec, local)
 
-    def free(self, spec: ModelSpec) -> bool:
+    def unload(self, spec: ModelSpec) -> bool:
         """Let a model go here; processes that live keep theirs."""
-        return self._local.free(spec)
+        return self._local.unload(spec)
 
     def close(self) -> None:
         """ZeroGPU ends its processes itself."""
 
-    def paint(
-        self, order: Order, tell: Tell, cancelled: threading.Event
+    def generate(
+        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
         """The pictures of an order; raises GenerationFailed with ZeroGPU's words if it refuses."""
         from gradio.exceptions import Error as GradioError
 
-        seconds = seconds_to_borrow(order, self.device)
+        seconds = gpu_duration(order, self.device)
         try:
             with closing(self._on_gpu(order, seconds)) as messages:
                 for kind, value in messages:
@@ -109,17 +109,17 @@ class BorrowingPainter:
         except GradioError as error:
             raise GenerationFailed(f"ZeroGPU: {error.message}") from error
 
-    def _work(self, order: Order, _: float) -> Generator[Message]:
+    def _work(self, order: GenerationTask, _: float) -> Generator[Message]:
         """What happens where the GPU is: paint, and say everything in messages."""
         told: queue.SimpleQueue[Message] = queue.SimpleQueue()
         stop = threading.Event()
 
-        def tell(*, status: Status | None = None, step: Step | None = None) -> None:
+        def tell(*, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
             told.put(("tell", {"status": status, "step": step}))
 
         def paint() -> None:
             try:
-                for picture in self._local.paint(order, tell, stop):
+                for picture in self._local.generate(order, tell, stop):
                     told.put(("picture", picture))
             except CanvasError as error:
                 told.put(("error", error))

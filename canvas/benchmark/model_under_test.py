@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_decoder, synthetic_spec
 from canvas.engine import system_info
 from canvas.engine.device import Device
-from canvas.engine.generate import decode, run
-from canvas.engine.loader import quieten, tune
+from canvas.engine.generate import decode_latents, generate
+from canvas.engine.loader import optimize_for_device, silence_libraries
 from canvas.engine.optimizations import malloc
-from canvas.engine.optimizations.deepcache import CACHED, FULL, WANTED, shortcuts
+from canvas.engine.optimizations.deepcache import CACHED, COND_ONLY, FULL, apply_deepcache
 from canvas.engine.pipeline_cache import PipelineCache
-from canvas.engine.prompt_embeds import forget_words
-from canvas.errors import ModelGone
+from canvas.engine.prompt_embeds import clear_cache
+from canvas.errors import ModelNotFound
 from canvas.models.download import find_local
 from canvas.request import GenerationRequest
 
@@ -37,7 +37,7 @@ CEILING_SIDES = MappingProxyType({"cpu": 2048, "cuda": 8192, "mps": 4096})
 
 
 @dataclass
-class Subject:
+class BenchmarkModel:
     """A model as plain diffusers loads it and as this program does; None is not loaded."""
 
     spec: ModelSpec
@@ -68,7 +68,7 @@ class Subject:
 
     def make_ours(self, request: GenerationRequest) -> Image:
         """The picture of a resolved request, the way of this program."""
-        (made,) = run(
+        (made,) = generate(
             self.ours,
             request,
             spec=self.spec,
@@ -82,24 +82,24 @@ class Subject:
 
 def load_subject(
     spec: ModelSpec | None, device: Device, *, plain: bool = True, ours: bool = True
-) -> Subject:
+) -> BenchmarkModel:
     """The model of the catalogue, or with None the synthetic one; raises ModelGone."""
     from diffusers import DiffusionPipeline
 
-    quieten()
+    silence_libraries()
     if spec is None:
-        subject = Subject(synthetic_spec(), device)
+        subject = BenchmarkModel(synthetic_spec(), device)
         if ours:
             subject.ours = build_synthetic(device.torch_dtype, device.name)
-            tune(subject.ours, device)
+            optimize_for_device(subject.ours, device)
             subject.tiny_decoder = build_tiny_decoder(device.torch_dtype, device.name)
         if plain:
             subject.plain = build_synthetic(plain_dtype(device), device.name)
         return subject
     local = find_local(spec)
     if local is None:
-        raise ModelGone(f"The model {spec.key} is not on disk: download it, then measure it.")
-    subject = Subject(spec, device)
+        raise ModelNotFound(f"The model {spec.key} is not on disk: download it, then measure it.")
+    subject = BenchmarkModel(spec, device)
     if ours:
         subject.ours = PipelineCache(device).get(spec, local)
     if plain:
@@ -118,7 +118,7 @@ def plain_dtype(device: Device) -> torch.dtype:
     return torch.float16 if device.name == "cuda" else torch.float32
 
 
-def name_of(device: Device) -> str:
+def machine_name(device: Device) -> str:
     """What computes there: the GPU, or the processor."""
     import torch
 
@@ -126,7 +126,7 @@ def name_of(device: Device) -> str:
     return torch.cuda.get_device_name() if on_gpu else system_info.processor_name()
 
 
-def own_share(subject: Subject, side: int, steps: int | None, turns: int) -> float:
+def overhead_ratio(subject: BenchmarkModel, side: int, steps: int | None, turns: int) -> float:
     """The share of a Quality picture that passes outside text encoder, UNet and decoder.
 
     The median of several pictures after one that warms up, each with its words read anew.
@@ -134,13 +134,13 @@ def own_share(subject: Subject, side: int, steps: int | None, turns: int) -> flo
     """
     request = GenerationRequest(
         PROMPT, seed=1, width=side, height=side, num_inference_steps=steps
-    ).resolve(subject.spec)
+    ).with_defaults(subject.spec)
     shares = []
     with _clocked(subject.ours) as spent:
         for _ in range(turns + 1):
-            forget_words(subject.ours)
+            clear_cache(subject.ours)
             spent.clear()
-            whole = timed(lambda: subject.make_ours(request))
+            whole = time_call(lambda: subject.make_ours(request))
             shares.append(1 - sum(spent) / whole)
     return statistics.median(shares[1:])
 
@@ -176,10 +176,10 @@ def _clocked(pipeline: Any) -> Iterator[list[float]]:
         del pipeline.vae.decode
 
 
-class Parts:
+class StageTimings:
     """What pictures of a subject are added up from, by name."""
 
-    def __init__(self, subject: Subject, side: int) -> None:
+    def __init__(self, subject: BenchmarkModel, side: int) -> None:
         self._subject = subject
         self._side = side
 
@@ -206,16 +206,16 @@ class Parts:
         plain.disable_attention_slicing()
         found["plain decode"] = self._decode(plain)
         found["decode"] = self._decode(ours)
-        with malloc.kept():  # as when a picture is made
+        with malloc.retain_freed_memory():  # as when a picture is made
             if self._subject.tiny_decoder is not None:
                 usual, ours.vae = ours.vae, self._subject.tiny_decoder
                 found["tiny decode"] = self._decode(ours)
                 ours.vae = usual
-            found |= self._passes(ours, (FULL, WANTED, CACHED))
+            found |= self._passes(ours, (FULL, COND_ONLY, CACHED))
         return found
 
     def _text(self, pipeline: Any) -> float:
-        return timed(lambda: pipeline.encode_prompt(PROMPT, pipeline.device, 1, False))
+        return time_call(lambda: pipeline.encode_prompt(PROMPT, pipeline.device, 1, False))
 
     def _passes(self, pipeline: Any, kinds: tuple[str, ...] = (FULL,)) -> dict[str, float]:
         import torch
@@ -226,9 +226,9 @@ class Parts:
         sample = torch.randn(2, unet.config.in_channels, side, side, **options)
         words = torch.randn(2, 77, unet.config.cross_attention_dim, **options)
         timestep = torch.tensor(500.0, device=unet.device)
-        with shortcuts(pipeline, list(kinds)):
+        with apply_deepcache(pipeline, list(kinds)):
             return {
-                kind: timed(lambda: unet(sample, timestep, words, return_dict=False))
+                kind: time_call(lambda: unet(sample, timestep, words, return_dict=False))
                 for kind in kinds
             }
 
@@ -238,10 +238,10 @@ class Parts:
         side = self._side // pipeline.vae_scale_factor
         channels = pipeline.vae.config.latent_channels
         latents = torch.randn(1, channels, side, side, device=pipeline.device)
-        return timed(lambda: decode(latents, pipeline))
+        return time_call(lambda: decode_latents(latents, pipeline))
 
 
-def timed(work: Callable[[], Any]) -> float:
+def time_call(work: Callable[[], Any]) -> float:
     """Seconds that the work takes, that of a GPU included."""
     import torch
 
@@ -259,17 +259,17 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def ceiling_teraflops(device: Device) -> float:
+def peak_matmul_tflops(device: Device) -> float:
     """The best speed of a large matrix product in the device's dtype, 10^12 operations a second."""
     import torch
 
     side = CEILING_SIDES[device.name]
     matrix = torch.randn(side, side, dtype=device.torch_dtype, device=device.name)
-    best = min(timed(lambda: matrix @ matrix) for _ in range(8))
+    best = min(time_call(lambda: matrix @ matrix) for _ in range(8))
     return 2 * side**3 / best / 1e12
 
 
-def teraflop_of_a_pass(subject: Subject, side: int) -> float:
+def unet_tflop(subject: BenchmarkModel, side: int) -> float:
     """10^12 operations of a guided pass, counted by torch."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

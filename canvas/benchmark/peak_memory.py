@@ -44,7 +44,7 @@ def _tell_peak(sender: Any, spec: ModelSpec | None, device: Device, side: int, w
         request = GenerationRequest(
             PROMPT, seed=1, width=side, height=side, num_inference_steps=steps
         )
-        subject.make_ours(request.resolve(subject.spec))
+        subject.make_ours(request.with_defaults(subject.spec))
     else:
         subject.make_plain(side, steps, slicing=way == "sliced")
     sender.send(_own_peak())

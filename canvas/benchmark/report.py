@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from canvas.errors import CanvasError
 
 if TYPE_CHECKING:
-    from canvas.benchmark.runner import BenchmarkReport, Row
+    from canvas.benchmark.runner import BenchmarkReport, Result
 
 BEGIN, END = "<!-- figures of `bench --write-readme` -->", "<!-- end of the figures -->"
 
@@ -78,7 +78,7 @@ def _how(report: BenchmarkReport) -> str:
     return f"{how}, medians of {report.turns}"
 
 
-def _extras(row: Row) -> tuple[str, str, str]:
+def _extras(row: Result) -> tuple[str, str, str]:
     """Memory, SSIM and PSNR, blank where they were not measured."""
     return (
         f"{row.peak_memory / 1e9:.2f} GB" if row.peak_memory else "",

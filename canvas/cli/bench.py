@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from canvas import validation
-from canvas.cli.console import AsJson, examples, number, say, say_json, settings_of
+from canvas.cli.console import (
+    AsJson,
+    load_settings,
+    number_option,
+    print_json,
+    print_line,
+    with_examples,
+)
 from canvas.errors import CanvasError, InvalidInput
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SYNTHETIC = "sd15"
 PATIENCE = 120.0  # seconds until a server that does not answer is given up
 PAUSE = 0.005  # seconds between two knocks
-HELLO = """
+GRADIO_HELLO_WORLD = """
 import sys
 import gradio as gr
 gr.Interface(lambda name: f"Hello {name}", "text", "text").launch(server_port=int(sys.argv[1]))
@@ -38,7 +45,7 @@ app = typer.Typer()
 
 
 @app.callback(invoke_without_command=True)
-@examples(
+@with_examples(
     "python -m canvas bench --model starter",
     "python -m canvas bench --synthetic sd15 --size 512 --json",
     "python -m canvas bench startup --turns 3",
@@ -51,9 +58,11 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
     synthetic: Annotated[
         str | None, typer.Option(metavar="sd15", help="That architecture, random weights.")
     ] = None,
-    size: Annotated[int | None, number("size", "pixels a side, a multiple of 8", int)] = None,
+    size: Annotated[
+        int | None, number_option("size", "pixels a side, a multiple of 8", int)
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Whole pictures, however long.")] = False,
-    turns: Annotated[int | None, number("turns", "how often each is timed", int)] = None,
+    turns: Annotated[int | None, number_option("turns", "how often each is timed", int)] = None,
     json: AsJson = False,
     write_readme: Annotated[
         bool, typer.Option("--write-readme", help="Also write the figures into README.md.")
@@ -64,16 +73,16 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
     ] = None,
 ) -> None:
     """Measure this machine: the modes beside plain diffusers, or with `bench startup` the start."""
-    from canvas.settings import quiet_libraries
+    from canvas.settings import configure_runtime_env
 
-    quiet_libraries()  # for both sides, and the processes started below inherit it
+    configure_runtime_env()  # for both sides, and the processes started below inherit it
     if context.invoked_subcommand is not None:
         return
     if synthetic not in (None, SYNTHETIC):
         raise InvalidInput("synthetic", synthetic, SYNTHETIC)
     for field, value, high in (("size", size, 4096), ("turns", turns, 1000)):
         if value is not None:
-            validation.whole_number(field, value, 1 if field == "turns" else 64, high)
+            validation.integer(field, value, 1 if field == "turns" else 64, high)
     if size is not None:
         validation.multiple_of_8("size", size)
     from canvas.benchmark.report import format_markdown, format_table, replace_marked_section
@@ -81,7 +90,7 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
     from canvas.engine.device import detect_device
 
     others = [BenchmarkReport.from_dict(_read(path)) for path in beside or ()]
-    settings = settings_of(None)
+    settings = load_settings(None)
     device = detect_device(settings.cache_dir, settings.device, settings.dtype)
     keys = model or ([] if synthetic else [settings.model])
     reports = []
@@ -89,9 +98,9 @@ def bench(  # noqa: PLR0913, PLR0917 - each option of the command is one
         report = run_benchmark(spec, device, size=size, full=full, turns=turns)
         reports.append(report)
         if json:
-            say_json(report.to_dict())
+            print_json(report.to_dict())
         else:
-            say("\n".join(format_table(report)))
+            print_line("\n".join(format_table(report)))
     if write_readme:
         replace_marked_section(ROOT / "README.md", format_markdown([*reports, *others]))
 
@@ -119,36 +128,38 @@ def _on_disk(key: str) -> ModelSpec:
 
 
 @app.command()
-@examples("python -m canvas bench startup --turns 3")
+@with_examples("python -m canvas bench startup --turns 3")
 def startup(
-    turns: Annotated[int, number("turns", "how often each is started", int)] = 5,
+    turns: Annotated[int, number_option("turns", "how often each is started", int)] = 5,
     json: AsJson = False,
 ) -> None:
     """Seconds to the first page, beside a bare Gradio hello-world, and to the first picture."""
-    validation.whole_number("turns", turns, 1, 1000)
+    validation.integer("turns", turns, 1, 1000)
     seconds: dict[str, list[float]] = {"page": [], "picture": [], "gradio_hello_world": []}
     for _ in range(turns):  # in turns, so that a busy minute meets both
         with tempfile.TemporaryDirectory() as folder:
             program = [str(ROOT / "app.py"), "--data-dir", folder, "--port"]
-            with started(program) as (began, port):
+            with run_server(program) as (began, port):
                 seconds["page"].append(time.monotonic() - began)
                 _first_picture(port)
                 seconds["picture"].append(time.monotonic() - began)
-        with started(["-c", HELLO]) as (began, _):
+        with run_server(["-c", GRADIO_HELLO_WORLD]) as (began, _):
             seconds["gradio_hello_world"].append(time.monotonic() - began)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["page"] / medians["gradio_hello_world"]
     if json:
-        say_json({"seconds": seconds, "medians": medians, "ratio": ratio})
+        print_json({"seconds": seconds, "medians": medians, "ratio": ratio})
         return
     for name, values in seconds.items():
         listed = ", ".join(f"{value:.2f}" for value in values)
-        say(f"{name.replace('_', ' '):20}{medians[name]:6.2f} s  (median of {turns}: {listed})")
-    say(f"{'page to hello world':20}{ratio:6.2f}")
+        print_line(
+            f"{name.replace('_', ' '):20}{medians[name]:6.2f} s  (median of {turns}: {listed})"
+        )
+    print_line(f"{'page to hello world':20}{ratio:6.2f}")
 
 
 @contextmanager
-def started(arguments: list[str]) -> Iterator[tuple[float, int]]:
+def run_server(arguments: list[str]) -> Iterator[tuple[float, int]]:
     """A server from its start to its first answer: when it began, and its port.
 
     The port is added to the Python arguments.

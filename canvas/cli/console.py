@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from canvas.errors import GenerationCancelled, InvalidInput
-from canvas.jobs.job import told
+from canvas.jobs.job import format_progress
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
@@ -29,7 +29,7 @@ DataDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
-def number(field: str, allowed: str, kind: Callable[[str], Any]) -> Any:
+def number_option(field: str, allowed: str, kind: Callable[[str], Any]) -> Any:
     """An option that takes a number and, unlike typer, names the value that is none."""
 
     def parse(value: Any) -> Any:
@@ -41,7 +41,7 @@ def number(field: str, allowed: str, kind: Callable[[str], Any]) -> Any:
     return typer.Option(parser=parse, metavar="N", help=f"{allowed.capitalize()}.")
 
 
-def examples(*lines: str) -> Callable[[Command], Command]:
+def with_examples(*lines: str) -> Callable[[Command], Command]:
     """Add examples to what a command's --help says."""
 
     def add(command: Command) -> Command:
@@ -52,7 +52,7 @@ def examples(*lines: str) -> Callable[[Command], Command]:
     return add
 
 
-def settings_of(data_dir: Path | None, key: str | None = None) -> Settings:
+def load_settings(data_dir: Path | None, key: str | None = None) -> Settings:
     """The environment's settings with what the command line says of them."""
     from canvas.settings import Settings
 
@@ -60,12 +60,12 @@ def settings_of(data_dir: Path | None, key: str | None = None) -> Settings:
     return Settings.from_environment(data_dir=folder, key=key)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """One line of the answer."""
     typer.echo(text)
 
 
-def say_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """One line of the answer for programs; JSON knows no infinity, so that becomes null."""
     typer.echo(json.dumps(_finite(value), ensure_ascii=False))
 
@@ -78,7 +78,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """One line on stderr."""
     typer.echo(" ".join(text.split()), err=True)
 
@@ -89,9 +89,9 @@ def wait(job: Job, title: str) -> None:
     Raises why it failed.
     """
     try:
-        with bar(title) as show:
-            for _ in job.watch():
-                show(*told(job.status, job.progress))
+        with progress_bar(title) as show:
+            for _ in job.subscribe():
+                show(*format_progress(job.status, job.progress))
         job.wait()
     except KeyboardInterrupt:
         job.cancel()
@@ -99,7 +99,7 @@ def wait(job: Job, title: str) -> None:
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[float, str], None]]:
+def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
     """Shows how far something is, 0 to 1, and a word on it; nothing where nobody looks."""
     if not sys.stderr.isatty():
         yield lambda fraction, note: None

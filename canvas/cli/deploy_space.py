@@ -9,20 +9,20 @@ from typing import Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, examples, say, say_json
+from canvas.cli.console import AsJson, print_json, print_line, with_examples
 from canvas.errors import CanvasError, InvalidInput
 from canvas.models.hub_client import Hub
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # What a Space needs, and nothing else goes up: no data folder, no keys, no tests.
-ALONE = ("README.md", "LICENSE", "app.py", "requirements.txt")
+TOP_LEVEL_FILES = ("README.md", "LICENSE", "app.py", "requirements.txt")
 FOLDERS = {
     "canvas": {".py"},
     "assets": {".css", ".html", ".js", ".json", ".md", ".png", ".safetensors", ".txt", ".woff2"},
 }
-NOT_THERE = ("canvas/training/", "assets/screenshots/")
+EXCLUDE = ("canvas/training/", "assets/screenshots/")
 SPACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-SENTENCES = {
+ERROR_MESSAGES = {
     401: "The Hub does not take the token. Make one that may write at "
     "https://huggingface.co/settings/tokens and set HF_TOKEN.",
     403: "The token may not write to {space_id}. Make one with the right to write there at "
@@ -40,9 +40,9 @@ class SpaceFile:
     size: int
 
 
-def space_files(root: Path = ROOT) -> list[SpaceFile]:
+def collect_files(root: Path = ROOT) -> list[SpaceFile]:
     """All that a Space needs of this program, by path; links are left out."""
-    found = [root / name for name in ALONE]
+    found = [root / name for name in TOP_LEVEL_FILES]
     for folder, kinds in FOLDERS.items():
         found += [path for path in (root / folder).rglob("*") if path.suffix in kinds]
     files = {}
@@ -54,7 +54,7 @@ def space_files(root: Path = ROOT) -> list[SpaceFile]:
     return [
         SpaceFile(name, size)
         for name, size in sorted(files.items())
-        if not name.startswith(NOT_THERE)
+        if not name.startswith(EXCLUDE)
     ]
 
 
@@ -65,7 +65,7 @@ def check_space_id(space_id: str) -> str:
     return space_id
 
 
-def send(
+def upload(
     space_id: str,
     files: list[SpaceFile],
     *,
@@ -97,7 +97,9 @@ def send(
         )
     except HfHubHTTPError as error:
         status = error.response.status_code
-        sentence = SENTENCES.get(status, f"The Hub refused it with status {status}; try again.")
+        sentence = ERROR_MESSAGES.get(
+            status, f"The Hub refused it with status {status}; try again."
+        )
         raise CanvasError(sentence.format(space_id=space_id)) from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -105,7 +107,7 @@ def send(
     return str(address)
 
 
-@examples("python -m canvas deploy me/canvas --dry-run")
+@with_examples("python -m canvas deploy me/canvas --dry-run")
 def deploy(
     space_id: Annotated[str, typer.Argument(metavar="USER/NAME", help="The Space.")],
     dry_run: Annotated[
@@ -117,25 +119,25 @@ def deploy(
 ) -> None:
     """Create or update a Hugging Face Space; shows what goes up and asks before it does."""
     pass
-    from canvas.formatting import gigabytes
+    from canvas.formatting import format_bytes
 
     check_space_id(space_id)
-    files = space_files()
+    files = collect_files()
     for file in files:
         if json:
-            say_json(asdict(file))
+            print_json(asdict(file))
         else:
-            say(f"{gigabytes(file.size):>9}  {file.path}")
-    total = gigabytes(sum(file.size for file in files))
+            print_line(f"{format_bytes(file.size):>9}  {file.path}")
+    total = format_bytes(sum(file.size for file in files))
     words = f"{len(files)} files, {total}"
     if dry_run:
         if not json:
-            say(f"{words} would go to the Space {space_id}; nothing was sent.")
+            print_line(f"{words} would go to the Space {space_id}; nothing was sent.")
         return
     if not yes:
         typer.confirm(f"Send these {words} to the Space {space_id}?", abort=True, err=True)
-    address = send(space_id, files, private=private)
+    address = upload(space_id, files, private=private)
     if json:
-        say_json({"space": space_id, "address": address})
+        print_json({"space": space_id, "address": address})
     else:
-        say(f"Sent. The Space builds itself now, in some minutes: {address}")
+        print_line(f"Sent. The Space builds itself now, in some minutes: {address}")

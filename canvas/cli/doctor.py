@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, complain, examples, say, say_json, settings_of
+from canvas.cli.console import (
+    AsJson,
+    DataDir,
+    load_settings,
+    print_error,
+    print_json,
+    print_line,
+    with_examples,
+)
 from canvas.errors import CanvasError
+from canvas.formatting import format_bytes
 
 if TYPE_CHECKING:
     from canvas.engine.device import Device
@@ -27,7 +36,7 @@ ENOUGH_MEMORY = 6 * 10**9  # bytes: one Stable Diffusion model in float32
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing that was looked at; `note` marks what only some need."""
 
     name: str
@@ -36,53 +45,52 @@ class Finding:
     note: bool = False
 
 
-def look_at_python() -> Finding:
+def check_python() -> Check:
     """Whether this Python is new enough."""
     sentence = f"{platform.python_version()} on {platform.platform()}"
     if sys.version_info < OLDEST:
-        return Finding("python", False, f"{sentence}; install 3.11 or newer")
-    return Finding("python", True, sentence)
+        return Check("python", False, f"{sentence}; install 3.11 or newer")
+    return Check("python", True, sentence)
 
 
-def look_at_memory(free: int, total: int) -> Finding:
+def check_memory(free: int, total: int) -> Check:
     """Whether models fit; bytes."""
-    from canvas.formatting import gigabytes
 
-    sentence = f"{gigabytes(free)} of {gigabytes(total)} free"
+    sentence = f"{format_bytes(free)} of {format_bytes(total)} free"
     if free < LITTLE_MEMORY:
-        return Finding("memory", False, f"{sentence}; close other programs")
+        return Check("memory", False, f"{sentence}; close other programs")
     if free < ENOUGH_MEMORY:
         enough = "enough for starter; close other programs before you pick a larger model"
-        return Finding("memory", True, f"{sentence}: {enough}", note=True)
-    return Finding("memory", True, sentence)
+        return Check("memory", True, f"{sentence}: {enough}", note=True)
+    return Check("memory", True, sentence)
 
 
-def look_at_gpu(device: Device) -> Finding:
+def check_gpu(device: Device) -> Check:
     """Whether a GPU is there that torch does not use."""
     unused = device.name == "cpu" and shutil.which("nvidia-smi") is not None
     if unused:
-        return Finding(
+        return Check(
             "gpu",
             False,
             "there is an NVIDIA driver, but this torch cannot use it; install the build for "
             "your CUDA from https://pytorch.org/get-started/locally/, or set CANVAS_DEVICE=cpu",
         )
-    return Finding("gpu", True, "none is needed" if device.name == "cpu" else device.reason)
+    return Check("gpu", True, "none is needed" if device.name == "cpu" else device.reason)
 
 
-def look_at_port(settings: Settings) -> Finding:
+def check_port(settings: Settings) -> Check:
     """Whether the page can be served where it is meant to be."""
     host, port = settings.host, settings.port
     if port == 0:
-        return Finding("port", True, "a free one is taken")
+        return Check("port", True, "a free one is taken")
     try:
         with socket.create_server((host, port)):
-            return Finding("port", True, f"{port} is free")
+            return Check("port", True, f"{port} is free")
     except OSError as error:
         if _is_ours(port):
-            return Finding("port", True, f"Magic Canvas answers on {port} already")
+            return Check("port", True, f"Magic Canvas answers on {port} already")
         why = f"{host}:{port} cannot be had ({error.strerror}); start with --port {port + 1}"
-        return Finding("port", False, why)
+        return Check("port", False, why)
 
 
 def _is_ours(port: int) -> bool:
@@ -95,28 +103,28 @@ def _is_ours(port: int) -> bool:
         return False
 
 
-def look_at_hub() -> Iterator[Finding]:
+def check_hub_reachable() -> Iterator[Check]:
     """Whether models can be downloaded, and with whose token."""
-    from canvas.models.hub_client import reach_hub
+    from canvas.models.hub_client import check_hub
 
-    reach = reach_hub()
+    reach = check_hub()
     if reach.offline:
-        yield Finding("hub", True, f"{reach.offline}; what is on disk works without", note=True)
+        yield Check("hub", True, f"{reach.offline}; what is on disk works without", note=True)
         return
-    yield Finding("hub", True, "answers")
+    yield Check("hub", True, "answers")
     if reach.wrong:
-        yield Finding("token", False, f"{reach.wrong} and set HF_TOKEN")
+        yield Check("token", False, f"{reach.wrong} and set HF_TOKEN")
     elif reach.name:
-        yield Finding("token", True, f"of {reach.name}")
+        yield Check("token", True, f"of {reach.name}")
     else:
-        yield Finding("token", True, "none; only models with terms need HF_TOKEN", note=True)
+        yield Check("token", True, "none; only models with terms need HF_TOKEN", note=True)
 
 
 PACKAGES = ("gradio", "diffusers", "torch", "transformers", "huggingface_hub", "safetensors")
 LITTLE_SPACE = 5 * 10**9  # bytes: one more model and some pictures
 
 
-@examples(
+@with_examples(
     "python -m canvas doctor",
     "python -m canvas doctor --rebuild",
 )
@@ -129,15 +137,15 @@ def doctor(
 ) -> None:
     """Look at everything that the program needs; leaves with 1 when something is wrong."""
     if rebuild:
-        _rebuild(settings_of(data_dir))
+        _rebuild(load_settings(data_dir))
     findings = []
-    for finding in _look(settings_of(data_dir)):
+    for finding in _run_checks(load_settings(data_dir)):
         findings.append(finding)
         if json:
-            say_json(asdict(finding))
+            print_json(asdict(finding))
         else:
             grade = "BAD " if not finding.well else "note" if finding.note else "ok  "
-            say(f"{grade} {finding.name}: {finding.sentence}")
+            print_line(f"{grade} {finding.name}: {finding.sentence}")
     if not all(finding.well for finding in findings):
         raise typer.Exit(1)
 
@@ -145,54 +153,53 @@ def doctor(
 def _rebuild(settings: Settings) -> None:
     from canvas.history.repair import rebuild
 
-    done = rebuild(settings.database, settings.outputs)
+    done = rebuild(settings.database_path, settings.outputs_dir)
     if done.damaged is None:
-        complain("The database is well: there is nothing to rebuild.")
+        print_error("The database is well: there is nothing to rebuild.")
     else:
-        complain(
+        print_error(
             f"{done.pictures} pictures are back, {done.owners} with their owners. "
             f"The damaged file is kept as {done.damaged}."
         )
 
 
-def _look(settings: Settings) -> Iterator[Finding]:
-    yield look_at_python()
+def _run_checks(settings: Settings) -> Iterator[Check]:
+    yield check_python()
     for package in PACKAGES:
         try:
-            yield Finding(package, True, version(package))
+            yield Check(package, True, version(package))
         except PackageNotFoundError:
             sentence = "is missing; run: pip install -r requirements.txt"
-            yield Finding(package, False, sentence)
-    yield look_at_port(settings)
-    yield from look_at_hub()
-    from canvas.history.repair import damage
+            yield Check(package, False, sentence)
+    yield check_port(settings)
+    yield from check_hub_reachable()
+    from canvas.history.repair import integrity_error
 
-    wrong = damage(settings.database)
+    wrong = integrity_error(settings.database_path)
     if wrong:
         sentence = f"is damaged ({wrong}); stop the server and run doctor with --rebuild"
-        yield Finding("database", False, sentence)
+        yield Check("database", False, sentence)
         return
     try:
         from canvas.studio import Studio
 
         with Studio(settings) as studio:
-            yield Finding("data folder", True, str(settings.data_dir.resolve()))
-            yield from _look_into(studio)
+            yield Check("data folder", True, str(settings.data_dir.resolve()))
+            yield from _check_data_dir(studio)
     except CanvasError as error:
-        yield Finding("data folder", False, str(error))
+        yield Check("data folder", False, str(error))
 
 
-def _look_into(studio: Studio) -> Iterator[Finding]:
+def _check_data_dir(studio: Studio) -> Iterator[Check]:
     from canvas.engine import system_info
-    from canvas.formatting import gigabytes
 
     free = shutil.disk_usage(studio.settings.data_dir).free
     enough = free > LITTLE_SPACE
     more = "" if enough else "; remove models in the tab Models, or choose another --data-dir"
-    yield Finding("disk", enough, f"{gigabytes(free)} free{more}")
-    yield look_at_memory(system_info.free_memory(), system_info.total_memory())
+    yield Check("disk", enough, f"{format_bytes(free)} free{more}")
+    yield check_memory(system_info.free_memory(), system_info.total_memory())
     device = studio.device
-    yield Finding("device", True, f"{device.name}, {device.dtype}: {device.reason}")
-    yield look_at_gpu(device)
+    yield Check("device", True, f"{device.name}, {device.dtype}: {device.reason}")
+    yield check_gpu(device)
     for key in studio.models:
-        yield Finding(f"model {key}", True, studio.model_state(key).sentence)
+        yield Check(f"model {key}", True, studio.model_status(key).text)

@@ -12,18 +12,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, complain, examples, say, say_json, settings_of
+from canvas.cli.console import (
+    AsJson,
+    DataDir,
+    load_settings,
+    print_error,
+    print_json,
+    print_line,
+    with_examples,
+)
 from canvas.errors import InvalidInput, StorageError
 from canvas.request import LOCAL_OWNER
 
 if TYPE_CHECKING:
-    from canvas.history.database import Store
-    from canvas.history.image_files import ImageFolder
+    from canvas.history.database import Database
+    from canvas.history.image_files import ImageStorage
 
 STDOUT = "-"
 
 
-@examples(
+@with_examples(
     "python -m canvas export pictures.zip",
     "python -m canvas export boats.zip --text boat --format webp",
 )
@@ -43,7 +51,7 @@ def export(
     from canvas.history.queries import Query
 
     query = Query(text=text, owner=LOCAL_OWNER, model_key=model, favourite=favourites or None)
-    with _kept(data_dir) as (store, folder):
+    with _open_storage(data_dir) as (store, folder):
         pieces = export_zip(
             store, folder, query, image_format=image_format, filename=Path(target).name
         )
@@ -53,12 +61,12 @@ def export(
         else:
             _write(Path(target), pieces)
             if json:
-                say_json({"file": target, "bytes": Path(target).stat().st_size})
+                print_json({"file": target, "bytes": Path(target).stat().st_size})
             else:
-                say(target)
+                print_line(target)
 
 
-@examples(
+@with_examples(
     "python -m canvas import pictures.zip",
     "python -m canvas import ~/Pictures/generated",
 )
@@ -72,29 +80,29 @@ def import_(
 
     if not source.exists():
         raise InvalidInput("path", str(source), "a ZIP file or a folder that exists")
-    with _kept(data_dir) as (store, folder):
+    with _open_storage(data_dir) as (store, folder):
         take = import_folder if source.is_dir() else import_zip
         done = take(store, folder, source, LOCAL_OWNER)
     for reason in done.refused:
-        complain(reason)
+        print_error(reason)
     if json:
         counts = {"added": done.added, "duplicates": done.duplicates}
-        say_json({**counts, "refused": list(done.refused)})
+        print_json({**counts, "refused": list(done.refused)})
     else:
         refused = len(done.refused)
-        say(f"{done.added} added, {done.duplicates} here already, {refused} refused")
+        print_line(f"{done.added} added, {done.duplicates} here already, {refused} refused")
 
 
 @contextmanager
-def _kept(data_dir: Path | None) -> Iterator[tuple[Store, ImageFolder]]:
+def _open_storage(data_dir: Path | None) -> Iterator[tuple[Database, ImageStorage]]:
     # No studio: neither needs a model, and a server may be running beside.
-    from canvas.history.database import Store
-    from canvas.history.image_files import ImageFolder
+    from canvas.history.database import Database
+    from canvas.history.image_files import ImageStorage
 
-    settings = settings_of(data_dir)
-    store = Store(settings.database)
+    settings = load_settings(data_dir)
+    store = Database(settings.database_path)
     try:
-        yield store, ImageFolder(settings.outputs)
+        yield store, ImageStorage(settings.outputs_dir)
     finally:
         store.close()
 

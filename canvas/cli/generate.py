@@ -18,24 +18,31 @@ import typer
 from canvas.cli.console import (
     AsJson,
     DataDir,
-    bar,
-    examples,
-    number,
-    say,
-    say_json,
-    settings_of,
-    told,
+    load_settings,
+    number_option,
+    print_json,
+    print_line,
+    progress_bar,
     wait,
+    with_examples,
 )
-from canvas.errors import CanvasError, InvalidInput, NotAllowed, NotFound, StorageError, in_words
-from canvas.request import LOCAL_OWNER, GenerationRequest, Step
+from canvas.errors import (
+    CanvasError,
+    InvalidInput,
+    MissingApiKey,
+    NotFound,
+    StorageError,
+    error_from_code,
+)
+from canvas.jobs.job import format_progress
+from canvas.request import LOCAL_OWNER, GenerationRequest, ProgressUpdate
 from canvas.schedulers import SCHEDULERS
-from canvas.server.discovery import Server
+from canvas.server.discovery import RunningServer
 from canvas.styles import STYLES
 
 if TYPE_CHECKING:
     from canvas.request import GeneratedImage
-    from canvas.server.discovery import Server
+    from canvas.server.discovery import RunningServer
     from canvas.settings import Settings
 
     Kept = tuple[GeneratedImage, Path]
@@ -44,12 +51,17 @@ PATIENCE = 60.0  # seconds without a word; the server gives a sign of life every
 HOW = "give it with --key KEY or in CANVAS_KEY"
 
 
-def paint(
-    server: Server, key: str | None, wish: GenerationRequest, title: str, *, agree: bool = False
+def generate_via_server(
+    server: RunningServer,
+    key: str | None,
+    wish: GenerationRequest,
+    title: str,
+    *,
+    agree: bool = False,
 ) -> list[int]:
     """The ids of the pictures; raises why there are none. Ctrl+C stops the work there, too."""
     if server.asks_for_keys and not key:
-        raise NotAllowed(HOW)
+        raise MissingApiKey(HOW)
     body = {
         "prompt": wish.prompt,
         "negative_prompt": wish.negative_prompt,
@@ -63,21 +75,21 @@ def paint(
         "seed": wish.seed,
         "n": wish.num_images,
         "output_format": wish.image_format,
-        "where": wish.where,
+        "backend": wish.backend,
         "agree": agree,
         "stream": True,
         "progress": True,
-        "channel": "cli",
+        "client": "cli",
     }
     ids: list[int] = []
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with bar(title) as show:
+    with progress_bar(title) as show:
         for event in _events(f"{server.url}/v1/images/generations", body, headers):
             if "error" in event:
-                error = in_words(event["error"]["code"], event["error"]["message"])
-                raise NotAllowed(HOW) if isinstance(error, NotAllowed) else error
+                error = error_from_code(event["error"]["code"], event["error"]["message"])
+                raise MissingApiKey(HOW) if isinstance(error, MissingApiKey) else error
             if event["type"] == "progress":
-                show(*told(event.pop("status"), _step(event)))
+                show(*format_progress(event.pop("status"), _step(event)))
             elif event["type"] == "image_generation.completed":
                 ids.append(event["id"])
     return ids
@@ -98,9 +110,9 @@ def _events(
         raise CanvasError(f"The server at {address} broke off ({error}). Try again.") from error
 
 
-def _step(event: dict[str, Any]) -> Step | None:
+def _step(event: dict[str, Any]) -> ProgressUpdate | None:
     event.pop("type")
-    return Step(**event) if "step" in event else None
+    return ProgressUpdate(**event) if "step" in event else None
 
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -113,7 +125,7 @@ def _keys() -> list[str]:
     return list(MODELS)
 
 
-@examples(
+@with_examples(
     'python -m canvas generate "a fox in the snow" --seed 7 --output fox.png',
     'python -m canvas generate "a red boat" --count 4 --json',
     'python -m canvas generate "a lighthouse" --output - | display',
@@ -131,11 +143,15 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
     model: Annotated[
         str | None, typer.Option(metavar="KEY", help="See `models`.", autocompletion=_keys)
     ] = None,
-    width: Annotated[int | None, number("width", "pixels, a multiple of 8", int)] = None,
-    height: Annotated[int | None, number("height", "pixels, a multiple of 8", int)] = None,
-    steps: Annotated[int | None, number("steps", "a whole number from 1 to 150", int)] = None,
-    guidance: Annotated[float | None, number("guidance", "a number from 0 to 30", float)] = None,
-    seed: Annotated[int, number("seed", "a whole number, or -1 to draw one", int)] = -1,
+    width: Annotated[int | None, number_option("width", "pixels, a multiple of 8", int)] = None,
+    height: Annotated[int | None, number_option("height", "pixels, a multiple of 8", int)] = None,
+    steps: Annotated[
+        int | None, number_option("steps", "a whole number from 1 to 150", int)
+    ] = None,
+    guidance: Annotated[
+        float | None, number_option("guidance", "a number from 0 to 30", float)
+    ] = None,
+    seed: Annotated[int, number_option("seed", "a whole number, or -1 to draw one", int)] = -1,
     style: Annotated[
         str, typer.Option(help="Such as photorealistic or anime.", autocompletion=lambda: STYLES)
     ] = "none",
@@ -143,7 +159,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
     scheduler: Annotated[
         str | None, typer.Option(help="Such as 'Euler a'.", autocompletion=lambda: SCHEDULERS)
     ] = None,
-    count: Annotated[int, number("count", "a whole number from 1 to 16", int)] = 1,
+    count: Annotated[int, number_option("count", "a whole number from 1 to 16", int)] = 1,
     where: Annotated[str, typer.Option(help="here, huggingface or remote.")] = "here",
     agree: Annotated[
         bool, typer.Option("--agree", help="You have read what leaves this computer, and agree.")
@@ -160,8 +176,8 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
     data_dir: DataDir = None,
 ) -> None:
     """Paint a prompt. Prints where the picture is kept."""
-    settings = settings_of(data_dir, key=key)
-    texts = _texts(prompt, prompts)
+    settings = load_settings(data_dir, key=key)
+    texts = _read_prompts(prompt, prompts)
     first = GenerationRequest(
         prompt=texts[0],
         negative_prompt=negative,
@@ -175,20 +191,20 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer read
         seed=seed,
         num_images=count,
         image_format=_format_of(output),
-        where=where,
+        backend=where,
     )
     wishes = [replace(first, prompt=text) for text in texts]
-    targets = _targets(output, len(wishes) * first.num_images)
-    from canvas.server.discovery import server_of
+    targets = _output_paths(output, len(wishes) * first.num_images)
+    from canvas.server.discovery import find_server
 
-    server = server_of(settings.data_dir)
-    paint = partial(_paint_there, server) if server else _paint_here
+    server = find_server(settings.data_dir)
+    paint = partial(_generate_via_server, server) if server else _generate_local
     kept = paint(settings, wishes, agree=agree)
     for (picture, path), target in zip(kept, targets, strict=True):
-        _hand_over(path, picture, target, as_json=json)
+        _write_output(path, picture, target, as_json=json)
 
 
-def _paint_here(
+def _generate_local(
     settings: Settings, wishes: list[GenerationRequest], *, agree: bool
 ) -> Iterator[Kept]:
     from canvas.catalog import get_model
@@ -197,27 +213,27 @@ def _paint_here(
     with Studio(settings) as studio:
         if agree:
             spec = get_model(wishes[0].model_key, studio.models)
-            studio.elsewhere.agree(LOCAL_OWNER, wishes[0].where, spec)
+            studio.remote_backends.grant_consent(LOCAL_OWNER, wishes[0].backend, spec)
         for title, wish in zip(_titles(wishes), wishes, strict=True):
             job = studio.submit(wish, channel="cli")
             wait(job, title)
             for picture in job.images:
-                yield picture, studio.picture_path(picture.filename)
+                yield picture, studio.image_path(picture.filename)
 
 
-def _paint_there(
-    server: Server, settings: Settings, wishes: list[GenerationRequest], *, agree: bool
+def _generate_via_server(
+    server: RunningServer, settings: Settings, wishes: list[GenerationRequest], *, agree: bool
 ) -> Iterator[Kept]:
     pass
-    from canvas.history.database import Store
-    from canvas.history.image_files import ImageFolder
-    from canvas.history.images import Gallery
+    from canvas.history.database import Database
+    from canvas.history.image_files import ImageStorage
+    from canvas.history.images import ImageRepository
 
-    store = Store(settings.database)
-    gallery = Gallery(store, ImageFolder(settings.outputs))
+    store = Database(settings.database_path)
+    gallery = ImageRepository(store, ImageStorage(settings.outputs_dir))
     try:
         for title, wish in zip(_titles(wishes), wishes, strict=True):
-            for image_id in paint(server, settings.key, wish, title, agree=agree):
+            for image_id in generate_via_server(server, settings.api_key, wish, title, agree=agree):
                 picture = store.image(image_id)
                 if picture is None:
                     raise NotFound(f"Picture {image_id} was deleted meanwhile.")
@@ -233,7 +249,9 @@ def _titles(wishes: list[GenerationRequest]) -> list[str]:
     return [f"{number} of {len(names)}: {name}" for number, name in enumerate(names, 1)]
 
 
-def _hand_over(kept: Path, picture: GeneratedImage, target: str | None, *, as_json: bool) -> None:
+def _write_output(
+    kept: Path, picture: GeneratedImage, target: str | None, *, as_json: bool
+) -> None:
     if target == STDOUT:
         sys.stdout.buffer.write(kept.read_bytes())
         sys.stdout.buffer.flush()
@@ -242,9 +260,9 @@ def _hand_over(kept: Path, picture: GeneratedImage, target: str | None, *, as_js
         _write(Path(target), kept.read_bytes())
     if as_json:
         answer: dict[str, Any] = {**picture.settings(), "id": picture.id, "filepath": str(kept)}
-        say_json(answer if target is None else {**answer, "output": target})
+        print_json(answer if target is None else {**answer, "output": target})
     else:
-        say(target or str(kept))
+        print_line(target or str(kept))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -271,7 +289,7 @@ def _format_of(output: str | None) -> str:
     return FORMATS[suffix]
 
 
-def _targets(output: str | None, count: int) -> list[str | None]:
+def _output_paths(output: str | None, count: int) -> list[str | None]:
     """Where each picture goes: fox.png alone, fox-1.png, fox-2.png … when there are several."""
     if output is None:
         return [None] * count
@@ -283,7 +301,7 @@ def _targets(output: str | None, count: int) -> list[str | None]:
     return [str(path.with_stem(f"{path.stem}-{number}")) for number in range(1, count + 1)]
 
 
-def _texts(prompt: str | None, file: str | None) -> list[str]:
+def _read_prompts(prompt: str | None, file: str | None) -> list[str]:
     """The prompts: that of the command line, or one a line from a file or standard input."""
     if file is None and prompt is None:
         raise InvalidInput("prompt", None, "a PROMPT, - for standard input, or --prompts FILE")

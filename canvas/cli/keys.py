@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, examples, say, say_json, settings_of
+from canvas.cli.console import AsJson, DataDir, load_settings, print_json, print_line, with_examples
 
 if TYPE_CHECKING:
-    from canvas.history.api_keys import Keys
+    from canvas.history.api_keys import ApiKeyStore
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose pictures they are.")]
 
@@ -23,46 +23,46 @@ app = typer.Typer(
 
 
 @app.command()
-@examples("python -m canvas keys make laptop")
-def make(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
+@with_examples("python -m canvas keys make laptop")
+def create_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
     """Make a key. It is shown now and never again."""
     with _keys(data_dir) as keys:
-        secret = keys.make(name)
+        secret = keys.create(name)
     if json:
-        say_json({"name": name, "key": secret})
+        print_json({"name": name, "key": secret})
     else:
-        say(secret)
+        print_line(secret)
 
 
 @app.command("list")
-@examples("python -m canvas keys list")
+@with_examples("python -m canvas keys list")
 def list_keys(json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the keys by name."""
     with _keys(data_dir) as keys:
-        for key in keys.listed():
+        for key in keys.list():
             if json:
-                say_json({**asdict(key), "owner": key.owner})
+                print_json({**asdict(key), "owner": key.owner})
             else:
-                say(f"{key.name}  made {key.created_at} UTC")
+                print_line(f"{key.name}  made {key.created_at} UTC")
 
 
 @app.command()
-@examples("python -m canvas keys withdraw laptop")
-def withdraw(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
+@with_examples("python -m canvas keys withdraw laptop")
+def revoke_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
     """Let a key count no more, at once; its pictures stay."""
     with _keys(data_dir) as keys:
-        keys.withdraw(name)
+        keys.revoke(name)
     if json:
-        say_json({"withdrawn": name})
+        print_json({"withdrawn": name})
 
 
 @contextmanager
-def _keys(data_dir: Path | None) -> Iterator[Keys]:
-    from canvas.history.api_keys import Keys
-    from canvas.history.database import Store
+def _keys(data_dir: Path | None) -> Iterator[ApiKeyStore]:
+    from canvas.history.api_keys import ApiKeyStore
+    from canvas.history.database import Database
 
-    store = Store(settings_of(data_dir).database)
+    store = Database(load_settings(data_dir).database_path)
     try:
-        yield Keys(store)
+        yield ApiKeyStore(store)
     finally:
         store.close()

@@ -11,14 +11,10 @@ import typer
 from typer.completion import completion_init
 
 from canvas.cli import bench, deploy_space, doctor, export_import, generate, keys, models
-from canvas.cli.console import AsJson, DataDir, complain, examples, say, say_json
+from canvas.cli.console import AsJson, DataDir, print_error, print_json, print_line, with_examples
 from canvas.errors import (
     CanvasError,
     GenerationCancelled,
-    InvalidInput,
-    ModelUnavailable,
-    NotAllowed,
-    StorageError,
 )
 
 NAME, VARIABLE = "canvas", "_CANVAS_COMPLETE"
@@ -36,7 +32,7 @@ CALLS = {
 }
 
 
-@examples(
+@with_examples(
     'eval "$(python -m canvas completion bash)"',
     "python -m canvas completion fish | source",
 )
@@ -49,11 +45,11 @@ def completion(
     run = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m canvas"
     script = get_completion_script(prog_name=NAME, complete_var=VARIABLE, shell=shell)
     by_name, by_path = CALLS[shell]
-    say(FUNCTIONS[shell].format(name=NAME, run=run))
-    say(script.replace(by_name, by_path.format(run=run)))
+    print_line(FUNCTIONS[shell].format(name=NAME, run=run))
+    print_line(script.replace(by_name, by_path.format(run=run)))
 
 
-@examples(
+@with_examples(
     "python -m canvas serve --port 8000",
     "python -m canvas serve --host 0.0.0.0 --auth ann:secret",
 )
@@ -86,20 +82,11 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads t
     with Studio(settings) as studio:
         page = launch(studio, block=False, quiet=json)
         if json:
-            say_json({"url": page.local_url})
+            print_json({"url": page.local_url})
         page.block_thread()
 
 
-STOPPED = 130  # what Ctrl+C gives everywhere
-# 2 is what a wrong command line gives, too.
-EXIT_CODES: tuple[tuple[type[CanvasError], int], ...] = (
-    (InvalidInput, 2),
-    (ModelUnavailable, 3),
-    (StorageError, 4),
-    (NotAllowed, 5),
-    (GenerationCancelled, STOPPED),
-)
-
+STOPPED = GenerationCancelled.exit_code  # of Ctrl+C, as in every shell
 app = typer.Typer(
     name="python -m canvas",
     help="Magic Canvas: text to image on the machine that you have.",
@@ -129,22 +116,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, standalone_mode=False, complete_var=VARIABLE)
         if code == STOPPED:  # typer makes this of Ctrl+C, and says nothing
-            complain("Stopped.")
+            print_error("Stopped.")
     except CanvasError as error:
-        complain(str(error))
-        code = exit_code(error)
+        print_error(str(error))
+        code = error.exit_code
     except typer.TyperException as error:  # a wrong command line
-        complain(error.format_message())
+        print_error(error.format_message())
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain("Stopped.")
+        print_error("Stopped.")
         code = STOPPED
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stderr.close()  # else Python complains about it while it ends
         code = 0
     sys.exit(code)
-
-
-def exit_code(error: CanvasError) -> int:
-    """The exit code of a failure; 1 for all without one of their own."""
-    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)

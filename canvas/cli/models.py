@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, examples, say, say_json, settings_of, wait
+from canvas.cli.console import (
+    AsJson,
+    DataDir,
+    load_settings,
+    print_json,
+    print_line,
+    wait,
+    with_examples,
+)
 
 
-@examples(
+@with_examples(
     "python -m canvas models",
     "python -m canvas models --json",
 )
@@ -18,18 +26,18 @@ def models(json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the models, where each is and what it is good for."""
     from canvas.studio import Studio
 
-    with Studio(settings_of(data_dir)) as studio:
+    with Studio(load_settings(data_dir)) as studio:
         width = max(map(len, studio.models))
         for spec in studio.models.values():
-            state = studio.model_state(spec.key)
+            state = studio.model_status(spec.key)
             if json:
-                say_json({**asdict(spec), **asdict(state)})
+                print_json({**asdict(spec), **asdict(state)})
             else:
-                say(f"{spec.key:{width}}  {state.sentence}")
-                say(f"{'':{width}}  {spec.description or spec.name}")
+                print_line(f"{spec.key:{width}}  {state.text}")
+                print_line(f"{'':{width}}  {spec.description or spec.name}")
 
 
-@examples(
+@with_examples(
     "python -m canvas download small",
 )
 def download(
@@ -40,11 +48,11 @@ def download(
     """Fetch a model, so that its first picture need not wait for it."""
     from canvas.studio import Studio
 
-    with Studio(settings_of(data_dir)) as studio:
-        job = studio.download(model_key)
+    with Studio(load_settings(data_dir)) as studio:
+        job = studio.download_model(model_key)
         wait(job, model_key)
-        state = studio.model_state(model_key)
+        state = studio.model_status(model_key)
         if json:
-            say_json(asdict(state))
+            print_json(asdict(state))
         else:
-            say(f"{model_key}: {state.sentence}")
+            print_line(f"{model_key}: {state.text}")

@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 DEVICES = ("cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
 # What one run of the measured mix computes: 2 x 32 x 32 x (9 x 320 x 320 + 2 x 320 x 1280).
-MIX_GIGAFLOP = 3.565
+PROBE_GFLOP = 3.565
 # So many times that fill a GPU, where passes are recorded: what a layer of them costs beside its
 # work was found by timing pictures on an H100.
 MIXES_AT_ONCE, RECORDED_LAYER = 8, 4e-6
 LAYER = "layer"
 MEASURED = (*DTYPES[:2], LAYER)
 # Below this gain the rounding of bfloat16 is not worth it.
-WORTHWHILE_GAIN = 1.15
+MIN_BF16_SPEEDUP = 1.15
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,26 @@ def detect_device(
     """
     _check("device", name, DEVICES)
     _check("dtype", dtype, DTYPES)
-    use_cores(sharing)
+    set_num_threads(sharing)
     found, why_device = (name, "as asked for") if name else _best_device()
     if name:
-        _require(name)
+        _check_available(name)
     if dtype:
-        reason = f"{_in_words(found)} {why_device}; {dtype} as asked for"
+        reason = f"{_device_label(found)} {why_device}; {dtype} as asked for"
         if found == "cpu":
             return Device(found, dtype, reason, *_speed(cache_dir, dtype))
         return _with_speed(Device(found, dtype, reason), measured=measured)
     if found == "cuda":
-        reason = f"{_in_words(found)} {why_device}; it is fast in float16"
+        reason = f"{_device_label(found)} {why_device}; it is fast in float16"
         return _with_speed(Device(found, "float16", reason), measured=measured)
     if found == "mps":
         return Device(found, *_mps_dtype(why_device))
     chosen, why_dtype = _cpu_dtype(cache_dir)
-    reason = f"{_in_words('cpu')} {why_device}; {why_dtype}"
+    reason = f"{_device_label('cpu')} {why_device}; {why_dtype}"
     return Device("cpu", chosen, reason, *_speed(cache_dir, chosen))
 
 
-def use_cores(sharing: int = 1) -> int:
+def set_num_threads(sharing: int = 1) -> int:
     """Let torch use this process's part of the cores that there really are; returns how many."""
     import torch
 
@@ -112,7 +112,7 @@ def measure_speeds() -> dict[str, float]:
     """
     import torch
 
-    work = {name: _unet_mix(getattr(torch, name)) for name in ("float32", "bfloat16")}
+    work = {name: _probe_workload(getattr(torch, name)) for name in ("float32", "bfloat16")}
     seconds: dict[str, float] = {}
     stop = time.perf_counter() + 0.3
     with torch.inference_mode():
@@ -123,7 +123,7 @@ def measure_speeds() -> dict[str, float]:
                 start = time.perf_counter()
                 run()
                 seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - start)
-        seconds[LAYER] = _idle_layer()
+        seconds[LAYER] = _time_tiny_layer()
     return seconds
 
 
@@ -133,7 +133,7 @@ def _with_speed(device: Device, *, measured: bool) -> Device:
 
     if device.name != "cuda" or not measured:
         return device
-    mix = _unet_mix(device.torch_dtype, "cuda", MIXES_AT_ONCE)
+    mix = _probe_workload(device.torch_dtype, "cuda", MIXES_AT_ONCE)
     best, times = 1e9, 10
     with torch.inference_mode():
         for _ in range(5):  # the first prepares kernels
@@ -143,11 +143,11 @@ def _with_speed(device: Device, *, measured: bool) -> Device:
                 mix()
             torch.cuda.synchronize()
             best = min(best, (time.perf_counter() - start) / times)
-    speed = MIXES_AT_ONCE * MIX_GIGAFLOP / best
+    speed = MIXES_AT_ONCE * PROBE_GFLOP / best
     return replace(device, gigaflops=speed, layer_seconds=RECORDED_LAYER)
 
 
-def _unet_mix(dtype: torch.dtype, device: str = "cpu", count: int = 1) -> Callable[[], Any]:
+def _probe_workload(dtype: torch.dtype, device: str = "cpu", count: int = 1) -> Callable[[], Any]:
     import torch
     from torch.nn import functional
 
@@ -164,7 +164,7 @@ def _unet_mix(dtype: torch.dtype, device: str = "cpu", count: int = 1) -> Callab
     return run
 
 
-def _idle_layer() -> float:
+def _time_tiny_layer() -> float:
     """Seconds of a layer with next to nothing to compute: what is left is the way to it."""
     import torch
 
@@ -180,7 +180,7 @@ def _idle_layer() -> float:
 def _cpu_dtype(cache_dir: Path) -> tuple[str, str]:
     seconds = _remembered_speeds(cache_dir)
     gain = seconds["float32"] / seconds["bfloat16"]
-    if gain >= WORTHWHILE_GAIN:
+    if gain >= MIN_BF16_SPEEDUP:
         return "bfloat16", f"measured here, bfloat16 is {gain:.1f} times as fast as float32"
     if gain >= 1:
         return "float32", f"measured here, bfloat16 is only {gain:.2f} times as fast as float32"
@@ -191,7 +191,7 @@ def _speed(cache_dir: Path, dtype: str) -> tuple[float | None, float]:
     """Gigaflops in that dtype, None where it was not measured, and seconds of an idle layer."""
     speeds = _remembered_speeds(cache_dir)
     seconds = speeds.get(dtype)
-    return MIX_GIGAFLOP / seconds if seconds else None, speeds[LAYER]
+    return PROBE_GFLOP / seconds if seconds else None, speeds[LAYER]
 
 
 def _remembered_speeds(cache_dir: Path) -> dict[str, float]:
@@ -243,7 +243,7 @@ def _best_device() -> tuple[str, str]:
     return "cpu", "because no GPU was found"
 
 
-def _require(name: str) -> None:
+def _check_available(name: str) -> None:
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available()}
@@ -261,10 +261,10 @@ def _mps_dtype(why_device: str) -> tuple[str, str]:
     except (RuntimeError, TypeError):
         works = False
     dtype, why = ("float16", "is fast") if works else ("float32", "because float16 fails there")
-    return dtype, f"{_in_words('mps')} {why_device}; {dtype} {why}"
+    return dtype, f"{_device_label('mps')} {why_device}; {dtype} {why}"
 
 
-def _in_words(name: str) -> str:
+def _device_label(name: str) -> str:
     import torch
 
     if name == "cuda":

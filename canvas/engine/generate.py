@@ -15,19 +15,19 @@ from PIL.Image import Image
 from canvas.catalog import ModelSpec
 from canvas.engine import system_info
 from canvas.engine.device import Device
-from canvas.engine.image_io import middle
-from canvas.engine.img2img import Edit, Pictures, check_pipeline, prepare
-from canvas.engine.multidiffusion import is_windowed
+from canvas.engine.image_io import center_crop
+from canvas.engine.img2img import InputImages, PreparedEdit, check_task_supported, prepare_inputs
+from canvas.engine.multidiffusion import is_tiled
 from canvas.engine.optimizations import deepcache, malloc
-from canvas.engine.pipeline_cache import check_room, what_would_fit
-from canvas.engine.prompt_embeds import words_of
-from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, what_it_reads
-from canvas.engine.step_callback import Progress
-from canvas.engine.unet_hooks import Denoiser, drawn_size, fresh_scheduler
-from canvas.errors import GenerationFailed, OutOfMemory, Said
+from canvas.engine.pipeline_cache import check_memory, suggest_size
+from canvas.engine.prompt_embeds import encode_prompt_cached
+from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, text_within_limit
+from canvas.engine.step_callback import StepCallback
+from canvas.engine.unet_hooks import UNetHooks, round_up_size, temporary_scheduler
+from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
 from canvas.models.loras import Lora
-from canvas.presets import MODES
-from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.presets import PRESETS
+from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
     import threading
@@ -63,7 +63,7 @@ def slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tens
 NOTE = "decoded in float32, because half precision gave an empty picture"
 
 
-def decode(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
+def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
     """The picture of latents (1, C, H, W), and a note if it had to be decoded a second time."""
     import torch
 
@@ -77,11 +77,11 @@ def decode(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
     # Every AutoencoderKL says force_upcast; only SDXL's pipelines mean it, and have upcast_vae.
     upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
     if upcast and dtype == torch.float16:
-        return _picture(_in_float32(latents, vae, dtype), pipeline), ""
+        return _to_pil(_in_float32(latents, vae, dtype), pipeline), ""
     pixels = _pixels(latents, vae, dtype)
     if dtype == torch.float32 or not _is_empty(pixels):
-        return _picture(pixels, pipeline), ""
-    return _picture(_in_float32(latents, vae, dtype), pipeline), NOTE
+        return _to_pil(pixels, pipeline), ""
+    return _to_pil(_in_float32(latents, vae, dtype), pipeline), NOTE
 
 
 def _pixels(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -111,7 +111,7 @@ def _is_empty(pixels: torch.Tensor) -> bool:
     return not bool(pixels.isfinite().all()) or bool((pixels <= -254 / 255).all())
 
 
-def _picture(pixels: torch.Tensor, pipeline: Any) -> Image:
+def _to_pil(pixels: torch.Tensor, pipeline: Any) -> Image:
     if not pixels.isfinite().all():
         raise GenerationFailed(
             "The decoder's numbers overflowed even in float32. Try another seed or scheduler."
@@ -120,16 +120,16 @@ def _picture(pixels: torch.Tensor, pipeline: Any) -> Image:
     return image
 
 
-def run(  # noqa: PLR0913 - by keyword only, one a line
+def generate(  # noqa: PLR0913 - by keyword only, one a line
     pipeline: Any,
     request: GenerationRequest,
     *,
     spec: ModelSpec,
     device: Device,
-    on_step: Callable[[Step], None],
+    on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
     model_revision: str = "",
-    pictures: Pictures | None = None,
+    pictures: InputImages | None = None,
 ) -> Iterator[GeneratedImage]:
     """The pictures of a resolved request, one after the other, each as soon as it is done.
 
@@ -138,34 +138,34 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
     field. Raises GenerationCancelled within one step,
     OutOfMemory before the first or in between.
     """
-    check_pipeline(pipeline, request, spec)
-    if not is_windowed(pipeline):  # a window is of the model's own size
-        check_room(request, spec, device)
-    edit = prepare(request, pictures or {}, spec)
+    check_task_supported(pipeline, request, spec)
+    if not is_tiled(pipeline):  # a window is of the model's own size
+        check_memory(request, spec, device)
+    edit = prepare_inputs(request, pictures or {}, spec)
     if edit:
-        edit = edit.drawn_at(drawn_size(pipeline, edit.image.size))
+        edit = edit.at_size(round_up_size(pipeline, edit.image.size))
 
     # 1. The words that go to the model
     prompt = enhance_prompt(request, spec)
     negative_prompt = enhance_negative_prompt(request)
     words = (prompt, negative_prompt)
     if spec.prompt_tokens and not request.prompt_weighting:
-        first, second = (what_it_reads(text, pipeline.tokenizer, spec) for text in words)
+        first, second = (text_within_limit(text, pipeline.tokenizer, spec) for text in words)
         words = (first, second)
 
-    denoiser = Denoiser(pipeline)
-    progress = Progress(request, denoiser, on_step, cancelled)
+    denoiser = UNetHooks(pipeline)
+    progress = StepCallback(request, denoiser, on_step, cancelled)
     for index in range(request.num_images):
-        single = request.single(index)
+        single = request.for_image(index)
         started = time.perf_counter()
         progress.begin(index)
-        with _errors_in_words(single, spec, device):
+        with _translate_errors(single, spec, device):
             # 2. Noise to latents, step by step
             latents = _denoise(pipeline, single, words, edit, denoiser, progress)
 
             # 3. Latents to pixels
-            image, note = _finish(latents, pipeline, denoiser)
-            image = edit.finish(image) if edit else middle(image, _size(request))
+            image, note = _decode_image(latents, pipeline, denoiser)
+            image = edit.composite(image) if edit else center_crop(image, _size(request))
         progress.finish()
 
         # 4. The picture with all that it was made from
@@ -181,14 +181,14 @@ def run(  # noqa: PLR0913 - by keyword only, one a line
         )
 
 
-@malloc.kept()
+@malloc.retain_freed_memory()
 def _denoise(
     pipeline: Any,
     request: GenerationRequest,
     prompts: tuple[str, str],
-    edit: Edit | None,
-    denoiser: Denoiser,
-    progress: Progress,
+    edit: PreparedEdit | None,
+    denoiser: UNetHooks,
+    progress: StepCallback,
 ) -> Any:
     """The latents of one picture; of a pipeline that is not understood, the picture itself."""
     import torch
@@ -196,9 +196,11 @@ def _denoise(
     assert request.scheduler and request.num_inference_steps  # noqa: S101 - the request is resolved
     generator = torch.Generator("cpu").manual_seed(request.seed)
     guided = (request.guidance_scale or 0) > 1
-    width, height = drawn_size(pipeline, _size(request))
+    width, height = round_up_size(pipeline, _size(request))
     arguments: dict[str, Any] = {
-        **words_of(pipeline, prompts, guided=guided, weighting=request.prompt_weighting),
+        **encode_prompt_cached(
+            pipeline, prompts, guided=guided, weighting=request.prompt_weighting
+        ),
         "width": width,
         "height": height,
         "num_inference_steps": request.num_inference_steps,
@@ -210,25 +212,25 @@ def _denoise(
     if edit:
         arguments |= edit.arguments(request)
         arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, progress)
-    elif denoiser.takes_latents:
+    elif denoiser.has_unet:
         arguments["latents"] = _noise(request, denoiser, generator)
-    if denoiser.takes_latents:
+    if denoiser.has_unet:
         arguments["output_type"] = "latent"
     known = inspect.signature(pipeline.__call__).parameters
-    passes = deepcache.plan(MODES[request.mode], request.steps[1])
+    passes = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
     try:
         with (
             torch.no_grad(),
-            fresh_scheduler(pipeline, request.scheduler, request.num_inference_steps),
-            denoiser.running(),
-            deepcache.shortcuts(pipeline, passes),
+            temporary_scheduler(pipeline, request.scheduler, request.num_inference_steps),
+            denoiser.attached(),
+            deepcache.apply_deepcache(pipeline, passes),
         ):
             return pipeline(**{k: v for k, v in arguments.items() if k in known}).images[0]
     finally:
         pipeline.maybe_free_model_hooks()
 
 
-def _noise(request: GenerationRequest, denoiser: Denoiser, generator: Any) -> Any:
+def _noise(request: GenerationRequest, denoiser: UNetHooks, generator: Any) -> Any:
     """The noise of the seed, moved towards that of the variation's seed."""
     import torch
 
@@ -244,35 +246,37 @@ def _size(request: GenerationRequest) -> tuple[int, int]:
     return request.width, request.height
 
 
-def _finish(latents: Any, pipeline: Any, denoiser: Denoiser) -> tuple[Image, str]:
+def _decode_image(latents: Any, pipeline: Any, denoiser: UNetHooks) -> tuple[Image, str]:
     import torch
     from diffusers import AutoencoderTiny
 
-    if not denoiser.takes_latents:
+    if not denoiser.has_unet:
         return latents, ""
     # Among the large decoder's blocks holes would be left, at the peak of the memory.
     tiny = isinstance(pipeline.vae, AutoencoderTiny)
-    with torch.no_grad(), malloc.kept() if tiny else nullcontext():
-        return decode(latents[None], pipeline)
+    with torch.no_grad(), malloc.retain_freed_memory() if tiny else nullcontext():
+        return decode_latents(latents[None], pipeline)
 
 
 @contextmanager
-def _errors_in_words(request: GenerationRequest, spec: ModelSpec, device: Device) -> Iterator[None]:
+def _translate_errors(
+    request: GenerationRequest, spec: ModelSpec, device: Device
+) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, ValueError) as error:
         if system_info.is_out_of_memory(error):
             system_info.release_memory()
             raise OutOfMemory(
-                Said(
+                LazyMessage(
                     "Memory ran out at {size}. {instead}",
                     size=f"{request.width}x{request.height}",
-                    instead=what_would_fit(request, spec, device),
+                    instead=suggest_size(request, spec, device),
                 )
             ) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise GenerationFailed(
-            Said(
+            LazyMessage(
                 "The model {model} could not make this picture: {reason}. Try another scheduler, "
                 "size or number of steps.",
                 model=spec.key,
@@ -282,8 +286,8 @@ def _errors_in_words(request: GenerationRequest, spec: ModelSpec, device: Device
 
 
 @dataclass(frozen=True)
-class Materials:
+class GenerationInputs:
     """The pictures of a request by its field, and its LoRAs with their weights."""
 
-    pictures: Mapping[str, Image] = field(default_factory=dict)
+    images: Mapping[str, Image] = field(default_factory=dict)
     loras: tuple[tuple[Lora, float], ...] = ()

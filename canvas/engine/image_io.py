@@ -21,14 +21,14 @@ READABLE = f"a picture file ({', '.join(FORMATS)})"
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded picture, RGB or RGBA, and what was done to it that the user may not expect."""
 
     image: Image.Image
     notes: tuple[str, ...] = ()
 
 
-def decode(source: bytes | Path | Image.Image, field: str = "image") -> Picture:
+def decode_image(source: bytes | Path | Image.Image, field: str = "image") -> DecodedImage:
     """Open a picture and bring it to 8 bits of RGB or RGBA, upright, in the colours of sRGB.
 
     Raises InvalidInput for `field` when it is no picture, damaged, too small or too
@@ -38,7 +38,7 @@ def decode(source: bytes | Path | Image.Image, field: str = "image") -> Picture:
         _check_size(source, field, "the picture")
         return _normalise(source)
     name = source.name if isinstance(source, Path) else "the picture"
-    with _errors_in_words(field, name):
+    with _translate_errors(field, name):
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if size > MAX_BYTES:
             raise InvalidInput(field, name, f"a file of at most {MAX_BYTES // 10**6} MB")
@@ -49,15 +49,17 @@ def decode(source: bytes | Path | Image.Image, field: str = "image") -> Picture:
             return _normalise(picture)
 
 
-def flatten(picture: Image.Image, background: str = "#ffffff") -> Image.Image:
+def flatten_alpha(picture: Image.Image, background: str = "#ffffff") -> Image.Image:
     """RGB pixels, what is transparent filled with a colour such as `#ffffff`."""
     if picture.mode != "RGBA":
         return picture.convert("RGB")
-    ground = Image.new("RGBA", picture.size, (*color_of(background), 255))
+    ground = Image.new("RGBA", picture.size, (*average_color(background), 255))
     return Image.alpha_composite(ground, picture).convert("RGB")
 
 
-def fit(picture: Image.Image, size: tuple[int, int], how: str, background: str) -> Image.Image:
+def resize_to_fit(
+    picture: Image.Image, size: tuple[int, int], how: str, background: str
+) -> Image.Image:
     """The picture at that size: `crop` cuts what is over, `pad` fills up, `stretch` distorts.
 
     No pixel changes where the size is the picture's own, or smaller by less than the 8
@@ -68,16 +70,16 @@ def fit(picture: Image.Image, size: tuple[int, int], how: str, background: str) 
     if over == (0, 0):
         return picture.copy()
     if how == "crop" and all(0 <= pixels < 8 for pixels in over):
-        return middle(picture, size)
+        return center_crop(picture, size)
     if how == "crop":
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     if how == "pad":
-        ground = color_of(background) if picture.mode == "RGB" else 0
+        ground = average_color(background) if picture.mode == "RGB" else 0
         return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=ground)
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def middle(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The middle of the picture at that size, or all of it where it is no larger."""
     left, top = ((side - wanted) // 2 for side, wanted in zip(picture.size, size, strict=True))
     if min(left, top) < 0 or picture.size == size:
@@ -85,17 +87,17 @@ def middle(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.crop((left, top, left + size[0], top + size[1]))
 
 
-def color_of(text: str) -> tuple[int, int, int]:
+def average_color(text: str) -> tuple[int, int, int]:
     """Red, green and blue of a colour's name or `#rrggbb`; raises InvalidInput."""
     try:
         color = ImageColor.getrgb(text)
     except (ValueError, AttributeError, TypeError) as error:
-        raise InvalidInput("background", text, "a colour such as #ffffff or white") from error
+        raise InvalidInput("fill_color", text, "a colour such as #ffffff or white") from error
     return color[0], color[1], color[2]
 
 
 @contextmanager
-def _errors_in_words(field: str, name: str) -> Iterator[None]:
+def _translate_errors(field: str, name: str) -> Iterator[None]:
     """What Pillow raises on bad files, in a sentence; its warning about bombs is ours already."""
     try:
         with warnings.catch_warnings():
@@ -123,7 +125,7 @@ def _largest() -> str:
     return f"a picture of at most {MAX_PIXELS // 10**6} million pixels"
 
 
-def _normalise(picture: Image.Image) -> Picture:
+def _normalise(picture: Image.Image) -> DecodedImage:
     notes: list[str] = []
     if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
         notes.append(f"The first of {frames} frames was taken.")
@@ -134,7 +136,7 @@ def _normalise(picture: Image.Image) -> Picture:
     if upright.mode == "CMYK":
         notes.append("The printing colours (CMYK) were converted to RGB.")
     see_through = "A" in upright.getbands() or "transparency" in upright.info
-    return Picture(_to_srgb(upright, "RGBA" if see_through else "RGB", notes), tuple(notes))
+    return DecodedImage(_to_srgb(upright, "RGBA" if see_through else "RGB", notes), tuple(notes))
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
@@ -175,7 +177,7 @@ MAX_LENGTH = 60  # characters
 SHARE = 1 / 28  # of the shorter side: the height of the letters
 
 
-def mark(picture: Image.Image, text: str) -> Image.Image:
+def add_watermark(picture: Image.Image, text: str) -> Image.Image:
     """The picture with the text in its lower right corner, light with a dark rim."""
     height = max(8.0, min(picture.size) * SHARE)
     font = ImageFont.load_default(height)

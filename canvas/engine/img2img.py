@@ -11,9 +11,9 @@ from PIL import Image
 
 from canvas.catalog import ModelSpec
 from canvas.engine import masks
-from canvas.engine.image_io import fit, flatten
+from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.masks import Box
-from canvas.engine.prompt_weighting import takes_weights
+from canvas.engine.prompt_weighting import supports_weighting
 from canvas.errors import InvalidInput
 from canvas.request import GenerationRequest
 
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 OnStepEnd = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
-class KeptLatents:
+class BlendedLatentCallback:
     """A `callback_on_step_end` for pipelines that redraw pictures but know no masks.
 
     So does diffusers for UNets of four channels ("Blended Latent Diffusion", arXiv
     2206.02779); others, such as the built-in model's sixteen, it refuses.
     """
 
-    def __init__(self, image: Image.Image, mask: Image.Image, seed: int, then: OnStepEnd) -> None:
+    def __init__(
+        self, image: Image.Image, mask: Image.Image, seed: int, next_callback: OnStepEnd
+    ) -> None:
         self._image = image
         self._mask_image = mask
         self._seed = seed
-        self._then = then
+        self._then = next_callback
         self._kept: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def __call__(
@@ -80,11 +82,11 @@ def _tensor(mask: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(mask, dtype=np.float32))[None, None] / 255
 
 
-Pictures = Mapping[str, Image.Image]  # by the request's field: image, mask_image
+InputImages = Mapping[str, Image.Image]  # by the request's field: image, mask_image
 
 
 @dataclass(frozen=True)
-class Edit:
+class PreparedEdit:
     """A picture at the size at which the model works, and how its answer joins the original.
 
     `mask` is None where all of it is redrawn. `box` is the part of `original` that the
@@ -99,7 +101,7 @@ class Edit:
 
     def arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """What the pipeline takes beside the words."""
-        whole, done = request.steps
+        whole, done = request.step_counts
         given = {
             "image": self.image,
             # Diffusers rounds down, and takes 1 for noise alone.
@@ -115,20 +117,20 @@ class Edit:
     @property
     def _small_mask(self) -> Image.Image:
         assert self.mask is not None  # noqa: S101 - asked for only where there is one
-        small = masks.hard(self.mask).crop(self.box)
+        small = masks.binarize(self.mask).crop(self.box)
         return small.resize(self.image.size, Image.Resampling.NEAREST)
 
     def on_step_end(self, pipeline: Any, seed: int, then: OnStepEnd) -> OnStepEnd:
         """The callback, with what a pipeline that knows no masks needs to keep the rest."""
         if self.mask is None or "mask_image" in inspect.signature(pipeline.__call__).parameters:
             return then
-        return KeptLatents(self.image, self._small_mask, seed, then)
+        return BlendedLatentCallback(self.image, self._small_mask, seed, then)
 
-    def drawn_at(self, size: tuple[int, int]) -> Edit:
+    def at_size(self, size: tuple[int, int]) -> PreparedEdit:
         """The same with what the model sees at that size."""
         return replace(self, image=_resized(self.image, size))
 
-    def finish(self, drawn: Image.Image) -> Image.Image:
+    def composite(self, drawn: Image.Image) -> Image.Image:
         """The model's answer where it was asked for, the original's own pixels elsewhere."""
         if self.mask is None:
             return _resized(drawn, self.original.size)
@@ -142,7 +144,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def variant_of(pipeline: Any, request: GenerationRequest) -> str:
+def pipeline_task(pipeline: Any, request: GenerationRequest) -> str:
     """The pipeline's variant for a request, in the words of the cache: a task."""
     if request.task == "upscale":
         return "image_to_image"
@@ -151,11 +153,11 @@ def variant_of(pipeline: Any, request: GenerationRequest) -> str:
     return request.task
 
 
-def check_pipeline(pipeline: Any, request: GenerationRequest, spec: ModelSpec) -> None:
+def check_task_supported(pipeline: Any, request: GenerationRequest, spec: ModelSpec) -> None:
     """Raise InvalidInput when the model cannot do the task."""
     if _channels(pipeline) == 9 and request.task != "inpaint":
         raise InvalidInput("task", request.task, f"inpaint with {spec.key}, made for that alone")
-    if request.prompt_weighting and not takes_weights(pipeline):
+    if request.prompt_weighting and not supports_weighting(pipeline):
         raise InvalidInput("prompt_weighting", True, f"false with the model {spec.key}")
 
 
@@ -164,7 +166,9 @@ def _channels(pipeline: Any) -> int:
     return getattr(config, "in_channels", 4)
 
 
-def prepare(request: GenerationRequest, pictures: Pictures, spec: ModelSpec) -> Edit | None:
+def prepare_inputs(
+    request: GenerationRequest, pictures: InputImages, spec: ModelSpec
+) -> PreparedEdit | None:
     """The edit that a resolved request asks for; None where it starts from words alone."""
     if request.task == "text_to_image":
         return None
@@ -172,32 +176,32 @@ def prepare(request: GenerationRequest, pictures: Pictures, spec: ModelSpec) -> 
     left, top, right, bottom = _sides(request)
     inner = (request.width - left - right, request.height - top - bottom)
     if min(inner) < 8:
-        raise InvalidInput("extend", request.extend, "less than the whole of the new picture")
-    picture = flatten(pictures["image"], request.background)
-    original = fit(picture, inner, request.fit, request.background)
+        raise InvalidInput("outpaint", request.outpaint, "less than the whole of the new picture")
+    picture = flatten_alpha(pictures["image"], request.fill_color)
+    original = resize_to_fit(picture, inner, request.resize_mode, request.fill_color)
     if request.task != "inpaint":
-        return Edit(original, original, (0, 0, *inner))
-    original, mask = masks.extended(original, (left, top, right, bottom))
+        return PreparedEdit(original, original, (0, 0, *inner))
+    original, mask = masks.outpaint_canvas(original, (left, top, right, bottom))
     if "mask_image" in pictures:
-        painted = masks.as_mask(pictures["mask_image"])
+        painted = masks.to_mask(pictures["mask_image"])
         masks.check_mask(painted, pictures["image"].size)
-        mask.paste(fit(painted, inner, request.fit, "#000000"), (left, top))
+        mask.paste(resize_to_fit(painted, inner, request.resize_mode, "#000000"), (left, top))
     masks.check_mask(mask, original.size)
     return _inpaint(request, original, mask, spec)
 
 
 def _inpaint(
     request: GenerationRequest, original: Image.Image, mask: Image.Image, spec: ModelSpec
-) -> Edit:
+) -> PreparedEdit:
     if not request.only_masked:
-        return Edit(original, original, (0, 0, *original.size), mask, request.mask_feather)
-    box = masks.masked_area(mask)
-    size = masks.working_size(box, spec.resolution)
+        return PreparedEdit(original, original, (0, 0, *original.size), mask, request.mask_blur)
+    box = masks.mask_bbox(mask)
+    size = masks.inpaint_size(box, spec.resolution)
     image = original.crop(box).resize(size, Image.Resampling.LANCZOS)
-    return Edit(image, original, box, mask, request.mask_feather)
+    return PreparedEdit(image, original, box, mask, request.mask_blur)
 
 
-def final_size(
+def output_size(
     request: GenerationRequest, size: tuple[int, int], spec: ModelSpec
 ) -> tuple[int, int]:
     """The size of the result for a picture of that size, where the request does not say.
@@ -211,7 +215,7 @@ def final_size(
         return width // step * step * request.scale, height // step * step * request.scale
     left, top, right, bottom = _sides(request)
     added = (left + right, top + bottom)
-    if not request.is_drawn_at_once:
+    if not request.is_single_pass:
         return width // 8 * 8 + added[0], height // 8 * 8 + added[1]
     room = [spec.max_size - pixels for pixels in added]
     factor = min(1.0, room[0] / width, room[1] / height)
@@ -227,5 +231,5 @@ def final_size(
 def _sides(request: GenerationRequest) -> masks.Sides:
     if request.task != "inpaint":
         return 0, 0, 0, 0
-    left, top, right, bottom = request.extend
+    left, top, right, bottom = request.outpaint
     return left, top, right, bottom

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from canvas.catalog import ModelSpec
 from canvas.engine import system_info
 from canvas.engine.device import Device
-from canvas.engine.lora_adapters import check_fit
-from canvas.engine.optimizations.cpu_attention import use_tiles
-from canvas.errors import HubOffline, InvalidInput, ModelBroken, ModelUnavailable, OutOfMemory
+from canvas.engine.lora_adapters import check_compatible
+from canvas.engine.optimizations.cpu_attention import enable_chunked_attention
+from canvas.errors import HubOffline, InvalidInput, ModelCorrupted, ModelUnavailable, OutOfMemory
 from canvas.models import pipeline_files
-from canvas.models.addons import EXTRAS, TINY_DECODER
+from canvas.models.addons import ADDONS, TAESD
 from canvas.models.addons import find as find_addon
 from canvas.models.hub_client import Hub
 from canvas.models.loras import read_lora
-from canvas.presets import FEW_STEP_LORA
+from canvas.presets import DISTILLED_LORA
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
@@ -73,38 +73,38 @@ def _estimate_file(path: Path, itemsize: int) -> int:
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "converted"
-ROOM_LEFT = 2_000_000_000  # bytes that a copy may not take from the disk
+CONVERTED_DIR = "converted"
+MIN_FREE_BYTES = 2_000_000_000  # bytes that a copy may not take from the disk
 
 
-def converted(local: LocalModel, device: Device) -> Path | None:
+def find_converted(local: LocalModel, device: Device) -> Path | None:
     """The copy of a model of the Hub in the dtype of the device, where it is whole."""
-    folder = _place(local, device)
+    folder = _converted_path(local, device)
     if folder is None or not pipeline_files.is_complete(folder):
         return None
     try:
         for weights in folder.glob("*/*.safetensors"):
             pipeline_files.check_single_file(weights)
-    except ModelBroken as error:  # the machine lost power while it was written, say
+    except ModelCorrupted as error:  # the machine lost power while it was written, say
         logger.warning("The copy is made anew: %s", error)
         shutil.rmtree(folder)
         return None
     return folder
 
 
-def keep_converted(pipeline: Any, local: LocalModel, device: Device) -> bool:
+def save_converted(pipeline: Any, local: LocalModel, device: Device) -> bool:
     """Write a pipeline that was read from `.bin` files as safetensors; whether it was done.
 
     The copy lies in the repository's own folder of the Hub's cache, so it is counted and
     deleted with it. Models in folders of the user's own are left as they are.
     """
-    target = _place(local, device)
+    target = _converted_path(local, device)
     if target is None or pipeline_files.selection_in(local.path).edition.format != "bin":
         return False
     try:
         target.parent.mkdir(exist_ok=True)
         needed = sum(path.stat().st_size for path in local.path.glob("*/*.bin"))
-        if shutil.disk_usage(target.parent).free < needed + ROOM_LEFT:
+        if shutil.disk_usage(target.parent).free < needed + MIN_FREE_BYTES:
             logger.warning("%s stays in .bin files: the disk is nearly full.", local.repo_id)
             return False
         _write(pipeline, target)
@@ -123,11 +123,11 @@ def _write(pipeline: Any, target: Path) -> None:
         made.rename(target)
 
 
-def _place(local: LocalModel, device: Device) -> Path | None:
+def _converted_path(local: LocalModel, device: Device) -> Path | None:
     """`models--…/converted/REVISION-DTYPE`, beside `models--…/snapshots/REVISION`."""
     if local.path.parent.name != "snapshots" or not local.path.is_dir():
         return None
-    return local.path.parent.parent / FOLDER / f"{local.path.name}-{device.dtype}"
+    return local.path.parent.parent / CONVERTED_DIR / f"{local.path.name}-{device.dtype}"
 
 
 PIPELINE_CLASSES = {
@@ -135,30 +135,30 @@ PIPELINE_CLASSES = {
     "stable_diffusion_xl": "StableDiffusionXLPipeline",
     "auto": "AutoPipelineForText2Image",
 }
-WITHOUT_CHECKER = {
+NO_SAFETY_CHECKER = {
     "safety_checker": None,
     "feature_extractor": None,
     "requires_safety_checker": False,
 }
 # While from_pretrained builds a model without memory it patches torch.nn.Module for the whole
 # process, and two at a time leave it patched: every later model would then be without weights.
-ONE_AT_A_TIME = threading.Lock()
+FROM_PRETRAINED_LOCK = threading.Lock()
 
 
 def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
     """Open the files as a pipeline on the device; weights are mapped and cast once."""
     from safetensors import SafetensorError
 
-    quieten()
+    silence_libraries()
     try:
-        with ONE_AT_A_TIME:
+        with FROM_PRETRAINED_LOCK:
             if local.path.is_file():
                 pipeline = _from_single_file(spec, local.path, device)
             else:
-                copy = converted(local, device)
+                copy = find_converted(local, device)
                 pipeline = _from_folder(spec, copy or local.path, device)
                 if copy is None:
-                    keep_converted(pipeline, local, device)
+                    save_converted(pipeline, local, device)
         pipeline = pipeline.to(device.name)
     except (
         *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
@@ -169,12 +169,12 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
                 f"The model {spec.key} does not fit into the memory of {device.name}. "
                 "Close other programs or pick a smaller model."
             ) from error
-        raise _broken(spec, local.path, str(error)) from error
+        raise _load_error(spec, local.path, str(error)) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def tune(pipeline: Any, device: Device) -> None:
+def optimize_for_device(pipeline: Any, device: Device) -> None:
     """Lay out weights and choose kernels as this device is fastest with them."""
     import torch
 
@@ -183,10 +183,10 @@ def tune(pipeline: Any, device: Device) -> None:
     for name in ("unet", "vae"):
         if part := getattr(pipeline, name, None):
             part.to(memory_format=torch.channels_last)
-    use_tiles(pipeline)
+    enable_chunked_attention(pipeline)
 
 
-def _selection(folder: Path, device: Device) -> pipeline_files.Selection:
+def _selection(folder: Path, device: Device) -> pipeline_files.FileSelection:
     return pipeline_files.selection_in(folder, half_precision=device.dtype != "float32")
 
 
@@ -194,7 +194,7 @@ def weight_files(local: LocalModel, device: Device) -> list[Path]:
     """The files that loading the model on that device will read; raises ModelBroken."""
     if local.path.is_file():
         return [local.path]
-    folder = converted(local, device) or local.path
+    folder = find_converted(local, device) or local.path
     return [folder / name for name in _selection(folder, device).files]
 
 
@@ -209,7 +209,7 @@ def _from_folder(spec: ModelSpec, folder: Path, device: Device) -> Any:
         "variant": edition.variant,
         "use_safetensors": edition.format == "safetensors",
     }
-    options |= {name: value for name, value in WITHOUT_CHECKER.items() if name in index}
+    options |= {name: value for name, value in NO_SAFETY_CHECKER.items() if name in index}
     return getattr(diffusers, PIPELINE_CLASSES[spec.type]).from_pretrained(str(folder), **options)
 
 
@@ -223,13 +223,13 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
 
     pipeline_files.check_single_file(path)
     if spec.type == "auto":
-        raise _broken(spec, path, "a single file needs its type: stable_diffusion or ..._xl")
+        raise _load_error(spec, path, "a single file needs its type: stable_diffusion or ..._xl")
     options: dict[str, Any] = {"dtype": device.torch_dtype}
     config = path.with_suffix("")
     if config.is_dir():
         options |= {"config": str(config), "local_files_only": True}
     if spec.type == "stable_diffusion":
-        options |= WITHOUT_CHECKER
+        options |= NO_SAFETY_CHECKER
     pipeline_class = getattr(diffusers, PIPELINE_CLASSES[spec.type])
     try:
         return pipeline_class.from_single_file(str(path), **options)
@@ -243,16 +243,16 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
         ) from error
 
 
-def _broken(spec: ModelSpec, path: Path, problem: str) -> ModelBroken:
+def _load_error(spec: ModelSpec, path: Path, problem: str) -> ModelCorrupted:
     first_line = (problem.strip().splitlines() or ["unreadable"])[0]
     first_line = first_line.replace(str(path), spec.public_name)
-    return ModelBroken(
+    return ModelCorrupted(
         f"The files of the model {spec.key} do not make a pipeline: {first_line[:200]}. "
         f"Remove them and download the model again, or pick another one."
     )
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Keep the libraries' bars and hints off the terminal; what matters is raised."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -262,11 +262,11 @@ def quieten() -> None:
         library.set_verbosity_error()
 
 
-def fuse_few_step_weights(pipeline: Any, *, hub: Hub | None = None) -> None:
+def fuse_distilled_lora(pipeline: Any, *, hub: Hub | None = None) -> None:
     """Add the few-step LoRA to the UNet for good: it then costs nothing a step."""
-    path = _there(FEW_STEP_LORA, hub) / EXTRAS[FEW_STEP_LORA].files[0]
+    path = _require_addon(DISTILLED_LORA, hub) / ADDONS[DISTILLED_LORA].files[0]
     try:
-        check_fit(read_lora(path), pipeline)
+        check_compatible(read_lora(path), pipeline)
     except InvalidInput as error:
         raise ModelUnavailable(f"This model has no fast weights: {error}") from error
     pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
@@ -274,14 +274,14 @@ def fuse_few_step_weights(pipeline: Any, *, hub: Hub | None = None) -> None:
     pipeline.unload_lora_weights()
 
 
-def with_tiny_decoder(pipeline: Any, *, hub: Hub | None = None) -> Any:
+def with_taesd(pipeline: Any, *, hub: Hub | None = None) -> Any:
     """A pipeline of the same parts with the tiny decoder in place of its own."""
     from diffusers import AutoencoderTiny
 
     if isinstance(pipeline.vae, AutoencoderTiny):
         return pipeline
-    folder = _there(TINY_DECODER, hub)
-    with ONE_AT_A_TIME:
+    folder = _require_addon(TAESD, hub)
+    with FROM_PRETRAINED_LOCK:
         decoder = AutoencoderTiny.from_pretrained(
             str(folder), dtype=pipeline.vae.dtype, local_files_only=True
         )
@@ -291,12 +291,12 @@ def with_tiny_decoder(pipeline: Any, *, hub: Hub | None = None) -> Any:
     return quick
 
 
-def _there(name: str, hub: Hub | None) -> Path:
+def _require_addon(name: str, hub: Hub | None) -> Path:
     folder = find_addon(name, hub=hub)
     if folder is None:
-        extra = EXTRAS[name]
+        extra = ADDONS[name]
         raise ModelUnavailable(
-            f"Turbo needs {extra.what} ({extra.size / 1e6:.0f} MB from {extra.repo_id}), which "
+            f"Turbo needs {extra.label} ({extra.size / 1e6:.0f} MB from {extra.repo_id}), which "
             "are not on this disk yet. Connect to the internet once, or pick Balanced."
         )
     return folder

@@ -21,7 +21,7 @@ from canvas.models.loras import (
 
 
 @contextmanager
-def worn(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> Iterator[None]:
+def applied_loras(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> Iterator[None]:
     """Put the LoRAs on a pipeline for the time of the block, in an order that is always the same.
 
     What the pipeline wears already stays. Raises InvalidInput for one that does not fit,
@@ -32,7 +32,7 @@ def worn(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> Iterator[None]:
         yield
         return
     for lora, _ in wanted:
-        check_fit(lora, pipeline)
+        check_compatible(lora, pipeline)
     before = list(pipeline.get_active_adapters())
     names: list[str] = []
     try:
@@ -50,12 +50,12 @@ def worn(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> Iterator[None]:
             pipeline.unload_lora_weights()
 
 
-def check_fit(lora: Lora, pipeline: Any) -> None:
+def check_compatible(lora: Lora, pipeline: Any) -> None:
     """Raise InvalidInput when tensors have no layer in the pipeline, or another shape."""
     unet = getattr(pipeline, "unet", None)
     if unet is None:
         raise InvalidInput("loras", lora.name, "a model of Stable Diffusion or SDXL to wear it")
-    misfits = _misfits(lora, unet)
+    misfits = _incompatible_tensors(lora, unet)
     if misfits:
         shown = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if misfits[3:] else "")
         made = f"it was made for {lora.base_model}, " if lora.base_model else ""
@@ -65,7 +65,7 @@ def check_fit(lora: Lora, pipeline: Any) -> None:
         )
 
 
-def _misfits(lora: Lora, unet: Any) -> list[str]:
+def _incompatible_tensors(lora: Lora, unet: Any) -> list[str]:
     layers = {
         name.replace(".", "_"): module.weight.shape
         for name, module in unet.named_modules()

@@ -12,7 +12,7 @@ PADDING = 32  # pixels around the masked area that the model sees as well
 HALF = 128
 
 
-def as_mask(picture: Image.Image) -> Image.Image:
+def to_mask(picture: Image.Image) -> Image.Image:
     """White where the picture is to be changed: a drawn layer's opacity, else its brightness."""
     if picture.mode == "RGBA" and picture.getchannel("A").getextrema() != (255, 255):
         return picture.getchannel("A")
@@ -24,40 +24,40 @@ def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
     if mask.size != size:
         said = f"a mask of {mask.width}x{mask.height} pixels"
         raise InvalidInput("mask_image", said, f"the picture's size, {size[0]}x{size[1]}")
-    if hard(mask).getbbox() is None:
+    if binarize(mask).getbbox() is None:
         raise InvalidInput("mask_image", "an empty mask", "white, or paint, where to change it")
 
 
-def hard(mask: Image.Image) -> Image.Image:
+def binarize(mask: Image.Image) -> Image.Image:
     """Only black and white, as the model takes it."""
     return mask.point(lambda value: 255 if value >= HALF else 0)
 
 
-def feathered(mask: Image.Image, radius: int) -> Image.Image:
+def feather(mask: Image.Image, radius: int) -> Image.Image:
     """The mask with an edge that fades inward over about `radius` pixels; never grows.
 
     Parts too thin to fade keep as much of the fade as they have room for.
     """
-    mask = hard(mask)
+    mask = binarize(mask)
     if radius < 1:
         return mask
     # A blurred straight edge has 1/2 at the edge, which becomes 0; the inside stays 1.
     blurred = mask.filter(ImageFilter.GaussianBlur(radius / 2))
     soft = blurred.point(lambda value: max(0, 2 * value - 255))
     soft = ImageChops.darker(soft, mask)
-    return soft if soft.histogram()[255] else feathered(mask, radius // 2)
+    return soft if soft.histogram()[255] else feather(mask, radius // 2)
 
 
 def composite(
-    original: Image.Image, changed: Image.Image, mask: Image.Image, feather: int = 0
+    original: Image.Image, changed: Image.Image, mask: Image.Image, blur: int = 0
 ) -> Image.Image:
     """The changed picture inside the mask, the original's own pixels outside of it."""
-    return Image.composite(changed, original, feathered(mask, feather))
+    return Image.composite(changed, original, feather(mask, blur))
 
 
-def masked_area(mask: Image.Image, padding: int = PADDING) -> Box:
+def mask_bbox(mask: Image.Image, padding: int = PADDING) -> Box:
     """The box around what is masked, with some surroundings, within the picture."""
-    box = hard(mask).getbbox()
+    box = binarize(mask).getbbox()
     if box is None:
         raise InvalidInput("mask_image", "an empty mask", "white, or paint, where to change it")
     return (
@@ -68,7 +68,7 @@ def masked_area(mask: Image.Image, padding: int = PADDING) -> Box:
     )
 
 
-def working_size(box: Box, resolution: int) -> tuple[int, int]:
+def inpaint_size(box: Box, resolution: int) -> tuple[int, int]:
     """The size at which a model of that native side works on the box: its shape, its best area."""
     width, height = box[2] - box[0], box[3] - box[1]
     factor = (resolution * resolution / (width * height)) ** 0.5
@@ -76,7 +76,7 @@ def working_size(box: Box, resolution: int) -> tuple[int, int]:
     return max(64, round(width * factor / 8) * 8), max(64, round(height * factor / 8) * 8)
 
 
-def extended(picture: Image.Image, sides: Sides) -> tuple[Image.Image, Image.Image]:
+def outpaint_canvas(picture: Image.Image, sides: Sides) -> tuple[Image.Image, Image.Image]:
     """A larger canvas with the picture on it, and the mask of what was added.
 
     What was added begins as the border drawn out and blurred, so that a plain model has
@@ -89,13 +89,13 @@ def extended(picture: Image.Image, sides: Sides) -> tuple[Image.Image, Image.Ima
     ImageDraw.Draw(mask).rectangle((inner[0], inner[1], inner[2] - 1, inner[3] - 1), fill=0)
     canvas = Image.new("RGB", size)
     canvas.paste(picture, inner)
-    _draw_out(canvas, inner)
+    _replicate_edges(canvas, inner)
     blurred = canvas.filter(ImageFilter.GaussianBlur(max(1, max(sides) / 8)))
     canvas.paste(blurred, mask=mask)
     return canvas, mask
 
 
-def _draw_out(canvas: Image.Image, inner: Box) -> None:
+def _replicate_edges(canvas: Image.Image, inner: Box) -> None:
     """Repeat the outermost columns, then the outermost rows with the new corners."""
     left, top, right, bottom = inner
     width, height = canvas.size

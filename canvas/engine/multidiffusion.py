@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 
-def spans(length: int, side: int, overlap: int) -> list[Span]:
+def tile_spans(length: int, side: int, overlap: int) -> list[Span]:
     """Stretches of `side` that cover `length`, evenly, overlapping by `overlap` or more."""
     if length <= side:
         return [(0, length)]
@@ -23,7 +23,7 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
     return [(start, start + side) for start in starts]
 
 
-def joined(
+def blend_tiles(
     compute: Callable[[torch.Tensor], torch.Tensor],
     sample: torch.Tensor,
     side: int,
@@ -36,12 +36,14 @@ def joined(
     before, after = scales
     height, width = (length // before for length in sample.shape[-2:])
     result = total = None
-    for rows, columns in product(spans(height, side, side // 4), spans(width, side, side // 4)):
+    for rows, columns in product(
+        tile_spans(height, side, side // 4), tile_spans(width, side, side // 4)
+    ):
         found = compute(sample[_cut(rows, columns, before)]).float()
         if result is None or total is None:
             result = found.new_zeros((*found.shape[:2], height * after, width * after))
             total = found.new_zeros(result.shape[-2:])
-        weight = _hill(found.shape[-2])[:, None] * _hill(found.shape[-1])
+        weight = _blend_weight(found.shape[-2])[:, None] * _blend_weight(found.shape[-1])
         weight = weight.to(found.device)
         result[_cut(rows, columns, after)] += found * weight
         total[_cut(rows, columns, after)] += weight
@@ -49,7 +51,7 @@ def joined(
     return result / total
 
 
-class WindowedForward:
+class TiledUNetForward:
     """A stand-in for the forward of a UNet that predicts a large canvas window by window.
 
     In every step the predictions of overlapping windows become one ("MultiDiffusion",
@@ -80,7 +82,7 @@ class WindowedForward:
             self._on_window(self._done)
             return found
 
-        return (joined(predict, sample, self._side // self._scale),)
+        return (blend_tiles(predict, sample, self._side // self._scale),)
 
     def _told_the_size(self, options: dict[str, Any]) -> dict[str, Any]:
         """SDXL is told how large its picture is: for a window, no larger than the window."""
@@ -91,7 +93,7 @@ class WindowedForward:
 
 
 @contextmanager
-def windowed(
+def tiled_pipeline(
     pipeline: Any, side: int, forwards: Sequence[Any], on_window: Callable[[int], None]
 ) -> Iterator[None]:
     """Let the pipeline work on a large picture, `side` pixels at a time, for the block.
@@ -99,10 +101,10 @@ def windowed(
     `forwards`: that of the UNet for each window.
     """
     unet, vae, scale = pipeline.unet, pipeline.vae, pipeline.vae_scale_factor
-    unet.forward = WindowedForward(forwards, side, scale, on_window)
+    unet.forward = TiledUNetForward(forwards, side, scale, on_window)
     # Not diffusers' own tiling: it knows AutoencoderTiny with four channels only.
-    vae.encoder.forward = partial(_code, vae.encoder.forward, side // scale, (scale, 1))
-    vae.decoder.forward = partial(_code, vae.decoder.forward, side // scale, (1, scale))
+    vae.encoder.forward = partial(_tiled_vae, vae.encoder.forward, side // scale, (scale, 1))
+    vae.decoder.forward = partial(_tiled_vae, vae.decoder.forward, side // scale, (1, scale))
     try:
         yield
     finally:
@@ -110,23 +112,23 @@ def windowed(
             del part.forward
 
 
-def is_windowed(pipeline: Any) -> bool:
+def is_tiled(pipeline: Any) -> bool:
     """Whether the pipeline works on a part of its pictures at a time."""
     unet = getattr(pipeline, "unet", None)
-    return isinstance(getattr(unet, "forward", None), WindowedForward)
+    return isinstance(getattr(unet, "forward", None), TiledUNetForward)
 
 
-def count(size: tuple[int, int], side: int, scale: int) -> int:
+def tile_count(size: tuple[int, int], side: int, scale: int) -> int:
     """How many windows of `side` pixels a picture has."""
     side //= scale
-    across, down = (len(spans(length // scale, side, side // 4)) for length in size)
+    across, down = (len(tile_spans(length // scale, side, side // 4)) for length in size)
     return across * down
 
 
-def _code(
+def _tiled_vae(
     forward: Any, side: int, scales: tuple[int, int], sample: torch.Tensor, *others: Any
 ) -> torch.Tensor:
-    found = joined(lambda window: forward(window, *others), sample, side, scales)
+    found = blend_tiles(lambda window: forward(window, *others), sample, side, scales)
     return found.to(sample.dtype)
 
 
@@ -134,7 +136,7 @@ def _cut(rows: Span, columns: Span, scale: int) -> tuple[Any, ...]:
     return (..., slice(*(scale * row for row in rows)), slice(*(scale * x for x in columns)))
 
 
-def _hill(length: int) -> torch.Tensor:
+def _blend_weight(length: int) -> torch.Tensor:
     """Weights of a window's rows or columns: most in the middle, least at its ends."""
     import torch
 

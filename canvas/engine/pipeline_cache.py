@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from canvas.engine import loader, system_info
 from canvas.engine.device import Device
-from canvas.engine.loader import load_pipeline, tune, weight_files
-from canvas.errors import CanvasError, InvalidInput, OutOfMemory, Said
+from canvas.engine.loader import load_pipeline, optimize_for_device, weight_files
+from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
 from canvas.models import addons
-from canvas.presets import few_steps
+from canvas.presets import uses_distilled_lora
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from canvas.request import GenerationRequest
 
 # What decoding a picture takes at its peak, a pixel and byte of a number.
-WORKING_BYTES = 1100
+BYTES_PER_PIXEL = 1100
 
 
-def check_room(request: GenerationRequest, spec: ModelSpec, device: Device) -> None:
+def check_memory(request: GenerationRequest, spec: ModelSpec, device: Device) -> None:
     """Raise OutOfMemory for a picture that the memory of this machine cannot hold.
 
     Of the CPU only: there the system ends a program that takes too much. A GPU refuses by
@@ -37,17 +37,17 @@ def check_room(request: GenerationRequest, spec: ModelSpec, device: Device) -> N
     ):
         return
     raise OutOfMemory(
-        Said(
+        LazyMessage(
             "{size} needs {needed} of memory, {free} are free. {instead}",
             size=f"{request.width}x{request.height}",
             needed=f"{_needed(request.width, request.height, device) / 1e9:.2f} GB",
             free=f"{free / 1e9:.2f} GB",
-            instead=what_would_fit(request, spec, device),
+            instead=suggest_size(request, spec, device),
         )
     )
 
 
-def what_would_fit(request: GenerationRequest, spec: ModelSpec, device: Device) -> Said:
+def suggest_size(request: GenerationRequest, spec: ModelSpec, device: Device) -> LazyMessage:
     """The largest smaller size whose decoding fits into the memory that is free now."""
     assert request.width and request.height  # noqa: S101 - the request is resolved
     free = free_device_memory(device)
@@ -57,18 +57,18 @@ def what_would_fit(request: GenerationRequest, spec: ModelSpec, device: Device) 
             max(64, n * side // longer // 8 * 8) for n in (request.width, request.height)
         )
         if _needed(width, height, device) <= free:
-            return Said("{size} would fit.", size=f"{width}x{height}")
+            return LazyMessage("{size} would fit.", size=f"{width}x{height}")
     text = "Only {free} are free: close other programs or pick a smaller model."
-    return Said(text, free=f"{free / 1e9:.2f} GB")
+    return LazyMessage(text, free=f"{free / 1e9:.2f} GB")
 
 
 def _needed(width: int | None, height: int | None, device: Device) -> int:
-    return (width or 0) * (height or 0) * WORKING_BYTES * int(device.torch_dtype.itemsize)
+    return (width or 0) * (height or 0) * BYTES_PER_PIXEL * int(device.torch_dtype.itemsize)
 
 
 logger = logging.getLogger(__name__)
 
-VARIANTS = {
+TASK_PIPELINES = {
     "image_to_image": "AutoPipelineForImage2Image",
     "inpaint": "AutoPipelineForInpainting",
 }
@@ -78,7 +78,7 @@ SHARE_OF_GPU_MEMORY = 0.8
 
 
 @dataclass
-class Loaded:
+class CachedPipeline:
     """A pipeline in memory and those that share its weights, by task and whether quick."""
 
     local: LocalModel
@@ -101,14 +101,14 @@ class PipelineCache:
         self.memory_budget = memory_budget or default_budget(device)
         self._hub = hub
         self._lock = threading.RLock()
-        self._by_source: OrderedDict[str, Loaded] = OrderedDict()
+        self._by_source: OrderedDict[str, CachedPipeline] = OrderedDict()
 
     def get(
         self,
         spec: ModelSpec,
         local: LocalModel,
         task: str = "text_to_image",
-        mode: str = "quality",
+        preset: str = "quality",
     ) -> Any:
         """The diffusers pipeline, loaded if needed; raises ModelBroken or OutOfMemory.
 
@@ -116,37 +116,37 @@ class PipelineCache:
         those for few steps are a model of their own. Raises ModelUnavailable where the
         extras of the mode are not on this disk.
         """
-        if task != "text_to_image" and task not in VARIANTS:
-            raise InvalidInput("task", task, f"text_to_image, {', '.join(VARIANTS)}")
-        source, quick = source_of(spec, mode), addons.TINY_DECODER in addons.needed(mode, spec)
+        if task != "text_to_image" and task not in TASK_PIPELINES:
+            raise InvalidInput("task", task, f"text_to_image, {', '.join(TASK_PIPELINES)}")
+        source, quick = cache_key(spec, preset), addons.TAESD in addons.required(preset, spec)
         with self._lock:
             entry = self._by_source.get(source)
             if entry is not None and entry.local != local:
-                self.free(spec)  # another revision of the same model
+                self.unload(spec)  # another revision of the same model
                 entry = None
-            entry = entry or self._load(spec, local, mode)
+            entry = entry or self._load(spec, local, preset)
             self._by_source.move_to_end(source)
             if quick and ("text_to_image", True) not in entry.variants:
                 base = entry.variants["text_to_image", False]
-                quicker = loader.with_tiny_decoder(base, hub=self._hub)
+                quicker = loader.with_taesd(base, hub=self._hub)
                 entry.variants["text_to_image", True] = quicker
             if (task, quick) not in entry.variants:
                 base = entry.variants["text_to_image", quick]
                 entry.variants[task, quick] = _variant(base, task, spec)
             return entry.variants[task, quick]
 
-    def is_loaded(self, spec: ModelSpec, mode: str = "quality") -> bool:
+    def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         """Whether the model can be used without loading."""
-        return source_of(spec, mode) in self._by_source
+        return cache_key(spec, preset) in self._by_source
 
     def loaded(self) -> dict[str, int]:
         """Bytes of weights in memory by the model's source, the least recently used first."""
         return {name: entry.size for name, entry in self._by_source.copy().items()}
 
-    def free(self, spec: ModelSpec) -> bool:
+    def unload(self, spec: ModelSpec) -> bool:
         """Let the model go, in every mode; False if it was not loaded."""
         with self._lock:
-            both = {spec.name, _for_few_steps(spec)}
+            both = {spec.name, _distilled_key(spec)}
             sources = [source for source in self._by_source if source in both]
             for source in sources:
                 del self._by_source[source]
@@ -159,24 +159,24 @@ class PipelineCache:
             self._by_source.clear()
             self._release()
 
-    def _load(self, spec: ModelSpec, local: LocalModel, mode: str) -> Loaded:
+    def _load(self, spec: ModelSpec, local: LocalModel, preset: str) -> CachedPipeline:
         files = weight_files(local, self.device)
         size = loader.estimate_bytes(files, self.device.torch_dtype.itemsize)
-        self._make_room(spec, size)
+        self._evict_until_fits(spec, size)
         try:
             pipeline = load_pipeline(spec, local, self.device)
-            if few_steps(mode, spec):
-                loader.fuse_few_step_weights(pipeline, hub=self._hub)
+            if uses_distilled_lora(preset, spec):
+                loader.fuse_distilled_lora(pipeline, hub=self._hub)
         except CanvasError:
             self._release()
             raise
-        tune(pipeline, self.device)
+        optimize_for_device(pipeline, self.device)
         size = loader.bytes_in_memory(pipeline)
-        entry = Loaded(local, size, {("text_to_image", False): pipeline})
-        self._by_source[source_of(spec, mode)] = entry
+        entry = CachedPipeline(local, size, {("text_to_image", False): pipeline})
+        self._by_source[cache_key(spec, preset)] = entry
         return entry
 
-    def _make_room(self, spec: ModelSpec, size: int) -> None:
+    def _evict_until_fits(self, spec: ModelSpec, size: int) -> None:
         """Free the least recently used until `size` more bytes fit."""
         freed = False
         while self._by_source and (
@@ -228,12 +228,12 @@ def free_device_memory(device: Device) -> int:
     return system_info.free_memory()
 
 
-def source_of(spec: ModelSpec, mode: str) -> str:
+def cache_key(spec: ModelSpec, preset: str) -> str:
     """The name under which the cache keeps a model in that mode."""
-    return _for_few_steps(spec) if few_steps(mode, spec) else spec.name
+    return _distilled_key(spec) if uses_distilled_lora(preset, spec) else spec.name
 
 
-def _for_few_steps(spec: ModelSpec) -> str:
+def _distilled_key(spec: ModelSpec) -> str:
     return f"{spec.name} for few steps"
 
 
@@ -241,7 +241,7 @@ def _variant(pipeline: Any, task: str, spec: ModelSpec) -> Any:
     import diffusers
 
     try:
-        variant = getattr(diffusers, VARIANTS[task]).from_pipe(pipeline)
+        variant = getattr(diffusers, TASK_PIPELINES[task]).from_pipe(pipeline)
     except ValueError as error:
         raise InvalidInput("task", task, f"text_to_image with the model {spec.key}") from error
     variant.set_progress_bar_config(disable=True)

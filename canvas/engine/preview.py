@@ -36,7 +36,7 @@ class Preview:
         import torch
 
         self._pipeline = pipeline
-        self._decodes = _decodes_in_no_time(latents, pipeline)
+        self._decodes = _has_fast_decoder(latents, pipeline)
         with torch.inference_mode():
             latents = latents[:1].detach()
             found = (_decoded(latents, pipeline) if self._decodes else latents)[0].float()
@@ -46,11 +46,11 @@ class Preview:
         if self._arrived:
             self._arrived.record()
 
-    def is_here(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether the picture can be had without waiting."""
         return self._arrived is None or self._arrived.query()
 
-    def picture(self) -> Image:
+    def image(self) -> Image:
         """A picture of about SIDE pixels."""
         import torch
 
@@ -58,8 +58,8 @@ class Preview:
             self._arrived.synchronize()
         with torch.inference_mode():
             if self._decodes:
-                return _picture(self._values * 127.5 + 127.5)
-            return _mixed(self._values, self._pipeline)
+                return _to_pil(self._values * 127.5 + 127.5)
+            return _latents_to_rgb(self._values, self._pipeline)
 
 
 def predicted_latents(
@@ -81,7 +81,7 @@ def predicted_latents(
     return (noisy - (1 - alpha) ** 0.5 * output) / alpha**0.5
 
 
-def _decodes_in_no_time(latents: torch.Tensor, pipeline: Any) -> bool:
+def _has_fast_decoder(latents: torch.Tensor, pipeline: Any) -> bool:
     from diffusers import AutoencoderTiny
 
     small = latents.shape[-1] * latents.shape[-2] <= SMALL_ENOUGH_TO_DECODE
@@ -95,21 +95,21 @@ def _decoded(latents: torch.Tensor, pipeline: Any) -> torch.Tensor:
     return pixels
 
 
-def _mixed(latents: torch.Tensor, pipeline: Any) -> Image:
+def _latents_to_rgb(latents: torch.Tensor, pipeline: Any) -> Image:
     import torch
 
     if latents.shape[0] != 4:
         spread = latents[:3].abs().amax().clamp(min=1e-6)
-        return _picture(latents[:3].expand(3, -1, -1) / spread * 127.5 + 127.5)
+        return _to_pil(latents[:3].expand(3, -1, -1) / spread * 127.5 + 127.5)
     if "XL" in type(pipeline).__name__:
         plain = latents / pipeline.vae.config.scaling_factor
         mixed = torch.einsum("chw,cr->rhw", plain, torch.tensor(XL_FACTORS, dtype=torch.float32))
-        return _picture(mixed + torch.tensor(XL_OFFSETS).view(3, 1, 1))
+        return _to_pil(mixed + torch.tensor(XL_OFFSETS).view(3, 1, 1))
     mixed = torch.einsum("chw,cr->rhw", latents, torch.tensor(SD1_FACTORS))
-    return _picture(mixed * 127.5 + 127.5)
+    return _to_pil(mixed * 127.5 + 127.5)
 
 
-def _picture(pixels: torch.Tensor) -> Image:
+def _to_pil(pixels: torch.Tensor) -> Image:
     """A PIL picture of (3, H, W) values from 0 to 255, enlarged to about SIDE."""
     import torch
     from PIL import Image

@@ -6,22 +6,22 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.prompt_weighting import embed, takes_weights
+from canvas.engine.prompt_weighting import encode_weighted_prompt, supports_weighting
 
 if TYPE_CHECKING:
     import torch
 
 # Of Stable Diffusion 1.5 each takes 0.1 MB in 16 bits, of SDXL 0.3 MB.
-REMEMBERED = 32
+MAX_ENTRIES = 32
 ATTRIBUTE = "_remembered_words"
 ENCODERS = ("text_encoder", "text_encoder_2")
 Embeddings = dict[str, "torch.Tensor"]
 
 
-class RememberedWords:
+class EmbeddingCache:
     """The embeddings that were used last, by all that they depend on beside the encoder."""
 
-    def __init__(self, room: int = REMEMBERED) -> None:
+    def __init__(self, room: int = MAX_ENTRIES) -> None:
         self._room = room
         self._by_key: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
 
@@ -35,7 +35,7 @@ class RememberedWords:
         return self._by_key[key]
 
 
-def words_of(
+def encode_prompt_cached(
     pipeline: Any, prompts: tuple[str, str], *, guided: bool, weighting: bool
 ) -> dict[str, Any]:
     """What the pipeline takes for prompt and negative prompt; unguided, the latter is left out.
@@ -44,35 +44,35 @@ def words_of(
     of its model; worn LoRAs and the notation of weights are told apart.
     """
     prompt, negative = prompts
-    if not takes_weights(pipeline):
+    if not supports_weighting(pipeline):
         return {"prompt": prompt, "negative_prompt": negative}
-    remembered = _remembered(pipeline)
-    worn = _worn(pipeline)
+    remembered = _cache_of(pipeline)
+    worn = _active_loras(pipeline)
     if weighting:
         key = (*worn, prompt, negative, "weights")
-        return dict(remembered.get(key, lambda: embed(pipeline, prompt, negative)))
-    found = dict(remembered.get((*worn, prompt), lambda: _read(pipeline, prompt)))
+        return dict(remembered.get(key, lambda: encode_weighted_prompt(pipeline, prompt, negative)))
+    found = dict(remembered.get((*worn, prompt), lambda: _encode(pipeline, prompt)))
     if guided:
-        unwanted = remembered.get((*worn, negative), lambda: _read(pipeline, negative))
+        unwanted = remembered.get((*worn, negative), lambda: _encode(pipeline, negative))
         found |= {f"negative_{name}": tensor for name, tensor in unwanted.items()}
     return found
 
 
-def forget_words(pipeline: Any) -> None:
+def clear_cache(pipeline: Any) -> None:
     """Let the next request read its words anew, as a measurement of that needs."""
     vars(pipeline.text_encoder or pipeline.text_encoder_2).pop(ATTRIBUTE, None)
 
 
-def _remembered(pipeline: Any) -> RememberedWords:
+def _cache_of(pipeline: Any) -> EmbeddingCache:
     # Kept on the encoder itself: variants of a pipeline share it, and it goes with it.
     encoder = pipeline.text_encoder or pipeline.text_encoder_2
     if not hasattr(encoder, ATTRIBUTE):
-        setattr(encoder, ATTRIBUTE, RememberedWords())
-    found: RememberedWords = getattr(encoder, ATTRIBUTE)
+        setattr(encoder, ATTRIBUTE, EmbeddingCache())
+    found: EmbeddingCache = getattr(encoder, ATTRIBUTE)
     return found
 
 
-def _worn(pipeline: Any) -> tuple[Any, ...]:
+def _active_loras(pipeline: Any) -> tuple[Any, ...]:
     """The LoRAs on the text encoders, with their weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -96,7 +96,7 @@ def _worn(pipeline: Any) -> tuple[Any, ...]:
     )
 
 
-def _read(pipeline: Any, text: str) -> Embeddings:
+def _encode(pipeline: Any, text: str) -> Embeddings:
     import torch
 
     encoder = pipeline.text_encoder or pipeline.text_encoder_2

@@ -49,22 +49,22 @@ def parse(prompt: str) -> Fragments:
             pieces.append([match["escaped"] or match["text"], 1.0])
     for kind, start in reversed(opened):
         _multiply(pieces[start:], STRONGER if kind == "(" else 1 / STRONGER)
-    return _joined(pieces)
+    return _join(pieces)
 
 
-def chunks_of(prompt: str) -> list[Fragments]:
+def split_chunks(prompt: str) -> list[Fragments]:
     """The fragments of each part between BREAKs; blank ones are left out."""
     parts = [parse(part) for part in BREAK.split(prompt)]
     filled = [[(text, weight) for text, weight in part if text.strip()] for part in parts]
     return [part for part in filled if part] or [[("", 1.0)]]
 
 
-def plain(prompt: str) -> str:
+def strip_weights(prompt: str) -> str:
     """The words of the prompt without the notation, for encoders that take no weights."""
     return " ".join("".join(text for text, _ in parse(part)) for part in BREAK.split(prompt))
 
 
-def embed(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Any]:
+def encode_weighted_prompt(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Any]:
     """What the pipeline takes in place of both prompts, (1, 77 n, D), of equal lengths."""
     import torch
 
@@ -74,7 +74,7 @@ def embed(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Any]:
     with torch.no_grad():
         provider = _provider(pipeline, encoders)
         wanted, unwanted = (_embedded(provider, text) for text in (prompt, negative_prompt))
-        wanted, unwanted = _equally_long(provider, wanted, unwanted)
+        wanted, unwanted = _pad_embeds(provider, wanted, unwanted)
         found = {"prompt_embeds": wanted, "negative_prompt_embeds": unwanted}
         if len(encoders) > 1:
             found["pooled_prompt_embeds"] = _pooled(pipeline, prompt)
@@ -82,7 +82,7 @@ def embed(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Any]:
         return found
 
 
-def takes_weights(pipeline: Any) -> bool:
+def supports_weighting(pipeline: Any) -> bool:
     """Whether the pipeline's words go through CLIP alone, as in Stable Diffusion and SDXL."""
     return type(pipeline).__name__.startswith("StableDiffusion") and not hasattr(
         pipeline, "text_encoder_3"
@@ -109,7 +109,7 @@ def _provider(pipeline: Any, encoders: list[Any]) -> Any:
 
 
 def _embedded(provider: Any, prompt: str) -> torch.Tensor:
-    chunks = chunks_of(prompt)
+    chunks = split_chunks(prompt)
     found: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
         [[text for text, _ in chunk] for chunk in chunks],
         [[weight for _, weight in chunk] for chunk in chunks],
@@ -118,7 +118,7 @@ def _embedded(provider: Any, prompt: str) -> torch.Tensor:
     return found
 
 
-def _equally_long(provider: Any, *embeddings: torch.Tensor) -> list[torch.Tensor]:
+def _pad_embeds(provider: Any, *embeddings: torch.Tensor) -> list[torch.Tensor]:
     import torch
 
     longest = max(embedding.shape[1] for embedding in embeddings)
@@ -133,7 +133,7 @@ def _pooled(pipeline: Any, prompt: str) -> torch.Tensor:
     """The second encoder's summary of the first 77 tokens, as SDXL takes it."""
     tokenizer, encoder = pipeline.tokenizer_2, pipeline.text_encoder_2
     tokens = tokenizer(
-        plain(prompt),
+        strip_weights(prompt),
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
@@ -155,7 +155,7 @@ def _multiply(pieces: list[list[Any]], factor: float) -> None:
         piece[1] *= factor
 
 
-def _joined(pieces: list[list[Any]]) -> Fragments:
+def _join(pieces: list[list[Any]]) -> Fragments:
     """Neighbours of equal weight become one text."""
     joined: Fragments = []
     for text, weight in pieces:

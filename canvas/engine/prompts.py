@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ModelSpec
-from canvas.errors import ModelBroken
-from canvas.models.loras import split_tags
+from canvas.errors import ModelCorrupted
+from canvas.models.loras import parse_lora_tags
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
 
@@ -24,7 +24,7 @@ LETTERS_A_TOKEN = 7
 
 
 @dataclass(frozen=True)
-class PromptFit:
+class TokenBudget:
     """How a prompt fits the model: `kept + cut` is the text, `cut` is what it never sees.
 
     `tokens` and `limit` leave out the two marks of start and end.
@@ -33,7 +33,7 @@ class PromptFit:
     tokens: int
     limit: int
     kept: str
-    cut: str
+    truncated: str
 
 
 def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
@@ -41,8 +41,8 @@ def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
 
     Names of LoRAs, `<lora:name:0.8>`, are not for the model to read.
     """
-    prompt = _joined(split_tags(request.prompt)[0], STYLES[request.style].words)
-    if not spec.trigger_words or _says(prompt, spec.trigger_words):
+    prompt = _joined(parse_lora_tags(request.prompt)[0], STYLES[request.style].words)
+    if not spec.trigger_words or _contains(prompt, spec.trigger_words):
         return prompt
     return f"{spec.trigger_words}, {prompt}"
 
@@ -52,28 +52,28 @@ def enhance_negative_prompt(request: GenerationRequest) -> str:
     return _joined(request.negative_prompt, STYLES[request.style].negative_words)
 
 
-def split_at_limit(text: str, local: LocalModel, spec: ModelSpec) -> PromptFit:
+def truncate_to_limit(text: str, local: LocalModel, spec: ModelSpec) -> TokenBudget:
     """The exact fit, by the model's own tokenizer; an estimate where it brings none."""
     folder = local.path.with_suffix("") if local.path.is_file() else local.path
     folder = folder / "tokenizer"
     if not folder.is_dir():
-        return estimate_fit(text)
+        return estimate_tokens(text)
     return _fit(text, _tokenizer(folder), spec)
 
 
-def what_it_reads(text: str, tokenizer: Any, spec: ModelSpec) -> str:
+def text_within_limit(text: str, tokenizer: Any, spec: ModelSpec) -> str:
     """The text as far as the model reads it; its tokenizer may go on."""
     return _fit(text, tokenizer, spec).kept
 
 
-def _fit(text: str, tokenizer: Any, spec: ModelSpec) -> PromptFit:
+def _fit(text: str, tokenizer: Any, spec: ModelSpec) -> TokenBudget:
     longest = int(tokenizer.model_max_length)  # absurdly large where the folder does not say
     limit = spec.prompt_tokens or (longest if longest < 100_000 else CLIP_LIMIT) - 2
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return _split(text, encoded["offset_mapping"], limit)
 
 
-def estimate_fit(text: str) -> PromptFit:
+def estimate_tokens(text: str) -> TokenBudget:
     """About how the text fits CLIP's 77 tokens: a token a sign, and one a few letters."""
     spans: list[tuple[int, int]] = []
     for word in WORD.finditer(text):
@@ -81,12 +81,12 @@ def estimate_fit(text: str) -> PromptFit:
     return _split(text, spans, CLIP_LIMIT - 2)
 
 
-def _split(text: str, spans: list[tuple[int, int]], limit: int) -> PromptFit:
+def _split(text: str, spans: list[tuple[int, int]], limit: int) -> TokenBudget:
     """Cut after the last token that fits; a character half of whose tokens fit is cut whole."""
     if len(spans) <= limit:
-        return PromptFit(len(spans), limit, text, "")
+        return TokenBudget(len(spans), limit, text, "")
     at = min(spans[limit - 1][1], spans[limit][0])
-    return PromptFit(len(spans), limit, text[:at], text[at:])
+    return TokenBudget(len(spans), limit, text[:at], text[at:])
 
 
 @lru_cache(maxsize=4)
@@ -97,17 +97,17 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelBroken(
+        raise ModelCorrupted(
             f"The tokenizer of {folder.parent.name} cannot be read. Download the model again."
         ) from error
 
 
 def _joined(text: str, words: str) -> str:
     """The text and those of the comma-separated words that it does not hold yet."""
-    missing = [word for word in words.split(", ") if word and not _says(text, word)]
+    missing = [word for word in words.split(", ") if word and not _contains(text, word)]
     return ", ".join([part for part in (text.rstrip(" ,"), *missing) if part])
 
 
-def _says(text: str, words: str) -> bool:
+def _contains(text: str, words: str) -> bool:
     found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE)
     return found is not None

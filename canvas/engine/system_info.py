@@ -44,7 +44,7 @@ def free_memory(root: Path = Path("/")) -> int:
     import psutil
 
     rooms = [max(0, limit - used) for limit, used in _memory_cgroups(root)]
-    return min([psutil.virtual_memory().available, *rooms, *_rooms_by_ulimit()])
+    return min([psutil.virtual_memory().available, *rooms, *_rlimit_available()])
 
 
 def resident_memory() -> int:
@@ -131,7 +131,7 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[int, int]]:
                 yield int(limit), int(used or 0) - int(files.get(cache, 0))
 
 
-def _rooms_by_ulimit() -> Iterator[int]:
+def _rlimit_available() -> Iterator[int]:
     """Bytes of addresses that this process may still take, where `ulimit -v` sets a limit."""
     import psutil
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 
-def drawn_size(pipeline: Any, size: tuple[int, int]) -> tuple[int, int]:
+def round_up_size(pipeline: Any, size: tuple[int, int]) -> tuple[int, int]:
     """The smallest size in pixels of at least `size` that whole latents make."""
     scale = getattr(pipeline, "vae_scale_factor", 8)
     width, height = (-(-side // scale) * scale for side in size)
     return width, height
 
 
-class Denoiser:
+class UNetHooks:
     """Keeps the latents in float32 around a UNet of fewer bits, and its last prediction.
 
     The rounding of sixteen bits then happens once a step inside the UNet and does not
@@ -36,12 +36,12 @@ class Denoiser:
         self._output: Any = None
 
     @property
-    def takes_latents(self) -> bool:
+    def has_unet(self) -> bool:
         """Whether noise in the layout of a UNet can be handed to the pipeline."""
         return self._unet is not None
 
     @contextmanager
-    def running(self) -> Iterator[Denoiser]:
+    def attached(self) -> Iterator[UNetHooks]:
         """Hook into the UNet for the time of the block."""
         hooks: list[Any] = []
         if self._unet is not None:
@@ -61,11 +61,11 @@ class Denoiser:
         import torch
 
         scale = self._pipeline.vae_scale_factor
-        width, height = drawn_size(self._pipeline, size)
+        width, height = round_up_size(self._pipeline, size)
         shape = (1, self._unet.config.in_channels, height // scale, width // scale)
         return torch.randn(shape, generator=generator, dtype=torch.float32)
 
-    def prediction(self) -> torch.Tensor | None:
+    def predict_x0(self) -> torch.Tensor | None:
         """The clean latents that the UNet saw in its last step, guidance included."""
         if self._seen is None or self._output is None:
             return None
@@ -81,14 +81,14 @@ class Denoiser:
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         noisy, timestep, *others = args
         self._seen = (noisy, timestep)
-        return (noisy.to(self._dtype), _beside(noisy, timestep), *others), kwargs
+        return (noisy.to(self._dtype), _to_device(noisy, timestep), *others), kwargs
 
     def _after(self, _: Any, __: Any, result: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
         self._output = result[0].float()
         return (self._output, *result[1:])
 
 
-def _beside(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+def _to_device(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """The timestep on the sample's device: filled in there, as a copy would wait for a GPU."""
     if sample.device == timestep.device:
         return timestep
@@ -96,7 +96,7 @@ def _beside(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def fresh_scheduler(pipeline: Any, name: str, num_inference_steps: int) -> Iterator[None]:
+def temporary_scheduler(pipeline: Any, name: str, num_inference_steps: int) -> Iterator[None]:
     """Put a new scheduler on the pipeline for one picture; the model's own comes back after it.
 
     It is made from the model's own configuration, so no state of an earlier run leaks in.
@@ -104,14 +104,14 @@ def fresh_scheduler(pipeline: Any, name: str, num_inference_steps: int) -> Itera
     own = pipeline.scheduler
     if name in SCHEDULERS and hasattr(own, "alphas_cumprod"):
         pipeline.scheduler = build_scheduler(own.config, name, num_inference_steps)
-        _keep_on_host(pipeline.scheduler)
+        _pin_timesteps_to_cpu(pipeline.scheduler)
     try:
         yield
     finally:
         pipeline.scheduler = own
 
 
-def _keep_on_host(scheduler: Any) -> None:
+def _pin_timesteps_to_cpu(scheduler: Any) -> None:
     """Let its timesteps lie where the rest of it is, so that a step need not wait for a GPU."""
     usual = scheduler.set_timesteps
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from canvas.errors import InvalidInput, NotFound
-from canvas.history.database import Store
-from canvas.history.rows import image_of, parse_time, timestamp
+from canvas.history.database import Database
+from canvas.history.rows import from_row, parse_time, timestamp
 from canvas.request import GeneratedImage, GenerationRequest
 
 # By what a picture of a request is found, beside its mode: field and column.
@@ -38,11 +38,11 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Tally:
+class VoteCount:
     """In how many voted comparisons a model took part in a mode, and how many of them it won."""
 
     model_key: str
-    mode: str
+    preset: str
     chosen: int
     shown: int
 
@@ -50,7 +50,7 @@ class Tally:
 class Comparisons:
     """The comparisons in the database of `store`; they and their votes outlive the pictures."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
 
     def add(
@@ -101,23 +101,24 @@ class Comparisons:
             raise NotFound(f"There is no comparison {comparison_id!r}.")
         return _comparison_of(rows[0])
 
-    def picture(self, comparison: Comparison, place: int) -> GeneratedImage | None:
+    def find_image(self, comparison: Comparison, place: int) -> GeneratedImage | None:
         """What was made of a request since the comparison began; None while there is nothing."""
         request = comparison.requests[place]
         conditions = " AND ".join(f"+{column} = :{name}" for name, column in COLUMNS.items())
         rows = self._store.rows(
             f"SELECT * FROM generated_images WHERE owner = :owner AND missing = 0 "  # noqa: S608
             f"AND created_at >= :since AND {conditions} "
-            "AND coalesce(json_extract(options, '$.mode'), 'quality') = :mode "
+            "AND coalesce(json_extract(options, '$.preset'), "
+            "json_extract(options, '$.mode'), 'quality') = :preset "
             "ORDER BY created_at LIMIT 1",
             {
                 "owner": comparison.owner,
                 "since": timestamp(comparison.created_at),
-                "mode": request.mode,
+                "preset": request.preset,
                 **{name: getattr(request, name) for name in COLUMNS},
             },
         )
-        return image_of(rows[0]) if rows else None
+        return from_row(rows[0]) if rows else None
 
     def vote(self, comparison: Comparison, place: int) -> None:
         """Choose the picture at that place, once and for all."""
@@ -129,17 +130,18 @@ class Comparisons:
                 [place, comparison.id],
             )
 
-    def tally(self, owner: str | None) -> tuple[Tally, ...]:
+    def tally(self, owner: str | None) -> tuple[VoteCount, ...]:
         """An owner's (None: everybody's) votes by model and mode, the most successful first."""
         rows = self._store.rows(
             "SELECT json_extract(value, '$.model_key') AS model_key, "
-            "json_extract(value, '$.mode') AS mode, sum(key = chosen) AS chosen, "
+            "coalesce(json_extract(value, '$.preset'), json_extract(value, '$.mode')) AS preset, "
+            "sum(key = chosen) AS chosen, "
             "count(*) AS shown FROM comparisons, json_each(requests) "
             "WHERE (:owner IS NULL OR owner = :owner) AND chosen IS NOT NULL GROUP BY 1, 2 "
-            "ORDER BY 1.0 * sum(key = chosen) / count(*) DESC, shown DESC, model_key, mode",
+            "ORDER BY 1.0 * sum(key = chosen) / count(*) DESC, shown DESC, model_key, preset",
             {"owner": owner},
         )
-        return tuple(Tally(**row) for row in rows)
+        return tuple(VoteCount(**row) for row in rows)
 
 
 def _comparison_of(row: Mapping[str, Any]) -> Comparison:

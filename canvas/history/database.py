@@ -16,8 +16,8 @@ from canvas.errors import StorageError
 from canvas.history import queries
 from canvas.history.migrations import migrate
 from canvas.history.queries import Query
-from canvas.history.rows import ModelEvent, download_of, download_row, image_of, row_of
-from canvas.request import GeneratedImage, GenerationRequest, schedule
+from canvas.history.rows import ModelEvent, download_of, download_row, from_row, to_row
+from canvas.request import GeneratedImage, GenerationRequest, img2img_steps
 
 # By what SQLite says of it.
 SENTENCES = {
@@ -47,13 +47,13 @@ SENTENCES = {
         "`python -m canvas doctor --rebuild`: the pictures are found again from their files."
     ),
 }
-GONE = (
+DATABASE_MOVED = (
     "The database {path} was moved or removed while it was open. Put it back if you can, and "
     "start again: pictures made meanwhile are found by their files."
 )
 
 
-def sentence_of(path: Path, error: sqlite3.Error) -> str:
+def describe_sqlite_error(path: Path, error: sqlite3.Error) -> str:
     """What happened to the database file and what to do, from SQLite's words."""
     what = str(error)
     for marks, sentence in SENTENCES.items():
@@ -63,17 +63,17 @@ def sentence_of(path: Path, error: sqlite3.Error) -> str:
 
 
 BUSY_TIMEOUT = 30.0  # seconds
-COMMON = 2000  # words in as many pictures are met soon on a walk through all
+COMMON_MATCHES = 2000  # words in as many pictures are met soon on a walk through all
 
-PICKED = (
+SELECTED_ROWS = (
     "* FROM generated_images WHERE id IN (SELECT value FROM json_each(:ids)) "
     "AND (:owner IS NULL OR +owner = :owner)"
 )
 
-__all__ = ["ModelEvent", "Store"]
+__all__ = ["Database", "ModelEvent"]
 
 
-class Store:
+class Database:
     """The SQLite file at `path`, made or migrated on opening; any thread may call it.
 
     Raises StorageError, naming the path and what to do, when the file is locked for longer
@@ -83,20 +83,20 @@ class Store:
     def __init__(self, path: Path, busy_timeout: float = BUSY_TIMEOUT) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()  # one connection: SQLite has one writer anyway
-        with self._errors():
+        with self._wrap_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(
                 self.path, timeout=busy_timeout, isolation_level=None, check_same_thread=False
             )
         try:
-            with self._errors():
+            with self._wrap_errors():
                 self._open()
         except BaseException:
             self._connection.close()
             raise
 
     def _open(self) -> None:
-        self._file = self._on_disk()
+        self._inode = self._on_disk()
         self._connection.row_factory = sqlite3.Row
         migrate(self._connection, self.path)
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -137,8 +137,8 @@ class Store:
 
     def search(self, query: Query) -> list[GeneratedImage]:
         """One page of what fits the query."""
-        common = self.rows(*queries.matches(query, COMMON))[0]["matches"] == COMMON
-        return [image_of(row) for row in self.rows(*queries.page(query, common))]
+        common = self.rows(*queries.matches(query, COMMON_MATCHES))[0]["matches"] == COMMON_MATCHES
+        return [from_row(row) for row in self.rows(*queries.page(query, common))]
 
     def count(self, query: Query) -> int:
         """How many pictures fit the query on all pages."""
@@ -173,14 +173,15 @@ class Store:
             "coalesce(json_extract(options, '$.strength'), 1) AS strength, "
             "image_width AS width, image_height AS height FROM generated_images "
             "WHERE model_used = ? AND device = ? AND dtype = ? AND task = ? "
-            "AND coalesce(json_extract(options, '$.mode'), 'quality') = ? "
+            "AND coalesce(json_extract(options, '$.preset'), "
+            "json_extract(options, '$.mode'), 'quality') = ? "
             "AND (task <> 'upscale' OR json_extract(options, '$.upscaler') = ?) "
             "AND generation_time > 0 AND num_inference_steps > 0 AND image_width > 0 "
             "ORDER BY id DESC LIMIT 100",
-            [request.model_key, device, dtype, request.task, request.mode, request.upscaler],
+            [request.model_key, device, dtype, request.task, request.preset, request.upscaler],
         )
         for row in rows:
-            row["seconds"] /= schedule(row["steps"], row["strength"])[1]
+            row["seconds"] /= img2img_steps(row["steps"], row["strength"])[1]
         size = (request.width, request.height)
         same = [row["seconds"] for row in rows if (row["width"], row["height"]) == size]
         if same:
@@ -198,16 +199,16 @@ class Store:
                 {"favourite": int(favourite), "ids": json.dumps(list(ids)), "owner": owner},
             ).rowcount
 
-    def take_rows(self, ids: Iterable[int], owner: str | None) -> list[dict[str, Any]]:
+    def delete_returning(self, ids: Iterable[int], owner: str | None) -> list[dict[str, Any]]:
         """Delete an owner's (None: anybody's) rows and return them as they were."""
         picked = {"ids": json.dumps(list(ids)), "owner": owner}
         with self.transaction() as connection:
-            rows = self.rows(f"SELECT {PICKED}", picked)
-            connection.execute(f"DELETE {PICKED.removeprefix('* ')}", picked)
+            rows = self.rows(f"SELECT {SELECTED_ROWS}", picked)
+            connection.execute(f"DELETE {SELECTED_ROWS.removeprefix('* ')}", picked)
         return rows
 
     def insert_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """The inverse of `take_rows`."""
+        """The inverse of `delete_returning`."""
         with self.transaction() as connection:
             for row in rows:
                 _insert(connection, "generated_images", row)
@@ -237,18 +238,18 @@ class Store:
         self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
     ) -> list[dict[str, Any]]:
         """All rows of a query."""
-        with self._lock, self._errors():
+        with self._lock, self._wrap_errors():
             return [dict(row) for row in self._connection.execute(sql, parameters)]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """The connection, alone in this process, for writes that happen all or not at all."""
-        with self._lock, self._errors():
+        with self._lock, self._wrap_errors():
             if self._connection.in_transaction:  # part of a larger one
                 yield self._connection
                 return
-            if self._on_disk() != self._file:  # what is written now would be lost
-                raise StorageError(GONE.format(path=self.path))
+            if self._on_disk() != self._inode:  # what is written now would be lost
+                raise StorageError(DATABASE_MOVED.format(path=self.path))
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -257,15 +258,15 @@ class Store:
                 raise
             self._connection.execute("COMMIT")
 
-    def shrink(self) -> None:
+    def purge(self) -> None:
         """Overwrite what was deleted, in the search index and the write-ahead log too."""
-        with self._lock, self._errors():
+        with self._lock, self._wrap_errors():
             self._connection.execute("INSERT INTO image_search (image_search) VALUES ('optimize')")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _one(self, sql: str, parameters: Sequence[Any]) -> GeneratedImage | None:
         rows = self.rows(sql, parameters)
-        return image_of(rows[0]) if rows else None
+        return from_row(rows[0]) if rows else None
 
     def _on_disk(self) -> tuple[int, int] | None:
         try:
@@ -275,11 +276,11 @@ class Store:
         return file.st_dev, file.st_ino
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _wrap_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise StorageError(sentence_of(self.path, error)) from error
+            raise StorageError(describe_sqlite_error(self.path, error)) from error
         except OSError as error:
             raise StorageError(
                 f"The data folder {self.path.parent} cannot be used ({error.strerror}). "
@@ -301,8 +302,8 @@ def _write_image(connection: sqlite3.Connection, image: GeneratedImage) -> int:
         [image.filename, image.filepath],
     ).fetchone()
     if known is None or not image.filename:
-        return _insert(connection, "generated_images", row_of(image))
-    row = row_of(replace(image, id=known["id"]))
+        return _insert(connection, "generated_images", to_row(image))
+    row = to_row(replace(image, id=known["id"]))
     changes = ", ".join(f"{name} = :{name}" for name in row if name != "id")
     connection.execute(f"UPDATE generated_images SET {changes} WHERE id = :id", row)  # noqa: S608
     return int(known["id"])

@@ -15,26 +15,26 @@ from typing import Any, BinaryIO
 
 from canvas import validation
 from canvas.errors import NotFound, StorageError
-from canvas.history.database import Store
-from canvas.history.image_files import SUFFIXES, ImageFolder
+from canvas.history.database import Database
+from canvas.history.image_files import SUFFIXES, ImageStorage
 from canvas.history.metadata import embed, open_picture
 from canvas.history.queries import Query
 from canvas.history.rows import timestamp
 from canvas.request import IMAGE_FORMATS, GeneratedImage
 
-AT_ONCE = 200  # rows read together
-PIECE = 1 << 20  # bytes of a file read together
+BATCH_SIZE = 200  # rows read together
+CHUNK_SIZE = 1 << 20  # bytes of a file read together
 FOLDER = "pictures"
 LINES = "metadata.jsonl"
 TABLE = "metadata.csv"
-PROBLEMS = "not-exported.txt"
+ERRORS_FILE = "not-exported.txt"
 # What a spreadsheet would take for a formula.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def export_zip(
-    store: Store,
-    folder: ImageFolder,
+    store: Database,
+    folder: ImageStorage,
     query: Query,
     *,
     image_format: str | None = None,
@@ -48,7 +48,7 @@ def export_zip(
     """
     if image_format is not None:
         validation.choice("image_format", image_format, IMAGE_FORMATS)
-    quality = validation.whole_number("quality", quality, 1, 100)
+    quality = validation.integer("quality", quality, 1, 100)
     return _Export(store, folder, query, image_format, quality).run(filename)
 
 
@@ -64,7 +64,7 @@ def export_record(image: GeneratedImage) -> dict[str, Any]:
     }
 
 
-class _Pieces:
+class _StreamBuffer:
     """What `zipfile` writes, until it is taken; like a pipe it cannot go back."""
 
     def __init__(self) -> None:
@@ -87,8 +87,8 @@ class _Pieces:
 
 @dataclass
 class _Export:
-    store: Store
-    folder: ImageFolder
+    store: Database
+    folder: ImageStorage
     query: Query
     image_format: str | None
     quality: int
@@ -96,7 +96,7 @@ class _Export:
     problems: list[str] = field(default_factory=list)
 
     def run(self, filename: str) -> Iterator[bytes]:
-        pieces = _Pieces()
+        pieces = _StreamBuffer()
         # In order of ids, so that an import meets parents before their children.
         ids = sorted(self.store.ids(self.query))
         with zipfile.ZipFile(pieces, "w") as archive:  # type: ignore[call-overload]
@@ -107,13 +107,13 @@ class _Export:
                 for _ in _add_text(archive, name, rows(list(self.sizes))):
                     yield pieces.take()
             if self.problems:
-                archive.writestr(PROBLEMS, "\n".join(self.problems))
+                archive.writestr(ERRORS_FILE, "\n".join(self.problems))
         yield pieces.take()
         self._record(filename, pieces.size)
 
     def _images(self, ids: list[int]) -> Iterator[GeneratedImage]:
-        for start in range(0, len(ids), AT_ONCE):
-            part = tuple(ids[start : start + AT_ONCE])
+        for start in range(0, len(ids), BATCH_SIZE):
+            part = tuple(ids[start : start + BATCH_SIZE])
             images = self.store.search(Query(ids=part, limit=len(part)))
             yield from sorted(images, key=lambda image: image.id or 0)
 
@@ -138,7 +138,7 @@ class _Export:
             self.problems.append(f"{image.filename}: {error}")
             return
         with source, archive.open(entry, "w") as target:
-            while piece := source.read(PIECE):
+            while piece := source.read(CHUNK_SIZE):
                 target.write(piece)
                 size += len(piece)
                 yield

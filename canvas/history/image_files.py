@@ -20,7 +20,7 @@ from canvas.history.metadata import embed, open_picture
 from canvas.request import GeneratedImage
 
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PART = ".part"
 THUMBNAILS = ".thumbnails"
 TRASH = ".trash"
@@ -28,7 +28,7 @@ THUMBNAIL_SIDE = 320  # pixels
 OWN_NAME = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp)")
 
 
-class ImageFolder:
+class ImageStorage:
     """The pictures under `root`, the `outputs` folder; rows name them from the folder above."""
 
     def __init__(self, root: Path) -> None:
@@ -41,7 +41,7 @@ class ImageFolder:
         name = secrets.token_hex(16) + SUFFIXES[image.request.image_format]
         saved = self.add(replace(image, filename=name, image=None), content)
         if picture is not None:
-            self._write(self._thumbnail_path(self.path_of(saved)), _small(picture))
+            self._write(self._thumbnail_path(self.path_of(saved)), _make_thumbnail(picture))
         return saved
 
     def add(self, image: GeneratedImage, content: bytes) -> GeneratedImage:
@@ -65,7 +65,7 @@ class ImageFolder:
         inside = [
             place
             for place in map(_resolved, places)
-            if place and place.is_relative_to(home) and place.suffix.lower() in PICTURE_SUFFIXES
+            if place and place.is_relative_to(home) and place.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not inside:
             raise NotFound(f"The picture {filename!r} does not lie in {home}.")
@@ -80,11 +80,11 @@ class ImageFolder:
                 raise NotFound(f"The file of the picture {image.filename} is gone.")
             with open_picture(path) as picture:
                 picture.draft("RGB", (THUMBNAIL_SIDE * 2, THUMBNAIL_SIDE * 2))
-                content = _small(picture)
+                content = _make_thumbnail(picture)
             self._write(small, content)
         return small
 
-    def find_row(self, row: Mapping[str, Any]) -> Path | None:
+    def path_for_row(self, row: Mapping[str, Any]) -> Path | None:
         """The file of a row; None where there is none."""
         try:
             path = self.find(row["filepath"] or "", row["filename"])
@@ -92,7 +92,7 @@ class ImageFolder:
             return None
         return path if path.is_file() else None
 
-    def drop_thumbnail(self, path: Path) -> None:
+    def delete_thumbnail(self, path: Path) -> None:
         """Remove the thumbnail of the picture at `path`, if there is one."""
         _unlink(self._thumbnail_path(path))
 
@@ -100,7 +100,7 @@ class ImageFolder:
         """All thumbnails; any of them may be removed, and is made again on first use."""
         return [path for path in (self.root / THUMBNAILS).rglob("*.webp") if path.is_file()]
 
-    def free_thumbnails(self) -> int:
+    def clear_thumbnails(self) -> int:
         """Remove all thumbnails; the bytes that are free now."""
         freed = 0
         for path in self.thumbnails():
@@ -112,19 +112,19 @@ class ImageFolder:
         """Remove the file and its thumbnail for good; what is not there is not missed."""
         path = self.path_of(image)
         _unlink(path)
-        self.drop_thumbnail(path)
+        self.delete_thumbnail(path)
 
-    def pictures(self) -> Iterator[str]:
+    def images(self) -> Iterator[str]:
         """The `filepath` of every picture file; hidden folders are left out."""
         # Text, not paths: there may be a hundred thousand at every start.
         for folder, folders, names in os.walk(self.root):
             folders[:] = [name for name in folders if not name.startswith(".")]
             place = Path(self.root.name, Path(folder).relative_to(self.root)).as_posix()
             for name in names:
-                if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
+                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                     yield f"{place}/{name}"
 
-    def unfinished(self) -> Iterator[Path]:
+    def partial_files(self) -> Iterator[Path]:
         """Files whose writing was interrupted, or is going on."""
         for folder, _, names in os.walk(self.root):
             yield from (Path(folder, name) for name in names if name.endswith(PART))
@@ -153,7 +153,7 @@ class ImageFolder:
             ) from error
 
 
-def _small(picture: Image.Image) -> bytes:
+def _make_thumbnail(picture: Image.Image) -> bytes:
     small = ImageOps.exif_transpose(picture)
     if small.mode not in ("RGB", "RGBA"):
         small = small.convert("RGBA" if "transparency" in small.info else "RGB")

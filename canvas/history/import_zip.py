@@ -18,17 +18,17 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.database import Store
+from canvas.history.database import Database
 from canvas.history.export_zip import FOLDER, LINES
-from canvas.history.image_files import OWN_NAME, PICTURE_SUFFIXES, SUFFIXES, ImageFolder
+from canvas.history.image_files import IMAGE_SUFFIXES, OWN_NAME, SUFFIXES, ImageStorage
 from canvas.history.metadata import open_picture, read_settings
-from canvas.history.rows import image_from
-from canvas.history.third_party_metadata import read_picture
+from canvas.history.rows import image_from_dict
+from canvas.history.third_party_metadata import read_metadata
 from canvas.request import GeneratedImage
 
-MAX_FILE = 100_000_000  # bytes of one picture
+MAX_FILE_BYTES = 100_000_000  # bytes of one picture
 MAX_ENTRIES = 500_000
-MAX_GROWTH = 100  # pictures are compressed already: what grows more is a bomb
+MAX_COMPRESSION_RATIO = 100  # pictures are compressed already: what grows more is a bomb
 MAX_LINE = 2_000_000  # bytes of the settings of one picture
 
 
@@ -62,14 +62,14 @@ class FolderSource:
             path.relative_to(self._root).as_posix()
             for folder, _, files in os.walk(self._root)
             for path in (Path(folder, name) for name in files)
-            if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_symlink()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_symlink()
         )
 
     def read(self, name: str) -> bytes:
         """The file's content."""
         path = self._root / name
         try:
-            if path.stat().st_size > MAX_FILE:
+            if path.stat().st_size > MAX_FILE_BYTES:
                 raise StorageError(_too_large(name))
             return path.read_bytes()
         except OSError as error:
@@ -90,7 +90,7 @@ class ZipSource:
         self.refused: list[str] = []
         try:
             self._archive = zipfile.ZipFile(path)
-        except BROKEN as error:
+        except ZIP_ERRORS as error:
             raise StorageError(f"The file {path.name} is no ZIP, or a broken one.") from error
         try:
             self._check(path)
@@ -106,7 +106,7 @@ class ZipSource:
         """Names of pictures; what would leave a folder is refused."""
         names = []
         for entry in self._archive.infolist():
-            if PurePosixPath(entry.filename).suffix.lower() in PICTURE_SUFFIXES:
+            if PurePosixPath(entry.filename).suffix.lower() in IMAGE_SUFFIXES:
                 if _is_safe(entry):
                     names.append(entry.filename)
                 else:
@@ -116,11 +116,11 @@ class ZipSource:
     def read(self, name: str) -> bytes:
         """The unpacked content."""
         try:
-            if self._archive.getinfo(name).file_size > MAX_FILE:
+            if self._archive.getinfo(name).file_size > MAX_FILE_BYTES:
                 raise StorageError(_too_large(name))
             with self._archive.open(name) as file:
-                return file.read(MAX_FILE)
-        except BROKEN as error:
+                return file.read(MAX_FILE_BYTES)
+        except ZIP_ERRORS as error:
             raise StorageError(f"{name}: cannot be unpacked ({error}).") from error
 
     def lines(self) -> Iterator[bytes]:
@@ -129,7 +129,7 @@ class ZipSource:
             try:
                 with self._archive.open(LINES) as file:
                     yield from _lines(file)
-            except BROKEN as error:
+            except ZIP_ERRORS as error:
                 self.refused.append(f"{LINES}: cannot be unpacked ({error}).")
 
     def _check(self, path: Path) -> None:
@@ -137,15 +137,15 @@ class ZipSource:
         if len(entries) > MAX_ENTRIES:
             raise StorageError(f"The ZIP {path.name} holds more than {MAX_ENTRIES:,} files.")
         whole = sum(entry.file_size for entry in entries)
-        if whole > MAX_GROWTH * path.stat().st_size:
+        if whole > MAX_COMPRESSION_RATIO * path.stat().st_size:
             raise StorageError(
                 f"The ZIP {path.name} would grow to {whole / 1e9:.1f} GB, more than "
-                f"{MAX_GROWTH} times its size: these are no pictures."
+                f"{MAX_COMPRESSION_RATIO} times its size: these are no pictures."
             )
 
 
 # What zipfile raises for damaged, encrypted and unknown entries.
-BROKEN = (
+ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -174,15 +174,15 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _too_large(name: str) -> str:
-    return f"{name}: larger than the {MAX_FILE // 1_000_000} MB that a picture may have."
+    return f"{name}: larger than the {MAX_FILE_BYTES // 1_000_000} MB that a picture may have."
 
 
 MAX_PIXELS = 8192 * 8192
-MAX_SENTENCES = 100
+MAX_ERRORS = 100
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportResult:
     """How many pictures were new, how many were here already, and why others were refused."""
 
     added: int
@@ -190,12 +190,12 @@ class Imported:
     refused: tuple[str, ...] = ()
 
 
-def import_folder(store: Store, folder: ImageFolder, path: Path, owner: str) -> Imported:
+def import_folder(store: Database, folder: ImageStorage, path: Path, owner: str) -> ImportResult:
     """Copy the pictures of a folder; raises StorageError when there is none."""
     return _Import(store, folder, FolderSource(path), owner).run()
 
 
-def import_zip(store: Store, folder: ImageFolder, path: Path, owner: str) -> Imported:
+def import_zip(store: Database, folder: ImageStorage, path: Path, owner: str) -> ImportResult:
     """Take the pictures of a ZIP, such as `export_zip` makes; raises StorageError for a bomb."""
     with closing(ZipSource(path)) as source:
         return _Import(store, folder, source, owner).run()
@@ -203,15 +203,15 @@ def import_zip(store: Store, folder: ImageFolder, path: Path, owner: str) -> Imp
 
 @dataclass
 class _Import:
-    store: Store
-    folder: ImageFolder
+    store: Database
+    folder: ImageStorage
     source: Source
     owner: str
     added: int = 0
     duplicates: int = 0
     new_ids: dict[int, int] = field(default_factory=dict)  # by the ids of where they come from
 
-    def run(self) -> Imported:
+    def run(self) -> ImportResult:
         # In a fresh data folder the pictures keep their numbers.
         keep_ids = not self.store.rows(
             "SELECT 1 FROM sqlite_sequence WHERE name = 'generated_images'"
@@ -227,17 +227,17 @@ class _Import:
         for name in waiting:
             self._take(name, {}, False)
         refused = self.source.refused
-        if len(refused) > MAX_SENTENCES:
-            more = len(refused) - MAX_SENTENCES
-            refused = [*refused[:MAX_SENTENCES], f"… and {more} more."]
-        return Imported(self.added, self.duplicates, tuple(refused))
+        if len(refused) > MAX_ERRORS:
+            more = len(refused) - MAX_ERRORS
+            refused = [*refused[:MAX_ERRORS], f"… and {more} more."]
+        return ImportResult(self.added, self.duplicates, tuple(refused))
 
     def _take(self, name: str, record: Mapping[str, Any], keep_id: bool) -> None:
         try:
             content = self.source.read(name)
             known = self._known(name, content)
             if known is None:
-                image = described(content, record, PurePosixPath(name).name)
+                image = image_from_file(content, record, PurePosixPath(name).name)
                 known = self._add(image, name, content, keep_id)
                 self.added += 1
             else:
@@ -305,7 +305,7 @@ def _record(line: bytes) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def described(content: bytes, record: Mapping[str, Any], name: str) -> GeneratedImage:
+def image_from_file(content: bytes, record: Mapping[str, Any], name: str) -> GeneratedImage:
     """What the record, or else the file itself says; raises StorageError for what is no picture."""
     with open_picture(io.BytesIO(content), name) as picture:
         size, image_format = picture.size, str(picture.format).lower()
@@ -314,23 +314,23 @@ def described(content: bytes, record: Mapping[str, Any], name: str) -> Generated
                 f"{name}: {size[0]} × {size[1]} pixels are too many; {MAX_PIXELS:,} are allowed."
             )
         picture.load()
-    image = image_from(record) if record else read_settings(io.BytesIO(content))
+    image = image_from_dict(record) if record else read_settings(io.BytesIO(content))
     if image is None:
-        image = _foreign(content, name, size)
+        image = _from_third_party(content, name, size)
     return replace(image, request=replace(image.request, image_format=image_format))
 
 
-def _foreign(content: bytes, name: str, size: tuple[int, int]) -> GeneratedImage:
-    found = read_picture(io.BytesIO(content))
+def _from_third_party(content: bytes, name: str, size: tuple[int, int]) -> GeneratedImage:
+    found = read_metadata(io.BytesIO(content))
     values = dict(found.values)
     if "width" not in values and all(side % 8 == 0 and 64 <= side <= 4096 for side in size):
         values["width"], values["height"] = size
     source = f"Imported from {name}" + (f", made by {found.program}." if found.program else ".")
-    return image_from(
+    return image_from_dict(
         {
             **values,
             "prompt": values.get("prompt") or "(no prompt)",
-            "notes": [source, *found.unread],
+            "notes": [source, *found.warnings],
             "created_at": datetime.now(UTC),
         }
     )

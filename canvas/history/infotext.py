@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from canvas.errors import InvalidInput
-from canvas.request import GeneratedImage, GenerationRequest
+from canvas.request import OLD_BACKENDS, OLD_FIELD_NAMES, GeneratedImage, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 
 # A1111, modules/infotext_utils.py: what a reader takes for a pair.
@@ -17,7 +17,7 @@ PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})")
 NEGATIVE = "Negative prompt:"
 PROMPT_LENGTH = "Prompt length"
-OWN_FIELD = "Canvas "
+EXTENSION_PREFIX = "Canvas "
 
 # Their words for fields of the request, in the order in which they are written.
 KEYS = {
@@ -39,7 +39,7 @@ TEXTS = {"scheduler", "model_key", "style", "image_format"}
 SAMPLERS = {"plms": "PNDM", **{name.lower(): name for name in SCHEDULERS}}
 PLAIN_SCHEDULES = ("", "automatic", "normal", "simple", "uniform")
 # Says nothing about how to make the picture again, or follows from the rest.
-UNIMPORTANT = ("version", "model hash", "size", "schedule type", "prompt length")
+IGNORED_KEYS = ("version", "model hash", "size", "schedule type", "prompt length")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def write_infotext(image: GeneratedImage) -> str:
     """The settings of a picture; `read_infotext` gives the same request back."""
     request = image.request
     text = _compose(request, {})
-    if read_infotext(text).values != _written(request):
+    if read_infotext(text).values != _non_default_fields(request):
         # The prompt itself looks like infotext: our reader counts its characters instead.
         text = _compose(request, {PROMPT_LENGTH: len(request.prompt)})
     return text
@@ -74,11 +74,11 @@ def read_infotext(text: str) -> ParsedSettings:
     found |= _size(pairs.get("Size", ""))
     unread: list[str] = []
     for key, value in pairs.items():
-        if key.lower() in UNIMPORTANT:
+        if key.lower() in IGNORED_KEYS:
             continue
         name, read = _read_pair(key, value, pairs)
         if name is None:
-            unread.append(f"{key}: {_short(value)} has no counterpart here.")
+            unread.append(f"{key}: {_truncate(value)} has no counterpart here.")
         else:
             found[name] = read
     return check_values(found, unread)
@@ -103,7 +103,7 @@ def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
-    values = _written(request)
+    values = _non_default_fields(request)
     pairs = {KEYS[name]: values[name] for name in KEYS if name in values}
     if "width" in values and "height" in values:
         pairs["Size"] = f"{request.width}x{request.height}"
@@ -120,10 +120,10 @@ def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
 def _own_pair(name: str, value: Any, pairs: Mapping[str, Any]) -> dict[str, str]:
     if name in ("width", "height") and "Size" in pairs:
         return {}
-    return {OWN_FIELD + name: json.dumps(value)}
+    return {EXTENSION_PREFIX + name: json.dumps(value)}
 
 
-def _written(request: GenerationRequest) -> dict[str, Any]:
+def _non_default_fields(request: GenerationRequest) -> dict[str, Any]:
     """The fields that differ from what a reader assumes, and those that are always written."""
     defaults = {item.name: item.default for item in fields(request)}
     always = ("prompt", "model_key", "image_format", "quality")
@@ -147,8 +147,8 @@ def _split_prompts(head: str, length: str) -> tuple[str, str]:
 
 def _read_pair(key: str, value: str, pairs: Mapping[str, str]) -> tuple[str | None, Any]:
     """The request's field and value of a pair; (None, None) where there is no such field."""
-    if key.startswith(OWN_FIELD):
-        return _own_field(key.removeprefix(OWN_FIELD), value)
+    if key.startswith(EXTENSION_PREFIX):
+        return _own_field(key.removeprefix(EXTENSION_PREFIX), value)
     name = FIELDS.get(key.lower())
     if name is None:
         return None, None
@@ -161,12 +161,16 @@ def _read_pair(key: str, value: str, pairs: Mapping[str, str]) -> tuple[str | No
 
 
 def _own_field(name: str, value: str) -> tuple[str | None, Any]:
+    name = OLD_FIELD_NAMES.get(name, name)
     if name not in {item.name for item in fields(GenerationRequest)}:
         return None, None
     try:
-        return name, json.loads(value)
+        read = json.loads(value)
     except (ValueError, RecursionError):
         return None, None
+    return name, OLD_BACKENDS.get(read, read) if isinstance(
+        read, str
+    ) and name == "backend" else read
 
 
 def read_sampler(name: str, schedule: str = "") -> str | None:
@@ -209,5 +213,5 @@ def _unquote(value: str) -> str:
     return value.strip()
 
 
-def _short(value: str) -> str:
+def _truncate(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:50]}…"

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from canvas.errors import StorageError
 from canvas.history.infotext import ParsedSettings, read_infotext, write_infotext
-from canvas.history.rows import image_from
+from canvas.history.rows import image_from_dict
 from canvas.request import GeneratedImage
 
 CHUNK = "magic_canvas"
@@ -73,7 +73,7 @@ def read_settings(source: Path | IO[bytes]) -> GeneratedImage | None:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return image_from(values) if isinstance(values, dict) else None
+    return image_from_dict(values) if isinstance(values, dict) else None
 
 
 def read_text(source: Path | IO[bytes]) -> dict[str, str]:

@@ -157,45 +157,45 @@ def _add_columns(connection: sqlite3.Connection, table: str, columns: Mapping[st
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {declaration}")
 
 
-def _first_tables(connection: sqlite3.Connection) -> None:
+def m001_initial(connection: sqlite3.Connection) -> None:
     _execute_all(connection, TABLES)
     _add_columns(connection, "generated_images", FILE_COLUMNS)
 
 
-def _reproducible_records(connection: sqlite3.Connection) -> None:
+def m002_reproducible_records(connection: sqlite3.Connection) -> None:
     _add_columns(connection, "generated_images", IMAGE_COLUMNS)
     _add_columns(connection, "model_downloads", DOWNLOAD_COLUMNS)
 
 
-def _gallery(connection: sqlite3.Connection) -> None:
+def m003_gallery(connection: sqlite3.Connection) -> None:
     _add_columns(connection, "generated_images", {"missing": "INTEGER NOT NULL DEFAULT 0"})
     _execute_all(connection, GALLERY)
 
 
-def _unfinished_jobs(connection: sqlite3.Connection) -> None:
+def m004_unfinished_jobs(connection: sqlite3.Connection) -> None:
     _execute_all(connection, UNFINISHED_JOBS)
 
 
-def _api_keys(connection: sqlite3.Connection) -> None:
+def m005_api_keys(connection: sqlite3.Connection) -> None:
     _execute_all(connection, API_KEYS)
 
 
-def _comparisons(connection: sqlite3.Connection) -> None:
+def m006_comparisons(connection: sqlite3.Connection) -> None:
     _execute_all(connection, COMPARISONS)
 
 
-def _channels(connection: sqlite3.Connection) -> None:
+def m007_channels(connection: sqlite3.Connection) -> None:
     _add_columns(connection, "generated_images", {"channel": "TEXT NOT NULL DEFAULT ''"})
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
-    _first_tables,
-    _reproducible_records,
-    _gallery,
-    _unfinished_jobs,
-    _api_keys,
-    _comparisons,
-    _channels,
+    m001_initial,
+    m002_reproducible_records,
+    m003_gallery,
+    m004_unfinished_jobs,
+    m005_api_keys,
+    m006_comparisons,
+    m007_channels,
 )
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import psutil
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.database import Store
+from canvas.history.database import Database
 from canvas.request import GenerationRequest
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class UnfinishedJob:
+class PendingJob:
     """A job whose server went away before it was done."""
 
     id: str
@@ -30,16 +30,16 @@ class UnfinishedJob:
     created_at: datetime
 
 
-class UnfinishedJobs:
+class PendingJobStore:
     """What this server has accepted and not finished, and what dead servers have left."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
-        self._server = _server(os.getpid())
+        self._server = _process_id(os.getpid())
         self._ended: list[str] = []  # and still in the table
         self._forgetting = threading.Lock()  # jobs end in several threads
 
-    def add(self, job: UnfinishedJob) -> None:
+    def add(self, job: PendingJob) -> None:
         """Remember a job that was accepted."""
         with self._store.transaction() as connection:
             connection.execute(
@@ -59,7 +59,7 @@ class UnfinishedJobs:
         with self._store.transaction() as connection:
             connection.execute("DELETE FROM unfinished_jobs WHERE id = ?", [job_id])
 
-    def forget(self, job_id: str) -> None:
+    def remove_eventually(self, job_id: str) -> None:
         """`remove` after the end: at once or, while the database takes nothing, with the next."""
         with self._forgetting:
             self._ended.append(job_id)
@@ -71,13 +71,13 @@ class UnfinishedJobs:
                     return
                 del self._ended[0]
 
-    def interrupted(self, owner: str) -> list[UnfinishedJob]:
+    def orphaned(self, owner: str) -> list[PendingJob]:
         """The owner's jobs of servers that live no more, the oldest first."""
         rows = self._store.rows(
             "SELECT * FROM unfinished_jobs WHERE owner = ? ORDER BY created_at", [owner]
         )
         return [
-            UnfinishedJob(
+            PendingJob(
                 row["id"],
                 row["owner"],
                 GenerationRequest.from_dict(json.loads(row["request"])),
@@ -87,9 +87,9 @@ class UnfinishedJobs:
             if not self._is_alive(row["server"])
         ]
 
-    def get(self, job_id: str, owner: str) -> UnfinishedJob:
+    def get(self, job_id: str, owner: str) -> PendingJob:
         """One interrupted job of this owner; raises NotFound for any other."""
-        for job in self.interrupted(owner):
+        for job in self.orphaned(owner):
             if job.id == job_id:
                 return job
         raise NotFound(f"There is no interrupted job {job_id!r}.")
@@ -98,12 +98,12 @@ class UnfinishedJobs:
         if server == self._server:
             return True
         try:
-            return _server(int(server.partition("@")[0])) == server
+            return _process_id(int(server.partition("@")[0])) == server
         except (psutil.Error, OSError, ValueError):
             return False
 
 
-def _server(pid: int) -> str:
+def _process_id(pid: int) -> str:
     # The birth tells a process from a later one of the same number. psutil counts it from the
     # clock, which may be set meanwhile; Linux knows it since the start of the machine, too.
     if sys.platform != "linux":

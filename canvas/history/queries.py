@@ -23,10 +23,10 @@ SORTS: Mapping[str, str] = {
     "slowest": "generation_time DESC, id DESC",
     "model": "model_used, created_at DESC, id DESC",
 }
-WALKED = ("newest", "oldest")
+TIME_ORDERED = ("newest", "oldest")
 MATCHES = "id IN (SELECT rowid FROM image_search WHERE image_search MATCH :{})"
 MATCH = "image_search MATCH :wanted"
-FROM_WORDS = "image_search CROSS JOIN generated_images ON id = image_search.rowid"
+FTS_JOIN = "image_search CROSS JOIN generated_images ON id = image_search.rowid"
 SELECTED = "id IN (SELECT value FROM json_each(:ids))"
 
 
@@ -54,8 +54,8 @@ class Query:
 
     def __post_init__(self) -> None:
         validation.choice("sort", self.sort, SORTS)
-        validation.whole_number("limit", self.limit, 0, MAX_PAGE)
-        validation.whole_number("offset", self.offset, 0, 2**53)
+        validation.integer("limit", self.limit, 0, MAX_PAGE)
+        validation.integer("offset", self.offset, 0, 2**53)
         if len(TERM.findall(validation.text("search", self.text))) > MAX_WORDS:
             raise InvalidInput("search", self.text, f"at most {MAX_WORDS} words")
 
@@ -67,8 +67,8 @@ class Statement(NamedTuple):
     parameters: dict[str, Any]
 
 
-def to_link(query: Query) -> dict[str, str]:
-    """What of a query a link has to say, as texts; `from_link` is the inverse but for the owner."""
+def to_query_params(query: Query) -> dict[str, str]:
+    """What of a query a link has to say, as texts; `from_query_params` is the inverse but for the owner."""
     asked: dict[str, Any] = {name: getattr(query, name) for name in LINKED}
     asked |= {
         "since": query.since and query.since.isoformat(),
@@ -80,7 +80,7 @@ def to_link(query: Query) -> dict[str, str]:
     return {name: value for name, value in asked.items() if value}
 
 
-def from_link(asked: Mapping[str, str]) -> Query:
+def from_query_params(asked: Mapping[str, str]) -> Query:
     """The query of a link; raises InvalidInput."""
     values: dict[str, Any] = {name: asked[name] for name in LINKED if asked.get(name)}
     for name, pattern, read, allowed in PARTS:
@@ -93,7 +93,7 @@ def from_link(asked: Mapping[str, str]) -> Query:
     return Query(**values)
 
 
-def moment(field: str, text: str) -> datetime:
+def parse_datetime(field: str, text: str) -> datetime:
     """A moment from ISO 8601; without a zone it is meant as this machine has it."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
@@ -108,8 +108,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 LINKED = ("text", "model_key", "style", "task")
 ANY = re.compile(r".*", re.DOTALL)
 PARTS: tuple[tuple[str, re.Pattern[str], Callable[[str, str], Any], str], ...] = (
-    ("since", ANY, moment, ""),
-    ("until", ANY, moment, ""),
+    ("since", ANY, parse_datetime, ""),
+    ("until", ANY, parse_datetime, ""),
     (
         "size",
         re.compile(r"\d{1,5}x\d{1,5}"),
@@ -132,7 +132,7 @@ def page(query: Query, common: bool) -> Statement:
     Then the pictures are walked in order of time until the page is full; otherwise those
     with the words are looked up and sorted.
     """
-    source, where, parameters = _source(query, common and query.sort in WALKED)
+    source, where, parameters = _source(query, common and query.sort in TIME_ORDERED)
     order = SORTS[query.sort]
     return Statement(
         f"SELECT * FROM generated_images WHERE id IN (SELECT id FROM {source} "  # noqa: S608 - texts are parameters
@@ -226,4 +226,4 @@ def _source(query: Query, walk: bool = False) -> tuple[str, str, dict[str, Any]]
     if query.size is not None:
         conditions.append("+image_width = :width AND +image_height = :height")
         parameters["width"], parameters["height"] = query.size
-    return FROM_WORDS if from_words else "generated_images", " AND ".join(conditions), parameters
+    return FTS_JOIN if from_words else "generated_images", " AND ".join(conditions), parameters

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from canvas.errors import StorageError
-from canvas.history.database import Store
-from canvas.history.image_files import ImageFolder
-from canvas.history.images import Gallery
+from canvas.history.database import Database
+from canvas.history.image_files import ImageStorage
+from canvas.history.images import ImageRepository
 
-BESIDE = ("", "-wal", "-shm")  # SQLite's files by their ends
+SQLITE_SUFFIXES = ("", "-wal", "-shm")  # SQLite's files by their ends
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class RepairResult:
     """Where the damaged file was kept (None: nothing was done), and how many pictures are back."""
 
     damaged: Path | None
@@ -25,7 +25,7 @@ class Rebuilt:
     owners: int = 0  # pictures whose owner could still be read
 
 
-def damage(path: Path) -> str:
+def integrity_error(path: Path) -> str:
     """What is wrong with the database in SQLite's words; nothing when it is well or not there."""
     if not path.is_file():
         return ""
@@ -37,28 +37,28 @@ def damage(path: Path) -> str:
     return "" if rows == [("ok",)] else str(rows[0][0])
 
 
-def rebuild(path: Path, outputs: Path) -> Rebuilt:
+def rebuild(path: Path, outputs: Path) -> RepairResult:
     """Move a damaged database aside and make a new one; a sound one is left as it is.
 
     No other program may have it open. Owner and favourite are not in a picture's file: they
     are taken from what can still be read of the rows.
     """
-    if not damage(path):
-        return Rebuilt(None, 0)
-    known = _readable(path)
+    if not integrity_error(path):
+        return RepairResult(None, 0)
+    known = _salvage_owners(path)
     aside = _move_aside(path)
-    store = Store(path)
+    store = Database(path)
     try:
-        gallery = Gallery(store, ImageFolder(outputs))
+        gallery = ImageRepository(store, ImageStorage(outputs))
         # Were this to end here, the next start would do the same.
         pictures = gallery.reconcile().added
-        owners = _give_back(store, known)
+        owners = _restore_owners(store, known)
     finally:
         store.close()
-    return Rebuilt(aside, pictures, owners)
+    return RepairResult(aside, pictures, owners)
 
 
-def _readable(path: Path) -> dict[str, tuple[str, int]]:
+def _salvage_owners(path: Path) -> dict[str, tuple[str, int]]:
     """Owner and favourite by filename, as far as the pages are whole."""
     known: dict[str, tuple[str, int]] = {}
     query = "SELECT filename, owner, favourite FROM generated_images ORDER BY id {}"
@@ -70,7 +70,7 @@ def _readable(path: Path) -> dict[str, tuple[str, int]]:
     return known
 
 
-def _give_back(store: Store, known: dict[str, tuple[str, int]]) -> int:
+def _restore_owners(store: Database, known: dict[str, tuple[str, int]]) -> int:
     with store.transaction() as connection:
         changes: list[dict[str, Any]] = [
             {"filename": filename, "owner": owner, "favourite": favourite}
@@ -89,7 +89,7 @@ def _move_aside(path: Path) -> Path:
         number += 1
     try:
         # The log first: without its database it is nothing, beside a new one it would harm.
-        for end in reversed(BESIDE):
+        for end in reversed(SQLITE_SUFFIXES):
             with suppress(FileNotFoundError):
                 path.with_name(path.name + end).replace(aside.with_name(aside.name + end))
     except OSError as error:

@@ -11,7 +11,14 @@ from typing import Any
 
 from canvas import validation
 from canvas.errors import InvalidInput
-from canvas.request import CHANNELS, MAX_SEED, RANDOM_SEED, GeneratedImage, GenerationRequest
+from canvas.request import (
+    CLIENTS,
+    MAX_SEED,
+    RANDOM_SEED,
+    GeneratedImage,
+    GenerationRequest,
+    rename_old_fields,
+)
 
 # Columns of generated_images that hold a field of the request; its other fields go to `options`.
 REQUEST_COLUMNS = {
@@ -44,11 +51,10 @@ IMAGE_COLUMNS = (
     "owner",
     "favourite",
     "parent_id",
-    "channel",
 )
 
 REQUEST_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
-OLD_WORDS = {"jpg": "jpeg"}
+LEGACY_VALUES = {"jpg": "jpeg"}
 
 
 @dataclass
@@ -72,11 +78,12 @@ class ModelEvent:
     downloaded_at: datetime | None = None
 
 
-def row_of(image: GeneratedImage) -> dict[str, Any]:
+def to_row(image: GeneratedImage) -> dict[str, Any]:
     """One value a column of `generated_images`."""
     request = image.request.to_dict()
     row = {column: request.pop(name) for column, name in REQUEST_COLUMNS.items()}
     row |= {column: getattr(image, column) for column in IMAGE_COLUMNS}
+    row["channel"] = image.client
     row["seed"] = None if row["seed"] == RANDOM_SEED else row["seed"]
     row["favourite"] = int(image.favourite)
     row["created_at"] = timestamp(image.created_at)
@@ -84,22 +91,24 @@ def row_of(image: GeneratedImage) -> dict[str, Any]:
     return row
 
 
-def image_of(row: Mapping[str, Any]) -> GeneratedImage:
-    """The inverse of `row_of`; rows of older programs are read as far as they go."""
-    options = _options(row["options"])
+def from_row(row: Mapping[str, Any]) -> GeneratedImage:
+    """The inverse of `to_row`; rows of older programs are read as far as they go."""
+    options = rename_old_fields(_options(row["options"]))
     values = {name: row[column] for column, name in REQUEST_COLUMNS.items()}
     values |= {name: value for name, value in options.items() if name in REQUEST_FIELDS}
     values |= {column: row[column] for column in IMAGE_COLUMNS}
+    values["client"] = row["channel"]
     values |= {"created_at": row["created_at"], "notes": options.get("notes", ())}
-    return image_from(values)
+    return image_from_dict(values)
 
 
-def image_from(values: Mapping[str, Any]) -> GeneratedImage:
+def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
     """The inverse of `GeneratedImage.settings()`, with the place of the picture where given.
 
     What cannot be taken as it is, is left to its default, and a note says so.
     """
-    request, lost = _lenient_request(
+    values = rename_old_fields(values)
+    request, lost = _request_or_defaults(
         {name: value for name, value in values.items() if name in REQUEST_FIELDS}
     )
     notes = values.get("notes")
@@ -120,7 +129,7 @@ def image_from(values: Mapping[str, Any]) -> GeneratedImage:
         device=_text(values.get("device")),
         dtype=_text(values.get("dtype")),
         model_revision=_text(values.get("model_revision")),
-        channel=_channel(values.get("channel")),
+        client=_client(values.get("client", values.get("channel"))),
     )
 
 
@@ -154,14 +163,14 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
-def _lenient_request(values: dict[str, Any]) -> tuple[GenerationRequest, list[str]]:
+def _request_or_defaults(values: dict[str, Any]) -> tuple[GenerationRequest, list[str]]:
     """The request of these values, and a note for each that had to be left out."""
     values = {name: value for name, value in values.items() if value is not None}
     values["model_key"] = _text(values.get("model_key"))
     notes: list[str] = []
     for name in ("style", "image_format"):
         if isinstance(values.get(name), str):
-            values[name] = OLD_WORDS.get(values[name].lower(), values[name].lower())
+            values[name] = LEGACY_VALUES.get(values[name].lower(), values[name].lower())
     while True:
         try:
             return GenerationRequest.from_dict(values), notes
@@ -198,8 +207,8 @@ def _text(value: object) -> str:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
-def _channel(value: object) -> str:
-    return value if isinstance(value, str) and value in CHANNELS else ""
+def _client(value: object) -> str:
+    return value if isinstance(value, str) and value in CLIENTS else ""
 
 
 def _number(value: object) -> float:

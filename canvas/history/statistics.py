@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from canvas.history.comparisons import Comparisons, Tally
-from canvas.history.database import Store
-from canvas.history.image_files import ImageFolder
+from canvas.history.comparisons import Comparisons, VoteCount
+from canvas.history.database import Database
+from canvas.history.image_files import ImageStorage
 
 
 @dataclass(frozen=True)
-class Seconds:
+class GenerationTimes:
     """How long pictures of one model and size took on average."""
 
     model_key: str
@@ -23,7 +23,7 @@ class Seconds:
 
 
 @dataclass(frozen=True)
-class Downloads:
+class DownloadStats:
     """What was downloaded of one model: complete downloads, their bytes and seconds."""
 
     model_key: str
@@ -43,9 +43,17 @@ class Statistics:
     by_day: Mapping[str, int]  # ISO dates in UTC, in order; days without pictures are left out
     by_model: Mapping[str, int]  # the most used first
     by_style: Mapping[str, int]
-    by_model_and_size: tuple[Seconds, ...]
-    downloads: tuple[Downloads, ...]
-    votes: tuple[Tally, ...]
+    by_model_and_size: tuple[GenerationTimes, ...]
+    downloads: tuple[DownloadStats, ...]
+    votes: tuple[VoteCount, ...]
+
+
+class ModelTotals(NamedTuple):
+    """Images of a model and the seconds spent on them."""
+
+    model_key: str
+    images: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class DiskUse:
     thumbnails: int
 
 
-def statistics(store: Store, owner: str | None) -> Statistics:
+def compute_statistics(store: Database, owner: str | None) -> Statistics:
     """The figures of one owner's pictures or (None) of all."""
     mine = "missing = 0" if owner is None else "owner = :owner AND missing = 0"
 
@@ -83,13 +91,22 @@ def statistics(store: Store, owner: str | None) -> Statistics:
         ),
         by_model=_counts(select(BY_COLUMN.replace("COLUMN", "model_used"))),
         by_style=_counts(select(BY_COLUMN.replace("COLUMN", "style"))),
-        by_model_and_size=tuple(Seconds(**row) for row in sizes),
+        by_model_and_size=tuple(GenerationTimes(**row) for row in sizes),
         downloads=_downloads(store),
         votes=Comparisons(store).tally(owner),
     )
 
 
-def disk_use(store: Store, folder: ImageFolder) -> DiskUse:
+def generation_totals(database: Database) -> list[ModelTotals]:
+    """Images and seconds by model, of all owners."""
+    rows = database.rows(
+        "SELECT coalesce(model_used, '') AS model_key, count(*) AS images, "
+        "coalesce(sum(generation_time), 0) AS seconds FROM generated_images GROUP BY model_used"
+    )
+    return [ModelTotals(**row) for row in rows]
+
+
+def disk_use(store: Database, folder: ImageStorage) -> DiskUse:
     """What the pictures (as recorded) and the thumbnails (as they lie there) occupy."""
     (row,) = store.rows(
         "SELECT ifnull(sum(file_size), 0) AS bytes FROM generated_images WHERE missing = 0"
@@ -108,7 +125,7 @@ def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {row["name"]: row["pictures"] for row in rows}
 
 
-def _downloads(store: Store) -> tuple[Downloads, ...]:
+def _downloads(store: Database) -> tuple[DownloadStats, ...]:
     rows = store.rows(
         "SELECT model_name AS model_key, sum(status = 'complete') AS downloads, "
         "sum(status = 'failed') AS failed, "
@@ -116,4 +133,4 @@ def _downloads(store: Store) -> tuple[Downloads, ...]:
         "ifnull(sum(CASE WHEN status = 'complete' THEN download_time END), 0.0) AS seconds "
         "FROM model_downloads WHERE event = 'download' GROUP BY model_name ORDER BY model_name"
     )
-    return tuple(Downloads(**row) for row in rows)
+    return tuple(DownloadStats(**row) for row in rows)

@@ -239,7 +239,7 @@ INVOKEAI_FIELDS = {
     "steps": "num_inference_steps",
 }
 # What changes a picture and has no field here; the rest of the metadata is of no account.
-INVOKEAI_LOST = (
+INVOKEAI_UNSUPPORTED = (
     "loras",
     "controlnets",
     "ipAdapters",
@@ -258,7 +258,7 @@ DREAM_SWITCHES = {
 
 
 @dataclass(frozen=True)
-class PictureSettings:
+class ImportedSettings:
     """What a picture says: the program that made it ("" if it says nothing), and its settings.
 
     `values` are fields of a GenerationRequest, each valid; `unread` are sentences about the rest.
@@ -266,12 +266,12 @@ class PictureSettings:
 
     program: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def read_picture(
+def read_metadata(
     source: Path | IO[bytes], models: Mapping[str, ModelSpec] | None = None
-) -> PictureSettings:
+) -> ImportedSettings:
     """Settings of a picture by us, A1111 and its kin, ComfyUI or InvokeAI; nothing is run.
 
     Raises StorageError for a file that is no picture.
@@ -286,22 +286,22 @@ def read_picture(
             parsed = read(texts[chunk])
             if parsed.values:
                 return _with_model(program, parsed, models)
-    return PictureSettings()
+    return ImportedSettings()
 
 
 def find_model(name: str, models: Mapping[str, ModelSpec]) -> str | None:
     """The key of the model that another program calls so; spelling and folders do not matter."""
-    wanted = _letters(name)
+    wanted = _normalize_name(name)
     for key, spec in models.items():
         names = {key, *spec.sources, *(source.rpartition("/")[2] for source in spec.sources)}
-        if wanted and wanted in map(_letters, names):
+        if wanted and wanted in map(_normalize_name, names):
             return key
     return None
 
 
 def _with_model(
     program: str, parsed: ParsedSettings, models: Mapping[str, ModelSpec] | None
-) -> PictureSettings:
+) -> ImportedSettings:
     values, unread = dict(parsed.values), parsed.unread
     name = values.pop("model_key", "")
     if name:
@@ -310,10 +310,10 @@ def _with_model(
             unread += (f"The model {name} is not in the catalogue; the chosen one stays.",)
         else:
             values["model_key"] = key
-    return PictureSettings(program, values, unread)
+    return ImportedSettings(program, values, unread)
 
 
-def _letters(name: str) -> str:
+def _normalize_name(name: str) -> str:
     name = name.replace("\\", "/").lower()
     name = re.sub(r"\.(safetensors|ckpt|gguf|pt)$", "", name)
     return re.sub(r"[^a-z0-9/]", "", name).rpartition("/")[2]
@@ -325,7 +325,7 @@ def _invokeai(text: str) -> ParsedSettings:
     found = {field: metadata.get(name) for name, field in INVOKEAI_FIELDS.items()}
     unread = [
         f"{name}: {json.dumps(metadata[name])[:60]} has no counterpart here."
-        for name in INVOKEAI_LOST
+        for name in INVOKEAI_UNSUPPORTED
         if metadata.get(name)
     ]
     if metadata.get("generation_mode", "txt2img") not in ("txt2img", "sdxl_txt2img"):

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canvas.errors import NotFound, Said, StorageError
-from canvas.history.database import Store
-from canvas.history.image_files import TRASH, ImageFolder
+from canvas.errors import LazyMessage, NotFound, StorageError
+from canvas.history.database import Database
+from canvas.history.image_files import TRASH, ImageStorage
 
 UNDO_SECONDS = 3600
-AT_ONCE = 500  # pictures a transaction, so that others wait only for moments
+BATCH_SIZE = 500  # pictures a transaction, so that others wait only for moments
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trash:
     """
 
     def __init__(
-        self, store: Store, folder: ImageFolder, clock: Callable[[], float] = time.monotonic
+        self, store: Database, folder: ImageStorage, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = store
         self._folder = folder
@@ -47,7 +47,7 @@ class Trash:
 
     def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:
         """Remove an owner's (None: anybody's) pictures; the token for `undo`, and their number."""
-        self.empty(UNDO_SECONDS)
+        self.purge(UNDO_SECONDS)
         token = secrets.token_urlsafe(16)
         place = self._folder.root / TRASH / token
         deleted = _Deleted(owner, self._clock(), place, [], [])
@@ -66,12 +66,12 @@ class Trash:
         with self._lock:
             deleted = self._deleted.get(token)
             if deleted is None or (owner is not None and deleted.owner != owner):
-                raise NotFound(Said("This can no longer be undone: the pictures are gone."))
+                raise NotFound(LazyMessage("This can no longer be undone: the pictures are gone."))
             self._bring_back(deleted)
             del self._deleted[token]
         return len(deleted.rows)
 
-    def empty(self, older_than: float = 0, owner: str | None = None) -> None:
+    def purge(self, older_than: float = 0, owner: str | None = None) -> None:
         """Remove for good what was deleted so many seconds ago, of one owner or of all."""
         with self._lock:
             limit = self._clock() - older_than
@@ -84,7 +84,7 @@ class Trash:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def empty_old_sessions(self) -> None:
+    def purge_old_sessions(self) -> None:
         """Remove what earlier sessions left; that of one still running in another process stays."""
         place = self._folder.root / TRASH
         for folder in place.iterdir() if place.is_dir() else ():
@@ -101,9 +101,9 @@ class Trash:
     def _delete_part(self, ids: list[int], deleted: _Deleted) -> None:
         moves: list[tuple[Path, Path]] = []
         with self._store.transaction():
-            rows = self._store.take_rows(ids, deleted.owner)
+            rows = self._store.delete_returning(ids, deleted.owner)
             for row in rows:
-                path = self._folder.find_row(row)
+                path = self._folder.path_for_row(row)
                 if path is not None:
                     moves.append((path, deleted.folder / f"{row['id']}{path.suffix}"))
             deleted.folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +113,12 @@ class Trash:
         deleted.rows.extend(rows)
         deleted.moves.extend(moves)
         for path, _ in moves:
-            self._folder.drop_thumbnail(path)
+            self._folder.delete_thumbnail(path)
 
 
 def _parts(ids: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(ids), AT_ONCE):
-        yield ids[start : start + AT_ONCE]
+    for start in range(0, len(ids), BATCH_SIZE):
+        yield ids[start : start + BATCH_SIZE]
 
 
 def _move(moves: Iterable[tuple[Path, Path]]) -> None:

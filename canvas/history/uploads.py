@@ -15,9 +15,11 @@ from pathlib import Path
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.database import Store
+from canvas.history.database import Database
 
-KEPT = 3600.0  # seconds: between handing in a picture and asking for something to be made of it
+GRACE_SECONDS = (
+    3600.0  # seconds: between handing in a picture and asking for something to be made of it
+)
 NAME = re.compile(r"[0-9a-f]{64}\.png")
 
 
@@ -29,7 +31,7 @@ class Uploads:
 
     def add(self, picture: Image.Image) -> str:
         """Keep the picture; the same pixels get the same name."""
-        name = name_of(picture)
+        name = upload_name(picture)
         path = self.root / name
         try:
             os.utime(path)  # it is wanted again: `sweep` shall not take it
@@ -52,7 +54,7 @@ class Uploads:
         except (OSError, ValueError, SyntaxError) as error:
             raise StorageError(f"The picture {name} cannot be read; hand it in again.") from error
 
-    def sweep(self, wanted: Collection[str], age: float = KEPT) -> int:
+    def cleanup(self, wanted: Collection[str], age: float = GRACE_SECONDS) -> int:
         """Remove what nothing names after `age` seconds; how many pictures went."""
         oldest = time.time() - age
         gone = 0
@@ -80,7 +82,7 @@ class Uploads:
             ) from error
 
 
-def wanted_uploads(store: Store) -> set[str]:
+def referenced_uploads(store: Database) -> set[str]:
     """The names that kept pictures and jobs which are not done were made from."""
     rows = store.rows(
         "SELECT json_extract(options, '$.image') AS image, "
@@ -92,7 +94,7 @@ def wanted_uploads(store: Store) -> set[str]:
     return {name for row in rows for name in row.values() if isinstance(name, str)}
 
 
-def name_of(picture: Image.Image) -> str:
+def upload_name(picture: Image.Image) -> str:
     """The name that these pixels have: the SHA-256 of their layout and values."""
     layout = f"{picture.mode} {picture.width} {picture.height} ".encode()
     return hashlib.sha256(layout + picture.tobytes()).hexdigest() + ".png"

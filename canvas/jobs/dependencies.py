@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from canvas.catalog import ModelSpec
 from canvas.engine import safety
-from canvas.formatting import duration, gigabytes
+from canvas.formatting import format_bytes, format_duration
 from canvas.jobs.inputs import lora_names
 from canvas.jobs.job import Job
 from canvas.models import addons, loras
@@ -21,25 +21,27 @@ from canvas.settings import Settings
 log = logging.getLogger(__name__)
 
 
-class Supplies:
+class ModelDependencies:
     """Looks for them on this disk, and fetches what is missing."""
 
     def __init__(self, settings: Settings, hub: Hub | None) -> None:
         self._checks_pictures = settings.safety_level == "full"
         self._hub = hub
 
-    def are_there(self, request: GenerationRequest, spec: ModelSpec, checker: bool = True) -> bool:
+    def all_present(
+        self, request: GenerationRequest, spec: ModelSpec, checker: bool = True
+    ) -> bool:
         """Whether nothing has to be fetched; asks no network."""
         return (
-            not (request.needs_model and addons.missing(request.mode, spec, hub=self._hub))
+            not (request.needs_model and addons.missing(request.preset, spec, hub=self._hub))
             and not self._missing_loras(request)
-            and not (checker and self._lacks_checker())
+            and not (checker and self._needs_safety_checker())
         )
 
-    def bytes_of_extras(self, mode: str, spec: ModelSpec) -> int:
+    def download_size(self, preset: str, spec: ModelSpec) -> int:
         """About how much the first picture of that mode fetches beside the model."""
-        missing = addons.missing(mode, spec, hub=self._hub)
-        return sum(addons.EXTRAS[name].size for name in missing)
+        missing = addons.missing(preset, spec, hub=self._hub)
+        return sum(addons.ADDONS[name].size for name in missing)
 
     def fetch(
         self,
@@ -50,13 +52,13 @@ class Supplies:
     ) -> None:
         """Download what is missing; raises a kind of ModelUnavailable, or InvalidInput."""
         if request.needs_model:
-            addons.fetch(request.mode, spec, on_progress, cancelled, hub=self._hub)
+            addons.fetch(request.preset, spec, on_progress, cancelled, hub=self._hub)
         for name in self._missing_loras(request):
             loras.fetch(name, on_progress, cancelled, hub=self._hub)
-        if self._lacks_checker():
+        if self._needs_safety_checker():
             safety.fetch_checker(on_progress, cancelled, hub=self._hub)
 
-    def _lacks_checker(self) -> bool:
+    def _needs_safety_checker(self) -> bool:
         return self._checks_pictures and safety.find_checker(hub=self._hub) is None
 
     def _missing_loras(self, request: GenerationRequest) -> list[str]:
@@ -67,7 +69,7 @@ class Supplies:
         ]
 
 
-class Telling:
+class DownloadProgressLogger:
     """Tells a download's progress to the job's watchers and, now and then, to the terminal."""
 
     EVERY = 5.0  # seconds
@@ -84,9 +86,11 @@ class Telling:
         self._told = time.monotonic()
         log.info(
             "%s: %s of %s, %s a second, %s left",
-            progress.what or self._job.model_key,
-            gigabytes(progress.bytes_done),
-            gigabytes(progress.bytes_total),
-            gigabytes(int(progress.bytes_per_second)),
-            "unknown time" if progress.seconds_left is None else duration(progress.seconds_left),
+            progress.label or self._job.model_key,
+            format_bytes(progress.bytes_done),
+            format_bytes(progress.bytes_total),
+            format_bytes(int(progress.bytes_per_second)),
+            "unknown time"
+            if progress.seconds_left is None
+            else format_duration(progress.seconds_left),
         )

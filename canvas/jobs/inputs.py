@@ -11,24 +11,24 @@ from PIL import Image
 
 from canvas.catalog import ModelSpec
 from canvas.engine import img2img, super_resolution
-from canvas.engine.generate import Materials
-from canvas.engine.image_io import decode, fit, flatten
+from canvas.engine.generate import GenerationInputs
+from canvas.engine.image_io import decode_image, flatten_alpha, resize_to_fit
 from canvas.errors import NotFound
-from canvas.history.images import Gallery
-from canvas.history.uploads import Uploads, wanted_uploads
+from canvas.history.images import ImageRepository
+from canvas.history.uploads import Uploads, referenced_uploads
 from canvas.models import loras
 from canvas.models.hub_client import Hub
-from canvas.models.loras import Lora, find_loras, get_lora, read_lora, split_tags
+from canvas.models.loras import Lora, find_loras, get_lora, parse_lora_tags, read_lora
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
-SWEEP_EVERY = 600.0  # seconds
+CLEANUP_INTERVAL = 600.0  # seconds
 MAX_SIDE = 4096  # pixels; no model draws more
-FIELDS = ("image", "mask_image")
+IMAGE_FIELDS = ("image", "mask_image")
 
 
 @dataclass(frozen=True)
-class HandedIn:
+class Upload:
     """A picture that was handed in: `name` is what a request's `image` or `mask_image` takes."""
 
     name: str
@@ -39,73 +39,82 @@ class HandedIn:
 
 def lora_names(request: GenerationRequest) -> list[str]:
     """The LoRAs of its field and of its prompt."""
-    return [name for name, _ in (*request.loras, *split_tags(request.prompt)[1])]
+    return [name for name, _ in (*request.loras, *parse_lora_tags(request.prompt)[1])]
 
 
-class Shelf:
+class InputResolver:
     """Finds what requests name, for the owner who may see it."""
 
-    def __init__(self, settings: Settings, gallery: Gallery, hub: Hub | None = None) -> None:
-        self._uploads = Uploads(settings.inputs)
-        self._loras = settings.loras
+    def __init__(
+        self, settings: Settings, gallery: ImageRepository, hub: Hub | None = None
+    ) -> None:
+        self._uploads = Uploads(settings.uploads_dir)
+        self._loras = settings.loras_dir
         self._fetches = not settings.is_public
         self._gallery = gallery
         self._swept = -math.inf
         self._hub = hub
 
-    def hand_in(self, source: bytes | Path | Image.Image, field: str = "image") -> HandedIn:
+    def upload(self, source: bytes | Path | Image.Image, field: str = "image") -> Upload:
         """Keep a picture for requests; raises InvalidInput for what is none, or too large."""
-        picture = decode(source, field)
+        picture = decode_image(source, field)
         image, notes = picture.image, picture.notes
         if max(image.size) > MAX_SIDE:
             notes = (*notes, f"The picture was made smaller, to {MAX_SIDE} pixels.")
             image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        return HandedIn(self._uploads.add(image), image.width, image.height, notes)
+        return Upload(self._uploads.add(image), image.width, image.height, notes)
 
-    def picture(self, name: str, owner: str | None) -> Image.Image:
+    def open_image(self, name: str, owner: str | None) -> Image.Image:
         """The pixels of what was handed in, or of an own picture; raises NotFound."""
-        kept = self.kept(name, owner)
+        kept = self.find_image(name, owner)
         if kept is None:
             return self._uploads.open(name)
         path = self._gallery.folder.path_of(kept)
         if not path.is_file():
             raise NotFound(f"The file of the picture {name} is missing.")
-        return decode(path).image
+        return decode_image(path).image
 
-    def sweep(self) -> None:
+    def cleanup(self) -> None:
         """Now and then let go of handed in pictures that nothing was or will be made from."""
-        if time.monotonic() - self._swept > SWEEP_EVERY:
+        if time.monotonic() - self._swept > CLEANUP_INTERVAL:
             self._swept = time.monotonic()
-            self._uploads.sweep(wanted_uploads(self._gallery.store))
+            self._uploads.cleanup(referenced_uploads(self._gallery.store))
 
-    def kept(self, name: str, owner: str | None) -> GeneratedImage | None:
+    def find_image(self, name: str, owner: str | None) -> GeneratedImage | None:
         """The picture of the gallery of that file name, where this owner may see it."""
         image = self._gallery.store.image_by_filename(name)
         return image if image is not None and owner in (None, image.owner) else None
 
-    def parent_of(self, request: GenerationRequest, owner: str) -> int | None:
+    def parent_id(self, request: GenerationRequest, owner: str) -> int | None:
         """The id of the kept picture that a request starts from, if it starts from one."""
-        parent = self.kept(request.image, owner) if request.image else None
+        parent = self.find_image(request.image, owner) if request.image else None
         return parent.id if parent else None
 
-    def loras(self) -> dict[str, Lora]:
+    def list_loras(self) -> dict[str, Lora]:
         """The LoRA files that there are, by name."""
         return find_loras(self._loras)
 
-    def gather(self, request: GenerationRequest, owner: str) -> Materials:
+    def resolve_inputs(self, request: GenerationRequest, owner: str) -> GenerationInputs:
         """What the request names; raises NotFound or InvalidInput for what cannot be had."""
-        names = {name: getattr(request, name) for name in FIELDS if request.task != "text_to_image"}
-        pictures = {name: self.picture(value, owner) for name, value in names.items() if value}
-        wanted = (*request.loras, *split_tags(request.prompt)[1])
-        found = ((self.lora(name), weight) for name, weight in wanted)
-        return Materials(pictures, tuple((lora, weight) for lora, weight in found if lora))
+        names = {
+            name: getattr(request, name) for name in IMAGE_FIELDS if request.task != "text_to_image"
+        }
+        pictures = {name: self.open_image(value, owner) for name, value in names.items() if value}
+        wanted = (*request.loras, *parse_lora_tags(request.prompt)[1])
+        found = ((self.get_lora(name), weight) for name, weight in wanted)
+        return GenerationInputs(pictures, tuple((lora, weight) for lora, weight in found if lora))
 
-    def fitted(self, picture: Image.Image, request: GenerationRequest) -> Image.Image:
+    def preview_fit(self, picture: Image.Image, request: GenerationRequest) -> Image.Image:
         """A picture as the model will get it, for a look before."""
         size = (request.width or picture.width, request.height or picture.height)
-        return fit(flatten(picture, request.background), size, request.fit, request.background)
+        return resize_to_fit(
+            flatten_alpha(picture, request.fill_color),
+            size,
+            request.resize_mode,
+            request.fill_color,
+        )
 
-    def lora(self, name: str) -> Lora | None:
+    def get_lora(self, name: str) -> Lora | None:
         """The LoRA of the folder, or of the Hub; None where it has to be fetched first.
 
         Raises NotFound for none of the folder, InvalidInput for a bad file.
@@ -118,22 +127,24 @@ class Shelf:
         # By its whole name: most files of the Hub have the same
         return replace(read_lora(path), name=name) if path else None
 
-    def lora_download(self, name: str) -> int:
+    def lora_download_size(self, name: str) -> int:
         """Bytes that fetching a LoRA of the Hub takes; asks the Hub."""
-        return loras.look_up(name, hub=self._hub).size
+        return loras.resolve_files(name, hub=self._hub).size
 
-    def resolve(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
+    def resolve_request(
+        self, request: GenerationRequest, spec: ModelSpec, owner: str
+    ) -> GenerationRequest:
         """`request.resolve`, with the size of its picture, after a look at all that it names."""
-        self.sweep()
-        materials = self.gather(request, owner)
-        picture = materials.pictures.get("image")
+        self.cleanup()
+        materials = self.resolve_inputs(request, owner)
+        picture = materials.images.get("image")
         if picture is None:
-            return request.resolve(spec)
-        width, height = img2img.final_size(request, picture.size, spec)
+            return request.with_defaults(spec)
+        width, height = img2img.output_size(request, picture.size, spec)
         if request.task == "upscale":  # its size follows from the scale alone
             super_resolution.check_size(picture.size, request.scale)
-            return replace(request, width=width, height=height).resolve(spec)
+            return replace(request, width=width, height=height).with_defaults(spec)
         sized = replace(request, width=request.width or width, height=request.height or height)
-        resolved = sized.resolve(spec)
-        img2img.prepare(resolved, materials.pictures, spec)  # what is wrong is said at once
+        resolved = sized.with_defaults(spec)
+        img2img.prepare_inputs(resolved, materials.images, spec)  # what is wrong is said at once
         return resolved

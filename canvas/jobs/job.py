@@ -12,16 +12,22 @@ from functools import partial
 from typing import Any, Literal
 
 from canvas.errors import CanvasError, GenerationCancelled
-from canvas.formatting import duration, gigabytes
-from canvas.request import FINISHED, GeneratedImage, GenerationRequest, Status, Step
+from canvas.formatting import format_bytes, format_duration
+from canvas.request import (
+    FINISHED_STATUSES,
+    GeneratedImage,
+    GenerationRequest,
+    JobStatus,
+    ProgressUpdate,
+)
 
 
 @dataclass(eq=False)
 class Job:
     """One thing to do for one owner; lives on when the tab that asked for it is closed.
 
-    `request` is None for a download; `channel` is one of `request.CHANNELS`. `progress` is the
-    engine's latest word: a `Step` of a picture or the bytes of a download. `id` cannot be
+    `request` is None for a download; `channel` is one of `request.CLIENTS`. `progress` is the
+    engine's latest word: a `ProgressUpdate` of a picture or the bytes of a download. `id` cannot be
     guessed. `on_finish` is called once, before the watchers hear of the end. `context` is that
     of whoever asked: ZeroGPU finds there whose quota to charge.
     """
@@ -30,9 +36,9 @@ class Job:
     kind: Literal["generate", "download"]
     model_key: str
     request: GenerationRequest | None = None
-    channel: str = "python"
+    client: str = "python"
     id: str = field(default_factory=lambda: secrets.token_hex(16))
-    status: Status = "queued"
+    status: JobStatus = "queued"
     progress: Any = None
     preview: Any = field(default=None, repr=False)  # the latest small PIL picture
     images: list[GeneratedImage] = field(default_factory=list)
@@ -44,14 +50,14 @@ class Job:
     on_finish: Callable[[Job], None] | None = field(default=None, repr=False)
     context: Context = field(default_factory=copy_context, repr=False)
     attempts: int = 0  # that ended with the death of a worker
-    passed_over: int = 0  # times that a later job went before
+    skipped: int = 0  # times that a later job went before
     version: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will happen."""
-        return self.status in FINISHED
+        return self.status in FINISHED_STATUSES
 
     def update(self, **changes: Any) -> None:
         """Set attributes and wake the watchers; a finished job stays as it ended."""
@@ -61,7 +67,7 @@ class Job:
             for name, value in changes.items():
                 setattr(self, name, value)
             now = datetime.now(UTC)
-            if self.status not in ("queued", *FINISHED) and self.started_at is None:
+            if self.status not in ("queued", *FINISHED_STATUSES) and self.started_at is None:
                 self.started_at = now
             if self.finished:  # from now on it is only remembered, for an hour
                 self.finished_at = now
@@ -73,7 +79,9 @@ class Job:
                 self.version += 1
                 self._changed.notify_all()
 
-    def tell(self, *, status: Status | None = None, step: Step | None = None) -> None:
+    def report_progress(
+        self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None
+    ) -> None:
         """Take in what a painter tells; steps of the pictures that are left count on."""
         changes: dict[str, Any] = {} if status is None else {"status": status}
         if step is not None:
@@ -94,7 +102,7 @@ class Job:
         if self.status == "queued":
             self.update(status="cancelled", error=GenerationCancelled("Stopped before it began."))
 
-    def watch(self, timeout: float | None = None) -> Iterator[Job]:
+    def subscribe(self, timeout: float | None = None) -> Iterator[Job]:
         """Yield this job now and after every change until it is finished.
 
         Changes that come quicker than they are read fall into one. With a `timeout` in
@@ -119,20 +127,20 @@ class Job:
         return self.images
 
 
-def told(status: str, progress: Any) -> tuple[float, str]:
+def format_progress(status: str, progress: Any) -> tuple[float, str]:
     """How far a job is, 0 to 1, and what to say of it."""
     if progress is None:
         return 0.0, status
-    if isinstance(progress, Step):
+    if isinstance(progress, ProgressUpdate):
         note = f"step {progress.step} of {progress.num_steps}"
         if progress.num_images > 1:
             note = f"picture {progress.image_index + 1} of {progress.num_images}, {note}"
-        return progress.fraction, note + _time(progress.seconds_left)
+        return progress.fraction, note + _format_seconds_left(progress.seconds_left)
     done, total = progress.bytes_done, progress.bytes_total
-    rate = gigabytes(int(progress.bytes_per_second))
-    note = f"{gigabytes(done)} of {gigabytes(total)}, {rate}/s"
-    return done / total if total else 1.0, note + _time(progress.seconds_left)
+    rate = format_bytes(int(progress.bytes_per_second))
+    note = f"{format_bytes(done)} of {format_bytes(total)}, {rate}/s"
+    return done / total if total else 1.0, note + _format_seconds_left(progress.seconds_left)
 
 
-def _time(seconds: float | None) -> str:
-    return "" if seconds is None else f", {duration(seconds)} left"
+def _format_seconds_left(seconds: float | None) -> str:
+    return "" if seconds is None else f", {format_duration(seconds)} left"

@@ -5,20 +5,20 @@ from __future__ import annotations
 import sys
 import warnings
 
-from canvas.jobs.job import Job, told
+from canvas.jobs.job import Job, format_progress
 from canvas.request import GeneratedImage
 
 BAR = "{desc} |{bar:24}| {percentage:3.0f} %{postfix}"
 
 
-class Pictures(list[GeneratedImage]):
+class ImageList(list[GeneratedImage]):
     """Finished pictures; as the last line of a notebook's cell they show themselves."""
 
     def _repr_html_(self) -> str:
         return "\n".join(picture._repr_html_() or "" for picture in self)
 
 
-def wait(job: Job) -> Pictures:
+def wait_with_progress(job: Job) -> ImageList:
     """Wait for a job, in a notebook with a bar; interrupting the wait stops the job.
 
     Raises why there are no pictures.
@@ -26,7 +26,7 @@ def wait(job: Job) -> Pictures:
     try:
         if _in_notebook():
             _show_bar(job)
-        return Pictures(job.wait())
+        return ImageList(job.wait())
     except KeyboardInterrupt:
         job.cancel()
         raise
@@ -44,6 +44,6 @@ def _show_bar(job: Job) -> None:
         from tqdm.auto import tqdm
     title = job.request.prompt[:40] if job.request else job.model_key
     with tqdm(total=1.0, desc=title, bar_format=BAR, leave=False) as bar:
-        for _ in job.watch():
-            bar.n, note = told(job.status, job.progress)
+        for _ in job.subscribe():
+            bar.n, note = format_progress(job.status, job.progress)
             bar.set_postfix_str(note)

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from canvas.jobs.job import Job
 
-Suits = Callable[[Job], bool]
+Affinity = Callable[[Job], bool]
 
 
-AHEAD = 8  # jobs among which a taker looks for one that suits it
+LOOKAHEAD = 8  # jobs among which a taker looks for one that suits it
 
 
-PATIENCE = 3  # times that a job lets others go before
+MAX_SKIPS = 3  # times that a job lets others go before
 
 
 class JobQueue:
@@ -24,7 +24,7 @@ class JobQueue:
     def __init__(self) -> None:
         self._turns: deque[str] = deque()
         self._waiting: dict[str, deque[Job]] = {}
-        self._idle: list[Suits] = []  # of those who are waiting in `take`
+        self._idle: list[Affinity] = []  # of those who are waiting in `take`
         self._changed = threading.Condition()
         self._closed = False
 
@@ -41,7 +41,7 @@ class JobQueue:
                     self._turns.append(job.owner)
             self._changed.notify_all()
 
-    def take(self, suits: Suits | None = None) -> Job | None:
+    def take(self, suits: Affinity | None = None) -> Job | None:
         """Block for the next job that was not cancelled meanwhile; None when closed.
 
         `suits` says for which jobs a taker is best: those it takes sooner than others, and
@@ -54,7 +54,7 @@ class JobQueue:
                 while True:
                     if self._closed:
                         return None
-                    if job := self._choose(mine):
+                    if job := self._pick(mine):
                         self._remove(job)
                         return job
                     self._changed.wait()
@@ -62,16 +62,16 @@ class JobQueue:
                 self._idle.remove(mine)
                 self._changed.notify_all()
 
-    def _choose(self, mine: Suits) -> Job | None:
+    def _pick(self, mine: Affinity) -> Job | None:
         order = self._order()
         if not order:
             return None
-        candidates = order[:AHEAD] if order[0].passed_over < PATIENCE else order[:1]
+        candidates = order[:LOOKAHEAD] if order[0].skipped < MAX_SKIPS else order[:1]
         others = [suits for suits in self._idle if suits is not mine]
         free = [job for job in candidates if not any(suits(job) for suits in others)]
         found = next(filter(mine, candidates), free[0] if free else None)
         if found and found is not order[0]:
-            order[0].passed_over += 1
+            order[0].skipped += 1
         return found
 
     def _remove(self, job: Job) -> None:
@@ -84,7 +84,7 @@ class JobQueue:
         else:
             del self._waiting[job.owner]
 
-    def in_order(self) -> list[Job]:
+    def snapshot(self) -> list[Job]:
         """The waiting jobs in the order in which they will be taken."""
         with self._changed:
             return self._order()
@@ -110,7 +110,7 @@ class JobQueue:
             self._changed.notify_all()
 
 
-class JobBook:
+class JobRegistry:
     """All jobs that are alive, and the finished ones for a while, by owner."""
 
     def __init__(self, keep_seconds: float = 3600.0) -> None:
@@ -134,7 +134,7 @@ class JobBook:
         with self._lock:
             return self._jobs.get(job_id)
 
-    def of(self, owner: str | None = None) -> list[Job]:
+    def for_owner(self, owner: str | None = None) -> list[Job]:
         """The jobs of one owner (None: everybody's), the oldest first."""
         with self._lock:
             return [job for job in self._jobs.values() if owner in (None, job.owner)]

@@ -10,36 +10,36 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from canvas.backends.base import Order, Painter, WorkerDied
-from canvas.backends.local import recorded
-from canvas.backends.remote_backends import Elsewhere
-from canvas.backends.subprocess_pool import hire
+from canvas.backends.base import Backend, GenerationTask, WorkerCrashed
+from canvas.backends.local import log_event
+from canvas.backends.remote_backends import RemoteBackends
+from canvas.backends.subprocess_pool import create_backends
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.engine.device import Device
-from canvas.engine.generate import Materials
+from canvas.engine.generate import GenerationInputs
 from canvas.errors import (
     CanvasError,
     DownloadCancelled,
     GenerationCancelled,
     OutOfMemory,
-    unforeseen,
+    unexpected_error,
 )
-from canvas.formatting import duration, gigabytes
+from canvas.formatting import format_bytes, format_duration
 from canvas.history.database import ModelEvent
-from canvas.jobs.dependencies import Supplies, Telling
+from canvas.jobs.dependencies import DownloadProgressLogger, ModelDependencies
 from canvas.jobs.job import Job
 from canvas.jobs.queue import JobQueue
 from canvas.models import download
 from canvas.models.hub_client import Hub
-from canvas.request import HERE, GeneratedImage, GenerationRequest
+from canvas.request import LOCAL, GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
 log = logging.getLogger(__name__)
-ASKED_AT_ONCE = 4  # jobs that are elsewhere at the same time
-ATTEMPTS = 3  # at a job whose worker dies: it may be the job that kills it
+REMOTE_CONCURRENCY = 4  # jobs that are elsewhere at the same time
+MAX_ATTEMPTS = 3  # at a job whose worker dies: it may be the job that kills it
 
 
-class Workshop:
+class JobScheduler:
     """Runs jobs: downloads in one thread, pictures in one a painter.
 
     `gather` finds what a request of an owner names beside its words.
@@ -51,10 +51,10 @@ class Workshop:
         self,
         settings: Settings,
         models: Catalog,
-        elsewhere: Elsewhere,
+        elsewhere: RemoteBackends,
         keep: Callable[[GeneratedImage, Job], GeneratedImage],
         record: Callable[[ModelEvent], Any],
-        gather: Callable[[GenerationRequest, str], Materials],
+        gather: Callable[[GenerationRequest, str], GenerationInputs],
         hub: Hub | None = None,
     ) -> None:
         self._models = models
@@ -62,59 +62,59 @@ class Workshop:
         self._record = record
         self._gather = gather
         self._hub = hub
-        self._supplies = Supplies(settings, hub)
-        self._to_fetch = JobQueue()
-        self._to_make = JobQueue()
-        self._to_ask = JobQueue()
-        self._painters = hire(settings, record, hub)
+        self._dependencies = ModelDependencies(settings, hub)
+        self._download_queue = JobQueue()
+        self._generate_queue = JobQueue()
+        self._remote_queue = JobQueue()
+        self._painters = create_backends(settings, record, hub)
         self._threads: list[threading.Thread] = []
-        self._start(self._fetch_all)
+        self._start(self._download_loop)
         for painter in self._painters:
-            self._start(self._paint_all, painter)
-        for _ in range(ASKED_AT_ONCE):
-            self._start(self._ask_all, elsewhere)
+            self._start(self._generate_loop, painter)
+        for _ in range(REMOTE_CONCURRENCY):
+            self._start(self._remote_loop, elsewhere)
 
     def put(self, job: Job) -> None:
         """Queue a job where it has to begin: at the download, at a painter, or elsewhere."""
-        if _is_elsewhere(job):
-            self._to_ask.put(job)
+        if _is_remote(job):
+            self._remote_queue.put(job)
             return
-        ready = job.request and self.has_all(get_model(job.model_key, self._models), job.request)
-        (self._to_make if ready else self._to_fetch).put(job)
+        ready = job.request and self.is_ready(get_model(job.model_key, self._models), job.request)
+        (self._generate_queue if ready else self._download_queue).put(job)
 
-    def has_all(self, spec: ModelSpec, request: GenerationRequest, checker: bool = True) -> bool:
+    def is_ready(self, spec: ModelSpec, request: GenerationRequest, checker: bool = True) -> bool:
         """Whether what a request asks for, and the safety checker, needs no download."""
         has_model = not request.needs_model or self.find_local(spec) is not None
-        return has_model and self._supplies.are_there(request, spec, checker)
+        return has_model and self._dependencies.all_present(request, spec, checker)
 
-    def bytes_of_extras(self, spec: ModelSpec, mode: str) -> int:
+    def addons_download_size(self, spec: ModelSpec, preset: str) -> int:
         """About how much the first picture of that mode fetches beside the model."""
-        return self._supplies.bytes_of_extras(mode, spec)
+        return self._dependencies.download_size(preset, spec)
 
-    def before(self, job: Job, jobs: list[Job]) -> list[Job]:
+    def jobs_ahead_of(self, job: Job, jobs: list[Job]) -> list[Job]:
         """Those of `jobs` that are painted or will be before this one, if that waits."""
-        waiting = (self._to_ask if _is_elsewhere(job) else self._to_make).in_order()
+        waiting = (self._remote_queue if _is_remote(job) else self._generate_queue).snapshot()
         if job not in waiting:
             return []
         working = [
             other
             for other in jobs
-            if other.status in ("loading", "running") and _is_elsewhere(other) == _is_elsewhere(job)
+            if other.status in ("loading", "running") and _is_remote(other) == _is_remote(job)
         ]
         return working + waiting[: waiting.index(job)]
 
     def close(self) -> None:
         """End the threads after what they do now, then the painters."""
-        self._to_fetch.close()
-        self._to_make.close()
-        self._to_ask.close()
+        self._download_queue.close()
+        self._generate_queue.close()
+        self._remote_queue.close()
         for thread in self._threads:
             thread.join(timeout=30)
         for painter in self._painters:
             painter.close()
 
     @property
-    def painters(self) -> list[Painter]:
+    def backends(self) -> list[Backend]:
         """Who makes pictures here: one in this process, or several workers."""
         return list(self._painters)
 
@@ -140,22 +140,22 @@ class Workshop:
         half = self.device.dtype != "float32"
         return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
 
-    def bytes_on_disk(self, spec: ModelSpec) -> int:
+    def model_bytes_on_disk(self, spec: ModelSpec) -> int:
         """What the model takes in the cache of downloads."""
         return download.model_bytes_on_disk(spec, hub=self._hub)
 
-    def remove(self, spec: ModelSpec) -> int:
+    def delete_model(self, spec: ModelSpec) -> int:
         """Free a model from memory and delete its download; returns the bytes won."""
-        self.free(spec)
+        self.unload(spec)
         return download.remove(spec, hub=self._hub)
 
     def is_loaded(self, spec: ModelSpec) -> bool:
         """Whether a model's pipeline is in memory."""
         return any(painter.is_loaded(spec) for painter in self._painters)
 
-    def free(self, spec: ModelSpec) -> bool:
+    def unload(self, spec: ModelSpec) -> bool:
         """Let a loaded model go from memory; raises CanvasError while it is painted with."""
-        return any([painter.free(spec) for painter in self._painters])
+        return any([painter.unload(spec) for painter in self._painters])
 
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
         """Have every painter find its device and load a model that is on disk."""
@@ -171,7 +171,7 @@ class Workshop:
         self._threads.append(thread)
         thread.start()
 
-    def _warm_up(self, painter: Painter, spec: ModelSpec) -> None:
+    def _warm_up(self, painter: Backend, spec: ModelSpec) -> None:
         local = self.find_local(spec)
         if local is None:
             return
@@ -180,53 +180,53 @@ class Workshop:
         except CanvasError as error:  # said again, to the user, when the model is asked for
             log.warning("%s", error)
 
-    def _fetch_all(self) -> None:
-        while (job := self._to_fetch.take()) is not None:
-            self._do(job, self._fetch)
+    def _download_loop(self) -> None:
+        while (job := self._download_queue.take()) is not None:
+            self._run_job(job, self._fetch)
 
-    def _paint_all(self, painter: Painter) -> None:
+    def _generate_loop(self, painter: Backend) -> None:
         def suits(job: Job) -> bool:
             spec, request = self._models.get(job.model_key), job.request
-            return bool(spec and request and painter.is_loaded(spec, request.mode))
+            return bool(spec and request and painter.is_loaded(spec, request.preset))
 
-        alone, make = len(self._painters) == 1, self._make
-        while (job := self._to_make.take(None if alone else suits)) is not None:
-            self._do(job, partial(make, painter=painter))
+        alone, make = len(self._painters) == 1, self._prepare_and_run
+        while (job := self._generate_queue.take(None if alone else suits)) is not None:
+            self._run_job(job, partial(make, painter=painter))
             if alone and isinstance(job.error, OutOfMemory):  # workers see to it themselves
-                make = self._make_apart
+                make = self._run_in_fresh_thread
 
-    def _ask_all(self, elsewhere: Elsewhere) -> None:
-        while (job := self._to_ask.take()) is not None:
-            self._do(job, lambda job: self._paint(job, elsewhere, None))
+    def _remote_loop(self, elsewhere: RemoteBackends) -> None:
+        while (job := self._remote_queue.take()) is not None:
+            self._run_job(job, lambda job: self._run(job, elsewhere, None))
 
-    def _do(self, job: Job, task: Callable[[Job], None]) -> None:
+    def _run_job(self, job: Job, task: Callable[[Job], None]) -> None:
         try:
             job.context.run(task, job)
         except (GenerationCancelled, DownloadCancelled) as error:
             job.update(status="cancelled", error=error)
-        except WorkerDied as error:
-            self._again(job, error)
+        except WorkerCrashed as error:
+            self._requeue(job, error)
         except CanvasError as error:
             job.update(status="failed", error=error)
         except Exception as error:  # the thread must survive any job, and say so
             log.exception("job %s failed", job.id)
-            job.update(status="failed", error=unforeseen(error))
+            job.update(status="failed", error=unexpected_error(error))
 
-    def _again(self, job: Job, error: WorkerDied) -> None:
+    def _requeue(self, job: Job, error: WorkerCrashed) -> None:
         """Run a job again whose worker died, unless it has outlived too many of them."""
         log.warning("%s", error)
         job.attempts += 1
         if job.cancelled.is_set():
             job.update(status="cancelled", error=GenerationCancelled("Stopped."))
-        elif job.attempts >= ATTEMPTS:
+        elif job.attempts >= MAX_ATTEMPTS:
             job.update(status="failed", error=error)
         else:
             job.update(status="queued", progress=None, preview=None)
-            self._to_make.put(job, first=True)
+            self._generate_queue.put(job, first=True)
 
     def _fetch(self, job: Job) -> None:
         spec = get_model(job.model_key, self._models)
-        if job.request is None or not self.has_all(spec, job.request):
+        if job.request is None or not self.is_ready(spec, job.request):
             job.update(status="downloading")
         needed = job.request is None or job.request.needs_model
         if needed and self.find_local(spec) is None:
@@ -234,51 +234,53 @@ class Workshop:
         if job.request is None:
             job.update(status="done")
         else:
-            self._supplies.fetch(job.request, spec, Telling(job), job.cancelled)
+            self._dependencies.fetch(job.request, spec, DownloadProgressLogger(job), job.cancelled)
             job.update(status="queued", progress=None)
-            self._to_make.put(job)
+            self._generate_queue.put(job)
 
     def _download(self, job: Job, spec: ModelSpec) -> None:
-        with recorded(self._record, ModelEvent(spec.key, "download", spec.name)) as facts:
+        with log_event(self._record, ModelEvent(spec.key, "download", spec.name)) as facts:
             plan = self.plan_download(spec, cancelled=job.cancelled)
             facts.update(repo_id=plan.repo_id, revision=plan.revision)
-            log.info("%s: fetching %s of %s", spec.key, gigabytes(plan.missing_bytes), plan.repo_id)
+            log.info(
+                "%s: fetching %s of %s", spec.key, format_bytes(plan.missing_bytes), plan.repo_id
+            )
             done = download.download(
                 spec,
                 plan,
-                on_progress=Telling(job),
+                on_progress=DownloadProgressLogger(job),
                 cancelled=job.cancelled,
                 hub=self._hub,
             )
             facts.update(bytes=done.bytes, file_count=done.file_count)
-            log.info("%s: fetched in %s", spec.key, duration(done.seconds))
+            log.info("%s: fetched in %s", spec.key, format_duration(done.seconds))
 
-    def _make_apart(self, job: Job, painter: Painter) -> None:
+    def _run_in_fresh_thread(self, job: Job, painter: Backend) -> None:
         """In a new thread: one that has met OutOfMemory must not compute again."""
         with ThreadPoolExecutor(1) as fresh:
-            fresh.submit(self._make, job, painter).result()
+            fresh.submit(self._prepare_and_run, job, painter).result()
 
-    def _make(self, job: Job, painter: Painter) -> None:
+    def _prepare_and_run(self, job: Job, painter: Backend) -> None:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
         spec = get_model(job.model_key, self._models)
         local = self.find_local(spec)
-        if not self.has_all(spec, job.request):  # removed while the job waited
-            self._to_fetch.put(job)
+        if not self.is_ready(spec, job.request):  # removed while the job waited
+            self._download_queue.put(job)
             return
-        self._paint(job, painter, local)
+        self._run(job, painter, local)
 
-    def _paint(
-        self, job: Job, painter: Painter | Elsewhere, local: download.LocalModel | None
+    def _run(
+        self, job: Job, painter: Backend | RemoteBackends, local: download.LocalModel | None
     ) -> None:
         assert job.request is not None  # noqa: S101 - only generate jobs come here
         spec = get_model(job.model_key, self._models)
         materials = self._gather(job.request, job.owner)
-        order = Order(job.request.rest(len(job.images)), spec, local, materials)
-        with closing(painter.paint(order, job.tell, job.cancelled)) as pictures:
+        order = GenerationTask(job.request.remaining(len(job.images)), spec, local, materials)
+        with closing(painter.generate(order, job.report_progress, job.cancelled)) as pictures:
             for picture in pictures:
                 job.update(images=[*job.images, self._keep(picture, job)])
         job.update(status="done")
 
 
-def _is_elsewhere(job: Job) -> bool:
-    return job.request is not None and job.request.where != HERE
+def _is_remote(job: Job) -> bool:
+    return job.request is not None and job.request.backend != LOCAL

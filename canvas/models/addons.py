@@ -13,30 +13,30 @@ from canvas.catalog import ModelSpec
 from canvas.models import download, hub_cache
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
-from canvas.presets import FEW_STEP_LORA, MODES
+from canvas.presets import DISTILLED_LORA, PRESETS
 
-TINY_DECODER = "taesd"
+TAESD = "taesd"
 
 
 @dataclass(frozen=True)
-class Extra:
+class Addon:
     """Files of a repository on the Hub; `size` in bytes is about what they take."""
 
     repo_id: str
     files: tuple[str, ...]
     size: int
-    what: str
+    label: str
 
 
-EXTRAS = MappingProxyType(
+ADDONS = MappingProxyType(
     {
-        FEW_STEP_LORA: Extra(
+        DISTILLED_LORA: Addon(
             "ByteDance/Hyper-SD",
             ("Hyper-SD15-4steps-lora.safetensors",),
             269_000_000,
             "weights for four steps",
         ),
-        TINY_DECODER: Extra(
+        TAESD: Addon(
             "madebyollin/taesd",
             ("config.json", "diffusion_pytorch_model.safetensors"),
             10_000_000,
@@ -46,21 +46,21 @@ EXTRAS = MappingProxyType(
 )
 
 
-def needed(mode: str, spec: ModelSpec) -> tuple[str, ...]:
+def required(preset: str, spec: ModelSpec) -> tuple[str, ...]:
     """The extras that a model has in that mode."""
-    chosen = MODES[mode]
-    wanted = {FEW_STEP_LORA: chosen.few_step_weights, TINY_DECODER: chosen.tiny_decoder}
-    return tuple(name for name in EXTRAS if wanted[name] and name in spec.accelerations)
+    chosen = PRESETS[preset]
+    wanted = {DISTILLED_LORA: chosen.distilled_lora, TAESD: chosen.tiny_decoder}
+    return tuple(name for name in ADDONS if wanted[name] and name in spec.accelerations)
 
 
-def missing(mode: str, spec: ModelSpec, *, hub: Hub | None = None) -> tuple[str, ...]:
+def missing(preset: str, spec: ModelSpec, *, hub: Hub | None = None) -> tuple[str, ...]:
     """Those of them that are not on this disk."""
-    return tuple(name for name in needed(mode, spec) if find(name, hub=hub) is None)
+    return tuple(name for name in required(preset, spec) if find(name, hub=hub) is None)
 
 
 def find(name: str, *, hub: Hub | None = None) -> Path | None:
     """The folder that holds an extra on this disk; asks no network."""
-    extra = EXTRAS[name]
+    extra = ADDONS[name]
     for folder in hub_cache.snapshots(hub or Hub(), extra.repo_id):
         if all((folder / file).exists() for file in extra.files):
             return folder
@@ -68,7 +68,7 @@ def find(name: str, *, hub: Hub | None = None) -> Path | None:
 
 
 def fetch(
-    mode: str,
+    preset: str,
     spec: ModelSpec,
     on_progress: Callable[[DownloadProgress], None],
     cancelled: threading.Event,
@@ -77,10 +77,10 @@ def fetch(
 ) -> None:
     """Download what the mode lacks on this disk; raises a kind of ModelUnavailable."""
     hub = hub or Hub()
-    for extra in (EXTRAS[name] for name in missing(mode, spec, hub=hub)):
-        wanted = download.look_up(hub, extra.repo_id, partial(_files_of, extra), cancelled)
+    for extra in (ADDONS[name] for name in missing(preset, spec, hub=hub)):
+        wanted = download.resolve_files(hub, extra.repo_id, partial(_files_of, extra), cancelled)
         download.fetch(hub, wanted, on_progress, cancelled)
 
 
-def _files_of(extra: Extra, _: Iterable[str]) -> tuple[str, ...]:
+def _files_of(extra: Addon, _: Iterable[str]) -> tuple[str, ...]:
     return extra.files

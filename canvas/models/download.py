@@ -15,13 +15,13 @@ from canvas.errors import (
     CanvasError,
     DiskFull,
     HubOffline,
-    ModelBroken,
+    LazyMessage,
+    ModelCorrupted,
     ModelGated,
-    ModelGone,
-    Said,
+    ModelNotFound,
 )
 from canvas.models import hub_cache, pipeline_files
-from canvas.models.hub_client import Hub, ask
+from canvas.models.hub_client import Hub, call
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class HubFiles:
         return sum(file["size"] for file in self.files.values())
 
 
-def look_up(
+def resolve_files(
     hub: Hub,
     repo_id: str,
     choose: Callable[[Iterable[str]], Iterable[str]],
     cancelled: threading.Event | None = None,
 ) -> HubFiles:
     """The files that `choose` picks of all names; raises a kind of ModelUnavailable."""
-    listed = ask(hub, {"do": "list", "repo_id": repo_id}, cancelled=cancelled)
+    listed = call(hub, {"do": "list", "repo_id": repo_id}, cancelled=cancelled)
     wanted = list(choose(listed["files"]))
     if lacking := [name for name in wanted if name not in listed["files"]]:
-        raise ModelBroken(f"{repo_id} does not hold {', '.join(lacking)} any more.")
+        raise ModelCorrupted(f"{repo_id} does not hold {', '.join(lacking)} any more.")
     files = {name: listed["files"][name] for name in wanted}
     return HubFiles(repo_id, listed["revision"], files)
 
@@ -67,8 +67,8 @@ def fetch(
         )
     task = {"do": "fetch", "repo_id": wanted.repo_id, "revision": wanted.revision}
     files = {name: dict(file) for name, file in wanted.files.items()}
-    meter = Meter(wanted.size, on_progress, wanted.repo_id)
-    answer = ask(hub, {**task, "files": files}, on_bytes=meter, cancelled=cancelled)
+    meter = ProgressMeter(wanted.size, on_progress, wanted.repo_id)
+    answer = call(hub, {**task, "files": files}, on_bytes=meter, cancelled=cancelled)
     return Path(answer["path"])
 
 
@@ -120,7 +120,7 @@ class DownloadProgress:
     bytes_total: int
     bytes_per_second: float
     seconds_left: float | None
-    what: str = ""  # the repository, where it is not that of the model
+    label: str = ""  # the repository, where it is not that of the model
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,13 @@ def plan_download(
     refusals: dict[str, CanvasError] = {}
     for repo_id in spec.sources:
         try:
-            answer = ask(hub, {"do": "list", "repo_id": repo_id}, cancelled=cancelled)
+            answer = call(hub, {"do": "list", "repo_id": repo_id}, cancelled=cancelled)
             return _plan(hub, repo_id, answer, half_precision)
-        except (ModelGone, ModelGated, ModelBroken) as error:
+        except (ModelNotFound, ModelGated, ModelCorrupted) as error:
             refusals[repo_id] = error
         except HubOffline as error:
-            raise HubOffline(_on_disk(hub, spec, error)) from error
-    raise _refused(refusals)
+            raise HubOffline(_offline_message(hub, spec, error)) from error
+    raise _combine_errors(refusals)
 
 
 def download(
@@ -195,14 +195,14 @@ def download(
     _check_space(hub, spec, fetched)
     files = {file.path: {"size": file.size, "digest": file.digest} for file in plan.files}
     task = {"do": "fetch", "repo_id": plan.repo_id, "revision": plan.revision, "files": files}
-    meter = Meter(plan.total_bytes, on_progress)
+    meter = ProgressMeter(plan.total_bytes, on_progress)
     try:
-        answer = ask(hub, task, on_bytes=meter, cancelled=cancelled)
+        answer = call(hub, task, on_bytes=meter, cancelled=cancelled)
     finally:
         hub_cache.remove_partial_files(hub, plan.repo_id)
     folder = Path(answer["path"])
     if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}):
-        raise ModelBroken(f"{plan.repo_id} was fetched, but does not make a pipeline.")
+        raise ModelCorrupted(f"{plan.repo_id} was fetched, but does not make a pipeline.")
     local = LocalModel(folder, plan.repo_id, plan.revision)
     return Download(local, fetched, len(missing), time.monotonic() - started)
 
@@ -229,7 +229,7 @@ def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
     return freed - model_bytes_on_disk(spec, hub=hub)
 
 
-class Meter:
+class ProgressMeter:
     """Turns byte counts into progress with a rate."""
 
     def __init__(
@@ -260,7 +260,7 @@ def _local_model(name: str) -> LocalModel:
 def _is_usable(path: Path) -> bool:
     try:
         _check_local(path)
-    except (ModelBroken, ModelGone):
+    except (ModelCorrupted, ModelNotFound):
         return False
     return True
 
@@ -271,13 +271,13 @@ def _check_local(path: Path) -> None:
     elif path.is_file():
         pipeline_files.check_single_file(path)
     else:
-        raise ModelGone(f"{path} does not exist; correct the model's name.")
+        raise ModelNotFound(f"{path} does not exist; correct the model's name.")
 
 
 def _plan(hub: Hub, repo_id: str, answer: dict[str, Any], half_precision: bool) -> DownloadPlan:
     listed = answer["files"]
     index = pipeline_files.parse_index(answer["index"], repo_id)
-    chosen = pipeline_files.choose_files(listed, index, half_precision=half_precision)
+    chosen = pipeline_files.select_files(listed, index, half_precision=half_precision)
     files = tuple(
         PlannedFile(path, listed[path]["size"], listed[path]["digest"]) for path in chosen.files
     )
@@ -308,7 +308,7 @@ def _check_space(hub: Hub, spec: ModelSpec, needed: int) -> None:
     free = hub_cache.free_bytes(hub)
     if needed > free:
         raise DiskFull(
-            Said(
+            LazyMessage(
                 "{model} needs {needed}, the disk of {folder} has {free} free: remove a model, or "
                 "set HF_HOME to a larger disk.",
                 model=spec.key,
@@ -319,20 +319,22 @@ def _check_space(hub: Hub, spec: ModelSpec, needed: int) -> None:
         )
 
 
-def _on_disk(hub: Hub, spec: ModelSpec, error: CanvasError) -> Said:
+def _offline_message(hub: Hub, spec: ModelSpec, error: CanvasError) -> LazyMessage:
     [reason], size = error.args, model_bytes_on_disk(spec, hub=hub)
     if find_local(spec, hub=hub):
         text = "{reason} {model} is complete on this disk and works without it."
-        return Said(text, reason=reason, model=spec.key)
+        return LazyMessage(text, reason=reason, model=spec.key)
     if size:
         text = "{reason} Of {model} {size} are on this disk, not enough to work."
-        return Said(text, reason=reason, model=spec.key, size=f"{size / 1e6:.0f} MB")
-    return Said("{reason} Nothing of {model} is on this disk.", reason=reason, model=spec.key)
+        return LazyMessage(text, reason=reason, model=spec.key, size=f"{size / 1e6:.0f} MB")
+    return LazyMessage(
+        "{reason} Nothing of {model} is on this disk.", reason=reason, model=spec.key
+    )
 
 
-def _refused(refusals: dict[str, CanvasError]) -> CanvasError:
+def _combine_errors(refusals: dict[str, CanvasError]) -> CanvasError:
     """One error for all sources: the most helpful kind, and what each of them said."""
-    kinds = (ModelGated, ModelBroken, ModelGone)
+    kinds = (ModelGated, ModelCorrupted, ModelNotFound)
     first = next(error for kind in kinds for error in refusals.values() if isinstance(error, kind))
     if len(refusals) == 1:
         return type(first)(f"{first} Pick another model.")

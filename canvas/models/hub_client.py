@@ -21,13 +21,13 @@ from canvas.errors import (
     DownloadCancelled,
     DownloadFailed,
     HubOffline,
-    ModelBroken,
+    LazyMessage,
+    ModelCorrupted,
     ModelGated,
-    ModelGone,
-    Said,
+    ModelNotFound,
 )
 
-PROGRAM = Path(__file__).with_name("hub_process.py")
+PROGRAM = Path(__file__).with_name("hub_worker.py")
 # Seconds that a new Python may take to import the library, on a cold and busy disk.
 START_SECONDS = 120.0
 Event = dict[str, Any]
@@ -57,7 +57,7 @@ class Hub:
         return self.cache / f"models--{repo_id.replace('/', '--')}"
 
 
-def ask(
+def call(
     hub: Hub,
     task: Event,
     *,
@@ -77,10 +77,10 @@ def ask(
         "timeout": hub.timeout,
     }
     most = -1
-    with _running(task) as (lines, errors):
+    with _child_process(task) as (lines, errors):
         for event in _events(lines, hub.timeout, cancelled):
             if "error" in event:
-                raise in_words(task["repo_id"], event)
+                raise to_error(task["repo_id"], event)
             if event.get("done"):
                 return event
             if on_bytes and event.get("bytes", most) != most:
@@ -114,7 +114,7 @@ def _events(
 
 
 @contextmanager
-def _running(task: Event) -> Iterator[tuple[queue.Queue[str | None], IO[bytes]]]:
+def _child_process(task: Event) -> Iterator[tuple[queue.Queue[str | None], IO[bytes]]]:
     """The child at work: its lines (None at the end) and what it writes to standard error."""
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(  # noqa: S603 - our own program, started by its path
@@ -164,16 +164,16 @@ def _stalled(timeout: float, note: str) -> DownloadFailed:
     )
 
 
-def in_words(repo_id: str, event: Event) -> CanvasError:
+def to_error(repo_id: str, event: Event) -> CanvasError:
     """The error for a failure that the child described."""
-    kind, sentence = WORDS[event["error"]]
-    return kind(Said(sentence, repo_id=repo_id, retry=Said(RETRY), **event))
+    kind, sentence = ERROR_MESSAGES[event["error"]]
+    return kind(LazyMessage(sentence, repo_id=repo_id, retry=LazyMessage(RETRY), **event))
 
 
 RETRY = "Files that are whole stay; try again."
 
 
-WORDS: dict[str, tuple[type[CanvasError], str]] = {
+ERROR_MESSAGES: dict[str, tuple[type[CanvasError], str]] = {
     "gated": (
         ModelGated,
         "{repo_id} is open only to those who ask: accept the terms at "
@@ -184,12 +184,12 @@ WORDS: dict[str, tuple[type[CanvasError], str]] = {
         "The Hub does not take the token: make a new one at "
         "https://huggingface.co/settings/tokens and set HF_TOKEN.",
     ),
-    "gone": (ModelGone, "{repo_id} is gone from the Hub, or private."),
+    "gone": (ModelNotFound, "{repo_id} is gone from the Hub, or private."),
     "no_repo_id": (
-        ModelGone,
+        ModelNotFound,
         "{repo_id} is no folder or file on this machine, nor the id of a repository.",
     ),
-    "no_file": (ModelBroken, "{repo_id} lists a file that the Hub does not have: {detail}"),
+    "no_file": (ModelCorrupted, "{repo_id} lists a file that the Hub does not have: {detail}"),
     "offline": (HubOffline, "The Hub cannot be reached; check the connection."),
     "offline_mode": (HubOffline, "HF_HUB_OFFLINE is set; unset it to download."),
     "timeout": (DownloadFailed, "The Hub did not answer in time. {retry}"),
@@ -209,11 +209,11 @@ WORDS: dict[str, tuple[type[CanvasError], str]] = {
 }
 
 
-PATIENCE = 8.0  # seconds
+CHECK_TIMEOUT = 8.0  # seconds
 
 
 @dataclass(frozen=True)
-class Reach:
+class HubStatus:
     """`name` is whose token it is, "" without one; `wrong` says what is wrong, else empty."""
 
     name: str = ""
@@ -221,7 +221,7 @@ class Reach:
     wrong: str = ""
 
 
-def reach_hub(endpoint: str | None = None, token: str | None = None) -> Reach:
+def check_hub(endpoint: str | None = None, token: str | None = None) -> HubStatus:
     """Ask the Hub once who we are; the defaults are huggingface_hub's own."""
     import httpx
     from huggingface_hub import constants, get_token
@@ -230,15 +230,19 @@ def reach_hub(endpoint: str | None = None, token: str | None = None) -> Reach:
     address = f"{endpoint or constants.ENDPOINT}/api/whoami-v2"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if constants.HF_HUB_OFFLINE:
-        return Reach(offline="HF_HUB_OFFLINE is set; unset it to download models")
+        return HubStatus(offline="HF_HUB_OFFLINE is set; unset it to download models")
     try:
-        answer = httpx.get(address, headers=headers, timeout=PATIENCE, follow_redirects=True)
+        answer = httpx.get(address, headers=headers, timeout=CHECK_TIMEOUT, follow_redirects=True)
     except httpx.HTTPError as error:
-        return Reach(offline=f"cannot be reached ({type(error).__name__}); check the connection")
+        return HubStatus(
+            offline=f"cannot be reached ({type(error).__name__}); check the connection"
+        )
     if answer.status_code >= 500:
-        return Reach(offline=f"has a fault of its own (status {answer.status_code}); try later")
+        return HubStatus(offline=f"has a fault of its own (status {answer.status_code}); try later")
     if token and answer.status_code in (401, 403):
-        return Reach(wrong="is not taken; make a new one at https://huggingface.co/settings/tokens")
+        return HubStatus(
+            wrong="is not taken; make a new one at https://huggingface.co/settings/tokens"
+        )
     if token and answer.is_success:
-        return Reach(name=str(answer.json().get("name", "")))
-    return Reach()
+        return HubStatus(name=str(answer.json().get("name", "")))
+    return HubStatus()

@@ -39,7 +39,7 @@ INDEX = "model_index.json"
 # 10 MiB in the library: at 1 MB/s and three files that is half a minute without a sign of life.
 CHUNK = 256 * 1024
 # Seconds before each new attempt after a passing failure; finished files are kept.
-WAITS = (1, 2, 4)
+BACKOFF = (1, 2, 4)
 KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (GatedRepoError, "gated"),
     ((RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError), "gone"),
@@ -51,17 +51,17 @@ KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], 
     ((httpx2.NetworkError, httpx2.RemoteProtocolError), "broken"),
 )
 # Worth a new attempt. A plan that finds no connection is told so at once.
-PASSING = {
+RETRYABLE = {
     "list": {"server", "broken"},
     "fetch": {"server", "broken", "timeout", "offline", "short"},
 }
 
 
-class Damaged(Exception):
+class ChecksumMismatch(Exception):
     """A file that arrived with other bytes than the repository lists."""
 
 
-class Reporter:
+class EventWriter:
     """Writes events to the parent and counts what arrives, from many threads."""
 
     def __init__(self, output: TextIO) -> None:
@@ -81,7 +81,7 @@ class Reporter:
         """A new attempt, with that many bytes on disk already."""
         self._finished = finished
         self._counts = {"written": 0, "received": 0}
-        self.tell()
+        self.report()
 
     def count(self, kind: str, bytes_more: float) -> None:
         """More bytes; none is a sign of life."""
@@ -89,14 +89,14 @@ class Reporter:
             self._counts[kind] += int(bytes_more)
             self._news = True
 
-    def tell_now_and_then(self) -> None:
+    def report_periodically(self) -> None:
         """Five times a second, if there is news; from a thread, so that the last is told too."""
         while True:
             time.sleep(0.2)
             if self._news:
-                self.tell()
+                self.report()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Say how far it is."""
         self._news = False
         # Xet writes later than it receives, plain HTTP counts both alike.
@@ -122,10 +122,10 @@ class Reporter:
         return Bar
 
 
-class Notes(logging.Handler):
+class WarningForwarder(logging.Handler):
     """Hands the library's warnings (retries, rate limits) to the parent."""
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: EventWriter) -> None:
         super().__init__(logging.WARNING)
         self._reporter = reporter
 
@@ -134,19 +134,19 @@ class Notes(logging.Handler):
         self._reporter.send(note=record.getMessage().splitlines()[0][:300])
 
 
-def list_files(task: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def list_files(task: dict[str, Any], reporter: EventWriter) -> dict[str, Any]:
     """The commit, the files with sizes and digests, and the parts of the pipeline."""
     api = HfApi(endpoint=task["endpoint"], token=task["token"])
     repo_id = task["repo_id"]
     revision = api.model_info(repo_id, timeout=task["timeout"]).sha
-    reporter.tell()
+    reporter.report()
     tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
     files = {
         entry.path: {"size": entry.size, "digest": _digest(entry)}
         for entry in tree
         if isinstance(entry, RepoFile)
     }
-    reporter.tell()
+    reporter.report()
     index = None
     if INDEX in files:
         # Not into the cache: looking at a model leaves nothing behind.
@@ -160,7 +160,7 @@ def _digest(entry: RepoFile) -> str:
     return f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
 
 
-def fetch(task: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def fetch(task: dict[str, Any], reporter: EventWriter) -> dict[str, Any]:
     """Download the files of the task into the cache and check what arrived."""
     cache = Path(task["cache_dir"])
     folder = (
@@ -198,7 +198,7 @@ def _drop(pointer: Path) -> None:
     pointer.unlink(missing_ok=True)
 
 
-def _check(path: Path, file: dict[str, Any], reporter: Reporter) -> None:
+def _check(path: Path, file: dict[str, Any], reporter: EventWriter) -> None:
     kind, _, digest = file["digest"].partition(":")
     size = path.stat().st_size
     found = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)
@@ -209,7 +209,9 @@ def _check(path: Path, file: dict[str, Any], reporter: Reporter) -> None:
         reporter.count("written", 0)
     if size != file["size"] or found.hexdigest() != digest:
         _drop(path)
-        raise Damaged(f"{path.name}: {size} of {file['size']} bytes, other content than listed")
+        raise ChecksumMismatch(
+            f"{path.name}: {size} of {file['size']} bytes, other content than listed"
+        )
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -222,7 +224,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     """The kind of a failure, for the parent to put into words; re-raises what is unforeseen."""
     detail = str(error).strip().splitlines()
     told = {"detail": detail[-1] if detail else type(error).__name__, "status": None}
-    if isinstance(error, Damaged):
+    if isinstance(error, ChecksumMismatch):
         return {"error": "damaged", **told}
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         return describe(error.__cause__)  # LocalEntryNotFoundError wraps what happened
@@ -241,25 +243,25 @@ def describe(error: BaseException) -> dict[str, Any]:
     raise error
 
 
-def attempt(
-    work: Callable[[dict[str, Any], Reporter], dict[str, Any]],
+def with_retries(
+    work: Callable[[dict[str, Any], EventWriter], dict[str, Any]],
     task: dict[str, Any],
-    reporter: Reporter,
+    reporter: EventWriter,
 ) -> dict[str, Any]:
     """Do it, again after failures that may pass."""
-    for wait in (*WAITS, None):
+    for wait in (*BACKOFF, None):
         try:
             return work(task, reporter)
-        except (OSError, ValueError, httpx2.HTTPError, Damaged) as error:
+        except (OSError, ValueError, httpx2.HTTPError, ChecksumMismatch) as error:
             told = describe(error)
-            if wait is None or told["error"] not in PASSING[task["do"]]:
+            if wait is None or told["error"] not in RETRYABLE[task["do"]]:
                 return told
             reporter.send(note=told["detail"])
             time.sleep(wait)
     raise AssertionError("the last attempt returns")
 
 
-def end_with(pipe: TextIO) -> None:
+def exit_when_closed(pipe: TextIO) -> None:
     """End this process when the pipe closes, in the middle of whatever it does."""
     pipe.read()
     os._exit(1)
@@ -268,16 +270,16 @@ def end_with(pipe: TextIO) -> None:
 def main() -> None:
     """One task from standard input."""
     task = json.loads(sys.stdin.readline())
-    threading.Thread(target=end_with, args=(sys.stdin,), daemon=True).start()
-    reporter = Reporter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    threading.Thread(target=exit_when_closed, args=(sys.stdin,), daemon=True).start()
+    reporter = EventWriter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # what a library prints is no event
-    logging.getLogger("huggingface_hub").addHandler(Notes(reporter))
+    logging.getLogger("huggingface_hub").addHandler(WarningForwarder(reporter))
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK
     constants.HF_HUB_DOWNLOAD_TIMEOUT = task["timeout"]
-    reporter.tell()
-    threading.Thread(target=reporter.tell_now_and_then, daemon=True).start()
+    reporter.report()
+    threading.Thread(target=reporter.report_periodically, daemon=True).start()
     work = {"list": list_files, "fetch": fetch}[task["do"]]
-    reporter.send(**attempt(work, task, reporter), done=True)
+    reporter.send(**with_retries(work, task, reporter), done=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ PREFIXES = ("lora_unet_", "unet.", "base_model.model.unet.")
 ORIGINAL_LAYOUT = re.compile(r"(input_blocks|output_blocks|middle_block)[._]")
 # The width of the words that cross-attention reads tells the family.
 FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
-MANY_TAGS = 8  # offered at most of the words that a LoRA was trained with
+MAX_TRIGGER_WORDS = 8  # offered at most of the words that a LoRA was trained with
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_lora(path: Path) -> Lora:
     return Lora(path.stem, path, _family(shapes, metadata), _trigger_words(metadata), shapes)
 
 
-def split_tags(prompt: str) -> tuple[str, tuple[tuple[str, float], ...]]:
+def parse_lora_tags(prompt: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     """The prompt without `<lora:name:0.8>`, and the names with their weights (1 if unsaid)."""
     found = tuple(
         (match["name"].strip(), float(match["weight"] or 1)) for match in TAG.finditer(prompt)
@@ -119,7 +119,7 @@ def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) 
 def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The words that its author names, else those it was most trained with."""
     if said := metadata.get("modelspec.trigger_phrase", "").strip():
-        return tuple(word.strip() for word in said.split(",") if word.strip())[:MANY_TAGS]
+        return tuple(word.strip() for word in said.split(",") if word.strip())[:MAX_TRIGGER_WORDS]
     try:
         folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
         counts: dict[str, int] = {}
@@ -129,11 +129,11 @@ def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     except (ValueError, AttributeError, TypeError):
         return ()
     often = [tag for tag, count in counts.items() if tag and count >= max(counts.values()) / 2]
-    return tuple(sorted(often, key=lambda tag: (-counts[tag], tag))[:MANY_TAGS])
+    return tuple(sorted(often, key=lambda tag: (-counts[tag], tag))[:MAX_TRIGGER_WORDS])
 
 
 NAME = re.compile(r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<file>[^:<>\\]+\.safetensors))?")
-USUAL = "pytorch_lora_weights.safetensors"  # what diffusers' trainers write
+DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' trainers write
 
 
 def is_hub_name(name: str) -> bool:
@@ -150,20 +150,22 @@ def find(name: str, *, hub: Hub | None = None) -> Path | None:
         if file in present:
             return folder / file
         if file is None and present:
-            return folder / _chosen(name, present)
+            return folder / _choose_file(name, present)
     return None
 
 
-def look_up(
+def resolve_files(
     name: str, *, hub: Hub | None = None, cancelled: threading.Event | None = None
 ) -> HubFiles:
     """What fetching it takes; raises InvalidInput where a file has to be named."""
     repo_id, file = _parts(name)
 
     def choose(names: Iterable[str]) -> list[str]:
-        return [file or _chosen(name, [each for each in names if each.endswith(".safetensors")])]
+        return [
+            file or _choose_file(name, [each for each in names if each.endswith(".safetensors")])
+        ]
 
-    return download.look_up(hub or Hub(), repo_id, choose, cancelled)
+    return download.resolve_files(hub or Hub(), repo_id, choose, cancelled)
 
 
 def fetch(
@@ -173,8 +175,8 @@ def fetch(
     *,
     hub: Hub | None = None,
 ) -> Path:
-    """Download the one file; raises a kind of ModelUnavailable, or InvalidInput as `look_up`."""
-    wanted = look_up(name, hub=hub, cancelled=cancelled)
+    """Download the one file; raises a kind of ModelUnavailable, or InvalidInput as `resolve_files`."""
+    wanted = resolve_files(name, hub=hub, cancelled=cancelled)
     [file] = wanted.files
     return download.fetch(hub or Hub(), wanted, on_progress, cancelled) / file
 
@@ -186,13 +188,13 @@ def _parts(name: str) -> tuple[str, str | None]:
     return match["repo_id"], match["file"]
 
 
-def _chosen(name: str, files: list[str]) -> str:
+def _choose_file(name: str, files: list[str]) -> str:
     if not files:
         raise InvalidInput(
             "loras", name, "a repository with a .safetensors file; others may hold programs"
         )
-    if USUAL in files:
-        return USUAL
+    if DEFAULT_FILE_NAME in files:
+        return DEFAULT_FILE_NAME
     if len(files) > 1:
         shown = ", ".join(sorted(files)[:8])
         raise InvalidInput("loras", name, f"one of its files after a colon: {shown}")

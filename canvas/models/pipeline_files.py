@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from canvas.errors import ModelBroken
+from canvas.errors import ModelCorrupted
 
 INDEX = "model_index.json"
 CHECKER = "safety_checker"
@@ -21,7 +21,7 @@ WEIGHTS = re.compile(
     r"\.(?P<format>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>\w+))?\.json)?"
 )
 # Parts without weights, and the file that each cannot be made without.
-SETTINGS_OF = {
+CONFIG_FILES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
     "feature_extractor": "preprocessor_config.json",
@@ -31,7 +31,7 @@ SMALL_FILES = {".json", ".txt", ".model", ".jinja"}
 
 
 @dataclass(frozen=True)
-class Edition:
+class WeightVariant:
     """One way in which weights are published: file format and, in diffusers' word, variant."""
 
     format: str
@@ -39,37 +39,37 @@ class Edition:
 
 
 # `.bin` only where some part lacks safetensors; halves unasked only where nothing else is there.
-ORDER_HALF = (
-    Edition("safetensors", "fp16"),
-    Edition("safetensors", None),
-    Edition("bin", "fp16"),
-    Edition("bin", None),
+PREFERENCE_FP16 = (
+    WeightVariant("safetensors", "fp16"),
+    WeightVariant("safetensors", None),
+    WeightVariant("bin", "fp16"),
+    WeightVariant("bin", None),
 )
-ORDER_FULL = (
-    Edition("safetensors", None),
-    Edition("bin", None),
-    Edition("safetensors", "fp16"),
-    Edition("bin", "fp16"),
+PREFERENCE_FP32 = (
+    WeightVariant("safetensors", None),
+    WeightVariant("bin", None),
+    WeightVariant("safetensors", "fp16"),
+    WeightVariant("bin", "fp16"),
 )
 
 
 @dataclass(frozen=True)
-class Selection:
+class FileSelection:
     """The files to have, and the edition that their weights are of."""
 
     files: tuple[str, ...]
-    edition: Edition
+    edition: WeightVariant
 
 
-def choose_files(
+def select_files(
     files: Iterable[str], index: Mapping[str, Any], *, half_precision: bool
-) -> Selection:
+) -> FileSelection:
     """The files that the parts named in `model_index.json` need, one edition of the weights.
 
     Raises ModelBroken naming the parts that are incomplete. The safety checker is left out.
     """
     names = set(files)
-    parts = {part: _files_of(part, names) for part in _parts(index)}
+    parts = {part: _files_of(part, names) for part in _components(index)}
     small = [
         f"{part}/{name}"
         for part, own in parts.items()
@@ -79,14 +79,14 @@ def choose_files(
     heavy = {part: own for part, own in parts.items() if _settings_of(part) is None}
     missing = sorted(part for part, own in parts.items() if not _has_settings(part, own))
     if missing or not parts:
-        raise ModelBroken(_incomplete(missing))
-    for edition in ORDER_HALF if half_precision else ORDER_FULL:
+        raise ModelCorrupted(_incomplete(missing))
+    for edition in PREFERENCE_FP16 if half_precision else PREFERENCE_FP32:
         chosen = {part: _weights(own, edition) for part, own in heavy.items()}
         if all(chosen.values()):
             weights = [f"{part}/{name}" for part, own in chosen.items() for name in own]
-            return Selection((INDEX, *sorted(small + weights)), edition)
+            return FileSelection((INDEX, *sorted(small + weights)), edition)
     lacking = (part for part, own in heavy.items() if not _has_weights(own))
-    raise ModelBroken(_incomplete(sorted(lacking) or sorted(heavy)))
+    raise ModelCorrupted(_incomplete(sorted(lacking) or sorted(heavy)))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         text = (folder / INDEX).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ModelBroken(f"{folder} has no readable {INDEX}: no diffusers pipeline.") from error
+        raise ModelCorrupted(f"{folder} has no readable {INDEX}: no diffusers pipeline.") from error
     return parse_index(text, str(folder))
 
 
@@ -103,9 +103,9 @@ def parse_index(text: str | None, where: str) -> dict[str, Any]:
     try:
         index = json.loads(text or "")
     except ValueError as error:
-        raise ModelBroken(f"{where} has no readable {INDEX}: no diffusers pipeline.") from error
+        raise ModelCorrupted(f"{where} has no readable {INDEX}: no diffusers pipeline.") from error
     if not isinstance(index, dict):
-        raise ModelBroken(f"The {INDEX} of {where} is not a table of parts.")
+        raise ModelCorrupted(f"The {INDEX} of {where} is not a table of parts.")
     return index
 
 
@@ -117,11 +117,11 @@ def sizes_in(folder: Path) -> dict[str, int]:
     }
 
 
-def selection_in(folder: Path, *, half_precision: bool = False) -> Selection:
+def selection_in(folder: Path, *, half_precision: bool = False) -> FileSelection:
     """What a local folder holds of a pipeline; raises ModelBroken when it is not enough."""
     sizes = sizes_in(folder)
     index = read_index(folder)
-    return choose_files(
+    return select_files(
         (name for name, size in sizes.items() if size), index, half_precision=half_precision
     )
 
@@ -133,8 +133,8 @@ def is_complete(folder: Path, listing: Mapping[str, int] | None = None) -> bool:
             selection_in(folder)
             return True
         index = read_index(folder)
-        choices = [choose_files(listing, index, half_precision=half) for half in (False, True)]
-    except ModelBroken:
+        choices = [select_files(listing, index, half_precision=half) for half in (False, True)]
+    except ModelCorrupted:
         return False
     here = sizes_in(folder)
     return any(all(here.get(name) == listing[name] for name in choice.files) for choice in choices)
@@ -143,7 +143,7 @@ def is_complete(folder: Path, listing: Mapping[str, int] | None = None) -> bool:
 def check_single_file(path: Path) -> None:
     """Raise ModelBroken unless it is a whole `.safetensors` file; reads only its header."""
     if path.suffix != ".safetensors":
-        raise ModelBroken(
+        raise ModelCorrupted(
             f"{path}: of single files only .safetensors open; convert it, or name a folder."
         )
     size = path.stat().st_size
@@ -153,13 +153,13 @@ def check_single_file(path: Path) -> None:
             header = json.loads(file.read(min(length, size)))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ModelBroken(f"{path} is not a safetensors file; fetch it again.") from error
+        raise ModelCorrupted(f"{path} is not a safetensors file; fetch it again.") from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
-        raise ModelBroken(f"{path} is damaged: {size:,} bytes instead of {expected:,}.")
+        raise ModelCorrupted(f"{path} is damaged: {size:,} bytes instead of {expected:,}.")
 
 
-def _parts(index: Mapping[str, Any]) -> list[str]:
+def _components(index: Mapping[str, Any]) -> list[str]:
     return [
         part
         for part, origin in index.items()
@@ -180,7 +180,7 @@ def _files_of(part: str, names: set[str]) -> set[str]:
 
 
 def _settings_of(part: str) -> str | None:
-    return next((file for kind, file in SETTINGS_OF.items() if part.startswith(kind)), None)
+    return next((file for kind, file in CONFIG_FILES.items() if part.startswith(kind)), None)
 
 
 def _has_settings(part: str, own: set[str]) -> bool:
@@ -194,7 +194,7 @@ def _has_weights(own: set[str]) -> bool:
     return any(WEIGHTS.fullmatch(name) for name in own)
 
 
-def _weights(own: set[str], edition: Edition) -> list[str]:
+def _weights(own: set[str], edition: WeightVariant) -> list[str]:
     """The files of that edition in one part: one file, or else all its shards with their index."""
     matches = [match for name in sorted(own) if (match := WEIGHTS.fullmatch(name))]
     of_edition = [

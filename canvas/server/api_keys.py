@@ -15,8 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 
-from canvas.errors import NotAllowed
-from canvas.history.api_keys import Keys
+from canvas.errors import MissingApiKey
+from canvas.history.api_keys import ApiKeyStore
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 # Where only programs call; the functions of Gradio's API ask for the key themselves,
 # because they share their paths with the page.
 OPENAI, SDAPI = "/v1/", "/sdapi/"
-PROGRAMS = (OPENAI, SDAPI, "/metrics", "/gradio_api/mcp")
+API_PREFIXES = (OPENAI, SDAPI, "/metrics", "/gradio_api/mcp")
 
 
-def key_middleware(studio: Studio, inner_secret: str) -> Middleware:
+def api_key_middleware(studio: Studio, inner_secret: str) -> Middleware:
     """Stands behind the identity middleware and puts the key's owner in the visitor's place."""
     return Middleware(
-        KeyMiddleware,
-        keys=Keys(studio.store),
+        ApiKeyMiddleware,
+        keys=studio.api_keys,
         required=studio.settings.requires_api_key,
         login=studio.settings.auth is not None,
         inner_secret=inner_secret,
     )
 
 
-class KeyMiddleware:
+class ApiKeyMiddleware:
     """Sets `request.state.may_program`, and the owner where the request brings a key.
 
     Who has logged in may call as well. `login`: Gradio asks for one, so a key has to open
@@ -48,7 +48,7 @@ class KeyMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Keys, required: bool, login: bool, inner_secret: str
+        self, app: ASGIApp, *, keys: ApiKeyStore, required: bool, login: bool, inner_secret: str
     ) -> None:
         self._app = app
         self._keys = keys
@@ -62,24 +62,26 @@ class KeyMiddleware:
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        secret = secret_in(Headers(scope=scope).get("authorization", ""))
+        secret = key_from_headers(Headers(scope=scope).get("authorization", ""))
         # In a thread: the database may be busy, and everybody's requests pass here.
-        owner = await run_sync(self._keys.owner_of, secret) if secret else None
+        owner = await run_sync(self._keys.get_owner, secret) if secret else None
         if owner is not None:
             state["owner"] = owner
         is_inner = hmac.compare_digest(secret.encode(), self._inner_secret.encode())
         logged_in = self._login and state.get("owner") is not None
         state["may_program"] = bool(owner or logged_in or not self._required)
-        if scope["path"].startswith(PROGRAMS) and not state["may_program"]:
+        if scope["path"].startswith(API_PREFIXES) and not state["may_program"]:
             await _refusal(scope["path"])(scope, receive, send)
             return
         with (
-            _logged_in(scope, owner or "") if self._login and (owner or is_inner) else nullcontext()
+            _temporary_session(scope, owner or "")
+            if self._login and (owner or is_inner)
+            else nullcontext()
         ):
             await self._app(scope, receive, send)
 
 
-def secret_in(authorization: str) -> str:
+def key_from_headers(authorization: str) -> str:
     """The key in an Authorization header: a bearer token, or the password of HTTP Basic."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
@@ -93,7 +95,7 @@ def secret_in(authorization: str) -> str:
 
 
 def _refusal(path: str) -> JSONResponse:
-    error = NotAllowed()
+    error = MissingApiKey()
     if path.startswith(SDAPI):
         return JSONResponse({"detail": str(error)}, 401, {"WWW-Authenticate": "Basic"})
     kind = "invalid_request_error" if path.startswith(OPENAI) else "error"
@@ -102,7 +104,7 @@ def _refusal(path: str) -> JSONResponse:
 
 
 @contextmanager
-def _logged_in(scope: Scope, owner: str) -> Iterator[None]:
+def _temporary_session(scope: Scope, owner: str) -> Iterator[None]:
     """Let Gradio see a login for this one request, so that a withdrawn key leaves none behind."""
     app, token = scope["app"], secrets.token_urlsafe(32)
     app.tokens[token] = owner

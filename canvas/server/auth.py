@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 
-from canvas.server.security import network_of
+from canvas.server.security import client_network
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,7 +36,7 @@ class Login:
     def __init__(self, user: str, password: str, now: Clock = time.monotonic) -> None:
         self._user, self._password = _digest(user), _digest(password)
         self.now = now
-        self.failures = Failures(self._seconds)
+        self.failures = LoginThrottle(self._seconds)
         self.sessions = Sessions(self._seconds)
 
     def __call__(self, user: str, password: str) -> bool:
@@ -49,15 +49,15 @@ class Login:
         return self.now()
 
 
-class Failures:
+class LoginThrottle:
     """How long an address has to wait after wrong passwords: 1 s after the third, then twice that.
 
     An address is an IPv4 address or an IPv6 network of 64 bits, which one person has.
     """
 
-    FREE = 3
-    LONGEST = 900.0  # seconds
-    FORGOTTEN_AFTER = DAY
+    FREE_ATTEMPTS = 3
+    MAX_DELAY = 900.0  # seconds
+    RESET_AFTER = DAY
 
     def __init__(self, now: Clock) -> None:
         self._now = now
@@ -65,17 +65,17 @@ class Failures:
 
     def seconds_left(self, address: str) -> float:
         """Seconds until that address may try again."""
-        times, last = self._by_address.get(network_of(address), (0, 0.0))
-        if times < self.FREE:
+        times, last = self._by_address.get(client_network(address), (0, 0.0))
+        if times < self.FREE_ATTEMPTS:
             return 0.0
-        pause = min(self.LONGEST, 2.0 ** min(times - self.FREE, 30))
+        pause = min(self.MAX_DELAY, 2.0 ** min(times - self.FREE_ATTEMPTS, 30))
         return max(0.0, last + pause - self._now())
 
     def count(self, address: str) -> None:
         """One more failure."""
-        network, now = network_of(address), self._now()
+        network, now = client_network(address), self._now()
         times, last = self._by_address.pop(network, (0, now))
-        if now - last > self.FORGOTTEN_AFTER:
+        if now - last > self.RESET_AFTER:
             times = 0
         self._by_address[network] = (times + 1, now)
         if len(self._by_address) > MAX_ADDRESSES:
@@ -83,7 +83,7 @@ class Failures:
 
     def forget(self, address: str) -> None:
         """The right password came from there."""
-        self._by_address.pop(network_of(address), None)
+        self._by_address.pop(client_network(address), None)
 
 
 class Sessions(MutableMapping[str, str]):
@@ -124,7 +124,7 @@ class Sessions(MutableMapping[str, str]):
 class LoginMiddleware:
     """Makes an address wait that failed too often, before Gradio looks at the password."""
 
-    def __init__(self, app: ASGIApp, *, failures: Failures) -> None:
+    def __init__(self, app: ASGIApp, *, failures: LoginThrottle) -> None:
         self._app = app
         self._failures = failures
 
@@ -137,7 +137,7 @@ class LoginMiddleware:
         address = (scope.get("client") or ("",))[0]
         left = self._failures.seconds_left(address)
         if left:
-            await _refusal(scope, left)(scope, receive, send)
+            await _too_many_attempts(scope, left)(scope, receive, send)
             return
         # Counted before the answer: a hundred tries at once shall not all be the first.
         self._failures.count(address)
@@ -150,7 +150,7 @@ class LoginMiddleware:
         await self._app(scope, receive, send_and_note)
 
 
-def user_of(scope: Scope) -> str | None:
+def current_user(scope: Scope) -> str | None:
     """Who has logged in to the Gradio app that serves this request."""
     app, cookies = scope["app"], cookie_parser(Headers(scope=scope).get("cookie", ""))
     for kind in ("access-token", "access-token-unsecure"):
@@ -165,7 +165,7 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _refusal(scope: Scope, seconds: float) -> JSONResponse:
+def _too_many_attempts(scope: Scope, seconds: float) -> JSONResponse:
     whole = math.ceil(seconds)
     # Gradio's page (which names its origin) takes 400 for a wrong password, and shows nothing
     # for any other status.

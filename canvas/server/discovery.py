@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from canvas.settings import data_dir_id
 
-PATIENCE = 2.0  # seconds for a server on this machine to answer
+TIMEOUT = 2.0  # seconds for a server on this machine to answer
 
 log = logging.getLogger(__name__)
 
 
-def announce(data_dir: Path, url: str) -> None:
+def write_server_file(data_dir: Path, url: str) -> None:
     """Leave a note in the data folder that it is served at `url`."""
-    note = _note(data_dir)
+    note = _server_file(data_dir)
     part = note.with_name(f"{secrets.token_hex(8)}.part")
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -29,26 +29,26 @@ def announce(data_dir: Path, url: str) -> None:
         log.warning("The command line will not find this server: %s", error)
 
 
-class Server(NamedTuple):
+class RunningServer(NamedTuple):
     """A server that runs, and whether it asks for a key."""
 
     url: str
     asks_for_keys: bool
 
 
-def server_of(data_dir: Path) -> Server | None:
+def find_server(data_dir: Path) -> RunningServer | None:
     """The server that runs over this data folder, or None."""
     try:
-        url = _note(data_dir).read_text(encoding="utf-8").strip().rstrip("/")
+        url = _server_file(data_dir).read_text(encoding="utf-8").strip().rstrip("/")
         if not url.startswith("http://"):
             return None
-        with urllib.request.urlopen(f"{url}/healthz", timeout=PATIENCE) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{url}/healthz", timeout=TIMEOUT) as answer:  # noqa: S310
             health = json.load(answer)
     except (OSError, ValueError):  # none was ever here, it has ended, or another program answers
         return None
     is_ours = isinstance(health, dict) and health.get("folder") == data_dir_id(data_dir)
-    return Server(url, bool(health.get("asks_for_keys"))) if is_ours else None
+    return RunningServer(url, bool(health.get("asks_for_keys"))) if is_ours else None
 
 
-def _note(data_dir: Path) -> Path:
+def _server_file(data_dir: Path) -> Path:
     return data_dir / ".canvas" / "server"

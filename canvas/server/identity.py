@@ -24,9 +24,9 @@ _SECRET = re.compile(r"[0-9a-f]{32}")
 class IdentityMiddleware:
     """Sets `request.state.owner`, the name under which pictures and jobs are kept.
 
-    `login_of` is given where the server asks for a login and names who is logged in, or
+    `get_login` is given where the server asks for a login and names who is logged in, or
     None (then the owner is None, too, and nothing private may be answered). On a public
-    server without login the account that `account_of` names is the owner, else each
+    server without login the account that `get_hf_account` names is the owner, else each
     visitor's secret cookie; otherwise the one person at this machine.
     """
 
@@ -35,13 +35,13 @@ class IdentityMiddleware:
         app: ASGIApp,
         *,
         public: bool = False,
-        login_of: Callable[[Scope], str | None] | None = None,
-        account_of: Callable[[Scope], str | None] | None = None,
+        get_login: Callable[[Scope], str | None] | None = None,
+        get_hf_account: Callable[[Scope], str | None] | None = None,
     ) -> None:
         self._app = app
         self._public = public
-        self._login_of = login_of
-        self._account_of = account_of
+        self._login_of = get_login
+        self._account_of = get_hf_account
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request or websocket on its way in."""
@@ -53,10 +53,10 @@ class IdentityMiddleware:
             state["owner"] = self._login_of(scope) if self._login_of else LOCAL_OWNER
             await self._app(scope, receive, send)
             return
-        known = visitor_secret(Headers(scope=scope).get("cookie", ""))
+        known = visitor_token(Headers(scope=scope).get("cookie", ""))
         secret = known or secrets.token_hex(16)
         account = self._account_of(scope) if self._account_of else None
-        state["owner"] = account or owner_of_visitor(secret)
+        state["owner"] = account or visitor_owner_id(secret)
 
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and known is None:
@@ -66,7 +66,7 @@ class IdentityMiddleware:
         await self._app(scope, receive, send_with_cookie)
 
 
-def visitor_secret(cookies: str) -> str | None:
+def visitor_token(cookies: str) -> str | None:
     """The visitor's secret from a Cookie header, or None when there is no valid one."""
     try:
         morsel = SimpleCookie(cookies).get(COOKIE)
@@ -75,7 +75,7 @@ def visitor_secret(cookies: str) -> str | None:
     return morsel.value if morsel and _SECRET.fullmatch(morsel.value) else None
 
 
-def owner_of_visitor(secret: str) -> str:
+def visitor_owner_id(secret: str) -> str:
     """The owner recorded for a visitor; a digest, so that the database tells no secret."""
     return "visitor-" + hashlib.sha256(secret.encode()).hexdigest()[:32]
 

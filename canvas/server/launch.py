@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
-from canvas.server.auth import HINT, Login, LoginMiddleware, user_of
+from canvas.server.auth import HINT, Login, LoginMiddleware, current_user
 from canvas.server.identity import IdentityMiddleware
-from canvas.server.rate_limits import UploadMiddleware
-from canvas.server.security import DoorMiddleware
-from canvas.server.share_link import SharedLink
-from canvas.settings import Settings, quiet_libraries
+from canvas.server.rate_limits import UploadLimitMiddleware
+from canvas.server.security import SecurityMiddleware
+from canvas.server.share_link import ShareLink
+from canvas.settings import Settings, configure_runtime_env
 from canvas.studio import Studio
 
 if TYPE_CHECKING:
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 MAX_UPLOAD = 100 * 2**20  # bytes: a large photograph in PNG
-WARM_UP_AFTER = 0.5  # seconds: the first page must not wait for the import of torch
+WARM_UP_DELAY = 0.5  # seconds: the first page must not wait for the import of torch
 
 
 def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks:
     """Serve a studio; with `block` until interrupted. The Blocks carry `local_url`."""
-    quiet_libraries()
-    _tell_on_the_terminal()
-    from canvas.api.gradio_api import publish_functions
-    from canvas.api.mcp import serve_agents
+    configure_runtime_env()
+    _configure_logging()
+    from canvas.api.gradio_api import register_api
+    from canvas.api.mcp import patch_mcp_server
     from canvas.api.rest import build_routes
-    from canvas.server.discovery import announce
+    from canvas.server.discovery import write_server_file
     from canvas.ui.app import build_page, launch_options
 
     settings = studio.settings
-    link = SharedLink() if settings.share else None
+    link = ShareLink() if settings.share else None
     with build_page(studio, link) as page:
-        publish_functions(studio)
+        register_api(studio)
     inner_secret = secrets.token_urlsafe(32)
     login = Login(*settings.auth) if settings.auth else None
     if settings.zero_gpu:
@@ -54,7 +54,7 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         i18n=page.i18n_instance,
         app_kwargs={
             "routes": build_routes(studio),
-            "middleware": _on_the_way_in(studio, login, inner_secret),
+            "middleware": _build_middleware(studio, login, inner_secret),
         },
         mcp_server=True,
         enable_monitoring=False,
@@ -66,14 +66,14 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
     )
     if login:
         page.app.tokens = login.sessions  # launching made a dict, where logins never end
-    serve_agents(page, inner_secret)
-    announce(settings.data_dir, page.local_url or "")
+    patch_mcp_server(page, inner_secret)
+    write_server_file(settings.data_dir, page.local_url or "")
     if not settings.zero_gpu:
-        warm_up = threading.Timer(WARM_UP_AFTER, studio.warm_up)
+        warm_up = threading.Timer(WARM_UP_DELAY, studio.warm_up)
         warm_up.daemon = True
         warm_up.start()
     if link:
-        threading.Thread(target=_open_link, args=(link, page), daemon=True).start()
+        threading.Thread(target=_open_share_tunnel, args=(link, page), daemon=True).start()
     if block:
         page.block_thread()
     return page
@@ -95,28 +95,28 @@ def main(arguments: list[str] | None = None) -> None:
         launch(studio)
 
 
-def _on_the_way_in(studio: Studio, login: Login | None, inner_secret: str) -> list[Middleware]:
-    from canvas.server.api_keys import key_middleware
+def _build_middleware(studio: Studio, login: Login | None, inner_secret: str) -> list[Middleware]:
+    from canvas.server.api_keys import api_key_middleware
 
     settings = studio.settings
     doors = Middleware(
-        DoorMiddleware,
+        SecurityMiddleware,
         hosts=None if settings.requires_api_key else settings.trusted_hosts,
-        outputs=settings.outputs,
-        is_ours=studio.gallery.is_picture,
+        outputs=settings.outputs_dir,
+        is_stored_image=studio.is_stored_image,
     )
     identity = Middleware(
         IdentityMiddleware,
         public=settings.is_public,
-        login_of=user_of if login else None,
-        account_of=_hugging_face_account if settings.sign_in else None,
+        get_login=current_user if login else None,
+        get_hf_account=_hugging_face_account if settings.sign_in else None,
     )
     pauses = [Middleware(LoginMiddleware, failures=login.failures)] if login else []
-    uploads = Middleware(UploadMiddleware, strangers=settings.is_public)
-    return [doors, *pauses, uploads, identity, key_middleware(studio, inner_secret)]
+    uploads = Middleware(UploadLimitMiddleware, public=settings.is_public)
+    return [doors, *pauses, uploads, identity, api_key_middleware(studio, inner_secret)]
 
 
-def _open_link(link: SharedLink, page: Blocks) -> None:
+def _open_share_tunnel(link: ShareLink, page: Blocks) -> None:
     """Have Gradio open its tunnel, while the page is up already, and say what came of it.
 
     `launch(share=True)` would hold the page up for as long, and serve it with scripts of
@@ -136,8 +136,8 @@ def _open_link(link: SharedLink, page: Blocks) -> None:
     else:
         # Gradio's own server has a certificate, though its client says http
         own = GRADIO_SHARE_SERVER_ADDRESS is not None
-        link.stands(address if own else "https://" + address.partition("://")[2])
-    logging.getLogger(__name__).info("%s", link.on_terminal(page.local_url or ""))
+        link.opened(address if own else "https://" + address.partition("://")[2])
+    logging.getLogger(__name__).info("%s", link.terminal_text(page.local_url or ""))
 
 
 def _hugging_face_account(scope: Scope) -> str | None:
@@ -148,7 +148,7 @@ def _hugging_face_account(scope: Scope) -> str | None:
     return f"hf-{known['userinfo']['sub']}"
 
 
-def _tell_on_the_terminal() -> None:
+def _configure_logging() -> None:
     log = logging.getLogger("canvas")
     if not log.handlers:
         log.addHandler(logging.StreamHandler())

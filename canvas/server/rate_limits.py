@@ -11,18 +11,18 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
-from canvas.server.security import network_of
+from canvas.server.security import client_network
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PART = b'filename="'  # of a file in a multipart body
+FILE_PART = b'filename="'  # of a file in a multipart body
 
 
-ENOUGH = "You have handed in a great many files. Try again in an hour.\n"
+RATE_LIMITED = "You have handed in a great many files. Try again in an hour.\n"
 
 
-class UploadMiddleware:
+class UploadLimitMiddleware:
     """Lets an address hand in so many files and bytes an hour, where `strangers` come in.
 
     Gradio counts neither. A request that goes beyond is cut off, and what came of it removed:
@@ -34,10 +34,10 @@ class UploadMiddleware:
     HOUR = 3600.0  # seconds
 
     def __init__(
-        self, app: ASGIApp, *, strangers: bool, now: Callable[[], float] = time.monotonic
+        self, app: ASGIApp, *, public: bool, now: Callable[[], float] = time.monotonic
     ) -> None:
         self._app = app
-        self._strangers = strangers
+        self._strangers = public
         self._now = now
         self._since = now()
         self._files: Counter[str] = Counter()
@@ -53,10 +53,10 @@ class UploadMiddleware:
             self._since = self._now()
             self._files.clear()
             self._bytes.clear()
-        address = network_of((scope.get("client") or ("",))[0])
+        address = client_network((scope.get("client") or ("",))[0])
         length = Headers(scope=scope).get("content-length", "")
-        if not self._has_room(address, int(length) if length.isdecimal() else 0):
-            await PlainTextResponse(ENOUGH, 429)(scope, receive, send)
+        if not self._within_quota(address, int(length) if length.isdecimal() else 0):
+            await PlainTextResponse(RATE_LIMITED, 429)(scope, receive, send)
             return
         tail, whole = b"", False
 
@@ -65,19 +65,19 @@ class UploadMiddleware:
             message = await receive()
             body = message.get("body", b"")
             self._bytes[address] += len(body)
-            self._files[address] += (tail + body).count(PART)
-            tail = (tail + body)[-len(PART) + 1 :]
+            self._files[address] += (tail + body).count(FILE_PART)
+            tail = (tail + body)[-len(FILE_PART) + 1 :]
             # Gradio's parser cleans up after this error, and after no other.
             if message["type"] == "http.disconnect" and not whole:
                 raise MultiPartException("The visitor hung up.")
-            if not self._has_room(address, 0):
-                raise MultiPartException(ENOUGH)
+            if not self._within_quota(address, 0):
+                raise MultiPartException(RATE_LIMITED)
             whole = whole or not message.get("more_body", False)
             return message
 
         await self._app(scope, counted, send)
 
-    def _has_room(self, address: str, more: int) -> bool:
+    def _within_quota(self, address: str, more: int) -> bool:
         if not self._strangers:
             return True
         return self._files[address] <= self.FILES and self._bytes[address] + more <= self.BYTES

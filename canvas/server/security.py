@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 # Gradio's routes for files; without our check they hand out whatever lies in a static folder.
 FILE = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
 # Gradio fetches addresses that a visitor gives; nobody here needs it.
-FETCHING = re.compile(r"/gradio_api/(?:proxy=|file[=/]\s*https?:)", re.IGNORECASE)
+SSRF_ROUTES = re.compile(r"/gradio_api/(?:proxy=|file[=/]\s*https?:)", re.IGNORECASE)
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # the address of a picture is what opens it
 }
 # As far as Gradio allows, which evaluates scripts and styles of its own. A script that got in
 # could still send nothing away.
-POLICY = (
+CSP = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
 # Gradio shows in a Space whose it is.
 HUB = "'self' data: blob: https://huggingface.co https://*.huggingface.co"
-OF_A_SPACE = f"; connect-src {HUB}; img-src {HUB}"
-NOT_FRAMED = "; frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
-STRANGE_HOST = (
+CSP_SPACE = f"; connect-src {HUB}; img-src {HUB}"
+CSP_FRAME_ANCESTORS = "; frame-ancestors 'self' http://localhost:* http://127.0.0.1:*"
+INVALID_HOST = (
     "This Magic Canvas answers only under the names of this machine. Open it as localhost, "
     "name yours in CANVAS_TRUSTED_HOSTS, or ask for a login with --auth.\n"
 )
-STRANGE_ORIGIN = "Another site's page may not use this Magic Canvas.\n"
+INVALID_ORIGIN = "Another site's page may not use this Magic Canvas.\n"
 
 
-class DoorMiddleware:
+class SecurityMiddleware:
     """Refuses strange names and pages, and files that are no pictures of ours.
 
     `hosts` are the names under which the server may be asked for, None where any is good:
@@ -58,12 +58,12 @@ class DoorMiddleware:
         *,
         hosts: Collection[str] | None,
         outputs: Path,
-        is_ours: Callable[[Path], bool],
+        is_stored_image: Callable[[Path], bool],
     ) -> None:
         self._app = app
         self._hosts = hosts
         self._outputs = outputs.resolve()
-        self._is_ours = is_ours
+        self._is_ours = is_stored_image
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request or websocket on its way in."""
@@ -76,22 +76,24 @@ class DoorMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                more = NOT_FRAMED if self._hosts is not None else OF_A_SPACE
-                headers.setdefault("Content-Security-Policy", POLICY + more)
+                more = CSP_FRAME_ANCESTORS if self._hosts is not None else CSP_SPACE
+                headers.setdefault("Content-Security-Policy", CSP + more)
             await send(message)
 
-        _forget_strange_cookies(scope)
-        refusal = self._refused_knock(Headers(scope=scope)) or await self._refused_file(scope)
+        _drop_cross_site_cookies(scope)
+        refusal = self._check_host_and_origin(
+            Headers(scope=scope)
+        ) or await self._check_file_access(scope)
         await (refusal or self._app)(scope, receive, send_with_headers)
 
-    def _refused_knock(self, headers: Headers) -> PlainTextResponse | None:
+    def _check_host_and_origin(self, headers: Headers) -> PlainTextResponse | None:
         if self._hosts is None:
             return None
         if not self._is_known(f"//{headers.get('host', '')}"):
-            return PlainTextResponse(STRANGE_HOST, 421)
+            return PlainTextResponse(INVALID_HOST, 421)
         origin = headers.get("origin")
         if origin is not None and not self._is_known(origin):
-            return PlainTextResponse(STRANGE_ORIGIN, 403)
+            return PlainTextResponse(INVALID_ORIGIN, 403)
         return None
 
     def _is_known(self, address: str) -> bool:
@@ -101,14 +103,16 @@ class DoorMiddleware:
             return False
         return is_loopback(name) or name in (self._hosts or ())
 
-    async def _refused_file(self, scope: Scope) -> PlainTextResponse | None:
+    async def _check_file_access(self, scope: Scope) -> PlainTextResponse | None:
         path = scope["path"]
         asked = FILE.search(path)
-        if FETCHING.search(path) or (asked and not await run_sync(self._may_leave, asked[1])):
+        if SSRF_ROUTES.search(path) or (
+            asked and not await run_sync(self._is_file_allowed, asked[1])
+        ):
             return PlainTextResponse("There is no such file.\n", 404)
         return None
 
-    def _may_leave(self, asked: str) -> bool:
+    def _is_file_allowed(self, asked: str) -> bool:
         try:
             named = Path(os.path.abspath(asked))
             path = named.resolve()
@@ -121,7 +125,7 @@ class DoorMiddleware:
         return named.name == path.name and self._is_ours(path)
 
 
-def _forget_strange_cookies(scope: Scope) -> None:
+def _drop_cross_site_cookies(scope: Scope) -> None:
     """Make a stranger of what another site's page asks for in its visitor's browser.
 
     Gradio's login cookie goes along with such requests (`SameSite=None`, for frames), and
@@ -135,7 +139,7 @@ def _forget_strange_cookies(scope: Scope) -> None:
         del headers["cookie"]
 
 
-def network_of(address: str) -> str:
+def client_network(address: str) -> str:
     """What counts as one address: an IPv4 address, or 64 bits of an IPv6 one, as a person has."""
     try:
         known: Any = ipaddress.ip_address(address.partition("%")[0])

@@ -10,7 +10,7 @@ LIFETIME = timedelta(weeks=1)  # what Gradio promises, at best
 WIDTH = 64  # columns of the frame on the terminal
 
 
-class SharedLink:
+class ShareLink:
     """A link that is being opened, stands, or could not be had; `settled` is set when known.
 
     `address` and `reason` are empty until then; the one of them that applies is not after.
@@ -19,29 +19,29 @@ class SharedLink:
     def __init__(self) -> None:
         self.address = ""
         self.reason = ""
-        self.dies_at: datetime | None = None
-        self.settled = threading.Event()
+        self.expires_at: datetime | None = None
+        self.ready = threading.Event()
 
-    def stands(self, address: str) -> None:
+    def opened(self, address: str) -> None:
         """The tunnel is there."""
         self.address = address
-        self.dies_at = datetime.now(UTC) + LIFETIME
-        self.settled.set()
+        self.expires_at = datetime.now(UTC) + LIFETIME
+        self.ready.set()
 
     def failed(self, reason: str) -> None:
         """There will be no link, for a reason in words."""
         self.reason = reason
-        self.settled.set()
+        self.ready.set()
 
     @property
     def lifetime(self) -> str:
         """How long the link works, in words."""
-        if self.dies_at is None:
+        if self.expires_at is None:
             return ""
-        until = self.dies_at.astimezone().strftime("%A %d %B, %H:%M")
+        until = self.expires_at.astimezone().strftime("%A %d %B, %H:%M")
         return f"It works until {until} at the latest, and only while this program runs."
 
-    def on_terminal(self, local_url: str) -> str:
+    def terminal_text(self, local_url: str) -> str:
         """The link with its QR code, or why there is none and what works all the same."""
         if not self.address:
             return (

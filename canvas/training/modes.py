@@ -15,7 +15,7 @@ from PIL import Image
 from canvas.benchmark.similarity import ssim
 from canvas.catalog import MODELS
 from canvas.engine.device import detect_device
-from canvas.engine.generate import run
+from canvas.engine.generate import generate
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
@@ -88,8 +88,8 @@ def _drawn(folder: Path, mode: str, scenes: list[Scene]) -> tuple[list[Image.Ima
     made = []
     for seed in range(SEEDS):
         for scene in scenes:
-            request = GenerationRequest(scene.caption, seed=seed, mode=mode).resolve(spec)
-            made += run(
+            request = GenerationRequest(scene.caption, seed=seed, preset=mode).with_defaults(spec)
+            made += generate(
                 pipeline,
                 request,
                 spec=spec,

@@ -9,43 +9,47 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from canvas.errors import CanvasError
-from canvas.history.third_party_metadata import read_picture
-from canvas.request import HERE, RANDOM_SEED
+from canvas.history.third_party_metadata import read_metadata
+from canvas.request import LOCAL, RANDOM_SEED
 from canvas.ui import result_panel
-from canvas.ui.events import current_owner, listen, message
-from canvas.ui.generation_form import Controls
+from canvas.ui.events import bind, current_owner, toast_html
+from canvas.ui.generation_form import GenerationForm
 from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import gettext, sentence_of
-from canvas.ui.pickers import LoraPicker, WherePart
+from canvas.ui.i18n import error_text, gettext
+from canvas.ui.pickers import BackendPicker, LoraPicker
 
 if TYPE_CHECKING:
     from canvas.studio import Studio
 
-BUSY = 0.4  # seconds between two looks while something of this owner is being made
-CALM = 2.5  # seconds between two looks otherwise: another tab may have begun something
+POLL_BUSY = 0.4  # seconds between two looks while something of this owner is being made
+POLL_IDLE = 2.5  # seconds between two looks otherwise: another tab may have begun something
 NO_EXACT_SIZE = "() => [0, 0]"
 
 
-class Create:
+class CreateTab:
     """Layout and behaviour of the tab; other tabs fill its form through `controls`."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self.controls = Controls(studio.models, studio.settings.model, studio.offered)
+        self.controls = GenerationForm(
+            studio.models, studio.settings.model, studio.available_models
+        )
         self.selected = gr.State(None)  # id of the picture that was picked; clicks write it
-        self._seen: gr.State = gr.State({})  # what the panels show; only looks write it
+        self._last_rendered: gr.State = gr.State({})  # what the panels show; only looks write it
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-form", secret="form")  # noqa: S106 - no secret: the reader's own form
-        self._timer = gr.Timer(BUSY)
+        self._timer = gr.Timer(POLL_BUSY)
         self._lay_out()
 
     def _lay_out(self) -> None:
         with gr.Column(elem_id="wish"):
-            self.controls.place("prompt")
+            self.controls.render("prompt")
             self._sent = panel("sent")
             with gr.Row(elem_id="wish-row"):
-                self._drawer = gr.Button("Settings", elem_id="drawer-button", size="sm", scale=0)
+                self._settings_button = gr.Button(
+                    "Settings", elem_id="drawer-button", size="sm", scale=0
+                )
                 self._summary = panel("summary")
-                self.controls.place("mode")
+                self.controls.render("preset")
                 self._stop = gr.Button("Stop", elem_id="stop", scale=0, visible=False)
                 self._generate = gr.Button(
                     "Generate", variant="primary", elem_id="generate", scale=0
@@ -59,20 +63,20 @@ class Create:
                 self._lay_out_settings()
 
     def _lay_out_settings(self) -> None:
-        self.controls.place("model_key")
+        self.controls.render("model_key")
         self._state = panel("model-state")
-        self._where = WherePart(self._studio, self.controls)
-        self.controls.place("style", "resolution", "aspect_ratio", "num_images")
+        self._where = BackendPicker(self._studio, self.controls)
+        self.controls.render("style", "resolution", "aspect_ratio", "num_images")
         with gr.Row(elem_classes="seed-row"):
-            self.controls.place("seed")
-            self._dice = gr.Button("🎲 Random", size="sm", scale=0, elem_id="dice")
-        self.controls.place("negative_prompt")
+            self.controls.render("seed")
+            self._random_seed_button = gr.Button("🎲 Random", size="sm", scale=0, elem_id="dice")
+        self.controls.render("negative_prompt")
         with gr.Accordion("Advanced", open=False):
-            self.controls.place("num_inference_steps", "guidance_scale", "scheduler")
+            self.controls.render("num_inference_steps", "guidance_scale", "scheduler")
             with gr.Row():
-                self.controls.place("width", "height")
-            self.controls.place("image_format", "quality")
-            self.controls.place("prompt_weighting", "watermark")
+                self.controls.render("width", "height")
+            self.controls.render("image_format", "quality")
+            self.controls.render("prompt_weighting", "watermark")
         self._loras = LoraPicker(self._studio, "create")
         self._read = gr.UploadButton(
             "Take settings from a picture",
@@ -81,65 +85,70 @@ class Create:
             elem_id="read-picture",
         )
 
-    def wire(self, page: gr.Blocks) -> None:
+    def bind_events(self, page: gr.Blocks) -> None:
         """Connect what was laid out; call inside the page's context."""
         form = self.controls
         panels = {self._stage, self._queue, self._strip, self._stop, self._timer}
-        live = panels | {self._seen}
-        listen(
+        live = panels | {self._last_rendered}
+        bind(
             [self._generate.click, form["prompt"].submit],
             self.generate,
             form.widgets,
             panels | {self.selected},
             trigger_mode="multiple",  # every click counts, also while one is on its way
         )
-        listen(self._stop.click, self.stop, {self.selected}, panels)
+        bind(self._stop.click, self.stop, {self.selected}, panels)
         for part in (self._stage, self._queue, self._strip):
-            listen(part.click, self.act, {self.selected}, panels | form.widgets | {self.selected})
-        listen(self._timer.tick, self.look, {self.selected, self._seen}, live, queue=False)
-        listen(page.load, self.look, {self.selected, self._seen}, live)
-        listen(page.load, self.restore, {self._saved}, form.widgets | {self._state}).then(
-            self.greet, form.widgets, self._greeting, api_visibility="private"
+            bind(
+                part.click, self.on_click, {self.selected}, panels | form.widgets | {self.selected}
+            )
+        bind(self._timer.tick, self.poll, {self.selected, self._last_rendered}, live, queue=False)
+        bind(page.load, self.poll, {self.selected, self._last_rendered}, live)
+        bind(page.load, self.restore, {self._saved}, form.widgets | {self._state}).then(
+            self.update_summary_on_load, form.widgets, self._load_outputs, api_visibility="private"
         )
-        self._loras.wire(page, form["prompt"])
+        self._loras.bind_events(page, form["prompt"])
         self._wire_form()
-        self._where.wire()
+        self._where.bind_events()
 
     @property
-    def _words(self) -> set[Any]:
-        return {self._sent, self._summary, self._saved, self.controls["mode"]}
+    def _summary_outputs(self) -> set[Any]:
+        return {self._sent, self._summary, self._saved, self.controls["preset"]}
 
     @property
-    def _greeting(self) -> set[Any]:
-        return {self._summary, self.controls["mode"]}
+    def _load_outputs(self) -> set[Any]:
+        return {self._summary, self.controls["preset"]}
 
     def _wire_form(self) -> None:
         form = self.controls
-        listen(
+        bind(
             [form[name].change for name in form],
-            self.describe,
+            self.update_summary,
             form.widgets,
-            self._words,
+            self._summary_outputs,
             trigger_mode="always_last",
             queue=False,
         )
-        listen(
-            form["model_key"].input, self.pick_model, form.widgets, form.widgets | {self._state}
+        bind(
+            form["model_key"].input,
+            self.on_model_change,
+            form.widgets,
+            form.widgets | {self._state},
         ).then(self.ask_hub, form.widgets, {self._state}, api_visibility="private")
-        listen(form["where"].input, self.pick_where, form.widgets, {self._state})
-        listen(form["mode"].input, self.pick_mode, form.widgets, form.widgets)
+        bind(form["backend"].input, self.on_backend_change, form.widgets, {self._state})
+        bind(form["preset"].input, self.on_preset_change, form.widgets, form.widgets)
         for name in ("resolution", "aspect_ratio"):
-            listen(form[name].input, None, None, [form["width"], form["height"]], js=NO_EXACT_SIZE)
-        listen(self._dice.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
-        listen(self._read.upload, self.read_picture, {self._read}, form.widgets | {self._read})
-        listen(self._drawer.click, None, js="() => magicCanvas.toggleDrawer()")
+            bind(form[name].input, None, None, [form["width"], form["height"]], js=NO_EXACT_SIZE)
+        bind(self._random_seed_button.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
+        bind(self._read.upload, self.load_settings, {self._read}, form.widgets | {self._read})
+        bind(self._settings_button.click, None, js="() => magicCanvas.toggleDrawer()")
 
     # What the buttons do
 
     def generate(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """Queue what the form asks for and show it."""
         wish = self.controls.request(self.controls.read(values))
-        self._studio.submit_all(wish, current_owner(request), "page")
+        self._studio.submit_expanded(wish, current_owner(request), "page")
         return {self.selected: None, **self._panels(current_owner(request), None)}
 
     def stop(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
@@ -150,7 +159,7 @@ class Create:
                 job.cancel()
         return self._panels(owner, values[self.selected])
 
-    def act(
+    def on_click(
         self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
         """A click on a picture, an example, or a waiting job."""
@@ -160,125 +169,134 @@ class Create:
         if event.action in ("use", "again"):
             wish = self._studio.image(int(event.image), owner).request
             again = event.action == "again"
-            return self.controls.fill(wish if again else replace(wish, seed=RANDOM_SEED))
+            return self.controls.update_from_request(
+                wish if again else replace(wish, seed=RANDOM_SEED)
+            )
         if event.action == "remove":
             self._studio.job(str(event.job), owner).cancel()
         if event.action == "resume":
-            self._studio.resume(str(event.job), owner)
+            self._studio.resume_job(str(event.job), owner)
         if event.action == "dismiss":
-            self._studio.dismiss(str(event.job), owner)
+            self._studio.dismiss_job(str(event.job), owner)
         if event.action == "show":
             selected = self._studio.image(int(event.image), owner).id
         return {self.selected: selected, **self._panels(owner, selected)}
 
     # What the page shows by itself
 
-    def look(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
+    def poll(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """What has changed since the last look, so that a reload or another tab loses nothing."""
         owner, selected = current_owner(request), values[self.selected]
         panels = self._panels(owner, selected)
         # Clicks write the panels too: whenever jobs move on, everything is sent again
         moved = (selected, [(job.id, job.status) for job in self._studio.jobs(owner)])
         now = {place: hash(str((content, moved))) for place, content in enumerate(panels.values())}
-        changed = [place for place in now if values[self._seen].get(place) != now[place]]
+        changed = [place for place in now if values[self._last_rendered].get(place) != now[place]]
         if not changed:
-            return {self._seen: gr.skip()}
+            return {self._last_rendered: gr.skip()}
         shown = list(panels.items())
-        return {**dict(shown[place] for place in changed), self._seen: now}
+        return {**dict(shown[place] for place in changed), self._last_rendered: now}
 
     def _panels(self, owner: str, selected: int | None) -> dict[Any, Any]:
         active = [job for job in self._studio.jobs(owner) if not job.finished]
         working = any(job.kind == "generate" and job.status != "queued" for job in active)
         return {
-            self._stage: result_panel.stage(self._studio, owner, selected),
-            self._queue: result_panel.queue(self._studio, owner),
-            self._strip: result_panel.strip(self._studio, owner, selected),
+            self._stage: result_panel.render_current(self._studio, owner, selected),
+            self._queue: result_panel.render_queue(self._studio, owner),
+            self._strip: result_panel.render_recent(self._studio, owner, selected),
             self._stop: gr.update(visible=working),
-            self._timer: gr.update(value=BUSY if active else CALM),
+            self._timer: gr.update(value=POLL_BUSY if active else POLL_IDLE),
         }
 
-    def describe(self, values: dict[Any, Any]) -> dict[Any, Any]:
+    def update_summary(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """What the model will get and how long it takes; keeps the form in the browser."""
         fields = self.controls.read(values)
         try:
             request = self.controls.request(fields | {"prompt": fields["prompt"].strip() or "…"})
-            wishes = self._studio.expand(request)
-            words = result_panel.sent(self._studio, wishes[0]) if fields["prompt"].strip() else ""
+            wishes = self._studio.expand_prompt(request)
+            words = (
+                result_panel.render_enhanced_prompt(self._studio, wishes[0])
+                if fields["prompt"].strip()
+                else ""
+            )
         except CanvasError as error:  # said in the line, not as a message at every key
             return {
                 self._sent: "",
-                self._summary: line(sentence_of(error), "wrong"),
+                self._summary: text_line(error_text(error), "wrong"),
                 self._saved: fields,
             }
-        summary = line(result_panel.summary(request, len(wishes)))
-        if note := result_panel.mode_note(self._studio, request):
-            summary += line(note)
+        summary = text_line(result_panel.request_summary(request, len(wishes)))
+        if note := result_panel.preset_note(self._studio, request):
+            summary += text_line(note)
         shown = {self._sent: words, self._summary: summary, self._saved: fields}
-        modes = gr.Radio(choices=result_panel.mode_choices(self._studio, request))
-        return {**shown, self.controls["mode"]: modes}
+        presets = gr.Radio(choices=result_panel.preset_choices(self._studio, request))
+        return {**shown, self.controls["preset"]: presets}
 
-    def greet(self, values: dict[Any, Any]) -> dict[Any, Any]:
+    def update_summary_on_load(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """`describe` without the prompt, which the visitor may be writing by now."""
-        described = self.describe(values)
-        return {place: described[place] for place in self._greeting & described.keys()}
+        described = self.update_summary(values)
+        return {place: described[place] for place in self._load_outputs & described.keys()}
 
     def restore(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Put the form back as this browser left it."""
         updates = self.controls.restore(values[self._saved])
-        where = updates.get(self.controls["where"], HERE)
+        where = updates.get(self.controls["backend"], LOCAL)
         return {**updates, self._state: self._state_line(self.controls.model_of(updates), where)}
 
-    def pick_model(self, values: dict[Any, Any]) -> dict[Any, Any]:
+    def on_model_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Set what suits the model and say what picking it means."""
         fields = self.controls.read(values)
-        state = self._state_line(fields["model_key"], fields["where"])
-        return {**self.controls.for_model(fields["model_key"], fields["mode"]), self._state: state}
+        state = self._state_line(fields["model_key"], fields["backend"])
+        return {
+            **self.controls.update_for_model(fields["model_key"], fields["preset"]),
+            self._state: state,
+        }
 
-    def pick_where(self, values: dict[Any, Any]) -> dict[Any, Any]:
+    def on_backend_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Say of the model what counts there."""
         fields = self.controls.read(values)
-        return {self._state: self._state_line(fields["model_key"], fields["where"])}
+        return {self._state: self._state_line(fields["model_key"], fields["backend"])}
 
-    def pick_mode(self, values: dict[Any, Any]) -> dict[Any, Any]:
+    def on_preset_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Set what the mode does; Advanced shows it and may override it."""
         fields = self.controls.read(values)
-        return self.controls.for_mode(fields["model_key"], fields["mode"])
+        return self.controls.update_for_preset(fields["model_key"], fields["preset"])
 
-    def read_picture(self, values: dict[Any, Any]) -> dict[Any, Any]:
+    def load_settings(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Fill the form with what a picture says of itself; tells what could not be read."""
         path = Path(values[self._read])
         try:
-            found = read_picture(path, self._studio.models)
+            found = read_metadata(path, self._studio.models)
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload: it has been read
         if not found.values:
             said = gettext("This picture says nothing about how it was made.")
-            gr.Warning(message(gettext("No settings"), said))
+            gr.Warning(toast_html(gettext("No settings"), said))
             return {self._read: gr.skip()}
-        if found.unread:
+        if found.warnings:
             title = gettext("Settings by {program}", program=found.program)
-            gr.Info(message(title, " ".join(found.unread)))
-        return self.controls.fill_partly(found.values)
+            gr.Info(toast_html(title, " ".join(found.warnings)))
+        return self.controls.update_partial(found.values)
 
     def ask_hub(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """The exact size of what would be downloaded, once the Hub has said it."""
         fields = self.controls.read(values)
         model_key = fields["model_key"]
-        if fields["where"] != HERE or self._studio.model_state(model_key).where != "hub":
+        if fields["backend"] != LOCAL or self._studio.model_status(model_key).location != "hub":
             return {self._state: gr.skip()}
         try:
-            state = self._studio.model_state(model_key, ask_hub=True)
-            return {self._state: line(" · ".join(state.parts(gettext)))}
+            state = self._studio.model_status(model_key, ask_hub=True)
+            return {self._state: text_line(" · ".join(state.parts(gettext)))}
         except CanvasError as error:
-            return {self._state: line(sentence_of(error), "wrong")}
+            return {self._state: text_line(error_text(error), "wrong")}
 
     def _state_line(self, model_key: str, where: str) -> str:
-        about = line(gettext(self._studio.models[model_key].description))
-        if where != HERE:
+        about = text_line(gettext(self._studio.models[model_key].description))
+        if where != LOCAL:
             return about
-        return about + line(" · ".join(self._studio.model_state(model_key).parts(gettext)))
+        return about + text_line(" · ".join(self._studio.model_status(model_key).parts(gettext)))
 
 
-def line(words: str, kind: str = "quiet") -> str:
+def text_line(words: str, kind: str = "quiet") -> str:
     """One line of text as a panel shows it."""
     return render("line.html", words=words, kind=kind)

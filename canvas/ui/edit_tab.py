@@ -14,14 +14,14 @@ import gradio as gr
 from canvas.catalog import get_model
 from canvas.errors import CanvasError
 from canvas.jobs.job import Job
-from canvas.presets import MODES
-from canvas.request import FITS, RANDOM_SEED, SCALES, GenerationRequest
-from canvas.ui.events import current_owner, in_words, listen
-from canvas.ui.generation_form import ASPECT_RATIOS, size_of
+from canvas.presets import PRESETS
+from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
+from canvas.ui.events import bind, current_owner, show_errors
+from canvas.ui.generation_form import ASPECT_RATIOS, size_from_resolution
 from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import gettext, sentence_of
+from canvas.ui.i18n import error_text, gettext
 from canvas.ui.pickers import LoraPicker
-from canvas.ui.result_panel import data_url, making, pictures, strip
+from canvas.ui.result_panel import data_url, render_images, render_progress, render_recent
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +42,7 @@ SIDES = ("left", "top", "right", "bottom")
 DETAIL = "Enlarge with detail"
 # How much of the picture goes, at first, and which groups of the form belong to what is done.
 STRENGTHS = {"Variations": 0.5, "Other seeds": 0.3, "Repaint": 0.9, "Enlarge": 0.3}
-ABOUT: Mapping[str, str] = MappingProxyType(
+DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     {
         "Variations": "Draws the whole picture anew: the lower the strength, the nearer to it.",
         "Other seeds": "Makes a picture of yours again, on the way from its seed to others.",
@@ -51,10 +51,10 @@ ABOUT: Mapping[str, str] = MappingProxyType(
         "Enlarge": "The same picture with more pixels.",
     }
 )
-DRAWN = ("Variations", "Repaint", "Extend", DETAIL)  # by the model of the form
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+DIFFUSION_OPS = ("Variations", "Repaint", "Extend", DETAIL)  # by the model of the form
+FIELD_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "words": (*DRAWN, "Other seeds"),
+        "words": (*DIFFUSION_OPS, "Other seeds"),
         "strength": ("Variations", "Other seeds", "Repaint", DETAIL),
         "number": ("Variations", "Other seeds"),
         **{what: (what,) for what in TASKS},
@@ -62,12 +62,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "paint": ("Repaint",),
         "sides": ("Extend",),
         "larger": ("Enlarge", DETAIL),
-        "model": DRAWN,
-        "loras": (*DRAWN, "Other seeds"),
+        "model": DIFFUSION_OPS,
+        "loras": (*DIFFUSION_OPS, "Other seeds"),
         "fitting": ("Variations", "Repaint"),
     }
 )
-HOW: Mapping[str, str] = MappingProxyType(
+UPSCALER_LABELS: Mapping[str, str] = MappingProxyType(
     {
         "lanczos": "Plainly",
         "illustration": "A network for illustrations",
@@ -75,7 +75,7 @@ HOW: Mapping[str, str] = MappingProxyType(
         "detail": "With new detail, drawn by the model",
     }
 )
-AS_IT_IS = "As the picture"
+KEEP_SIZE = "As the picture"
 
 
 class EditForm:
@@ -104,14 +104,14 @@ class EditForm:
         models = self._studio.models
         spec = get_model(self._studio.settings.model, models)
         place("what", gr.Radio(list(TASKS), value="Variations", label="What to do"))
-        for what, about in ABOUT.items():
+        for what, about in DESCRIPTIONS.items():
             with self._group(what):
                 gr.Markdown(about, elem_classes="line")
         with self._group("words"):
             place("prompt", gr.Textbox(label="What to draw", lines=2, elem_id="edit-prompt"))
         with self._group("larger"):
             place("scale", gr.Radio(list(SCALES), value=2, label="Times as large"))
-            how = [(words, name) for name, words in HOW.items()]
+            how = [(words, name) for name, words in UPSCALER_LABELS.items()]
             place("upscaler", gr.Dropdown(how, value="lanczos", label="How"))
         with self._group("sides"), gr.Row():
             for side in SIDES:
@@ -124,37 +124,37 @@ class EditForm:
         with self._group("paint"):
             only = gr.Checkbox(label="Only the painted area, at full resolution")
             place("only_masked", only)
-            place("mask_feather", gr.Slider(0, 64, value=8, step=1, label="Soft edge", buttons=[]))
+            place("mask_blur", gr.Slider(0, 64, value=8, step=1, label="Soft edge", buttons=[]))
         with self._group("model"):
             place("model_key", gr.Dropdown(list(models), value=spec.key, label="Model"))
-            modes = [(mode.capitalize(), mode) for mode in MODES]
-            place("mode", gr.Radio(modes, value="quality", label="Mode"))
+            presets = [(preset.capitalize(), preset) for preset in PRESETS]
+            place("preset", gr.Radio(presets, value="quality", label="Mode"))
         with self._group("fitting"), gr.Accordion("Shape", open=False):
-            shapes = [AS_IT_IS, *ASPECT_RATIOS]
-            place("shape", gr.Dropdown(shapes, value=AS_IT_IS, label="Shape of the result"))
-            fits = [(fit.capitalize(), fit) for fit in FITS]
-            place("fit", gr.Radio(fits, value="crop", label="Where the shape differs"))
+            shapes = [KEEP_SIZE, *ASPECT_RATIOS]
+            place("shape", gr.Dropdown(shapes, value=KEEP_SIZE, label="Shape of the result"))
+            fits = [(fit.capitalize(), fit) for fit in RESIZE_MODES]
+            place("resize_mode", gr.Radio(fits, value="crop", label="Where the shape differs"))
             colour = gr.ColorPicker("#ffffff", label="Behind what is transparent, and around")
-            place("background", colour)
+            place("fill_color", colour)
             self.fitted = panel("edit-fit")
         with self._group("loras"):
             self._loras = LoraPicker(self._studio, "edit")
 
     def _group(self, name: str) -> gr.Column:
-        shown = "Variations" in GROUPS[name]
+        shown = "Variations" in FIELD_GROUPS[name]
         self._groups[name] = gr.Column(visible=shown, elem_classes="edit-group")
         return self._groups[name]
 
-    def wire(self, page: gr.Blocks) -> None:
+    def bind_events(self, page: gr.Blocks) -> None:
         """Connect what was laid out; call inside the page's context."""
         # Not in the tab: what is there is not mounted, and so knows nothing, while the page loads
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-edit", secret="form")  # noqa: S106 - no secret: the reader's own form
         what, upscaler = self._fields["what"], self._fields["upscaler"]
-        listen(what.input, self.choose, {what}, {self._fields["strength"]})
+        bind(what.input, self.choose, {what}, {self._fields["strength"]})
         groups = set(self._groups.values())
-        listen([what.change, upscaler.change], self.arrange, {what, upscaler}, groups)
-        listen(page.load, self.restore, {self._saved}, self.widgets)
-        listen(
+        bind([what.change, upscaler.change], self.toggle_groups, {what, upscaler}, groups)
+        bind(page.load, self.restore, {self._saved}, self.widgets)
+        bind(
             [field.change for field in self._fields.values()],
             self.save,
             self.widgets,
@@ -162,20 +162,21 @@ class EditForm:
             trigger_mode="always_last",
             queue=False,
         )
-        self._loras.wire(page, self._fields["prompt"])
+        self._loras.bind_events(page, self._fields["prompt"])
 
     def choose(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """A strength that suits what was chosen."""
         strength = STRENGTHS.get(values[self._fields["what"]])
         return {self._fields["strength"]: gr.skip() if strength is None else strength}
 
-    def arrange(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    def toggle_groups(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Show what belongs to it, and nothing else."""
         what = values[self._fields["what"]]
         if what == "Enlarge" and values[self._fields["upscaler"]] == "detail":
             what = DETAIL
         return {
-            group: gr.Column(visible=what in GROUPS[name]) for name, group in self._groups.items()
+            group: gr.Column(visible=what in FIELD_GROUPS[name])
+            for name, group in self._groups.items()
         }
 
     def save(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -190,27 +191,27 @@ class EditForm:
             return as_it_is  # nothing was saved, or by another version
         try:
             get_model(saved["model_key"], self._studio.models)
-            self.asked({**saved, "prompt": saved["prompt"] or "…"}, "picture.png", (64, 64))
+            self.to_request({**saved, "prompt": saved["prompt"] or "…"}, "picture.png", (64, 64))
         except CanvasError:
             return as_it_is
         return {self._fields[name]: value for name, value in saved.items()}
 
-    def asked(
+    def to_request(
         self, given: Mapping[str, Any], image: str, size: tuple[int, int]
     ) -> GenerationRequest:
         """What the values of the form ask for, of a picture of that size; without a mask."""
         given = dict(given)
         what, shape = given.pop("what"), given.pop("shape")
-        given["background"] = _hex(given["background"])
+        given["fill_color"] = _hex(given["fill_color"])
         sides = tuple(int(given.pop(side) or 0) for side in SIDES)
         given |= {"task": TASKS[what], "image": image}
-        if shape != AS_IT_IS and what in GROUPS["fitting"]:
+        if shape != KEEP_SIZE and what in FIELD_GROUPS["fitting"]:
             spec = get_model(given["model_key"], self._studio.models)
-            given["width"], given["height"] = size_of(spec, spec.resolution, shape)
-        if what not in GROUPS["number"]:
+            given["width"], given["height"] = size_from_resolution(spec, spec.resolution, shape)
+        if what not in FIELD_GROUPS["number"]:
             given["num_images"] = 1
         if what == "Extend":
-            given |= {"extend": sides, "strength": None}
+            given |= {"outpaint": sides, "strength": None}
         if what == "Enlarge" and given["upscaler"] != "detail":
             given["strength"] = None
         return GenerationRequest.from_dict({"seed": RANDOM_SEED, **given})
@@ -225,7 +226,7 @@ def _hex(color: str) -> str:
 PAINTS = ("#ff2bd6", "#19e6ff", "#ffe600")  # to tell the paint from any picture
 
 
-class Edit:
+class EditTab:
     """Layout and behaviour of the tab; `source` is the kept picture that it was last given."""
 
     def __init__(self, studio: Studio) -> None:
@@ -253,16 +254,23 @@ class Edit:
             with gr.Column(elem_id="edit-after"):
                 self._result = panel("edit-result")
 
-    def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
+    def bind_events(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Connect what was laid out; call inside the page's context."""
         inputs = {self._editor, self._source, *self._form.widgets}
-        listen(tab.select, self.show, {self._source}, {self._strip, self._told})
-        listen(self._strip.click, self.pick, {self._source}, self.filled)
-        listen(self._result.click, self.act, {self._source}, self.filled | {self._result})
-        listen(self._stop.click, self.stop, {self._job})
-        self._form.wire(page)
-        fitting = [self._form[name].change for name in ("shape", "fit", "background", "what")]
-        listen(
+        bind(tab.select, self.show, {self._source}, {self._strip, self._told})
+        bind(self._strip.click, self.pick, {self._source}, self.load_image_outputs)
+        bind(
+            self._result.click,
+            self.on_click,
+            {self._source},
+            self.load_image_outputs | {self._result},
+        )
+        bind(self._stop.click, self.stop, {self._job})
+        self._form.bind_events(page)
+        fitting = [
+            self._form[name].change for name in ("shape", "resize_mode", "fill_color", "what")
+        ]
+        bind(
             [
                 *fitting,
                 self._form["model_key"].change,
@@ -275,9 +283,9 @@ class Edit:
             {self._form.fitted},
             trigger_mode="always_last",
         )
-        gr.on(  # not through `listen`, whose wrapper hides that this is a generator
+        gr.on(  # not through `bind`, whose wrapper hides that this is a generator
             self._make.click,
-            self.make,
+            self.generate,
             inputs,
             {self._result, self._strip, self._job, self._make, self._stop},
             api_visibility="private",
@@ -289,40 +297,44 @@ class Edit:
         """The picture as the model will get it."""
         picture = (values[self._editor] or {}).get("background")
         given = self._form.read(values)
-        if picture is None or given["what"] not in GROUPS["fitting"]:
+        if picture is None or given["what"] not in FIELD_GROUPS["fitting"]:
             return {self._form.fitted: ""}
         try:
-            wish = self._form.asked(given | {"prompt": "a picture"}, "picture.png", picture.size)
-            fitted = self._studio.shelf.fitted(picture, wish)
+            wish = self._form.to_request(
+                given | {"prompt": "a picture"}, "picture.png", picture.size
+            )
+            fitted = self._studio.inputs.preview_fit(picture, wish)
         except CanvasError as error:
-            return {self._form.fitted: render("line.html", words=sentence_of(error), kind="wrong")}
+            return {self._form.fitted: render("line.html", words=error_text(error), kind="wrong")}
         shown = render(
             "fit.html",
             picture=data_url(fitted),
             width=fitted.width,
             height=fitted.height,
-            words=_fit_words(picture.size, fitted.size, wish.fit),
+            words=_fit_words(picture.size, fitted.size, wish.resize_mode),
         )
         return {self._form.fitted: shown}
 
     def show(self, _: Mapping[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """The owner's latest pictures, to pick one; and what the page may say of a file."""
-        latest = strip(self._studio, current_owner(request), None)
+        latest = render_recent(self._studio, current_owner(request), None)
         return {self._strip: latest, self._told: render("edit_told.html")}
 
     def pick(
         self, _: Mapping[Any, Any], event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
         """Put a kept picture into the editor, with its prompt."""
-        return self.fill(int(event.image), current_owner(request))
+        return self.load_image(int(event.image), current_owner(request))
 
-    def act(self, _: Mapping[Any, Any], event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+    def on_click(
+        self, _: Mapping[Any, Any], event: gr.EventData, request: gr.Request
+    ) -> dict[Any, Any]:
         """A click on what was made: look at one of several, or go on with it."""
         owner = current_owner(request)
         if event.action == "pick":
-            return self.fill(int(event.image), owner)
+            return self.load_image(int(event.image), owner)
         one = self._studio.image(int(event.image), owner)
-        return {self._result: pictures([one], in_editor=True)}
+        return {self._result: render_images([one], in_editor=True)}
 
     def stop(self, values: Mapping[Any, Any], request: gr.Request) -> None:
         """End the job that is shown."""
@@ -330,18 +342,18 @@ class Edit:
             self._studio.job(values[self._job], current_owner(request)).cancel()
 
     @property
-    def filled(self) -> set[Any]:
+    def load_image_outputs(self) -> set[Any]:
         """The components that `fill` updates."""
         names = ("prompt", "what", "strength")
         return {self._editor, self._source, *(self._form[name] for name in names)}
 
-    def fill(self, image_id: int, owner: str, what: str | None = None) -> dict[Any, Any]:
+    def load_image(self, image_id: int, owner: str, what: str | None = None) -> dict[Any, Any]:
         """Updates that put a kept picture into the editor; raises NotFound for another's.
 
         `what` is to be done with it; None leaves that as it is.
         """
         image = self._studio.image(image_id, owner)
-        picture = self._studio.shelf.picture(image.filename, owner)
+        picture = self._studio.inputs.open_image(image.filename, owner)
         return {
             self._editor: {"background": picture, "layers": [], "composite": None},
             self._source: image.filename,
@@ -350,19 +362,19 @@ class Edit:
             self._form["strength"]: STRENGTHS[what] if what else gr.skip(),
         }
 
-    def make(self, values: Mapping[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def generate(self, values: Mapping[Any, Any], request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Queue what is asked for and show it until it is done; the job outlives the tab."""
         owner = current_owner(request)
-        job = in_words(self._submit)(values, owner)
+        job = show_errors(self._submit)(values, owner)
         for state in job.watch():
             if not state.finished:
-                shown = making(self._studio, state)
+                shown = render_progress(self._studio, state)
                 yield {self._result: shown, self._job: job.id, **self._buttons(works=True)}
-        shown = pictures(job.images, in_editor=True) if job.images else ""
-        made = strip(self._studio, owner, None)
+        shown = render_images(job.images, in_editor=True) if job.images else ""
+        made = render_recent(self._studio, owner, None)
         yield {self._result: shown, self._strip: made, **self._buttons(works=False)}
         if job.status == "failed":
-            in_words(job.wait)()  # says why
+            show_errors(job.wait)()  # says why
 
     def _buttons(self, *, works: bool) -> dict[Any, Any]:
         return {self._make: gr.Button(visible=not works), self._stop: gr.Button(visible=works)}
@@ -384,7 +396,7 @@ class Edit:
                 )
             )
         source = self._named(background, values[self._source], owner)
-        wish = self._form.asked(given, source, background.size)
+        wish = self._form.to_request(given, source, background.size)
         if given["what"] != "Repaint":
             return wish
         mask = self._mask(edited.get("layers") or [], background)
@@ -392,7 +404,7 @@ class Edit:
 
     def _other_seeds(self, given: Mapping[str, Any], source: str, owner: str) -> GenerationRequest:
         """The picked picture's own request, on the way from its seed to others."""
-        kept = self._studio.shelf.kept(source, owner)
+        kept = self._studio.inputs.find_image(source, owner)
         if kept is None or kept.task != "text_to_image":
             raise CanvasError(
                 gettext(
@@ -411,13 +423,13 @@ class Edit:
     def _named(self, background: Image.Image, source: str, owner: str) -> str:
         """The kept picture's own name while the editor still shows it, else that of a new one."""
         if source:
-            kept = self._studio.shelf.picture(source, owner).convert("RGB")
+            kept = self._studio.inputs.open_image(source, owner).convert("RGB")
             if (
                 background.size == kept.size
                 and background.convert("RGB").tobytes() == kept.tobytes()
             ):
                 return source
-        return self._studio.shelf.hand_in(background).name
+        return self._studio.inputs.upload(background).name
 
     def _mask(self, layers: list[Image.Image], background: Image.Image) -> str:
         from PIL import Image, ImageChops
@@ -430,7 +442,7 @@ class Edit:
             raise CanvasError(
                 gettext("Paint over what is to be repainted first, with the brush of the editor.")
             )
-        return self._studio.shelf.hand_in(mask, "mask_image").name
+        return self._studio.inputs.upload(mask, "mask_image").name
 
 
 def _fit_words(before: tuple[int, int], after: tuple[int, int], fit: str) -> str:

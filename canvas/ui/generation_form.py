@@ -12,15 +12,15 @@ import gradio as gr
 from canvas import validation
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.errors import CanvasError
-from canvas.presets import MODES, defaults
-from canvas.request import HERE, IMAGE_FORMATS, PLACES, RANDOM_SEED, GenerationRequest
+from canvas.presets import PRESETS, preset_defaults
+from canvas.request import BACKENDS, IMAGE_FORMATS, LOCAL, RANDOM_SEED, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
 ASPECT_RATIOS = ("1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16")
 
 
-def size_of(spec: ModelSpec, resolution: float, aspect_ratio: str) -> tuple[int, int]:
+def size_from_resolution(spec: ModelSpec, resolution: float, aspect_ratio: str) -> tuple[int, int]:
     """Width and height of about `resolution`² pixels, multiples of 8 that the model can make."""
     resolution = validation.number("resolution", resolution, spec.min_size, spec.max_size)
     validation.choice("aspect_ratio", aspect_ratio, ASPECT_RATIOS)
@@ -34,16 +34,16 @@ def _fitting(spec: ModelSpec, side: float) -> int:
     return min(max(round(side / 8) * 8, lowest), highest)
 
 
-def setting_of(spec: ModelSpec, width: int, height: int) -> tuple[int, str] | None:
+def resolution_from_size(spec: ModelSpec, width: int, height: int) -> tuple[int, str] | None:
     """The resolution and aspect ratio that give exactly this size; None when none do."""
     for resolution in range(spec.min_size, spec.max_size + 1, spec.size_step):
         for aspect_ratio in ASPECT_RATIOS:
-            if size_of(spec, resolution, aspect_ratio) == (width, height):
+            if size_from_resolution(spec, resolution, aspect_ratio) == (width, height):
                 return resolution, aspect_ratio
     return None
 
 
-Make = Callable[[Sequence[str], ModelSpec], gr.components.Component]
+ComponentFactory = Callable[[Sequence[str], ModelSpec], gr.components.Component]
 
 
 class SizeSlider(gr.Slider):
@@ -58,7 +58,7 @@ class SizeSlider(gr.Slider):
         return payload
 
 
-WIDGETS: Mapping[str, Make] = MappingProxyType(
+COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
     {
         "prompt": lambda models, spec: gr.Textbox(
             label="Prompt",
@@ -76,19 +76,19 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
             label="Model",
             elem_id="model",
         ),
-        "where": lambda models, spec: gr.Dropdown(
-            [(words, place) for place, words in PLACES.items()],
-            value=HERE,
+        "backend": lambda models, spec: gr.Dropdown(
+            [(words, place) for place, words in BACKENDS.items()],
+            value=LOCAL,
             label="Where",
-            elem_id="where",
+            elem_id="backend",
         ),
-        "mode": lambda models, spec: gr.Radio(
-            [(mode.capitalize(), mode) for mode in MODES],
+        "preset": lambda models, spec: gr.Radio(
+            [(preset.capitalize(), preset) for preset in PRESETS],
             value="quality",
             label="Mode",
             show_label=False,
             container=False,
-            elem_id="mode",
+            elem_id="preset",
             elem_classes="pills",
         ),
         "style": lambda models, spec: gr.Dropdown(list(STYLES), value="none", label="Style"),
@@ -139,15 +139,15 @@ WIDGETS: Mapping[str, Make] = MappingProxyType(
         ),
     }
 )
-FIELDS = tuple(name for name in WIDGETS if name not in ("resolution", "aspect_ratio"))
-FROM_MODE = ("num_inference_steps", "guidance_scale", "scheduler")
+FIELDS = tuple(name for name in COMPONENTS if name not in ("resolution", "aspect_ratio"))
+PRESET_FIELDS = ("num_inference_steps", "guidance_scale", "scheduler")
 
 
 def _range_of(spec: ModelSpec) -> dict[str, Any]:
     return {"minimum": spec.min_size, "maximum": spec.max_size, "step": spec.size_step}
 
 
-class Controls:
+class GenerationForm:
     """The form: makes the widgets where they are placed, reads and fills them by field name.
 
     Of the models those in `offered` can be picked, None means all.
@@ -162,10 +162,10 @@ class Controls:
         self._preselected = get_model(preselected, models)
         self._widgets: dict[str, Any] = {}
 
-    def place(self, *names: str) -> None:
+    def render(self, *names: str) -> None:
         """Make these widgets in the layout that is open."""
         for name in names:
-            self._widgets[name] = WIDGETS[name](self._offered, self._preselected)
+            self._widgets[name] = COMPONENTS[name](self._offered, self._preselected)
 
     def __getitem__(self, name: str) -> Any:
         return self._widgets[name]
@@ -182,17 +182,17 @@ class Controls:
     def request(self, fields: Mapping[str, Any]) -> GenerationRequest:
         """What the values of the widgets ask for; raises InvalidInput as the request does."""
         spec = get_model(fields["model_key"], self._models)
-        width, height = size_of(spec, fields["resolution"], fields["aspect_ratio"])
+        width, height = size_from_resolution(spec, fields["resolution"], fields["aspect_ratio"])
         asked = {name: fields[name] for name in FIELDS}
         asked["width"], asked["height"] = asked["width"] or width, asked["height"] or height
         if asked["seed"] is None:
             asked["seed"] = RANDOM_SEED
         return GenerationRequest.from_dict(asked)
 
-    def fill_partly(self, values: Mapping[str, Any]) -> dict[Any, Any]:
+    def update_partial(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """`fill` with some fields of a request; the others as its model would have them."""
         fields = {"prompt": "…", "model_key": self._preselected.key, **values}
-        updates = self.fill(GenerationRequest.from_dict(fields))
+        updates = self.update_from_request(GenerationRequest.from_dict(fields))
         if "prompt" not in values:
             updates.pop(self["prompt"])
         return updates
@@ -201,7 +201,7 @@ class Controls:
         """Updates that bring back what `read` gave; none when it does not fit this form."""
         if not isinstance(saved, dict) or set(saved) != set(self._widgets):
             return {}  # nothing was saved, or by another version
-        if not self._offers(saved["where"]):
+        if not self._offers(saved["backend"]):
             return {}
         try:
             self.request({**saved, "prompt": saved["prompt"] or "…"})
@@ -213,7 +213,7 @@ class Controls:
         return updates
 
     def _offers(self, where: str) -> bool:
-        return where in [place for _, place in self["where"].choices]
+        return where in [place for _, place in self["backend"].choices]
 
     def model_of(self, updates: Mapping[Any, Any]) -> str:
         """The model that is picked after these updates of a fresh form."""
@@ -222,30 +222,30 @@ class Controls:
     def __iter__(self) -> Iterator[str]:
         return iter(self._widgets)
 
-    def for_mode(self, model_key: str, mode: str) -> dict[Any, Any]:
+    def update_for_preset(self, model_key: str, preset: str) -> dict[Any, Any]:
         """Updates that set steps, guidance and scheduler to what a mode does with a model."""
-        chosen = defaults(mode, get_model(model_key, self._models))
-        return {self[name]: value for name, value in zip(FROM_MODE, chosen, strict=True)}
+        chosen = preset_defaults(preset, get_model(model_key, self._models))
+        return {self[name]: value for name, value in zip(PRESET_FIELDS, chosen, strict=True)}
 
-    def for_model(self, model_key: str, mode: str = "quality") -> dict[Any, Any]:
+    def update_for_model(self, model_key: str, preset: str = "quality") -> dict[Any, Any]:
         """Updates that set size, steps, guidance and scheduler to what suits a model."""
         spec = get_model(model_key, self._models)
-        updates = self.for_mode(model_key, mode)
+        updates = self.update_for_preset(model_key, preset)
         updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=spec.resolution)
         updates[self["width"]] = updates[self["height"]] = 0
         return updates
 
-    def fill(self, request: GenerationRequest) -> dict[Any, Any]:
+    def update_from_request(self, request: GenerationRequest) -> dict[Any, Any]:
         """Updates that put a request into the form; what it leaves open comes from its model."""
         spec = get_model(request.model_key, self._models)
-        updates = self.for_model(request.model_key, request.mode)
+        updates = self.update_for_model(request.model_key, request.preset)
         for name, value in request.to_dict().items():
             if name in self._widgets and value is not None:
                 updates[self[name]] = value
-        if not self._offers(request.where):
-            updates[self["where"]] = HERE
+        if not self._offers(request.backend):
+            updates[self["backend"]] = LOCAL
         width, height = request.width or spec.resolution, request.height or spec.resolution
-        if setting := setting_of(spec, width, height):
+        if setting := resolution_from_size(spec, width, height):
             updates[self["width"]] = updates[self["height"]] = 0
             updates[self["resolution"]] = gr.Slider(**_range_of(spec), value=setting[0])
             updates[self["aspect_ratio"]] = setting[1]

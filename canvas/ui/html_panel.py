@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from canvas import model_status
+from canvas import formatting
 from canvas.catalog import ASSETS
 from canvas.request import GeneratedImage
 from canvas.ui.i18n import gettext, ngettext
@@ -39,14 +39,14 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"_": gettext, "ngettext": ngettext}
-    environment.filters["bytes"] = model_status.gigabytes
-    environment.filters["duration"] = model_status.duration
-    environment.filters["picture"] = picture_url
+    environment.filters["bytes"] = formatting.format_bytes
+    environment.filters["duration"] = formatting.format_duration
+    environment.filters["picture"] = image_url
     environment.filters["thumbnail"] = thumbnail_url
     return environment
 
 
-def picture_url(image: GeneratedImage) -> str:
+def image_url(image: GeneratedImage) -> str:
     """Where the page finds a picture: beside itself, so that a path before it does not matter."""
     return f"pictures/{image.filename}"
 

@@ -17,16 +17,16 @@ from gradio.context import LocalContext
 from gradio.i18n import I18nData
 
 from canvas.catalog import ASSETS
-from canvas.errors import CanvasError, Said
+from canvas.errors import CanvasError, LazyMessage
 
 ENGLISH = "en"
 LANGUAGES = ("de", "es", "fr", "ja", "zh-CN")  # named as Gradio names those of its own texts
-SHOWN = ("label", "info", "placeholder")  # attributes of components that are texts
+TEXT_ATTRIBUTES = ("label", "info", "placeholder")  # attributes of components that are texts
 SINGULAR_ZERO = ("fr",)
 
 
 @lru_cache(maxsize=len(LANGUAGES) + 1)
-def table(language: str) -> Mapping[str, str]:
+def catalog(language: str) -> Mapping[str, str]:
     """The translations of a language by English text; none for English."""
     if language == ENGLISH:
         return {}
@@ -48,20 +48,20 @@ def language() -> str:
 
 def gettext(text: str, **values: object) -> str:
     """This English text in the visitor's language, then its `{names}` filled in."""
-    said = table(language()).get(text, text)
+    said = catalog(language()).get(text, text)
     return said.format(**values) if values else said
 
 
-def sentence_of(error: CanvasError) -> str:
+def error_text(error: CanvasError) -> str:
     """What an error says, in the visitor's language as far as the tables know it."""
-    return translated(*error.args) if len(error.args) == 1 else str(error)
+    return translate_message(*error.args) if len(error.args) == 1 else str(error)
 
 
-def translated(said: object) -> str:
+def translate_message(said: object) -> str:
     """A sentence with its parts in the visitor's language."""
-    if not isinstance(said, Said):
+    if not isinstance(said, LazyMessage):
         return str(said)
-    values = {name: translated(value) for name, value in said.values.items()}
+    values = {name: translate_message(value) for name, value in said.values.items()}
     return gettext(said.template).format(**values)
 
 
@@ -71,7 +71,7 @@ def ngettext(one: str, many: str, number: int, **values: object) -> str:
     return gettext(one if is_one else many, number=f"{number:,}", **values)
 
 
-def translate(page: gr.Blocks) -> None:
+def translate_blocks(page: gr.Blocks) -> None:
     """Have the browser choose the language of every text that is built into the page.
 
     Each becomes a key of Gradio's i18n, English ones too: Gradio also looks up the values of
@@ -80,11 +80,11 @@ def translate(page: gr.Blocks) -> None:
     keys: dict[str, str] = {}
     for block in page.blocks.values():
         for name, text in list(texts_of(block)):
-            setattr(block, name, _marked(text, keys))
+            setattr(block, name, _i18n_key(text, keys))
         choices = getattr(block, "choices", None)
         if isinstance(block, gr.Dropdown | gr.Radio | gr.CheckboxGroup) and choices:
-            block.choices = [(_marked(name, keys), value) for name, value in choices]
-    known = {ENGLISH: {text: text for text in keys}, **{name: table(name) for name in LANGUAGES}}
+            block.choices = [(_i18n_key(name, keys), value) for name, value in choices]
+    known = {ENGLISH: {text: text for text in keys}, **{name: catalog(name) for name in LANGUAGES}}
     page.i18n_instance = gr.I18n(
         **{
             name: {key: said[text] for text, key in keys.items() if text in said}
@@ -97,15 +97,19 @@ def texts_of(block: object) -> Iterator[tuple[str, str]]:
     """The texts that a component shows, each with the attribute that holds it."""
     is_text = isinstance(block, gr.Button | gr.Markdown)
     # A LoginButton's script compares its words with those that it was made with
-    held = (*SHOWN, "value") if is_text and not isinstance(block, gr.LoginButton) else SHOWN
+    held = (
+        (*TEXT_ATTRIBUTES, "value")
+        if is_text and not isinstance(block, gr.LoginButton)
+        else TEXT_ATTRIBUTES
+    )
     for name in held:
         text = getattr(block, name, None)
         if isinstance(text, str) and text:
             yield name, text
 
 
-def _marked(text: Any, keys: dict[str, str]) -> Any:
+def _i18n_key(text: Any, keys: dict[str, str]) -> Any:
     """What Gradio's page replaces by the translation; a text that no table has, as it is."""
-    if not any(text in table(name) for name in LANGUAGES):
+    if not any(text in catalog(name) for name in LANGUAGES):
         return text
     return str(I18nData(keys.setdefault(text, f"canvas{len(keys)}")))

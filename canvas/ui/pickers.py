@@ -9,53 +9,53 @@ import gradio as gr
 
 from canvas.catalog import get_model
 from canvas.errors import CanvasError
-from canvas.formatting import gigabytes
-from canvas.request import HERE, PLACES
-from canvas.ui.events import current_owner, listen, message
-from canvas.ui.generation_form import Controls
+from canvas.formatting import format_bytes
+from canvas.request import BACKENDS, LOCAL
+from canvas.ui.events import bind, current_owner, toast_html
+from canvas.ui.generation_form import GenerationForm
 from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import gettext, sentence_of, translated
+from canvas.ui.i18n import error_text, gettext, translate_message
 
 if TYPE_CHECKING:
     from canvas.studio import Studio
 
 
-class WherePart:
+class BackendPicker:
     """Lays out the choice in the form; not seen where there is only this computer."""
 
-    def __init__(self, studio: Studio, controls: Controls) -> None:
+    def __init__(self, studio: Studio, controls: GenerationForm) -> None:
         self._studio = studio
         self._controls = controls
-        controls.place("where")
-        offered = studio.elsewhere.places()
-        controls["where"].choices = [(PLACES[place], place) for place in offered]
-        controls["where"].visible = len(offered) > 1
+        controls.render("backend")
+        offered = studio.remote_backends.available()
+        controls["backend"].choices = [(BACKENDS[place], place) for place in offered]
+        controls["backend"].visible = len(offered) > 1
         self._terms = panel("elsewhere")
 
-    def wire(self) -> None:
+    def bind_events(self) -> None:
         """Connect what was laid out; call inside the page's context."""
         form = self._controls
         # Not the whole form: a size may come with the bounds of the model that was just picked
-        asked = [form["where"], form["model_key"]]
-        listen([widget.change for widget in asked], self.show, asked, self._terms)
-        listen(self._terms.click, self.agree, asked, self._terms)
+        asked = [form["backend"], form["model_key"]]
+        bind([widget.change for widget in asked], self.show, asked, self._terms)
+        bind(self._terms.click, self.agree, asked, self._terms)
 
     def show(self, where: str, model_key: str, request: gr.Request) -> str:
         """Who would get what, and what it costs."""
-        spec, elsewhere = get_model(model_key, self._studio.models), self._studio.elsewhere
+        spec, elsewhere = get_model(model_key, self._studio.models), self._studio.remote_backends
         return render(
             "elsewhere.html",
             where=where,
             model=model_key,
-            missing=translated(elsewhere.why_not(where, spec) or ""),
-            terms="" if where == HERE else translated(elsewhere.terms(where, spec)),
-            agreed=elsewhere.has_agreed(current_owner(request), where, spec),
+            missing=translate_message(elsewhere.unavailable_reason(where, spec) or ""),
+            terms="" if where == LOCAL else translate_message(elsewhere.consent_text(where, spec)),
+            agreed=elsewhere.has_consent(current_owner(request), where, spec),
         )
 
     def agree(self, where: str, model_key: str, event: gr.EventData, request: gr.Request) -> str:
         """The user agrees to what stands above the button, even if the form has moved on."""
         spec = get_model(str(event.model), self._studio.models)
-        self._studio.elsewhere.agree(current_owner(request), str(event.where), spec)
+        self._studio.remote_backends.grant_consent(current_owner(request), str(event.where), spec)
         return self.show(where, model_key, request)
 
 
@@ -77,45 +77,45 @@ class LoraPicker:
             self._about = panel(f"{place}-lora-about")
             self._wear = gr.Button("Add to the prompt", size="sm")
 
-    def wire(self, page: gr.Blocks, prompt: gr.Textbox) -> None:
+    def bind_events(self, page: gr.Blocks, prompt: gr.Textbox) -> None:
         """Connect it to the prompt that it writes into; call inside the page's context."""
         self._prompt = prompt
         inputs = {self._name, self._weight, prompt}
-        listen([page.load, self._name.focus], self.list, None, {self._name})
-        listen(self._name.change, self.tell, {self._name}, {self._about})
-        listen(self._wear.click, self.wear, inputs, {prompt})
-        listen(self._about.click, self.add_word, {prompt}, {prompt})
+        bind([page.load, self._name.focus], self.list, None, {self._name})
+        bind(self._name.change, self.show_info, {self._name}, {self._about})
+        bind(self._wear.click, self.insert_tag, inputs, {prompt})
+        bind(self._about.click, self.insert_trigger_word, {prompt}, {prompt})
 
     def list(self) -> dict[Any, Any]:
         """The files of the folder as they are now."""
-        return {self._name: gr.Dropdown(choices=list(self._studio.shelf.loras()))}
+        return {self._name: gr.Dropdown(choices=list(self._studio.inputs.list_loras()))}
 
-    def tell(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    def show_info(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """What the LoRA was made for and its words, or what fetching it takes."""
         name = (values[self._name] or "").strip()
         if not name:
             return {self._about: ""}
         try:
-            lora = self._studio.shelf.lora(name)
-            size = None if lora else self._studio.shelf.lora_download(name)
+            lora = self._studio.inputs.get_lora(name)
+            size = None if lora else self._studio.inputs.lora_download_size(name)
         except CanvasError as error:
-            return {self._about: render("line.html", words=sentence_of(error), kind="wrong")}
+            return {self._about: render("line.html", words=error_text(error), kind="wrong")}
         told = ""
         if size is not None:
-            told = gettext("{size} to download with the first picture", size=gigabytes(size))
+            told = gettext("{size} to download with the first picture", size=format_bytes(size))
         return {self._about: render("lora.html", lora=lora, told=told)}
 
-    def wear(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    def insert_tag(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Put the LoRA with its weight behind the prompt."""
         name = (values[self._name] or "").strip()
         if not name:
             which = gettext("Pick a LoRA first, or write owner/name of one on the Hub.")
-            gr.Warning(message(gettext("Which?"), which))
+            gr.Warning(toast_html(gettext("Which?"), which))
             return {self._prompt: gr.skip()}
         written = values[self._prompt]
         return {self._prompt: f"{written} <lora:{name}:{values[self._weight]:g}>".strip()}
 
-    def add_word(self, values: Mapping[Any, Any], event: gr.EventData) -> dict[Any, Any]:
+    def insert_trigger_word(self, values: Mapping[Any, Any], event: gr.EventData) -> dict[Any, Any]:
         """Put one of its words into the prompt, once."""
         written = values[self._prompt].strip()
         if event.word in written:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from canvas.errors import NotFound
-from canvas.formatting import duration, gigabytes
+from canvas.formatting import format_bytes, format_duration
 from canvas.jobs.job import Job
-from canvas.presets import MODES, lacks_few_steps
-from canvas.request import HERE, PLACES, GeneratedImage, GenerationRequest, Step
-from canvas.ui.events import title_of
+from canvas.presets import PRESETS, distilled_lora_missing
+from canvas.request import BACKENDS, LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
+from canvas.ui.events import error_title
 from canvas.ui.html_panel import render
-from canvas.ui.i18n import gettext, ngettext, sentence_of
+from canvas.ui.i18n import error_text, gettext, ngettext
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,29 +36,31 @@ EXAMPLES = (
 )
 
 
-def stage(studio: Studio, owner: str, selected: int | None) -> str:
+def render_current(studio: Studio, owner: str, selected: int | None) -> str:
     """The large place: a picked picture, else what is being made, else the latest outcome."""
     if selected is not None:
         try:
-            return pictures([studio.image(selected, owner)])
+            return render_images([studio.image(selected, owner)])
         except NotFound:
             pass  # it was deleted meanwhile: show what is there
     jobs = [job for job in studio.jobs(owner) if job.kind == "generate"]
     active = [job for job in jobs if not job.finished]
     if active:
-        return making(studio, next((job for job in active if job.status != "queued"), active[0]))
+        return render_progress(
+            studio, next((job for job in active if job.status != "queued"), active[0])
+        )
     outcomes = [job for job in jobs if job.images or job.status == "failed"]
     if outcomes:
         latest = outcomes[-1]
-        return _failure(latest) if latest.status == "failed" else pictures(latest.images)
+        return _failure(latest) if latest.status == "failed" else render_images(latest.images)
     recent = studio.recent(owner, 1, 0)
-    return pictures(recent) if recent else render("empty.html", examples=EXAMPLES)
+    return render_images(recent) if recent else render("empty.html", examples=EXAMPLES)
 
 
-def making(studio: Studio, job: Job) -> str:
+def render_progress(studio: Studio, job: Job) -> str:
     """A job that is not done: what there is of its pictures, and how far it is."""
     assert job.request is not None  # noqa: S101 - only generate jobs are shown here
-    step = job.progress if isinstance(job.progress, Step) else None
+    step = job.progress if isinstance(job.progress, ProgressUpdate) else None
     return render(
         "making.html",
         job=job,
@@ -76,7 +78,7 @@ def making(studio: Studio, job: Job) -> str:
 
 def _fraction(job: Job) -> float | None:
     progress = job.progress
-    if job.status == "running" and isinstance(progress, Step):
+    if job.status == "running" and isinstance(progress, ProgressUpdate):
         return progress.fraction
     if job.status == "downloading" and progress is not None and progress.bytes_total:
         return progress.bytes_done / progress.bytes_total
@@ -87,20 +89,20 @@ def progress_words(studio: Studio, job: Job) -> str:
     """How far a job is, in one line."""
     if job.status == "queued":
         before = studio.queue_position(job)
-        seconds = studio.seconds_to_wait(job)
+        seconds = studio.queue_wait(job)
         words = gettext("Waiting: next")
         if before:
             words = gettext("Waiting: {number} before it", number=before)
-        return words + (gettext(", about {time}", time=duration(seconds)) if seconds else "")
+        return words + (gettext(", about {time}", time=format_duration(seconds)) if seconds else "")
     if job.status == "downloading":
         return download_words(job)
     if job.status == "loading":
         return gettext("Loading {model} into memory…", model=job.model_key)
-    if not isinstance(job.progress, Step):
-        where = job.request.where if job.request else HERE
-        if where == HERE:
+    if not isinstance(job.progress, ProgressUpdate):
+        where = job.request.backend if job.request else LOCAL
+        if where == LOCAL:
             return gettext("Starting…")
-        return gettext("Asked {place}; waiting…", place=gettext(PLACES[where]))
+        return gettext("Asked {place}; waiting…", place=gettext(BACKENDS[where]))
     return _step_words(job.progress)
 
 
@@ -111,38 +113,38 @@ def download_words(job: Job) -> str:
         return gettext("Asking where {model} is…", model=job.model_key)
     words = gettext(
         "{done} of {total}",
-        done=gigabytes(progress.bytes_done),
-        total=gigabytes(progress.bytes_total),
+        done=format_bytes(progress.bytes_done),
+        total=format_bytes(progress.bytes_total),
     )
     if progress.bytes_per_second:
-        words += f" · {gigabytes(int(progress.bytes_per_second))}/s"
+        words += f" · {format_bytes(int(progress.bytes_per_second))}/s"
     if progress.seconds_left is not None:
-        words += " · " + gettext("{time} left", time=duration(progress.seconds_left))
+        words += " · " + gettext("{time} left", time=format_duration(progress.seconds_left))
     return gettext(
         "Downloading {model}: {words}", model=progress.what or job.model_key, words=words
     )
 
 
-def _step_words(step: Step) -> str:
+def _step_words(step: ProgressUpdate) -> str:
     words = gettext("Step {step} of {total}", step=step.step, total=step.num_steps)
     if step.num_images > 1:
         number, total = step.image_index + 1, step.num_images
         words = gettext("Picture {number} of {total}", number=number, total=total) + f" · {words}"
     if step.seconds_left is not None:
-        words += " · " + gettext("{time} left", time=duration(step.seconds_left))
+        words += " · " + gettext("{time} left", time=format_duration(step.seconds_left))
     return words
 
 
 def _failure(job: Job) -> str:
     error = job.error
-    title = title_of(error) if error else gettext("This did not work")
+    title = error_title(error) if error else gettext("This did not work")
     prompt = job.request.prompt if job.request else ""
     return render(
-        "failure.html", title=title, sentence=sentence_of(error) if error else "", prompt=prompt
+        "failure.html", title=title, sentence=error_text(error) if error else "", prompt=prompt
     )
 
 
-def pictures(images: Sequence[GeneratedImage], *, in_editor: bool = False) -> str:
+def render_images(images: Sequence[GeneratedImage], *, in_editor: bool = False) -> str:
     """What came of a job, and what can be done with it where it is shown."""
     image = images[0]
     return render(
@@ -151,24 +153,24 @@ def pictures(images: Sequence[GeneratedImage], *, in_editor: bool = False) -> st
         image=image,
         ratio=_ratio(image.request),
         columns=_columns(len(images)),
-        facts=facts(image),
+        image_summary=image_summary(image),
         in_editor=in_editor,
     )
 
 
-def facts(image: GeneratedImage) -> list[str]:
+def image_summary(image: GeneratedImage) -> list[str]:
     """The settings of a picture that matter at a glance."""
     request = image.request
     words = [request.model_key, f"{request.width} × {request.height}"]
     words.append(gettext("seed {number}", number=request.seed))
     words.append(ngettext("{number} step", "{number} steps", request.num_inference_steps or 0))
-    if request.where != HERE:
+    if request.backend != LOCAL:
         words.append(image.device)
-    if request.mode != "quality":
-        words.append(gettext(request.mode))
+    if request.preset != "quality":
+        words.append(gettext(request.preset))
     if request.style != "none":
         words.insert(1, gettext(request.style))
-    return [*words, duration(image.generation_time)]
+    return [*words, format_duration(image.generation_time)]
 
 
 def _ratio(request: GenerationRequest) -> float:
@@ -180,17 +182,17 @@ def _columns(number: int) -> int:
     return math.ceil(math.sqrt(number))
 
 
-def queue(studio: Studio, owner: str) -> str:
+def render_queue(studio: Studio, owner: str) -> str:
     """The jobs that wait, each with its place and its time, and those that a restart ended."""
     waiting = [
         (job, progress_words(studio, job))
         for job in studio.jobs(owner)
         if job.status == "queued" and job.kind == "generate"
     ]
-    return render("queue.html", waiting=waiting, interrupted=studio.interrupted(owner))
+    return render("queue.html", waiting=waiting, interrupted=studio.interrupted_jobs(owner))
 
 
-def strip(studio: Studio, owner: str, selected: int | None) -> str:
+def render_recent(studio: Studio, owner: str, selected: int | None) -> str:
     """The latest pictures, small."""
     return render(
         "strip.html", images=studio.recent(owner, STRIP_LENGTH, 0), selected=selected or 0
@@ -206,11 +208,11 @@ def data_url(preview: Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def sent(studio: Studio, request: GenerationRequest) -> str:
+def render_enhanced_prompt(studio: Studio, request: GenerationRequest) -> str:
     """What the model will get, where it differs from what was written, and what it cannot read."""
     text = studio.enhanced_prompt(request)
-    fit = studio.prompt_fit(request)
-    if text == request.prompt and not fit.cut:
+    fit = studio.token_budget(request)
+    if text == request.prompt and not fit.truncated:
         return ""
     written = len(request.prompt) if text.startswith(request.prompt) else len(text)
     return render(
@@ -222,11 +224,11 @@ def sent(studio: Studio, request: GenerationRequest) -> str:
     )
 
 
-def summary(request: GenerationRequest, prompts: int = 1) -> str:
+def request_summary(request: GenerationRequest, prompts: int = 1) -> str:
     """The settings at a glance: model, size, style, number of pictures of so many prompts."""
     words = [request.model_key, f"{request.width} × {request.height}"]
-    if request.where != HERE:
-        words.append(gettext(PLACES[request.where]))
+    if request.backend != LOCAL:
+        words.append(gettext(BACKENDS[request.backend]))
     if request.style != "none":
         words.append(gettext(request.style))
     if (number := request.num_images * prompts) > 1:
@@ -234,36 +236,36 @@ def summary(request: GenerationRequest, prompts: int = 1) -> str:
     return " · ".join(words)
 
 
-def mode_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str, str]]:
+def preset_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str, str]]:
     """The modes, each with the seconds that it will take in a second line."""
     choices = []
-    for mode in MODES:
-        asked = request if mode == request.mode else _left_to(mode, request)
+    for preset in PRESETS:
+        asked = request if preset == request.preset else _with_preset(preset, request)
         seconds = studio.estimate(asked)
-        words = "" if seconds is None else f"\n{duration(seconds)}"
+        words = "" if seconds is None else f"\n{format_duration(seconds)}"
         if seconds is not None and seconds < SHORTEST:
-            words = "\n" + gettext("under {time}", time=duration(SHORTEST))
-        choices.append((gettext(mode.capitalize()) + words, mode))
+            words = "\n" + gettext("under {time}", time=format_duration(SHORTEST))
+        choices.append((gettext(preset.capitalize()) + words, preset))
     return choices
 
 
-def mode_note(studio: Studio, request: GenerationRequest) -> str:
+def preset_note(studio: Studio, request: GenerationRequest) -> str:
     """What the mode fetches once, and what it cannot do with the model; nothing if neither."""
-    if request.where != HERE:
+    if request.backend != LOCAL:
         return ""
     notes = []
-    if size := studio.bytes_of_extras(request):
-        told = gettext("{size} to download with the first picture", size=gigabytes(size))
+    if size := studio.addons_download_size(request):
+        told = gettext("{size} to download with the first picture", size=format_bytes(size))
         notes.append(told)
-    if lacks_few_steps(request.mode, studio.models[request.model_key]):
+    if distilled_lora_missing(request.preset, studio.models[request.model_key]):
         why = gettext(
             "no weights for few steps fit {model}, so it takes some more", model=request.model_key
         )
         notes.append(why)
-    return f"{gettext(request.mode.capitalize())}: {' · '.join(notes)}" if notes else ""
+    return f"{gettext(request.preset.capitalize())}: {' · '.join(notes)}" if notes else ""
 
 
-def _left_to(mode: str, request: GenerationRequest) -> GenerationRequest:
+def _with_preset(preset: str, request: GenerationRequest) -> GenerationRequest:
     return replace(
-        request, mode=mode, num_inference_steps=None, guidance_scale=None, scheduler=None
+        request, preset=preset, num_inference_steps=None, guidance_scale=None, scheduler=None
     )

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from canvas.formatting import duration, gigabytes
+from canvas.formatting import format_bytes, format_duration
 from canvas.history.queries import Query
-from canvas.history.statistics import Statistics, disk_use
-from canvas.ui.events import current_owner, listen
+from canvas.history.statistics import Statistics
+from canvas.ui.events import bind, current_owner
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import gettext
 
 if TYPE_CHECKING:
-    from canvas.history.images import Collection
+    from canvas.history.images import UserGallery
     from canvas.studio import Studio
 
 DAYS = 60  # of the chart by day
@@ -42,11 +42,11 @@ class StatisticsTab:
             self._outcome = panel("clean-up-outcome")
         self._undo = gr.State("")
 
-    def wire(self, tab: gr.Tab) -> None:
+    def bind_events(self, tab: gr.Tab) -> None:
         """Connect what was laid out; call inside the page's context."""
         asked = {self._age, self._model, self._keep, self._undo}
-        listen(tab.select, self.show, None, self._figures)
-        listen(
+        bind(tab.select, self.show, None, self._figures)
+        bind(
             [tab.select, self._age.change, self._model.change, self._keep.change],
             self.preview,
             asked,
@@ -54,13 +54,13 @@ class StatisticsTab:
             trigger_mode="always_last",
         )
         shown = {self._figures, self._outcome, self._undo}
-        listen(self._outcome.click, self.clean, asked, shown)
-        listen(self._figures.click, self.free, None, [self._figures, self._clean_up])
+        bind(self._outcome.click, self.clean, asked, shown)
+        bind(self._figures.click, self.free, None, [self._figures, self._clean_up])
 
     def show(self, request: gr.Request) -> str:
         """The figures as they are now."""
         studio, owner = self._studio, current_owner(request)
-        figures = studio.collection(owner).figures()
+        figures = studio.user_gallery(owner).statistics()
         return render(
             "statistics.html",
             figures=figures,
@@ -70,9 +70,9 @@ class StatisticsTab:
         )
 
     def _disk(self) -> dict[str, Any]:
-        used = disk_use(self._studio.store, self._studio.gallery.folder)
+        used = self._studio.disk_use()
         fetched = [key for key, spec in self._studio.models.items() if not spec.is_local]
-        sizes = {key: self._studio.bytes_on_disk(key) for key in fetched}
+        sizes = {key: self._studio.model_bytes_on_disk(key) for key in fetched}
         models = {key: size for key, size in sizes.items() if size}
         return {"pictures": used.pictures, "thumbnails": used.thumbnails, "models": models}
 
@@ -81,24 +81,24 @@ class StatisticsTab:
         if event.action == "pictures":  # these are not gone by one click: choose first
             return gr.skip(), gr.Accordion(open=True)
         if event.action == "erase":
-            self._studio.collection(current_owner(request)).erase()
+            self._studio.user_gallery(current_owner(request)).delete_all()
         elif not self._studio.settings.is_public:
             if event.action == "thumbnails":
-                self._studio.gallery.folder.free_thumbnails()
+                self._studio.clear_thumbnails()
             elif event.action == "model":
-                self._studio.remove(str(event.model))
+                self._studio.delete_model(str(event.model))
         return self.show(request), gr.skip()
 
     def preview(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
         """What cleaning up would remove and how much that frees."""
-        mine = self._studio.collection(current_owner(request))
+        mine = self._studio.user_gallery(current_owner(request))
         return {self._outcome: self._would_go(mine, values)}
 
     def clean(
         self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
     ) -> dict[Any, Any]:
         """Remove what was shown, or bring it back."""
-        mine = self._studio.collection(current_owner(request))
+        mine = self._studio.user_gallery(current_owner(request))
         if event.action == "undo":
             mine.undo(values[self._undo])
             outcome = self._would_go(mine, values)
@@ -114,9 +114,9 @@ class StatisticsTab:
         days = min(max(values[self._age] or 0, 0), 36_500)
         return replace(query, until=datetime.now(UTC) - timedelta(days=days))
 
-    def _would_go(self, mine: Collection, values: Mapping[Any, Any]) -> str:
+    def _would_go(self, mine: UserGallery, values: Mapping[Any, Any]) -> str:
         number, size = mine.totals(self._query(values))
-        return render("cleaned.html", number=number, freed=gigabytes(size), done=False)
+        return render("cleaned.html", number=number, freed=format_bytes(size), done=False)
 
 
 def days_of(figures: Statistics, today: date) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def charts_of(figures: Statistics) -> list[dict[str, Any]]:
         for row in figures.by_model_and_size[:LONGEST]
     }
     votes = {
-        f"{row.model_key}, {gettext(row.mode)}": (
+        f"{row.model_key}, {gettext(row.preset)}": (
             row.chosen / row.shown,
             gettext("{done} of {total}", done=row.chosen, total=row.shown),
         )
@@ -160,7 +160,7 @@ def _downloads(figures: Statistics) -> dict[str, Any]:
     most = max((row.bytes for row in figures.downloads), default=1) or 1
     bars = []
     for row in figures.downloads[:LONGEST]:
-        size, time = gigabytes(row.bytes), duration(row.seconds)
+        size, time = format_bytes(row.bytes), format_duration(row.seconds)
         words = gettext("{size} in {time}", size=size, time=time)
         if row.failed:
             words += ", " + gettext("{number} failed", number=row.failed)

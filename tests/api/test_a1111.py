@@ -42,7 +42,7 @@ def test_the_package_makes_pictures_unchanged(client: webuiapi.WebUIApi, served:
     assert result.info["negative_prompt"] == "fog"
     assert result.info["sampler_name"] == "Euler a"
     for content, kept in zip(result.json["images"], (older, newest), strict=True):
-        assert base64.b64decode(content) == served.picture_path(kept.filename).read_bytes()
+        assert base64.b64decode(content) == served.image_path(kept.filename).read_bytes()
     assert result.parameters["prompt"] == "a red boat"
     for image in result.images:
         image.close()
@@ -111,7 +111,7 @@ def test_a_running_job_is_watched_and_interrupted(
         job = next(
             (job for job in served.jobs("local") if job.request.prompt == "a long way"), None
         )
-    for _ in job.watch(timeout=60):
+    for _ in job.subscribe(timeout=60):
         if job.progress is not None:
             break
     progress = client.get_progress()

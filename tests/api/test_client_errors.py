@@ -106,7 +106,7 @@ def job_of(served: Studio, prompt: str) -> Job | None:
 
 def ended(job: Job | None) -> str:
     assert job is not None
-    for _ in job.watch(timeout=60):
+    for _ in job.subscribe(timeout=60):
         if job.finished:
             break
     assert job.progress is None or job.progress.step < 150

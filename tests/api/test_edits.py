@@ -28,7 +28,7 @@ FAST = {"num_inference_steps": 4, "seed": 9}
 def start(served: Studio) -> Path:
     wish = GenerationRequest("a red boat on a lake", num_inference_steps=4, seed=51)
     [picture] = served.generate(wish)
-    return served.picture_path(picture.filename)
+    return served.image_path(picture.filename)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_gradio_takes_no_file_of_the_server(url: str, path: Any, name: str) -> N
 def test_gradio_starts_from_an_own_picture(
     client: Client, served: Studio, start: Path, name: str
 ) -> None:
-    number = served.store.image_by_filename(start.name).id
+    number = served.database.image_by_filename(start.name).id
     words = {"prompt": "a green tree", "num_inference_steps": 4} if name == "edit" else {}
     client.predict(**words, image_id=number, api_name=f"/{name}")
     [kept] = served.recent(limit=1)
@@ -146,7 +146,7 @@ def test_openai_edits(openai_client: openai.OpenAI, served: Studio, start: Path)
     assert kept.request.task == "image_to_image"
     assert kept.request.seed == 9
     content = base64.b64decode(answer.data[0].b64_json)
-    assert content == served.picture_path(kept.filename).read_bytes()
+    assert content == served.image_path(kept.filename).read_bytes()
 
 
 def test_openai_redraws_where_the_mask_is_transparent(

@@ -92,7 +92,7 @@ def test_a_picture_comes_back_as_it_was_kept(client: Client, served: Studio) -> 
         "a red boat", num_inference_steps=2, seed=7, api_name="/generate"
     )
     [kept] = served.recent(limit=1)
-    assert Path(picture).read_bytes() == served.picture_path(kept.filename).read_bytes()
+    assert Path(picture).read_bytes() == served.image_path(kept.filename).read_bytes()
     with Image.open(picture) as image:
         assert "a red boat" in image.info["parameters"]
     assert settings["seed"] == 7
@@ -108,7 +108,7 @@ def test_a_batch_has_a_file_each(client: Client, served: Studio) -> None:
     first, second = map(pixels, settings["pictures"])
     assert first != second
     [alone] = served.generate(GenerationRequest("a tree", num_inference_steps=1, seed=4))
-    assert pixels(served.picture_path(alone.filename)) == second
+    assert pixels(served.image_path(alone.filename)) == second
 
 
 @pytest.mark.parametrize(("values", "sentence"), BAD)
@@ -137,7 +137,7 @@ def test_a_cancelled_call_stops_the_job(client: Client, served: Studio) -> None:
         if job.status == "running":
             call.cancel()
             break
-    for _ in job.watch(timeout=60):
+    for _ in job.subscribe(timeout=60):
         if job.finished:
             break
     assert job.status == "cancelled"
@@ -149,7 +149,7 @@ def test_a_client_that_hangs_up_stops_the_job(url: str, served: Studio) -> None:
     with httpx.stream("GET", f"{url}/gradio_api/call/generate/{call}", timeout=60) as stream:
         next(stream.iter_lines())
     [job] = [job for job in served.jobs("local") if job.request.num_inference_steps == 150][-1:]
-    for _ in job.watch(timeout=60):
+    for _ in job.subscribe(timeout=60):
         if job.finished:
             break
     assert job.status == "cancelled"

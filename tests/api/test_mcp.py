@@ -60,7 +60,7 @@ def test_the_picture_is_in_the_answer(ask: Callable[..., Any], served: Studio) -
     [kept] = served.recent(limit=1)
     assert not result.isError
     picture = Image.open(io.BytesIO(base64.b64decode(result.content[0].data)))
-    with Image.open(served.picture_path(kept.filename)) as original:
+    with Image.open(served.image_path(kept.filename)) as original:
         assert picture.tobytes() == original.tobytes()
     assert kept.filename in result.content[1].text
     assert "'seed': 41" in result.content[2].text
@@ -95,7 +95,7 @@ def test_an_agent_that_hangs_up_stops_the_job(
             await asyncio.sleep(0.01)
 
     job = ask(leave)
-    for _ in job.watch(timeout=60):
+    for _ in job.subscribe(timeout=60):
         if job.finished:
             break
     assert job.status == "cancelled"
@@ -113,4 +113,4 @@ def test_recent_pictures_are_resources(ask: Callable[..., Any], served: Studio) 
     listing, picture = ask(read)
     assert json.loads(listing.contents[0].text)[0]["id"] == made.id
     content = base64.b64decode(picture.contents[0].blob)
-    assert content == served.picture_path(made.filename).read_bytes()
+    assert content == served.image_path(made.filename).read_bytes()

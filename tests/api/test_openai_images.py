@@ -51,7 +51,7 @@ def test_a_picture_as_base64_is_the_kept_file(client: OpenAI, served: Studio) ->
     )
     [kept] = served.recent(limit=1)
     content = base64.b64decode(answer.data[0].b64_json)
-    assert content == served.picture_path(kept.filename).read_bytes()
+    assert content == served.image_path(kept.filename).read_bytes()
     assert kept.request.seed == 21
     assert answer.data[0].revised_prompt == kept.enhanced_prompt
 
@@ -146,7 +146,7 @@ def test_a_client_that_hangs_up_stops_the_job(url: str, served: Studio, stream: 
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/v1/images/generations", json=body, timeout=httpx.Timeout(30, read=0.2))
     [job] = [job for job in served.jobs("local") if job.request.prompt == prompt]
-    for _ in job.watch(timeout=60):
+    for _ in job.subscribe(timeout=60):
         if job.finished:
             break
     assert job.status == "cancelled"

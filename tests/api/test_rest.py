@@ -22,7 +22,7 @@ def test_a_picture_is_served_byte_by_byte(
     answer = httpx.get(f"{url}/pictures/{picture.filename}")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/png"
-    assert answer.content == served.picture_path(picture.filename).read_bytes()
+    assert answer.content == served.image_path(picture.filename).read_bytes()
 
 
 def test_a_thumbnail_is_smaller(url: str, picture: GeneratedImage) -> None:

@@ -38,7 +38,7 @@ def pixels_in(content: bytes) -> bytes:
 
 def through_python(studio: Studio, tmp_path: Path) -> bytes:
     [picture] = studio.generate(GenerationRequest(**WISH))
-    return pixels_in(Path(studio.picture_path(picture.filename)).read_bytes())
+    return pixels_in(Path(studio.image_path(picture.filename)).read_bytes())
 
 
 def through_gradio(studio: Studio, tmp_path: Path) -> bytes:
@@ -114,7 +114,7 @@ DOORS = {
 @pytest.fixture(scope="module")
 def expected(served: Studio, tmp_path_factory: Any) -> tuple[bytes, dict[str, Any]]:
     pixels = through_python(served, tmp_path_factory.mktemp("python"))
-    assert served.recent(limit=1)[0].channel == "python"
+    assert served.recent(limit=1)[0].client == "python"
     return pixels, record_of(served)
 
 
@@ -142,6 +142,6 @@ def test_the_same_request_gives_the_same(
     pixels, record = expected
     before = len(served.recent(limit=1000))
     assert DOORS[channel](served, tmp_path) == pixels
-    assert served.recent(limit=1)[0].channel == channel
+    assert served.recent(limit=1)[0].client == channel
     assert record_of(served) == record
     assert len(served.recent(limit=1000)) == before + 1

@@ -20,23 +20,23 @@ from PIL import Image, ImageChops
 from canvas import GenerationRequest, Studio
 from canvas.cli import main as cli
 from canvas.errors import (
-    Blocked,
-    ElsewhereFailed,
+    ConsentRequired,
+    ContentBlocked,
     GenerationCancelled,
     HubOffline,
     InvalidInput,
-    NotAgreed,
+    RemoteBackendError,
 )
-from canvas.history.api_keys import Keys
+from canvas.history.api_keys import ApiKeyStore
 from canvas.models.hub_client import Hub
-from canvas.request import Step
-from canvas.server.discovery import announce
+from canvas.request import ProgressUpdate
+from canvas.server.discovery import write_server_file
 from canvas.settings import Settings
 from tests.app_server import serving
 from tests.backends.router import TOKEN, Router, png, running
 
 WISH = GenerationRequest(
-    "a fox, oil", model_key="small", width=512, height=256, seed=5, where="huggingface"
+    "a fox, oil", model_key="small", width=512, height=256, seed=5, backend="huggingface"
 )
 
 
@@ -51,7 +51,7 @@ def studio_with(settings: Settings, **changes: Any) -> Studio:
 
 
 def agreed(studio: Studio, wish: GenerationRequest = WISH, owner: str = "local") -> None:
-    studio.elsewhere.agree(owner, wish.where, studio.models[wish.model_key])
+    studio.remote_backends.grant_consent(owner, wish.backend, studio.models[wish.model_key])
 
 
 @pytest.fixture
@@ -61,15 +61,15 @@ def provided(settings: Settings, router: Router) -> Iterator[Studio]:
 
 
 def test_nothing_is_sent_before_the_user_agrees(provided: Studio, router: Router) -> None:
-    with pytest.raises(NotAgreed) as refused:
+    with pytest.raises(ConsentRequired) as refused:
         provided.submit(WISH)
     for word in ("nscale", "stable-diffusion-v1-5/stable-diffusion-v1-5", "charged", "--agree"):
         assert word in str(refused.value)
     assert router.asked == []
     agreed(provided)
-    with pytest.raises(NotAgreed, match="dreamshaper"):  # another model has another price
+    with pytest.raises(ConsentRequired, match="dreamshaper"):  # another model has another price
         provided.submit(replace(WISH, model_key="dreamshaper"))
-    with pytest.raises(NotAgreed):
+    with pytest.raises(ConsentRequired):
         provided.submit(WISH, owner="ann")
     assert router.asked == []
     assert provided.jobs(None) == []
@@ -91,7 +91,7 @@ def test_the_call_holds_what_was_asked_for(provided: Studio, router: Router) -> 
     assert provided.recent() == pictures[::-1]
     assert [picture.device for picture in pictures] == ["provider:nscale"] * 2
     assert pictures[1].request.seed == 6
-    assert pictures[0].request.where == "huggingface"
+    assert pictures[0].request.backend == "huggingface"
     assert "provider chose" in pictures[0].notes[0]
 
 
@@ -100,7 +100,7 @@ def test_other_ways_through_the_router(settings: Settings, router: Router, provi
     with studio_with(settings, provider=provider) as studio:
         agreed(studio)
         [picture] = studio.generate(WISH)
-        with Image.open(studio.picture_path(picture.filename)) as image:
+        with Image.open(studio.image_path(picture.filename)) as image:
             assert image.getpixel((0, 0)) == (0x20, 0x40, 0x60)
     [(path, _, _)] = router.posts()
     assert path.startswith("/nscale/" if provider == "auto" else "/hf-inference/models/stable")
@@ -124,7 +124,7 @@ def test_refusals_are_told_in_words(
 ) -> None:
     agreed(provided)
     router.status = status
-    with pytest.raises(ElsewhereFailed, match=sentence) as refused:
+    with pytest.raises(RemoteBackendError, match=sentence) as refused:
         provided.generate(WISH)
     assert TOKEN not in str(refused.value)
     assert provided.recent() == []
@@ -133,7 +133,7 @@ def test_refusals_are_told_in_words(
 def test_a_model_that_nobody_serves_is_said(provided: Studio, router: Router) -> None:
     agreed(provided)
     router.providers = {}
-    with pytest.raises(ElsewhereFailed, match="not served by nscale"):
+    with pytest.raises(RemoteBackendError, match="not served by nscale"):
         provided.generate(WISH)
     assert router.posts() == []
 
@@ -142,13 +142,13 @@ def test_what_is_no_picture_is_said(provided: Studio, router: Router) -> None:
     agreed(provided)
     for body in (b"<html>", b""):
         router.body = body
-        with pytest.raises(ElsewhereFailed, match="sent no picture"):
+        with pytest.raises(RemoteBackendError, match="sent no picture"):
             provided.generate(WISH)
     router.answers_in_base64 = False  # HTML where JSON is expected
-    with pytest.raises(ElsewhereFailed, match="sent no picture"):
+    with pytest.raises(RemoteBackendError, match="sent no picture"):
         provided.generate(WISH)
     router.body = b'{"data": []}'
-    with pytest.raises(ElsewhereFailed, match="sent no picture"):
+    with pytest.raises(RemoteBackendError, match="sent no picture"):
         provided.generate(WISH)
 
 
@@ -157,7 +157,7 @@ def test_an_address_that_nobody_answers_is_said(
 ) -> None:
     agreed(provided)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ElsewhereFailed, match="cannot be reached"):
+    with pytest.raises(RemoteBackendError, match="cannot be reached"):
         provided.generate(WISH)
 
 
@@ -165,7 +165,7 @@ def test_a_job_elsewhere_is_stopped_and_holds_up_nobody(provided: Studio, router
     agreed(provided)
     router.hold = True
     away = provided.submit(WISH)
-    for seen in away.watch(timeout=0.1):
+    for seen in away.subscribe(timeout=0.1):
         if router.posts():
             assert seen.status == "running"
             assert provided.generate(GenerationRequest("a fox", num_inference_steps=1))
@@ -192,7 +192,7 @@ def test_what_cannot_be_asked_is_said_at_once(settings: Settings, router: Router
         for changes, sentence in (
             ({"model_key": "starter", "width": 256, "height": 256}, "served nowhere"),
             ({"prompt_weighting": True}, "prompt_weighting"),
-            ({"where": "remote"}, "CANVAS_REMOTE"),
+            ({"backend": "remote"}, "CANVAS_REMOTE"),
         ):
             with pytest.raises(InvalidInput, match=sentence):
                 studio.submit(replace(WISH, **changes))
@@ -215,12 +215,12 @@ def test_visitors_do_not_spend_the_owners_token(settings: Settings, router: Rout
     visitor = "visitor-" + "0" * 32
     with studio_with(settings, public=True) as studio:
         agreed(studio, owner=visitor)
-        with pytest.raises(Blocked, match="owner of this server"):
+        with pytest.raises(ContentBlocked, match="owner of this server"):
             studio.submit(WISH, visitor)
-        assert studio.elsewhere.places() == ["here"]
+        assert studio.remote_backends.available() == ["here"]
     assert router.asked == []
-    with studio_with(settings, public=True, elsewhere_for_visitors=True) as studio:
-        with pytest.raises(NotAgreed):
+    with studio_with(settings, public=True, remote_for_visitors=True) as studio:
+        with pytest.raises(ConsentRequired):
             studio.submit(WISH, visitor)
         agreed(studio, owner=visitor)
         assert studio.generate(WISH, visitor)
@@ -239,14 +239,14 @@ def test_the_settings_hide_their_secrets() -> None:
 # Another Magic Canvas
 
 HERE = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=2)
-THERE = replace(HERE, where="remote")
+THERE = replace(HERE, backend="remote")
 
 
 @pytest.fixture(scope="module")
 def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """A server that strangers can reach, so that it asks for a key."""
     with serving(tmp_path_factory.mktemp("far"), public=True) as studio:
-        studio.key = Keys(studio.store).make("laptop")  # type: ignore[attr-defined]
+        studio.key = ApiKeyStore(studio.database).create("laptop")  # type: ignore[attr-defined]
         yield studio
 
 
@@ -254,27 +254,27 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 def near(settings: Settings, far: Studio) -> Iterator[Studio]:
     changes = {"remote": far.url, "remote_key": far.key}  # type: ignore[attr-defined]
     with Studio(replace(settings, **changes)) as studio:
-        studio.elsewhere.agree("local", "remote", studio.models["starter"])
+        studio.remote_backends.grant_consent("local", "remote", studio.models["starter"])
         yield studio
 
 
 def pixels(studio: Studio, filename: str) -> Image.Image:
-    with Image.open(studio.picture_path(filename)) as picture:
+    with Image.open(studio.image_path(filename)) as picture:
         return picture.convert("RGB")
 
 
 def test_the_other_makes_it_and_both_keep_it(near: Studio, far: Studio) -> None:
     job = near.submit(replace(THERE, num_images=2, image_format="webp"))
-    steps = [seen.progress for seen in job.watch()]
+    steps = [seen.progress for seen in job.subscribe()]
     first, second = job.wait()
     kept_second, kept_first = far.recent("key-laptop")
     assert (first.request.seed, second.request.seed) == (7, 8)
     assert first.device == "remote:127.0.0.1"
-    assert first.request.where == "remote"
-    assert kept_first.request.where == "here"
+    assert first.request.backend == "remote"
+    assert kept_first.request.backend == "here"
     assert kept_first.device == "cpu"
     assert first.enhanced_prompt == kept_first.enhanced_prompt
-    assert any(isinstance(step, Step) for step in steps)
+    assert any(isinstance(step, ProgressUpdate) for step in steps)
     assert near.recent() == [second, first]
     assert near.device_if_known is None  # nothing was computed here
     assert kept_second.request.seed == 8
@@ -287,7 +287,7 @@ def test_the_pixels_are_the_same_there_and_here(near: Studio) -> None:
 
 
 def test_a_picture_is_sent_to_start_from(near: Studio) -> None:
-    handed = near.shelf.hand_in(png((128, 128)))
+    handed = near.inputs.upload(png((128, 128)))
     changes = {"task": "image_to_image", "image": handed.name, "strength": 0.5}
     [there] = near.generate(replace(THERE, **changes))
     [here] = near.generate(replace(HERE, **changes))
@@ -299,8 +299,8 @@ def test_stopping_stops_it_there_too(near: Studio, far: Studio) -> None:
     job = near.submit(
         replace(THERE, num_inference_steps=150, prompt="a whale", width=256, height=256)
     )
-    for seen in job.watch():
-        if isinstance(seen.progress, Step):
+    for seen in job.subscribe():
+        if isinstance(seen.progress, ProgressUpdate):
             job.cancel()
     with pytest.raises(GenerationCancelled):
         job.wait()
@@ -315,10 +315,10 @@ def test_a_refused_key_and_a_dead_address_are_said(settings: Settings, far: Stud
         ({"remote": "http://127.0.0.1:9"}, "cannot be reached"),
     ):
         with Studio(replace(settings, **changes)) as studio:
-            with pytest.raises(NotAgreed, match="a copy in its own history"):
+            with pytest.raises(ConsentRequired, match="a copy in its own history"):
                 studio.submit(THERE)
-            studio.elsewhere.agree("local", "remote", studio.models["starter"])
-            with pytest.raises(ElsewhereFailed, match=sentence):
+            studio.remote_backends.grant_consent("local", "remote", studio.models["starter"])
+            with pytest.raises(RemoteBackendError, match=sentence):
                 studio.generate(THERE)
 
 
@@ -366,20 +366,20 @@ def test_a_machine_that_goes_away_is_said(settings: Settings, far: Studio) -> No
     threading.Thread(target=wire.serve_forever, daemon=True).start()
     changes = {"remote": f"http://127.0.0.1:{wire.server_address[1]}", "remote_key": far.key}  # type: ignore[attr-defined]
     with Studio(replace(settings, **changes)) as studio:
-        studio.elsewhere.agree("local", "remote", studio.models["starter"])
+        studio.remote_backends.grant_consent("local", "remote", studio.models["starter"])
         job = studio.submit(replace(THERE, num_inference_steps=150, width=256, height=256))
-        for seen in job.watch():
-            if isinstance(seen.progress, Step):
+        for seen in job.subscribe():
+            if isinstance(seen.progress, ProgressUpdate):
                 wire.cut()
                 break
-        with pytest.raises(ElsewhereFailed, match="went away"):
+        with pytest.raises(RemoteBackendError, match="went away"):
             job.wait(60)
 
 
 def test_what_the_other_refuses_is_said_in_its_words(near: Studio) -> None:
     near.models["own"] = replace(near.models["starter"], key="own")
-    near.elsewhere.agree("local", "remote", near.models["own"])
-    with pytest.raises(ElsewhereFailed, match=r"127\.0\.0\.1 says: .*own.*one of starter"):
+    near.remote_backends.grant_consent("local", "remote", near.models["own"])
+    with pytest.raises(RemoteBackendError, match=r"127\.0\.0\.1 says: .*own.*one of starter"):
         near.generate(replace(THERE, model_key="own"))
 
 
@@ -389,7 +389,7 @@ def test_the_command_line_takes_it(
     settings = near.settings
     monkeypatch.setenv("CANVAS_REMOTE", settings.remote or "")
     monkeypatch.setenv("CANVAS_REMOTE_KEY", settings.remote_key or "")
-    announce(settings.data_dir, "http://127.0.0.1:9/")  # no server over this folder
+    write_server_file(settings.data_dir, "http://127.0.0.1:9/")  # no server over this folder
     line = ["generate", "a boat", "--steps", "1", "--where", "remote", "--json"]
     line += ["--data-dir", str(settings.data_dir)]
     with pytest.raises(SystemExit) as leaving:

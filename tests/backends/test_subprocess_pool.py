@@ -16,11 +16,11 @@ import pytest
 from PIL import Image, ImageChops
 
 from canvas import GenerationRequest, Studio
-from canvas.backends.base import WorkerDied
+from canvas.backends.base import WorkerCrashed
 from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
-from canvas.jobs.scheduler import ATTEMPTS
-from canvas.request import Step
-from canvas.settings import Settings, gpus, worker_environment
+from canvas.jobs.scheduler import MAX_ATTEMPTS
+from canvas.request import ProgressUpdate
+from canvas.settings import Settings, visible_gpus, worker_environment
 
 LONG = GenerationRequest("an owl", seed=3, num_inference_steps=150, guidance_scale=2.0)
 SHORT = replace(LONG, num_inference_steps=2)
@@ -53,25 +53,25 @@ def kill_workers() -> None:
 
 
 def pixels(studio: Studio, filename: str) -> Image.Image:
-    with Image.open(studio.picture_path(filename)) as picture:
+    with Image.open(studio.image_path(filename)) as picture:
         return picture.convert("RGB")
 
 
 def test_two_paint_at_once_and_tell_steps_and_previews(several: Studio) -> None:
     jobs = [several.submit(replace(LONG, seed=seed), owner) for seed, owner in ((1, "a"), (2, "b"))]
     together, previews = False, 0
-    for job in jobs[0].watch():
+    for job in jobs[0].subscribe():
         together |= [other.status for other in jobs] == ["running", "running"]
-        previews += isinstance(job.progress, Step) and job.preview is not None
+        previews += isinstance(job.progress, ProgressUpdate) and job.preview is not None
     [first], [second] = (job.wait() for job in jobs)
     assert together
     assert previews
     assert (first.request.seed, second.request.seed) == (1, 2)
-    assert several.model_state("starter").where == "memory"
+    assert several.model_status("starter").location == "memory"
     assert several.device.name == "cpu"
-    assert [event.model_name for event in several.store.model_events()] == ["starter"] * 2
-    assert several.free("starter")
-    assert several.model_state("starter").where == "disk"
+    assert [event.model_name for event in several.database.model_events()] == ["starter"] * 2
+    assert several.unload_model("starter")
+    assert several.model_status("starter").location == "disk"
 
 
 def test_the_pixels_are_those_of_one_process(several: Studio, studio: Studio) -> None:
@@ -87,8 +87,8 @@ def test_the_pixels_are_those_of_one_process(several: Studio, studio: Studio) ->
 
 def test_a_job_is_stopped_within_a_step_and_the_worker_goes_on(several: Studio) -> None:
     job = several.submit(LONG)
-    for seen in job.watch():
-        if isinstance(seen.progress, Step):
+    for seen in job.subscribe():
+        if isinstance(seen.progress, ProgressUpdate):
             job.cancel()
     with pytest.raises(GenerationCancelled):
         job.wait()
@@ -110,8 +110,8 @@ def test_a_wrong_request_fails_in_words_in_a_worker(several: Studio, tmp_path: P
 def test_a_killed_worker_loses_no_job_and_no_picture_is_made_twice(several: Studio) -> None:
     long = several.submit(replace(LONG, num_images=3, num_inference_steps=40), "eve")
     others = [several.submit(replace(SHORT, seed=seed), "bob") for seed in range(4)]
-    for seen in long.watch():
-        if len(seen.images) == 1 and isinstance(seen.progress, Step):
+    for seen in long.subscribe():
+        if len(seen.images) == 1 and isinstance(seen.progress, ProgressUpdate):
             break
     kill_workers()
     assert [image.request.seed for image in long.wait()] == [3, 4, 5]
@@ -119,7 +119,9 @@ def test_a_killed_worker_loses_no_job_and_no_picture_is_made_twice(several: Stud
         assert len(job.wait()) == 1
     assert len(several.recent("eve")) == 3
     assert len(several.recent("bob")) == 4
-    assert 1 <= long.attempts < ATTEMPTS, "the other, dead too, may have been handed it in between"
+    assert 1 <= long.attempts < MAX_ATTEMPTS, (
+        "the other, dead too, may have been handed it in between"
+    )
     assert len(workers()) == 2
 
 
@@ -138,8 +140,8 @@ def test_a_worker_that_ran_out_of_memory_paints_the_same_again(several: Studio) 
     before = workers()
     wish = replace(SHORT, width=512, height=512, num_inference_steps=10)
     job = several.submit(wish)
-    for seen in job.watch():
-        if isinstance(seen.progress, Step) and not seen.finished:
+    for seen in job.subscribe():
+        if isinstance(seen.progress, ProgressUpdate) and not seen.finished:
             give_room(0)
     give_room(None)
     assert isinstance(job.error, OutOfMemory)
@@ -156,12 +158,12 @@ def test_workers_that_died_while_idle_are_no_matter(several: Studio) -> None:
 
 def test_a_job_that_kills_its_workers_fails_in_words(several: Studio) -> None:
     job = several.submit(LONG)
-    for seen in job.watch():
-        if seen.status == "running" and isinstance(seen.progress, Step):
+    for seen in job.subscribe():
+        if seen.status == "running" and isinstance(seen.progress, ProgressUpdate):
             kill_workers()
-    with pytest.raises(WorkerDied, match="ended in the middle"):
+    with pytest.raises(WorkerCrashed, match="ended in the middle"):
         job.wait()
-    assert job.attempts == ATTEMPTS
+    assert job.attempts == MAX_ATTEMPTS
     assert several.generate(SHORT)
 
 
@@ -169,14 +171,14 @@ def test_jobs_go_where_their_model_is(several: Studio) -> None:
     twin = several.settings.data_dir / "twin"
     twin.symlink_to(several.models["starter"].name)
     several.models["twin"] = replace(several.models["starter"], key="twin", name=str(twin))
-    several.free("starter")
+    several.unload_model("starter")
     wishes = [replace(SHORT, model_key=key) for key in ("starter", "twin")]
-    before = len(several.store.model_events())
+    before = len(several.database.model_events())
     for job in [several.submit(wish) for wish in wishes]:
         job.wait()
     for wish in [*wishes, *reversed(wishes)] * 2:  # one at a time: both workers could take it
         several.generate(wish)
-    loads = several.store.model_events()[: -before or None]
+    loads = several.database.model_events()[: -before or None]
     assert sorted(event.model_name for event in loads) == ["starter", "twin"]
 
 
@@ -215,9 +217,9 @@ def test_each_worker_has_its_part_of_the_cores_and_a_gpu_of_its_own(
 def test_a_worker_a_gpu_unless_told(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert gpus({}, tmp_path) == ["0", "1"]
-    assert gpus({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path) == ["1"]
-    assert gpus({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == []
+    assert visible_gpus({}, tmp_path) == ["0", "1"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "1"}, tmp_path) == ["1"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == []
     assert worker_environment(1, {}, tmp_path)["CUDA_VISIBLE_DEVICES"] == "1"
     assert Settings(workers=3).worker_count == 3
     with pytest.raises(InvalidInput, match="workers"):

@@ -21,7 +21,7 @@ def main(folder: Path, workers: int) -> None:
     with Studio(settings) as studio:
         studio.warm_up()
         spec = studio.models["starter"]
-        while not all(painter.is_loaded(spec) for painter in studio.painters):
+        while not all(painter.is_loaded(spec) for painter in studio.backends):
             time.sleep(0.05)
         # First-time work of the libraries, in every worker: at once, or one would do it all.
         for job in [studio.submit(GenerationRequest("an owl", seed=seed)) for seed in range(8)]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from canvas.benchmark import report
-from canvas.benchmark.runner import BenchmarkReport, Row
+from canvas.benchmark.runner import BenchmarkReport, Result
 from canvas.errors import CanvasError
 
 REPORT = BenchmarkReport(
@@ -20,8 +20,8 @@ REPORT = BenchmarkReport(
     device="cpu",
     dtype="bfloat16",
     rows=(
-        Row("plain diffusers", 25, 1.5, 0.06, 1.0),
-        Row("quality", 12, 0.5, 0.04, 3.0, 500_000_000, 1.0, 99.0),
+        Result("plain diffusers", 25, 1.5, 0.06, 1.0),
+        Result("quality", 12, 0.5, 0.04, 3.0, 500_000_000, 1.0, 99.0),
     ),
     added_up=False,
     turns=5,

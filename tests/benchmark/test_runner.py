@@ -16,11 +16,11 @@ from canvas.benchmark.runner import BenchmarkReport, run_benchmark
 from canvas.benchmark.synthetic_models import UNET, synthetic_spec
 from canvas.catalog import MODELS
 from canvas.engine.device import Device
-from canvas.presets import MODES
+from canvas.presets import PRESETS
 
 CPU = Device("cpu", "float32", "for the test")
 STARTER = MODELS["starter"]
-NAMES = [runner.PLAIN, runner.ORIGINAL, *MODES]
+NAMES = [runner.PLAIN, runner.ORIGINAL_SCRIPT, *PRESETS]
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from canvas.cli import main as cli
-from canvas.cli.bench import started
-from canvas.cli.console import say_json
+from canvas.cli.bench import run_server
+from canvas.cli.console import print_json
 from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -131,7 +131,7 @@ def test_prompts_come_from_a_file(here: Path, capfd: pytest.CaptureFixture[str])
     shown = capfd.readouterr()
     made = [json.loads(line) for line in shown.out.splitlines()]
     assert [one["prompt"] for one in made] == ["a boat", "a boat", "a tree", "a tree"]
-    assert {one["channel"] for one in made} == {"cli"}
+    assert {one["client"] for one in made} == {"cli"}
     assert shown.err == ""
 
 
@@ -246,7 +246,7 @@ def test_a_wrong_models_file_is_said(here: Path, capfd: pytest.CaptureFixture[st
     ],
 )
 def test_every_kind_of_failure_has_its_code(error: Any, code: int) -> None:
-    assert cli.exit_code(error) == code
+    assert error.exit_code == code
 
 
 def test_models_are_listed_for_people_and_programs(
@@ -358,14 +358,14 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_first_answer_is_timed() -> None:
     began = time.monotonic()
-    with started(["-m", "http.server"]) as (start, port):
+    with run_server(["-m", "http.server"]) as (start, port):
         assert began <= start <= time.monotonic()
         assert port > 0
 
 
 def test_a_server_that_ends_is_said() -> None:
     ends = ["-c", "import sys; sys.exit('no such thing')"]
-    with pytest.raises(cli.CanvasError, match="no such thing"), started(ends):
+    with pytest.raises(cli.CanvasError, match="no such thing"), run_server(ends):
         pass
 
 
@@ -395,5 +395,5 @@ def test_a_wrong_benchmark_is_refused(
 
 
 def test_json_for_programs_holds_no_infinity(capfd: pytest.CaptureFixture[str]) -> None:
-    say_json({"rows": [{"psnr": float("inf")}, {"psnr": 21.5}]})
+    print_json({"rows": [{"psnr": float("inf")}, {"psnr": 21.5}]})
     assert json.loads(capfd.readouterr().out) == {"rows": [{"psnr": None}, {"psnr": 21.5}]}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from canvas.cli.deploy_space import ROOT, check_space_id, space_files
+from canvas.cli.deploy_space import ROOT, check_space_id, collect_files
 from canvas.errors import InvalidInput
 from tests.space_hub import TOKEN, SpaceHub
 
@@ -83,7 +83,7 @@ def test_nothing_private_is_among_the_files(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("x")
     (tmp_path / "canvas" / "link.py").symlink_to(tmp_path / ".env")
-    assert [file.path for file in space_files(tmp_path)] == ["app.py", "canvas/studio.py"]
+    assert [file.path for file in collect_files(tmp_path)] == ["app.py", "canvas/studio.py"]
 
 
 def test_a_space_is_made_after_a_question_and_then_brought_up_to_date(hub: SpaceHub) -> None:
@@ -98,7 +98,7 @@ def test_a_space_is_made_after_a_question_and_then_brought_up_to_date(hub: Space
     assert (asked["sdk"], asked["type"]) == ("gradio", "space")
     assert "private" in str(asked)
     space = hub.spaces["ann/canvas"]
-    local = {file.path: (ROOT / file.path).read_bytes() for file in space_files()}
+    local = {file.path: (ROOT / file.path).read_bytes() for file in collect_files()}
     assert {path: space[path] for path in local} == local
     assert set(space) - set(local) == {".gitattributes"}
 

@@ -12,21 +12,21 @@ import pytest
 from canvas import Studio
 from canvas.cli import doctor
 from canvas.engine.device import Device
-from canvas.models.hub_client import reach_hub
+from canvas.models.hub_client import check_hub
 from canvas.settings import Settings
 
 
 def test_too_old_a_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.look_at_python().well
+    assert doctor.check_python().well
     monkeypatch.setattr(doctor, "OLDEST", (4, 0))
-    assert "install 3.11" in doctor.look_at_python().sentence
+    assert "install 3.11" in doctor.check_python().sentence
 
 
 @pytest.mark.parametrize(
     ("free", "well", "note"), [(10**9, False, False), (3 * 10**9, True, True), (9**11, True, False)]
 )
 def test_little_memory_is_said(free: int, well: bool, note: bool) -> None:
-    found = doctor.look_at_memory(free, 16 * 10**9)
+    found = doctor.check_memory(free, 16 * 10**9)
     assert (found.well, found.note) == (well, note)
     assert ("close other programs" in found.sentence) == (not well or note)
 
@@ -36,22 +36,22 @@ def test_a_driver_without_a_torch_for_it_is_found(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     cpu = Device("cpu", "float32", "because no GPU was found")
-    assert doctor.look_at_gpu(cpu).well
+    assert doctor.check_gpu(cpu).well
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert "pytorch.org" in doctor.look_at_gpu(cpu).sentence
-    assert doctor.look_at_gpu(Device("cuda", "float16", "H200 is there")).well
+    assert "pytorch.org" in doctor.check_gpu(cpu).sentence
+    assert doctor.check_gpu(Device("cuda", "float16", "H200 is there")).well
 
 
 def test_a_taken_port_is_found_and_another_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    assert doctor.look_at_port(Settings(port=port)).well
-    assert doctor.look_at_port(Settings(port=0)).well
+    assert doctor.check_port(Settings(port=port)).well
+    assert doctor.check_port(Settings(port=0)).well
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
         Thread(target=other.serve_forever, args=(0.05,)).start()
         taken = other.server_address[1]
-        found = doctor.look_at_port(Settings(port=taken))
+        found = doctor.check_port(Settings(port=taken))
         other.shutdown()
     assert not found.well
     assert f"--port {taken + 1}" in found.sentence
@@ -75,12 +75,12 @@ def test_the_hub_is_asked_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, args=(0.05,)).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
-        assert reach_hub(address, "hf_good").name == "ann"
-        bad = reach_hub(address, "hf_bad")
+        assert check_hub(address, "hf_good").name == "ann"
+        bad = check_hub(address, "hf_bad")
         assert "settings/tokens" in bad.wrong
         assert "hf_bad" not in bad.wrong
         server.shutdown()
-    gone = reach_hub(address, "hf_good")
+    gone = check_hub(address, "hf_good")
     assert "check the connection" in gone.offline
 
 
@@ -89,7 +89,7 @@ def test_a_running_server_is_no_fault(studio: Studio) -> None:
 
     page = launch(studio, block=False)
     port = page.server_port
-    found = doctor.look_at_port(Settings(port=port))
+    found = doctor.check_port(Settings(port=port))
     page.close()
     assert found.well
     assert "already" in found.sentence

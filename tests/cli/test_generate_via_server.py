@@ -9,8 +9,8 @@ import pytest
 
 from canvas import Studio
 from canvas.cli import main as cli
-from canvas.history.api_keys import Keys
-from canvas.server.discovery import announce, server_of
+from canvas.history.api_keys import ApiKeyStore
+from canvas.server.discovery import find_server, write_server_file
 from tests.app_server import serving
 
 
@@ -71,29 +71,29 @@ def test_what_it_refuses_is_told_as_at_home(
 
 
 def test_a_server_of_another_folder_is_left_alone(served: Studio, tmp_path: Path) -> None:
-    server = server_of(served.settings.data_dir)
+    server = find_server(served.settings.data_dir)
     assert server == (served.url, False)
-    assert server_of(tmp_path) is None
-    announce(tmp_path, server.url)
-    assert server_of(tmp_path) is None
+    assert find_server(tmp_path) is None
+    write_server_file(tmp_path, server.url)
+    assert find_server(tmp_path) is None
 
 
 def test_a_server_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
-    announce(tmp_path, "http://127.0.0.1:9/")
-    assert server_of(tmp_path) is None
+    write_server_file(tmp_path, "http://127.0.0.1:9/")
+    assert find_server(tmp_path) is None
 
 
 @pytest.mark.parametrize("note", ["", "file:///etc/passwd", "nonsense\x00"])
 def test_a_spoilt_note_is_no_server(tmp_path: Path, note: str) -> None:
-    announce(tmp_path, note)
-    assert server_of(tmp_path) is None
+    write_server_file(tmp_path, note)
+    assert find_server(tmp_path) is None
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])
 def test_a_server_that_asks_for_keys_gets_one(
     guarded: Studio, capfd: pytest.CaptureFixture[str], monkeypatch: Any, way: str
 ) -> None:
-    key = Keys(guarded.store).make(way)
+    key = ApiKeyStore(guarded.database).create(way)
     if way == "environment":
         monkeypatch.setenv("CANVAS_KEY", key)
     monkeypatch.setattr("canvas.studio.Studio.__init__", lambda *_: pytest.fail("two studios"))
@@ -101,7 +101,7 @@ def test_a_server_that_asks_for_keys_gets_one(
     folder = ["--data-dir", str(guarded.settings.data_dir)]
     assert run(*line, *folder, *(["--key", key] if way == "option" else [])) == 0
     made = json.loads(capfd.readouterr().out)
-    assert made["channel"] == "cli"
+    assert made["client"] == "cli"
     assert [image.id for image in guarded.recent(f"key-{way}")] == [made["id"]]
     assert Path(made["filepath"]).is_file()
 

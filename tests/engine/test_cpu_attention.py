@@ -8,7 +8,11 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from canvas.engine.optimizations.cpu_attention import QUERIES, TiledAttention, use_tiles
+from canvas.engine.optimizations.cpu_attention import (
+    QUERY_CHUNK,
+    ChunkedAttnProcessor,
+    enable_chunked_attention,
+)
 
 
 class Counting(AttnProcessor2_0):
@@ -27,13 +31,13 @@ def attention() -> Attention:
     return Attention(query_dim=32, heads=4, dim_head=8).eval()
 
 
-@pytest.mark.parametrize("tokens", [512, 2 * QUERIES + 88])
+@pytest.mark.parametrize("tokens", [512, 2 * QUERY_CHUNK + 88])
 @torch.no_grad()
 def test_tiles_give_the_usual_result(attention: Attention, tokens: int) -> None:
     hidden = torch.randn(2, tokens, 32)
     expected = attention(hidden)
     usual = Counting()
-    attention.set_processor(TiledAttention(usual))
+    attention.set_processor(ChunkedAttnProcessor(usual))
     torch.testing.assert_close(attention(hidden), expected, atol=1e-5, rtol=1e-4)
     assert usual.calls == 0
 
@@ -41,7 +45,7 @@ def test_tiles_give_the_usual_result(attention: Attention, tokens: int) -> None:
 @torch.no_grad()
 def test_words_and_few_tokens_go_the_usual_way(attention: Attention) -> None:
     usual = Counting()
-    attention.set_processor(TiledAttention(usual))
+    attention.set_processor(ChunkedAttnProcessor(usual))
     attention(torch.randn(1, 600, 32), encoder_hidden_states=torch.randn(1, 7, 32))
     attention(torch.randn(1, 100, 32))
     assert usual.calls == 2
@@ -51,8 +55,8 @@ def test_only_where_it_is_faster(tiny_folder: Any) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
-    assert not use_tiles(pipeline), "float32 goes the usual way"
-    assert not use_tiles(object())
+    assert not enable_chunked_attention(pipeline), "float32 goes the usual way"
+    assert not enable_chunked_attention(object())
     pipeline.to(dtype=torch.bfloat16)
     amx = torch.cpu._is_amx_tile_supported()
-    assert use_tiles(pipeline) is not amx
+    assert enable_chunked_attention(pipeline) is not amx

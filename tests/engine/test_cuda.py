@@ -15,14 +15,20 @@ from canvas.benchmark.similarity import ssim
 from canvas.catalog import MODELS, ModelSpec
 from canvas.engine import step_callback
 from canvas.engine.device import Device, detect_device
-from canvas.engine.generate import run
-from canvas.engine.lora_adapters import worn
-from canvas.engine.optimizations.cuda_graphs import KEPT, Recorded
-from canvas.engine.optimizations.deepcache import ATTRIBUTE, CACHED, FULL, WANTED, shortcuts
+from canvas.engine.generate import generate
+from canvas.engine.lora_adapters import applied_loras
+from canvas.engine.optimizations.cuda_graphs import MAX_GRAPHS, CudaGraphCallable
+from canvas.engine.optimizations.deepcache import (
+    ATTRIBUTE,
+    CACHED,
+    COND_ONLY,
+    FULL,
+    apply_deepcache,
+)
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.models.download import LocalModel
 from canvas.models.loras import read_lora
-from canvas.request import GenerationRequest, Step
+from canvas.request import GenerationRequest, ProgressUpdate
 from canvas.schedulers import SCHEDULERS
 from tests.engine.test_deepcache import Pipeline, make_unet
 from tests.models.test_loras import make_lora
@@ -47,9 +53,9 @@ def starter() -> Any:
 
 def picture(pipeline: Any, device: Device = GPU, on_step: Any = None, **options: Any) -> Image:
     wish = GenerationRequest(**{"prompt": "a fox in the snow, 3d", "seed": 7, **options})
-    (made,) = run(
+    (made,) = generate(
         pipeline,
-        wish.resolve(STARTER),
+        wish.with_defaults(STARTER),
         spec=STARTER,
         device=device,
         on_step=on_step or (lambda _: None),
@@ -75,7 +81,7 @@ def test_a_function_is_run_then_recorded_then_replayed() -> None:
         calls.append(tensor.shape)
         return (tensor * 2 + more,)
 
-    recorded = Recorded(double)
+    recorded = CudaGraphCallable(double)
     found = [recorded(torch.full((3,), float(n), device="cuda"), more=1.0)[0] for n in range(5)]
     assert len(calls) == 2, "the later ones are replayed"
     for number, tensor in enumerate(found):
@@ -91,16 +97,16 @@ def test_recordings_do_not_pile_up() -> None:
         calls.append(1)
         return (tensor + 0,)
 
-    recorded = Recorded(same)
-    for size in range(1, KEPT + 3):
+    recorded = CudaGraphCallable(same)
+    for size in range(1, MAX_GRAPHS + 3):
         for _ in range(3):
             recorded(torch.ones(size, device="cuda"))
-    assert len(calls) == 2 * (KEPT + 2)
+    assert len(calls) == 2 * (MAX_GRAPHS + 2)
     recorded(torch.ones(1, device="cuda"))
-    assert len(calls) == 2 * (KEPT + 2) + 1, "the oldest was let go"
+    assert len(calls) == 2 * (MAX_GRAPHS + 2) + 1, "the oldest was let go"
 
 
-@pytest.mark.parametrize("plan", [[FULL] * 6, [FULL, WANTED, CACHED, FULL, WANTED, CACHED]])
+@pytest.mark.parametrize("plan", [[FULL] * 6, [FULL, COND_ONLY, CACHED, FULL, COND_ONLY, CACHED]])
 @torch.no_grad()
 def test_replayed_passes_give_what_the_model_gives(plan: list[str]) -> None:
     unet = make_unet(3, 2).cuda()
@@ -109,7 +115,7 @@ def test_replayed_passes_give_what_the_model_gives(plan: list[str]) -> None:
     timesteps = [torch.tensor(900.0 - 100 * step, device="cuda") for step in range(len(plan))]
     runs: list[list[torch.Tensor]] = []
     for _ in range(3):
-        with shortcuts(Pipeline(unet), plan):
+        with apply_deepcache(Pipeline(unet), plan):
             given = zip(samples, timesteps, strict=True)
             runs.append([unet(s, t, words, return_dict=False)[0] for s, t in given])
     for others in zip(*runs, strict=True):
@@ -119,9 +125,9 @@ def test_replayed_passes_give_what_the_model_gives(plan: list[str]) -> None:
     torch.testing.assert_close(runs[2][0], exact, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["quality", "balanced", "turbo"])
-def test_a_picture_made_again_is_the_same(starter: Any, mode: str) -> None:
-    options: dict[str, Any] = {"mode": mode, "num_inference_steps": 8, "guidance_scale": 3.0}
+@pytest.mark.parametrize("preset", ["quality", "balanced", "turbo"])
+def test_a_picture_made_again_is_the_same(starter: Any, preset: str) -> None:
+    options: dict[str, Any] = {"preset": preset, "num_inference_steps": 8, "guidance_scale": 3.0}
     first, *others = (picture(starter, **options) for _ in range(3))
     assert all(ssim(first, other) > 0.999 for other in others)
     assert others[0].tobytes() == others[1].tobytes(), "both are replayed"
@@ -139,21 +145,21 @@ def waiting_is_an_error() -> Iterator[None]:
 
 @pytest.mark.usefixtures("waiting_is_an_error")
 @pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name not in WAITING])
-@pytest.mark.parametrize("mode", ["quality", "balanced"])
+@pytest.mark.parametrize("preset", ["quality", "balanced"])
 def test_nothing_waits_between_the_steps(
-    starter: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, mode: str
+    starter: Any, monkeypatch: pytest.MonkeyPatch, scheduler: str, preset: str
 ) -> None:
-    monkeypatch.setattr(step_callback, "SECONDS_BEFORE_PREVIEWS", 0.0)
-    monkeypatch.setattr(step_callback, "SECONDS_BETWEEN_PREVIEWS", 0.0)
+    monkeypatch.setattr(step_callback, "PREVIEW_DELAY", 0.0)
+    monkeypatch.setattr(step_callback, "PREVIEW_INTERVAL", 0.0)
     monkeypatch.setattr(step_callback, "PREVIEW_SHARE", 1.0)
     previews = []
 
-    def on_step(step: Step) -> None:
+    def on_step(step: ProgressUpdate) -> None:
         previews.append(step.preview)
         between = step.step < step.num_steps - 1
         torch.cuda.set_sync_debug_mode("error" if between else "default")
 
-    options: dict[str, Any] = {"scheduler": scheduler, "mode": mode, "guidance_scale": 3.0}
+    options: dict[str, Any] = {"scheduler": scheduler, "preset": preset, "guidance_scale": 3.0}
     for _ in range(3):
         picture(starter, on_step=on_step, num_inference_steps=12, **options)
     assert any(previews), "previews come all the same"
@@ -162,7 +168,7 @@ def test_nothing_waits_between_the_steps(
 def test_a_lora_is_worn_and_taken_off_again(tmp_path: Path, starter: Any) -> None:
     lora = read_lora(make_lora(tmp_path / "sparkle.safetensors", starter.unet))
     plain = [picture(starter, num_inference_steps=8) for _ in range(2)][-1]
-    with worn(starter, [(lora, 1.0)]):
+    with applied_loras(starter, [(lora, 1.0)]):
         with_lora = picture(starter, num_inference_steps=8)
     assert with_lora.tobytes() != plain.tobytes()
     assert picture(starter, num_inference_steps=8).tobytes() == plain.tobytes()
@@ -174,8 +180,8 @@ def test_a_model_that_goes_takes_its_recordings_along(starter: Any) -> None:
     before = torch.cuda.memory_reserved()
     for _ in range(3):
         pipeline = cache.get(STARTER, LocalModel(Path(STARTER.name), ""))
-        picture(pipeline, mode="balanced", num_inference_steps=12)
-        picture(pipeline, mode="balanced", num_inference_steps=12)
+        picture(pipeline, preset="balanced", num_inference_steps=12)
+        picture(pipeline, preset="balanced", num_inference_steps=12)
         assert ATTRIBUTE in vars(pipeline.unet)
         assert torch.cuda.memory_reserved() > before
         del pipeline

@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.engine.optimizations.deepcache import CACHED, FULL, WANTED, plan, shortcuts
-from canvas.presets import MODES
+from canvas.engine.optimizations.deepcache import (
+    CACHED,
+    COND_ONLY,
+    FULL,
+    apply_deepcache,
+    cache_schedule,
+)
+from canvas.presets import PRESETS
 
 
 class Pipeline:
-    """What `shortcuts` needs of a pipeline: its UNet."""
+    """What `apply_deepcache` needs of a pipeline: its UNet."""
 
     def __init__(self, unet: Any) -> None:
         self.unet = unet
@@ -50,8 +56,8 @@ def test_a_cached_pass_on_the_same_input_gives_the_same_output(
     unet = make_unet(blocks, layers, cross_attention=cross_attention)
     sample, words = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
     expected = unet(sample, 500, words, return_dict=False)[0]
-    for kind in (CACHED, WANTED):
-        with shortcuts(Pipeline(unet), [FULL, kind], layers=kept):
+    for kind in (CACHED, COND_ONLY):
+        with apply_deepcache(Pipeline(unet), [FULL, kind], layers=kept):
             first = unet(sample, 500, encoder_hidden_states=words, return_dict=False)[0]
             second = unet(sample, 500, encoder_hidden_states=words, return_dict=False)[0]
         assert torch.equal(first, expected)
@@ -62,7 +68,7 @@ def test_a_cached_pass_on_the_same_input_gives_the_same_output(
 def test_a_cached_pass_sees_the_new_input() -> None:
     unet = make_unet()
     sample, words = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16)
-    with shortcuts(Pipeline(unet), [FULL, CACHED, CACHED]):
+    with apply_deepcache(Pipeline(unet), [FULL, CACHED, CACHED]):
         first, second, third = (
             unet(sample + change, 500, words, return_dict=False)[0] for change in (0, 0.1, 0.2)
         )
@@ -76,7 +82,7 @@ def test_a_cached_pass_sees_the_new_input() -> None:
 def test_without_guidance_there_is_one_picture_in_the_batch() -> None:
     unet = make_unet()
     sample, words = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16)
-    with shortcuts(Pipeline(unet), [FULL, WANTED, CACHED]):
+    with apply_deepcache(Pipeline(unet), [FULL, COND_ONLY, CACHED]):
         shapes = {unet(sample, 500, words, return_dict=False)[0].shape for _ in range(4)}
     assert shapes == {sample.shape}
 
@@ -86,13 +92,13 @@ def test_guidance_that_was_never_seen_needs_a_full_pass() -> None:
     unet = make_unet()
     sample, words = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
     expected = unet(sample, 500, words, return_dict=False)[0]
-    with shortcuts(Pipeline(unet), [CACHED]):
+    with apply_deepcache(Pipeline(unet), [CACHED]):
         assert torch.equal(unet(sample, 500, words, return_dict=False)[0], expected)
 
 
 def test_the_model_is_as_before_after_a_run_and_after_a_failure() -> None:
     unet = make_unet()
-    with pytest.raises(RuntimeError), shortcuts(Pipeline(unet), [FULL, CACHED]):
+    with pytest.raises(RuntimeError), apply_deepcache(Pipeline(unet), [FULL, CACHED]):
         assert "forward" in vars(unet)
         unet(torch.randn(1, 3, 16, 16), 500, torch.randn(1, 5, 16))
     assert "forward" not in vars(unet)
@@ -101,24 +107,24 @@ def test_the_model_is_as_before_after_a_run_and_after_a_failure() -> None:
 
 def test_models_of_another_kind_are_left_alone() -> None:
     layer = torch.nn.Linear(2, 2)
-    with shortcuts(Pipeline(layer), [FULL, CACHED]):
+    with apply_deepcache(Pipeline(layer), [FULL, CACHED]):
         assert "forward" not in vars(layer)
-    with shortcuts(object(), [FULL, CACHED]):
+    with apply_deepcache(object(), [FULL, CACHED]):
         pass
 
 
 def test_quality_computes_everything() -> None:
-    assert plan(MODES["quality"], 20) == [FULL] * 20
+    assert cache_schedule(PRESETS["quality"], 20) == [FULL] * 20
 
 
-@pytest.mark.parametrize("mode", ["balanced", "turbo"])
+@pytest.mark.parametrize("preset", ["balanced", "turbo"])
 @pytest.mark.parametrize("steps", [1, 2, 4, 15, 20, 50])
-def test_plans_begin_in_full_and_lose_guidance_at_the_end(mode: str, steps: int) -> None:
-    passes = plan(MODES[mode], steps)
+def test_plans_begin_in_full_and_lose_guidance_at_the_end(preset: str, steps: int) -> None:
+    passes = cache_schedule(PRESETS[preset], steps)
     assert len(passes) == steps
     assert passes[0] == FULL
     assert passes.count(CACHED) <= steps / 2
     if steps >= 15:
-        assert set(passes) == {FULL, WANTED, CACHED}
-        first_unguided = passes.index(WANTED)
+        assert set(passes) == {FULL, COND_ONLY, CACHED}
+        first_unguided = passes.index(COND_ONLY)
         assert FULL not in passes[first_unguided:]

@@ -93,7 +93,7 @@ def test_thread_count_is_set_to_the_cores() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1 if before > 1 else 2)
     try:
-        assert device.use_cores() == system_info.core_count() == torch.get_num_threads()
+        assert device.set_num_threads() == system_info.core_count() == torch.get_num_threads()
         assert torch.get_num_threads() <= (os.cpu_count() or 1)
     finally:
         torch.set_num_threads(before)

@@ -9,15 +9,15 @@ import pytest
 
 from canvas import MODELS, GenerationRequest
 from canvas.engine.device import Device
-from canvas.engine.estimate import DECODING, LITTLE_DECODING, seconds_of_picture
+from canvas.engine.estimate import DECODING, LITTLE_DECODING, estimate_seconds
 
 CPU = Device("cpu", "float32", "", gigaflops=100.0)
 
 
 def seconds(model_key: str, device: Device = CPU, **options: Any) -> float:
     spec = MODELS[model_key]
-    request = GenerationRequest("a fox", model_key=model_key, **options).resolve(spec)
-    found = seconds_of_picture(request, spec, device)
+    request = GenerationRequest("a fox", model_key=model_key, **options).with_defaults(spec)
+    found = estimate_seconds(request, spec, device)
     assert found is not None
     return found
 
@@ -35,7 +35,7 @@ def test_size_guidance_and_speed_count() -> None:
 def test_a_small_model_takes_time_for_its_layers_however_fast_the_machine() -> None:
     device = replace(CPU, gigaflops=1e9, layer_seconds=1e-5)
     quality, balanced, turbo = (
-        seconds("starter", device, mode=mode) for mode in ("quality", "balanced", "turbo")
+        seconds("starter", device, preset=preset) for preset in ("quality", "balanced", "turbo")
     )
     assert quality > balanced > turbo > 0.01
     twice = seconds("starter", device, num_inference_steps=8)
@@ -45,8 +45,8 @@ def test_a_small_model_takes_time_for_its_layers_however_fast_the_machine() -> N
 def test_shortcuts_of_the_mode_count() -> None:
     """With guidance a whole step is two passes: 7 such steps, 1 unguided, 7 short ones of 15."""
     whole = seconds("small")
-    assert 0.3 < seconds("small", mode="balanced") / whole < 0.6
-    turbo = seconds("small", mode="turbo")
+    assert 0.3 < seconds("small", preset="balanced") / whole < 0.6
+    turbo = seconds("small", preset="turbo")
     assert whole / 20 < turbo < whole / 10, "4 of 40 passes, and a tiny decoder"
 
 
@@ -63,7 +63,7 @@ def test_enlarging_with_detail_counts_its_windows_with_their_overlap() -> None:
 def test_nothing_is_said_of_what_was_not_measured() -> None:
     spec, request = MODELS["small"], GenerationRequest("a fox", model_key="small")
     unknown = replace(CPU, gigaflops=None)
-    assert seconds_of_picture(request.resolve(spec), spec, unknown) is None
+    assert estimate_seconds(request.with_defaults(spec), spec, unknown) is None
 
 
 def test_the_catalogue_tells_what_the_built_in_model_computes() -> None:
@@ -77,4 +77,4 @@ def test_the_catalogue_tells_what_the_built_in_model_computes() -> None:
     with no_grad(), FlopCounterMode(display=False) as counter:
         unet(sample, tensor(1), zeros(1, 77, config.cross_attention_dim))
     counted = counter.get_total_flops() / 1e9
-    assert MODELS["starter"].gigaflops == pytest.approx(counted, rel=0.1)
+    assert MODELS["starter"].gflops_per_step == pytest.approx(counted, rel=0.1)

@@ -21,11 +21,11 @@ from PIL.Image import Image
 from canvas.benchmark.similarity import ssim
 from canvas.catalog import ASSETS, MODELS, ModelSpec
 from canvas.engine.device import Device
-from canvas.engine.generate import NOTE, run
+from canvas.engine.generate import NOTE, generate
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.errors import GenerationCancelled, GenerationFailed
 from canvas.models.download import LocalModel
-from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.schedulers import SCHEDULERS
 
 CPU = Device("cpu", "float32", "for the test")
@@ -52,7 +52,7 @@ def tiny(tiny_spec: ModelSpec) -> Any:
 
 def request(spec: ModelSpec, **options: Any) -> GenerationRequest:
     options = {"num_inference_steps": 3, "seed": 7, "model_key": spec.key, **options}
-    return GenerationRequest("a fox in the snow", **options).resolve(spec)
+    return GenerationRequest("a fox in the snow", **options).with_defaults(spec)
 
 
 def make(
@@ -63,7 +63,7 @@ def make(
     on_step: Any = lambda step: None,
     cancelled: threading.Event | None = None,
 ) -> list[GeneratedImage]:
-    pictures = run(
+    pictures = generate(
         pipeline,
         wish,
         spec=spec,
@@ -172,7 +172,7 @@ def test_guidance_and_seed_matter(starter: Any) -> None:
 
 
 def test_steps_tell_how_far_it_is(starter: Any) -> None:
-    steps: list[Step] = []
+    steps: list[ProgressUpdate] = []
     make(starter, request(STARTER, num_inference_steps=4, num_images=2), on_step=steps.append)
     assert [(step.image_index, step.step) for step in steps] == [
         (image, step) for image in (0, 1) for step in (1, 2, 3, 4)
@@ -201,9 +201,9 @@ def test_stops_within_one_step_and_is_ready_again(starter: Any) -> None:
     wish = request(STARTER, num_inference_steps=6)
     whole = picture(starter, wish)
     cancelled = threading.Event()
-    steps: list[Step] = []
+    steps: list[ProgressUpdate] = []
 
-    def stop_at_two(step: Step) -> None:
+    def stop_at_two(step: ProgressUpdate) -> None:
         steps.append(step)
         if step.step == 2:
             cancelled.set()
@@ -220,7 +220,7 @@ def test_stops_within_one_step_and_is_ready_again(starter: Any) -> None:
 
 def test_a_stop_between_two_pictures_keeps_the_first(tiny: Any, tiny_spec: ModelSpec) -> None:
     cancelled = threading.Event()
-    pictures = run(
+    pictures = generate(
         tiny,
         request(tiny_spec, num_images=3),
         spec=tiny_spec,
@@ -268,8 +268,8 @@ def test_a_pipeline_that_breaks_is_an_error_in_words(tiny_spec: ModelSpec) -> No
 @pytest.mark.parametrize("seed", [1, 2])
 def test_balanced_is_close_to_quality(starter: Any, seed: int) -> None:
     wish = GenerationRequest("a fox in the snow", seed=seed)
-    quality = picture(starter, wish.resolve(STARTER))
-    balanced = picture(starter, replace(wish, mode="balanced").resolve(STARTER))
+    quality = picture(starter, wish.with_defaults(STARTER))
+    balanced = picture(starter, replace(wish, preset="balanced").with_defaults(STARTER))
     assert 0.9 < ssim(quality, balanced) < 1
 
 
@@ -278,7 +278,7 @@ import resource, sys, threading
 from pathlib import Path
 from canvas.catalog import MODELS, parse_model
 from canvas.engine.device import Device
-from canvas.engine.downloads import LocalModel
+from canvas.models.download import LocalModel
 from canvas.engine.generation import run
 from canvas.engine.pipelines import PipelineCache
 from canvas.errors import OutOfMemory

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from canvas.engine.image_io import color_of, decode, fit, flatten
+from canvas.engine.image_io import average_color, decode_image, flatten_alpha, resize_to_fit
 from canvas.errors import InvalidInput
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -34,12 +34,12 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "tiff", "ppm"])
 def test_formats_without_loss_keep_every_pixel(kind: str) -> None:
-    assert decode(encoded(corners(), kind)).image.tobytes() == corners().tobytes()
+    assert decode_image(encoded(corners(), kind)).image.tobytes() == corners().tobytes()
 
 
 def test_a_file_is_read_like_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(corners(), "png"))
-    assert decode(tmp_path / "a.png").image.tobytes() == corners().tobytes()
+    assert decode_image(tmp_path / "a.png").image.tobytes() == corners().tobytes()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -56,7 +56,7 @@ def test_exif_orientation_is_respected(orientation: int) -> None:
     stored = corners() if turn is None else corners().transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    upright = decode(encoded(stored, "png", exif=exif.tobytes())).image
+    upright = decode_image(encoded(stored, "png", exif=exif.tobytes())).image
     assert upright.size == corners().size
     assert upright.tobytes() == corners().tobytes()
 
@@ -64,28 +64,28 @@ def test_exif_orientation_is_respected(orientation: int) -> None:
 def test_transparency_is_kept_until_it_is_flattened_on_a_colour() -> None:
     picture = corners().convert("RGBA")
     picture.putalpha(Image.new("L", picture.size, 0))
-    found = decode(encoded(picture, "png")).image
+    found = decode_image(encoded(picture, "png")).image
     assert found.mode == "RGBA"
-    assert flatten(found, "#102030").getcolors() == [(40 * 24, (16, 32, 48))]
+    assert flatten_alpha(found, "#102030").getcolors() == [(40 * 24, (16, 32, 48))]
 
 
 def test_transparent_colour_of_a_palette_is_transparency() -> None:
     picture = corners().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
     index = picture.getpixel((0, 0))
-    found = decode(encoded(picture, "png", transparency=index)).image
+    found = decode_image(encoded(picture, "png", transparency=index)).image
     assert found.getpixel((0, 0))[3] == 0  # type: ignore[index]
-    assert flatten(found, "white").getpixel((39, 23)) == YELLOW
+    assert flatten_alpha(found, "white").getpixel((39, 23)) == YELLOW
 
 
 def test_cmyk_becomes_rgb_and_is_noted() -> None:
-    picture = decode(encoded(corners().convert("CMYK"), "tiff"))
+    picture = decode_image(encoded(corners().convert("CMYK"), "tiff"))
     assert picture.image.tobytes() == corners().tobytes()
     assert "CMYK" in picture.notes[0]
 
 
 def test_16_bits_keep_their_brightness() -> None:
     ramp = np.linspace(0, 65535, 64 * 16).reshape(16, 64).astype(np.uint16)
-    picture = decode(encoded(Image.fromarray(ramp), "png"))
+    picture = decode_image(encoded(Image.fromarray(ramp), "png"))
     found = np.asarray(picture.image)[..., 0].astype(float)
     assert np.abs(found - ramp / 257.0).max() <= 1
     assert "8 bits" in picture.notes[0]
@@ -94,7 +94,7 @@ def test_16_bits_keep_their_brightness() -> None:
 def test_first_frame_of_an_animation_is_taken_and_noted() -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in (RED, GREEN, BLUE)]
     moving = encoded(frames[0], "gif", save_all=True, append_images=frames[1:])
-    picture = decode(moving)
+    picture = decode_image(moving)
     assert picture.image.convert("RGB").getpixel((8, 8)) == RED
     assert picture.notes == ("The first of 3 frames was taken.",)
 
@@ -102,10 +102,10 @@ def test_first_frame_of_an_animation_is_taken_and_noted() -> None:
 def test_colour_profile_is_applied() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    same = decode(encoded(corners(), "png", icc_profile=srgb))
+    same = decode_image(encoded(corners(), "png", icc_profile=srgb))
     assert np.abs(np.asarray(same.image, float) - np.asarray(corners(), float)).max() <= 1
     for unusable in (profile, b"no profile"):
-        kept = decode(encoded(corners(), "png", icc_profile=unusable))
+        kept = decode_image(encoded(corners(), "png", icc_profile=unusable))
         assert kept.image.tobytes() == corners().tobytes()
         assert "profile" in kept.notes[0]
 
@@ -113,7 +113,7 @@ def test_colour_profile_is_applied() -> None:
 def test_text_named_png_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("These are notes.")
     with pytest.raises(InvalidInput, match=r"image: 'notes\.png' .*PNG.* something else"):
-        decode(tmp_path / "notes.png")
+        decode_image(tmp_path / "notes.png")
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -132,17 +132,17 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [40_000, 11_000])
 def test_bombs_are_refused_by_their_header(side: int) -> None:
     with pytest.raises(InvalidInput, match="at most 100 million pixels"):
-        decode(bomb(side, side))
+        decode_image(bomb(side, side))
 
 
 def test_a_picture_in_memory_is_checked_too() -> None:
     with pytest.raises(InvalidInput, match="at least 8 pixels"):
-        decode(Image.new("RGB", (1, 1)))
+        decode_image(Image.new("RGB", (1, 1)))
 
 
 def test_one_pixel_is_refused_with_its_size() -> None:
     with pytest.raises(InvalidInput, match=r"1x1 pixels.*at least 8 pixels a side"):
-        decode(encoded(Image.new("RGB", (1, 1)), "png"))
+        decode_image(encoded(Image.new("RGB", (1, 1)), "png"))
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
@@ -150,29 +150,29 @@ def test_half_a_file_is_refused(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     whole = encoded(noise, kind)
     with pytest.raises(InvalidInput, match="damaged"):
-        decode(whole[: len(whole) // 2], "mask_image")
+        decode_image(whole[: len(whole) // 2], "mask_image")
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"gone\.png"):
-        decode(tmp_path / "gone.png")
+        decode_image(tmp_path / "gone.png")
 
 
 def test_fit_crops_the_middle() -> None:
-    fitted = fit(corners((80, 24)), (24, 24), "crop", "white")
+    fitted = resize_to_fit(corners((80, 24)), (24, 24), "crop", "white")
     assert fitted.size == (24, 24)
     assert fitted.getpixel((0, 0)) == RED
     assert fitted.getpixel((23, 23)) == YELLOW
 
 
 def test_fit_pads_with_the_colour() -> None:
-    fitted = fit(corners((40, 20)), (80, 80), "pad", "#0a0b0c")
+    fitted = resize_to_fit(corners((40, 20)), (80, 80), "pad", "#0a0b0c")
     assert fitted.getpixel((0, 0)) == fitted.getpixel((79, 79)) == (10, 11, 12)
     assert fitted.getpixel((5, 25)) == RED
 
 
 def test_fit_stretches_to_the_corners() -> None:
-    fitted = fit(corners((40, 20)), (80, 80), "stretch", "white")
+    fitted = resize_to_fit(corners((40, 20)), (80, 80), "stretch", "white")
     found = [fitted.getpixel(place) for place in ((0, 0), (79, 0), (0, 79), (79, 79))]
     assert found == [RED, GREEN, BLUE, YELLOW]
 
@@ -180,10 +180,10 @@ def test_fit_stretches_to_the_corners() -> None:
 def test_rounding_a_size_changes_no_pixel() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (67, 101, 3), np.uint8))
     assert np.array_equal(
-        np.asarray(fit(noise, (96, 64), "crop", "white")), np.asarray(noise)[1:65, 2:98]
+        np.asarray(resize_to_fit(noise, (96, 64), "crop", "white")), np.asarray(noise)[1:65, 2:98]
     )
 
 
 def test_wrong_colour_is_named() -> None:
     with pytest.raises(InvalidInput, match="background: 'reddish'"):
-        color_of("reddish")
+        average_color("reddish")

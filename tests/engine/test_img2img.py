@@ -15,12 +15,12 @@ from PIL import Image, ImageChops, ImageDraw
 from canvas.catalog import MODELS, ModelSpec, parse_model
 from canvas.engine import step_callback
 from canvas.engine.device import Device
-from canvas.engine.generate import run
-from canvas.engine.img2img import final_size, prepare, variant_of
+from canvas.engine.generate import generate
+from canvas.engine.img2img import output_size, pipeline_task, prepare_inputs
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.errors import InvalidInput
 from canvas.models.download import LocalModel
-from canvas.request import GenerationRequest, Step
+from canvas.request import GenerationRequest, ProgressUpdate
 from tests.tiny_xl import make_tiny_xl
 
 CPU = Device("cpu", "float32", "for the test")
@@ -59,14 +59,14 @@ def draw(
     pictures = pictures or {}
     wish = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in pictures}, **fields)
     if "image" in pictures and wish.width is None:
-        width, height = final_size(wish, pictures["image"].size, spec)
+        width, height = output_size(wish, pictures["image"].size, spec)
         fields |= {"width": width, "height": height}
         wish = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in pictures}, **fields)
     local = LocalModel(Path(spec.name), "", "")
-    pipeline = cache.get(spec, local, variant_of(cache.get(spec, local), wish))
-    made = run(
+    pipeline = cache.get(spec, local, pipeline_task(cache.get(spec, local), wish))
+    made = generate(
         pipeline,
-        wish.resolve(spec),
+        wish.with_defaults(spec),
         spec=spec,
         device=CPU,
         on_step=on_step,
@@ -136,7 +136,7 @@ def test_little_strength_stays_near_the_picture_and_much_does_not(
 
 
 def test_progress_counts_the_steps_that_are_done(cache: PipelineCache, spec: ModelSpec) -> None:
-    seen: list[Step] = []
+    seen: list[ProgressUpdate] = []
     draw(
         cache, spec, {"image": scene()}, seen.append, task="image_to_image",
         strength=0.5, num_images=2,
@@ -146,10 +146,10 @@ def test_progress_counts_the_steps_that_are_done(cache: PipelineCache, spec: Mod
     ]
 
 
-@pytest.mark.parametrize("mode", ["balanced", "turbo"])
+@pytest.mark.parametrize("preset", ["balanced", "turbo"])
 @pytest.mark.parametrize("task", ["image_to_image", "inpaint"])
 def test_modes_do_as_many_steps_as_they_say(
-    cache: PipelineCache, spec: ModelSpec, mode: str, task: str
+    cache: PipelineCache, spec: ModelSpec, preset: str, task: str
 ) -> None:
     """Their plan of passes is laid over the steps that are done: whole, cached and unguided."""
     passes: list[int] = []
@@ -158,11 +158,11 @@ def test_modes_do_as_many_steps_as_they_say(
     innermost: list[int] = []
     inner = unet.mid_block.register_forward_hook(lambda *told: innermost.append(len(told[1][0])))
     pictures = {"image": scene()} | ({"mask_image": circle()} if task == "inpaint" else {})
-    seen: list[Step] = []
+    seen: list[ProgressUpdate] = []
     try:
         options: dict[str, Any] = {"task": task, "strength": 0.5, "scheduler": "DDIM"}
         options["guidance_scale"] = 4.0
-        draw(cache, spec, pictures, seen.append, mode=mode, num_inference_steps=12, **options)
+        draw(cache, spec, pictures, seen.append, preset=preset, num_inference_steps=12, **options)
     finally:
         hook.remove()
         inner.remove()
@@ -178,7 +178,7 @@ def test_inpaint_leaves_unmasked_pixels_as_they_were(
     size = (spec.resolution * 2, spec.resolution * 2)
     picture, mask = scene(size), circle(size)
     [found] = draw(
-        cache, spec, {"image": picture, "mask_image": mask}, task="inpaint", mask_feather=feather
+        cache, spec, {"image": picture, "mask_image": mask}, task="inpaint", mask_blur=feather
     )
     changed = (np.asarray(found, int) != np.asarray(picture, int)).any(-1)
     masked = np.asarray(mask) > 0
@@ -205,7 +205,7 @@ def test_outpainted_canvas_has_the_new_size_and_the_old_content(
     side = spec.resolution
     picture = scene((side, side))
     extend = (0, 0, side // 2, 16)
-    [found] = draw(cache, spec, {"image": picture}, task="inpaint", extend=extend)
+    [found] = draw(cache, spec, {"image": picture}, task="inpaint", outpaint=extend)
     assert found.size == (side + side // 2, side + 16)
     assert found.crop((0, 0, side, side)).tobytes() == picture.tobytes()
     added = np.asarray(found.crop((side, 0, side + side // 2, side)), float)
@@ -243,9 +243,9 @@ def test_weights_in_the_prompt_change_the_picture_only_when_switched_on(
     for switched in (False, True):
         wish = GenerationRequest(
             **{**prompt.to_dict(), "prompt_weighting": switched, "num_inference_steps": 4}
-        ).resolve(spec)
+        ).with_defaults(spec)
         pipeline = cache.get(spec, LocalModel(Path(spec.name), "", ""))
-        [made] = run(
+        [made] = generate(
             pipeline, wish, spec=spec, device=CPU, on_step=lambda _: None,
             cancelled=threading.Event(),
         )  # fmt: skip
@@ -270,8 +270,8 @@ def test_inpainting_models_inpaint_and_say_that_they_do_nothing_else(
     spec = parse_model("inpainter", {**entry, "type": "stable_diffusion"})
     cache = PipelineCache(CPU)
     pictures = {"image": scene((64, 64)), "mask_image": circle((64, 64))}
-    previews: list[Step] = []
-    monkeypatch.setattr(step_callback, "SECONDS_BEFORE_PREVIEWS", 0)
+    previews: list[ProgressUpdate] = []
+    monkeypatch.setattr(step_callback, "PREVIEW_DELAY", 0)
     [found] = draw(cache, spec, pictures, previews.append, task="inpaint")
     outside = np.asarray(pictures["mask_image"]) == 0
     assert (np.asarray(found)[outside] == np.asarray(pictures["image"])[outside]).all()
@@ -282,24 +282,28 @@ def test_inpainting_models_inpaint_and_say_that_they_do_nothing_else(
 
 def resolved(**fields: Any) -> GenerationRequest:
     given = {"task": "inpaint", **NAMES, "width": 256, "height": 256, **fields}
-    return GenerationRequest("a fox", **given).resolve(STARTER)
+    return GenerationRequest("a fox", **given).with_defaults(STARTER)
 
 
 def test_mask_of_another_size_and_empty_mask_are_refused() -> None:
     with pytest.raises(InvalidInput, match=r"mask_image.*64x64.*256x256"):
-        prepare(resolved(), {"image": scene(), "mask_image": circle((64, 64))}, STARTER)
+        prepare_inputs(resolved(), {"image": scene(), "mask_image": circle((64, 64))}, STARTER)
     with pytest.raises(InvalidInput, match=r"mask_image.*empty"):
-        prepare(resolved(), {"image": scene(), "mask_image": Image.new("L", (256, 256))}, STARTER)
+        prepare_inputs(
+            resolved(), {"image": scene(), "mask_image": Image.new("L", (256, 256))}, STARTER
+        )
 
 
 def test_extension_leaves_room_for_the_picture() -> None:
     with pytest.raises(InvalidInput, match="extend"):
-        prepare(resolved(extend=(128, 0, 128, 0)), {"image": scene()}, STARTER)
+        prepare_inputs(resolved(outpaint=(128, 0, 128, 0)), {"image": scene()}, STARTER)
 
 
 def test_mask_and_picture_are_fitted_alike() -> None:
     picture, mask = scene((512, 256)), circle((512, 256))
-    edit = prepare(resolved(fit="crop"), {"image": picture, "mask_image": mask}, STARTER)
+    edit = prepare_inputs(
+        resolved(resize_mode="crop"), {"image": picture, "mask_image": mask}, STARTER
+    )
     assert edit is not None
     assert edit.mask is not None
     assert edit.original.tobytes() == picture.crop((128, 0, 384, 256)).tobytes()
@@ -314,19 +318,19 @@ def test_mask_and_picture_are_fitted_alike() -> None:
 def test_final_size_can_be_made(
     size: tuple[int, int], task: str, extend: tuple[int, int, int, int]
 ) -> None:
-    wish = GenerationRequest("a fox", task=task, extend=extend, **NAMES)
-    found = final_size(wish, size, STARTER)
+    wish = GenerationRequest("a fox", task=task, outpaint=extend, **NAMES)
+    found = output_size(wish, size, STARTER)
     if task == "upscale":
         assert all(side * 2 - 16 < new <= side * 2 for side, new in zip(size, found, strict=True))
     else:
         width, height = found
         assert GenerationRequest(
-            "a fox", task=task, width=width, height=height, extend=extend, **NAMES
-        ).resolve(STARTER)
+            "a fox", task=task, width=width, height=height, outpaint=extend, **NAMES
+        ).with_defaults(STARTER)
 
 
 def test_final_size_is_the_pictures_own_where_the_model_can() -> None:
     wish = GenerationRequest("a fox", task="image_to_image", **NAMES)
-    assert final_size(wish, (256, 192), STARTER) == (256, 192)
-    assert final_size(wish, (261, 197), STARTER) == (256, 192)
-    assert final_size(wish, (1024, 512), STARTER) == (512, 256)
+    assert output_size(wish, (256, 192), STARTER) == (256, 192)
+    assert output_size(wish, (261, 197), STARTER) == (256, 192)
+    assert output_size(wish, (1024, 512), STARTER) == (512, 256)

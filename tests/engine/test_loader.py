@@ -62,19 +62,19 @@ def test_each_dtype_has_a_copy_of_its_own(local: LocalModel) -> None:
     load_pipeline(SPEC, local, CPU)
     other = load_pipeline(SPEC, local, Device("cpu", "float32", ""))
     assert other.unet.dtype == torch.float32
-    assert len(list((local.path.parent.parent / loader.FOLDER).iterdir())) == 2
+    assert len(list((local.path.parent.parent / loader.CONVERTED_DIR).iterdir())) == 2
 
 
 def test_a_damaged_copy_is_made_anew(local: LocalModel) -> None:
     expected = weights(load_pipeline(SPEC, local, CPU))
-    copy = loader.converted(local, CPU)
+    copy = loader.find_converted(local, CPU)
     assert copy is not None
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert loader.converted(local, CPU) is None
+    assert loader.find_converted(local, CPU) is None
     found = weights(load_pipeline(SPEC, local, CPU))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
-    assert loader.converted(local, CPU) == copy
+    assert loader.find_converted(local, CPU) == copy
 
 
 def test_the_copy_counts_and_goes_with_the_model(local: LocalModel, own_hub: Hub) -> None:
@@ -94,6 +94,6 @@ def test_folders_of_the_user_are_left_as_they_are(tiny_bin_folder: Path, tmp_pat
 
 
 def test_a_full_disk_leaves_the_pickles(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "ROOM_LEFT", 2**60)
+    monkeypatch.setattr(loader, "MIN_FREE_BYTES", 2**60)
     load_pipeline(SPEC, local, CPU)
-    assert loader.converted(local, CPU) is None
+    assert loader.find_converted(local, CPU) is None

@@ -35,12 +35,12 @@ def measure() -> None:
 
     def work() -> None:
         found.append(faults_of_ten_blocks())
-        with malloc.kept():
+        with malloc.retain_freed_memory():
             found.append(faults_of_ten_blocks())
         # Larger than what the heap may have kept, which would be used first.
-        found.append(faults_of_ten_blocks(BLOCK + malloc.MUCH))
+        found.append(faults_of_ten_blocks(BLOCK + malloc.TRIM_ABOVE))
 
-    malloc.use_one()
+    malloc.single_arena()
     thread = threading.Thread(target=work)  # pictures are not made in the main thread either
     thread.start()
     thread.join()
@@ -63,7 +63,7 @@ def test_much_goes_back_after_the_block() -> None:
 
     system_info.trim()
     before = system_info.resident_memory()
-    with malloc.kept():
-        torch.ones(4 * malloc.MUCH, dtype=torch.uint8)
-        assert system_info.resident_memory() - before > 3 * malloc.MUCH
-    assert system_info.resident_memory() - before < malloc.MUCH
+    with malloc.retain_freed_memory():
+        torch.ones(4 * malloc.TRIM_ABOVE, dtype=torch.uint8)
+        assert system_info.resident_memory() - before > 3 * malloc.TRIM_ABOVE
+    assert system_info.resident_memory() - before < malloc.TRIM_ABOVE

@@ -24,19 +24,19 @@ def box_mask(box: tuple[int, int, int, int], size: tuple[int, int] = (96, 64)) -
 def test_mask_from_a_drawn_layer_is_its_opacity() -> None:
     layer = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     layer.putpixel((3, 4), (0, 0, 0, 255))
-    assert masks.as_mask(layer).getbbox() == (3, 4, 4, 5)
+    assert masks.to_mask(layer).getbbox() == (3, 4, 4, 5)
 
 
 def test_mask_from_black_and_white_is_its_brightness() -> None:
     for mode in ("L", "RGB", "RGBA"):
-        assert masks.as_mask(box_mask((2, 3, 9, 9)).convert(mode)).getbbox() == (2, 3, 10, 10)
+        assert masks.to_mask(box_mask((2, 3, 9, 9)).convert(mode)).getbbox() == (2, 3, 10, 10)
 
 
 def test_empty_mask_is_refused() -> None:
     with pytest.raises(InvalidInput, match="an empty mask"):
         masks.check_mask(Image.new("L", (96, 64)), (96, 64))
     with pytest.raises(InvalidInput, match="an empty mask"):
-        masks.masked_area(Image.new("L", (96, 64)))
+        masks.mask_bbox(Image.new("L", (96, 64)))
 
 
 def test_mask_of_another_size_is_refused_with_both_sizes() -> None:
@@ -54,7 +54,7 @@ def test_unmasked_pixels_stay_and_the_inside_is_new(feather: int) -> None:
 
 
 def test_feathered_edge_rises_inward() -> None:
-    row = np.asarray(masks.feathered(box_mask((20, 0, 95, 63)), 16))[32].astype(int)
+    row = np.asarray(masks.feather(box_mask((20, 0, 95, 63)), 16))[32].astype(int)
     assert (row[:20] == 0).all()
     assert (row[40:80] == 255).all()
     assert (np.diff(row[:60]) >= 0).all()
@@ -62,18 +62,18 @@ def test_feathered_edge_rises_inward() -> None:
 
 
 def test_line_thinner_than_the_feather_still_counts() -> None:
-    assert masks.feathered(box_mask((30, 20, 32, 50)), 20).getextrema() == (0, 255)
+    assert masks.feather(box_mask((30, 20, 32, 50)), 20).getextrema() == (0, 255)
 
 
 def test_masked_area_has_surroundings_within_the_picture() -> None:
-    assert masks.masked_area(box_mask((40, 2, 49, 11)), 8) == (32, 0, 58, 20)
+    assert masks.mask_bbox(box_mask((40, 2, 49, 11)), 8) == (32, 0, 58, 20)
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 128, 512, 1024]))
 def test_working_size_keeps_the_shape_and_suits_the_model(
     width: int, height: int, resolution: int
 ) -> None:
-    size = masks.working_size((0, 0, width, height), resolution)
+    size = masks.inpaint_size((0, 0, width, height), resolution)
     assert all(side % 8 == 0 and 64 <= side <= max(64, 2 * resolution) for side in size)
     if 1 / 2 < width / height < 2 and resolution >= 512:
         assert size[0] / size[1] == pytest.approx(width / height, rel=0.05)
@@ -86,7 +86,7 @@ def test_extended_canvas_has_the_new_size_and_the_old_content(
     sides: tuple[int, int, int, int],
 ) -> None:
     old = noise((24, 16))
-    canvas, mask = masks.extended(old, sides)
+    canvas, mask = masks.outpaint_canvas(old, sides)
     left, top, right, bottom = sides
     assert canvas.size == mask.size == (24 + left + right, 16 + top + bottom)
     inner = (left, top, left + 24, top + 16)
@@ -98,6 +98,6 @@ def test_extended_canvas_has_the_new_size_and_the_old_content(
 def test_what_is_added_continues_the_border() -> None:
     blue_then_red = Image.new("RGB", (32, 32), "blue")
     blue_then_red.paste("red", (16, 0, 32, 32))
-    canvas, _ = masks.extended(blue_then_red, (16, 0, 16, 16))
+    canvas, _ = masks.outpaint_canvas(blue_then_red, (16, 0, 16, 16))
     assert canvas.getpixel((0, 10)) == (0, 0, 255)
     assert canvas.getpixel((63, 47)) == (255, 0, 0)

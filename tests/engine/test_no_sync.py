@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from canvas.catalog import MODELS, ModelSpec
 from canvas.engine import step_callback
 from canvas.engine.device import Device
-from canvas.engine.generate import run
+from canvas.engine.generate import generate
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
@@ -39,16 +39,18 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def reads_of_steps(pipeline: Any, spec: ModelSpec, steps: int, mode: str = "quality") -> list[int]:
+def reads_of_steps(
+    pipeline: Any, spec: ModelSpec, steps: int, preset: str = "quality"
+) -> list[int]:
     request = GenerationRequest(
         "a fox",
         seed=1,
         num_inference_steps=steps,
         scheduler="DPM++ 2M",
-        mode=mode,
-    ).resolve(spec)
+        preset=preset,
+    ).with_defaults(spec)
     with Reads() as reads:
-        pictures = run(
+        pictures = generate(
             pipeline,
             request,
             spec=spec,
@@ -66,11 +68,11 @@ def starter() -> Any:
     return PipelineCache(CPU).get(spec, LocalModel(Path(spec.name), ""))
 
 
-@pytest.mark.parametrize("mode", ["quality", "balanced"])
-def test_steps_read_nothing(starter: Any, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+@pytest.mark.parametrize("preset", ["quality", "balanced"])
+def test_steps_read_nothing(starter: Any, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
     """Step 0 holds the beginning, the last the decoding."""
-    monkeypatch.setattr(step_callback, "SECONDS_BEFORE_PREVIEWS", 1e9)
-    between = reads_of_steps(starter, MODELS["starter"], 8, mode)[1:-1]
+    monkeypatch.setattr(step_callback, "PREVIEW_DELAY", 1e9)
+    between = reads_of_steps(starter, MODELS["starter"], 8, preset)[1:-1]
     assert sum(between) == 0, between
 
 

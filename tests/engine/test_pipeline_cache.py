@@ -21,7 +21,7 @@ from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.loader import load_pipeline
 from canvas.engine.pipeline_cache import PipelineCache, default_budget
-from canvas.errors import InvalidInput, ModelBroken, OutOfMemory
+from canvas.errors import InvalidInput, ModelCorrupted, OutOfMemory
 from canvas.models.download import LocalModel
 from tests.conftest import make_spec
 
@@ -74,9 +74,9 @@ def test_models_of_one_source_share_one_pipeline() -> None:
     assert cache.get(starter, local(starter)) is cache.get(other, local(other))
     assert list(cache.loaded()) == [str(ASSETS / "starter")]
     assert cache.is_loaded(other)
-    assert cache.free(other)
+    assert cache.unload(other)
     assert not cache.is_loaded(starter)
-    assert not cache.free(starter)
+    assert not cache.unload(starter)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_the_old_model_is_gone_before_the_new_one_comes(tiny_folder: Path, damag
     cache = PipelineCache(CPU, memory_budget=1)
     part = weakref.ref(load(tiny_folder, cache).unet)
     (damaged / "unet" / "config.json").write_text("{")
-    with pytest.raises(ModelBroken):
+    with pytest.raises(ModelCorrupted):
         load(damaged, cache)
     assert part() is None, "room was made before loading"
 
@@ -212,7 +212,7 @@ def test_damaged_files_are_an_error_in_words(
 ) -> None:
     damage(damaged)
     cache = PipelineCache(CPU)
-    with pytest.raises(ModelBroken) as raised:
+    with pytest.raises(ModelCorrupted) as raised:
         load(damaged, cache)
     assert len(str(raised.value)) < 600
     assert cache.loaded() == {}
@@ -240,7 +240,7 @@ def test_bin_weights_load_but_never_run_programs(
     folder = Path(shutil.copytree(tiny_bin_folder, tmp_path / "evil"))
     bomb = pickle.dumps({"conv_in.weight": Bomb(tmp_path / "boom")})
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(bomb)
-    with pytest.raises(ModelBroken):
+    with pytest.raises(ModelCorrupted):
         load(folder)
     assert not (tmp_path / "boom").exists()
 

@@ -30,7 +30,7 @@ def tiny(tiny_folder: Path) -> Any:
 
 def test_small_latents_of_a_tiny_decoder_are_decoded(starter: Any) -> None:
     latents = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
-    preview = Preview(latents, starter).picture()
+    preview = Preview(latents, starter).image()
     pixels = starter.vae.decode(latents[:1] / starter.vae.config.scaling_factor).sample
     decoded = starter.image_processor.postprocess(pixels.detach())[0].resize((256, 256))
     assert preview.size == (256, 256)
@@ -43,7 +43,7 @@ def test_four_channels_become_colours(tiny: Any) -> None:
     latents[:, 0] = 2.0  # brightness
     latents[:, 1, :, :8] = 2.0  # towards green
     latents[:, 3, :, 8:] = 1.0  # away from blue
-    preview = Preview(latents, tiny).picture()
+    preview = Preview(latents, tiny).image()
     assert preview.size == (256, 128)
     left, right = preview.getpixel((60, 60)), preview.getpixel((200, 60))
     assert left[1] > left[0] > 128
@@ -53,18 +53,18 @@ def test_four_channels_become_colours(tiny: Any) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 8, 16])
 def test_unknown_latents_still_show_something(tiny: Any, channels: int) -> None:
     latents = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
-    preview = Preview(latents[:, :1] if channels == 2 else latents, tiny).picture()
+    preview = Preview(latents[:, :1] if channels == 2 else latents, tiny).image()
     assert preview.mode == "RGB"
     low, high = preview.convert("L").getextrema()
     assert high - low > 20
 
 
 def test_numbers_that_are_none_do_not_break_it(tiny: Any) -> None:
-    assert Preview(torch.full((1, 4, 8, 8), float("nan")), tiny).picture().size == (256, 256)
+    assert Preview(torch.full((1, 4, 8, 8), float("nan")), tiny).image().size == (256, 256)
 
 
 def test_a_large_preview_is_not_enlarged(tiny: Any) -> None:
-    assert Preview(torch.zeros(1, 4, 40, 300), tiny).picture().size == (300, 40)
+    assert Preview(torch.zeros(1, 4, 40, 300), tiny).image().size == (300, 40)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])

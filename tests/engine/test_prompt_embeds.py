@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.engine.prompt_embeds import RememberedWords, words_of
+from canvas.engine.prompt_embeds import EmbeddingCache, encode_prompt_cached
 from tests.tiny_xl import make_tiny_xl
 
 FOX = ("a fox", "snow")
@@ -37,7 +37,9 @@ def reads(loaded: Any) -> Iterator[list[int]]:
 
 
 def read(pipeline: Any, prompts: tuple[str, str] = FOX, **options: Any) -> dict[str, Any]:
-    return words_of(pipeline, prompts, **{"guided": True, "weighting": False, **options})
+    return encode_prompt_cached(
+        pipeline, prompts, **{"guided": True, "weighting": False, **options}
+    )
 
 
 def test_they_are_what_diffusers_reads(loaded: Any, reads: list[int]) -> None:
@@ -99,7 +101,7 @@ def test_a_lora_on_the_encoder_is_told_apart_by_name_and_weight(
 
 
 def test_only_the_last_are_kept() -> None:
-    words = RememberedWords(room=2)
+    words = EmbeddingCache(room=2)
     a, b, c = ({"prompt_embeds": torch.tensor(number)} for number in range(3))
     words.get(("a",), lambda: a)
     words.get(("b",), lambda: b)
@@ -110,7 +112,7 @@ def test_only_the_last_are_kept() -> None:
 
 
 def test_other_pipelines_get_the_texts() -> None:
-    assert words_of(object(), FOX, guided=True, weighting=False) == {
+    assert encode_prompt_cached(object(), FOX, guided=True, weighting=False) == {
         "prompt": "a fox",
         "negative_prompt": "snow",
     }

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canvas.catalog import ASSETS
-from canvas.engine.prompt_weighting import chunks_of, embed, parse, plain, takes_weights
+from canvas.engine.prompt_weighting import (
+    encode_weighted_prompt,
+    parse,
+    split_chunks,
+    strip_weights,
+    supports_weighting,
+)
 from canvas.errors import InvalidInput
 from tests.tiny_xl import make_tiny_xl
 
@@ -58,9 +64,12 @@ def test_plain_words_stay(prompt: str) -> None:
 
 
 def test_break_parts_the_prompt() -> None:
-    assert chunks_of("a fox BREAK in (snow)") == [[("a fox", 1.0)], [("in ", 1.0), ("snow", 1.1)]]
-    assert chunks_of(" BREAK ") == [[("", 1.0)]]
-    assert plain("a (fox:1.3) BREAK in [snow]") == "a fox in snow"
+    assert split_chunks("a fox BREAK in (snow)") == [
+        [("a fox", 1.0)],
+        [("in ", 1.0), ("snow", 1.1)],
+    ]
+    assert split_chunks(" BREAK ") == [[("", 1.0)]]
+    assert strip_weights("a (fox:1.3) BREAK in [snow]") == "a fox in snow"
 
 
 def test_absurd_weight_is_named() -> None:
@@ -94,8 +103,8 @@ def own(pipeline: Any, prompt: str) -> torch.Tensor:
 
 
 def test_without_weights_it_is_what_the_pipeline_makes(pipeline: Any) -> None:
-    assert takes_weights(pipeline)
-    found = embed(pipeline, "a fox in the snow", "")
+    assert supports_weighting(pipeline)
+    found = encode_weighted_prompt(pipeline, "a fox in the snow", "")
     assert torch.allclose(found["prompt_embeds"], own(pipeline, "a fox in the snow"), atol=1e-4)
 
 
@@ -103,7 +112,10 @@ def test_more_weight_moves_the_word_away_from_nothing(pipeline: Any) -> None:
     at = slice(2, 3)  # the token of the word, after the mark of the start and "a"
     nothing = own(pipeline, "")[:, at]
     found = [
-        distance(embed(pipeline, f"a (fox:{weight})", "")["prompt_embeds"][:, at], nothing)
+        distance(
+            encode_weighted_prompt(pipeline, f"a (fox:{weight})", "")["prompt_embeds"][:, at],
+            nothing,
+        )
         for weight in (1, 1.5, 2)
     ]
     assert found[1] == pytest.approx(1.5 * found[0], rel=0.02)
@@ -113,7 +125,8 @@ def test_more_weight_moves_the_word_away_from_nothing(pipeline: Any) -> None:
 def test_less_weight_moves_towards_the_prompt_that_ignores_the_word(pipeline: Any) -> None:
     weights = (0, 0.3, 0.6, 1)
     found = [
-        embed(pipeline, f"a (fox:{weight}) in the snow", "")["prompt_embeds"] for weight in weights
+        encode_weighted_prompt(pipeline, f"a (fox:{weight}) in the snow", "")["prompt_embeds"]
+        for weight in weights
     ]
     distances = [distance(one, found[0]) for one in found]
     assert distances == sorted(distances)
@@ -123,7 +136,7 @@ def test_less_weight_moves_towards_the_prompt_that_ignores_the_word(pipeline: An
 
 def test_square_brackets_weaken_by_what_round_ones_strengthen(pipeline: Any) -> None:
     found = [
-        embed(pipeline, f"a fox in the {word}", "")["prompt_embeds"]
+        encode_weighted_prompt(pipeline, f"a fox in the {word}", "")["prompt_embeds"]
         for word in ("[snow]", "(snow:0.90909091)")
     ]
     assert torch.allclose(*found, atol=1e-4)
@@ -131,22 +144,22 @@ def test_square_brackets_weaken_by_what_round_ones_strengthen(pipeline: Any) -> 
 
 def test_long_prompts_are_read_to_their_end(pipeline: Any) -> None:
     long = ", ".join(["a fox in the snow"] * 20)
-    found = embed(pipeline, f"{long}, (red:1.2) house", "picture")
+    found = encode_weighted_prompt(pipeline, f"{long}, (red:1.2) house", "picture")
     assert found["prompt_embeds"].shape[1] > 77
     assert found["prompt_embeds"].shape == found["negative_prompt_embeds"].shape
-    other = embed(pipeline, f"{long}, (red:1.2) picture", "picture")
+    other = encode_weighted_prompt(pipeline, f"{long}, (red:1.2) picture", "picture")
     assert distance(found["prompt_embeds"], other["prompt_embeds"]) > 0.01
 
 
 def test_break_begins_a_new_chunk(pipeline: Any) -> None:
-    found = embed(pipeline, "a fox BREAK the snow", "")["prompt_embeds"]
+    found = encode_weighted_prompt(pipeline, "a fox BREAK the snow", "")["prompt_embeds"]
     expected = torch.cat([own(pipeline, "a fox"), own(pipeline, "the snow")], dim=1)
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_pipeline_draws_from_the_embeddings(pipeline: Any) -> None:
-    words = embed(pipeline, "a (fox:1.3) BREAK in the snow", "[house]")
+    words = encode_weighted_prompt(pipeline, "a (fox:1.3) BREAK in the snow", "[house]")
     picture = pipeline(
         **words,
         width=64,

@@ -16,10 +16,10 @@ from canvas.catalog import ASSETS, MODELS
 from canvas.engine.prompts import (
     enhance_negative_prompt,
     enhance_prompt,
-    estimate_fit,
-    split_at_limit,
+    estimate_tokens,
+    truncate_to_limit,
 )
-from canvas.errors import ModelBroken
+from canvas.errors import ModelCorrupted
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
@@ -58,18 +58,18 @@ def test_trigger_words_come_first() -> None:
 
 
 def test_a_short_prompt_fits() -> None:
-    fit = split_at_limit("a fox in the snow", LOCAL, STARTER)
-    assert (fit.kept, fit.cut) == ("a fox in the snow", "")
+    fit = truncate_to_limit("a fox in the snow", LOCAL, STARTER)
+    assert (fit.kept, fit.truncated) == ("a fox in the snow", "")
     assert 5 <= fit.tokens <= fit.limit == 27
 
 
 def test_cut_is_exactly_at_the_limit() -> None:
-    assert split_at_limit("fox " * 27, LOCAL, STARTER).tokens == 27
-    assert split_at_limit("fox " * 27, LOCAL, STARTER).cut.strip() == ""
-    fit = split_at_limit("fox " * 27 + "snow", LOCAL, STARTER)
+    assert truncate_to_limit("fox " * 27, LOCAL, STARTER).tokens == 27
+    assert truncate_to_limit("fox " * 27, LOCAL, STARTER).truncated.strip() == ""
+    fit = truncate_to_limit("fox " * 27 + "snow", LOCAL, STARTER)
     assert fit.tokens == 28
     assert fit.kept.split() == ["fox"] * 27
-    assert fit.cut.strip() == "snow"
+    assert fit.truncated.strip() == "snow"
 
 
 @given(st.text(alphabet="ab fox,.'🦊日ö\n", max_size=200))
@@ -78,28 +78,28 @@ def test_kept_is_what_the_model_sees(text: str) -> None:
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer")
-    fit = split_at_limit(text, LOCAL, STARTER)
-    assert fit.kept + fit.cut == text
+    fit = truncate_to_limit(text, LOCAL, STARTER)
+    assert fit.kept + fit.truncated == text
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert fit.tokens == len(whole)
     if fit.tokens <= fit.limit:
-        assert fit.cut == ""
+        assert fit.truncated == ""
     else:
-        assert fit.cut != ""
+        assert fit.truncated != ""
 
 
 def test_half_a_character_is_cut_whole() -> None:
     """One fox head is several tokens; the limit falls between them."""
     heads = "🦊" * 40
-    fit = split_at_limit("a" + heads, LOCAL, STARTER)
+    fit = truncate_to_limit("a" + heads, LOCAL, STARTER)
     assert fit.tokens > fit.limit
     assert fit.kept.encode("utf-8").decode("utf-8") == fit.kept
-    assert split_at_limit(fit.kept, LOCAL, STARTER).tokens <= fit.limit
-    assert split_at_limit(fit.kept + "🦊", LOCAL, STARTER).cut == "🦊"
+    assert truncate_to_limit(fit.kept, LOCAL, STARTER).tokens <= fit.limit
+    assert truncate_to_limit(fit.kept + "🦊", LOCAL, STARTER).truncated == "🦊"
 
 
 def test_tokenizers_of_the_old_layout_work(tiny_folder: Path) -> None:
-    fit = split_at_limit("a fox " * 60, LocalModel(tiny_folder, "", ""), PORTRAIT)
+    fit = truncate_to_limit("a fox " * 60, LocalModel(tiny_folder, "", ""), PORTRAIT)
     assert (fit.tokens, fit.limit) == (120, 75)
     assert fit.kept.split() == (["a", "fox"] * 38)[:75]
 
@@ -108,18 +108,18 @@ def test_a_broken_tokenizer_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"x": 1}))
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelBroken, match="tokenizer of"):
-        split_at_limit("a fox", LocalModel(tmp_path, "", ""), STARTER)
+    with pytest.raises(ModelCorrupted, match="tokenizer of"):
+        truncate_to_limit("a fox", LocalModel(tmp_path, "", ""), STARTER)
 
 
 def test_without_a_tokenizer_it_is_estimated(tmp_path: Path) -> None:
     local = LocalModel(tmp_path, "", "")
-    assert split_at_limit("a fox", local, STARTER) == estimate_fit("a fox")
-    fit = estimate_fit("a " * 100)
+    assert truncate_to_limit("a fox", local, STARTER) == estimate_tokens("a fox")
+    fit = estimate_tokens("a " * 100)
     assert (fit.tokens, fit.limit) == (100, 75)
-    assert fit.kept + fit.cut == "a " * 100
+    assert fit.kept + fit.truncated == "a " * 100
     assert len(fit.kept.split()) == 75
-    assert estimate_fit("").tokens == 0
+    assert estimate_tokens("").tokens == 0
 
 
 def test_counting_tokens_does_not_need_torch() -> None:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from canvas.engine.device import Device
-from canvas.engine.safety import PictureChecker, check_prompt
-from canvas.errors import Blocked, ModelBroken
+from canvas.engine.safety import ImageSafetyChecker, check_prompt
+from canvas.errors import ContentBlocked, ModelCorrupted
 
 CPU = Device("cpu", "float32", "test")
 
@@ -38,7 +38,7 @@ def test_harmless_words_that_hold_others_pass(prompt: str) -> None:
     ],
 )
 def test_words_are_named(prompt: str, word: str) -> None:
-    with pytest.raises(Blocked, match=f"“{word}”"):
+    with pytest.raises(ContentBlocked, match=f"“{word}”"):
         check_prompt(prompt)
 
 
@@ -59,18 +59,18 @@ def checker(tmp_path: Path) -> Any:
     model = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
 
-    def with_threshold(value: float) -> PictureChecker:
+    def with_threshold(value: float) -> ImageSafetyChecker:
         with torch.no_grad():
             model.concept_embeds_weights.fill_(value)
             model.special_care_embeds_weights.fill_(2)
         model.save_pretrained(tmp_path)
-        return PictureChecker(CPU, tmp_path)
+        return ImageSafetyChecker(CPU, tmp_path)
 
     return with_threshold
 
 
 def test_checker_stops_what_it_flags(checker: Any) -> None:
-    with pytest.raises(Blocked, match="not stored"):
+    with pytest.raises(ContentBlocked, match="not stored"):
         checker(-2).check(Image.radial_gradient("L").convert("RGB"))
 
 
@@ -79,5 +79,5 @@ def test_checker_lets_the_rest_pass(checker: Any) -> None:
 
 
 def test_without_the_checker_nothing_passes(tmp_path: Path) -> None:
-    with pytest.raises(ModelBroken, match="CANVAS_SAFETY=prompt"):
-        PictureChecker(CPU, tmp_path).check(Image.new("RGB", (64, 64)))
+    with pytest.raises(ModelCorrupted, match="CANVAS_SAFETY=prompt"):
+        ImageSafetyChecker(CPU, tmp_path).check(Image.new("RGB", (64, 64)))

@@ -12,13 +12,13 @@ from canvas.benchmark.similarity import ssim
 from canvas.catalog import MODELS, ModelSpec, parse_model
 from canvas.engine import pipeline_cache, super_resolution
 from canvas.engine.device import Device
-from canvas.engine.img2img import final_size
-from canvas.engine.multidiffusion import spans
+from canvas.engine.img2img import output_size
+from canvas.engine.multidiffusion import tile_spans
 from canvas.engine.pipeline_cache import PipelineCache
-from canvas.engine.upscale import Redrawing, run_enlarging
+from canvas.engine.upscale import LoadedPipeline, run_upscale
 from canvas.errors import GenerationCancelled, OutOfMemory
 from canvas.models.download import LocalModel
-from canvas.request import GeneratedImage, GenerationRequest, Step
+from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 from tests.engine.test_super_resolution import waves
 from tests.tiny_xl import make_tiny_xl
 
@@ -29,7 +29,7 @@ STARTER = MODELS["starter"]
 @pytest.fixture(scope="module", params=["starter", "tiny", "xl"])
 def redrawing(
     request: pytest.FixtureRequest, tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory
-) -> Redrawing:
+) -> LoadedPipeline:
     spec = {"starter": STARTER, "tiny": tiny_spec}.get(request.param)
     if spec is None:
         entry = {
@@ -40,12 +40,12 @@ def redrawing(
         }
         spec = parse_model("xl-test", entry)
     local = LocalModel(Path(spec.name), "", "")
-    return Redrawing(PipelineCache(CPU).get(spec, local, "image_to_image"), spec, CPU, "abc")
+    return LoadedPipeline(PipelineCache(CPU).get(spec, local, "image_to_image"), spec, CPU, "abc")
 
 
 def enlarge(
     picture: Image.Image,
-    redrawing: Redrawing | None = None,
+    redrawing: LoadedPipeline | None = None,
     on_step: Any = lambda step: None,
     cancelled: threading.Event | None = None,
     **fields: Any,
@@ -53,10 +53,10 @@ def enlarge(
     spec = redrawing.spec if redrawing else STARTER
     given = {"seed": 7, "num_inference_steps": 10, "model_key": spec.key, **fields}
     wish = GenerationRequest("a fox in the snow", task="upscale", image="a.png", **given)
-    width, height = final_size(wish, picture.size, spec)
+    width, height = output_size(wish, picture.size, spec)
     wish = GenerationRequest.from_dict({**wish.to_dict(), "width": width, "height": height})
-    return run_enlarging(
-        wish.resolve(spec),
+    return run_upscale(
+        wish.with_defaults(spec),
         picture,
         on_step=on_step,
         cancelled=cancelled or threading.Event(),
@@ -88,16 +88,16 @@ def seams(picture: Image.Image, side: int) -> tuple[float, float]:
         pixels = np.asarray(picture, float).transpose(turn)
         steps = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
         jumps = steps[1:-1] - (steps[:-2] + steps[2:]) / 2
-        edges = {edge for span in spans(pixels.shape[1], side, side // 4) for edge in span}
+        edges = {edge for span in tile_spans(pixels.shape[1], side, side // 4) for edge in span}
         for column in range(8, pixels.shape[1], 8):
             (at_borders if column in edges else inside).append(jumps[column - 2])
     excess = np.mean(at_borders) - np.mean(inside)
     return float(excess), float(np.std(inside) / np.sqrt(len(at_borders)))
 
 
-def test_detail_draws_the_picture_anew_without_a_seam(redrawing: Redrawing) -> None:
+def test_detail_draws_the_picture_anew_without_a_seam(redrawing: LoadedPipeline) -> None:
     side = redrawing.spec.resolution
-    seen: list[Step] = []
+    seen: list[ProgressUpdate] = []
     made = enlarge(soft(side), redrawing, seen.append, upscaler="detail", strength=0.4)
     assert made.image is not None
     assert made.image.size == (side * 2, side * 2)
@@ -116,7 +116,7 @@ def test_detail_draws_the_picture_anew_without_a_seam(redrawing: Redrawing) -> N
         assert excess > max(3 * noise, 0.5)
 
 
-def test_shortcuts_of_the_mode_keep_the_detail_and_make_no_seam(redrawing: Redrawing) -> None:
+def test_shortcuts_of_the_mode_keep_the_detail_and_make_no_seam(redrawing: LoadedPipeline) -> None:
     passes = 0
 
     def counted(*_: Any) -> None:
@@ -130,7 +130,7 @@ def test_shortcuts_of_the_mode_keep_the_detail_and_make_no_seam(redrawing: Redra
     try:
         whole = enlarge(soft(side), redrawing, **fields).image
         assert passes == 9 * 6
-        quick = enlarge(soft(side), redrawing, mode="balanced", **fields).image
+        quick = enlarge(soft(side), redrawing, preset="balanced", **fields).image
         assert passes == 9 * (6 + 4), "of six steps two take the deep features of their window"
     finally:
         middle.remove()
@@ -141,7 +141,7 @@ def test_shortcuts_of_the_mode_keep_the_detail_and_make_no_seam(redrawing: Redra
     assert excess <= max(3 * noise, 0.5)
 
 
-def test_detail_made_again_is_the_same(redrawing: Redrawing) -> None:
+def test_detail_made_again_is_the_same(redrawing: LoadedPipeline) -> None:
     found = [
         enlarge(waves((48, 40)), redrawing, upscaler="detail", strength=0.2).image for _ in range(2)
     ]
@@ -150,7 +150,7 @@ def test_detail_made_again_is_the_same(redrawing: Redrawing) -> None:
     assert found[0].tobytes() == found[1].tobytes()
 
 
-def test_it_stops_within_a_tile(redrawing: Redrawing) -> None:
+def test_it_stops_within_a_tile(redrawing: LoadedPipeline) -> None:
     cancelled = threading.Event()
     side = redrawing.spec.resolution
     with pytest.raises(GenerationCancelled):
@@ -160,9 +160,9 @@ def test_it_stops_within_a_tile(redrawing: Redrawing) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.skipif(not super_resolution.has_networks(), reason="the packages are optional")
+@pytest.mark.skipif(not super_resolution.is_ncnn_available(), reason="the packages are optional")
 def test_network_reports_its_tiles() -> None:
-    seen: list[Step] = []
+    seen: list[ProgressUpdate] = []
     made = enlarge(waves((200, 40)), None, seen.append, upscaler="illustration")
     assert made.image is not None
     assert made.image.size == (400, 80)
@@ -172,12 +172,12 @@ def test_network_reports_its_tiles() -> None:
 def test_detail_needs_room_for_a_window_only(monkeypatch: pytest.MonkeyPatch) -> None:
     local = LocalModel(Path(STARTER.name), "", "")
     pipeline = PipelineCache(CPU).get(STARTER, local, "image_to_image")
-    redrawing = Redrawing(pipeline, STARTER, CPU, "abc")
-    window = STARTER.resolution**2 * pipeline_cache.WORKING_BYTES * 4
+    redrawing = LoadedPipeline(pipeline, STARTER, CPU, "abc")
+    window = STARTER.resolution**2 * pipeline_cache.BYTES_PER_PIXEL * 4
     monkeypatch.setattr(pipeline_cache, "free_device_memory", lambda device: window + 1)
     large = enlarge(waves((320, 320)), redrawing, upscaler="detail", num_inference_steps=2)
     assert large.image is not None
     assert large.image.size == (640, 640)
-    wish = GenerationRequest("a fox", width=384, height=384).resolve(STARTER)
+    wish = GenerationRequest("a fox", width=384, height=384).with_defaults(STARTER)
     with pytest.raises(OutOfMemory, match=r"384x384 needs .* would fit"):
-        pipeline_cache.check_room(wish, STARTER, CPU)
+        pipeline_cache.check_memory(wish, STARTER, CPU)

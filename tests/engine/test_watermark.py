@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from canvas.engine.image_io import mark
+from canvas.engine.image_io import add_watermark
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (128, 768)])
@@ -14,13 +14,13 @@ from canvas.engine.image_io import mark
 @pytest.mark.parametrize("ground", ["black", "white"])
 def test_mark_is_seen_in_its_corner_only(size: tuple[int, int], text: str, ground: str) -> None:
     picture = Image.new("RGB", size, ground)
-    box = ImageChops.difference(picture, mark(picture, text)).getbbox()
+    box = ImageChops.difference(picture, add_watermark(picture, text)).getbbox()
     assert box is not None
     assert box[1] > size[1] * 0.7
     assert box[0] >= 0
     assert box[2] <= size[0]
-    assert np.asarray(mark(picture, text)).std() > 1
+    assert np.asarray(add_watermark(picture, text)).std() > 1
 
 
 def test_mode_stays() -> None:
-    assert mark(Image.new("RGB", (64, 64)), "x").mode == "RGB"
+    assert add_watermark(Image.new("RGB", (64, 64)), "x").mode == "RGB"

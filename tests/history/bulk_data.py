@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from canvas.history.database import Store
-from canvas.history.image_files import ImageFolder
-from canvas.history.images import Collection, Gallery
+from canvas.history.database import Database
+from canvas.history.image_files import ImageStorage
+from canvas.history.images import ImageRepository, UserGallery
 from canvas.history.queries import Query
 from canvas.request import GeneratedImage
 
@@ -86,8 +86,8 @@ def main() -> None:
     chance = random.Random(2)
     seconds: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "ai_images.db")
-        sizes = Collection(Gallery(store, ImageFolder(Path(folder))), "local").sizes
+        store = Database(Path(folder) / "ai_images.db")
+        sizes = UserGallery(ImageRepository(store, ImageStorage(Path(folder))), "local").sizes
         started = time.perf_counter()
         store.record_all(many_images(100_000))
         sys.stdout.write(f"recorded in {time.perf_counter() - started:.1f} s\n")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from canvas.history.database import Store
-from canvas.history.image_files import ImageFolder
-from canvas.history.images import Gallery
+from canvas.history.database import Database
+from canvas.history.image_files import ImageStorage
+from canvas.history.images import ImageRepository
 from canvas.request import GeneratedImage, GenerationRequest
 
 NOBODY = 65534
@@ -53,20 +53,20 @@ def make_image(**changes: Any) -> GeneratedImage:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "ai_images.db")
+def store(tmp_path: Path) -> Iterator[Database]:
+    store = Database(tmp_path / "ai_images.db")
     yield store
     store.close()
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> ImageFolder:
-    return ImageFolder(tmp_path / "outputs")
+def folder(tmp_path: Path) -> ImageStorage:
+    return ImageStorage(tmp_path / "outputs")
 
 
 @pytest.fixture
-def gallery(store: Store, folder: ImageFolder) -> Gallery:
-    return Gallery(store, folder)
+def gallery(store: Database, folder: ImageStorage) -> ImageRepository:
+    return ImageRepository(store, folder)
 
 
 @pytest.fixture

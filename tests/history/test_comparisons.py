@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import InvalidInput, NotFound
-from canvas.history.comparisons import Comparison, Comparisons, Tally
-from canvas.history.database import Store
-from canvas.history.images import Gallery
-from canvas.history.statistics import statistics
+from canvas.history.comparisons import Comparison, Comparisons, VoteCount
+from canvas.history.database import Database
+from canvas.history.images import ImageRepository
+from canvas.history.statistics import compute_statistics
 from canvas.request import GenerationRequest
 
 from .conftest import make_image
 
 FOX = make_image(width=128, height=128, seed=5).request
-ASKED = (FOX, replace(FOX, mode="turbo"), replace(FOX, model_key="small"))
+ASKED = (FOX, replace(FOX, preset="turbo"), replace(FOX, model_key="small"))
 
 
 def vote(kept: Comparisons, owner: str, place: int, *asked: GenerationRequest) -> Comparison:
@@ -26,17 +26,17 @@ def vote(kept: Comparisons, owner: str, place: int, *asked: GenerationRequest) -
 
 
 def test_comparisons_and_votes_outlive_the_program(tmp_path: Path) -> None:
-    store = Store(tmp_path / "ai_images.db")
+    store = Database(tmp_path / "ai_images.db")
     made = vote(Comparisons(store), "anna", 1)
     store.close()
-    store = Store(tmp_path / "ai_images.db")
+    store = Database(tmp_path / "ai_images.db")
     again = Comparisons(store).get(made.id, "anna")
     assert again == replace(made, chosen=1)
     assert Comparisons(store).latest("anna", 5) == [again]
     store.close()
 
 
-def test_a_vote_is_given_once(store: Store) -> None:
+def test_a_vote_is_given_once(store: Database) -> None:
     kept = Comparisons(store)
     made = vote(kept, "anna", 1)
     kept.vote(made, 2)
@@ -45,45 +45,45 @@ def test_a_vote_is_given_once(store: Store) -> None:
         kept.vote(made, 3)
 
 
-def test_nobody_sees_anothers(store: Store) -> None:
+def test_nobody_sees_anothers(store: Database) -> None:
     kept = Comparisons(store)
     made = vote(kept, "anna", 0)
     with pytest.raises(NotFound):
         kept.get(made.id, "berta")
     assert kept.latest("berta", 5) == []
     assert kept.tally("berta") == ()
-    assert statistics(store, "berta").votes == ()
+    assert compute_statistics(store, "berta").votes == ()
 
 
-def test_the_tally_counts_what_was_voted_on(store: Store) -> None:
+def test_the_tally_counts_what_was_voted_on(store: Database) -> None:
     kept = Comparisons(store)
     vote(kept, "anna", 1)
     vote(kept, "anna", 1, FOX, ASKED[2])
     vote(kept, "berta", 0)
     kept.add("anna", ASKED)
     assert kept.tally("anna") == (
-        Tally("tiny", "turbo", 1, 1),
-        Tally("small", "quality", 1, 2),
-        Tally("tiny", "quality", 0, 2),
+        VoteCount("tiny", "turbo", 1, 1),
+        VoteCount("small", "quality", 1, 2),
+        VoteCount("tiny", "quality", 0, 2),
     )
     assert sum(row.chosen for row in kept.tally(None)) == 3
 
 
-def test_erasing_everything_takes_them_along(gallery: Gallery) -> None:
+def test_erasing_everything_takes_them_along(gallery: ImageRepository) -> None:
     kept = Comparisons(gallery.store)
     vote(kept, "anna", 0)
     others = vote(kept, "berta", 0)
-    gallery.erase("anna")
+    gallery.delete_all("anna")
     assert kept.tally("anna") == ()
     assert [one.id for one in kept.latest("berta", 5)] == [others.id]
 
 
-def test_pictures_are_found_by_their_request(gallery: Gallery) -> None:
+def test_pictures_are_found_by_their_request(gallery: ImageRepository) -> None:
     kept = Comparisons(gallery.store)
     made = kept.add("anna", ASKED)
     later = made.created_at + timedelta(seconds=1)
-    turbo = gallery.keep(replace(make_image(), request=ASKED[1], created_at=later, owner="anna"))
-    gallery.keep(replace(make_image(), request=FOX, created_at=later, owner="berta"))
-    gallery.keep(replace(make_image(), request=FOX, owner="anna"))  # long before
-    found = [kept.picture(made, place) for place in range(3)]
+    turbo = gallery.save(replace(make_image(), request=ASKED[1], created_at=later, owner="anna"))
+    gallery.save(replace(make_image(), request=FOX, created_at=later, owner="berta"))
+    gallery.save(replace(make_image(), request=FOX, owner="anna"))  # long before
+    found = [kept.find_image(made, place) for place in range(3)]
     assert [image and image.id for image in found] == [None, turbo.id, None]

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import StorageError
-from canvas.history.database import ModelEvent, Store
+from canvas.history.database import Database, ModelEvent
 
 from .conftest import make_image
 
 
-def test_a_picture_comes_back_as_it_was_recorded(store: Store) -> None:
+def test_a_picture_comes_back_as_it_was_recorded(store: Database) -> None:
     image = make_image(
         filename="a.png",
         filepath="outputs/2026-05-04/a.png",
@@ -35,14 +35,14 @@ def test_a_picture_comes_back_as_it_was_recorded(store: Store) -> None:
     assert store.image_by_filename("b.png") is None
 
 
-def test_a_picture_of_a_known_file_replaces_its_row(store: Store) -> None:
+def test_a_picture_of_a_known_file_replaces_its_row(store: Database) -> None:
     first = store.record(make_image(filename="a.png", filepath="outputs/a.png", owner="local"))
     again = store.record(replace(first, id=None, owner="anna"))
     assert again.id == first.id
     assert store.recent(None) == [again]
 
 
-def test_recent_is_newest_first_by_owner_and_in_pages(store: Store) -> None:
+def test_recent_is_newest_first_by_owner_and_in_pages(store: Database) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     images = [
         make_image(filename=f"{n}.png", created_at=start + timedelta(hours=n), owner="ab"[n % 2])
@@ -56,7 +56,7 @@ def test_recent_is_newest_first_by_owner_and_in_pages(store: Store) -> None:
     assert [image.filename for image in store.recent("a")] == ["0.png"]
 
 
-def test_downloads_are_listed_newest_first(store: Store) -> None:
+def test_downloads_are_listed_newest_first(store: Database) -> None:
     load = ModelEvent("tiny", "load", "a/b", "abc", download_time=2.5)
     failed = ModelEvent(
         "tiny", "download", "a/b", bytes=5, file_count=2, status="failed", error="No network."
@@ -69,7 +69,7 @@ def test_downloads_are_listed_newest_first(store: Store) -> None:
     assert abs(datetime.now(UTC) - first.downloaded_at) < timedelta(minutes=5)
 
 
-def test_seconds_per_step_are_of_the_same_size_or_scaled(store: Store) -> None:
+def test_seconds_per_step_are_of_the_same_size_or_scaled(store: Database) -> None:
     for seconds in (15.0, 30.0, 90.0):
         store.record(make_image(width=512, height=512, generation_time=seconds))
     request = make_image(width=512, height=512).request
@@ -77,14 +77,14 @@ def test_seconds_per_step_are_of_the_same_size_or_scaled(store: Store) -> None:
     assert store.seconds_per_step(request, "cuda", "float32") is None
     half = replace(request, height=256)
     assert store.seconds_per_step(half, "cpu", "float32") == 1.0
-    turbo = replace(request, mode="turbo")
+    turbo = replace(request, preset="turbo")
     assert store.seconds_per_step(turbo, "cpu", "float32") is None
-    store.record(make_image(width=512, height=512, mode="turbo", generation_time=3.0))
+    store.record(make_image(width=512, height=512, preset="turbo", generation_time=3.0))
     assert store.seconds_per_step(turbo, "cpu", "float32") == pytest.approx(0.2)
     assert store.seconds_per_step(request, "cpu", "float32") == 2.0
 
 
-def test_only_the_steps_that_were_done_count(store: Store) -> None:
+def test_only_the_steps_that_were_done_count(store: Database) -> None:
     """At a strength of 0.4, six of fifteen; plain enlarging says nothing of that with detail."""
     edited: dict[str, object] = {"task": "image_to_image", "strength": 0.4}
     edited |= {"width": 512, "height": 512}
@@ -97,7 +97,7 @@ def test_only_the_steps_that_were_done_count(store: Store) -> None:
     assert store.seconds_per_step(with_detail, "cpu", "float32") is None
 
 
-def test_a_failing_transaction_leaves_nothing(store: Store) -> None:
+def test_a_failing_transaction_leaves_nothing(store: Database) -> None:
     def images() -> Iterator[object]:
         yield make_image(filename="a.png")
         raise RuntimeError
@@ -110,7 +110,7 @@ def test_a_failing_transaction_leaves_nothing(store: Store) -> None:
 
 def test_eight_threads_record_at_once(tmp_path: Path) -> None:
     # Four threads on each of two connections, as the page and the command line would be.
-    stores = [Store(tmp_path / "ai_images.db") for _ in range(2)]
+    stores = [Database(tmp_path / "ai_images.db") for _ in range(2)]
     errors: list[Exception] = []
 
     def work(number: int) -> None:
@@ -135,7 +135,7 @@ def test_eight_threads_record_at_once(tmp_path: Path) -> None:
 
 def test_a_locked_database_is_said_and_the_next_call_works(tmp_path: Path) -> None:
     path = tmp_path / "ai_images.db"
-    store = Store(path, busy_timeout=0.05)
+    store = Database(path, busy_timeout=0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageError, match="locked by another program") as caught:
@@ -150,16 +150,16 @@ def test_a_file_that_is_no_database_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "ai_images.db"
     path.write_bytes(b"this is a text and not a database" * 100)
     with pytest.raises(StorageError, match=r"is not a database.*doctor --rebuild"):
-        Store(path)
+        Database(path)
     assert path.read_bytes() == b"this is a text and not a database" * 100
 
 
 def test_a_read_only_database_is_said(plain_user: Path) -> None:
     path = plain_user / "ai_images.db"
-    Store(path).close()
+    Database(path).close()
     path.chmod(0o400)
     with pytest.raises(StorageError, match="read-only") as caught:
-        Store(path)
+        Database(path)
     assert str(path) in str(caught.value)
 
 
@@ -167,18 +167,18 @@ def test_an_unwritable_folder_is_said(plain_user: Path) -> None:
     plain_user.chmod(0o500)
     for path in (plain_user / "ai_images.db", plain_user / "new" / "ai_images.db"):
         with pytest.raises(StorageError, match="--data-dir") as caught:
-            Store(path)
+            Database(path)
         assert str(path.parent) in str(caught.value)
 
 
 def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(StorageError, match="--data-dir"):
-        Store(tmp_path / "data" / "ai_images.db")
+        Database(tmp_path / "data" / "ai_images.db")
 
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
-    store = Store(tmp_path / "ai_images.db")
+    store = Database(tmp_path / "ai_images.db")
     store.close()
     with pytest.raises(StorageError, match="closed"):
         store.recent(None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.image_files import ImageFolder
+from canvas.history.image_files import ImageStorage
 
 from .conftest import make_image
 
@@ -26,7 +26,7 @@ def files(folder: Path) -> list[str]:
     ("image_format", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")]
 )
 def test_a_picture_lies_in_the_folder_of_its_day(
-    folder: ImageFolder, image_format: str, suffix: str
+    folder: ImageStorage, image_format: str, suffix: str
 ) -> None:
     saved = folder.save(make_image(image_format=image_format))
     assert re.fullmatch(rf"[0-9a-f]{{32}}\.{suffix}", saved.filename)
@@ -39,24 +39,24 @@ def test_a_picture_lies_in_the_folder_of_its_day(
         assert (picture.format, picture.size) == (image_format.upper(), (64, 72))
 
 
-def test_the_day_is_the_one_of_utc(folder: ImageFolder) -> None:
+def test_the_day_is_the_one_of_utc(folder: ImageStorage) -> None:
     late = datetime(2026, 5, 4, 23, 0, tzinfo=timezone(timedelta(hours=-5)))
     assert folder.save(make_image(created_at=late)).filepath.startswith("outputs/2026-05-05/")
 
 
-def test_names_are_never_the_same(folder: ImageFolder) -> None:
+def test_names_are_never_the_same(folder: ImageStorage) -> None:
     image = make_image()
     assert len({folder.save(image).filename for _ in range(20)}) == 20
 
 
-def test_png_keeps_the_very_pixels(folder: ImageFolder) -> None:
+def test_png_keeps_the_very_pixels(folder: ImageStorage) -> None:
     image = make_image()
     assert image.image is not None
     with Image.open(folder.path_of(folder.save(image))) as picture:
         assert picture.tobytes() == image.image.tobytes()
 
 
-def test_the_thumbnail_is_small_and_made_once(folder: ImageFolder) -> None:
+def test_the_thumbnail_is_small_and_made_once(folder: ImageStorage) -> None:
     saved = folder.save(make_image(image=Image.new("RGB", (1024, 512), "red")))
     small = folder.thumbnail(saved)
     with Image.open(small) as picture:
@@ -68,20 +68,20 @@ def test_the_thumbnail_is_small_and_made_once(folder: ImageFolder) -> None:
         assert picture.size == (320, 160)
 
 
-def test_a_lost_picture_has_no_thumbnail(folder: ImageFolder) -> None:
+def test_a_lost_picture_has_no_thumbnail(folder: ImageStorage) -> None:
     image = make_image(filename="gone.png", filepath="outputs/gone.png")
     with pytest.raises(NotFound, match=r"gone\.png"):
         folder.thumbnail(image)
 
 
-def test_delete_leaves_nothing(folder: ImageFolder) -> None:
+def test_delete_leaves_nothing(folder: ImageStorage) -> None:
     saved = folder.save(make_image())
     folder.delete(saved)
     folder.delete(saved)
     assert files(folder.root) == []
 
 
-def test_a_failed_write_leaves_nothing(folder: ImageFolder) -> None:
+def test_a_failed_write_leaves_nothing(folder: ImageStorage) -> None:
     folder.root.mkdir()
     (folder.root / "2026-05-04").write_text("in the way")
     with pytest.raises(StorageError, match="--data-dir"):
@@ -92,13 +92,13 @@ def test_a_failed_write_leaves_nothing(folder: ImageFolder) -> None:
 def test_an_unwritable_folder_is_said(plain_user: Path) -> None:
     plain_user.chmod(0o500)
     with pytest.raises(StorageError, match="cannot be written"):
-        ImageFolder(plain_user / "outputs").save(make_image())
+        ImageStorage(plain_user / "outputs").save(make_image())
 
 
 @pytest.mark.parametrize(
     "filepath", ["fox.png", "outputs/fox.png", "{home}/outputs/fox.png", "", "/moved/fox.png"]
 )
-def test_old_rows_find_their_file(folder: ImageFolder, tmp_path: Path, filepath: str) -> None:
+def test_old_rows_find_their_file(folder: ImageStorage, tmp_path: Path, filepath: str) -> None:
     folder.root.mkdir()
     (folder.root / "fox.png").write_bytes(b"old")
     image = make_image(filename="fox.png", filepath=filepath.format(home=tmp_path))
@@ -109,7 +109,7 @@ def test_old_rows_find_their_file(folder: ImageFolder, tmp_path: Path, filepath:
     "filepath",
     ["../secret.png", "/etc/passwd", "outputs/../../secret.png", "a\0b.png", "ai_images.db"],
 )
-def test_no_row_reaches_out(folder: ImageFolder, tmp_path: Path, filepath: str) -> None:
+def test_no_row_reaches_out(folder: ImageStorage, tmp_path: Path, filepath: str) -> None:
     (tmp_path.parent / "secret.png").write_text("secret")
     (tmp_path / "ai_images.db").write_text("secret")
     with pytest.raises(NotFound):
@@ -118,7 +118,7 @@ def test_no_row_reaches_out(folder: ImageFolder, tmp_path: Path, filepath: str) 
         folder.thumbnail(make_image(filename=filepath, filepath=filepath))
 
 
-def test_no_link_reaches_out(folder: ImageFolder, tmp_path: Path) -> None:
+def test_no_link_reaches_out(folder: ImageStorage, tmp_path: Path) -> None:
     outside = tmp_path.parent / "outside.png"
     outside.write_text("secret")
     folder.root.mkdir()
@@ -129,7 +129,7 @@ def test_no_link_reaches_out(folder: ImageFolder, tmp_path: Path) -> None:
 
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_any_name_stays_inside(filepath: str, filename: str) -> None:
-    folder = ImageFolder(Path("/nowhere/data/outputs"))
+    folder = ImageStorage(Path("/nowhere/data/outputs"))
     try:
         path = folder.path_of(replace(make_image(), filepath=filepath, filename=filename))
     except NotFound:
@@ -137,9 +137,9 @@ def test_any_name_stays_inside(filepath: str, filename: str) -> None:
     assert path.is_relative_to("/nowhere/data")
 
 
-def test_pictures_and_part_files_are_told_apart(folder: ImageFolder) -> None:
+def test_pictures_and_part_files_are_told_apart(folder: ImageStorage) -> None:
     saved = folder.save(make_image(created_at=datetime(2026, 1, 1, tzinfo=UTC)))
     part = folder.root / "2026-01-01" / ".x.png.part"
     part.write_bytes(b"half")
-    assert list(folder.pictures()) == [saved.filepath]
-    assert list(folder.unfinished()) == [part]
+    assert list(folder.images()) == [saved.filepath]
+    assert list(folder.partial_files()) == [part]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from canvas.errors import InvalidInput
 from canvas.history.infotext import read_infotext, write_infotext
-from canvas.presets import MODES
-from canvas.request import FITS, MAX_SEED, SCALES, TASKS, UPSCALERS, GenerationRequest
+from canvas.presets import PRESETS
+from canvas.request import MAX_SEED, RESIZE_MODES, SCALES, TASKS, UPSCALERS, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
@@ -57,11 +57,11 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         "image": draw(names()),
         "mask_image": draw(names()),
         "strength": draw(st.none() | st.floats(0.01, 1)),
-        "fit": draw(st.sampled_from(FITS)),
-        "background": draw(st.sampled_from(["#ffffff", "#00ff7f"])),
-        "mask_feather": draw(st.integers(0, 256)),
+        "resize_mode": draw(st.sampled_from(RESIZE_MODES)),
+        "fill_color": draw(st.sampled_from(["#ffffff", "#00ff7f"])),
+        "mask_blur": draw(st.integers(0, 256)),
         "only_masked": draw(st.booleans()),
-        "extend": tuple(8 * draw(st.integers(0, 100)) for _ in range(4)),
+        "outpaint": tuple(8 * draw(st.integers(0, 100)) for _ in range(4)),
         "variation_seed": draw(st.none() | st.integers(0, 2**50)),
         "variation_strength": draw(st.floats(0, 1)),
         "scale": draw(st.sampled_from(SCALES)),
@@ -69,7 +69,7 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         "loras": draw(st.lists(st.tuples(lines(), st.floats(-4, 4)), max_size=3).map(tuple)),
         "prompt_weighting": draw(st.booleans()),
         "watermark": draw(lines()),
-        "mode": draw(st.sampled_from(sorted(MODES))),
+        "preset": draw(st.sampled_from(sorted(PRESETS))),
     }
     return GenerationRequest(**values)
 

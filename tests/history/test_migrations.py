@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import StorageError
-from canvas.history.api_keys import Keys
-from canvas.history.database import Store
+from canvas.history.api_keys import ApiKeyStore
+from canvas.history.database import Database
 from canvas.history.migrations import MIGRATIONS
 
 OLDEST = """
@@ -81,7 +81,7 @@ def columns(path: Path, table: str) -> set[str]:
 @pytest.mark.parametrize("script", ["", OLDEST, OLD], ids=["blank", "oldest", "old"])
 def test_every_start_ends_in_the_designed_tables(tmp_path: Path, script: str) -> None:
     path = build(tmp_path / "ai_images.db", script)
-    Store(path).close()
+    Database(path).close()
     for table, names in DESIGNED.items():
         assert set(names.split()) <= columns(path, table)
     with closing(sqlite3.connect(path)) as connection:
@@ -93,7 +93,7 @@ def test_every_start_ends_in_the_designed_tables(tmp_path: Path, script: str) ->
 def test_migration_loses_nothing_and_leaves_a_copy(tmp_path: Path, script: str) -> None:
     path = build(tmp_path / "ai_images.db", script)
     before = contents(path)
-    Store(path).close()
+    Database(path).close()
     after = contents(path)
     for table, rows in before.items():
         for old, new in zip(rows, after[table], strict=True):
@@ -102,13 +102,13 @@ def test_migration_loses_nothing_and_leaves_a_copy(tmp_path: Path, script: str) 
 
 
 def test_old_rows_are_read_as_pictures(tmp_path: Path) -> None:
-    store = Store(build(tmp_path / "ai_images.db", OLDEST))
+    store = Database(build(tmp_path / "ai_images.db", OLDEST))
     fox, odd = store.image(3), store.image(9)
     store.close()
     assert fox is not None
     assert odd is not None
     assert (fox.request.prompt, fox.request.style, fox.request.width) == ("a fox", "fantasy", 512)
-    assert (fox.owner, fox.channel) == ("local", "")
+    assert (fox.owner, fox.client) == ("local", "")
     assert fox.notes == ()
     assert odd.request.prompt == "two\nlines"
     assert (odd.request.width, odd.request.style) == (None, "none")
@@ -116,7 +116,7 @@ def test_old_rows_are_read_as_pictures(tmp_path: Path) -> None:
 
 
 def test_old_rows_are_found_by_search_and_numbers_go_on(tmp_path: Path) -> None:
-    store = Store(build(tmp_path / "ai_images.db", OLDEST))
+    store = Database(build(tmp_path / "ai_images.db", OLDEST))
     found = store.rows("SELECT rowid FROM image_search WHERE image_search MATCH 'fox'")
     with store.transaction() as connection:
         connection.execute(
@@ -132,8 +132,8 @@ def test_old_rows_are_found_by_search_and_numbers_go_on(tmp_path: Path) -> None:
 def test_a_migrated_file_is_copied_once(tmp_path: Path) -> None:
     path = build(tmp_path / "ai_images.db", OLD)
     (tmp_path / "ai_images.backup-1.db").write_bytes(b"somebody's")
-    Store(path).close()
-    Store(path).close()
+    Database(path).close()
+    Database(path).close()
     assert (tmp_path / "ai_images.backup-1.db").read_bytes() == b"somebody's"
     assert sorted(file.name for file in tmp_path.glob("*.db")) == [
         "ai_images.backup-1.db",
@@ -146,19 +146,19 @@ def test_a_failing_migration_changes_nothing(tmp_path: Path) -> None:
     path = build(tmp_path / "ai_images.db", OLD + "CREATE TABLE images_of_owner (id INTEGER);")
     before = contents(path)
     with pytest.raises(StorageError, match="images_of_owner"):
-        Store(path)
+        Database(path)
     assert contents(path) == before
 
 
 def test_keys_made_before_their_table_was_a_migration_still_count(tmp_path: Path) -> None:
     path = tmp_path / "ai_images.db"
-    store = Store(path)
-    secret = Keys(store).make("laptop")
+    store = Database(path)
+    secret = ApiKeyStore(store).create("laptop")
     store.close()
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("DROP TABLE comparisons; PRAGMA user_version = 4")
-    store = Store(path)
-    owner = Keys(store).owner_of(secret)
+    store = Database(path)
+    owner = ApiKeyStore(store).get_owner(secret)
     store.close()
     assert owner == "key-laptop"
 
@@ -166,4 +166,4 @@ def test_keys_made_before_their_table_was_a_migration_still_count(tmp_path: Path
 def test_a_newer_file_is_refused_in_words(tmp_path: Path) -> None:
     path = build(tmp_path / "ai_images.db", "PRAGMA user_version = 99;")
     with pytest.raises(StorageError, match="newer Magic Canvas"):
-        Store(path)
+        Database(path)

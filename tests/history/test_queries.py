@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from canvas.errors import InvalidInput
 from canvas.history import queries
-from canvas.history.database import COMMON, Store
+from canvas.history.database import COMMON_MATCHES, Database
 from canvas.history.queries import SORTS, Query
 
 from .bulk_data import many_images
@@ -28,21 +28,21 @@ PROMPTS = [
 
 
 @pytest.fixture
-def prompts(store: Store) -> Store:
+def prompts(store: Database) -> Database:
     for hour, prompt in enumerate(PROMPTS):
         store.record(make_image(prompt=prompt, created_at=START + timedelta(hours=hour)))
     return store
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    store = Store(tmp_path_factory.mktemp("many") / "ai_images.db")
-    store.record_all(many_images(COMMON + 500))
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    store = Database(tmp_path_factory.mktemp("many") / "ai_images.db")
+    store.record_all(many_images(COMMON_MATCHES + 500))
     yield store
     store.close()
 
 
-def found(store: Store, **query: Any) -> list[int]:
+def found(store: Database, **query: Any) -> list[int]:
     images = store.search(Query(**query))
     assert store.count(Query(**query)) == len(images)
     assert store.ids(Query(**query)) == [image.id for image in images]
@@ -77,13 +77,13 @@ def found(store: Store, **query: Any) -> list[int]:
         ("(fox)", [1, 2, 4]),
     ],
 )
-def test_words_find_prompts(prompts: Store, text: str, ids: list[int]) -> None:
+def test_words_find_prompts(prompts: Database, text: str, ids: list[int]) -> None:
     assert found(prompts, text=text) == ids
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(text=st.text(max_size=60) | st.text('"*-^():+{}fox AND OR NOT NEAR', max_size=60))
-def test_no_text_breaks_the_search(prompts: Store, text: str) -> None:
+def test_no_text_breaks_the_search(prompts: Database, text: str) -> None:
     try:
         query = Query(text)
     except InvalidInput:
@@ -91,7 +91,7 @@ def test_no_text_breaks_the_search(prompts: Store, text: str) -> None:
     assert len(prompts.search(query)) == prompts.count(query)
 
 
-def test_a_new_a_changed_and_a_gone_prompt_are_followed(prompts: Store) -> None:
+def test_a_new_a_changed_and_a_gone_prompt_are_followed(prompts: Database) -> None:
     with prompts.transaction() as connection:
         connection.execute("UPDATE generated_images SET prompt = 'an owl' WHERE id = 1")
         connection.execute("DELETE FROM generated_images WHERE id = 2")
@@ -118,7 +118,7 @@ def test_a_new_a_changed_and_a_gone_prompt_are_followed(prompts: Store) -> None:
         ({"text": "-fox", "model_key": "small"}, [3]),
     ],
 )
-def test_filters(store: Store, filters: dict[str, Any], ids: list[int]) -> None:
+def test_filters(store: Database, filters: dict[str, Any], ids: list[int]) -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"owner": "anna"},
@@ -131,7 +131,7 @@ def test_filters(store: Store, filters: dict[str, Any], ids: list[int]) -> None:
     assert found(store, **filters) == ids
 
 
-def test_pictures_without_file_are_not_found(prompts: Store) -> None:
+def test_pictures_without_file_are_not_found(prompts: Database) -> None:
     prompts.mark_missing([1, 2])
     assert found(prompts) == [3, 4, 5]
     assert found(prompts, text="fox") == [4]
@@ -139,7 +139,7 @@ def test_pictures_without_file_are_not_found(prompts: Store) -> None:
 
 @pytest.mark.parametrize("sort", list(SORTS))
 @pytest.mark.parametrize("text", ["", "picture", "unicorn", "-fox"])
-def test_pages_join_to_the_whole_in_order(many: Store, sort: str, text: str) -> None:
+def test_pages_join_to_the_whole_in_order(many: Database, sort: str, text: str) -> None:
     query = {"text": text, "owner": "local", "sort": sort}
     pages = [
         many.search(Query(**query, limit=700, offset=offset)) for offset in range(0, 2800, 700)
@@ -164,7 +164,7 @@ def test_pages_join_to_the_whole_in_order(many: Store, sort: str, text: str) -> 
 @pytest.mark.parametrize("owner", ["local", None])
 @pytest.mark.parametrize("text", ["", "fox", "fox -snow", "-fox", '"a b" c*'])
 @pytest.mark.parametrize("sort", list(SORTS))
-def test_nothing_is_scanned(many: Store, owner: str | None, text: str, sort: str) -> None:
+def test_nothing_is_scanned(many: Database, owner: str | None, text: str, sort: str) -> None:
     for filters in (
         {},
         {"favourite": True},
@@ -188,7 +188,7 @@ def test_nothing_is_scanned(many: Store, owner: str | None, text: str, sort: str
             assert any(line.startswith("SEARCH generated_images USING") for line in details)
 
 
-def test_the_pages_of_all_are_found_in_the_index(many: Store) -> None:
+def test_the_pages_of_all_are_found_in_the_index(many: Database) -> None:
     for query in (Query(), Query(owner="local"), Query(owner="local", favourite=True)):
         statement = queries.page(query, common=False)
         plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
@@ -202,7 +202,7 @@ def test_the_pages_of_all_are_found_in_the_index(many: Store) -> None:
 )
 @pytest.mark.parametrize("owner", ["local", None])
 def test_filters_are_served_by_the_index_alone(
-    many: Store, owner: str | None, filters: dict[str, Any]
+    many: Database, owner: str | None, filters: dict[str, Any]
 ) -> None:
     for statement in (
         queries.page(Query(owner=owner, **filters), common=False),
@@ -212,7 +212,7 @@ def test_filters_are_served_by_the_index_alone(
         assert any("COVERING INDEX images_of_" in row["detail"] for row in plan)
 
 
-def test_a_link_finds_the_same(store: Store) -> None:
+def test_a_link_finds_the_same(store: Database) -> None:
     query = Query(
         text='fox -"in snow" ü&=',
         model_key="tiny",
@@ -224,9 +224,9 @@ def test_a_link_finds_the_same(store: Store) -> None:
         favourite=True,
         ids=(1, 22),
     )
-    assert queries.from_link(queries.to_link(query)) == query
-    assert queries.from_link(queries.to_link(Query())) == Query()
-    assert queries.to_link(Query(owner="anna")) == {}
+    assert queries.from_query_params(queries.to_query_params(query)) == query
+    assert queries.from_query_params(queries.to_query_params(Query())) == Query()
+    assert queries.to_query_params(Query(owner="anna")) == {}
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_a_link_finds_the_same(store: Store) -> None:
 )
 def test_a_link_that_makes_no_sense_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        queries.from_link({name: text})
+        queries.from_query_params({name: text})
     assert caught.value.field == name
 
 
-def test_file_names_and_timings_are_looked_up(many: Store) -> None:
+def test_file_names_and_timings_are_looked_up(many: Database) -> None:
     plan = many.rows("EXPLAIN QUERY PLAN SELECT * FROM generated_images WHERE filename = 'x'")
     assert "images_by_filename" in plan[0]["detail"]
 

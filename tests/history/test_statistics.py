@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from canvas.history.database import ModelEvent, Store
-from canvas.history.images import Gallery
-from canvas.history.statistics import Downloads, Seconds, disk_use, statistics
+from canvas.history.database import Database, ModelEvent
+from canvas.history.images import ImageRepository
+from canvas.history.statistics import DownloadStats, GenerationTimes, compute_statistics, disk_use
 
 from .conftest import make_image
 
 
-def test_figures_of_one_owner_and_of_all(store: Store) -> None:
+def test_figures_of_one_owner_and_of_all(store: Database) -> None:
     for day, model, style, seconds, owner in (
         (1, "tiny", "anime", 2.0, "anna"),
         (1, "tiny", "none", 4.0, "anna"),
@@ -27,20 +27,20 @@ def test_figures_of_one_owner_and_of_all(store: Store) -> None:
                 favourite=day == 3,
             )
         )
-    of_anna = statistics(store, "anna")
+    of_anna = compute_statistics(store, "anna")
     assert (of_anna.pictures, of_anna.favourites, of_anna.seconds) == (3, 1, 14.0)
     assert dict(of_anna.by_day) == {"2026-01-01": 2, "2026-01-03": 1}
     assert list(of_anna.by_model.items()) == [("tiny", 2), ("small", 1)]
     assert list(of_anna.by_style.items()) == [("anime", 2), ("none", 1)]
     assert of_anna.by_model_and_size == (
-        Seconds("tiny", 64, 72, 2, 3.0),
-        Seconds("small", 64, 72, 1, 8.0),
+        GenerationTimes("tiny", 64, 72, 2, 3.0),
+        GenerationTimes("small", 64, 72, 1, 8.0),
     )
-    assert statistics(store, None).pictures == 4
-    assert statistics(store, "nobody").by_day == {}
+    assert compute_statistics(store, None).pictures == 4
+    assert compute_statistics(store, "nobody").by_day == {}
 
 
-def test_downloads_count_what_arrived(store: Store) -> None:
+def test_downloads_count_what_arrived(store: Database) -> None:
     for event, status, size in (
         ("download", "complete", 100),
         ("download", "complete", 50),
@@ -51,14 +51,14 @@ def test_downloads_count_what_arrived(store: Store) -> None:
         store.record_download(
             ModelEvent("tiny", event, status=status, bytes=size, download_time=2.0)
         )
-    assert statistics(store, None).downloads == (Downloads("tiny", 2, 1, 150, 4.0),)
+    assert compute_statistics(store, None).downloads == (DownloadStats("tiny", 2, 1, 150, 4.0),)
 
 
-def test_disk_use_is_what_lies_there_and_thumbnails_can_be_freed(gallery: Gallery) -> None:
-    kept = gallery.keep(make_image())
+def test_disk_use_is_what_lies_there_and_thumbnails_can_be_freed(gallery: ImageRepository) -> None:
+    kept = gallery.save(make_image())
     used = disk_use(gallery.store, gallery.folder)
     assert used.pictures == kept.file_size == gallery.folder.path_of(kept).stat().st_size
     assert used.thumbnails == gallery.folder.thumbnail(kept).stat().st_size > 0
-    assert gallery.folder.free_thumbnails() == used.thumbnails
+    assert gallery.folder.clear_thumbnails() == used.thumbnails
     assert disk_use(gallery.store, gallery.folder).thumbnails == 0
     assert gallery.folder.thumbnail(kept).is_file()

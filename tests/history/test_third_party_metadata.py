@@ -16,7 +16,7 @@ from sd_parsers import ParserManager
 from canvas.catalog import MODELS
 from canvas.errors import StorageError
 from canvas.history.metadata import embed
-from canvas.history.third_party_metadata import PictureSettings, find_model, read_picture
+from canvas.history.third_party_metadata import ImportedSettings, find_model, read_metadata
 from canvas.request import GenerationRequest
 
 from .conftest import make_image
@@ -179,7 +179,7 @@ def test_settings_of_other_programs_are_read(
 ) -> None:
     both = {"workflow": json.dumps(WORKFLOW)} if chunk == "prompt" else {}
     path = png(tmp_path, **{chunk: text}, **both)
-    found = read_picture(path)
+    found = read_metadata(path)
     expected = dict(LIGHTHOUSE)
     if chunk in ("sd__metadata", "Dream"):
         expected["scheduler"] = "Euler a"
@@ -196,7 +196,7 @@ def test_settings_of_other_programs_are_read(
 
 
 def test_what_a1111_says_and_we_cannot_is_named(tmp_path: Path) -> None:
-    unread = read_picture(png(tmp_path, parameters=A1111)).unread
+    unread = read_metadata(png(tmp_path, parameters=A1111)).warnings
     assert [sentence.split(":")[0] for sentence in unread] == [
         "Denoising strength",
         "Hires upscale",
@@ -207,7 +207,7 @@ def test_our_own_picture_gives_its_request(tmp_path: Path) -> None:
     path = tmp_path / "own.webp"
     image = make_image(image_format="webp")
     path.write_bytes(embed(image))
-    found = read_picture(path)
+    found = read_metadata(path)
     assert found.program == "Magic Canvas"
     assert found.values == image.request.to_dict()
 
@@ -215,9 +215,9 @@ def test_our_own_picture_gives_its_request(tmp_path: Path) -> None:
 def test_our_own_picture_of_a_lost_model_says_so(tmp_path: Path) -> None:
     path = tmp_path / "own.png"
     path.write_bytes(embed(make_image(model_key="mine")))
-    found = read_picture(path)
+    found = read_metadata(path)
     assert "model_key" not in found.values
-    assert "The model mine is not in the catalogue" in found.unread[-1]
+    assert "The model mine is not in the catalogue" in found.warnings[-1]
 
 
 def test_comfyui_writes_its_graph_into_exif(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_comfyui_writes_its_graph_into_exif(tmp_path: Path) -> None:
     exif[0x010F] = f"workflow:{json.dumps(WORKFLOW)}"
     path = tmp_path / "picture.webp"
     Image.new("RGB", (8, 8)).save(path, exif=exif)
-    found = read_picture(path)
+    found = read_metadata(path)
     assert (found.program, found.values) == ("ComfyUI", LIGHTHOUSE)
 
 
@@ -235,7 +235,7 @@ def test_a_camera_has_no_settings(tmp_path: Path) -> None:
     exif[0x0110], exif[0x010F] = "EOS 5D", "Canon: Inc"
     path = tmp_path / "picture.jpg"
     Image.new("RGB", (8, 8)).save(path, exif=exif)
-    assert read_picture(path) == PictureSettings()
+    assert read_metadata(path) == ImportedSettings()
 
 
 def test_comfyui_seeds_and_words_come_through_links(tmp_path: Path) -> None:
@@ -250,10 +250,10 @@ def test_comfyui_seeds_and_words_come_through_links(tmp_path: Path) -> None:
         node22={"class_type": "PrimitiveString", "inputs": {"value": "an owl"}},
         node23={"class_type": "ControlNetLoader", "inputs": {"control_net_name": "canny"}},
     )
-    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    found = read_metadata(png(tmp_path, prompt=json.dumps(changed)))
     assert (found.values["seed"], found.values["prompt"]) == (77, "an owl")
     assert found.values["negative_prompt"] == "people"
-    assert found.unread == (
+    assert found.warnings == (
         "The node ControlNetApplyAdvanced has no counterpart here.",
         "The node ControlNetLoader has no counterpart here.",
     )
@@ -270,10 +270,10 @@ def test_comfyui_second_passes_loras_and_strength_are_said(tmp_path: Path) -> No
             "inputs": {"lora_name": "x", "model": ["4", 0], "clip": ["4", 1]},
         },
     )
-    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    found = read_metadata(png(tmp_path, prompt=json.dumps(changed)))
     assert (found.values["seed"], found.values["num_inference_steps"]) == (1234, 25)
     assert "scheduler" not in found.values
-    assert found.unread == (
+    assert found.warnings == (
         "It was made in 2 passes; the settings are of the first.",
         "The sampler heun karras has no counterpart here.",
         "The node LoraLoader has no counterpart here.",
@@ -286,10 +286,10 @@ def test_comfyui_from_another_picture(tmp_path: Path) -> None:
         node30={"class_type": "VAEEncode", "inputs": {"pixels": ["31", 0], "vae": ["4", 2]}},
         node31={"class_type": "LoadImage", "inputs": {"image": "cat.png"}},
     )
-    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    found = read_metadata(png(tmp_path, prompt=json.dumps(changed)))
     assert "width" not in found.values
-    assert found.unread[0].startswith("It was made from another picture with strength 0.4")
-    assert len(found.unread) == 3
+    assert found.warnings[0].startswith("It was made from another picture with strength 0.4")
+    assert len(found.warnings) == 3
 
 
 def test_comfyui_custom_samplers(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_comfyui_custom_samplers(tmp_path: Path) -> None:
         "6": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 1024, "height": 768}},
         "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat"}},
     }
-    found = read_picture(png(tmp_path, prompt=json.dumps(nodes)))
+    found = read_metadata(png(tmp_path, prompt=json.dumps(nodes)))
     assert found.values == {
         "prompt": "a cat",
         "seed": 9,
@@ -323,7 +323,7 @@ def test_comfyui_custom_samplers(tmp_path: Path) -> None:
         "height": 768,
         "scheduler": "Euler",
     }
-    assert found.unread == ()
+    assert found.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -343,10 +343,10 @@ def test_comfyui_custom_samplers(tmp_path: Path) -> None:
 def test_what_invokeai_says_and_we_cannot_is_named(
     tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
-    found = read_picture(png(tmp_path, invokeai_metadata=json.dumps({**INVOKEAI, **changes})))
+    found = read_metadata(png(tmp_path, invokeai_metadata=json.dumps({**INVOKEAI, **changes})))
     assert found.values["prompt"] == "a lighthouse, (storm:1.3)"
-    assert len(found.unread) == 1
-    assert named in found.unread[0]
+    assert len(found.warnings) == 1
+    assert named in found.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ JUNK = st.recursive(
     values=st.dictionaries(st.sampled_from(["1", "nodes", "links", "image", "model"]), JUNK),
 )
 def test_no_json_breaks_the_readers(tmp_path: Path, chunk: str, values: dict[str, Any]) -> None:
-    read_picture(png(tmp_path, **{chunk: json.dumps(values)}))
+    read_metadata(png(tmp_path, **{chunk: json.dumps(values)}))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -393,17 +393,17 @@ def test_no_json_breaks_the_readers(tmp_path: Path, chunk: str, values: dict[str
 )
 def test_no_graph_breaks_the_reader(tmp_path: Path, number: str, name: str, value: Any) -> None:
     changed = graph(**{f"node{number}": {name: value}})
-    found = read_picture(png(tmp_path, prompt=json.dumps(changed)))
+    found = read_metadata(png(tmp_path, prompt=json.dumps(changed)))
     assert "prompt" not in found.values or GenerationRequest.from_dict(found.values)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 50_000, '"', '"x" -s -S -W', "NaN"])
 def test_broken_texts_say_nothing(tmp_path: Path, text: str) -> None:
     for chunk in ("prompt", "workflow", "invokeai_metadata", "sd__metadata", "Dream"):
-        assert read_picture(png(tmp_path, **{chunk: text})).values in ({}, {"prompt": "x"})
+        assert read_metadata(png(tmp_path, **{chunk: text})).values in ({}, {"prompt": "x"})
 
 
 def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("hello")
     with pytest.raises(StorageError, match="cannot be read"):
-        read_picture(tmp_path / "x.png")
+        read_metadata(tmp_path / "x.png")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.images import Gallery, Reconciled
+from canvas.history.images import ImageRepository, ReconcileResult
 from canvas.history.queries import Query
 from canvas.history.trash import UNDO_SECONDS, Trash
 from canvas.request import GeneratedImage
@@ -14,20 +14,22 @@ from canvas.request import GeneratedImage
 from .conftest import make_image
 
 
-def keep(gallery: Gallery, *owners: str) -> list[GeneratedImage]:
-    return [gallery.keep(make_image(owner=owner)) for owner in owners]
+def keep(gallery: ImageRepository, *owners: str) -> list[GeneratedImage]:
+    return [gallery.save(make_image(owner=owner)) for owner in owners]
 
 
 def ids(images: list[GeneratedImage]) -> list[int]:
     return [image.id or 0 for image in images]
 
 
-def files(gallery: Gallery) -> list[str]:
+def files(gallery: ImageRepository) -> list[str]:
     root = gallery.folder.root
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def test_a_deleted_picture_is_gone_everywhere_and_undo_brings_all_back(gallery: Gallery) -> None:
+def test_a_deleted_picture_is_gone_everywhere_and_undo_brings_all_back(
+    gallery: ImageRepository,
+) -> None:
     (kept,) = keep(gallery, "local")
     gallery.store.set_favourite([1], "local", True)
     row = gallery.store.rows("SELECT * FROM generated_images")
@@ -40,7 +42,7 @@ def test_a_deleted_picture_is_gone_everywhere_and_undo_brings_all_back(gallery: 
     assert gallery.store.image_by_filename(kept.filename) is None
     assert gallery.store.search(Query("fox")) == []
     assert gallery.store.rows("SELECT * FROM image_search WHERE image_search MATCH 'fox'") == []
-    assert gallery.reconcile() == Reconciled()
+    assert gallery.reconcile() == ReconcileResult()
     assert gallery.undo(token, "local") == 1
     assert path.read_bytes() == content
     assert gallery.store.rows("SELECT * FROM generated_images") == row
@@ -49,7 +51,7 @@ def test_a_deleted_picture_is_gone_everywhere_and_undo_brings_all_back(gallery: 
     assert not (gallery.folder.root / ".trash" / token).exists()
 
 
-def test_nobody_deletes_or_brings_back_what_is_not_theirs(gallery: Gallery) -> None:
+def test_nobody_deletes_or_brings_back_what_is_not_theirs(gallery: ImageRepository) -> None:
     anna, berta = keep(gallery, "anna", "berta")
     token, number = gallery.delete(ids([anna, berta]), "anna")
     assert number == 1
@@ -63,13 +65,13 @@ def test_nobody_deletes_or_brings_back_what_is_not_theirs(gallery: Gallery) -> N
         gallery.undo("guessed", "anna")
 
 
-def test_the_administrator_deletes_anything(gallery: Gallery) -> None:
+def test_the_administrator_deletes_anything(gallery: ImageRepository) -> None:
     token, number = gallery.delete(ids(keep(gallery, "anna", "berta")), None)
     assert number == 2
     assert gallery.undo(token, None) == 2
 
 
-def test_many_pictures_are_deleted_in_parts(gallery: Gallery) -> None:
+def test_many_pictures_are_deleted_in_parts(gallery: ImageRepository) -> None:
     first = keep(gallery, "local")
     gallery.store.record_all(make_image(filename=f"{n}.png") for n in range(1200))
     token, number = gallery.delete(gallery.store.ids_of("local"), "local")
@@ -79,7 +81,7 @@ def test_many_pictures_are_deleted_in_parts(gallery: Gallery) -> None:
     assert gallery.folder.path_of(first[0]).is_file()
 
 
-def test_a_failing_delete_changes_nothing(gallery: Gallery) -> None:
+def test_a_failing_delete_changes_nothing(gallery: ImageRepository) -> None:
     kept = keep(gallery, "local", "local")
     # A file where the folder of the trash should be.
     (gallery.folder.root / ".trash").write_text("")
@@ -90,7 +92,7 @@ def test_a_failing_delete_changes_nothing(gallery: Gallery) -> None:
     assert gallery.store.count(Query()) == 2
 
 
-def test_the_time_for_undoing_ends(gallery: Gallery) -> None:
+def test_the_time_for_undoing_ends(gallery: ImageRepository) -> None:
     now = [0.0]
     trash = Trash(gallery.store, gallery.folder, clock=lambda: now[0])
     first, second = keep(gallery, "local", "local")
@@ -102,7 +104,7 @@ def test_the_time_for_undoing_ends(gallery: Gallery) -> None:
     assert len([name for name in files(gallery) if name.startswith(".trash/")]) == 1
 
 
-def test_keeping_a_picture_empties_what_is_too_old(gallery: Gallery) -> None:
+def test_keeping_a_picture_empties_what_is_too_old(gallery: ImageRepository) -> None:
     now = [0.0]
     gallery.trash = Trash(gallery.store, gallery.folder, clock=lambda: now[0])
     gallery.delete(ids(keep(gallery, "local")), "local")
@@ -111,27 +113,27 @@ def test_keeping_a_picture_empties_what_is_too_old(gallery: Gallery) -> None:
     assert [name for name in files(gallery) if name.startswith(".trash/")] == []
 
 
-def test_what_an_old_session_left_is_removed_at_the_start(gallery: Gallery) -> None:
+def test_what_an_old_session_left_is_removed_at_the_start(gallery: ImageRepository) -> None:
     token, _ = gallery.delete(ids(keep(gallery, "local")), "local")
-    Gallery(gallery.store, gallery.folder).reconcile()
+    ImageRepository(gallery.store, gallery.folder).reconcile()
     assert gallery.undo(token, "local") == 1  # the other session was still running
     token, _ = gallery.delete([1], "local")
     os.utime(gallery.folder.root / ".trash" / token, (0, 0))
-    Gallery(gallery.store, gallery.folder).reconcile()
+    ImageRepository(gallery.store, gallery.folder).reconcile()
     assert files(gallery) == []
 
 
-def test_erasing_leaves_no_trace_of_an_owner(gallery: Gallery, tmp_path: Path) -> None:
+def test_erasing_leaves_no_trace_of_an_owner(gallery: ImageRepository, tmp_path: Path) -> None:
     words = "unmistakable words about somebody"
-    kept = [gallery.keep(make_image(owner="anna", prompt=f"{words} {n}")) for n in range(3)]
-    other = gallery.keep(make_image(owner="berta"))
+    kept = [gallery.save(make_image(owner="anna", prompt=f"{words} {n}")) for n in range(3)]
+    other = gallery.save(make_image(owner="berta"))
     token, _ = gallery.delete(ids(kept[:1]), "anna")
     gallery.store.mark_missing(ids(kept[1:2]))
     with gallery.store.transaction() as connection:
         connection.execute(
             "INSERT INTO unfinished_jobs VALUES ('1', 'anna', ?, '', '')", [f"{words} 4"]
         )
-    assert gallery.erase("anna") == 2
+    assert gallery.delete_all("anna") == 2
     with pytest.raises(NotFound):
         gallery.undo(token, "anna")
     assert gallery.store.recent(None) == [other]
@@ -142,9 +144,9 @@ def test_erasing_leaves_no_trace_of_an_owner(gallery: Gallery, tmp_path: Path) -
         assert b"unmistakable" not in path.read_bytes()
 
 
-def test_cleaning_up_takes_what_the_preview_said(gallery: Gallery) -> None:
+def test_cleaning_up_takes_what_the_preview_said(gallery: ImageRepository) -> None:
     for model, favourite in (("tiny", False), ("tiny", True), ("small", False)):
-        gallery.keep(make_image(model_key=model, favourite=favourite))
+        gallery.save(make_image(model_key=model, favourite=favourite))
     query = Query(model_key="tiny", favourite=False, owner="local")
     number, size = gallery.store.totals(query)
     sizes = [image.file_size for image in gallery.store.search(query)]
@@ -156,7 +158,7 @@ def test_cleaning_up_takes_what_the_preview_said(gallery: Gallery) -> None:
     assert gallery.undo(token, "local") == 1
 
 
-def test_favourites_are_an_owners_own(gallery: Gallery) -> None:
+def test_favourites_are_an_owners_own(gallery: ImageRepository) -> None:
     keep(gallery, "anna", "berta")
     assert gallery.store.set_favourite([1, 2, 99], "anna", True) == 1
     assert [image.owner for image in gallery.store.search(Query(favourite=True))] == ["anna"]

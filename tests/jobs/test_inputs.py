@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.engine import safety
-from canvas.errors import Blocked, HubOffline, InvalidInput, ModelGone, NotFound
+from canvas.errors import ContentBlocked, HubOffline, InvalidInput, ModelNotFound, NotFound
 from canvas.history.metadata import read_settings
 from canvas.models.hub_client import Hub
 from canvas.request import GeneratedImage
@@ -32,7 +32,7 @@ def wish(**fields: Any) -> GenerationRequest:
 
 
 def pixels(studio: Studio, image: GeneratedImage) -> np.ndarray[Any, Any]:
-    with Image.open(studio.picture_path(image.filename)) as picture:
+    with Image.open(studio.image_path(image.filename)) as picture:
         return np.asarray(picture.convert("RGB"), int)
 
 
@@ -59,7 +59,7 @@ def test_a_picture_of_the_gallery_is_varied_and_is_the_parent(
     assert [child.parent_id for child in two] == [parent.id] * 2
     assert [child.task for child in two] == ["image_to_image"] * 2
     assert (pixels(studio, two[0]) != pixels(studio, two[1])).any()
-    row = sqlite3.connect(settings.database).execute(
+    row = sqlite3.connect(settings.database_path).execute(
         "select task, parent_id, options from generated_images where id = ?", [two[0].id]
     )
     [(task, parent_id, options)] = row.fetchall()
@@ -69,14 +69,14 @@ def test_a_picture_of_the_gallery_is_varied_and_is_the_parent(
     assert studio.image(two[1].id or 0) == two[1]
     [again] = studio.generate(two[1].request)
     assert (pixels(studio, again) == pixels(studio, two[1])).all()
-    kept = read_settings(studio.picture_path(two[0].filename))
+    kept = read_settings(studio.image_path(two[0].filename))
     assert kept is not None
     assert kept.request == two[0].request
 
 
 def test_a_handed_in_picture_is_inpainted_and_extended(studio: Studio) -> None:
-    picture = studio.shelf.hand_in(scene())
-    mask = studio.shelf.hand_in(painted(), "mask_image")
+    picture = studio.inputs.upload(scene())
+    mask = studio.inputs.upload(painted(), "mask_image")
     [changed] = studio.generate(wish(task="inpaint", image=picture.name, mask_image=mask.name))
     difference = (pixels(studio, changed) != np.asarray(scene(), int)).any(-1)
     inside = np.zeros_like(difference)
@@ -85,22 +85,24 @@ def test_a_handed_in_picture_is_inpainted_and_extended(studio: Studio) -> None:
     assert difference[inside].any()
     assert changed.parent_id is None
 
-    extended = wish(task="inpaint", image=picture.name, extend=(64, 0, 0, 64))
+    extended = wish(task="inpaint", image=picture.name, outpaint=(64, 0, 0, 64))
     [larger] = studio.generate(extended)
     assert (larger.request.width, larger.request.height) == (320, 256)
     assert (pixels(studio, larger)[:192, 64:] == np.asarray(scene(), int)).all()
 
 
 def test_enlarging_needs_no_model_in_memory(studio: Studio, settings: Settings) -> None:
-    name = studio.shelf.hand_in(scene()).name
+    name = studio.inputs.upload(scene()).name
     [larger] = studio.generate(GenerationRequest("", task="upscale", image=name, scale=4))
     assert pixels(studio, larger).shape == (768, 1024, 3)
-    loads = sqlite3.connect(settings.database).execute("select * from model_downloads").fetchall()
+    loads = (
+        sqlite3.connect(settings.database_path).execute("select * from model_downloads").fetchall()
+    )
     assert loads == []
 
 
 def test_enlarging_with_detail(studio: Studio) -> None:
-    name = studio.shelf.hand_in(scene()).name
+    name = studio.inputs.upload(scene()).name
     request = wish(task="upscale", image=name, upscaler="detail", strength=0.4)
     job = studio.submit(request)
     [larger] = job.wait()
@@ -110,9 +112,9 @@ def test_enlarging_with_detail(studio: Studio) -> None:
 
 
 def test_what_is_wrong_with_pictures_is_said_before_anything_is_queued(studio: Studio) -> None:
-    picture = studio.shelf.hand_in(scene())
-    empty = studio.shelf.hand_in(Image.new("L", (256, 192)))
-    small = studio.shelf.hand_in(Image.new("L", (64, 64), 255))
+    picture = studio.inputs.upload(scene())
+    empty = studio.inputs.upload(Image.new("L", (256, 192)))
+    small = studio.inputs.upload(Image.new("L", (64, 64), 255))
     for fields, sentence in (
         ({"task": "image_to_image"}, "image: None"),
         ({"task": "inpaint", "image": picture.name, "mask_image": empty.name}, "an empty mask"),
@@ -129,18 +131,18 @@ def test_what_is_wrong_with_pictures_is_said_before_anything_is_queued(studio: S
 def test_bad_files_are_refused_and_nothing_is_kept(studio: Studio, settings: Settings) -> None:
     for content in (b"just text", bomb(40_000, 40_000)):
         with pytest.raises(InvalidInput):
-            studio.shelf.hand_in(content)
-    assert not settings.inputs.exists()
+            studio.inputs.upload(content)
+    assert not settings.uploads_dir.exists()
 
 
 def test_what_was_done_to_a_handed_in_picture_is_said(studio: Studio) -> None:
     frames = [Image.new("RGB", (32, 16), color) for color in ("red", "blue")]
     moving = io.BytesIO()
     frames[0].save(moving, "gif", save_all=True, append_images=frames[1:])
-    handed = studio.shelf.hand_in(moving.getvalue())
+    handed = studio.inputs.upload(moving.getvalue())
     assert (handed.width, handed.height) == (32, 16)
     assert handed.notes == ("The first of 2 frames was taken.",)
-    large = studio.shelf.hand_in(Image.new("RGB", (8192, 16)))
+    large = studio.inputs.upload(Image.new("RGB", (8192, 16)))
     assert (large.width, large.height) == (4096, 8)
     assert "4096" in large.notes[0]
 
@@ -155,9 +157,9 @@ def test_pictures_of_others_are_not_to_be_had(studio: Studio) -> None:
 def lora(settings: Settings) -> str:
     from diffusers import UNet2DConditionModel
 
-    settings.loras.mkdir(parents=True)
+    settings.loras_dir.mkdir(parents=True)
     unet = UNet2DConditionModel.from_pretrained(Path(MODELS["starter"].name) / "unet")
-    make_lora(settings.loras / "snow.safetensors", unet, "kohya")
+    make_lora(settings.loras_dir / "snow.safetensors", unet, "kohya")
     return "snow"
 
 
@@ -170,14 +172,14 @@ def test_a_lora_from_the_folder_by_field_or_in_the_prompt(studio: Studio, lora: 
     assert (pixels(studio, in_prompt) == pixels(studio, by_field)).all()
     assert (pixels(studio, after) == pixels(studio, plain)).all()
     assert in_prompt.enhanced_prompt == plain.enhanced_prompt
-    assert list(studio.shelf.loras()) == [lora]
+    assert list(studio.inputs.list_loras()) == [lora]
     with pytest.raises(NotFound, match="there are: snow"):
         studio.submit(wish(loras=(("rain", 1),)))
 
 
 def test_a_pickled_lora_is_refused(studio: Studio, settings: Settings) -> None:
-    settings.loras.mkdir(parents=True)
-    (settings.loras / "evil.ckpt").write_bytes(b"\x80\x04.")
+    settings.loras_dir.mkdir(parents=True)
+    (settings.loras_dir / "evil.ckpt").write_bytes(b"\x80\x04.")
     with pytest.raises(InvalidInput, match=r"evil\.ckpt.*programs"):
         studio.submit(wish(prompt="a fox <lora:evil>"))
 
@@ -203,7 +205,7 @@ def test_strangers_get_the_word_filter(fields: dict[str, Any], level: str) -> No
 
 def test_a_blocked_prompt_is_said_at_once(settings: Settings) -> None:
     with Studio(replace(settings, safety="prompt")) as studio:
-        with pytest.raises(Blocked, match="“nude”"):
+        with pytest.raises(ContentBlocked, match="“nude”"):
             studio.submit(wish(prompt="a nude fox"))
         assert studio.jobs("local") == []
         assert studio.submit(wish(prompt="a skilled fox", negative_prompt="nude")).wait()
@@ -230,16 +232,16 @@ def test_the_checker_is_fetched_with_progress_and_what_it_blocks_is_not_stored(
     source = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with Studio(replace(settings, safety="full"), hub=source) as studio:
         job = studio.submit(wish(num_images=2))
-        told = [(seen.status, getattr(seen.progress, "what", "")) for seen in job.watch()]
+        told = [(seen.status, getattr(seen.progress, "what", "")) for seen in job.subscribe()]
         assert ("downloading", safety.CHECKER) in told
-        with pytest.raises(Blocked, match="not stored"):
+        with pytest.raises(ContentBlocked, match="not stored"):
             job.wait()
         assert studio.recent() == []
         asked = len(hub.requests)
-        with pytest.raises(Blocked, match="not stored"):
+        with pytest.raises(ContentBlocked, match="not stored"):
             studio.generate(wish())
         assert len(hub.requests) == asked, "it is fetched once"
-    assert not list(settings.outputs.rglob("*.png"))
+    assert not list(settings.outputs_dir.rglob("*.png"))
 
 
 def test_without_its_checker_full_safety_shows_nothing(settings: Settings, tmp_path: Path) -> None:
@@ -275,14 +277,14 @@ def test_a_lora_of_the_hub_is_fetched_and_worn(
     with Studio(settings, hub=source) as studio:
         [plain] = studio.generate(wish())
         size = (tmp_path / "me/snow/snow.safetensors").stat().st_size
-        assert studio.shelf.lora_download("me/snow") == size
-        assert studio.shelf.lora("me/snow") is None
+        assert studio.inputs.lora_download_size("me/snow") == size
+        assert studio.inputs.get_lora("me/snow") is None
         job = studio.submit(wish(loras=(("me/snow", 1),)))
-        told = [(seen.status, getattr(seen.progress, "what", "")) for seen in job.watch()]
+        told = [(seen.status, getattr(seen.progress, "what", "")) for seen in job.subscribe()]
         assert ("downloading", "me/snow") in told
         [worn] = job.wait()
         assert (pixels(studio, worn) != pixels(studio, plain)).any()
-        found = studio.shelf.lora("me/snow")
+        found = studio.inputs.get_lora("me/snow")
         assert found is not None
         assert found.trigger_words == ("snowy sks",)
         rain = "me/weather:rain.safetensors"
@@ -298,10 +300,10 @@ def test_what_is_wrong_with_a_lora_of_the_hub_is_said(
     source = Hub(endpoint=on_the_hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with Studio(settings, hub=source) as studio:
         with pytest.raises(InvalidInput, match=r"a colon: hail\.safetensors, rain\.safetensors"):
-            studio.shelf.lora_download("me/weather")
+            studio.inputs.lora_download_size("me/weather")
         with pytest.raises(InvalidInput, match="others may hold programs"):
             studio.generate(wish(loras=(("me/evil", 1),)))
-        with pytest.raises(ModelGone, match="me/nothing"):
+        with pytest.raises(ModelNotFound, match="me/nothing"):
             studio.generate(wish(loras=(("me/nothing", 1),)))
 
 
@@ -319,8 +321,8 @@ def test_visitors_cannot_have_loras_fetched(
 
 def test_long_prompts_are_read_whole_with_weights(studio: Studio) -> None:
     long = ", ".join(["a fox in the snow"] * 30)
-    assert studio.prompt_fit(wish(prompt=long)).cut
-    assert not studio.prompt_fit(wish(prompt=long, prompt_weighting=True)).cut
+    assert studio.token_budget(wish(prompt=long)).truncated
+    assert not studio.token_budget(wish(prompt=long, prompt_weighting=True)).truncated
     [plain] = studio.generate(wish(prompt=f"{long}, a red house"))
     [whole] = studio.generate(wish(prompt=f"{long}, a red house", prompt_weighting=True))
     assert (pixels(studio, whole) != pixels(studio, plain)).any()

@@ -70,7 +70,7 @@ def test_one_picture_shows_itself_in_its_format(outputs: list[list[Any]]) -> Non
 def test_a_script_sees_no_bar(studio: Studio, capfd: pytest.CaptureFixture[str]) -> None:
     [picture] = studio.generate(GenerationRequest("a hat", num_inference_steps=1))
     assert capfd.readouterr() == ("", "")
-    assert picture.file == studio.picture_path(picture.filename)
+    assert picture.file == studio.image_path(picture.filename)
 
 
 def test_a_picture_without_its_file_is_told_in_words(studio: Studio) -> None:

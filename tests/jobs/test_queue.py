@@ -12,8 +12,8 @@ from PIL import Image
 from canvas import GenerationRequest
 from canvas.errors import CanvasError, GenerationCancelled
 from canvas.jobs.job import Job
-from canvas.jobs.queue import JobBook, JobQueue
-from canvas.request import Step
+from canvas.jobs.queue import JobQueue, JobRegistry
+from canvas.request import ProgressUpdate
 
 
 def job_of(owner: str) -> Job:
@@ -41,7 +41,7 @@ def test_the_order_foretold_is_the_order_taken(owners: list[str]) -> None:
     queue = JobQueue()
     for owner in owners:
         queue.put(job_of(owner))
-    foretold = queue.in_order()
+    foretold = queue.snapshot()
     assert len(foretold) == len(owners)
     assert list(drain(queue, len(owners))) == foretold
 
@@ -51,7 +51,7 @@ def test_a_cancelled_job_is_passed_over() -> None:
     queue.put(first)
     queue.put(second)
     first.cancel()
-    assert queue.in_order() == [second]
+    assert queue.snapshot() == [second]
     assert queue.take() is second
     with pytest.raises(GenerationCancelled):
         first.wait()
@@ -69,10 +69,10 @@ def test_a_closed_queue_sends_the_worker_home() -> None:
 
 def test_a_watcher_sees_the_end_and_what_it_missed_at_once() -> None:
     job = job_of("ann")
-    job.update(status="running", progress=Step(1, 4))
-    job.update(progress=Step(2, 4))
-    watcher = job.watch()
-    assert next(watcher).progress == Step(2, 4)
+    job.update(status="running", progress=ProgressUpdate(1, 4))
+    job.update(progress=ProgressUpdate(2, 4))
+    watcher = job.subscribe()
+    assert next(watcher).progress == ProgressUpdate(2, 4)
     threading.Timer(0.05, job.update, kwargs={"status": "done"}).start()
     assert [seen.status for seen in watcher] == ["done"]
 
@@ -92,9 +92,11 @@ def test_what_is_remembered_of_a_job_is_small() -> None:
     page.set("what a browser sent")
     job = job_of("ann")
     assert page in job.context
-    job.tell(status="running", step=Step(1, 4, preview=Image.new("RGB", (64, 64))))
+    job.report_progress(
+        status="running", step=ProgressUpdate(1, 4, preview=Image.new("RGB", (64, 64)))
+    )
     assert job.preview is not None
-    assert job.progress == Step(1, 4)
+    assert job.progress == ProgressUpdate(1, 4)
     assert job.progress.preview is None
     job.update(status="failed", error=CanvasError("Broken."))
     assert job.preview is None
@@ -107,12 +109,12 @@ def test_waiting_can_end_early() -> None:
 
 
 def test_the_book_keeps_owners_apart_and_forgets() -> None:
-    book = JobBook(keep_seconds=0)
+    book = JobRegistry(keep_seconds=0)
     mine, theirs = job_of("ann"), job_of("bob")
     book.add(mine)
     book.add(theirs)
-    assert book.of("ann") == [mine]
-    assert book.of() == [mine, theirs]
+    assert book.for_owner("ann") == [mine]
+    assert book.for_owner() == [mine, theirs]
     mine.update(status="done")
     book.add(job_of("bob"))
     assert book.get(mine.id) is None

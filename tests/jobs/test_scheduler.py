@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from canvas import GenerationRequest, Studio
-from canvas.errors import DownloadCancelled, ModelGone
+from canvas.errors import DownloadCancelled, ModelNotFound
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
 from canvas.settings import Settings
@@ -25,30 +25,30 @@ def online(settings: Settings, hub: LocalHub, tmp_path: Path) -> Iterator[Studio
 
 
 def events(studio: Studio) -> list[tuple[str, str]]:
-    return [(event.event, event.status) for event in reversed(studio.store.model_events())]
+    return [(event.event, event.status) for event in reversed(studio.database.model_events())]
 
 
 def test_a_model_is_fetched_loaded_and_recorded(online: Studio, tiny_repo: str) -> None:
-    state = online.model_state("tiny-test", ask_hub=True)
+    state = online.model_status("tiny-test", ask_hub=True)
     job = online.submit(PICTURE)
-    seen = [(step.status, type(step.progress)) for step in job.watch()]
+    seen = [(step.status, type(step.progress)) for step in job.subscribe()]
     [picture] = job.wait()
     assert ("downloading", DownloadProgress) in seen
     assert len(picture.model_revision) == 40
     assert events(online) == [("download", "complete"), ("load", "complete")]
-    download = online.store.model_events()[-1]
+    download = online.database.model_events()[-1]
     assert download.repo_id == tiny_repo
     assert download.bytes == state.missing_bytes
-    assert online.model_state("tiny-test").where == "memory"
-    assert online.remove("tiny-test") >= state.missing_bytes
-    assert online.model_state("tiny-test").where == "hub"
+    assert online.model_status("tiny-test").location == "memory"
+    assert online.delete_model("tiny-test") >= state.missing_bytes
+    assert online.model_status("tiny-test").location == "hub"
 
 
 def test_a_model_that_is_gone_is_said_and_recorded(online: Studio) -> None:
-    with pytest.raises(ModelGone, match=TINY_REPO):
+    with pytest.raises(ModelNotFound, match=TINY_REPO):
         online.generate(PICTURE)
     assert events(online) == [("download", "failed")]
-    assert online.store.model_events()[0].error
+    assert online.database.model_events()[0].error
     assert online.generate(GenerationRequest("a fox", num_inference_steps=1))
 
 
@@ -58,8 +58,8 @@ def test_a_download_can_be_stopped_while_pictures_are_made(
     tiny_repo: str,
 ) -> None:
     hub.faults[f"{tiny_repo}/unet/diffusion_pytorch_model.safetensors"] = Fault.stalls(after=100)
-    job = online.download("tiny-test")
-    assert next(seen for seen in job.watch() if seen.status == "downloading")
+    job = online.download_model("tiny-test")
+    assert next(seen for seen in job.subscribe() if seen.status == "downloading")
     assert online.generate(GenerationRequest("a fox", num_inference_steps=1))
     job.cancel()
     with pytest.raises(DownloadCancelled):

@@ -13,14 +13,14 @@ import torch
 
 from canvas.catalog import MODELS, ModelSpec
 from canvas.engine.device import Device
-from canvas.engine.generate import run
+from canvas.engine.generate import generate
 from canvas.engine.pipeline_cache import PipelineCache
-from canvas.errors import ModelBroken, ModelUnavailable
+from canvas.errors import ModelCorrupted, ModelUnavailable
 from canvas.models import addons
-from canvas.models.addons import EXTRAS, TINY_DECODER
+from canvas.models.addons import ADDONS, TAESD
 from canvas.models.download import DownloadProgress, LocalModel
 from canvas.models.hub_client import Hub
-from canvas.presets import FEW_STEP_LORA
+from canvas.presets import DISTILLED_LORA
 from canvas.request import GenerationRequest
 from tests.hub import LocalHub
 
@@ -41,7 +41,7 @@ def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     layers = ["to_q", "to_k", "to_v", "to_out.0"]
     pipeline.unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=layers))
     lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
-    few = EXTRAS[FEW_STEP_LORA]
+    few = ADDONS[DISTILLED_LORA]
     StableDiffusionPipeline.save_lora_weights(
         root / few.repo_id, unet_lora_layers=lora, weight_name=few.files[0]
     )
@@ -50,7 +50,7 @@ def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
         decoder_block_out_channels=(8, 8, 8, 8),
         num_encoder_blocks=(1, 1, 1, 1),
         num_decoder_blocks=(1, 1, 1, 1),
-    ).save_pretrained(root / EXTRAS[TINY_DECODER].repo_id)
+    ).save_pretrained(root / ADDONS[TAESD].repo_id)
     return root
 
 
@@ -58,14 +58,14 @@ def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def filled(repositories: Path, tmp_path: Path) -> Hub:
     """A cache of downloads that holds both extras."""
     hub = Hub(cache_dir=tmp_path / "cache")
-    for extra in EXTRAS.values():
+    for extra in ADDONS.values():
         shutil.copytree(repositories / extra.repo_id, hub.folder(extra.repo_id) / "snapshots/abc")
     return hub
 
 
 @pytest.fixture
 def spec(tiny_spec: ModelSpec) -> ModelSpec:
-    return replace(tiny_spec, accelerations=(FEW_STEP_LORA, TINY_DECODER))
+    return replace(tiny_spec, accelerations=(DISTILLED_LORA, TAESD))
 
 
 def local(spec: ModelSpec) -> LocalModel:
@@ -77,10 +77,10 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
 
 
 def test_what_a_mode_needs() -> None:
-    assert addons.needed("turbo", MODELS["small"]) == (FEW_STEP_LORA, TINY_DECODER)
-    assert addons.needed("turbo", MODELS["tiny"]) == (TINY_DECODER,)
-    assert addons.needed("turbo", MODELS["starter"]) == ()
-    assert addons.needed("balanced", MODELS["small"]) == ()
+    assert addons.required("turbo", MODELS["small"]) == (DISTILLED_LORA, TAESD)
+    assert addons.required("turbo", MODELS["tiny"]) == (TAESD,)
+    assert addons.required("turbo", MODELS["starter"]) == ()
+    assert addons.required("balanced", MODELS["small"]) == ()
 
 
 def test_turbo_is_a_model_of_its_own_and_quality_stays_as_it_is(
@@ -89,25 +89,27 @@ def test_turbo_is_a_model_of_its_own_and_quality_stays_as_it_is(
     cache = PipelineCache(CPU, hub=filled)
     usual = cache.get(spec, local(spec))
     before = weights(usual)
-    turbo = cache.get(spec, local(spec), mode="turbo")
+    turbo = cache.get(spec, local(spec), preset="turbo")
     assert list(weights(turbo)) == list(before), "fused: no layer more"
     changed = [name for name, tensor in weights(turbo).items() if not tensor.equal(before[name])]
     assert len(changed) > 3
     assert all("attn" in name for name in changed)
     assert type(turbo.vae).__name__ == "AutoencoderTiny"
     assert all(tensor.equal(before[name]) for name, tensor in weights(usual).items())
-    assert cache.get(spec, local(spec), mode="turbo") is turbo
-    assert cache.get(spec, local(spec), mode="balanced") is usual
+    assert cache.get(spec, local(spec), preset="turbo") is turbo
+    assert cache.get(spec, local(spec), preset="balanced") is usual
     assert cache.is_loaded(spec, "turbo")
-    assert cache.free(spec)
+    assert cache.unload(spec)
     assert cache.loaded() == {}
 
 
 def test_turbo_makes_a_picture(spec: ModelSpec, filled: Hub) -> None:
-    request = GenerationRequest("a fox", mode="turbo", seed=3, model_key=spec.key).resolve(spec)
+    request = GenerationRequest("a fox", preset="turbo", seed=3, model_key=spec.key).with_defaults(
+        spec
+    )
     assert (request.num_inference_steps, request.guidance_scale) == (4, 0.0)
-    pipeline = PipelineCache(CPU, hub=filled).get(spec, local(spec), mode="turbo")
-    (made,) = run(
+    pipeline = PipelineCache(CPU, hub=filled).get(spec, local(spec), preset="turbo")
+    (made,) = generate(
         pipeline,
         request,
         spec=spec,
@@ -122,9 +124,9 @@ def test_turbo_makes_a_picture(spec: ModelSpec, filled: Hub) -> None:
 def test_without_fitting_weights_only_the_decoder_changes(
     tiny_spec: ModelSpec, filled: Hub
 ) -> None:
-    spec = replace(tiny_spec, accelerations=(TINY_DECODER,))
+    spec = replace(tiny_spec, accelerations=(TAESD,))
     cache = PipelineCache(CPU, hub=filled)
-    usual, turbo = cache.get(spec, local(spec)), cache.get(spec, local(spec), mode="turbo")
+    usual, turbo = cache.get(spec, local(spec)), cache.get(spec, local(spec), preset="turbo")
     assert turbo.unet is usual.unet
     assert turbo.vae is not usual.vae
     assert len(cache.loaded()) == 1
@@ -135,9 +137,9 @@ def test_missing_extras_are_said_and_leave_the_cache_usable(
 ) -> None:
     hub = Hub(cache_dir=tmp_path)
     cache = PipelineCache(CPU, hub=hub)
-    assert addons.missing("turbo", spec, hub=hub) == (FEW_STEP_LORA, TINY_DECODER)
+    assert addons.missing("turbo", spec, hub=hub) == (DISTILLED_LORA, TAESD)
     with pytest.raises(ModelUnavailable, match=r"Turbo needs weights for four steps \(269 MB"):
-        cache.get(spec, local(spec), mode="turbo")
+        cache.get(spec, local(spec), preset="turbo")
     assert cache.loaded() == {}
     cache.get(spec, local(spec))
 
@@ -147,28 +149,28 @@ def test_weights_for_another_model_are_refused(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    file = filled.folder(EXTRAS[FEW_STEP_LORA].repo_id) / "snapshots/abc"
-    path = file / EXTRAS[FEW_STEP_LORA].files[0]
+    file = filled.folder(ADDONS[DISTILLED_LORA].repo_id) / "snapshots/abc"
+    path = file / ADDONS[DISTILLED_LORA].files[0]
     halved = {name: tensor[:, ::2].contiguous() for name, tensor in load_file(path).items()}
     save_file(halved, path)
     with pytest.raises(ModelUnavailable, match="no fast weights"):
-        PipelineCache(CPU, hub=filled).get(spec, local(spec), mode="turbo")
+        PipelineCache(CPU, hub=filled).get(spec, local(spec), preset="turbo")
 
 
 def test_extras_are_fetched_once(
     hub: LocalHub, repositories: Path, spec: ModelSpec, tmp_path: Path
 ) -> None:
     ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
-    for extra in EXTRAS.values():
+    for extra in ADDONS.values():
         hub.add(extra.repo_id, repositories / extra.repo_id)
     seen: list[DownloadProgress] = []
     addons.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
     assert addons.missing("turbo", spec, hub=ours) == ()
-    folder = addons.find(TINY_DECODER, hub=ours)
+    folder = addons.find(TAESD, hub=ours)
     assert folder is not None
     assert seen[-1].bytes_done == seen[-1].bytes_total
     assert seen[-1].bytes_total == sum(
-        (folder / file).stat().st_size for file in EXTRAS[TINY_DECODER].files
+        (folder / file).stat().st_size for file in ADDONS[TAESD].files
     )
     hub.close()
     addons.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
@@ -178,6 +180,6 @@ def test_a_repository_without_the_file_is_an_error(
     hub: LocalHub, tiny_folder: Path, spec: ModelSpec, tmp_path: Path
 ) -> None:
     ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
-    hub.add(EXTRAS[FEW_STEP_LORA].repo_id, tiny_folder)
-    with pytest.raises(ModelBroken, match="does not hold Hyper-SD15-4steps"):
+    hub.add(ADDONS[DISTILLED_LORA].repo_id, tiny_folder)
+    with pytest.raises(ModelCorrupted, match="does not hold Hyper-SD15-4steps"):
         addons.fetch("turbo", spec, lambda progress: None, threading.Event(), hub=ours)

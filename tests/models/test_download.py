@@ -14,9 +14,9 @@ from canvas.errors import (
     DownloadCancelled,
     DownloadFailed,
     HubOffline,
-    ModelBroken,
+    ModelCorrupted,
     ModelGated,
-    ModelGone,
+    ModelNotFound,
     ModelUnavailable,
 )
 from canvas.models import download
@@ -191,14 +191,14 @@ def test_mirrors_are_tried_in_order(hub: LocalHub, here: Hub, tiny_folder: Path)
 def test_gone_names_what_was_tried(hub: LocalHub, here: Hub) -> None:
     hub.faults["org/second"] = Fault.gone()
     spec = make_spec("org/first", mirrors=("org/second",))
-    with pytest.raises(ModelGone, match="Tried were org/first, org/second"):
+    with pytest.raises(ModelNotFound, match="Tried were org/first, org/second"):
         download.plan_download(spec, half_precision=False, hub=here)
 
 
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        (Fault.gone(), ModelGone, "gone from the Hub"),
+        (Fault.gone(), ModelNotFound, "gone from the Hub"),
         (
             Fault.gated(),
             ModelGated,
@@ -228,7 +228,7 @@ def test_a_gated_file_is_found_by_the_plan(hub: LocalHub, here: Hub, tiny_repo: 
     ("fault", "kind", "words"),
     [
         (Fault.gated(), ModelGated, "accept the terms"),
-        (Fault.no_entry(), ModelBroken, "lists a file that the Hub does not have"),
+        (Fault.no_entry(), ModelCorrupted, "lists a file that the Hub does not have"),
         (Fault.stalls(after=100_000), DownloadFailed, "sent nothing for 2 seconds"),
         (Fault.silent(), DownloadFailed, "sent nothing for 2 seconds"),
         (Fault.too_many(60), DownloadFailed, "sent nothing for 2 seconds .*Rate limited"),
@@ -407,12 +407,12 @@ def test_no_pipeline_is_said(hub: LocalHub, here: Hub, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}", encoding="utf-8")
     hub.add("org/other", tmp_path / "other")
-    with pytest.raises(ModelBroken, match=r"org/other has no readable model_index\.json"):
+    with pytest.raises(ModelCorrupted, match=r"org/other has no readable model_index\.json"):
         plan("org/other", here)
 
 
 def test_a_name_that_cannot_be_a_repository(here: Hub) -> None:
-    with pytest.raises(ModelGone, match="no folder or file on this machine, nor"):
+    with pytest.raises(ModelNotFound, match="no folder or file on this machine, nor"):
         plan("./nowhere/at/all", here)
 
 
@@ -429,7 +429,7 @@ def test_a_folder_needs_no_download(tiny_folder: Path, here: Hub) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path, here: Hub) -> None:
     name = str(tmp_path / "missing")
     assert download.find_local(make_spec(name), hub=here) is None
-    with pytest.raises(ModelGone, match="does not exist"):
+    with pytest.raises(ModelNotFound, match="does not exist"):
         plan(name, here)
 
 

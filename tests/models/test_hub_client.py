@@ -16,13 +16,13 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from canvas.errors import CanvasError, DiskFull, DownloadFailed, HubOffline
 from canvas.models import hub_worker
-from canvas.models.hub_client import PROGRAM, WORDS, Hub, ask, in_words
+from canvas.models.hub_client import ERROR_MESSAGES, PROGRAM, Hub, call, to_error
 from tests.hub import Fault, LocalHub
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLAN = """
 from tests.conftest import make_spec
-from canvas.engine.downloads import plan_download
+from canvas.models.download import plan_download
 from canvas.errors import CanvasError
 try:
     plan = plan_download(make_spec("tiny/diffusion"), half_precision=False)
@@ -37,10 +37,10 @@ def here(hub: LocalHub, tmp_path: Path) -> Hub:
     return Hub(hub.url, tmp_path / "cache", "secret")
 
 
-@pytest.mark.parametrize("kind", sorted(WORDS))
+@pytest.mark.parametrize("kind", sorted(ERROR_MESSAGES))
 def test_every_failure_has_words(kind: str) -> None:
     event = {"error": kind, "detail": "a {detail}", "status": 500}
-    error = in_words("org/model", event)
+    error = to_error("org/model", event)
     assert isinstance(error, CanvasError)
     without = str(error).replace("a {detail}", "")
     assert [name for _, name, _, _ in string.Formatter().parse(without) if name] == []
@@ -48,14 +48,14 @@ def test_every_failure_has_words(kind: str) -> None:
 
 def test_every_kind_that_is_told_has_words() -> None:
     told = {kind for _, kind in hub_worker.KINDS}
-    assert told <= WORDS.keys()
-    assert set().union(*hub_worker.PASSING.values()) <= WORDS.keys()
+    assert told <= ERROR_MESSAGES.keys()
+    assert set().union(*hub_worker.RETRYABLE.values()) <= ERROR_MESSAGES.keys()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_becomes_full(number: int) -> None:
     event = hub_worker.describe(OSError(number, os.strerror(number)))
-    error = in_words("org/model", event)
+    error = to_error("org/model", event)
     assert isinstance(error, DiskFull)
     assert "Free some space" in str(error)
 
@@ -63,7 +63,7 @@ def test_a_disk_that_becomes_full(number: int) -> None:
 def test_the_reason_inside_a_wrapped_failure_counts() -> None:
     error = LocalEntryNotFoundError("cannot find the file")
     error.__cause__ = httpx2.ConnectError("refused")
-    assert isinstance(in_words("org/model", hub_worker.describe(error)), HubOffline)
+    assert isinstance(to_error("org/model", hub_worker.describe(error)), HubOffline)
 
 
 def test_what_nobody_foresaw_is_not_put_into_words() -> None:
@@ -73,7 +73,7 @@ def test_what_nobody_foresaw_is_not_put_into_words() -> None:
 
 def test_a_crash_of_the_process_is_told(here: Hub) -> None:
     with pytest.raises(DownloadFailed, match="ended unexpectedly: KeyError: 'dance'"):
-        ask(here, {"do": "dance", "repo_id": "org/model"})
+        call(here, {"do": "dance", "repo_id": "org/model"})
 
 
 def test_a_cache_that_cannot_be_written_is_told(
@@ -83,11 +83,11 @@ def test_a_cache_that_cannot_be_written_is_told(
     files = {"vae/config.json": {"size": 1, "digest": "git:0"}}
     task = {"do": "fetch", "repo_id": tiny_repo, "revision": hub.revision(tiny_repo)}
     with pytest.raises(DownloadFailed, match="cache folder cannot be used"):
-        ask(here, {**task, "files": files})
+        call(here, {**task, "files": files})
 
 
 def test_the_token_is_sent(here: Hub, hub: LocalHub, tiny_repo: str) -> None:
-    ask(here, {"do": "list", "repo_id": tiny_repo})
+    call(here, {"do": "list", "repo_id": tiny_repo})
     assert hub.tokens == {"Bearer secret"}
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from canvas.engine.lora_adapters import worn
+from canvas.engine.lora_adapters import applied_loras
 from canvas.errors import InvalidInput, NotFound
-from canvas.models.loras import find_loras, get_lora, read_lora, split_tags
+from canvas.models.loras import find_loras, get_lora, parse_lora_tags, read_lora
 from tests.tiny_xl import CROSS_ATTENTION, make_tiny_xl
 
 RANK = 2
@@ -77,11 +77,11 @@ def test_changes_the_picture_at_weight_1_and_not_at_0(
 ) -> None:
     lora = read_lora(make_lora(tmp_path / "a.safetensors", pipeline.unet, style))
     plain = draw(pipeline)
-    with worn(pipeline, [(lora, 0)]):
+    with applied_loras(pipeline, [(lora, 0)]):
         assert torch.equal(draw(pipeline), plain)
-    with worn(pipeline, [(lora, 1)]):
+    with applied_loras(pipeline, [(lora, 1)]):
         strong = (draw(pipeline) - plain).abs().mean()
-    with worn(pipeline, [(lora, 0.3)]):
+    with applied_loras(pipeline, [(lora, 0.3)]):
         weak = (draw(pipeline) - plain).abs().mean()
     assert strong > weak > 1e-4
     assert torch.equal(draw(pipeline), plain), "nothing stays on the pipeline"
@@ -94,7 +94,7 @@ def test_two_give_the_same_in_either_order(pipeline: Any, tmp_path: Path) -> Non
     ]
     found = []
     for order in (pair, pair[::-1], pair[:1]):
-        with worn(pipeline, order):
+        with applied_loras(pipeline, order):
             found.append(draw(pipeline))
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], found[2], atol=1e-4)
@@ -103,7 +103,7 @@ def test_two_give_the_same_in_either_order(pipeline: Any, tmp_path: Path) -> Non
 def test_pipeline_is_clean_after_an_error(tiny: Any, tmp_path: Path) -> None:
     lora = read_lora(make_lora(tmp_path / "a.safetensors", tiny.unet))
     plain = draw(tiny)
-    with pytest.raises(ZeroDivisionError), worn(tiny, [(lora, 1)]):
+    with pytest.raises(ZeroDivisionError), applied_loras(tiny, [(lora, 1)]):
         raise ZeroDivisionError
     assert torch.equal(draw(tiny), plain)
 
@@ -116,7 +116,7 @@ def test_what_is_worn_already_stays(tiny: Any, tmp_path: Path) -> None:
     )
     try:
         before = draw(tiny)
-        with worn(tiny, [(lora, 1)]):
+        with applied_loras(tiny, [(lora, 1)]):
             assert not torch.allclose(draw(tiny), before, atol=1e-4)
         assert torch.equal(draw(tiny), before)
     finally:
@@ -127,7 +127,7 @@ def test_xl_file_on_sd15_names_tensors_and_family(tiny: Any, xl: Any, tmp_path: 
     path = make_lora(
         tmp_path / "big.safetensors", xl.unet, "kohya", ss_base_model_version="sdxl_base_v1-0"
     )
-    with pytest.raises(InvalidInput) as caught, worn(tiny, [(read_lora(path), 1)]):
+    with pytest.raises(InvalidInput) as caught, applied_loras(tiny, [(read_lora(path), 1)]):
         pass
     sentence = str(caught.value)
     assert "made for sdxl_base_v1-0" in sentence
@@ -148,7 +148,7 @@ def test_family_is_told_by_the_width_of_the_words(
     lora = read_lora(tmp_path / "a.safetensors")
     assert lora.base_model == family
     sentence = rf"made for {family}.*input_blocks_4_1.*\[4, {width}\]"
-    with pytest.raises(InvalidInput, match=sentence), worn(tiny, [(lora, 1)]):
+    with pytest.raises(InvalidInput, match=sentence), applied_loras(tiny, [(lora, 1)]):
         pass
 
 
@@ -202,4 +202,4 @@ def test_trigger_words_come_from_the_metadata(tiny: Any, tmp_path: Path) -> None
 def test_tags_are_taken_out_of_the_prompt(
     prompt: str, words: str, found: tuple[tuple[str, float], ...]
 ) -> None:
-    assert split_tags(prompt) == (words, found)
+    assert parse_lora_tags(prompt) == (words, found)

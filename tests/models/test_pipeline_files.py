@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canvas.catalog import MODELS
-from canvas.errors import ModelBroken
+from canvas.errors import ModelCorrupted
 from canvas.models import pipeline_files
-from canvas.models.pipeline_files import Edition, choose_files
+from canvas.models.pipeline_files import WeightVariant, select_files
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -89,7 +89,7 @@ SHARDS = {f"unet/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in 
 def test_one_edition_for_all_parts(
     there: set[str], half_precision: bool, expected: set[str]
 ) -> None:
-    choice = choose_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
+    choice = select_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
     assert set(choice.files) == expected | SMALL
     assert len(choice.files) == len(set(choice.files))
 
@@ -98,8 +98,8 @@ def test_one_edition_for_all_parts(
 def test_every_choice_is_whole_or_refused(there: set[str], half_precision: bool) -> None:
     editions = (SAFE, SAFE_16, BIN, BIN_16)
     try:
-        choice = choose_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
-    except ModelBroken:
+        choice = select_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
+    except ModelCorrupted:
         assert not any(edition <= there for edition in editions)
     else:
         assert set(choice.files) - SMALL in editions
@@ -107,40 +107,40 @@ def test_every_choice_is_whole_or_refused(there: set[str], half_precision: bool)
 
 def test_all_shards_with_their_index() -> None:
     there = SMALL | STRAY | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS
-    choice = choose_files(there | {INDEX_FILE}, INDEX, half_precision=False)
+    choice = select_files(there | {INDEX_FILE}, INDEX, half_precision=False)
     assert SHARDS | {INDEX_FILE} <= set(choice.files)
-    assert choice.edition == Edition("safetensors", None)
+    assert choice.edition == WeightVariant("safetensors", None)
 
 
 @pytest.mark.parametrize("lost", [INDEX_FILE, min(SHARDS)])
 def test_shards_that_lack_one_are_refused(lost: str) -> None:
     there = SMALL | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS | {INDEX_FILE}
-    with pytest.raises(ModelBroken, match="incomplete"):
-        choose_files(there - {lost}, INDEX, half_precision=False)
+    with pytest.raises(ModelCorrupted, match="incomplete"):
+        select_files(there - {lost}, INDEX, half_precision=False)
 
 
 @pytest.mark.parametrize("lost", sorted(SMALL - {"model_index.json"}) + sorted(SAFE))
 def test_a_lost_file_is_named_by_its_part(lost: str) -> None:
-    with pytest.raises(ModelBroken, match=f"incomplete: {lost.partition('/')[0]}"):
-        choose_files((SMALL | SAFE) - {lost}, INDEX, half_precision=False)
+    with pytest.raises(ModelCorrupted, match=f"incomplete: {lost.partition('/')[0]}"):
+        select_files((SMALL | SAFE) - {lost}, INDEX, half_precision=False)
 
 
 def test_parts_cannot_lead_out_of_the_folder() -> None:
     index = {**INDEX, "..": ["diffusers", "UNet2DConditionModel"]}
     there = SMALL | SAFE | {"../config.json", "../diffusion_pytorch_model.safetensors"}
-    choice = choose_files(there, index, half_precision=False)
+    choice = select_files(there, index, half_precision=False)
     assert set(choice.files) == SMALL | SAFE
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
 def test_an_index_that_is_none_is_refused(text: str | None) -> None:
-    with pytest.raises(ModelBroken, match="org/model"):
+    with pytest.raises(ModelCorrupted, match="org/model"):
         pipeline_files.parse_index(text, "org/model")
 
 
 def test_an_index_without_parts_is_refused() -> None:
-    with pytest.raises(ModelBroken, match="all parts"):
-        choose_files({"model_index.json"}, {"_class_name": "Odd"}, half_precision=False)
+    with pytest.raises(ModelCorrupted, match="all parts"):
+        select_files({"model_index.json"}, {"_class_name": "Odd"}, half_precision=False)
 
 
 def test_the_built_in_model_is_complete() -> None:
@@ -166,7 +166,7 @@ def test_a_whole_single_file_passes(tiny_folder: Path) -> None:
 def test_a_truncated_single_file_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     content = (tiny_folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-1])
-    with pytest.raises(ModelBroken, match="damaged"):
+    with pytest.raises(ModelCorrupted, match="damaged"):
         pipeline_files.check_single_file(tmp_path / "model.safetensors")
 
 
@@ -183,11 +183,11 @@ def test_a_truncated_single_file_is_refused(tiny_folder: Path, tmp_path: Path) -
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelBroken, match=r"not a safetensors file|damaged"):
+    with pytest.raises(ModelCorrupted, match=r"not a safetensors file|damaged"):
         pipeline_files.check_single_file(tmp_path / "model.safetensors")
 
 
 def test_pickled_single_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(ModelBroken, match=r"only \.safetensors"):
+    with pytest.raises(ModelCorrupted, match=r"only \.safetensors"):
         pipeline_files.check_single_file(tmp_path / "model.ckpt")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from canvas.history.database import Store
-from canvas.history.image_files import PICTURE_SUFFIXES, ImageFolder
-from canvas.history.images import Gallery
-from canvas.history.repair import damage
+from canvas.history.database import Database
+from canvas.history.image_files import IMAGE_SUFFIXES, ImageStorage
+from canvas.history.images import ImageRepository
+from canvas.history.repair import integrity_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +87,7 @@ def picture_files(data: Path) -> list[Path]:
     return [
         path
         for path in (data / "outputs").rglob("*")
-        if path.suffix in PICTURE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
 
 
@@ -96,9 +96,9 @@ def assert_whole(data: Path, told: list[str] = ()) -> int:  # type: ignore[assig
     for path in picture_files(data):
         with Image.open(path) as picture:
             picture.load()  # raises for a half-written one
-    assert damage(data / "ai_images.db") == ""
-    with closing(Store(data / "ai_images.db")) as store:
-        gallery = Gallery(store, ImageFolder(data / "outputs"))
+    assert integrity_error(data / "ai_images.db") == ""
+    with closing(Database(data / "ai_images.db")) as store:
+        gallery = ImageRepository(store, ImageStorage(data / "outputs"))
         gallery.reconcile()
         rows = {row["filename"]: row for row in store.rows("SELECT * FROM generated_images")}
         assert len(rows) == store.rows("SELECT count(*) AS n FROM generated_images")[0]["n"]

@@ -63,10 +63,10 @@ def infotext(data: bytes) -> None:
 
 def read_both(picture: bytes) -> None:
     from canvas.history.metadata import read_settings
-    from canvas.history.third_party_metadata import read_picture
+    from canvas.history.third_party_metadata import read_metadata
 
     read_settings(io.BytesIO(picture))
-    read_picture(io.BytesIO(picture))
+    read_metadata(io.BytesIO(picture))
 
 
 def chunk(data: bytes) -> None:
@@ -87,16 +87,16 @@ def png(data: bytes) -> None:
 
 
 def archive(data: bytes) -> None:
-    from canvas.history.database import Store
-    from canvas.history.image_files import ImageFolder
+    from canvas.history.database import Database
+    from canvas.history.image_files import ImageStorage
     from canvas.history.import_zip import import_zip
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.zip")
         path.write_bytes(data)
-        store = Store(Path(folder, "x.db"))
+        store = Database(Path(folder, "x.db"))
         try:
-            import_zip(store, ImageFolder(Path(folder, "outputs")), path, "local")
+            import_zip(store, ImageStorage(Path(folder, "outputs")), path, "local")
         finally:
             store.close()
         assert {one.name for one in Path(folder).iterdir()} <= {
@@ -114,11 +114,11 @@ def models(data: bytes) -> None:
 
 
 def search(data: bytes) -> None:
-    from canvas.history.database import Store
+    from canvas.history.database import Database
     from canvas.history.queries import Query
 
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder, "x.db"))
+        store = Database(Path(folder, "x.db"))
         try:
             store.search(Query(owner="local", text=text_of(data)))
             store.totals(Query(owner="local", text=text_of(data)))
@@ -127,17 +127,17 @@ def search(data: bytes) -> None:
 
 
 def weights(data: bytes) -> None:
-    from canvas.engine.prompt_weighting import chunks_of, plain
+    from canvas.engine.prompt_weighting import split_chunks, strip_weights
 
-    chunks_of(text_of(data))
-    plain(text_of(data))
+    split_chunks(text_of(data))
+    strip_weights(text_of(data))
 
 
 def wishes(data: bytes) -> None:
     from canvas.dynamic_prompts import expand
-    from canvas.models.loras import split_tags
+    from canvas.models.loras import parse_lora_tags
 
-    split_tags(text_of(data))
+    parse_lora_tags(text_of(data))
     expand(text_of(data), Path("there", "is", "none"))
 
 

@@ -25,9 +25,9 @@ from canvas import GenerationRequest, Studio
 from canvas.catalog import MODELS, Catalog
 from canvas.engine.system_info import release_memory, resident_memory
 from canvas.errors import CanvasError, StorageError
-from canvas.history.database import Store
-from canvas.history.image_files import ImageFolder
-from canvas.history.images import Gallery
+from canvas.history.database import Database
+from canvas.history.image_files import ImageStorage
+from canvas.history.images import ImageRepository
 from canvas.jobs.job import Job
 from canvas.request import GeneratedImage
 from canvas.settings import Settings
@@ -41,8 +41,8 @@ def tell(*words: object) -> None:
     sys.stdout.flush()
 
 
-def gallery_in(data: Path) -> Gallery:
-    return Gallery(Store(data / "ai_images.db"), ImageFolder(data / "outputs"))
+def gallery_in(data: Path) -> ImageRepository:
+    return ImageRepository(Database(data / "ai_images.db"), ImageStorage(data / "outputs"))
 
 
 def picture(number: int) -> GeneratedImage:
@@ -56,7 +56,7 @@ def keep(data: Path, count: str = "100000") -> None:
     gallery.reconcile()
     tell("ready")
     for number in range(int(count)):
-        kept = gallery.keep(picture(number))
+        kept = gallery.save(picture(number))
         content = gallery.folder.path_of(kept).read_bytes()
         tell("kept", kept.filename, hashlib.sha256(content).hexdigest())
         if number % 5 == 4 and count == "100000":
@@ -66,7 +66,7 @@ def keep(data: Path, count: str = "100000") -> None:
 
 def migrate(data: Path) -> None:
     tell("ready")
-    Store(data / "ai_images.db").close()
+    Database(data / "ai_images.db").close()
     tell("done")
 
 
@@ -99,10 +99,10 @@ def generate(data: Path, first: str = "running") -> None:
         for seed in range(10_000):
             job = studio.submit(GenerationRequest("a fox", seed=seed, num_inference_steps=2))
             if not seed:
-                next(change for change in job.watch() if change.status in (first, "done"))
+                next(change for change in job.subscribe() if change.status in (first, "done"))
                 tell("ready")
             [kept] = job.wait()
-            content = studio.picture_path(kept.filename).read_bytes()
+            content = studio.image_path(kept.filename).read_bytes()
             tell("kept", kept.filename, hashlib.sha256(content).hexdigest())
 
 
@@ -129,13 +129,13 @@ def fill_disk(data: Path) -> None:
     ):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            gallery.keep(picture(number))
+            gallery.save(picture(number))
             outcome = "kept"
         except StorageError as error:
             outcome = str(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         outcomes.append(outcome)
-    gallery.keep(replace(picture(0), owner="afterwards"))
+    gallery.save(replace(picture(0), owner="afterwards"))
     tell(json.dumps(outcomes))
 
 
@@ -153,7 +153,7 @@ def studio(data: Path) -> None:
                 wish = GenerationRequest("a fox", seed=int(line), num_inference_steps=1)
                 try:
                     [kept] = studio.generate(wish)
-                    content = studio.picture_path(kept.filename).read_bytes()
+                    content = studio.image_path(kept.filename).read_bytes()
                     tell("kept", kept.filename, hashlib.sha256(content).hexdigest())
                 except CanvasError as error:
                     tell("failed", error)
@@ -203,7 +203,7 @@ def lose_memory_under_way(studio: Studio) -> str:
     before = resident_memory()
     wish = GenerationRequest("a fox", width=512, height=512, num_inference_steps=20)
     job = studio.submit(wish)
-    for change in job.watch():
+    for change in job.subscribe():
         if change.status == "running" and change.progress is not None:
             limit_memory(0)
     limit_memory(None)
@@ -256,7 +256,7 @@ def soak(data: Path, count: str, each: str) -> None:
             studio.generate(wish)
             if number % 100 == 99 or number + 1 == int(count):
                 release_memory()
-                loads = sum(event.event == "load" for event in studio.store.model_events(10_000))
+                loads = sum(event.event == "load" for event in studio.database.model_events(10_000))
                 handles = psutil.Process().num_fds()
                 tell(json.dumps([number + 1, resident_memory(), handles, loads]))
 

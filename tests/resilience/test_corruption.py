@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from canvas import GenerationRequest, Studio
 from canvas.cli.main import app
 from canvas.errors import StorageError
-from canvas.history.database import Store
-from canvas.history.repair import damage, rebuild
+from canvas.history.database import Database
+from canvas.history.repair import integrity_error, rebuild
 from canvas.settings import Settings
 from tests.history.conftest import make_image
 from tests.resilience.consistency import assert_whole, program
@@ -45,13 +45,13 @@ def test_eight_programs_record_at_once(tmp_path: Path) -> None:
 def test_a_locked_database_is_said_and_the_picture_is_found_again(tmp_path: Path) -> None:
     gallery = gallery_in(tmp_path)
     gallery.store.close()
-    gallery.store = Store(tmp_path / "ai_images.db", busy_timeout=0.1)
+    gallery.store = Database(tmp_path / "ai_images.db", busy_timeout=0.1)
     with closing(sqlite3.connect(tmp_path / "ai_images.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageError, match="locked by another program"):
-            gallery.keep(picture(1))
+            gallery.save(picture(1))
         other.execute("ROLLBACK")
-    gallery.keep(picture(2))
+    gallery.save(picture(2))
     gallery.store.close()
     assert assert_whole(tmp_path) == 2
 
@@ -60,7 +60,7 @@ def test_two_servers_share_a_data_folder(settings: Settings) -> None:
     wish = GenerationRequest("a fox", num_inference_steps=1)
     with Studio(settings) as first, Studio(settings) as second:
         jobs = [studio.submit(wish) for studio in (first, second) for _ in range(3)]
-        assert first.interrupted("local") == second.interrupted("local") == []
+        assert first.interrupted_jobs("local") == second.interrupted_jobs("local") == []
         names = {picture.filename for job in jobs for picture in job.wait()}
         for studio in (first, second):
             assert {picture.filename for picture in studio.recent()} == names
@@ -71,7 +71,7 @@ def damaged(data: Path, pages: slice) -> list[str]:
     """Pictures of two owners, then zeros over a part of their database."""
     gallery = gallery_in(data)
     for number in range(12):
-        gallery.keep(make_image(seed=number, owner="ann" if number % 2 else "bob"))
+        gallery.save(make_image(seed=number, owner="ann" if number % 2 else "bob"))
     filler = [make_image(prompt=f"{number} " * 200, image=None) for number in range(300)]
     gallery.store.record_all(filler)
     names = [image.filename for image in gallery.store.recent("ann", 20)]
@@ -87,13 +87,13 @@ def damaged(data: Path, pages: slice) -> list[str]:
 def test_a_damaged_database_is_made_anew_from_the_pictures(tmp_path: Path, pages: slice) -> None:
     damaged(tmp_path, pages)
     before = (tmp_path / "ai_images.db").read_bytes()
-    assert damage(tmp_path / "ai_images.db")
+    assert integrity_error(tmp_path / "ai_images.db")
     done = rebuild(tmp_path / "ai_images.db", tmp_path / "outputs")
     assert done.pictures == 12
     assert done.damaged is not None
     assert done.damaged.read_bytes() == before, "kept, for whoever can read more of it"
     assert assert_whole(tmp_path) == 12
-    with closing(Store(tmp_path / "ai_images.db")) as store:
+    with closing(Database(tmp_path / "ai_images.db")) as store:
         owned = sum(len(store.recent(owner, 20)) for owner in ("ann", "bob"))
         assert owned == done.owners
         assert len(store.recent("local", 20)) == 12 - owned, "no stranger gets what is unsure"
@@ -115,9 +115,9 @@ def test_the_doctor_says_it_and_does_it(tmp_path: Path) -> None:
 
 def test_a_removed_folder_is_said_and_the_next_picture_works(tmp_path: Path) -> None:
     gallery = gallery_in(tmp_path)
-    gallery.keep(picture(1))
+    gallery.save(picture(1))
     shutil.rmtree(tmp_path / "outputs")
-    gallery.keep(picture(2))
+    gallery.save(picture(2))
     assert gallery.reconcile().missing == 1
     gallery.store.close()
     assert assert_whole(tmp_path) == 1

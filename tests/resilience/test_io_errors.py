@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 def test_a_read_only_folder_is_said_at_the_start_and_left_alone(tmp_path: Path) -> None:
     data = tmp_path / "data"
     gallery = gallery_in(data)
-    gallery.keep(picture(1))
+    gallery.save(picture(1))
     gallery.store.close()
     before = contents(data)
     with read_only(data), program("weak", "studio", data) as child:
@@ -106,13 +106,13 @@ def test_pictures_removed_under_way_are_missed_and_new_ones_kept(tmp_path: Path)
 def test_a_database_removed_under_way_takes_nothing_that_would_be_lost(settings: Settings) -> None:
     with Studio(settings) as studio:
         job = studio.submit(GenerationRequest("a fox", num_inference_steps=100))
-        next(change for change in job.watch() if change.status == "running")
-        settings.database.unlink()
+        next(change for change in job.subscribe() if change.status == "running")
+        settings.database_path.unlink()
         with pytest.raises(StorageError, match="found by their files"):
             job.wait()
         with pytest.raises(StorageError, match="moved or removed"):
             studio.generate(QUICK)
-        assert len(list(settings.outputs.glob("2*/*.png"))) == 1
+        assert len(list(settings.outputs_dir.glob("2*/*.png"))) == 1
     assert assert_whole(settings.data_dir) == 1, "the next start finds the picture"
 
 
@@ -139,9 +139,9 @@ def test_a_database_locked_by_another_process_is_said(
     with Studio(settings) as studio:
         studio.generate(QUICK)
         if patience is not None:
-            studio.store.rows(f"PRAGMA busy_timeout = {patience}")
+            studio.database.rows(f"PRAGMA busy_timeout = {patience}")
         job = studio.submit(GenerationRequest("a fox", num_inference_steps=100))
-        next(change for change in job.watch() if change.status == "running")
+        next(change for change in job.subscribe() if change.status == "running")
         with locked(settings.data_dir):
             assert not job.finished
             with pytest.raises(StorageError, match="locked by another program"):
@@ -152,7 +152,7 @@ def test_a_database_locked_by_another_process_is_said(
         studio.generate(QUICK)
         assert [one.status for one in studio.jobs("local")] == ["done", "failed", "done"]
     with Studio(settings) as studio:
-        assert studio.interrupted("local") == [], "what ended while it was locked is known to"
+        assert studio.interrupted_jobs("local") == [], "what ended while it was locked is known to"
         assert len(studio.recent()) == 3, "the picture made meanwhile was found"
     assert assert_whole(settings.data_dir) == 3
     report("a database locked for 60 s by another process while a picture was being made", 1)
@@ -171,15 +171,15 @@ def test_a_clock_set_back_loses_nothing(settings: Settings) -> None:
     with Studio(settings) as studio:
         with time_machine.travel(now + timedelta(days=400), tick=True):
             early = [studio.generate(QUICK)[0] for _ in range(3)]
-            token, _ = studio.gallery.delete([early[0].id or 0], "local")
+            token, _ = studio.image_repository.delete([early[0].id or 0], "local")
             running = studio.submit(GenerationRequest("an owl", num_inference_steps=150))
-            part = settings.outputs / ".half.png.part"
+            part = settings.outputs_dir / ".half.png.part"
             part.write_bytes(b"half")
         late = [studio.generate(QUICK)[0] for _ in range(2)]
         running.wait()
-        assert studio.gallery.undo(token, "local") == 1
+        assert studio.image_repository.undo(token, "local") == 1
         with Studio(settings) as second:
-            assert second.interrupted("local") == []
+            assert second.interrupted_jobs("local") == []
             assert {one.filename for one in second.recent()} >= {
                 one.filename for one in (*early, *late)
             }

@@ -94,7 +94,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     data = tmp_path_factory.mktemp("pictures")
     gallery = gallery_in(data)
     for number in range(30):
-        gallery.keep(picture(number))
+        gallery.save(picture(number))
     pieces = export_zip(gallery.store, gallery.folder, Query(owner="local"))
     (data / "expected.zip").write_bytes(b"".join(pieces))
     with zipfile.ZipFile(data / "expected.zip", "a") as archive:  # and those of another program

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from canvas.history.database import Store
-from canvas.server.identity import COOKIE, owner_of_visitor
+from canvas.history.database import Database
+from canvas.server.identity import COOKIE, visitor_owner_id
 from tests.resilience.conftest import Tell
 from tests.resilience.consistency import address_of, asked, assert_whole, ended, program
 from tests.visitors import Visitor
@@ -42,7 +42,7 @@ class Guest:
         self.chance = random.Random(self.number)
         self.word = f"visitor{self.number:03d}"
         self.browser = Visitor(self.url)
-        self.owner = owner_of_visitor(self.browser.client.cookies[COOKIE])
+        self.owner = visitor_owner_id(self.browser.client.cookies[COOKIE])
 
     def stay(self, wishes: int | None, seconds: float) -> None:
         """Ask for pictures, three at a time, and do what people do in between.
@@ -131,7 +131,7 @@ def test_a_crowd_on_a_public_server(
     assert_fair([job for job in jobs if job["owner"] in owners])
     done = [job for job in jobs if job["status"] == "done"]
     assert assert_whole(tmp_path / "data") >= len(done)
-    with closing(Store(tmp_path / "data" / "ai_images.db")) as store:
+    with closing(Database(tmp_path / "data" / "ai_images.db")) as store:
         assert store.rows("SELECT * FROM unfinished_jobs") == [], "none is offered again"
     reloads = sorted(second for guest in guests for second in guest.reloads)
     page = reloads[len(reloads) * 95 // 100]

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from canvas.catalog import MODELS
 from canvas.cli.main import app
-from canvas.history.api_keys import Keys
-from canvas.history.database import Store
+from canvas.history.api_keys import ApiKeyStore
+from canvas.history.database import Database
 from tests.hub import LocalHub
 from tests.resilience.consistency import address_of, ended, program
 from tests.visitors import Visitor
@@ -31,7 +31,7 @@ WISHES: list[dict[str, Any]] = [
     {"model": TOKEN[:-1]},
     {"n": "x"},
     {"n": 3},
-    {"where": "remote"},
+    {"backend": "remote"},
 ]
 
 # Python runs a sitecustomize at its start, in the processes that it starts, too.
@@ -68,8 +68,8 @@ def test_nobody_hears_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     changes = [f"auth=ann:{PASSWORD}", f"remote={CLOSED}", f"remote_key={REMOTE_KEY}"]
     with program("serve", data, *changes, log=log, **environ) as child:
         url = address_of(child)
-        store = Store(data / "ai_images.db")
-        key = Keys(store).make("robot")
+        store = Database(data / "ai_images.db")
+        key = ApiKeyStore(store).create("robot")
         store.close()
         told: list[bytes] = []
         refused: set[int] = set()

@@ -16,9 +16,9 @@ from mcp import ClientSession, McpError
 from mcp.client.streamable_http import streamablehttp_client
 
 from canvas import GenerationRequest, Studio
-from canvas.history.api_keys import Keys
+from canvas.history.api_keys import ApiKeyStore
 from canvas.jobs.job import Job
-from canvas.server.api_keys import secret_in
+from canvas.server.api_keys import key_from_headers
 from canvas.settings import Settings
 from tests.app_server import serving
 
@@ -34,7 +34,7 @@ def guarded(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def key(guarded: Studio) -> str:
-    return Keys(guarded.store).make("laptop")
+    return ApiKeyStore(guarded.database).create("laptop")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,9 @@ def test_agents_bring_a_key(guarded: Studio, key: str) -> None:
 
 def test_two_keys_are_served_in_order_with_progress_of_their_own(guarded: Studio) -> None:
     names = [f"{name}-{guarded.settings.public}" for name in ("first", "second")]
-    headers = [{"Authorization": f"Bearer {Keys(guarded.store).make(name)}"} for name in names]
+    headers = [
+        {"Authorization": f"Bearer {ApiKeyStore(guarded.database).create(name)}"} for name in names
+    ]
     address = f"{guarded.url}/sdapi/v1"
 
     def ask(number: int, steps: int) -> Job:
@@ -159,7 +161,7 @@ def test_two_keys_are_served_in_order_with_progress_of_their_own(guarded: Studio
 
     threads: list[threading.Thread] = []
     first = ask(0, 100)
-    for _ in first.watch(timeout=60):
+    for _ in first.subscribe(timeout=60):
         if first.progress is not None:
             break
     second = ask(1, 2)
@@ -174,7 +176,7 @@ def test_two_keys_are_served_in_order_with_progress_of_their_own(guarded: Studio
 
 
 def test_what_belongs_to_others_is_not_found(guarded: Studio, key: str) -> None:
-    other = Keys(guarded.store).make(f"other-{key[-6:]}")
+    other = ApiKeyStore(guarded.database).create(f"other-{key[-6:]}")
     headers = {"Authorization": f"Bearer {other}"}
     client = Client(guarded.url, headers=headers, verbose=False, download_files=False)
     assert client.predict(api_name="/history") == []
@@ -218,4 +220,4 @@ def test_keys_are_asked_for_where_others_come(changes: dict[str, Any], asks: boo
     ],
 )
 def test_the_key_is_found_in_its_header(header: str, secret: str) -> None:
-    assert secret_in(header) == secret
+    assert key_from_headers(header) == secret

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from canvas import Studio
-from canvas.history.api_keys import Keys
-from canvas.server.auth import DAY, HOUR, Failures, Login, Sessions
+from canvas.history.api_keys import ApiKeyStore
+from canvas.server.auth import DAY, HOUR, Login, LoginThrottle, Sessions
 from canvas.server.launch import launch
-from canvas.server.security import network_of
+from canvas.server.security import client_network
 from canvas.settings import Settings
 
 RIGHT = {"username": "ann", "password": "pässword"}
@@ -171,11 +171,11 @@ def test_logging_out_ends_all_sessions_of_the_user(place: Place) -> None:
 
 
 def test_a_key_leaves_no_session_behind(place: Place) -> None:
-    keys = Keys(place.studio.store)
+    keys = ApiKeyStore(place.studio.database)
     with place.visit() as program:
-        program.headers["Authorization"] = f"Bearer {keys.make('robot')}"
+        program.headers["Authorization"] = f"Bearer {keys.create('robot')}"
         assert may_look(program)
-        keys.withdraw("robot")
+        keys.revoke("robot")
         assert not may_look(program)
     assert len(place.login.sessions) == 0
 
@@ -206,7 +206,7 @@ def test_both_words_have_to_be_right() -> None:
 
 def test_failures_are_forgotten_after_a_day_and_take_little_room() -> None:
     clock = Clock()
-    failures = Failures(clock)
+    failures = LoginThrottle(clock)
     for _ in range(2):
         failures.count("192.0.2.1")
     clock.seconds += DAY + 1
@@ -238,4 +238,4 @@ def test_sessions_that_ended_are_swept() -> None:
     ],
 )
 def test_what_counts_as_one_address(address: str, network: str) -> None:
-    assert network_of(address) == network
+    assert client_network(address) == network

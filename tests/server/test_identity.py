@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from canvas.server.identity import COOKIE, IdentityMiddleware, owner_of_visitor, visitor_secret
+from canvas.server.identity import COOKIE, IdentityMiddleware, visitor_owner_id, visitor_token
 
 
 def client(base_url: str = "http://testserver", **options: Any) -> TestClient:
@@ -41,7 +41,7 @@ def test_the_owner_does_not_tell_the_secret() -> None:
     name = visitor.get("/").text
     secret = visitor.cookies[COOKIE]
     assert secret not in name
-    assert owner_of_visitor(secret) == name
+    assert visitor_owner_id(secret) == name
 
 
 def test_the_cookie_is_out_of_reach_of_scripts() -> None:
@@ -57,9 +57,9 @@ def test_a_forged_cookie_is_replaced(forged: str) -> None:
     answer = client(public=True).get("/", headers={"cookie": f"{COOKIE}={forged}"})
     assert answer.text.startswith("visitor-")
     assert "set-cookie" in answer.headers
-    assert visitor_secret(f"{COOKIE}={forged}") is None
+    assert visitor_token(f"{COOKIE}={forged}") is None
 
 
 def test_a_login_is_the_owner_and_without_it_nobody_is() -> None:
-    assert client(login_of=lambda scope: "ada", public=True).get("/").text == "ada"
-    assert client(login_of=lambda scope: None, public=True).get("/").text == "None"
+    assert client(get_login=lambda scope: "ada", public=True).get("/").text == "ada"
+    assert client(get_login=lambda scope: None, public=True).get("/").text == "None"

@@ -17,9 +17,9 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from canvas import GenerationRequest, Studio
-from canvas.history.uploads import KEPT
+from canvas.history.uploads import GRACE_SECONDS
 from canvas.server.launch import MAX_UPLOAD, launch
-from canvas.server.rate_limits import UploadMiddleware
+from canvas.server.rate_limits import UploadLimitMiddleware
 from canvas.settings import Settings
 from tests.server.test_auth import Clock
 
@@ -87,16 +87,18 @@ def test_what_a_visitor_sent_who_hung_up_is_gone(place: Place) -> None:
 
 def test_the_count_begins_again_after_an_hour() -> None:
     clock = Clock()
-    limits = UploadMiddleware(lambda *_: None, strangers=True, now=clock)  # type: ignore[arg-type]
+    limits = UploadLimitMiddleware(lambda *_: None, public=True, now=clock)  # type: ignore[arg-type]
     limits._files["a"] = 201
-    assert not limits._has_room("a", 0)
-    assert limits._has_room("b", 0)
-    assert not limits._has_room("b", UploadMiddleware.BYTES + 1)
+    assert not limits._within_quota("a", 0)
+    assert limits._within_quota("b", 0)
+    assert not limits._within_quota("b", UploadLimitMiddleware.BYTES + 1)
 
 
 def test_pictures_that_nothing_was_made_from_are_gone_after_an_hour(settings: Settings) -> None:
     def hand_in(studio: Studio, colour: str) -> Path:
-        return settings.inputs / studio.shelf.hand_in(Image.new("RGB", (128, 128), colour)).name
+        return (
+            settings.uploads_dir / studio.inputs.upload(Image.new("RGB", (128, 128), colour)).name
+        )
 
     with Studio(settings) as studio:
         used, unused, again = (hand_in(studio, colour) for colour in ("red", "blue", "green"))
@@ -105,7 +107,7 @@ def test_pictures_that_nothing_was_made_from_are_gone_after_an_hour(settings: Se
         )
         studio.generate(wish)
         for path in (used, unused, again):
-            os.utime(path, (time.time() - KEPT - 5,) * 2)
+            os.utime(path, (time.time() - GRACE_SECONDS - 5,) * 2)
         assert hand_in(studio, "green") == again
     with Studio(settings) as studio:
         studio.generate(GenerationRequest("a fox", num_inference_steps=1))

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from canvas.server.security import DoorMiddleware
+from canvas.server.security import SecurityMiddleware
 from canvas.settings import Settings
 from canvas.validation import is_loopback
 
@@ -20,10 +20,10 @@ def client(tmp_path: Path, hosts: tuple[str, ...] | None = ()) -> TestClient:
         return PlainTextResponse("inside")
 
     door = Middleware(
-        DoorMiddleware,
+        SecurityMiddleware,
         hosts=hosts,
         outputs=tmp_path / "outputs",
-        is_ours=lambda path: path.name == "ours.png",
+        is_stored_image=lambda path: path.name == "ours.png",
     )
     app = Starlette(routes=[Route("/{any:path}", inside)], middleware=[door])
     return TestClient(app, base_url="http://127.0.0.1:7860")

@@ -7,7 +7,7 @@ import re
 from playwright.sync_api import Page, expect
 
 from canvas import Studio
-from canvas.comparison import Comparing
+from canvas.comparison import ComparisonService
 from canvas.history.comparisons import Comparisons
 
 
@@ -28,7 +28,7 @@ def test_modes_are_compared_with_their_seconds(page: Page, served: Studio) -> No
     expect(names).to_have_text(["starter, quality", "starter, balanced", "starter, turbo"])
     for facts in page.locator(".contender .facts").all():
         expect(facts).to_have_text(re.compile(r"[\d.]+ s\s*256 × 256\s*\d+ step"))
-    made = Comparing(served).latest("local", 1)[0]
+    made = ComparisonService(served).latest("local", 1)[0]
     assert len({request.seed for request in made.requests}) == 1
 
 
@@ -47,7 +47,7 @@ def test_a_blind_vote_is_told_afterwards_and_stands_in_the_statistics(
     expect(chosen).to_contain_text("Your choice")
     expect(chosen.locator("strong")).to_have_text(re.compile(r"starter, \w+"))
     winner = chosen.locator("strong").inner_text()
-    [best, *_] = Comparisons(served.store).tally("local")
+    [best, *_] = Comparisons(served.database).tally("local")
     assert winner == f"{best.model_key}, {best.mode}"
     page.get_by_role("tab", name="Statistics").click()
     chart = page.locator(".chart", has_text="Chosen in comparisons")

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from canvas import Studio
-from canvas.presets import defaults
+from canvas.presets import preset_defaults
 from tests.ui.conftest import PATIENCE
 
 FOREVER = {"Steps": 150, "Number of pictures": 16}  # still at work while a test looks
@@ -192,7 +192,7 @@ def test_a_mode_sets_the_steps_and_tells_its_seconds(page: Page, served: Studio)
     page.get_by_label("Prompt", exact=True).fill("a quick duck")
     open_settings(page)
     page.get_by_role("button", name="Advanced").click()
-    steps = defaults("turbo", served.models["starter"])[0]
+    steps = preset_defaults("turbo", served.models["starter"])[0]
     expect(page.get_by_label("number input for Steps")).to_have_value(str(steps))
     page.get_by_role("button", name="Generate", exact=True).click()
     finished(page, "a quick duck")

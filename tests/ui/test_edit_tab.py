@@ -54,7 +54,7 @@ def make(page: Page, served: Studio, count: int) -> list[GeneratedImage]:
 
 
 def pixels(served: Studio, image: GeneratedImage) -> np.ndarray:  # type: ignore[type-arg]
-    with Image.open(served.picture_path(image.filename)) as picture:
+    with Image.open(served.image_path(image.filename)) as picture:
         return np.asarray(picture.convert("RGB"), int)
 
 
@@ -66,11 +66,11 @@ def test_drop_a_picture_and_get_four_variations(page: Page, served: Studio, scen
         page.locator("#edit-form input")
     ).check()
     four = make(page, served, 4)
-    assert {image.request.mode for image in four} == {"balanced"}
+    assert {image.request.preset for image in four} == {"balanced"}
     assert {image.task for image in four} == {"image_to_image"}
     assert len({pixels(served, image).tobytes() for image in four}) == 4
     with Image.open(scene) as original:
-        handed = served.shelf.picture(four[0].request.image or "", "local").convert("RGB")
+        handed = served.inputs.open_image(four[0].request.image or "", "local").convert("RGB")
         assert handed.tobytes() == original.tobytes()
 
 
@@ -88,7 +88,7 @@ def test_paint_a_mask_and_repaint(page: Page, served: Studio, scene: Path) -> No
     page.mouse.up()
     [image] = make(page, served, 1)
     assert image.task == "inpaint"
-    mask = served.shelf.picture(image.request.mask_image or "", "local")
+    mask = served.inputs.open_image(image.request.mask_image or "", "local")
     assert mask.size == (256, 256)
     with Image.open(scene) as original:
         changed = (pixels(served, image) != np.asarray(original, int)).any(-1)
@@ -159,7 +159,7 @@ def test_the_fit_is_shown_before_and_the_form_outlives_a_reload(
     open_tab(page)
     drop(page, scene)
     [made, *_] = make(page, served, 4)
-    assert (made.request.fit, made.request.width) == ("pad", 344)
+    assert (made.request.resize_mode, made.request.width) == ("pad", 344)
 
 
 def test_a_long_one_is_stopped(page: Page, served: Studio, tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_the_words_of_a_lora_are_offered_and_put_into_the_prompt(
     page: Page, served: Studio
 ) -> None:
     unet = UNet2DConditionModel.from_pretrained(MODELS["starter"].name, subfolder="unet")
-    served.settings.loras.mkdir(exist_ok=True)
+    served.settings.loras_dir.mkdir(exist_ok=True)
     words = {"modelspec.trigger_phrase": "sks fox, winter"}
-    make_lora(served.settings.loras / "frost.safetensors", unet, **words)
+    make_lora(served.settings.loras_dir / "frost.safetensors", unet, **words)
     open_tab(page)
     page.get_by_label("What to draw").fill("a hill")
     form = page.locator("#edit-form")

@@ -26,14 +26,14 @@ def kept(served: Studio) -> list[GeneratedImage]:
     for number, prompt in enumerate(PROMPTS):
         request = GenerationRequest(prompt, seed=number, style="anime", num_inference_steps=1)
         image = GeneratedImage(
-            request.resolve(get_model("starter", served.models)),
+            request.with_defaults(get_model("starter", served.models)),
             enhanced_prompt=prompt,
             generation_time=1.0,
             device="cpu",
             dtype="float32",
             image=Image.new("RGB", (128, 128), (number * 90, 40, 200)),
         )
-        images.append(served.gallery.keep(image))
+        images.append(served.image_repository.save(image))
     return images
 
 
@@ -69,7 +69,7 @@ def test_size_and_dates_narrow_the_grid(
         id=None,
         filename="",
     )
-    served.gallery.keep(old)
+    served.image_repository.save(old)
     page.get_by_role("tab", name="Gallery").click()
     head = page.locator("#gallery .grid-head")
     page.get_by_label("Size").click()
@@ -153,7 +153,7 @@ def test_a_picture_gives_its_settings_back(
     page: Page, served: Studio, kept: list[GeneratedImage]
 ) -> None:
     chooser = page.locator("#drawer input[type=file]")
-    chooser.set_input_files(served.picture_path(kept[1].filename))
+    chooser.set_input_files(served.image_path(kept[1].filename))
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a purple unicorn")
     expect(page.locator("#summary")).to_contain_text("anime")
 
@@ -169,7 +169,7 @@ def test_the_figures_and_a_clean_up_that_can_be_undone(
     page: Page, served: Studio, kept: list[GeneratedImage]
 ) -> None:
     page.get_by_role("tab", name="Statistics").click()
-    total = len(served.store.ids(Query(owner="local")))
+    total = len(served.database.ids(Query(owner="local")))
     expect(page.locator(".figure").first).to_have_text(f"{total}pictures")
     page.get_by_role("button", name="Clean up…").click()  # beside the disk: opens it below
     page.get_by_label("Keep favourites").uncheck()

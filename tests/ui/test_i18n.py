@@ -19,10 +19,10 @@ from playwright.sync_api import Browser, Page, expect
 from canvas import Studio
 from canvas.backends import inference_providers, remote_backends
 from canvas.catalog import ASSETS, MODELS
-from canvas.errors import CanvasError, InvalidInput, Said
+from canvas.errors import CanvasError, InvalidInput, LazyMessage
 from canvas.models import hub_client
-from canvas.presets import MODES
-from canvas.request import IMAGE_FORMATS, PLACES, TASKS
+from canvas.presets import PRESETS
+from canvas.request import BACKENDS, IMAGE_FORMATS, TASKS
 from canvas.schedulers import SCHEDULERS
 from canvas.settings import Settings
 from canvas.styles import STYLES
@@ -65,7 +65,7 @@ def of_python(path: Path) -> Iterator[str]:
 
 
 def of_errors(path: Path) -> Iterator[str]:
-    """The sentences of `Said`, given as they are or by a name of their module."""
+    """The sentences of `LazyMessage`, given as they are or by a name of their module."""
     tree = TREES[path]
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
     said = [call.args[0] for call in calls if getattr(call.func, "id", "") == "Said"]
@@ -94,22 +94,22 @@ def rendered() -> Iterator[tuple[str, str]]:
         r'^ +\("([A-Z].*?)", ', Path(gallery_tab.__file__).read_text("utf-8"), re.M
     ):
         yield name, "opened.py"  # the names of a picture's settings
-    yield from ((door, "opened.py") for door in gallery_tab.DOORS.values())
+    yield from ((door, "opened.py") for door in gallery_tab.CLIENT_LABELS.values())
     for path in TREES:
         yield from ((text, path.name) for text in of_errors(path))
     tables = (
-        *inference_providers.WORDS.values(),
-        *(sentence for _, sentence in hub_client.WORDS.values()),
+        *inference_providers.ERROR_MESSAGES.values(),
+        *(sentence for _, sentence in hub_client.ERROR_MESSAGES.values()),
     )
     terms = (remote_backends.TO_ANY_PROVIDER, remote_backends.TO_PROVIDER)
-    for text in (*tables, *terms, *PLACES.values()):
+    for text in (*tables, *terms, *BACKENDS.values()):
         yield text, "provider.py, hub_client.py, remote_backends.py, where.py"
     for title in events.TITLES.values():
         yield title, "events.py"
     for spec in MODELS.values():
         said = (spec.description, spec.speed, spec.quality, spec.size)
         yield from ((text, "catalog.py") for text in said if not text[:1].isdigit())
-    for name in (*MODES, *(mode.capitalize() for mode in MODES), *STYLES):
+    for name in (*PRESETS, *(preset.capitalize() for preset in PRESETS), *STYLES):
         yield name, "modes.py, styles.py"
     for task in TASKS[1:]:
         yield task.replace("_", " "), "tasks.py"
@@ -125,7 +125,7 @@ def written() -> set[str]:
 @pytest.mark.parametrize("language", i18n.LANGUAGES)
 def test_every_text_is_translated(built: dict[str, str], language: str) -> None:
     texts = {text: "the built page" for text in built.values()} | dict(rendered())
-    known = i18n.table(language)
+    known = i18n.catalog(language)
     missing = [f"{text!r} ({where})" for text, where in texts.items() if text and text not in known]
     table = f"assets/languages/{language}.json"
     assert not missing, f"add to {table}, by the English text: " + ", ".join(missing)
@@ -136,7 +136,7 @@ def test_every_text_is_translated(built: dict[str, str], language: str) -> None:
 
 @pytest.mark.parametrize("language", i18n.LANGUAGES)
 def test_translations_fill_in_the_same_things(language: str) -> None:
-    for text, translation in i18n.table(language).items():
+    for text, translation in i18n.catalog(language).items():
         assert fields_of(text) == fields_of(translation), f"{language}: {translation!r}"
         assert translation.strip()
         assert "<" not in translation
@@ -186,7 +186,7 @@ def test_the_first_language_counts(accepted: str, language: str) -> None:
     asked = LocalContext.request.set(SimpleNamespace(headers={"accept-language": accepted}))
     try:
         assert i18n.language() == language
-        assert i18n.gettext("Settings") == i18n.table(language).get("Settings", "Settings")
+        assert i18n.gettext("Settings") == i18n.catalog(language).get("Settings", "Settings")
     finally:
         LocalContext.request.reset(asked)
 
@@ -204,16 +204,16 @@ def test_numbers_choose_the_form() -> None:
 
 
 def test_an_error_is_said_in_the_visitors_language() -> None:
-    most = Said("at most {number} characters", number="10,000")
+    most = LazyMessage("at most {number} characters", number="10,000")
     error = pickle.loads(pickle.dumps(InvalidInput("prompt", "…", most)))  # noqa: S301 - our own
     assert str(error) == "prompt: '…' cannot be used; allowed is at most 10,000 characters."
     asked = LocalContext.request.set(SimpleNamespace(headers={"accept-language": "de"}))
     try:
         assert (
-            i18n.sentence_of(error)
+            i18n.error_text(error)
             == "prompt: '…' geht nicht; erlaubt ist höchstens 10,000 Zeichen."
         )
-        assert i18n.sentence_of(CanvasError("{as} it is")) == "{as} it is"
+        assert i18n.error_text(CanvasError("{as} it is")) == "{as} it is"
     finally:
         LocalContext.request.reset(asked)
 
@@ -235,7 +235,7 @@ def test_the_page_speaks_the_browsers_language(
         page = context.new_page()
         page.goto(served.address)  # type: ignore[attr-defined]
         language, _, _ = locale.partition("-")
-        said = i18n.table(language)
+        said = i18n.catalog(language)
         page.get_by_role("button", name=said["Settings"], exact=True).click()
         for label in (model, style):
             expect(page.get_by_label(label, exact=True).first).to_be_visible()

@@ -21,7 +21,7 @@ FIRST_PAINT = 1.5  # seconds, as promised
 @pytest.mark.long
 def test_the_first_page_of_very_many_is_quick(settings: Settings, browser: Browser) -> None:
     with Studio(replace(settings, port=0)) as studio:
-        studio.store.record_all(replace(image, owner="local") for image in many_images(PICTURES))
+        studio.database.record_all(replace(image, owner="local") for image in many_images(PICTURES))
         served = launch(studio, block=False)
         with browser.new_context() as context:
             page = context.new_page()

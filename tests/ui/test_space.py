@@ -22,7 +22,7 @@ import itsdangerous
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from canvas.cli.deploy_space import ROOT, space_files
+from canvas.cli.deploy_space import ROOT, collect_files
 from tests.oidc import Provider
 from tests.ui.conftest import PATIENCE
 
@@ -51,7 +51,7 @@ class Space:
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What `deploy` sends up, read-only."""
     folder = tmp_path_factory.mktemp("space") / "app"
-    for file in space_files():
+    for file in collect_files():
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file.path, folder / file.path)
     everything = [folder, *folder.rglob("*")]

@@ -32,7 +32,9 @@ def evil_picture(folder: Path) -> Path:
 
 def test_imported_words_and_names_are_text(page: Page, served: Studio, tmp_path: Path) -> None:
     evil_picture(tmp_path / "evil")
-    done = import_folder(served.store, served.gallery.folder, tmp_path / "evil", "local")
+    done = import_folder(
+        served.database, served.image_repository.folder, tmp_path / "evil", "local"
+    )
     assert done.added == 1
     page.get_by_role("tab", name="Gallery").click()
     page.locator(".tile").first.click()
@@ -41,7 +43,7 @@ def test_imported_words_and_names_are_text(page: Page, served: Studio, tmp_path:
     expect(dialog).to_contain_text("<img src=x onerror=window.hacked=3>.png")
     assert page.evaluate("window.hacked") is None
     assert dialog.locator("img[src='x'], script").count() == 0
-    served.gallery.delete([image.id or 0 for image in served.recent()][:1], "local")
+    served.image_repository.delete([image.id or 0 for image in served.recent()][:1], "local")
 
 
 def test_settings_taken_from_a_picture_are_text(page: Page, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     import torch
 
 # Scores of so many queries at a time stay in the caches; found by measuring 64 to 1024.
-QUERIES = 256
-MANY_TOKENS = 512
+QUERY_CHUNK = 256
+MIN_TOKENS = 512
 
 
-class TiledAttention:
+class ChunkedAttnProcessor:
     """An attention processor of diffusers that multiplies tile by tile, head by head.
 
     Torch's fused attention on a CPU without matrix units (AMX) does its products at a
@@ -42,7 +42,7 @@ class TiledAttention:
         return found
 
 
-def use_tiles(pipeline: Any) -> bool:
+def enable_chunked_attention(pipeline: Any) -> bool:
     """Give the UNet tiled attention where that is faster; says whether it was done."""
     import torch
 
@@ -52,7 +52,7 @@ def use_tiles(pipeline: Any) -> bool:
     if torch.cpu._is_amx_tile_supported() or not hasattr(unet, "set_attn_processor"):
         return False
     unet.set_attn_processor(
-        {name: TiledAttention(usual) for name, usual in unet.attn_processors.items()}
+        {name: ChunkedAttnProcessor(usual) for name, usual in unet.attn_processors.items()}
     )
     return True
 
@@ -60,7 +60,7 @@ def use_tiles(pipeline: Any) -> bool:
 def _fits(attn: Any, hidden: torch.Tensor) -> bool:
     plain = attn.group_norm is None and attn.spatial_norm is None and attn.norm_q is None
     plain = plain and not attn.residual_connection and attn.rescale_output_factor == 1
-    return plain and hidden.ndim == 3 and hidden.shape[1] >= MANY_TOKENS
+    return plain and hidden.ndim == 3 and hidden.shape[1] >= MIN_TOKENS
 
 
 def _self_attention(attn: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -75,8 +75,8 @@ def _self_attention(attn: Any, hidden: torch.Tensor) -> torch.Tensor:
             part = slice(head * width, (head + 1) * width)
             key = keys[picture, :, part].t().contiguous()
             value = values[picture, :, part].contiguous()
-            for first in range(0, hidden.shape[1], QUERIES):
-                rows = slice(first, first + QUERIES)
+            for first in range(0, hidden.shape[1], QUERY_CHUNK):
+                rows = slice(first, first + QUERY_CHUNK)
                 scores = torch.mm(queries[picture, rows, part], key)
                 result[picture, rows, part] = torch.mm(scores.softmax(-1), value)
     return result

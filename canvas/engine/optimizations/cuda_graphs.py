@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Of one model: batches of one and two, kinds of passes, a few sizes.
-KEPT = 12
+MAX_GRAPHS = 12
 
 
-class Recorded:
+class CudaGraphCallable:
     """A function of tensors that is run the first time, recorded the second, then replayed.
 
     For each shape and dtype of its arguments there is a recording. What it returns is the
@@ -33,7 +33,7 @@ class Recorded:
 
     def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]]) -> None:
         self._function = function
-        self._recordings: OrderedDict[str, _Recording | None] = OrderedDict()
+        self._recordings: OrderedDict[str, _Capture | None] = OrderedDict()
         self._pool: Any = None
         self._recordable = True
 
@@ -44,7 +44,7 @@ class Recorded:
         if not self._recordable:
             return self._function(*args, **options)
         leaves, structure = tree_flatten((args, options))
-        kind = f"{structure} {[_kind(leaf) for leaf in leaves]}"
+        kind = f"{structure} {[_signature(leaf) for leaf in leaves]}"
         if kind not in self._recordings:
             self._remember(kind, None)
             return self._function(*args, **options)
@@ -61,27 +61,27 @@ class Recorded:
             self._remember(kind, recording)
         return recording.replay(leaves)
 
-    def _remember(self, kind: str, recording: _Recording | None) -> None:
+    def _remember(self, kind: str, recording: _Capture | None) -> None:
         self._recordings[kind] = recording
-        while len(self._recordings) > KEPT:
+        while len(self._recordings) > MAX_GRAPHS:
             self._recordings.popitem(last=False)
 
-    def _record(self, args: tuple[Any, ...], options: dict[str, Any]) -> _Recording:
+    def _record(self, args: tuple[Any, ...], options: dict[str, Any]) -> _Capture:
         import torch
 
         # All share the memory of what is between: each is done before the next is replayed.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        return _Recording(self._function, args, options, self._pool)
+        return _Capture(self._function, args, options, self._pool)
 
 
-class _Recording:
+class _Capture:
     """One graph with the tensors that it reads and those that it writes."""
 
     def __init__(self, function: Callable[..., Any], args: Any, options: Any, pool: Any) -> None:
         import torch
         from torch.utils._pytree import tree_flatten, tree_map
 
-        args, options = tree_map(_own, (args, options))
+        args, options = tree_map(_static_input, (args, options))
         self._inputs, _ = tree_flatten((args, options))
         self._graph = torch.cuda.CUDAGraph()
         # Only this thread is watched: others may use the GPU meanwhile.
@@ -98,10 +98,10 @@ class _Recording:
         return tuple(output.clone() for output in self._outputs)
 
 
-def _kind(leaf: Any) -> Any:
+def _signature(leaf: Any) -> Any:
     """What a recording holds good for: a number is part of it, a tensor's values are not."""
     return getattr(leaf, "shape", leaf), getattr(leaf, "dtype", None)
 
 
-def _own(leaf: Any) -> Any:
+def _static_input(leaf: Any) -> Any:
     return leaf.clone() if hasattr(leaf, "clone") else leaf

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.optimizations.cuda_graphs import Recorded
-from canvas.presets import Mode
+from canvas.engine.optimizations.cuda_graphs import CudaGraphCallable
+from canvas.presets import SpeedPreset
 
 if TYPE_CHECKING:
     import torch
 
-KEPT_LAYERS = 2
+CACHE_BRANCH_DEPTH = 2
 ATTRIBUTE = "_recorded_passes"
 
 
-class Passes:
+class UNetForward:
     """What a pass of a `UNet2DConditionModel` computes, in whole or in part.
 
     The deep features are those before the last `layers` of the decoder.
@@ -29,7 +29,7 @@ class Passes:
         self._forward = partial(type(unet).forward, unet)
         self._layers = min(layers, len(unet.up_blocks[-1].resnets))
 
-    def whole(
+    def full_forward(
         self, sample: Any, timestep: Any, words: Any, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The prediction and the deep features, with the skip connection in the last channels."""
@@ -44,7 +44,7 @@ class Passes:
             hook.remove()
         return prediction, deep[0]
 
-    def last_layers(
+    def shallow_forward(
         self, sample: Any, timestep: Any, words: Any, deep: torch.Tensor, **options: Any
     ) -> tuple[torch.Tensor]:
         """The prediction with those features, by diffusers' `UNet2DConditionModel.forward`."""
@@ -84,15 +84,15 @@ def _layer(block: Any, layer: int, hidden: Any, time: Any, words: Any) -> Any:
     return hidden
 
 
-class RecordedPasses:
+class CudaGraphUNet:
     """The same, recorded as CUDA graphs; the timestep has to be a tensor on the GPU."""
 
-    def __init__(self, passes: Passes) -> None:
-        self.whole = Recorded(passes.whole)
-        self.last_layers = Recorded(passes.last_layers)
+    def __init__(self, passes: UNetForward) -> None:
+        self.full_forward = CudaGraphCallable(passes.full_forward)
+        self.shallow_forward = CudaGraphCallable(passes.shallow_forward)
 
 
-def recorded_passes(unet: Any, layers: int) -> RecordedPasses | None:
+def cuda_graph_unet(unet: Any, layers: int) -> CudaGraphUNet | None:
     """Those of a UNet on a GPU, which live and die with it; None where it wears LoRAs.
 
     They hold good for weights in one place of memory, as they were; a LoRA adds layers.
@@ -102,20 +102,20 @@ def recorded_passes(unet: Any, layers: int) -> RecordedPasses | None:
     place = (layers, next(unet.parameters()).data_ptr())
     kept = vars(unet).get(ATTRIBUTE)
     if kept is None or kept[0] != place:
-        kept = place, RecordedPasses(Passes(unet, layers))
+        kept = place, CudaGraphUNet(UNetForward(unet, layers))
         vars(unet)[ATTRIBUTE] = kept
-    found: RecordedPasses = kept[1]
+    found: CudaGraphUNet = kept[1]
     return found
 
 
 # What a pass computes: everything; the wanted picture without its unguided twin; and of
 # that only the outermost layers.
-FULL, WANTED, CACHED = "full", "wanted", "cached"
+FULL, COND_ONLY, CACHED = "full", "wanted", "cached"
 # Of a whole pass, what a cached one computes in the architecture of Stable Diffusion 1.5.
-SHARE_OF_CACHED = 0.22
+CACHED_STEP_COST = 0.22
 
 
-class ShortcutForward:
+class CachedUNetForward:
     """A stand-in for the forward of `UNet2DConditionModel` that follows a plan of passes.
 
     A full pass keeps the deep features and the difference that guidance makes. Later passes
@@ -124,7 +124,7 @@ class ShortcutForward:
     (DeepCache, arXiv 2312.00858).
     """
 
-    def __init__(self, passes: Passes | RecordedPasses, plan: list[str]) -> None:
+    def __init__(self, passes: UNetForward | CudaGraphUNet, plan: list[str]) -> None:
         self._passes = passes
         self._plan = plan
         self._step = 0
@@ -147,39 +147,43 @@ class ShortcutForward:
         if added := options.get("added_cond_kwargs"):
             options["added_cond_kwargs"] = {name: value[-1:] for name, value in added.items()}
         given = (sample[-1:], timestep, encoder_hidden_states[-1:])
-        if kind == WANTED:
+        if kind == COND_ONLY:
             wanted = self._whole(*given, options)
         else:
-            wanted = self._passes.last_layers(*given, self._deep, **options)[0]
+            wanted = self._passes.shallow_forward(*given, self._deep, **options)[0]
         if guided and self._guidance is not None:
             return (torch.cat([wanted - self._guidance, wanted]),)
         return (wanted,)
 
     def _whole(self, sample: Any, timestep: Any, words: Any, options: Any) -> torch.Tensor:
-        prediction, deep = self._passes.whole(sample, timestep, words, **options)
+        prediction, deep = self._passes.full_forward(sample, timestep, words, **options)
         self._deep = deep[-1:]  # guided: the second of the batch is the wanted picture
         return prediction
 
 
-def plan(mode: Mode, num_inference_steps: int) -> list[str]:
+def cache_schedule(preset: SpeedPreset, num_inference_steps: int) -> list[str]:
     """What each step computes."""
     kinds = []
     for step in range(num_inference_steps):
-        deep = step < mode.lead or (step - mode.lead) % mode.interval == 0
-        guided = step < mode.guided_share * num_inference_steps
-        kinds.append(CACHED if not deep else FULL if guided else WANTED)
+        deep = (
+            step < preset.warmup_steps or (step - preset.warmup_steps) % preset.cache_interval == 0
+        )
+        guided = step < preset.cfg_ratio * num_inference_steps
+        kinds.append(CACHED if not deep else FULL if guided else COND_ONLY)
     return kinds
 
 
-def passes_per_step(mode: Mode, num_inference_steps: int, *, guided: bool) -> float:
+def unet_calls_per_step(preset: SpeedPreset, num_inference_steps: int, *, guided: bool) -> float:
     """How many whole passes for one picture a step takes on average, 2 with guidance."""
-    cost = {FULL: 2.0 if guided else 1.0, WANTED: 1.0, CACHED: SHARE_OF_CACHED}
-    kinds = plan(mode, num_inference_steps)
+    cost = {FULL: 2.0 if guided else 1.0, COND_ONLY: 1.0, CACHED: CACHED_STEP_COST}
+    kinds = cache_schedule(preset, num_inference_steps)
     return sum(cost[kind] for kind in kinds) / len(kinds)
 
 
 @contextmanager
-def shortcuts(pipeline: Any, passes: list[str], layers: int = KEPT_LAYERS) -> Iterator[None]:
+def apply_deepcache(
+    pipeline: Any, passes: list[str], layers: int = CACHE_BRANCH_DEPTH
+) -> Iterator[None]:
     """Let the pipeline's UNet follow the plan for one picture.
 
     Other models are left alone, and so is a UNet that has a stand-in already.
@@ -196,18 +200,18 @@ def shortcuts(pipeline: Any, passes: list[str], layers: int = KEPT_LAYERS) -> It
         del unet.forward
 
 
-def forwards(unet: Any, passes: list[str], number: int) -> list[Any]:
-    """As `shortcuts`, for the parts of one large picture: each keeps what is its own."""
-    return [_forward(unet, passes, KEPT_LAYERS) or unet.forward for _ in range(number)]
+def make_forwards(unet: Any, passes: list[str], number: int) -> list[Any]:
+    """As `apply_deepcache`, for the parts of one large picture: each keeps what is its own."""
+    return [_forward(unet, passes, CACHE_BRANCH_DEPTH) or unet.forward for _ in range(number)]
 
 
-def _forward(unet: Any, passes: list[str], layers: int) -> ShortcutForward | None:
+def _forward(unet: Any, passes: list[str], layers: int) -> CachedUNetForward | None:
     """The stand-in that is quicker here, if there is one."""
     from diffusers import UNet2DConditionModel
 
     if not isinstance(unet, UNet2DConditionModel):
         return None
-    recorded = recorded_passes(unet, layers)
+    recorded = cuda_graph_unet(unet, layers)
     if recorded is None and set(passes) <= {FULL}:
         return None
-    return ShortcutForward(recorded or Passes(unet, layers), passes)
+    return CachedUNetForward(recorded or UNetForward(unet, layers), passes)

@@ -16,29 +16,29 @@ from canvas.engine import system_info
 
 # Parameters of mallopt, by malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -2, -3, -4, -8
-KEEPING = MappingProxyType({MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20})
+RETAIN_OPTS = MappingProxyType({MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20})
 # What glibc's own thresholds come to in a program that frees large blocks.
-USUAL = MappingProxyType(
+DEFAULT_OPTS = MappingProxyType(
     {MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536, TRIM_THRESHOLD: 64 << 20, TOP_PAD: 128 << 10}
 )
-MUCH = 256 << 20  # bytes; less is not worth the time to give it back
+TRIM_ABOVE = 256 << 20  # bytes; less is not worth the time to give it back
 
 
-def use_one() -> None:
+def single_arena() -> None:
     """Let the threads that start from now on share one heap, the only one that can grow large."""
     _set({ARENA_MAX: 1})
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Keep what is freed within the block, and give it back after the block if it is much."""
     before = system_info.resident_memory()
-    _set(KEEPING)
+    _set(RETAIN_OPTS)
     try:
         yield
     finally:
-        _set(USUAL)
-        if system_info.resident_memory() - before > MUCH:
+        _set(DEFAULT_OPTS)
+        if system_info.resident_memory() - before > TRIM_ABOVE:
             system_info.trim()
 
 
