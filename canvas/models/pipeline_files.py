@@ -28,6 +28,7 @@ CONFIG_FILES = {
     "image_processor": "preprocessor_config.json",
 }
 SMALL_FILES = {".json", ".txt", ".model", ".jinja"}
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
 @dataclass(frozen=True)
@@ -140,23 +141,40 @@ def is_complete(folder: Path, listing: Mapping[str, int] | None = None) -> bool:
     return any(all(here.get(name) == listing[name] for name in choice.files) for choice in choices)
 
 
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """Tensor names mapped to `dtype`, `shape` and `data_offsets`, and the `__metadata__`.
+
+    Reads only the header, so the tensors may be missing. Raises ValueError where there is no
+    such header, OSError where the file cannot be read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"the header would take {length:,} bytes")
+        header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    return header
+
+
 def check_single_file(path: Path) -> None:
-    """Raise ModelBroken unless it is a whole `.safetensors` file; reads only its header."""
+    """Raise ModelCorrupted unless it is a complete `.safetensors` file; reads only its header."""
     if path.suffix != ".safetensors":
         raise ModelCorrupted(
-            f"{path}: of single files only .safetensors open; convert it, or name a folder."
+            f"A single-file model must be a .safetensors file (got {path}). Convert it, or use a "
+            "diffusers folder."
         )
-    size = path.stat().st_size
     try:
+        header = read_safetensors_header(path)
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name[:2] != "__"]
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, size)))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ModelCorrupted(f"{path} is not a safetensors file; fetch it again.") from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise ModelCorrupted(f"{path} is damaged: {size:,} bytes instead of {expected:,}.")
+            expected = 8 + int.from_bytes(file.read(8), "little") + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ModelCorrupted(f"{path} is not a safetensors file. Download it again.") from error
+    if (size := path.stat().st_size) != expected:
+        raise ModelCorrupted(
+            f"{path} is damaged: {size:,} bytes instead of {expected:,}. Download it again."
+        )
 
 
 def _components(index: Mapping[str, Any]) -> list[str]:

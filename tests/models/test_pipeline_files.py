@@ -189,5 +189,5 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_pickled_single_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"")
-    with pytest.raises(ModelCorrupted, match=r"only \.safetensors"):
+    with pytest.raises(ModelCorrupted, match=r"must be a \.safetensors file"):
         pipeline_files.check_single_file(tmp_path / "model.ckpt")
