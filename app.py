@@ -1,4 +1,4 @@
-"""Magic Canvas: `python app.py` serves the page; `python app.py --help` lists the options."""
+"""Start the Magic Canvas web app: `python app.py`; `python app.py --help` lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m canvas …` starts the command line."""
+"""The command line: `python -m canvas`."""
 
 from canvas.cli.main import main
 

@@ -1,18 +1,19 @@
-"""What a command shows: words, JSON, and a bar where somebody looks."""
+"""Shared options, output and progress bar of the commands."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from canvas.errors import GenerationCancelled, InvalidInput
+from canvas.errors import GenerationCancelled, InvalidInput, StorageError
+from canvas.files import atomic_write
 from canvas.jobs.job import format_progress
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ DataDir = Annotated[
         "--data-dir", metavar="DIR", help="Folder of ai_images.db and outputs/.", show_default=False
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 def number_option(field: str, allowed: str, kind: Callable[[str], Any]) -> Any:
-    """An option that takes a number and, unlike typer, names the value that is none."""
+    """A numeric option; unlike typer's own, its error names the value and what is allowed."""
 
     def parse(value: Any) -> Any:
         try:
@@ -42,31 +43,31 @@ def number_option(field: str, allowed: str, kind: Callable[[str], Any]) -> Any:
 
 
 def with_examples(*lines: str) -> Callable[[Command], Command]:
-    """Add examples to what a command's --help says."""
+    """Append examples to the help text of a command."""
 
     def add(command: Command) -> Command:
-        shown = "\n\n".join(f"  {line}" for line in lines)
-        command.__doc__ = f"{command.__doc__}\n\nExamples:\n\n{shown}\n"
+        examples = "\n\n".join(f"  {line}" for line in lines)
+        command.__doc__ = f"{command.__doc__}\n\nExamples:\n\n{examples}\n"
         return command
 
     return add
 
 
-def load_settings(data_dir: Path | None, key: str | None = None) -> Settings:
-    """The environment's settings with what the command line says of them."""
+def load_settings(data_dir: Path | None, api_key: str | None = None) -> Settings:
+    """Settings from the environment, overridden by command line options."""
     from canvas.settings import Settings
 
     folder = data_dir.expanduser() if data_dir else None
-    return Settings.from_environment(data_dir=folder, key=key)
+    return Settings.from_environment(data_dir=folder, api_key=api_key)
 
 
 def print_line(text: str) -> None:
-    """One line of the answer."""
+    """Print one line of the result."""
     typer.echo(text)
 
 
 def print_json(value: Any) -> None:
-    """One line of the answer for programs; JSON knows no infinity, so that becomes null."""
+    """Print one line of JSON; infinite numbers, which JSON does not have, become null."""
     typer.echo(json.dumps(_finite(value), ensure_ascii=False))
 
 
@@ -79,15 +80,25 @@ def _finite(value: Any) -> Any:
 
 
 def print_error(text: str) -> None:
-    """One line on stderr."""
+    """Print one line to stderr."""
     typer.echo(" ".join(text.split()), err=True)
 
 
-def wait(job: Job, title: str) -> None:
-    """Wait for a job with a bar on a terminal, in silence elsewhere; Ctrl+C stops the job.
+def write_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file whole or not at all; raises StorageError."""
+    try:
+        with atomic_write(path) as file:
+            for chunk in chunks:
+                file.write(chunk)
+    except OSError as error:
+        raise StorageError(
+            f"{str(path)!r} cannot be written ({error.strerror}). Free some disk space, check "
+            "the permissions or choose another path."
+        ) from error
 
-    Raises why it failed.
-    """
+
+def wait(job: Job, title: str) -> None:
+    """Wait for a job with a progress bar; Ctrl+C cancels it. Raises the job's error."""
     try:
         with progress_bar(title) as show:
             for _ in job.subscribe():
@@ -95,12 +106,12 @@ def wait(job: Job, title: str) -> None:
         job.wait()
     except KeyboardInterrupt:
         job.cancel()
-        raise GenerationCancelled("Stopped.") from None
+        raise GenerationCancelled("Cancelled.") from None
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
-    """Shows how far something is, 0 to 1, and a word on it; nothing where nobody looks."""
+    """A function that shows a fraction (0 to 1) and a note; silent unless stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda fraction, note: None
         return
@@ -108,6 +119,6 @@ def progress_bar(title: str) -> Iterator[Callable[[float, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(title, total=1.0, note="")
-        yield lambda fraction, note: shown.update(task, completed=fraction, note=note)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=1.0, note="")
+        yield lambda fraction, note: progress.update(task, completed=fraction, note=note)

@@ -1,4 +1,4 @@
-"""`doctor`: what works here, and what to do about what does not."""
+"""`doctor`: checks the installation and says how to fix what fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,98 +30,103 @@ if TYPE_CHECKING:
     from canvas.settings import Settings
     from canvas.studio import Studio
 
-OLDEST = (3, 11)
-LITTLE_MEMORY = 2 * 10**9  # bytes: the built-in model, torch and the page
-ENOUGH_MEMORY = 6 * 10**9  # bytes: one Stable Diffusion model in float32
+MIN_PYTHON = (3, 11)
+MIN_MEMORY = 2 * 10**9  # bytes: the built-in model, torch and the server
+AMPLE_MEMORY = 6 * 10**9  # bytes: one Stable Diffusion model in float32
+MIN_DISK = 5 * 10**9  # bytes: one more model and some images
+PACKAGES = ("gradio", "diffusers", "torch", "transformers", "huggingface_hub", "safetensors")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; `note` marks what only some need."""
+    """The result of one check; `warning` marks a limitation that matters only to some users."""
 
     name: str
-    well: bool
-    sentence: str
-    note: bool = False
+    ok: bool
+    message: str
+    warning: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, with the names of version 0.1, too."""
+        old_names = {"well": self.ok, "sentence": self.message, "note": self.warning}
+        return {**asdict(self), **old_names}
 
 
 def check_python() -> Check:
-    """Whether this Python is new enough."""
-    sentence = f"{platform.python_version()} on {platform.platform()}"
-    if sys.version_info < OLDEST:
-        return Check("python", False, f"{sentence}; install 3.11 or newer")
-    return Check("python", True, sentence)
+    """The version of Python."""
+    message = f"{platform.python_version()} on {platform.platform()}"
+    if sys.version_info < MIN_PYTHON:
+        return Check("python", False, f"{message}; install 3.11 or newer")
+    return Check("python", True, message)
 
 
 def check_memory(free: int, total: int) -> Check:
-    """Whether models fit; bytes."""
-
-    sentence = f"{format_bytes(free)} of {format_bytes(total)} free"
-    if free < LITTLE_MEMORY:
-        return Check("memory", False, f"{sentence}; close other programs")
-    if free < ENOUGH_MEMORY:
-        enough = "enough for starter; close other programs before you pick a larger model"
-        return Check("memory", True, f"{sentence}: {enough}", note=True)
-    return Check("memory", True, sentence)
+    """Memory for models, in bytes."""
+    message = f"{format_bytes(free)} of {format_bytes(total)} free"
+    if free < MIN_MEMORY:
+        return Check("memory", False, f"{message}; close other programs")
+    if free < AMPLE_MEMORY:
+        hint = "enough for starter; close other programs before loading a larger model"
+        return Check("memory", True, f"{message}: {hint}", warning=True)
+    return Check("memory", True, message)
 
 
 def check_gpu(device: Device) -> Check:
-    """Whether a GPU is there that torch does not use."""
-    unused = device.name == "cpu" and shutil.which("nvidia-smi") is not None
-    if unused:
-        return Check(
-            "gpu",
-            False,
-            "there is an NVIDIA driver, but this torch cannot use it; install the build for "
-            "your CUDA from https://pytorch.org/get-started/locally/, or set CANVAS_DEVICE=cpu",
-        )
-    return Check("gpu", True, "none is needed" if device.name == "cpu" else device.reason)
+    """Whether torch can use the GPU of this computer."""
+    if device.name != "cpu":
+        return Check("gpu", True, device.reason)
+    if shutil.which("nvidia-smi") is None:
+        return Check("gpu", True, "none, not required")
+    return Check(
+        "gpu",
+        False,
+        "an NVIDIA driver is installed, but this build of torch cannot use it; install the build "
+        "for your CUDA version from https://pytorch.org/get-started/locally/, or set "
+        "CANVAS_DEVICE=cpu",
+    )
 
 
 def check_port(settings: Settings) -> Check:
-    """Whether the page can be served where it is meant to be."""
+    """Whether the server can listen on its port."""
     host, port = settings.host, settings.port
     if port == 0:
-        return Check("port", True, "a free one is taken")
+        return Check("port", True, "any free port")
     try:
         with socket.create_server((host, port)):
             return Check("port", True, f"{port} is free")
     except OSError as error:
-        if _is_ours(port):
-            return Check("port", True, f"Magic Canvas answers on {port} already")
-        why = f"{host}:{port} cannot be had ({error.strerror}); start with --port {port + 1}"
-        return Check("port", False, why)
+        if _is_magic_canvas(port):
+            return Check("port", True, f"Magic Canvas is already running on {port}")
+        message = f"{host}:{port} is not available ({error.strerror}); use --port {port + 1}"
+        return Check("port", False, message)
 
 
-def _is_ours(port: int) -> bool:
+def _is_magic_canvas(port: int) -> bool:
     import httpx
 
     try:
-        answer = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
-        return "asks_for_keys" in answer.json()
+        response = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
+        return "asks_for_keys" in response.json()
     except (httpx.HTTPError, ValueError):
         return False
 
 
-def check_hub_reachable() -> Iterator[Check]:
-    """Whether models can be downloaded, and with whose token."""
+def check_hub_access() -> Iterator[Check]:
+    """Whether models can be downloaded, and the account of the token."""
     from canvas.models.hub_client import check_hub
 
-    reach = check_hub()
-    if reach.offline:
-        yield Check("hub", True, f"{reach.offline}; what is on disk works without", note=True)
+    status = check_hub()
+    if status.offline:
+        message = f"{status.offline}; downloaded models work offline"
+        yield Check("hub", True, message, warning=True)
         return
-    yield Check("hub", True, "answers")
-    if reach.wrong:
-        yield Check("token", False, f"{reach.wrong} and set HF_TOKEN")
-    elif reach.name:
-        yield Check("token", True, f"of {reach.name}")
+    yield Check("hub", True, "reachable")
+    if status.wrong:
+        yield Check("token", False, f"{status.wrong} and set HF_TOKEN")
+    elif status.name:
+        yield Check("token", True, f"account {status.name}")
     else:
-        yield Check("token", True, "none; only models with terms need HF_TOKEN", note=True)
-
-
-PACKAGES = ("gradio", "diffusers", "torch", "transformers", "huggingface_hub", "safetensors")
-LITTLE_SPACE = 5 * 10**9  # bytes: one more model and some pictures
+        yield Check("token", True, "not set; only gated models need HF_TOKEN", warning=True)
 
 
 @with_examples(
@@ -131,35 +136,36 @@ LITTLE_SPACE = 5 * 10**9  # bytes: one more model and some pictures
 def doctor(
     json: AsJson = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Make a damaged database anew from the pictures.")
+        bool, typer.Option("--rebuild", help="Rebuild a damaged database from the image files.")
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Look at everything that the program needs; leaves with 1 when something is wrong."""
+    """Check the installation; exits with 1 if a check fails."""
+    settings = load_settings(data_dir)
     if rebuild:
-        _rebuild(load_settings(data_dir))
-    findings = []
-    for finding in _run_checks(load_settings(data_dir)):
-        findings.append(finding)
+        _rebuild(settings)
+    failed = False
+    for check in _run_checks(settings):
+        failed |= not check.ok
         if json:
-            print_json(asdict(finding))
+            print_json(check.to_dict())
         else:
-            grade = "BAD " if not finding.well else "note" if finding.note else "ok  "
-            print_line(f"{grade} {finding.name}: {finding.sentence}")
-    if not all(finding.well for finding in findings):
+            grade = "FAIL" if not check.ok else "warn" if check.warning else "ok  "
+            print_line(f"{grade} {check.name}: {check.message}")
+    if failed:
         raise typer.Exit(1)
 
 
 def _rebuild(settings: Settings) -> None:
     from canvas.history.repair import rebuild
 
-    done = rebuild(settings.database_path, settings.outputs_dir)
-    if done.damaged is None:
-        print_error("The database is well: there is nothing to rebuild.")
+    result = rebuild(settings.database_path, settings.outputs_dir)
+    if result.damaged is None:
+        print_error("The database is not damaged: nothing to rebuild.")
     else:
         print_error(
-            f"{done.pictures} pictures are back, {done.owners} with their owners. "
-            f"The damaged file is kept as {done.damaged}."
+            f"{result.images} images restored, {result.owners} with their owners. "
+            f"The damaged file is now {result.damaged}."
         )
 
 
@@ -169,34 +175,32 @@ def _run_checks(settings: Settings) -> Iterator[Check]:
         try:
             yield Check(package, True, version(package))
         except PackageNotFoundError:
-            sentence = "is missing; run: pip install -r requirements.txt"
-            yield Check(package, False, sentence)
+            yield Check(package, False, "not installed; run: pip install -r requirements.txt")
     yield check_port(settings)
-    yield from check_hub_reachable()
+    yield from check_hub_access()
     from canvas.history.repair import integrity_error
 
-    wrong = integrity_error(settings.database_path)
-    if wrong:
-        sentence = f"is damaged ({wrong}); stop the server and run doctor with --rebuild"
-        yield Check("database", False, sentence)
+    if error := integrity_error(settings.database_path):
+        message = f"damaged ({error}); stop the server and run doctor with --rebuild"
+        yield Check("database", False, message)
         return
     try:
         from canvas.studio import Studio
 
         with Studio(settings) as studio:
             yield Check("data folder", True, str(settings.data_dir.resolve()))
-            yield from _check_data_dir(studio)
+            yield from _check_studio(studio)
     except CanvasError as error:
         yield Check("data folder", False, str(error))
 
 
-def _check_data_dir(studio: Studio) -> Iterator[Check]:
+def _check_studio(studio: Studio) -> Iterator[Check]:
     from canvas.engine import system_info
 
     free = shutil.disk_usage(studio.settings.data_dir).free
-    enough = free > LITTLE_SPACE
-    more = "" if enough else "; remove models in the tab Models, or choose another --data-dir"
-    yield Check("disk", enough, f"{format_bytes(free)} free{more}")
+    ok = free > MIN_DISK
+    hint = "" if ok else "; delete models in the Models tab, or choose another --data-dir"
+    yield Check("disk", ok, f"{format_bytes(free)} free{hint}")
     yield check_memory(system_info.free_memory(), system_info.total_memory())
     device = studio.device
     yield Check("device", True, f"{device.name}, {device.dtype}: {device.reason}")

@@ -1,10 +1,8 @@
-"""`export` and `import`: pictures with their settings, out as a ZIP and in again."""
+"""`export` and `import`: images with their settings, to and from a ZIP file."""
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +18,9 @@ from canvas.cli.console import (
     print_json,
     print_line,
     with_examples,
+    write_file,
 )
-from canvas.errors import InvalidInput, StorageError
+from canvas.errors import InvalidInput
 from canvas.request import LOCAL_OWNER
 
 if TYPE_CHECKING:
@@ -32,34 +31,36 @@ STDOUT = "-"
 
 
 @with_examples(
-    "python -m canvas export pictures.zip",
+    "python -m canvas export images.zip",
     "python -m canvas export boats.zip --text boat --format webp",
 )
 def export(
-    target: Annotated[str, typer.Argument(metavar="FILE.zip", help="Where to; - is stdout.")],
-    text: Annotated[str, typer.Option(help="Only with these words in the prompt.")] = "",
-    model: Annotated[str | None, typer.Option(metavar="KEY", help="Only of this model.")] = None,
-    favourites: Annotated[bool, typer.Option("--favourites", help="Only those.")] = False,
+    target: Annotated[str, typer.Argument(metavar="FILE.zip", help="Output file; - is stdout.")],
+    text: Annotated[str, typer.Option(help="Only images with these words in the prompt.")] = "",
+    model: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Only images of this model.")
+    ] = None,
+    favourites: Annotated[bool, typer.Option("--favourites", help="Only favourites.")] = False,
     image_format: Annotated[
         str | None, typer.Option("--format", help="Convert to png, jpeg or webp.")
     ] = None,
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Write all pictures with their settings into one ZIP."""
+    """Export images with their settings as a ZIP file."""
     from canvas.history.export_zip import export_zip
     from canvas.history.queries import Query
 
     query = Query(text=text, owner=LOCAL_OWNER, model_key=model, favourite=favourites or None)
-    with _open_storage(data_dir) as (store, folder):
-        pieces = export_zip(
-            store, folder, query, image_format=image_format, filename=Path(target).name
+    with _open_storage(data_dir) as (database, storage):
+        chunks = export_zip(
+            database, storage, query, image_format=image_format, filename=Path(target).name
         )
         if target == STDOUT:
-            for piece in pieces:
-                sys.stdout.buffer.write(piece)
+            for chunk in chunks:
+                sys.stdout.buffer.write(chunk)
         else:
-            _write(Path(target), pieces)
+            write_file(Path(target), chunks)
             if json:
                 print_json({"file": target, "bytes": Path(target).stat().st_size})
             else:
@@ -67,58 +68,41 @@ def export(
 
 
 @with_examples(
-    "python -m canvas import pictures.zip",
+    "python -m canvas import images.zip",
     "python -m canvas import ~/Pictures/generated",
 )
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="PATH", help="A ZIP, or a folder.")],
+    source: Annotated[Path, typer.Argument(metavar="PATH", help="A ZIP file or a folder.")],
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Take in pictures of an export or of other programs, with what settings they carry."""
+    """Import images of an export or of other programs, with the settings stored in them."""
     from canvas.history.import_zip import import_folder, import_zip
 
     if not source.exists():
         raise InvalidInput("path", str(source), "a ZIP file or a folder that exists")
-    with _open_storage(data_dir) as (store, folder):
-        take = import_folder if source.is_dir() else import_zip
-        done = take(store, folder, source, LOCAL_OWNER)
-    for reason in done.refused:
-        print_error(reason)
+    with _open_storage(data_dir) as (database, storage):
+        load = import_folder if source.is_dir() else import_zip
+        result = load(database, storage, source, LOCAL_OWNER)
+    errors = list(result.errors)
+    for error in errors:
+        print_error(error)
     if json:
-        counts = {"added": done.added, "duplicates": done.duplicates}
-        print_json({**counts, "refused": list(done.refused)})
+        counts = {"added": result.added, "duplicates": result.duplicates}
+        print_json({**counts, "errors": errors, "refused": errors})
     else:
-        refused = len(done.refused)
-        print_line(f"{done.added} added, {done.duplicates} here already, {refused} refused")
+        print_line(f"{result.added} added, {result.duplicates} duplicates, {len(errors)} errors")
 
 
 @contextmanager
 def _open_storage(data_dir: Path | None) -> Iterator[tuple[Database, ImageStorage]]:
-    # No studio: neither needs a model, and a server may be running beside.
+    # Without a Studio: no model is needed, and a server may be running on the same folder.
     from canvas.history.database import Database
     from canvas.history.image_files import ImageStorage
 
     settings = load_settings(data_dir)
-    store = Database(settings.database_path)
+    database = Database(settings.database_path)
     try:
-        yield store, ImageStorage(settings.outputs_dir)
+        yield database, ImageStorage(settings.outputs_dir)
     finally:
-        store.close()
-
-
-def _write(path: Path, pieces: Iterator[bytes]) -> None:
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                for piece in pieces:
-                    file.write(piece)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written ({error.strerror}). Free some space there, give yourself "
-            "the right to write, or choose another place."
-        ) from error
+        database.close()

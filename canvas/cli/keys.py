@@ -1,4 +1,4 @@
-"""`keys`: made, listed and withdrawn, for programs that call from elsewhere."""
+"""`keys`: create, list and revoke API keys."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from canvas.cli.console import AsJson, DataDir, load_settings, print_json, print
 if TYPE_CHECKING:
     from canvas.history.api_keys import ApiKeyStore
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose pictures they are.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key and its gallery.")]
 
-app = typer.Typer(
-    help="Keys for programs, needed where others can reach the server.", no_args_is_help=True
-)
+app = typer.Typer(help="API keys, required when others can reach the server.", no_args_is_help=True)
 
 
-@app.command()
-@with_examples("python -m canvas keys make laptop")
+@app.command("create")
+@with_examples("python -m canvas keys create laptop")
 def create_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
-    """Make a key. It is shown now and never again."""
-    with _keys(data_dir) as keys:
+    """Create a key and print it. It cannot be shown again."""
+    with _open_keys(data_dir) as keys:
         secret = keys.create(name)
     if json:
         print_json({"name": name, "key": secret})
@@ -37,32 +35,32 @@ def create_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> No
 @app.command("list")
 @with_examples("python -m canvas keys list")
 def list_keys(json: AsJson = False, data_dir: DataDir = None) -> None:
-    """List the keys by name."""
-    with _keys(data_dir) as keys:
+    """List the names of the keys."""
+    with _open_keys(data_dir) as keys:
         for key in keys.list():
             if json:
                 print_json({**asdict(key), "owner": key.owner})
             else:
-                print_line(f"{key.name}  made {key.created_at} UTC")
+                print_line(f"{key.name}  created {key.created_at} UTC")
 
 
-@app.command()
-@with_examples("python -m canvas keys withdraw laptop")
+@app.command("revoke")
+@with_examples("python -m canvas keys revoke laptop")
 def revoke_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
-    """Let a key count no more, at once; its pictures stay."""
-    with _keys(data_dir) as keys:
+    """Revoke a key with immediate effect; its images stay."""
+    with _open_keys(data_dir) as keys:
         keys.revoke(name)
     if json:
-        print_json({"withdrawn": name})
+        print_json({"revoked": name, "withdrawn": name})
 
 
 @contextmanager
-def _keys(data_dir: Path | None) -> Iterator[ApiKeyStore]:
+def _open_keys(data_dir: Path | None) -> Iterator[ApiKeyStore]:
     from canvas.history.api_keys import ApiKeyStore
     from canvas.history.database import Database
 
-    store = Database(load_settings(data_dir).database_path)
+    database = Database(load_settings(data_dir).database_path)
     try:
-        yield ApiKeyStore(store)
+        yield ApiKeyStore(database)
     finally:
-        store.close()
+        database.close()

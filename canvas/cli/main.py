@@ -1,4 +1,4 @@
-"""Gathers the commands, and tells failures in one line with an exit code."""
+"""The command line: commands, exit codes, and the entry point `magic-canvas`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from typer.completion import completion_init
 
 from canvas.cli import bench, deploy_space, doctor, export_import, generate, keys, models
 from canvas.cli.console import AsJson, DataDir, print_error, print_json, print_line, with_examples
-from canvas.errors import (
-    CanvasError,
-    GenerationCancelled,
-)
+from canvas.errors import CanvasError, GenerationCancelled
 
-NAME, VARIABLE = "canvas", "_CANVAS_COMPLETE"
+CANCELLED = GenerationCancelled.exit_code  # also of Ctrl+C, as in shells
+# Commands and options of version 0.1, still accepted.
+OLD_NAMES = {
+    "make": "create",
+    "withdraw": "revoke",
+    "where": "backend",
+    "agree": "accept-terms",
+    "beside": "compare-with",
+    "turns": "rounds",
+}
 ROOT = Path(__file__).resolve().parent.parent.parent
-FUNCTIONS = {
+SHELL_NAME, COMPLETE_VARIABLE = "canvas", "_CANVAS_COMPLETE"
+SHELL_FUNCTIONS = {
     "bash": '{name}() {{ {run} "$@"; }}',
     "zsh": '{name}() {{ {run} "$@"; }}',
     "fish": "function {name}; {run} $argv; end",
 }
-# Where typer's scripts run the program by a name, which for a function of the shell is none.
-CALLS = {
+# typer's scripts call the program by its name, which a shell function is not found by.
+SCRIPT_CALLS = {
     "bash": ("complete_bash $1", "complete_bash {run}"),
     "zsh": ("complete_zsh canvas", "complete_zsh {run}"),
     "fish": ("(commandline -cp) canvas", "(commandline -cp) {run}"),
@@ -37,15 +44,17 @@ CALLS = {
     "python -m canvas completion fish | source",
 )
 def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Which shell.")],
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell.")],
 ) -> None:
-    """Print what makes `canvas` a command of the shell that completes its options."""
+    """Print a script that defines the shell command `canvas` with completion."""
     from typer.completion import get_completion_script
 
     run = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m canvas"
-    script = get_completion_script(prog_name=NAME, complete_var=VARIABLE, shell=shell)
-    by_name, by_path = CALLS[shell]
-    print_line(FUNCTIONS[shell].format(name=NAME, run=run))
+    script = get_completion_script(
+        prog_name=SHELL_NAME, complete_var=COMPLETE_VARIABLE, shell=shell
+    )
+    by_name, by_path = SCRIPT_CALLS[shell]
+    print_line(SHELL_FUNCTIONS[shell].format(name=SHELL_NAME, run=run))
     print_line(script.replace(by_name, by_path.format(run=run)))
 
 
@@ -53,19 +62,28 @@ def completion(
     "python -m canvas serve --port 8000",
     "python -m canvas serve --host 0.0.0.0 --auth ann:secret",
 )
-def serve(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads them
-    host: Annotated[str | None, typer.Option(help="Address; 0.0.0.0 for all.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
-    share: Annotated[bool, typer.Option("--share", help="A public link.")] = False,
-    auth: Annotated[
-        str | None, typer.Option(metavar="USER:PASSWORD", help="Ask for a login.")
+def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requires
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")
     ] = None,
-    workers: Annotated[str | None, typer.Option(metavar="N", help="Processes that paint.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="KEY", help="Picked at first.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 for any free port.")
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Create a public link.")] = False,
+    auth: Annotated[
+        str | None, typer.Option(metavar="USER:PASSWORD", help="Require a login.")
+    ] = None,
+    admin: Annotated[
+        str | None, typer.Option(metavar="USER", help="Login that sees the images of all users.")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N", help="Worker processes; one per GPU by default.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="KEY", help="Default model.")] = None,
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Serve the page and the API until Ctrl+C."""
+    """Start the web app and its APIs; stop with Ctrl+C."""
     from canvas.server.launch import launch
     from canvas.settings import Settings
     from canvas.studio import Studio
@@ -75,6 +93,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads t
         port=port,
         share=share or None,
         auth=auth,
+        admin=admin,
         workers=workers,
         model=model,
         data_dir=data_dir.expanduser() if data_dir else None,
@@ -86,16 +105,18 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter an option, as typer reads t
         page.block_thread()
 
 
-STOPPED = GenerationCancelled.exit_code  # of Ctrl+C, as in every shell
 app = typer.Typer(
     name="python -m canvas",
-    help="Magic Canvas: text to image on the machine that you have.",
+    help="Magic Canvas: text to image on your own computer.",
     no_args_is_help=True,
-    epilog="Leaves with 0, or 1 after a failure: 2 wrong input, 3 model not to be had, "
-    "4 data folder not usable, 5 no key that counts, 130 stopped.",
+    epilog="Exit codes: 0 success, 1 failure, 2 invalid input, 3 model not available, "
+    "4 data folder not usable, 5 missing or invalid API key, 130 cancelled.",
     pretty_exceptions_enable=False,
-    add_completion=False,  # typer's own knows no `python -m`
-    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,  # typer's own does not support `python -m`
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: OLD_NAMES.get(name, name),
+    },
 )
 app.command()(generate.generate)
 app.command()(models.models)
@@ -110,23 +131,36 @@ app.command()(serve)
 app.command()(completion)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command; leaves with 0, or with the failure's code after one line on stderr."""
-    completion_init()  # typer does it only with options of its own for it
+def main(arguments: list[str] | None = None, program: str = "python -m canvas") -> None:
+    """Run a command and exit with its code; errors are one line on stderr."""
+    completion_init()  # typer calls it only for its own completion options
     try:
-        code = app(arguments, standalone_mode=False, complete_var=VARIABLE)
-        if code == STOPPED:  # typer makes this of Ctrl+C, and says nothing
-            print_error("Stopped.")
+        code = app(
+            arguments,
+            prog_name=program,
+            standalone_mode=False,
+            complete_var=COMPLETE_VARIABLE,
+        )
+        if code == CANCELLED:  # typer turns Ctrl+C into this code without a message
+            print_error("Cancelled.")
     except CanvasError as error:
         print_error(str(error))
         code = error.exit_code
-    except typer.TyperException as error:  # a wrong command line
+    except typer.TyperException as error:  # unknown commands and options
         print_error(error.format_message())
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print_error("Stopped.")
-        code = STOPPED
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stderr.close()  # else Python complains about it while it ends
+        print_error("Cancelled.")
+        code = CANCELLED
+    except BrokenPipeError:  # the reader of our output has closed it
+        sys.stderr.close()  # or Python reports it at exit
         code = 0
     sys.exit(code)
+
+
+def magic_canvas() -> None:
+    """Entry point of the command `magic-canvas`: `serve` is the default command."""
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments = ["serve", *arguments]
+    main(arguments, "magic-canvas")

@@ -1,9 +1,9 @@
-"""`models` and `download`: what can be picked, and fetching it beforehand."""
+"""`models` and `download`: list the models and download one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,23 +17,26 @@ from canvas.cli.console import (
     with_examples,
 )
 
+if TYPE_CHECKING:
+    from canvas.model_status import ModelStatus
+
 
 @with_examples(
     "python -m canvas models",
     "python -m canvas models --json",
 )
 def models(json: AsJson = False, data_dir: DataDir = None) -> None:
-    """List the models, where each is and what it is good for."""
+    """List the models with their status and description."""
     from canvas.studio import Studio
 
     with Studio(load_settings(data_dir)) as studio:
         width = max(map(len, studio.models))
         for spec in studio.models.values():
-            state = studio.model_status(spec.key)
+            status = studio.model_status(spec.key)
             if json:
-                print_json({**asdict(spec), **asdict(state)})
+                print_json({**asdict(spec), **_as_dict(status)})
             else:
-                print_line(f"{spec.key:{width}}  {state.text}")
+                print_line(f"{spec.key:{width}}  {status.text}")
                 print_line(f"{'':{width}}  {spec.description or spec.name}")
 
 
@@ -41,18 +44,23 @@ def models(json: AsJson = False, data_dir: DataDir = None) -> None:
     "python -m canvas download small",
 )
 def download(
-    model_key: Annotated[str, typer.Argument(metavar="KEY", help="See `models`.")],
+    model_key: Annotated[str, typer.Argument(metavar="KEY", help="A key that `models` lists.")],
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Fetch a model, so that its first picture need not wait for it."""
+    """Download a model without generating an image."""
     from canvas.studio import Studio
 
     with Studio(load_settings(data_dir)) as studio:
         job = studio.download_model(model_key)
         wait(job, model_key)
-        state = studio.model_status(model_key)
+        status = studio.model_status(model_key)
         if json:
-            print_json(asdict(state))
+            print_json(_as_dict(status))
         else:
-            print_line(f"{model_key}: {state.text}")
+            print_line(f"{model_key}: {status.text}")
+
+
+def _as_dict(status: ModelStatus) -> dict[str, Any]:
+    old_names = {"where": status.location, "gigaflops": status.spec.gflops_per_step}
+    return {**old_names, **asdict(status)}

@@ -1,4 +1,4 @@
-"""`deploy` against a stand-in for the Hub, with the real huggingface_hub."""
+"""`deploy` with the real huggingface_hub and a local server in place of the Hub."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def hub() -> Iterator[SpaceHub]:
 def deploy(
     hub: SpaceHub, *arguments: str, answer: str = "", token: str = TOKEN
 ) -> subprocess.CompletedProcess[str]:
-    """The command as a user has it; huggingface_hub reads its environment when it is imported."""
+    """Run in a process: huggingface_hub reads the environment when it is imported."""
     environ = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": token,
-        "HF_HUB_DISABLE_XET": "1",  # the stand-in speaks LFS
+        "HF_HUB_DISABLE_XET": "1",  # the local server speaks LFS only
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     return subprocess.run(
@@ -45,7 +45,7 @@ def deploy(
     )
 
 
-def test_a_dry_run_lists_exactly_what_goes_up(hub: SpaceHub) -> None:
+def test_dry_run_lists_exactly_the_tracked_files(hub: SpaceHub) -> None:
     done = deploy(hub, "ann/canvas", "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     listed = {line["path"]: line["size"] for line in map(json.loads, done.stdout.splitlines())}
@@ -53,17 +53,17 @@ def test_a_dry_run_lists_exactly_what_goes_up(hub: SpaceHub) -> None:
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    wanted = {"README.md", "LICENSE", "app.py", "requirements.txt"} | {
+    expected = {"README.md", "LICENSE", "app.py", "requirements.txt"} | {
         path
         for path in tracked
         if path.startswith(("canvas/", "assets/"))
         and not path.startswith(("canvas/training/", "assets/screenshots/"))
     }
-    assert set(listed) == wanted
+    assert set(listed) == expected
     assert hub.spaces == {}
 
 
-def test_nothing_private_is_among_the_files(tmp_path: Path) -> None:
+def test_private_files_are_not_collected(tmp_path: Path) -> None:
     private = (
         "ai_images.db",
         "outputs/2026-01-01/fox.png",
@@ -86,17 +86,17 @@ def test_nothing_private_is_among_the_files(tmp_path: Path) -> None:
     assert [file.path for file in collect_files(tmp_path)] == ["app.py", "canvas/studio.py"]
 
 
-def test_a_space_is_made_after_a_question_and_then_brought_up_to_date(hub: SpaceHub) -> None:
-    refused = deploy(hub, "ann/canvas", answer="n\n")
-    assert refused.returncode == 130
+def test_space_is_created_after_confirmation_and_then_updated(hub: SpaceHub) -> None:
+    declined = deploy(hub, "ann/canvas", answer="n\n")
+    assert declined.returncode == 130
     assert hub.spaces == {}
 
-    made = deploy(hub, "ann/canvas", "--private", answer="y\n")
-    assert made.returncode == 0, made.stderr
-    assert f"{hub.url}/spaces/ann/canvas" in made.stdout
-    [asked] = hub.created
-    assert (asked["sdk"], asked["type"]) == ("gradio", "space")
-    assert "private" in str(asked)
+    created = deploy(hub, "ann/canvas", "--private", answer="y\n")
+    assert created.returncode == 0, created.stderr
+    assert f"{hub.url}/spaces/ann/canvas" in created.stdout
+    [params] = hub.created
+    assert (params["sdk"], params["type"]) == ("gradio", "space")
+    assert "private" in str(params)
     space = hub.spaces["ann/canvas"]
     local = {file.path: (ROOT / file.path).read_bytes() for file in collect_files()}
     assert {path: space[path] for path in local} == local
@@ -104,33 +104,33 @@ def test_a_space_is_made_after_a_question_and_then_brought_up_to_date(hub: Space
 
     space |= {"canvas/older.py": b"", "assets/older.css": b"", "notes.md": b"mine"}
     space["app.py"] = b"older"
-    again = deploy(hub, "ann/canvas", "--yes", "--json")
-    assert again.returncode == 0, again.stderr
+    updated = deploy(hub, "ann/canvas", "--yes", "--json")
+    assert updated.returncode == 0, updated.stderr
     assert set(space) - set(local) == {".gitattributes", "notes.md"}
     assert space["app.py"] == local["app.py"]
     assert len(hub.created) == 1
-    for done in (refused, made, again):
+    for done in (declined, created, updated):
         assert TOKEN not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("status", "words"), [(403, "may not write"), (500, "status 500")])
-def test_a_refusal_is_said_in_words(hub: SpaceHub, status: int, words: str) -> None:
+@pytest.mark.parametrize(("status", "message"), [(403, "no write access"), (500, "status 500")])
+def test_hub_errors_have_a_message(hub: SpaceHub, status: int, message: str) -> None:
     hub.refuse = status
     done = deploy(hub, "ann/canvas", "--yes")
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_token_is_named_but_not_shown(hub: SpaceHub) -> None:
-    wrong = "hf_" + "x" * 30
-    done = deploy(hub, "ann/canvas", "--yes", token=wrong)
+def test_invalid_token_is_not_printed(hub: SpaceHub) -> None:
+    invalid = "hf_" + "x" * 30
+    done = deploy(hub, "ann/canvas", "--yes", token=invalid)
     assert done.returncode == 1
-    assert "does not take the token" in done.stderr
-    assert wrong not in done.stdout + done.stderr
+    assert "Invalid Hugging Face token" in done.stderr
+    assert invalid not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("space_id", ["canvas", "a/b/c", "/canvas", "../x", "ann/", "a b/c", ""])
-def test_what_is_no_space_is_refused(space_id: str) -> None:
+def test_invalid_space_id_is_rejected(space_id: str) -> None:
     with pytest.raises(InvalidInput, match="USER/NAME"):
         check_space_id(space_id)

@@ -1,4 +1,4 @@
-"""What the doctor says of a machine, and what to do about it."""
+"""The checks of `doctor` and their hints."""
 
 from __future__ import annotations
 
@@ -16,80 +16,82 @@ from canvas.models.hub_client import check_hub
 from canvas.settings import Settings
 
 
-def test_too_old_a_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.check_python().well
-    monkeypatch.setattr(doctor, "OLDEST", (4, 0))
-    assert "install 3.11" in doctor.check_python().sentence
+def test_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_python().ok
+    monkeypatch.setattr(doctor, "MIN_PYTHON", (4, 0))
+    check = doctor.check_python()
+    assert not check.ok
+    assert "install 3.11" in check.message
 
 
 @pytest.mark.parametrize(
-    ("free", "well", "note"), [(10**9, False, False), (3 * 10**9, True, True), (9**11, True, False)]
+    ("free", "ok", "warning"),
+    [(10**9, False, False), (3 * 10**9, True, True), (9**11, True, False)],
 )
-def test_little_memory_is_said(free: int, well: bool, note: bool) -> None:
-    found = doctor.check_memory(free, 16 * 10**9)
-    assert (found.well, found.note) == (well, note)
-    assert ("close other programs" in found.sentence) == (not well or note)
+def test_low_memory_fails_or_warns(free: int, ok: bool, warning: bool) -> None:
+    check = doctor.check_memory(free, 16 * 10**9)
+    assert (check.ok, check.warning) == (ok, warning)
+    assert ("close other programs" in check.message) == (not ok or warning)
 
 
-def test_a_driver_without_a_torch_for_it_is_found(
+def test_nvidia_driver_without_cuda_build_of_torch_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     cpu = Device("cpu", "float32", "because no GPU was found")
-    assert doctor.check_gpu(cpu).well
+    assert doctor.check_gpu(cpu).ok
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    assert "pytorch.org" in doctor.check_gpu(cpu).sentence
-    assert doctor.check_gpu(Device("cuda", "float16", "H200 is there")).well
+    assert not doctor.check_gpu(cpu).ok
+    assert "pytorch.org" in doctor.check_gpu(cpu).message
+    assert doctor.check_gpu(Device("cuda", "float16", "H200")).ok
 
 
-def test_a_taken_port_is_found_and_another_named() -> None:
+def test_port_in_use_fails_and_suggests_another() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    assert doctor.check_port(Settings(port=port)).well
-    assert doctor.check_port(Settings(port=0)).well
+    assert doctor.check_port(Settings(port=port)).ok
+    assert doctor.check_port(Settings(port=0)).ok
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
         Thread(target=other.serve_forever, args=(0.05,)).start()
-        taken = other.server_address[1]
-        found = doctor.check_port(Settings(port=taken))
+        used = other.server_address[1]
+        check = doctor.check_port(Settings(port=used))
         other.shutdown()
-    assert not found.well
-    assert f"--port {taken + 1}" in found.sentence
+    assert not check.ok
+    assert f"--port {used + 1}" in check.message
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Knows one token."""
+    """Accepts one token."""
 
     def do_GET(self) -> None:
-        good = self.headers.get("Authorization") == "Bearer hf_good"
-        self.send_response(200 if good else 401)
+        valid = self.headers.get("Authorization") == "Bearer hf_good"
+        self.send_response(200 if valid else 401)
         self.end_headers()
         self.wfile.write(b'{"name": "ann"}')
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
-def test_the_hub_is_asked_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_status_has_account_invalid_token_or_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, args=(0.05,)).start()
-        address = f"http://127.0.0.1:{server.server_address[1]}"
-        assert check_hub(address, "hf_good").name == "ann"
-        bad = check_hub(address, "hf_bad")
-        assert "settings/tokens" in bad.wrong
-        assert "hf_bad" not in bad.wrong
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        assert check_hub(url, "hf_good").name == "ann"
+        invalid = check_hub(url, "hf_bad")
+        assert "settings/tokens" in invalid.wrong
+        assert "hf_bad" not in invalid.wrong
         server.shutdown()
-    gone = check_hub(address, "hf_good")
-    assert "check the connection" in gone.offline
+    assert "check the connection" in check_hub(url, "hf_good").offline
 
 
-def test_a_running_server_is_no_fault(studio: Studio) -> None:
+def test_port_of_a_running_magic_canvas_is_ok(studio: Studio) -> None:
     from canvas.server.launch import launch
 
     page = launch(studio, block=False)
-    port = page.server_port
-    found = doctor.check_port(Settings(port=port))
+    check = doctor.check_port(Settings(port=page.server_port))
     page.close()
-    assert found.well
-    assert "already" in found.sentence
+    assert check.ok
+    assert "already running" in check.message
