@@ -1,1 +1,1 @@
-"""The page in the browser: one module a tab, over the studio alone."""
+"""The web page, built with Gradio: one module per tab."""

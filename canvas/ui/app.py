@@ -1,13 +1,13 @@
-"""Assembles the page: the header, the tabs, and how it is dressed."""
+"""Assembles the page: header, banners, tabs, and the options for `Blocks.launch`."""
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from canvas.catalog import ASSETS
+from canvas.image_formats import encode_base64
 from canvas.ui.compare_tab import CompareTab
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.edit_tab import EditTab
@@ -24,32 +24,19 @@ if TYPE_CHECKING:
     from canvas.settings import Settings
     from canvas.studio import Studio
 
-PATIENCE = 30.0  # seconds: Gradio gives the tunnel as many
-
-
-def render_banners(settings: Settings, link: ShareLink | None) -> str:
-    """The lines above the header, once it is known whether there is a link."""
-    if link:
-        link.ready.wait(PATIENCE)
-    qr = link.qr_svg() if link and link.address else ""
-    return render("notice.html", link=link, qr=qr, lasting=settings.persistent)
-
-
-# Gradio keeps 0.3 MB for every time that the page was opened, up to 10,000 of them. A tab that
-# was not used for so many others only forgets which picture was picked.
-SESSIONS = 256
-KEEP_UPLOADS = (3600, 3600)  # seconds: how often Gradio's cache is swept, and from what age on
+SHARE_LINK_TIMEOUT = 30.0  # seconds, as long as Gradio waits for its tunnel
+# Gradio keeps the state of up to 10,000 page loads, 0.3 MB each. A page whose state was dropped
+# only forgets which image was selected.
+MAX_SESSIONS = 256
+CACHE_CLEANUP = (3600, 3600)  # seconds: cleanup interval and maximum age of Gradio's cached files
 
 
 def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
-    """The whole page over one studio; importing torch is left to the studio's workers.
-
-    `link` is given where the server is shared.
-    """
+    """The whole page for one studio; `link` is given when the server is shared."""
     with gr.Blocks(
-        title="Magic Canvas", fill_width=True, analytics_enabled=False, delete_cache=KEEP_UPLOADS
+        title="Magic Canvas", fill_width=True, analytics_enabled=False, delete_cache=CACHE_CLEANUP
     ) as page:
-        _render_banners(page, studio.settings, link)
+        _add_banners(page, studio.settings, link)
         gr.HTML(render("header.html"), apply_default_css=False, elem_id="header")
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create") as create_tab:
@@ -64,42 +51,50 @@ def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
                 models = ModelsTab(studio)
             with gr.Tab("Statistics", id="statistics") as statistics_tab:
                 statistics = StatisticsTab(studio)
+        all_tabs = [create_tab, edit_tab, compare_tab, gallery_tab, models_tab, statistics_tab]
         create.bind_events(page)
         edit.bind_events(page, edit_tab)
-        every = [create_tab, edit_tab, compare_tab, gallery_tab, models_tab, statistics_tab]
-        gallery.bind_events(gallery_tab, [tab for tab in every if tab is not gallery_tab])
-        compare.bind_events(compare_tab, [tab for tab in every if tab is not compare_tab])
-        models.bind_events(models_tab, [tab for tab in every if tab is not models_tab])
+        compare.bind_events(compare_tab, all_tabs)
+        gallery.bind_events(gallery_tab, all_tabs)
+        models.bind_events(models_tab, all_tabs)
         statistics.bind_events(statistics_tab)
     translate_blocks(page)
     return page
 
 
-def _render_banners(page: gr.Blocks, settings: Settings, link: ShareLink | None) -> None:
+def _add_banners(page: gr.Blocks, settings: Settings, link: ShareLink | None) -> None:
     if settings.sign_in:
         gr.LoginButton("Sign in", "Sign out {}", size="sm", elem_id="sign-in", scale=0)
     if link or not settings.persistent:
-        told = panel("notices")
-        bind(page.load, lambda: render_banners(settings, link), None, told)
+        banners = panel("banners")
+        bind(page.load, lambda: render_banners(settings, link), None, banners)
 
 
-def heading_font() -> str:
-    """The rule of the headings' font: its Latin letters inside, so that it needs no request."""
-    letters = base64.b64encode((ASSETS / "fonts" / "Fraunces-SemiBold.woff2").read_bytes())
-    source = f'url("data:font/woff2;base64,{letters.decode("ascii")}") format("woff2")'
-    return f"@font-face {{ font-family: Fraunces; font-weight: 600; src: {source} }}"
+def render_banners(settings: Settings, link: ShareLink | None) -> str:
+    """The banners above the header. Waits until the share link is open or has failed."""
+    if link:
+        link.ready.wait(SHARE_LINK_TIMEOUT)
+    qr_code = link.qr_svg() if link and link.address else ""
+    return render("banner.html", link=link, qr_code=qr_code, persistent=settings.persistent)
 
 
 def launch_options() -> dict[str, Any]:
-    """What `Blocks.launch` takes so that the page looks as it should."""
+    """Arguments of `Blocks.launch` for the look of the page."""
     script = (ASSETS / "page.js").read_text(encoding="utf-8")
     return {
         "theme": canvas_theme(),
-        "css": heading_font(),
+        "css": _heading_font(),
         "css_paths": ASSETS / "style.css",
         "head": f"<script>{script}</script>",
         "favicon_path": ASSETS / "icon.png",
         "footer_links": ["api"],
         "ssr_mode": False,
-        "state_session_capacity": SESSIONS,
+        "state_session_capacity": MAX_SESSIONS,
     }
+
+
+def _heading_font() -> str:
+    """A @font-face rule with the font embedded, so that it needs no request."""
+    font = encode_base64((ASSETS / "fonts" / "Fraunces-SemiBold.woff2").read_bytes())
+    source = f'url("data:font/woff2;base64,{font}") format("woff2")'
+    return f"@font-face {{ font-family: Fraunces; font-weight: 600; src: {source} }}"

@@ -1,8 +1,8 @@
-"""The tab where models are compared: one prompt and seed over several of them, one grid, a vote."""
+"""The Compare tab: one prompt and seed over several models and presets, and a vote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
@@ -14,32 +14,33 @@ from canvas.formatting import format_duration
 from canvas.history.comparisons import Comparison
 from canvas.presets import PRESETS
 from canvas.request import RANDOM_SEED, GenerationRequest, ProgressUpdate
-from canvas.ui.create_tab import CreateTab, text_line
-from canvas.ui.events import bind, current_owner
-from canvas.ui.html_panel import panel, render
+from canvas.ui.create_tab import CreateTab
+from canvas.ui.events import bind, current_owner, run_while_selected
+from canvas.ui.generation_form import preset_options
+from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import error_text, gettext, ngettext
-from canvas.ui.result_panel import data_url, progress_words
+from canvas.ui.result_panel import preview_url, progress_text
 
 if TYPE_CHECKING:
     from canvas.studio import Studio
 
-BUSY = 0.5  # seconds between two looks while the tab is open
-EARLIER = 8  # comparisons that are listed below
+POLL_INTERVAL = 0.5  # seconds between polls while the tab is selected
+MAX_EARLIER = 8  # comparisons in the list below
 
 
 class CompareTab:
-    """Layout and behaviour of the tab; it looks at the jobs only while it is open."""
+    """Layout and callbacks of the tab; it polls the jobs only while it is selected."""
 
     def __init__(self, studio: Studio, create: CreateTab) -> None:
         self._studio = studio
-        self._comparing = ComparisonService(studio)
+        self._comparisons = ComparisonService(studio)
         self._create = create
-        self._shown = gr.State("")  # id of the comparison that was picked; none: the latest
-        self._seen = gr.State("")
-        self._timer = gr.Timer(BUSY, active=False)
-        with gr.Column(elem_id="contest"):
+        self._selected = gr.State("")  # id of the comparison that is shown; "" for the latest
+        self._last_rendered = gr.State("")
+        self._timer = gr.Timer(POLL_INTERVAL, active=False)
+        with gr.Column(elem_id="compare"):
             self._prompt = gr.Textbox(
-                label="One prompt for all", lines=1, max_lines=6, elem_id="contest-prompt"
+                label="Prompt for all models", lines=1, max_lines=6, elem_id="compare-prompt"
             )
             self._models = gr.CheckboxGroup(
                 list(studio.models),
@@ -47,169 +48,176 @@ class CompareTab:
                 label="Models",
                 elem_classes="pills",
             )
-            with gr.Row(elem_id="contest-row"):
-                self._modes = gr.CheckboxGroup(
-                    [(preset.capitalize(), preset) for preset in PRESETS],
+            with gr.Row(elem_id="compare-options"):
+                self._presets = gr.CheckboxGroup(
+                    preset_options(),
                     value=list(PRESETS),
-                    label="Modes",
+                    label="Presets",
                     elem_classes="pills",
                     scale=2,
                 )
                 self._seed = gr.Number(
-                    RANDOM_SEED, label="Seed, the same for all", precision=0, min_width=140
+                    RANDOM_SEED, label="Seed for all models", precision=0, min_width=140
                 )
                 self._blind = gr.Checkbox(
-                    label="Vote blind", info="Names and times are told afterwards", min_width=180
+                    label="Vote blind",
+                    info="Names and times are revealed after you vote",
+                    min_width=180,
                 )
-            with gr.Row(elem_id="contest-deeds"):
-                self._summary = panel("contest-summary")
-                self._begin = gr.Button(
-                    "Compare", variant="primary", elem_id="compare", scale=0, min_width=120
+            with gr.Row(elem_id="compare-actions"):
+                self._summary = panel("compare-summary")
+                self._start = gr.Button(
+                    "Compare", variant="primary", elem_id="compare-start", scale=0, min_width=120
                 )
         self._panel = panel("comparison")
 
-    def bind_events(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
-        """Connect what was laid out; call inside the page's context."""
-        form = {self._prompt, self._models, self._modes, self._seed, self._blind}
-        now = {self._panel, self._shown, self._seen}
-        created = self._create.controls["prompt"]
-        bind(tab.select, lambda: gr.Timer(active=True), None, self._timer)
-        bind([other.select for other in others], lambda: gr.Timer(active=False), None, self._timer)
-        bind(tab.select, self.open, {self._prompt, created, self._shown}, {self._prompt, *now})
-        bind([self._begin.click, self._prompt.submit], self.start, form, now)
-        bind(self._panel.click, self.on_click, {self._shown}, now)
-        bind(self._timer.tick, self.poll, {self._shown, self._seen}, now, queue=False)
+    def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
+        """Bind the events; call inside the page's context."""
+        form = {self._prompt, self._models, self._presets, self._seed, self._blind}
+        outputs = {self._panel, self._selected, self._last_rendered}
+        prompt = self._create.form["prompt"]
+        run_while_selected(self._timer, tab, all_tabs)
         bind(
-            [tab.select, *(widget.change for widget in (self._models, self._modes))],
-            self.describe,
-            {self._models, self._modes},
+            tab.select, self.open, {self._prompt, prompt, self._selected}, {self._prompt, *outputs}
+        )
+        bind([self._start.click, self._prompt.submit], self.start, form, outputs)
+        bind(self._panel.click, self.on_click, {self._selected}, outputs)
+        polled = {self._selected, self._last_rendered}
+        bind(self._timer.tick, self.poll, polled, outputs, queue=False)
+        bind(
+            [tab.select, self._models.change, self._presets.change],
+            self.update_summary,
+            {self._models, self._presets},
             {self._summary},
             trigger_mode="always_last",
         )
 
-    def open(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        """What is compared now; an empty prompt becomes that of Create."""
-        words = values[self._prompt] or values[self._create.controls["prompt"]]
-        return {self._prompt: words, **self._refresh(values[self._shown], current_owner(request))}
+    def open(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
+        """Show the comparison; an empty prompt is filled with that of the Create tab."""
+        prompt = values[self._prompt] or values[self._create.form["prompt"]]
+        updates = self._refresh(values[self._selected], current_owner(http_request))
+        return {self._prompt: prompt, **updates}
 
-    def start(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        """Queue what is to be compared and show it."""
+    def start(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
+        """Submit a comparison and show it."""
         seed = RANDOM_SEED if values[self._seed] is None else values[self._seed]
-        made = self._comparing.start(
+        comparison = self._comparisons.start(
             GenerationRequest(values[self._prompt], seed=seed),
             values[self._models],
-            values[self._modes],
+            values[self._presets],
             blind=values[self._blind],
-            owner=current_owner(request),
+            owner=current_owner(http_request),
         )
-        return self._refresh(made.id, current_owner(request))
+        return self._refresh(comparison.id, current_owner(http_request))
 
     def on_click(
-        self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
+        self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request
     ) -> dict[Any, Any]:
-        """A vote, a stop, or a look at an earlier comparison."""
-        owner = current_owner(request)
-        asked = self._comparing.get(str(event.comparison), owner)
+        """Vote, stop, or show an earlier comparison."""
+        owner = current_owner(http_request)
+        comparison = self._comparisons.get(str(event.comparison), owner)
         if event.action == "vote":
-            self._comparing.vote(asked, int(event.place))
+            self._comparisons.vote(comparison, int(event.position))
         elif event.action == "stop":
-            self._comparing.stop(asked)
-        return self._refresh(asked.id, owner)
+            self._comparisons.stop(comparison)
+        return self._refresh(comparison.id, owner)
 
-    def poll(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        """What has changed since the last look."""
-        now = self._refresh(values[self._shown], current_owner(request))
-        return {self._seen: gr.skip()} if now[self._seen] == values[self._seen] else now
+    def poll(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
+        """Update the comparison if it has changed."""
+        updates = self._refresh(values[self._selected], current_owner(http_request))
+        if updates[self._last_rendered] == values[self._last_rendered]:
+            return {self._last_rendered: gr.skip()}
+        return updates
 
-    def describe(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """How many pictures it will be, what is to be downloaded, how long it takes."""
-        models, presets = values[self._models], values[self._modes]
+    def update_summary(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Show the number of images, their estimated time and the models to download."""
+        models, presets = values[self._models], values[self._presets]
         try:
-            wishes = self._comparing.plan(GenerationRequest("…"), models, presets)
-            seconds = [self._studio.estimate(wish) for wish in wishes]
-            states = [self._studio.model_status(key) for key in models]
+            requests = self._comparisons.plan(GenerationRequest("…"), models, presets)
+            seconds = [self._studio.estimate(request) for request in requests]
+            statuses = [self._studio.model_status(key) for key in models]
         except CanvasError as error:
-            return {self._summary: text_line(error_text(error), "wrong")}
-        words = [ngettext("{number} picture", "{number} pictures", len(wishes))]
-        known = [one for one in seconds if one is not None]
-        if known and len(known) == len(wishes):
-            words.append(gettext("about {time}", time=format_duration(sum(known))))
-        words += [
-            f"{state.key}: " + gettext("{size} to download", size=state.download_size)
-            for state in states
-            if state.location == "hub"
+            return {self._summary: error_line(error)}
+        parts = [ngettext("{number} image", "{number} images", len(requests))]
+        known = [estimate for estimate in seconds if estimate is not None]
+        if known and len(known) == len(requests):
+            parts.append(gettext("about {time}", time=format_duration(sum(known))))
+        parts += [
+            f"{status.key}: " + gettext("{size} download", size=status.download_size)
+            for status in statuses
+            if status.location == "hub"
         ]
-        return {self._summary: text_line(" · ".join(words))}
+        return {self._summary: text_line(" · ".join(parts))}
 
-    def _refresh(self, shown: str, owner: str) -> dict[Any, Any]:
-        latest = self._comparing.latest(owner, EARLIER)
+    def _refresh(self, comparison_id: str, owner: str) -> dict[Any, Any]:
+        latest = self._comparisons.latest(owner, MAX_EARLIER)
         try:
-            picked = self._comparing.get(shown, owner) if shown else None
-        except NotFound:  # everything was erased meanwhile
-            picked = None
-        picked = picked or (latest[0] if latest else None)
-        html = self._html(picked, latest)
-        return {self._panel: html, self._shown: picked.id if picked else "", self._seen: html}
+            comparison = self._comparisons.get(comparison_id, owner) if comparison_id else None
+        except NotFound:  # deleted meanwhile
+            comparison = None
+        comparison = comparison or (latest[0] if latest else None)
+        html = self._render(comparison, latest)
+        selected = comparison.id if comparison else ""
+        return {self._panel: html, self._selected: selected, self._last_rendered: html}
 
-    def _html(self, comparison: Comparison | None, latest: list[Comparison]) -> str:
+    def _render(self, comparison: Comparison | None, latest: list[Comparison]) -> str:
         if comparison is None:
             return render("comparison.html", comparison=None)
-        contenders = self._comparing.entries(comparison)
-        hidden = comparison.blind and comparison.chosen is None
-        active = any(contender.active for contender in contenders)
+        entries = self._comparisons.entries(comparison)
+        undecided = comparison.chosen is None
+        hidden = comparison.blind and undecided
+        active = any(entry.active for entry in entries)
+        num_images = sum(1 for entry in entries if entry.image)
         return render(
             "comparison.html",
             comparison=comparison,
             prompt=comparison.requests[0].prompt,
             seed=comparison.requests[0].seed,
-            cells=[
-                self._cell(place, contender, hidden) for place, contender in enumerate(contenders)
-            ],
+            cells=[self._cell(position, entry, hidden) for position, entry in enumerate(entries)],
             active=active,
-            votable=not active
-            and comparison.chosen is None
-            and sum(1 for contender in contenders if contender.image) > 1,
+            can_vote=undecided and not active and num_images > 1,
             earlier=[(one.id, one.requests[0].prompt, winner_label(one)) for one in latest],
         )
 
-    def _cell(self, place: int, contender: ComparisonEntry, hidden: bool) -> dict[str, Any]:
-        request, job, image = contender.request, contender.job, contender.image
-        step = job.progress if job and isinstance(job.progress, ProgressUpdate) else None
-        facts = []
+    def _cell(self, position: int, entry: ComparisonEntry, hidden: bool) -> dict[str, Any]:
+        request, job, image = entry.request, entry.job, entry.image
+        name = entry_label(request)
+        if hidden:
+            name = gettext("Image {letter}", letter=ascii_uppercase[position])
+        details = []
         if image and not hidden:
-            facts = [
+            details = [
                 format_duration(image.generation_time),
                 f"{request.width} × {request.height}",
                 ngettext("{number} step", "{number} steps", request.num_inference_steps or 0),
             ]
-        words = "" if image else gettext("Not made")
-        if job and contender.active:
-            # What is loaded, and how many steps it takes, would tell who it is
+        text = "" if image else gettext("Not generated")
+        if job and entry.active:
+            # The progress text would reveal a hidden entry: it names the model and the steps
+            step = job.progress if isinstance(job.progress, ProgressUpdate) else None
             percent = round(100 * step.fraction) if step else 0
-            words = f"{percent} %" if hidden else progress_words(self._studio, job)
+            text = f"{percent} %" if hidden else progress_text(self._studio, job)
         elif job and job.error and not image:
-            words = gettext("This did not work") if hidden else error_text(job.error)
+            text = gettext("Something went wrong") if hidden else error_text(job.error)
         return {
-            "place": place,
-            "name": gettext("Picture {letter}", letter=ascii_uppercase[place])
-            if hidden
-            else entry_label(request),
+            "position": position,
+            "name": name,
             "ratio": (request.width or 1) / (request.height or 1),
             "image": image,
-            "preview": data_url(job.preview) if job and contender.active and job.preview else "",
-            "active": contender.active,
-            "words": words,
-            "facts": facts,
+            "preview": preview_url(job.preview) if job and entry.active and job.preview else "",
+            "active": entry.active,
+            "text": text,
+            "details": details,
         }
 
 
 def entry_label(request: GenerationRequest) -> str:
-    """Who made it."""
+    """Model and preset of an entry."""
     return f"{request.model_key}, {gettext(request.preset)}"
 
 
 def winner_label(comparison: Comparison) -> str:
-    """Who won a comparison."""
+    """The winner of a comparison, if there was a vote."""
     if comparison.chosen is None:
         return gettext("no vote yet")
-    return gettext("chosen: {name}", name=entry_label(comparison.requests[comparison.chosen]))
+    return gettext("winner: {name}", name=entry_label(comparison.requests[comparison.chosen]))

@@ -1,72 +1,73 @@
-"""How the page listens: private events whose errors are shown as sentences."""
+"""Binds callbacks to events of the page and shows their errors as translated messages."""
 
 from __future__ import annotations
 
 import functools
 import html
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
 
-from canvas import errors
-from canvas.errors import LazyMessage, NotFound
+from canvas.errors import CanvasError, LazyMessage, NotFound
 from canvas.request import LOCAL_OWNER
 from canvas.ui.i18n import error_text, gettext
 
 
-def current_owner(request: gr.Request) -> str:
-    """The owner that the identity middleware wrote on the request; `local` without one.
+def current_owner(http_request: gr.Request) -> str:
+    """The owner that the identity middleware stored on the request; `local` without one.
 
-    Raises NotFound for a request that has not logged in: to the studio, no owner means all.
+    Raises NotFound for a request that has not logged in: for `Studio`, no owner means all owners.
     """
-    owner = getattr(getattr(request, "state", None), "owner", LOCAL_OWNER)
+    owner = getattr(getattr(http_request, "state", None), "owner", LOCAL_OWNER)
     if owner is None:
-        raise NotFound(LazyMessage("Log in to see your pictures."))
+        raise NotFound(LazyMessage("Log in to see your images."))
     return owner
 
 
-def error_title(error: errors.CanvasError) -> str:
-    """A few words that name the kind of an error, in the visitor's language."""
-    return gettext(error.title)
+def show_errors(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a callback so that a CanvasError is shown as a message with a title."""
 
-
-def show_errors(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same callback, its CanvasErrors shown as a message with a title and a sentence."""
-
-    @functools.wraps(call)
-    def told(*args: Any, **named: Any) -> Any:
+    @functools.wraps(callback)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return call(*args, **named)
-        except errors.CanvasError as error:
-            words = toast_html(error_title(error), error_text(error))
-            raise gr.Error(words, print_exception=False) from error
+            return callback(*args, **kwargs)
+        except CanvasError as error:
+            message = toast_html(gettext(error.title), error_text(error))
+            raise gr.Error(message, print_exception=False) from error
 
-    return told
+    return wrapper
 
 
-def toast_html(title: str, sentence: str) -> str:
-    """What a message of Gradio's holds, as HTML: its own title is only the kind, in English."""
-    return f"<strong>{html.escape(title)}</strong><br>{html.escape(sentence)}"
+def toast_html(title: str, text: str) -> str:
+    """The content of a toast. Gradio's own title, the kind in English, is hidden by the CSS."""
+    return f"<strong>{html.escape(title)}</strong><br>{html.escape(text)}"
 
 
 def bind(
     triggers: Any | Sequence[Any],
-    call: Callable[..., Any] | None,
+    callback: Callable[..., Any] | None,
     inputs: Any = None,
     outputs: Any = None,
     **options: Any,
 ) -> Any:
-    """`gr.on` for events of the page: not part of the API, without spinners, not limited."""
-    return gr.on(
-        triggers,
-        None if call is None else show_errors(call),
-        inputs,
-        outputs,
-        **{
-            "api_visibility": "private",
-            "show_progress": "hidden",
-            "concurrency_limit": None,
-            **options,
-        },
-    )
+    """`gr.on` for events of the page: not in the API, no spinner, no concurrency limit.
+
+    Errors of a generator are not shown; it uses `show_errors` itself.
+    """
+    if callback is not None and not inspect.isgeneratorfunction(callback):
+        callback = show_errors(callback)
+    defaults = {
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "concurrency_limit": None,
+    }
+    return gr.on(triggers, callback, inputs, outputs, **{**defaults, **options})
+
+
+def run_while_selected(timer: gr.Timer, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
+    """Run a timer only while its tab is selected."""
+    bind(tab.select, lambda: gr.Timer(active=True), None, timer)
+    others = [other.select for other in all_tabs if other is not tab]
+    bind(others, lambda: gr.Timer(active=False), None, timer)

@@ -1,4 +1,4 @@
-"""The widgets that say which pictures of the gallery are wanted."""
+"""The search box and filters of the Gallery tab."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from canvas.studio import Studio
 
 DAYS = {"any time": 0, "last day": 1, "last week": 7, "last month": 30, "last year": 365}
-CUSTOM_RANGE = "between dates"
-OWNER_CHOICES = ("mine", "everybody's")
+CUSTOM_RANGE = "custom range"
+OWNER_CHOICES = ("mine", "all users")
 
 
 class GalleryFilters:
-    """Search, model, style, task, size, time, favourites and order; whose, for one who may."""
+    """Search, filters and order; the administrator can also choose the owner."""
 
     def __init__(self, studio: Studio) -> None:
         with gr.Row(elem_id="filters"):
@@ -41,10 +41,10 @@ class GalleryFilters:
             tasks = [(task.replace("_", " "), task) for task in TASKS]
             self._task = self._choice("Task", [("all", ""), *tasks])
             self._size = self._choice("Size", [("all", "")])
-            self._made = self._choice("Made", [*DAYS, CUSTOM_RANGE])
+            self._created = self._choice("Created", [*DAYS, CUSTOM_RANGE])
             self._since, self._until = self._day("From"), self._day("Until")
             self._sort = self._choice("Sort", list(SORTS))
-            self._whose = self._choice("Whose", list(OWNER_CHOICES), visible=False)
+            self._owner = self._choice("Owner", list(OWNER_CHOICES), visible=False)
             self._favourites = gr.Checkbox(label="Favourites only", min_width=150, scale=1)
 
     def _choice(self, label: str, choices: list[Any], *, visible: bool = True) -> gr.Dropdown:
@@ -66,66 +66,68 @@ class GalleryFilters:
 
     @property
     def _choices(self) -> tuple[gr.Dropdown, ...]:
-        narrowing = self._model, self._style, self._task, self._size
-        return (*narrowing, self._made, self._sort, self._whose)
+        filters = self._model, self._style, self._task, self._size
+        return (*filters, self._created, self._sort, self._owner)
 
     @property
     def changes(self) -> list[Any]:
-        """The events after which other pictures are wanted."""
-        chosen = [choice.input for choice in self._choices]
+        """The events that change the query."""
+        inputs = [choice.input for choice in self._choices]
         days = [self._since.change, self._until.change]
-        return [self._text.change, self._favourites.input, *days, *chosen]
+        return [self._text.change, self._favourites.input, *days, *inputs]
 
     def bind_events(self) -> None:
-        """Show the two dates while they count; call inside the page's context."""
+        """Show the two dates for a custom range only; call inside the page's context."""
         bind(
-            self._made.change,
-            lambda made: [gr.update(visible=made == CUSTOM_RANGE)] * 2,
-            self._made,
+            self._created.change,
+            lambda created: [gr.update(visible=created == CUSTOM_RANGE)] * 2,
+            self._created,
             [self._since, self._until],
         )
 
     @property
     def choice_outputs(self) -> set[Any]:
-        """The components that `offer` updates."""
-        return {self._size, self._whose}
+        """The components that `update_choices` updates."""
+        return {self._size, self._owner}
 
-    def update_choices(self, collection: UserGallery) -> dict[Any, Any]:
-        """Updates that offer the sizes that there are, and to look at everybody's pictures."""
-        sizes = collection.sizes(Query())
+    def update_choices(self, gallery: UserGallery) -> dict[Any, Any]:
+        """Offer the sizes that exist and, to the administrator, the images of all users."""
+        sizes = gallery.sizes(Query())
         choices = [(f"{width} × {height}", f"{width}x{height}") for width, height in sizes]
         return {
             self._size: gr.update(choices=[(gettext("all"), ""), *choices]),
-            self._whose: gr.update(visible=collection.sees_all),
+            self._owner: gr.update(visible=gallery.sees_all),
         }
 
     def is_active(self, values: Mapping[Any, Any]) -> bool:
-        """Whether less than everything is wanted."""
-        wanted = (self._text, self._model, self._style, self._task, self._size, self._favourites)
-        return any(values[one] for one in wanted) or values[self._made] != next(iter(DAYS))
+        """Whether any filter is set."""
+        filters = (self._text, self._model, self._style, self._task, self._size, self._favourites)
+        return any(values[widget] for widget in filters) or values[self._created] != next(
+            iter(DAYS)
+        )
 
     def query(self, values: Mapping[Any, Any], owner: str) -> Query:
-        """What is wanted, of this owner's pictures or of everybody's."""
-        made = validation.choice("made", values[self._made], [*DAYS, CUSTOM_RANGE])
+        """The query of the filters, over this owner's images or those of all users."""
+        created = validation.choice("created", values[self._created], [*DAYS, CUSTOM_RANGE])
         since = until = None
-        if made == CUSTOM_RANGE:
-            since = _day_of("from", values[self._since])
-            until = _day_of("until", values[self._until])
-        elif DAYS[made]:
-            since = datetime.now(UTC) - timedelta(days=DAYS[made])
+        if created == CUSTOM_RANGE:
+            since = _parse_day("from", values[self._since])
+            until = _parse_day("until", values[self._until])
+        elif DAYS[created]:
+            since = datetime.now(UTC) - timedelta(days=DAYS[created])
         return Query(
             text=values[self._text],
-            owner=None if values[self._whose] == OWNER_CHOICES[1] else owner,
+            owner=None if values[self._owner] == OWNER_CHOICES[1] else owner,
             model_key=values[self._model] or None,
             style=values[self._style] or None,
             task=values[self._task] or None,
             size=from_query_params({"size": values[self._size] or ""}).size,
             since=since,
-            until=until and until + timedelta(days=1),  # that day included
+            until=until and until + timedelta(days=1),  # including that day
             favourite=True if values[self._favourites] else None,
             sort=values[self._sort],
         )
 
 
-def _day_of(field: str, text: str | None) -> datetime | None:
+def _parse_day(field: str, text: str | None) -> datetime | None:
     return parse_datetime(field, text.strip()) if text and text.strip() else None

@@ -1,4 +1,4 @@
-"""A part of the page that is drawn from a template; clicks come back as named actions."""
+"""HTML components rendered from templates; their clicks arrive as named actions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from canvas import formatting
 from canvas.catalog import ASSETS
+from canvas.errors import CanvasError
 from canvas.request import GeneratedImage
-from canvas.ui.i18n import gettext, ngettext
+from canvas.ui.i18n import error_text, gettext, ngettext
 
 
 def panel(elem_id: str) -> gr.HTML:
     """HTML whose elements with a `data-action` trigger `click` with all their data attributes.
 
-    Its value is finished HTML from `render`. Gradio's own templates (`html_template`) are
-    not for texts of users: they are evaluated as JavaScript, `${…}` in a prompt included.
+    Its value is HTML from `render`. Gradio's own templates (`html_template`) are unsafe for text
+    of users: they are evaluated as JavaScript, including `${…}` in a prompt.
     """
     script = (ASSETS / "panel.js").read_text(encoding="utf-8")
     return gr.HTML("", js_on_load=script, apply_default_css=False, elem_id=elem_id)
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of `assets/templates` filled in; every value is escaped."""
+    """Render a template of `assets/templates`; every value is escaped."""
     return _environment().get_template(template).render(values)
+
+
+def text_line(text: str, kind: str = "") -> str:
+    """One paragraph of text; `kind` is an additional CSS class."""
+    return render("text_line.html", text=text, kind=kind)
+
+
+def error_line(error: CanvasError) -> str:
+    """The message of an error as one paragraph."""
+    return text_line(error_text(error), "error")
 
 
 @lru_cache(maxsize=1)
@@ -41,16 +52,16 @@ def _environment() -> Environment:
     environment.globals |= {"_": gettext, "ngettext": ngettext}
     environment.filters["bytes"] = formatting.format_bytes
     environment.filters["duration"] = formatting.format_duration
-    environment.filters["picture"] = image_url
-    environment.filters["thumbnail"] = thumbnail_url
+    environment.filters["image_url"] = image_url
+    environment.filters["thumbnail_url"] = thumbnail_url
     return environment
 
 
 def image_url(image: GeneratedImage) -> str:
-    """Where the page finds a picture: beside itself, so that a path before it does not matter."""
+    """The URL of an image, relative to the page so that a path prefix does not matter."""
     return f"pictures/{image.filename}"
 
 
 def thumbnail_url(image: GeneratedImage) -> str:
-    """Where the page finds the small version of a picture."""
+    """The URL of an image's thumbnail."""
     return f"thumbnails/{image.filename}"

@@ -1,67 +1,67 @@
-"""The tab of the models: where each is, download and free, and what computes here."""
+"""The Models tab: where each model is, downloads, memory, and the device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from canvas.jobs.job import Job
 from canvas.model_status import ModelStatus
-from canvas.ui.events import bind, current_owner
+from canvas.ui.events import bind, current_owner, run_while_selected
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import gettext
-from canvas.ui.result_panel import download_words
+from canvas.ui.result_panel import download_text
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
     from canvas.studio import Studio
 
-INTERVAL = 1.0  # seconds between two looks while the tab is open
+POLL_INTERVAL = 1.0  # seconds between polls while the tab is selected
 
 
 class ModelsTab:
-    """Layout and behaviour of the tab; it looks at the models only while it is open."""
+    """Layout and callbacks of the tab; it polls only while it is selected."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._table = panel("models")
-        self._timer = gr.Timer(INTERVAL, active=False)
-        self._seen = gr.State("")
+        self._timer = gr.Timer(POLL_INTERVAL, active=False)
+        self._last_rendered = gr.State("")
 
-    def bind_events(self, tab: gr.Tab, others: list[gr.Tab]) -> None:
-        """Connect what was laid out; call inside the page's context."""
-        live = [self._table, self._seen]
-        bind(tab.select, lambda: gr.Timer(active=True), None, self._timer)
-        bind([other.select for other in others], lambda: gr.Timer(active=False), None, self._timer)
-        bind(tab.select, self.show, None, live)
-        bind(self._timer.tick, self.poll, self._seen, live, queue=False)
-        bind(self._table.click, self.on_click, None, live)
+    def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
+        """Bind the events; call inside the page's context."""
+        outputs = [self._table, self._last_rendered]
+        run_while_selected(self._timer, tab, all_tabs)
+        bind(tab.select, self.show, None, outputs)
+        bind(self._timer.tick, self.poll, self._last_rendered, outputs, queue=False)
+        bind(self._table.click, self.on_click, None, outputs)
 
-    def show(self, request: gr.Request) -> tuple[str, str]:
-        """The table as it is now."""
-        html = self._html(current_owner(request))
+    def show(self, http_request: gr.Request) -> tuple[str, str]:
+        """Show the table."""
+        html = self._render(current_owner(http_request))
         return html, html
 
-    def poll(self, seen: str, request: gr.Request) -> tuple[Any, Any]:
-        """The table where it has changed."""
-        html = self._html(current_owner(request))
-        return (gr.skip(), gr.skip()) if html == seen else (html, html)
+    def poll(self, last_rendered: str, http_request: gr.Request) -> tuple[Any, Any]:
+        """Update the table if it has changed."""
+        html = self._render(current_owner(http_request))
+        return (gr.skip(), gr.skip()) if html == last_rendered else (html, html)
 
-    def on_click(self, event: gr.EventData, request: gr.Request) -> tuple[str, str]:
-        """A click on download, cancel or free."""
-        owner = current_owner(request)
+    def on_click(self, event: gr.EventData, http_request: gr.Request) -> tuple[str, str]:
+        """Download a model, cancel its download, unload or delete it."""
+        owner, may_change = current_owner(http_request), not self._studio.settings.is_public
         if event.action == "download":
             self._studio.download_model(str(event.model), owner)
         elif event.action == "cancel":
             self._studio.job(str(event.job), owner).cancel()
-        elif event.action == "free" and not self._studio.settings.is_public:
+        elif event.action == "unload" and may_change:
             self._studio.unload_model(str(event.model))
-        elif event.action == "delete" and not self._studio.settings.is_public:
+        elif event.action == "delete" and may_change:
             self._studio.delete_model(str(event.model))
-        return self.show(request)
+        return self.show(http_request)
 
-    def _html(self, owner: str) -> str:
+    def _render(self, owner: str) -> str:
         jobs = self._studio.jobs(owner)
         rows = [
             self._row(spec, self._studio.model_status(key), jobs)
@@ -74,25 +74,26 @@ class ModelsTab:
             public=self._studio.settings.is_public,
         )
 
-    def _row(self, spec: ModelSpec, state: ModelStatus, jobs: list[Job]) -> dict[str, Any]:
-        of_model = [job for job in jobs if job.model_key == spec.key]
-        fetching = [
+    def _row(self, spec: ModelSpec, status: ModelStatus, jobs: list[Job]) -> dict[str, Any]:
+        model_jobs = [job for job in jobs if job.model_key == spec.key]
+        downloads = (
             job
-            for job in of_model
+            for job in model_jobs
             if job.status == "downloading" or (job.kind == "download" and not job.finished)
-        ]
-        failed = bool(of_model) and of_model[-1].status == "failed" and state.location == "hub"
-        job = fetching[0] if fetching else None
-        place, *more = state.parts(gettext)
+        )
+        job = next(downloads, None)
+        latest = model_jobs[-1] if model_jobs else None
+        failed = latest and latest.status == "failed" and status.location == "hub"
+        location, *details = status.parts(gettext)
         return {
             "spec": spec,
-            "state": state,
-            "place": place,
-            "more": " · ".join(more),
+            "status": status,
+            "location": location,
+            "details": " · ".join(details),
             "job": job,
-            "words": download_words(job) if job else "",
+            "progress": download_text(job) if job else "",
             "percent": _percent(job),
-            "error": str(of_model[-1].error) if failed else "",
+            "error": str(latest.error) if latest and failed else "",
         }
 
 

@@ -1,4 +1,4 @@
-"""Wearing LoRAs: pick one, see what it is and takes, put it and its words into a prompt."""
+"""Form parts shared by the tabs: where to run a request, and which LoRA to add to a prompt."""
 
 from __future__ import annotations
 
@@ -13,56 +13,62 @@ from canvas.formatting import format_bytes
 from canvas.request import BACKENDS, LOCAL
 from canvas.ui.events import bind, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm
-from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import error_text, gettext, translate_message
+from canvas.ui.html_panel import error_line, panel, render
+from canvas.ui.i18n import gettext, translate_message
 
 if TYPE_CHECKING:
     from canvas.studio import Studio
 
 
 class BackendPicker:
-    """Lays out the choice in the form; not seen where there is only this computer."""
+    """The choice of a backend and the consent that a remote one requires.
 
-    def __init__(self, studio: Studio, controls: GenerationForm) -> None:
+    Hidden when only this computer is available.
+    """
+
+    def __init__(self, studio: Studio, form: GenerationForm) -> None:
         self._studio = studio
-        self._controls = controls
-        controls.render("backend")
-        offered = studio.remote_backends.available()
-        controls["backend"].choices = [(BACKENDS[place], place) for place in offered]
-        controls["backend"].visible = len(offered) > 1
-        self._terms = panel("elsewhere")
+        self._form = form
+        form.render("backend")
+        available = studio.remote_backends.available()
+        form["backend"].choices = [(BACKENDS[backend], backend) for backend in available]
+        form["backend"].visible = len(available) > 1
+        self._consent = panel("consent")
 
     def bind_events(self) -> None:
-        """Connect what was laid out; call inside the page's context."""
-        form = self._controls
-        # Not the whole form: a size may come with the bounds of the model that was just picked
-        asked = [form["backend"], form["model_key"]]
-        bind([widget.change for widget in asked], self.show, asked, self._terms)
-        bind(self._terms.click, self.agree, asked, self._terms)
+        """Bind the events; call inside the page's context."""
+        # Not the whole form: its size may have the range of the model that was just selected
+        inputs = [self._form["backend"], self._form["model_key"]]
+        bind([widget.change for widget in inputs], self.show, inputs, self._consent)
+        bind(self._consent.click, self.grant_consent, inputs, self._consent)
 
-    def show(self, where: str, model_key: str, request: gr.Request) -> str:
-        """Who would get what, and what it costs."""
-        spec, elsewhere = get_model(model_key, self._studio.models), self._studio.remote_backends
+    def show(self, backend: str, model_key: str, http_request: gr.Request) -> str:
+        """What is sent to the backend and what it costs, with the button to agree."""
+        spec, remote = get_model(model_key, self._studio.models), self._studio.remote_backends
+        terms = "" if backend == LOCAL else translate_message(remote.consent_text(backend, spec))
         return render(
-            "elsewhere.html",
-            where=where,
+            "consent.html",
+            backend=backend,
             model=model_key,
-            missing=translate_message(elsewhere.unavailable_reason(where, spec) or ""),
-            terms="" if where == LOCAL else translate_message(elsewhere.consent_text(where, spec)),
-            agreed=elsewhere.has_consent(current_owner(request), where, spec),
+            unavailable=translate_message(remote.unavailable_reason(backend, spec) or ""),
+            terms=terms,
+            agreed=remote.has_consent(current_owner(http_request), backend, spec),
         )
 
-    def agree(self, where: str, model_key: str, event: gr.EventData, request: gr.Request) -> str:
-        """The user agrees to what stands above the button, even if the form has moved on."""
+    def grant_consent(
+        self, backend: str, model_key: str, event: gr.EventData, http_request: gr.Request
+    ) -> str:
+        """Record consent to the terms above the button, even if the form has changed since."""
         spec = get_model(str(event.model), self._studio.models)
-        self._studio.remote_backends.grant_consent(current_owner(request), str(event.where), spec)
-        return self.show(where, model_key, request)
+        owner = current_owner(http_request)
+        self._studio.remote_backends.grant_consent(owner, str(event.backend), spec)
+        return self.show(backend, model_key, http_request)
 
 
 class LoraPicker:
-    """Layout and behaviour; writes into a prompt as `<lora:name:weight>`."""
+    """Selects a LoRA and writes it into a prompt as `<lora:name:weight>`."""
 
-    def __init__(self, studio: Studio, place: str) -> None:
+    def __init__(self, studio: Studio, elem_id_prefix: str) -> None:
         self._studio = studio
         with gr.Accordion("LoRA", open=False, elem_classes="lora-picker"):
             self._name = gr.Dropdown(
@@ -70,54 +76,54 @@ class LoraPicker:
                 value=None,
                 allow_custom_value=True,
                 label="LoRA",
-                info="From the folder loras/, or owner/name of the Hub",
-                elem_id=f"{place}-lora",
+                info="A file in loras/, or owner/name on the Hub",
+                elem_id=f"{elem_id_prefix}-lora",
             )
             self._weight = gr.Slider(-2, 2, value=1, step=0.05, label="Weight", buttons=[])
-            self._about = panel(f"{place}-lora-about")
-            self._wear = gr.Button("Add to the prompt", size="sm")
+            self._info = panel(f"{elem_id_prefix}-lora-info")
+            self._add = gr.Button("Add to prompt", size="sm")
 
     def bind_events(self, page: gr.Blocks, prompt: gr.Textbox) -> None:
-        """Connect it to the prompt that it writes into; call inside the page's context."""
+        """Bind the events to the prompt that is written to; call inside the page's context."""
         self._prompt = prompt
         inputs = {self._name, self._weight, prompt}
         bind([page.load, self._name.focus], self.list, None, {self._name})
-        bind(self._name.change, self.show_info, {self._name}, {self._about})
-        bind(self._wear.click, self.insert_tag, inputs, {prompt})
-        bind(self._about.click, self.insert_trigger_word, {prompt}, {prompt})
+        bind(self._name.change, self.show_info, {self._name}, {self._info})
+        bind(self._add.click, self.insert_tag, inputs, {prompt})
+        bind(self._info.click, self.insert_trigger_word, {prompt}, {prompt})
 
     def list(self) -> dict[Any, Any]:
-        """The files of the folder as they are now."""
+        """Update the choices to the files that the folder has now."""
         return {self._name: gr.Dropdown(choices=list(self._studio.inputs.list_loras()))}
 
     def show_info(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """What the LoRA was made for and its words, or what fetching it takes."""
+        """The LoRA's base model and trigger words, or the size of its download."""
         name = (values[self._name] or "").strip()
         if not name:
-            return {self._about: ""}
+            return {self._info: ""}
         try:
             lora = self._studio.inputs.get_lora(name)
             size = None if lora else self._studio.inputs.lora_download_size(name)
         except CanvasError as error:
-            return {self._about: render("line.html", words=error_text(error), kind="wrong")}
-        told = ""
+            return {self._info: error_line(error)}
+        download = ""
         if size is not None:
-            told = gettext("{size} to download with the first picture", size=format_bytes(size))
-        return {self._about: render("lora.html", lora=lora, told=told)}
+            download = gettext("{size} download with the first image", size=format_bytes(size))
+        return {self._info: render("lora.html", lora=lora, download=download)}
 
     def insert_tag(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Put the LoRA with its weight behind the prompt."""
+        """Append the LoRA and its weight to the prompt."""
         name = (values[self._name] or "").strip()
         if not name:
-            which = gettext("Pick a LoRA first, or write owner/name of one on the Hub.")
-            gr.Warning(toast_html(gettext("Which?"), which))
+            hint = gettext("Select a LoRA first, or enter the owner/name of one on the Hub.")
+            gr.Warning(toast_html(gettext("No LoRA selected"), hint))
             return {self._prompt: gr.skip()}
-        written = values[self._prompt]
-        return {self._prompt: f"{written} <lora:{name}:{values[self._weight]:g}>".strip()}
+        prompt = values[self._prompt]
+        return {self._prompt: f"{prompt} <lora:{name}:{values[self._weight]:g}>".strip()}
 
     def insert_trigger_word(self, values: Mapping[Any, Any], event: gr.EventData) -> dict[Any, Any]:
-        """Put one of its words into the prompt, once."""
-        written = values[self._prompt].strip()
-        if event.word in written:
+        """Append a trigger word to the prompt unless it is there already."""
+        prompt = values[self._prompt].strip()
+        if event.word in prompt:
             return {self._prompt: gr.skip()}
-        return {self._prompt: ", ".join(part for part in (written, event.word) if part)}
+        return {self._prompt: ", ".join(part for part in (prompt, event.word) if part)}

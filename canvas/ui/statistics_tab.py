@@ -1,4 +1,4 @@
-"""The tab of figures: what was made when and how, what it occupies, and what can be cleaned up."""
+"""The Statistics tab: charts of generated images, disk use, and cleaning up."""
 
 from __future__ import annotations
 
@@ -20,156 +20,172 @@ if TYPE_CHECKING:
     from canvas.history.images import UserGallery
     from canvas.studio import Studio
 
-DAYS = 60  # of the chart by day
-LONGEST = 8  # bars of a chart
+NUM_DAYS = 60  # of the chart by day
+MAX_BARS = 8  # of a chart
+MAX_AGE = 36_500  # days
+Bar = tuple[str, int, str]  # label, length in per cent, value as text
 
 
 class StatisticsTab:
-    """Layout and behaviour of the tab."""
+    """Layout and callbacks of the tab."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._figures = panel("statistics")
-        self._clean_up = gr.Accordion("Clean up", open=False, elem_id="clean-up")
-        with self._clean_up:
+        self._statistics = panel("statistics")
+        self._cleanup = gr.Accordion("Clean up", open=False, elem_id="cleanup")
+        with self._cleanup:
             with gr.Row():
                 self._age = gr.Number(
                     90, label="Older than (days)", precision=0, minimum=0, min_width=140
                 )
                 models = [("all models", ""), *((key, key) for key in studio.models)]
-                self._model = gr.Dropdown(models, value="", label="Made with", min_width=160)
+                self._model = gr.Dropdown(models, value="", label="Model", min_width=160)
                 self._keep = gr.Checkbox(True, label="Keep favourites", min_width=160)
-            self._outcome = panel("clean-up-outcome")
-        self._undo = gr.State("")
+            self._cleanup_result = panel("cleanup-result")
+        self._undo = gr.State("")  # token of the last cleanup
 
     def bind_events(self, tab: gr.Tab) -> None:
-        """Connect what was laid out; call inside the page's context."""
-        asked = {self._age, self._model, self._keep, self._undo}
-        bind(tab.select, self.show, None, self._figures)
+        """Bind the events; call inside the page's context."""
+        inputs = {self._age, self._model, self._keep, self._undo}
+        bind(tab.select, self.show, None, self._statistics)
         bind(
             [tab.select, self._age.change, self._model.change, self._keep.change],
-            self.preview,
-            asked,
-            {self._outcome},
+            self.preview_cleanup,
+            inputs,
+            {self._cleanup_result},
             trigger_mode="always_last",
         )
-        shown = {self._figures, self._outcome, self._undo}
-        bind(self._outcome.click, self.clean, asked, shown)
-        bind(self._figures.click, self.free, None, [self._figures, self._clean_up])
+        outputs = {self._statistics, self._cleanup_result, self._undo}
+        bind(self._cleanup_result.click, self.on_cleanup_click, inputs, outputs)
+        bind(self._statistics.click, self.on_click, None, [self._statistics, self._cleanup])
 
-    def show(self, request: gr.Request) -> str:
-        """The figures as they are now."""
-        studio, owner = self._studio, current_owner(request)
-        figures = studio.user_gallery(owner).statistics()
+    def show(self, http_request: gr.Request) -> str:
+        """The charts and the disk use."""
+        settings = self._studio.settings
+        statistics = self._gallery(http_request).statistics()
         return render(
             "statistics.html",
-            figures=figures,
-            days=days_of(figures, datetime.now(UTC).date()),
-            charts=charts_of(figures),
-            disk=None if studio.settings.is_public else self._disk(),
+            statistics=statistics,
+            days=daily_counts(statistics, datetime.now(UTC).date()),
+            charts=charts(statistics),
+            disk=None if settings.is_public else self._disk_use(),
         )
 
-    def _disk(self) -> dict[str, Any]:
-        used = self._studio.disk_use()
-        fetched = [key for key, spec in self._studio.models.items() if not spec.is_local]
-        sizes = {key: self._studio.model_bytes_on_disk(key) for key in fetched}
+    def _gallery(self, http_request: gr.Request) -> UserGallery:
+        return self._studio.user_gallery(current_owner(http_request))
+
+    def _disk_use(self) -> dict[str, Any]:
+        use = self._studio.disk_use()
+        downloaded = [key for key, spec in self._studio.models.items() if not spec.is_local]
+        sizes = {key: self._studio.model_bytes_on_disk(key) for key in downloaded}
         models = {key: size for key, size in sizes.items() if size}
-        return {"pictures": used.pictures, "thumbnails": used.thumbnails, "models": models}
+        return {"images": use.images, "thumbnails": use.thumbnails, "models": models}
 
-    def free(self, event: gr.EventData, request: gr.Request) -> tuple[str, Any]:
-        """A button that frees a part of the disk, or erases everything of this owner."""
-        if event.action == "pictures":  # these are not gone by one click: choose first
+    def on_click(self, event: gr.EventData, http_request: gr.Request) -> tuple[str, Any]:
+        """Free disk space, or delete all images of this owner."""
+        if event.action == "open_cleanup":  # images are deleted after a preview only
             return gr.skip(), gr.Accordion(open=True)
-        if event.action == "erase":
-            self._studio.user_gallery(current_owner(request)).delete_all()
+        if event.action == "delete_all":
+            self._gallery(http_request).delete_all()
         elif not self._studio.settings.is_public:
-            if event.action == "thumbnails":
+            if event.action == "clear_thumbnails":
                 self._studio.clear_thumbnails()
-            elif event.action == "model":
+            elif event.action == "delete_model":
                 self._studio.delete_model(str(event.model))
-        return self.show(request), gr.skip()
+        return self.show(http_request), gr.skip()
 
-    def preview(self, values: dict[Any, Any], request: gr.Request) -> dict[Any, Any]:
-        """What cleaning up would remove and how much that frees."""
-        mine = self._studio.user_gallery(current_owner(request))
-        return {self._outcome: self._would_go(mine, values)}
+    def preview_cleanup(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
+        """Show how many images would be deleted and how much space that frees."""
+        return {self._cleanup_result: self._render_preview(self._gallery(http_request), values)}
 
-    def clean(
-        self, values: dict[Any, Any], event: gr.EventData, request: gr.Request
+    def on_cleanup_click(
+        self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request
     ) -> dict[Any, Any]:
-        """Remove what was shown, or bring it back."""
-        mine = self._studio.user_gallery(current_owner(request))
+        """Delete the previewed images, or undo that."""
+        gallery = self._gallery(http_request)
         if event.action == "undo":
-            mine.undo(values[self._undo])
-            outcome = self._would_go(mine, values)
-            return {self._figures: self.show(request), self._outcome: outcome, self._undo: ""}
-        token, number = mine.delete_matching(self._query(values))
-        outcome = render("cleaned.html", number=number, freed="", done=True)
-        return {self._figures: self.show(request), self._outcome: outcome, self._undo: token}
+            gallery.undo(values[self._undo])
+            token, result = "", self._render_preview(gallery, values)
+        else:
+            token, number = gallery.delete_matching(self._query(values))
+            result = render("cleanup_result.html", number=number, freed="", done=True)
+        statistics = self.show(http_request)
+        return {
+            self._statistics: statistics,
+            self._cleanup_result: result,
+            self._undo: token,
+        }
 
     def _query(self, values: Mapping[Any, Any]) -> Query:
         query = Query(model_key=values[self._model] or None)
         if values[self._keep]:
             query = replace(query, favourite=False)
-        days = min(max(values[self._age] or 0, 0), 36_500)
+        days = min(max(values[self._age] or 0, 0), MAX_AGE)
         return replace(query, until=datetime.now(UTC) - timedelta(days=days))
 
-    def _would_go(self, mine: UserGallery, values: Mapping[Any, Any]) -> str:
-        number, size = mine.totals(self._query(values))
-        return render("cleaned.html", number=number, freed=format_bytes(size), done=False)
+    def _render_preview(self, gallery: UserGallery, values: Mapping[Any, Any]) -> str:
+        number, size = gallery.totals(self._query(values))
+        freed = format_bytes(size)
+        return render("cleanup_result.html", number=number, freed=freed, done=False)
 
 
-def days_of(figures: Statistics, today: date) -> list[dict[str, Any]]:
-    """The latest days with their pictures, empty ones included; heights are per cent."""
-    days = [today - timedelta(days=back) for back in reversed(range(DAYS))]
-    counts = {day: figures.by_day.get(day.isoformat(), 0) for day in days}
-    most = max(1, *counts.values())
+def daily_counts(statistics: Statistics, today: date) -> list[dict[str, Any]]:
+    """The number of images of each of the last days; heights are per cent of the highest."""
+    days = [today - timedelta(days=ago) for ago in reversed(range(NUM_DAYS))]
+    counts = {day: statistics.by_day.get(day.isoformat(), 0) for day in days}
+    highest = max(1, *counts.values())
     return [
-        {"day": day.isoformat(), "pictures": count, "height": round(100 * count / most)}
+        {"day": day.isoformat(), "images": count, "height": round(100 * count / highest)}
         for day, count in counts.items()
     ]
 
 
-def charts_of(figures: Statistics) -> list[dict[str, Any]]:
-    """The charts with horizontal bars; lengths are per cent of the longest."""
-    pace = {
+def charts(statistics: Statistics) -> list[dict[str, Any]]:
+    """The bar charts, each with its title, bars and kind (a CSS class)."""
+    styles = {gettext(name or "none"): number for name, number in statistics.by_style.items()}
+    times = {
         f"{row.model_key}, {row.width} × {row.height}": row.seconds
-        for row in figures.by_model_and_size[:LONGEST]
+        for row in statistics.by_model_and_size[:MAX_BARS]
     }
-    votes = {
-        f"{row.model_key}, {gettext(row.preset)}": (
-            row.chosen / row.shown,
+    result = [
+        _chart(gettext("By model"), _bars(statistics.by_model, "{:,.0f}")),
+        _chart(gettext("By style"), _bars(styles, "{:,.0f}")),
+        _chart(gettext("Seconds per image"), _bars(times, "{:.1f} s"), "seconds"),
+        _chart(gettext("Downloads"), _download_bars(statistics), "downloads"),
+    ]
+    if statistics.votes:
+        result.append(_chart(gettext("Wins in comparisons"), _vote_bars(statistics), "votes"))
+    return result
+
+
+def _chart(title: str, bars: list[Bar], kind: str = "") -> dict[str, Any]:
+    return {"title": title, "bars": bars, "kind": kind}
+
+
+def _bars(values: Mapping[str, float], text: str) -> list[Bar]:
+    shown = list(values.items())[:MAX_BARS]
+    highest = max((value for _, value in shown), default=1) or 1
+    return [(label, round(100 * value / highest), text.format(value)) for label, value in shown]
+
+
+def _download_bars(statistics: Statistics) -> list[Bar]:
+    highest = max((row.bytes for row in statistics.downloads), default=1) or 1
+    bars = []
+    for row in statistics.downloads[:MAX_BARS]:
+        size, time = format_bytes(row.bytes), format_duration(row.seconds)
+        text = gettext("{size} in {time}", size=size, time=time)
+        if row.failed:
+            text += ", " + gettext("{number} failed", number=row.failed)
+        bars.append((row.model_key, round(100 * row.bytes / highest), text))
+    return bars
+
+
+def _vote_bars(statistics: Statistics) -> list[Bar]:
+    return [
+        (
+            f"{row.model_key}, {gettext(row.preset)}",
+            round(100 * row.chosen / row.shown),
             gettext("{done} of {total}", done=row.chosen, total=row.shown),
         )
-        for row in figures.votes[:LONGEST]
-    }
-    styles = {gettext(name or "none"): number for name, number in figures.by_style.items()}
-    charts = [
-        _chart(gettext("By model"), figures.by_model, "{:,.0f}"),
-        _chart(gettext("By style"), styles, "{:,.0f}"),
-        {**_chart(gettext("Seconds a picture"), pace, "{:.1f} s"), "kind": "seconds"},
+        for row in statistics.votes[:MAX_BARS]
     ]
-    charts.append(_downloads(figures))
-    if votes:
-        bars = [(name, round(100 * share), words) for name, (share, words) in votes.items()]
-        charts.append({"title": gettext("Chosen in comparisons"), "bars": bars, "kind": "votes"})
-    return charts
-
-
-def _downloads(figures: Statistics) -> dict[str, Any]:
-    most = max((row.bytes for row in figures.downloads), default=1) or 1
-    bars = []
-    for row in figures.downloads[:LONGEST]:
-        size, time = format_bytes(row.bytes), format_duration(row.seconds)
-        words = gettext("{size} in {time}", size=size, time=time)
-        if row.failed:
-            words += ", " + gettext("{number} failed", number=row.failed)
-        bars.append((row.model_key, round(100 * row.bytes / most), words))
-    return {"title": gettext("Downloads"), "bars": bars, "kind": "downloads"}
-
-
-def _chart(title: str, values: Mapping[str, float], words: str) -> dict[str, Any]:
-    shown = list(values.items())[:LONGEST]
-    most = max((value for _, value in shown), default=1) or 1
-    bars = [(name, round(100 * value / most), words.format(value)) for name, value in shown]
-    return {"title": title, "bars": bars, "kind": ""}

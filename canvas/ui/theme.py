@@ -1,26 +1,28 @@
-"""The colours and letters of the page: linen and ink by day, charcoal by night, one vermilion."""
+"""The Gradio theme: warm grey neutrals with a vermilion accent, light and dark."""
 
 from __future__ import annotations
 
 import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
 
-SCALE = ("50", "100", "200", "300", "400", "500", "600", "700", "800", "900", "950")
+SHADES = ("50", "100", "200", "300", "400", "500", "600", "700", "800", "900", "950")
 VERMILION = (
     "#fdf3ef #fbe4dc #f7c9ba #f1a58e #ea8065 #dd5c3e #c4452b #a33722 #84301f #6d2b1e #3b130c"
 )
-LINEN = "#fbf9f6 #f4f1ec #e9e4dc #d6cfc6 #a8a09c #7d757b #5f5862 #463f4a #2d2832 #1f1b24 #151219"
+WARM_GREY = (
+    "#fbf9f6 #f4f1ec #e9e4dc #d6cfc6 #a8a09c #7d757b #5f5862 #463f4a #2d2832 #1f1b24 #151219"
+)
 
 
 def canvas_theme() -> gr.themes.Base:
     """The theme of the page; `assets/style.css` uses its variables."""
     theme = gr.themes.Base(
         primary_hue=_color("vermilion", VERMILION),
-        secondary_hue=_color("linen", LINEN),
-        neutral_hue=_color("linen", LINEN),
+        secondary_hue=_color("warm_grey", WARM_GREY),
+        neutral_hue=_color("warm_grey", WARM_GREY),
         radius_size=sizes.radius_lg,
         text_size=sizes.text_md,
-        # Of the fonts that travel with Gradio; Source Sans 3 lacks the Latin letters there
+        # Bundled with Gradio; its Source Sans 3 lacks the Latin letters
         font=(fonts.LocalFont("Source Sans Pro", (400, 700)), "system-ui", "sans-serif"),
         font_mono=("ui-monospace", "Consolas", "monospace"),
     )
@@ -87,5 +89,5 @@ def canvas_theme() -> gr.themes.Base:
 
 
 def _color(name: str, scale: str) -> colors.Color:
-    shades = {f"c{step}": shade for step, shade in zip(SCALE, scale.split(), strict=True)}
+    shades = {f"c{step}": shade for step, shade in zip(SHADES, scale.split(), strict=True)}
     return colors.Color(name=name, **shades)

@@ -1,12 +1,15 @@
-"""The page in a real browser: one served studio for all tests, a fresh visit for each."""
+"""Fixtures for tests of the page: a served studio and a real browser."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+from gradio.context import LocalContext
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -19,13 +22,13 @@ from playwright.sync_api import (
 from canvas import Studio
 from tests.app_server import serving
 
-PATIENCE = 40_000  # milliseconds: the machine of a test may be busy
-NO_FAULTS = (
-    "AbortError",  # a reload ends the requests that are under way,
-    "Connection errored out",  # and what Gradio says of them then
-    "The source image could not be decoded",  # Gradio's editor on a file that is no picture
+TIMEOUT = 40_000  # milliseconds: the machine may be busy
+IGNORED_ERRORS = (
+    "AbortError",  # a reload aborts requests,
+    "Connection errored out",  # and Gradio reports them so
+    "The source image could not be decoded",  # Gradio's editor on a file that is not an image
 )
-QUIET = (
+BROWSER_ARGS = (
     "--no-sandbox",
     "--disable-background-networking",
     "--disable-component-update",
@@ -35,7 +38,7 @@ QUIET = (
 
 @pytest.fixture(scope="package")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """The real program on a free port; its address is `served.address`."""
+    """A studio served on a free port; the URL of its page is `served.address`."""
     with serving(tmp_path_factory.mktemp("served")) as studio:
         studio.address = f"{studio.url}/"  # type: ignore[attr-defined]
         yield studio
@@ -47,43 +50,58 @@ def browser() -> Iterator[Browser]:
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     if executable is None:
         if os.environ.get("CI"):
-            pytest.fail("Chromium is missing; CI must not skip the tests of the page.")
+            pytest.fail("Chromium is not installed; CI must not skip the tests of the page.")
         pytest.skip("Chromium is not installed: install the package `chromium`.")
     with (
         sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=executable, args=QUIET) as browser,
+        playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGS) as browser,
     ):
         yield browser
 
 
 @pytest.fixture(scope="package")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """One for all tests: Gradio's scripts are fetched and compiled once."""
-    expect.set_options(timeout=PATIENCE)
+    """One context for all tests, so that Gradio's scripts are loaded and compiled once."""
+    expect.set_options(timeout=TIMEOUT)
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(TIMEOUT)
         yield context
 
 
 @pytest.fixture
 def page(served: Studio, context: BrowserContext) -> Iterator[Page]:
-    """A visit of a browser that remembers nothing; errors in its console fail the test."""
+    """The open page with empty browser storage; errors in the console fail the test."""
     errors: list[str] = []
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: _keep_errors(message, errors))
+    page.on("console", lambda message: _collect_errors(message, errors))
     page.goto(served.address)  # type: ignore[attr-defined]
-    page.locator("#stage .stage, #stage .stage-empty").wait_for()
+    wait_until_loaded(page)
     yield page
     for job in served.jobs("local"):
         job.cancel()
     page.evaluate("localStorage.clear(); sessionStorage.clear()")
     context.clear_cookies()
-    for opened in context.pages:
-        opened.close()
-    assert [error for error in errors if not any(known in error for known in NO_FAULTS)] == []
+    for open_page in context.pages:
+        open_page.close()
+    assert [error for error in errors if not any(known in error for known in IGNORED_ERRORS)] == []
 
 
-def _keep_errors(message: ConsoleMessage, errors: list[str]) -> None:
+def wait_until_loaded(page: Page) -> None:
+    page.locator("#current-result .result").wait_for()
+
+
+@contextmanager
+def browser_language(accept_language: str) -> Iterator[None]:
+    """Run callbacks as if a browser with this Accept-Language header had sent them."""
+    http_request = SimpleNamespace(headers={"accept-language": accept_language})
+    token = LocalContext.request.set(http_request)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        LocalContext.request.reset(token)
+
+
+def _collect_errors(message: ConsoleMessage, errors: list[str]) -> None:
     if message.type == "error":
         errors.append(message.text)

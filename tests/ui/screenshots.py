@@ -1,9 +1,9 @@
 """Takes the README's screenshots of the running program: `python -m tests.ui.screenshots`.
 
-It makes a few pictures with the built-in model in a temporary data folder, opens the page
-in the system's Chromium in both widths and both modes, and writes WebP files to the folder
-given as argument. Without one it renews those that `assets/screenshots` holds. Look at
-them before committing.
+Generates a few images with the built-in model in a temporary data folder, opens the page in the
+system's Chromium in two widths and two colour schemes, and writes WebP files to the folder given
+as argument. Without an argument it updates those in `assets/screenshots`. Look at them before
+committing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROMPTS = (
     "a lion in the desert, sticker",
 )
 WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
-MODES = ("light", "dark")
+COLOR_SCHEMES = ("light", "dark")
 QUALITY = 88  # of WebP
 LOADED = """() => [...document.images]
     .filter(image => image.checkVisibility() && image.getBoundingClientRect().top < innerHeight)
@@ -43,7 +43,7 @@ LOADED = """() => [...document.images]
 
 
 def main(folder: Path) -> None:
-    """All screenshots into the folder."""
+    """Write all screenshots to the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data_dir:
         settings = Settings(data_dir=Path(data_dir), port=0)
@@ -52,40 +52,40 @@ def main(folder: Path) -> None:
             browser = playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox"]
             )
-            for name, mode, visit in _visits(browser, str(page.local_url)):
-                _save(visit, folder / f"empty-{name}-{mode}.webp")
+            for name, scheme, visit in _visits(browser, str(page.local_url)):
+                _save(visit, folder / f"empty-{name}-{scheme}.webp")
             for seed, prompt in enumerate(PROMPTS):
                 studio.generate(GenerationRequest(prompt, seed=seed))
-            for name, mode, visit in _visits(browser, str(page.local_url)):
-                _show(visit, studio, folder, f"{name}-{mode}")
+            for name, scheme, visit in _visits(browser, str(page.local_url)):
+                _take_all(visit, studio, folder, f"{name}-{scheme}")
             browser.close()
             page.close()
 
 
 def _visits(browser: Browser, address: str) -> Iterator[tuple[str, str, Page]]:
     for name, (width, height) in WINDOWS.items():
-        for mode in MODES:
-            with _visit(browser, address, (width, height), mode) as page:
-                yield name, mode, page
+        for scheme in COLOR_SCHEMES:
+            with _visit(browser, address, (width, height), scheme) as page:
+                yield name, scheme, page
 
 
 @contextmanager
-def _visit(browser: Browser, address: str, size: tuple[int, int], mode: str) -> Iterator[Page]:
+def _visit(browser: Browser, address: str, size: tuple[int, int], scheme: str) -> Iterator[Page]:
     with browser.new_context(
         viewport={"width": size[0], "height": size[1]},
-        color_scheme=mode,  # type: ignore[arg-type]
+        color_scheme=scheme,  # type: ignore[arg-type]
         reduced_motion="reduce",
     ) as context:
         page = context.new_page()
         page.goto(address)
-        page.locator("#stage .stage, #stage .stage-empty").wait_for()
+        page.locator("#current-result .result").wait_for()
         yield page
 
 
-def _show(page: Page, studio: Studio, folder: Path, name: str) -> None:
-    """Every screen of one window and mode."""
+def _take_all(page: Page, studio: Studio, folder: Path, name: str) -> None:
+    """Write the screenshots of one window size and colour scheme."""
     page.get_by_label("Prompt", exact=True).fill(PROMPTS[-1])
-    page.locator("#summary .line").wait_for()
+    page.locator("#summary .text-line").wait_for()
     _save(page, folder / f"create-{name}.webp")
     page.get_by_role("button", name="Settings", exact=True).click()
     _save(page, folder / f"settings-{name}.webp")
@@ -94,8 +94,8 @@ def _show(page: Page, studio: Studio, folder: Path, name: str) -> None:
         studio.submit(GenerationRequest(prompt, num_inference_steps=150))
         for prompt in (PROMPTS[0], PROMPTS[1])
     ]
-    page.locator(".stage-making img.preview").first.wait_for()
-    _save(page, folder / f"making-{name}.webp")
+    page.locator(".result-progress img.preview").first.wait_for()
+    _save(page, folder / f"progress-{name}.webp")
     for job in reversed(jobs):
         job.cancel()
     page.get_by_role("tab", name="Gallery").click()
@@ -103,11 +103,11 @@ def _show(page: Page, studio: Studio, folder: Path, name: str) -> None:
     _save(page, folder / f"gallery-{name}.webp")
     page.locator(".tile").first.click()
     page.get_by_role("dialog").wait_for()
-    _save(page, folder / f"opened-{name}.webp")
+    _save(page, folder / f"detail-{name}.webp")
     page.keyboard.press("Escape")
-    for tab, place in (("Models", ".model"), ("Statistics", ".figure")):
+    for tab, element in (("Models", ".model"), ("Statistics", ".total")):
         page.get_by_role("tab", name=tab).click()
-        page.locator(place).first.wait_for()
+        page.locator(element).first.wait_for()
         _save(page, folder / f"{tab.lower()}-{name}.webp")
 
 
@@ -118,8 +118,8 @@ def _save(page: Page, path: Path) -> None:
     Image.open(io.BytesIO(page.screenshot())).save(path, "WEBP", quality=QUALITY)
 
 
-def renew(shown: Path) -> None:
-    """Take all again and keep those that are shown already."""
+def update(shown: Path) -> None:
+    """Take all again and replace the files that exist."""
     with tempfile.TemporaryDirectory() as folder:
         main(Path(folder))
         for path in shown.glob("*.webp"):
@@ -130,4 +130,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         main(Path(sys.argv[1]))
     else:
-        renew(ASSETS / "screenshots")
+        update(ASSETS / "screenshots")

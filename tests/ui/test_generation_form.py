@@ -1,4 +1,4 @@
-"""The form: every widget is a field, and a request survives the way in and out."""
+"""The generation form: requests to component values and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from hypothesis import given
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 from canvas import MODELS, GenerationRequest
 from canvas.catalog import Catalog, get_model
@@ -25,46 +25,46 @@ from canvas.ui.generation_form import (
 @pytest.fixture
 def form() -> GenerationForm:
     with gr.Blocks(analytics_enabled=False):
-        controls = GenerationForm(Catalog(MODELS), "starter")
-        controls.render(*COMPONENTS)
-    return controls
+        form = GenerationForm(Catalog(MODELS), "starter")
+        form.render(*COMPONENTS)
+    return form
 
 
 def values_of(form: GenerationForm, updates: dict[Any, Any] | None = None) -> dict[str, Any]:
-    """What the form holds after updates of a fresh one."""
+    """The values of a fresh form after updates."""
     updates = updates or {}
-    held = {name: updates.get(form[name], form[name].value) for name in form}
-    return {name: getattr(value, "value", value) for name, value in held.items()}
+    values = {name: updates.get(form[name], form[name].value) for name in form}
+    return {name: getattr(value, "value", value) for name, value in values.items()}
 
 
-def test_every_widget_fills_a_field_of_the_request() -> None:
+def test_every_component_is_a_field_of_the_request() -> None:
     assert set(FIELDS) <= set(GenerationRequest("a").to_dict())
 
 
-def test_a_fresh_form_asks_for_what_the_model_does_best(form: GenerationForm) -> None:
-    request = form.request(values_of(form) | {"prompt": "a fox"})
+def test_a_fresh_form_has_the_defaults_of_the_model(form: GenerationForm) -> None:
+    request = form.to_request(values_of(form) | {"prompt": "a fox"})
     spec = MODELS["starter"]
-    assert request.resolve(spec).num_inference_steps == spec.num_inference_steps
+    assert request.with_defaults(spec).num_inference_steps == spec.num_inference_steps
     assert (request.width, request.height) == (256, 256)
 
 
 @pytest.mark.parametrize("size", [(256, 256), (304, 224), (512, 128), (144, 400), (336, 192)])
-def test_use_these_settings_gives_the_same_request(
+def test_update_from_request_restores_the_request(
     form: GenerationForm, size: tuple[int, int]
 ) -> None:
-    wish = GenerationRequest(
+    request = GenerationRequest(
         "a fox", "rain", style="anime", preset="balanced", seed=5, width=size[0], height=size[1]
     ).with_defaults(MODELS["starter"])
-    assert form.request(values_of(form, form.update_from_request(wish))) == wish
+    assert form.to_request(values_of(form, form.update_from_request(request))) == request
 
 
-def test_what_the_browser_saved_comes_back(form: GenerationForm) -> None:
+def test_restore_sets_the_saved_values(form: GenerationForm) -> None:
     saved = values_of(form) | {"prompt": "a cat", "style": "fantasy", "resolution": 192}
     assert values_of(form, form.restore(saved)) == saved
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "change",
     [
         {"model_key": "gone"},
         {"aspect_ratio": "0:0"},
@@ -73,14 +73,12 @@ def test_what_the_browser_saved_comes_back(form: GenerationForm) -> None:
         {"style": None},
     ],
 )
-def test_a_saved_form_that_does_not_fit_is_left(
-    form: GenerationForm, damage: dict[str, Any]
-) -> None:
-    assert form.restore(values_of(form) | damage) == {}
+def test_restore_ignores_invalid_values(form: GenerationForm, change: dict[str, Any]) -> None:
+    assert form.restore(values_of(form) | change) == {}
 
 
 @pytest.mark.parametrize("saved", [None, "text", [], {"prompt": "from an older version"}])
-def test_a_form_of_another_version_is_left(form: GenerationForm, saved: object) -> None:
+def test_restore_ignores_other_fields(form: GenerationForm, saved: object) -> None:
     assert form.restore(saved) == {}
 
 
@@ -105,23 +103,35 @@ def test_a_form_of_another_version_is_left(form: GenerationForm, saved: object) 
         ("resolution", 10**6),
     ],
 )
-def test_bad_values_are_named(form: GenerationForm, field: str, value: object) -> None:
+def test_to_request_names_the_invalid_field(
+    form: GenerationForm, field: str, value: object
+) -> None:
     with pytest.raises(InvalidInput) as caught:
-        form.request(values_of(form) | {"prompt": "a fox"} | {field: value})
+        form.to_request(values_of(form) | {"prompt": "a fox"} | {field: value})
     assert caught.value.field == field
 
 
-def test_an_unknown_model_is_refused(form: GenerationForm) -> None:
+def test_restore_accepts_old_field_names(form: GenerationForm) -> None:
+    saved = values_of(form) | {"prompt": "a cat"}
+    old = {"preset": "mode", "backend": "where"}
+    assert (
+        values_of(form, form.restore({old.get(name, name): saved[name] for name in saved})) == saved
+    )
+
+
+def test_to_request_rejects_unknown_models(form: GenerationForm) -> None:
     with pytest.raises(UnknownModel):
-        form.request(values_of(form) | {"prompt": "a fox", "model_key": "nope"})
+        form.to_request(values_of(form) | {"prompt": "a fox", "model_key": "nope"})
 
 
 @given(
-    key=some.sampled_from(sorted(MODELS)),
-    step=some.integers(0, 12),
-    aspect_ratio=some.sampled_from(ASPECT_RATIOS),
+    key=st.sampled_from(sorted(MODELS)),
+    step=st.integers(0, 12),
+    aspect_ratio=st.sampled_from(ASPECT_RATIOS),
 )
-def test_sizes_fit_the_model_and_are_found_again(key: str, step: int, aspect_ratio: str) -> None:
+def test_sizes_are_valid_for_the_model_and_convert_back(
+    key: str, step: int, aspect_ratio: str
+) -> None:
     spec = get_model(key, MODELS)
     resolution = min(spec.min_size + step * spec.size_step, spec.max_size)
     width, height = size_from_resolution(spec, resolution, aspect_ratio)

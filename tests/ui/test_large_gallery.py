@@ -1,4 +1,4 @@
-"""The gallery with 100,000 pictures."""
+"""The gallery with 100,000 images."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from canvas import Studio
 from canvas.server.launch import launch
 from canvas.settings import Settings
 from tests.history.bulk_data import many_images
-from tests.ui.conftest import PATIENCE
+from tests.ui.conftest import TIMEOUT
 
-PICTURES = 100_000
-FIRST_PAINT = 1.5  # seconds, as promised
+NUM_IMAGES = 100_000
+MAX_SECONDS = 1.5  # until the first page is shown
 
 
 @pytest.mark.long
-def test_the_first_page_of_very_many_is_quick(settings: Settings, browser: Browser) -> None:
-    with Studio(replace(settings, port=0)) as studio:
-        studio.database.record_all(replace(image, owner="local") for image in many_images(PICTURES))
+def test_the_first_page_of_a_large_gallery_is_fast(settings: Settings, browser: Browser) -> None:
+    with Studio(settings.model_copy(update={"port": 0})) as studio:
+        studio.database.save_images(
+            replace(image, owner="local") for image in many_images(NUM_IMAGES)
+        )
         served = launch(studio, block=False)
         with browser.new_context() as context:
             page = context.new_page()
-            page.set_default_timeout(PATIENCE)
+            page.set_default_timeout(TIMEOUT)
             page.goto(served.local_url)
-            page.locator("#stage .stage").wait_for()
+            page.locator("#current-result .result").wait_for()
             started = monotonic()
             page.get_by_role("tab", name="Gallery").click()
             page.locator(".tile").first.wait_for()
-            assert monotonic() - started <= FIRST_PAINT
-            expect(page.locator(".grid-head")).to_contain_text("100,000 pictures")
+            assert monotonic() - started <= MAX_SECONDS
+            expect(page.locator(".grid-header")).to_contain_text("100,000 images")
         served.close()

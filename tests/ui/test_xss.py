@@ -1,4 +1,4 @@
-"""What others wrote stays text in the real page, and the page asks no other host."""
+"""Text of other people is escaped on the page, and the page contacts no other host."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ INFOTEXT = (
 )
 
 
-def evil_picture(folder: Path) -> Path:
-    """A picture with such settings under such a name."""
+def image_with_evil_settings(folder: Path) -> Path:
+    """An image with HTML in its settings and its name."""
     folder.mkdir()
     path = folder / "<img src=x onerror=window.hacked=3>.png"
     settings = PngInfo()
@@ -30,12 +30,12 @@ def evil_picture(folder: Path) -> Path:
     return path
 
 
-def test_imported_words_and_names_are_text(page: Page, served: Studio, tmp_path: Path) -> None:
-    evil_picture(tmp_path / "evil")
-    done = import_folder(
-        served.database, served.image_repository.folder, tmp_path / "evil", "local"
+def test_imported_prompts_and_names_are_escaped(page: Page, served: Studio, tmp_path: Path) -> None:
+    image_with_evil_settings(tmp_path / "evil")
+    result = import_folder(
+        served.database, served.image_repository.storage, tmp_path / "evil", "local"
     )
-    assert done.added == 1
+    assert result.added == 1
     page.get_by_role("tab", name="Gallery").click()
     page.locator(".tile").first.click()
     dialog = page.get_by_role("dialog")
@@ -46,34 +46,34 @@ def test_imported_words_and_names_are_text(page: Page, served: Studio, tmp_path:
     served.image_repository.delete([image.id or 0 for image in served.recent()][:1], "local")
 
 
-def test_settings_taken_from_a_picture_are_text(page: Page, tmp_path: Path) -> None:
+def test_settings_loaded_from_an_image_are_escaped(page: Page, tmp_path: Path) -> None:
     open_settings(page)
-    path = evil_picture(tmp_path / "evil")
-    page.locator("#drawer input[type=file]").first.set_input_files(path)
+    path = image_with_evil_settings(tmp_path / "evil")
+    page.locator("#settings-panel input[type=file]").first.set_input_files(path)
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(EVIL)
     expect(page.get_by_label("Negative prompt")).to_have_value(EVIL)
     assert page.evaluate("window.hacked") is None
     assert page.locator("img[src='x']").count() == 0
 
 
-def test_the_page_asks_no_other_host(page: Page) -> None:
-    asked: list[Request] = []
+def test_the_page_contacts_no_other_host(page: Page) -> None:
+    requests: list[Request] = []
 
-    def hear(request: Request) -> None:  # playwright takes no builtin method
-        asked.append(request)
+    def record(request: Request) -> None:  # playwright rejects builtin methods
+        requests.append(request)
 
     visit = page.context.new_page()
-    visit.on("request", hear)
+    visit.on("request", record)
     visit.goto(page.url)
-    visit.locator("#stage .stage, #stage .stage-empty").wait_for()
+    visit.locator("#current-result .result").wait_for()
     for name in ("Edit", "Gallery", "Models", "Statistics", "Create"):
         visit.get_by_role("tab", name=name).click()
         expect(visit.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
-    assert len(asked) > 10
-    strange = {
+    assert len(requests) > 10
+    other_hosts = {
         request.url
-        for request in asked
+        for request in requests
         if urlsplit(request.url).scheme not in ("data", "blob")
         and urlsplit(request.url).netloc != urlsplit(page.url).netloc
     }
-    assert strange == set()
+    assert other_hosts == set()
