@@ -1,8 +1,8 @@
-# Magic Canvas in a container. With a CPU: docker build -t magic-canvas .
-# With an NVIDIA GPU: docker build -t magic-canvas --build-arg DEVICE=cuda .
+# CPU: docker build -t magic-canvas .
+# NVIDIA GPU: docker build -t magic-canvas --build-arg DEVICE=cuda .
 FROM python:3.12-slim-bookworm
 
-# cpu or cuda: which wheels of torch are installed
+# cpu or cuda: the build of torch
 ARG DEVICE=cpu
 
 ENV PYTHONUNBUFFERED=1 \
@@ -18,14 +18,14 @@ RUN useradd --create-home --uid 1000 canvas \
 
 WORKDIR /app
 
-# torch alone comes from an index of its own for CPUs: PyPI's wheels bring 3 GB of CUDA
+# The CPU build of torch has its own index: PyPI's wheels depend on 3 GB of CUDA libraries
 COPY requirements.txt ./
 RUN if [ "$DEVICE" = "cpu" ]; then \
         sed -n '/^torch/p' requirements.txt > torch.txt \
         && pip install --no-cache-dir -r torch.txt --index-url https://download.pytorch.org/whl/cpu \
         && rm torch.txt; \
     elif [ "$DEVICE" != "cuda" ]; then \
-        echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1; \
+        echo "DEVICE must be cpu or cuda (got $DEVICE)" >&2; exit 1; \
     fi \
     && pip install --no-cache-dir -r requirements.txt
 
@@ -37,7 +37,7 @@ USER 1000
 VOLUME /data
 EXPOSE 7860
 
-# The first start imports torch from a cold disk
+# The first import of torch is slow
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"CANVAS_PORT\"]}/healthz', timeout=8)"]
 
