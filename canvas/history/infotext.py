@@ -1,4 +1,4 @@
-"""The A1111 infotext: settings as the lines that most programs of the field read and write."""
+"""A1111 infotext: the text format for settings that most programs read and write."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from canvas.errors import InvalidInput
-from canvas.request import OLD_BACKENDS, OLD_FIELD_NAMES, GeneratedImage, GenerationRequest
+from canvas.history.rows import REQUEST_FIELDS
+from canvas.request import GeneratedImage, GenerationRequest, rename_old_fields
 from canvas.schedulers import SCHEDULERS
 
-# A1111, modules/infotext_utils.py: what a reader takes for a pair.
+# From A1111, modules/infotext_utils.py.
 PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 SIZE = re.compile(r"(\d{1,6})\s*x\s*(\d{1,6})")
 NEGATIVE = "Negative prompt:"
 PROMPT_LENGTH = "Prompt length"
 EXTENSION_PREFIX = "Canvas "
 
-# Their words for fields of the request, in the order in which they are written.
+# A1111's keys of request fields, in the order in which they are written.
 KEYS = {
     "num_inference_steps": "Steps",
     "scheduler": "Sampler",
@@ -37,34 +38,39 @@ KEYS = {
 FIELDS = {key.lower(): name for name, key in KEYS.items()}
 TEXTS = {"scheduler", "model_key", "style", "image_format"}
 SAMPLERS = {"plms": "PNDM", **{name.lower(): name for name in SCHEDULERS}}
-PLAIN_SCHEDULES = ("", "automatic", "normal", "simple", "uniform")
-# Says nothing about how to make the picture again, or follows from the rest.
+# Schedules of A1111, ComfyUI and NovelAI that stand for the sampler's own one.
+DEFAULT_SCHEDULES = (
+    *("", "automatic", "normal", "simple", "uniform"),
+    *("sgm_uniform", "ddim_uniform", "native"),
+)
+# Not needed to reproduce the image, or derived from other keys.
 IGNORED_KEYS = ("version", "model hash", "size", "schedule type", "prompt length")
 
 
 @dataclass(frozen=True)
-class ParsedSettings:
-    """Fields of a GenerationRequest that were found, each a valid value, and what was not taken.
+class ImportedSettings:
+    """Valid fields of a GenerationRequest from metadata, and warnings about what was not taken.
 
-    `unread` are sentences for the user.
+    `program` is the one that wrote the metadata, "" if unknown.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    program: str = ""
 
 
 def write_infotext(image: GeneratedImage) -> str:
-    """The settings of a picture; `read_infotext` gives the same request back."""
+    """The inverse of `read_infotext`, for any request."""
     request = image.request
     text = _compose(request, {})
     if read_infotext(text).values != _non_default_fields(request):
-        # The prompt itself looks like infotext: our reader counts its characters instead.
+        # The prompt itself looks like infotext: `read_infotext` then needs its length.
         text = _compose(request, {PROMPT_LENGTH: len(request.prompt)})
     return text
 
 
-def read_infotext(text: str) -> ParsedSettings:
-    """Settings from infotext of any program; without a line of settings all of it is prompt."""
+def read_infotext(text: str) -> ImportedSettings:
+    """Settings from infotext of any program; text without a line of settings is all prompt."""
     head, _, last = text.strip().rpartition("\n")
     pairs = {key.strip(): _unquote(value) for key, value in PAIR.findall(last)}
     if len(pairs) < 3:
@@ -72,20 +78,20 @@ def read_infotext(text: str) -> ParsedSettings:
     prompt, negative_prompt = _split_prompts(head, pairs.get(PROMPT_LENGTH, ""))
     found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
     found |= _size(pairs.get("Size", ""))
-    unread: list[str] = []
+    warnings: list[str] = []
     for key, value in pairs.items():
         if key.lower() in IGNORED_KEYS:
             continue
         name, read = _read_pair(key, value, pairs)
         if name is None:
-            unread.append(f"{key}: {_truncate(value)} has no counterpart here.")
+            warnings.append(f"{key} is not supported (got {_truncate(value)}).")
         else:
             found[name] = read
-    return check_values(found, unread)
+    return check_values(found, warnings)
 
 
-def check_values(found: Mapping[str, Any], unread: list[str]) -> ParsedSettings:
-    """Keep the values that a request takes; the rest joins `unread` with the reason."""
+def check_values(found: Mapping[str, Any], warnings: list[str]) -> ImportedSettings:
+    """Keep the valid values; for each other one a warning is added."""
     values: dict[str, Any] = {}
     for name, value in found.items():
         if value in ("", None):
@@ -93,10 +99,10 @@ def check_values(found: Mapping[str, Any], unread: list[str]) -> ParsedSettings:
         try:
             checked = GenerationRequest.from_dict({"prompt": "x", name: value})
         except InvalidInput as error:
-            unread.append(str(error))
+            warnings.append(str(error))
         else:
             values[name] = getattr(checked, name)
-    return ParsedSettings(values, tuple(unread))
+    return ImportedSettings(values, tuple(warnings))
 
 
 def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
@@ -110,7 +116,7 @@ def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
     for name, value in values.items():
         if name not in KEYS and name not in ("prompt", "negative_prompt"):
             pairs |= _own_pair(name, value, pairs)
-    # Three pairs are the least that readers take for settings.
+    # Readers take a line for settings if it has at least three pairs.
     pairs |= {"Image format": request.image_format, "Quality": request.quality, **extra}
     pairs["Version"] = "Magic Canvas"
     lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
@@ -124,7 +130,7 @@ def _own_pair(name: str, value: Any, pairs: Mapping[str, Any]) -> dict[str, str]
 
 
 def _non_default_fields(request: GenerationRequest) -> dict[str, Any]:
-    """The fields that differ from what a reader assumes, and those that are always written."""
+    """The fields that differ from their defaults, and those that are always written."""
     defaults = {item.name: item.default for item in fields(request)}
     always = ("prompt", "model_key", "image_format", "quality")
     return {
@@ -146,7 +152,7 @@ def _split_prompts(head: str, length: str) -> tuple[str, str]:
 
 
 def _read_pair(key: str, value: str, pairs: Mapping[str, str]) -> tuple[str | None, Any]:
-    """The request's field and value of a pair; (None, None) where there is no such field."""
+    """The request field and value of a pair; (None, None) if it is not supported."""
     if key.startswith(EXTENSION_PREFIX):
         return _own_field(key.removeprefix(EXTENSION_PREFIX), value)
     name = FIELDS.get(key.lower())
@@ -156,32 +162,27 @@ def _read_pair(key: str, value: str, pairs: Mapping[str, str]) -> tuple[str | No
         scheduler = read_sampler(value, pairs.get("Schedule type", ""))
         return (name, scheduler) if scheduler else (None, None)
     if name == "strength" and "Hires upscale" in pairs:
-        return None, None  # of a second pass, which there is not here
+        return None, None  # belongs to the second pass
     return name, value if name in TEXTS else read_number(value)
 
 
 def _own_field(name: str, value: str) -> tuple[str | None, Any]:
-    name = OLD_FIELD_NAMES.get(name, name)
-    if name not in {item.name for item in fields(GenerationRequest)}:
-        return None, None
     try:
-        read = json.loads(value)
+        ((name, read),) = rename_old_fields({name: json.loads(value)}).items()
     except (ValueError, RecursionError):
         return None, None
-    return name, OLD_BACKENDS.get(read, read) if isinstance(
-        read, str
-    ) and name == "backend" else read
+    return (name, read) if name in REQUEST_FIELDS else (None, None)
 
 
 def read_sampler(name: str, schedule: str = "") -> str | None:
-    """Our name of an A1111 sampler with its schedule type, or None where there is none."""
+    """The scheduler of an A1111 sampler and schedule type; None if there is none."""
     schedule = schedule.strip().lower()
-    full = name.strip() if schedule in PLAIN_SCHEDULES else f"{name.strip()} {schedule}"
+    full = name.strip() if schedule in DEFAULT_SCHEDULES else f"{name.strip()} {schedule}"
     return SAMPLERS.get(full.lower())
 
 
 def read_number(value: str) -> int | float | str:
-    """A number where the text is one, otherwise the text itself, which the check then names."""
+    """The number, or the text itself if it is none."""
     try:
         return int(value)
     except ValueError:

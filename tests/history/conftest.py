@@ -1,4 +1,4 @@
-"""A database, a folder and pictures for the tests of the history."""
+"""Fixtures for the history tests: a database, an image storage, generated images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,33 @@ from canvas.history.image_files import ImageStorage
 from canvas.history.images import ImageRepository
 from canvas.request import GeneratedImage, GenerationRequest
 
-NOBODY = 65534
+NOBODY = 65534  # user id
+# The request whose old spellings the tests of rows, infotext and embedded metadata read.
+OLD_REQUEST = GenerationRequest(
+    prompt="a red fox, in snow",
+    negative_prompt="blurry",
+    model_key="tiny",
+    width=512,
+    height=384,
+    num_inference_steps=4,
+    guidance_scale=1.5,
+    scheduler="LCM",
+    seed=7,
+    task="inpaint",
+    image="ab.png",
+    mask_image="cd.png",
+    strength=0.5,
+    resize_mode="pad",
+    fill_color="#00ff7f",
+    mask_blur=16,
+    outpaint=(8, 0, 16, 0),
+    preset="turbo",
+    backend="hf-inference",
+)
 
 
 def make_image(**changes: Any) -> GeneratedImage:
-    """A finished picture; fields of the request and of the picture may be changed by name."""
+    """A generated image; `changes` are fields of the image or of its request."""
     request = {
         "prompt": "a red fox in the snow",
         "negative_prompt": "blurry",
@@ -35,8 +57,8 @@ def make_image(**changes: Any) -> GeneratedImage:
         "scheduler": "DPM++ 2M Karras",
         "seed": 7,
     }
-    known = set(GenerationRequest("x").to_dict()) - {"image"}  # the pixels go by that name
-    request |= {name: changes.pop(name) for name in list(changes) if name in known}
+    request_fields = set(GenerationRequest("x").to_dict()) - {"image"}  # here the pixels
+    request |= {name: changes.pop(name) for name in list(changes) if name in request_fields}
     values: dict[str, Any] = {
         "request": GenerationRequest(**request),
         "enhanced_prompt": "a red fox in the snow, fantasy art",
@@ -53,25 +75,25 @@ def make_image(**changes: Any) -> GeneratedImage:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Database]:
-    store = Database(tmp_path / "ai_images.db")
-    yield store
-    store.close()
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "ai_images.db")
+    yield database
+    database.close()
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> ImageStorage:
+def storage(tmp_path: Path) -> ImageStorage:
     return ImageStorage(tmp_path / "outputs")
 
 
 @pytest.fixture
-def gallery(store: Database, folder: ImageStorage) -> ImageRepository:
-    return ImageRepository(store, folder)
+def repository(database: Database, storage: ImageStorage) -> ImageRepository:
+    return ImageRepository(database, storage)
 
 
 @pytest.fixture
 def plain_user() -> Iterator[Path]:
-    """A folder of a user for whom file permissions count; they do not for root."""
+    """A folder of a user who is not root, so that file permissions apply."""
     home = Path(tempfile.mkdtemp())
     if os.geteuid() != 0:
         yield home

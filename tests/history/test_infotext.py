@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,17 @@ from canvas.request import MAX_SEED, RESIZE_MODES, SCALES, TASKS, UPSCALERS, Gen
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
-from .conftest import make_image
+from .conftest import OLD_REQUEST, make_image
+
+# Written by version 0.1, with its field names.
+OLD_INFOTEXT = """\
+a red fox, in snow
+Negative prompt: blurry
+Steps: 4, Sampler: LCM, CFG scale: 1.5, Seed: 7, Model: tiny, Denoising strength: 0.5, \
+Image format: png, Quality: 95, Size: 512x384, Canvas task: "\\"inpaint\\"", \
+Canvas image: "\\"ab.png\\"", Canvas mask_image: "\\"cd.png\\"", Canvas fit: "\\"pad\\"", \
+Canvas background: "\\"#00ff7f\\"", Canvas mask_feather: 16, Canvas extend: "[8, 0, 16, 0]", \
+Canvas mode: "\\"turbo\\"", Canvas where: "\\"huggingface\\"", Version: Magic Canvas"""
 
 LINES = ["Negative prompt: x", "Steps: 20, Sampler: Euler, Seed: 1, Size: 8x8", "a, b: c", '"', " "]
 
@@ -78,13 +89,23 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
 @example(GenerationRequest("a\nNegative prompt: b", "c\nNegative prompt: d"))
 @example(GenerationRequest("Negative prompt: b"))
 @example(GenerationRequest('Steps: 1, Seed: 2, Size: 8x8, x: "\\', model_key='a, "b": \\c\n'))
-def test_what_is_written_reads_back_the_same(request: GenerationRequest) -> None:
+def test_requests_round_trip(request: GenerationRequest) -> None:
     parsed = read_infotext(write_infotext(replace(make_image(), request=request)))
     assert GenerationRequest.from_dict(parsed.values) == request
-    assert parsed.unread == ()
+    assert parsed.warnings == ()
 
 
-def test_the_text_is_as_other_programs_expect_it() -> None:
+def test_old_field_names_are_read_and_new_ones_written() -> None:
+    parsed = read_infotext(OLD_INFOTEXT)
+    request = GenerationRequest.from_dict(parsed.values)
+    assert parsed.warnings == ()
+    assert request == OLD_REQUEST
+    text = write_infotext(replace(make_image(), request=request))
+    assert 'Canvas preset: "\\"turbo\\"", Canvas backend: "\\"hf-inference\\""' in text
+    assert not re.search("Canvas (fit|background|mask_feather|extend|mode|where):", text)
+
+
+def test_the_text_has_the_format_of_a1111() -> None:
     lines = write_infotext(make_image()).split("\n")
     assert lines[:2] == ["a red fox in the snow", "Negative prompt: blurry"]
     assert lines[2].startswith(
@@ -94,7 +115,7 @@ def test_the_text_is_as_other_programs_expect_it() -> None:
     assert len(lines) == 3
 
 
-def test_a_text_of_a1111_is_read_and_what_is_lost_is_said() -> None:
+def test_read_a1111_infotext_with_warnings() -> None:
     parsed = read_infotext(
         "masterpiece, (a fox:1.2)\nin the snow <lora:x:1>\r\n"
         "Negative prompt: bad\nvery bad\n"
@@ -114,35 +135,35 @@ def test_a_text_of_a1111_is_read_and_what_is_lost_is_said() -> None:
         "model_key": "v1-5",
         "strength": 0.6,
     }
-    assert [sentence.split(":")[0] for sentence in parsed.unread] == ["Lora hashes"]
+    assert parsed.warnings == ("Lora hashes is not supported (got x: 123, y: 456).",)
 
 
 @pytest.mark.parametrize(
-    ("pair", "named"),
+    ("pair", "warning"),
     [
-        ("Steps: 9999", "num_inference_steps"),
-        ("CFG scale: high", "guidance_scale"),
+        ("Steps: 9999", "Steps must be"),
+        ("CFG scale: high", "Guidance must be"),
         ("Sampler: Heun", "Sampler"),
-        ("Size: 511x512", "width"),
-        ("Seed: 99999999999999999999", "seed"),
+        ("Size: 511x512", "Width must be"),
+        ("Seed: 99999999999999999999", "Seed must be"),
         ("Canvas strength of will: 1", "Canvas"),
         ("Canvas width: [[[", "Canvas"),
     ],
 )
-def test_a_value_that_cannot_be_taken_is_named(pair: str, named: str) -> None:
+def test_invalid_values_become_warnings(pair: str, warning: str) -> None:
     parsed = read_infotext(f"a fox\n{pair}, Model: tiny, Quality: 90, Version: x")
     assert parsed.values["prompt"] == "a fox"
-    assert len(parsed.unread) == 1
-    assert named in parsed.unread[0]
+    assert len(parsed.warnings) == 1
+    assert warning in parsed.warnings[0]
 
 
 @pytest.mark.parametrize("text", ["", "a fox", "Negative prompt:", "a: b, c: d", "\n\n"])
-def test_any_text_is_read_without_settings(text: str) -> None:
+def test_text_without_settings_is_prompt(text: str) -> None:
     assert set(read_infotext(text).values) <= {"prompt", "negative_prompt"}
 
 
 @given(st.text(max_size=300))
-def test_no_text_breaks_the_reader(text: str) -> None:
+def test_any_text_can_be_read(text: str) -> None:
     values = read_infotext(text).values
     if values.get("prompt"):
         try:
