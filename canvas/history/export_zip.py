@@ -1,4 +1,4 @@
-"""Pictures with their settings as one ZIP, made while it is sent."""
+"""Exports images with their settings as a ZIP, in chunks."""
 
 from __future__ import annotations
 
@@ -16,44 +16,46 @@ from typing import Any, BinaryIO
 from canvas import validation
 from canvas.errors import NotFound, StorageError
 from canvas.history.database import Database
-from canvas.history.image_files import SUFFIXES, ImageStorage
-from canvas.history.metadata import embed, open_picture
+from canvas.history.image_files import ImageStorage
+from canvas.history.metadata import embed, open_image
 from canvas.history.queries import Query
 from canvas.history.rows import timestamp
-from canvas.request import IMAGE_FORMATS, GeneratedImage
+from canvas.image_formats import IMAGE_FORMATS
+from canvas.request import GeneratedImage
 
-BATCH_SIZE = 200  # rows read together
-CHUNK_SIZE = 1 << 20  # bytes of a file read together
-FOLDER = "pictures"
-LINES = "metadata.jsonl"
-TABLE = "metadata.csv"
+BATCH_SIZE = 200  # rows
+CHUNK_SIZE = 1 << 20  # bytes
+IMAGES_FOLDER = "pictures"
+METADATA_JSONL = "metadata.jsonl"
+METADATA_CSV = "metadata.csv"
 ERRORS_FILE = "not-exported.txt"
-# What a spreadsheet would take for a formula.
+# Spreadsheets take cells that start with these for formulas.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def export_zip(
-    store: Database,
-    folder: ImageStorage,
+    database: Database,
+    storage: ImageStorage,
     query: Query,
     *,
     image_format: str | None = None,
     quality: int = 95,
     filename: str = "magic-canvas.zip",
 ) -> Iterator[bytes]:
-    """The ZIP of all pictures that fit the query (its page does not count), piece by piece.
+    """The chunks of a ZIP of all images that match the query, on all its pages.
 
-    Files stay as they are unless an `image_format` is given; `quality` is for JPEG and WebP.
-    Neither memory nor disk grows with the pictures. A finished export is recorded.
+    Files are copied unless `image_format` is given; `quality` (1 to 100) applies to JPEG and
+    WebP. Neither memory nor disk use grows with the number of images. A finished export is
+    recorded in the table `exports`.
     """
     if image_format is not None:
         validation.choice("image_format", image_format, IMAGE_FORMATS)
     quality = validation.integer("quality", quality, 1, 100)
-    return _Export(store, folder, query, image_format, quality).run(filename)
+    return _Export(database, storage, query, image_format, quality).run(filename)
 
 
 def export_record(image: GeneratedImage) -> dict[str, Any]:
-    """A line of `metadata.jsonl`; the owner's name stays at home."""
+    """A line of `metadata.jsonl`, without the owner."""
     return {
         "id": image.id,
         "filename": image.filename,
@@ -65,7 +67,7 @@ def export_record(image: GeneratedImage) -> dict[str, Any]:
 
 
 class _StreamBuffer:
-    """What `zipfile` writes, until it is taken; like a pipe it cannot go back."""
+    """A file for `zipfile` that cannot seek; `take` removes what was written."""
 
     def __init__(self) -> None:
         self._written: list[bytes] = []
@@ -77,7 +79,7 @@ class _StreamBuffer:
         return len(content)
 
     def flush(self) -> None:
-        """`zipfile` asks for it."""
+        """Called by `zipfile`."""
 
     def take(self) -> bytes:
         content = b"".join(self._written)
@@ -87,74 +89,77 @@ class _StreamBuffer:
 
 @dataclass
 class _Export:
-    store: Database
-    folder: ImageStorage
+    database: Database
+    storage: ImageStorage
     query: Query
     image_format: str | None
     quality: int
-    sizes: dict[int, int] = field(default_factory=dict)  # bytes of what was exported, by id
-    problems: list[str] = field(default_factory=list)
+    sizes: dict[int, int] = field(default_factory=dict)  # bytes of the exported files by id
+    errors: list[str] = field(default_factory=list)
 
     def run(self, filename: str) -> Iterator[bytes]:
-        pieces = _StreamBuffer()
-        # In order of ids, so that an import meets parents before their children.
-        ids = sorted(self.store.ids(self.query))
-        with zipfile.ZipFile(pieces, "w") as archive:  # type: ignore[call-overload]
+        buffer = _StreamBuffer()
+        # Ordered, so that an import meets parents before their children.
+        ids = sorted(self.database.ids(self.query))
+        with zipfile.ZipFile(buffer, "w") as archive:  # type: ignore[call-overload]
             for image in self._images(ids):
-                for _ in self._add_picture(archive, image):
-                    yield pieces.take()
-            for name, rows in ((LINES, self._lines), (TABLE, self._table)):
-                for _ in _add_text(archive, name, rows(list(self.sizes))):
-                    yield pieces.take()
-            if self.problems:
-                archive.writestr(ERRORS_FILE, "\n".join(self.problems))
-        yield pieces.take()
-        self._record(filename, pieces.size)
+                for _ in self._add_image(archive, image):
+                    yield buffer.take()
+            exported = list(self.sizes)
+            for name, texts in (
+                (METADATA_JSONL, self._jsonl(exported)),
+                (METADATA_CSV, self._csv(exported)),
+            ):
+                for _ in _add_text(archive, name, texts):
+                    yield buffer.take()
+            if self.errors:
+                archive.writestr(ERRORS_FILE, "\n".join(self.errors))
+        yield buffer.take()
+        self._record(filename, buffer.size)
 
     def _images(self, ids: list[int]) -> Iterator[GeneratedImage]:
         for start in range(0, len(ids), BATCH_SIZE):
-            part = tuple(ids[start : start + BATCH_SIZE])
-            images = self.store.search(Query(ids=part, limit=len(part)))
+            batch = tuple(ids[start : start + BATCH_SIZE])
+            images = self.database.search(Query(ids=batch, limit=len(batch)))
             yield from sorted(images, key=lambda image: image.id or 0)
 
-    def _described(self, image: GeneratedImage) -> GeneratedImage:
-        """The picture as the ZIP holds it."""
-        wanted = self.image_format or image.request.image_format
-        if wanted == image.request.image_format:
+    def _as_exported(self, image: GeneratedImage) -> GeneratedImage:
+        """The image with its format and name in the ZIP."""
+        if self.image_format in (None, image.request.image_format):
             return image
-        name = Path(image.filename).stem + SUFFIXES[wanted]
-        request = replace(image.request, image_format=wanted, quality=self.quality)
+        name = Path(image.filename).stem + IMAGE_FORMATS[self.image_format].suffix
+        request = replace(image.request, image_format=self.image_format, quality=self.quality)
         return replace(image, request=request, filename=name)
 
-    def _add_picture(self, archive: zipfile.ZipFile, image: GeneratedImage) -> Iterator[None]:
-        described = self._described(image)
-        entry = _entry(f"{FOLDER}/{Path(described.filename).name}", image.created_at)
+    def _add_image(self, archive: zipfile.ZipFile, image: GeneratedImage) -> Iterator[None]:
+        exported = self._as_exported(image)
+        entry = _entry(f"{IMAGES_FOLDER}/{Path(exported.filename).name}", image.created_at)
         size = 0
         source: BinaryIO
         try:
-            path = self.folder.path_of(image)
-            source = path.open("rb") if described is image else _converted(path, described)
+            path = self.storage.path_of(image)
+            source = path.open("rb") if exported is image else _convert(path, exported)
         except (NotFound, StorageError, OSError) as error:
-            self.problems.append(f"{image.filename}: {error}")
+            self.errors.append(f"{image.filename}: {error}")
             return
         with source, archive.open(entry, "w") as target:
-            while piece := source.read(CHUNK_SIZE):
-                target.write(piece)
-                size += len(piece)
+            while chunk := source.read(CHUNK_SIZE):
+                target.write(chunk)
+                size += len(chunk)
                 yield
         self.sizes[image.id or 0] = size
 
     def _records(self, ids: list[int]) -> Iterator[dict[str, Any]]:
         for image in self._images(ids):
-            described = replace(self._described(image), file_size=self.sizes[image.id or 0])
-            yield export_record(described)
+            exported = replace(self._as_exported(image), file_size=self.sizes[image.id or 0])
+            yield export_record(exported)
 
-    def _lines(self, ids: list[int]) -> Iterator[str]:
+    def _jsonl(self, ids: list[int]) -> Iterator[str]:
         for record in self._records(ids):
             yield json.dumps(record, ensure_ascii=False) + "\n"
 
-    def _table(self, ids: list[int]) -> Iterator[str]:
-        yield "\ufeff"  # without it Excel takes UTF-8 for something else
+    def _csv(self, ids: list[int]) -> Iterator[str]:
+        yield "\ufeff"  # Excel needs a byte order mark to read UTF-8
         target = io.StringIO()
         writer = csv.writer(target)
         for number, record in enumerate(self._records(ids)):
@@ -166,23 +171,18 @@ class _Export:
             target.truncate()
 
     def _record(self, filename: str, size: int) -> None:
-        with self.store.transaction() as connection:
+        kind = f"zip, {self.image_format or 'as they are'}"
+        with self.database.transaction() as connection:
             connection.execute(
                 "INSERT INTO exports (export_type, filename, filepath, file_size, item_count, "
                 "created_at) VALUES (?, ?, '', ?, ?, ?)",
-                [
-                    f"zip, {self.image_format or 'as they are'}",
-                    filename,
-                    size,
-                    len(self.sizes),
-                    timestamp(datetime.now(UTC)),
-                ],
+                [kind, filename, size, len(self.sizes), timestamp(datetime.now(UTC))],
             )
 
 
-def _converted(path: Path, image: GeneratedImage) -> BinaryIO:
-    with open_picture(path) as picture:
-        return io.BytesIO(embed(replace(image, image=picture)))
+def _convert(path: Path, image: GeneratedImage) -> BinaryIO:
+    with open_image(path) as pixels:
+        return io.BytesIO(embed(replace(image, image=pixels)))
 
 
 def _add_text(archive: zipfile.ZipFile, name: str, texts: Iterator[str]) -> Iterator[None]:
@@ -194,16 +194,16 @@ def _add_text(archive: zipfile.ZipFile, name: str, texts: Iterator[str]) -> Iter
             yield
 
 
-def _entry(name: str, moment: datetime) -> zipfile.ZipInfo:
+def _entry(name: str, time: datetime) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name)
-    with suppress(ValueError):  # ZIP knows no time before 1980
-        entry = zipfile.ZipInfo(name, moment.astimezone(UTC).timetuple()[:6])
+    with suppress(ValueError):  # ZIP holds no time before 1980
+        entry = zipfile.ZipInfo(name, time.astimezone(UTC).timetuple()[:6])
     entry.external_attr = 0o644 << 16
     return entry
 
 
 def _cell(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula."""
+    """A CSV cell that spreadsheets do not take for a formula."""
     if isinstance(value, list | dict):
         value = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and value.startswith(FORMULA_STARTS):

@@ -1,4 +1,4 @@
-"""Pictures from a folder or a ZIP, with whatever they say of themselves."""
+"""Imports images from a folder or a ZIP, with the settings they contain."""
 
 from __future__ import annotations
 
@@ -17,134 +17,24 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
-from canvas.errors import NotFound, StorageError
+from canvas.errors import StorageError
 from canvas.history.database import Database
-from canvas.history.export_zip import FOLDER, LINES
-from canvas.history.image_files import IMAGE_SUFFIXES, OWN_NAME, SUFFIXES, ImageStorage
-from canvas.history.metadata import open_picture, read_settings
+from canvas.history.export_zip import IMAGES_FOLDER, METADATA_JSONL
+from canvas.history.image_files import FILENAME_PATTERN, ImageStorage
+from canvas.history.metadata import open_image, read_settings
 from canvas.history.rows import image_from_dict
 from canvas.history.third_party_metadata import read_metadata
+from canvas.image_formats import IMAGE_FORMATS, IMAGE_SUFFIXES
 from canvas.request import GeneratedImage
 
-MAX_FILE_BYTES = 100_000_000  # bytes of one picture
+MAX_FILE_BYTES = 100_000_000  # of one image
 MAX_ENTRIES = 500_000
-MAX_COMPRESSION_RATIO = 100  # pictures are compressed already: what grows more is a bomb
-MAX_LINE = 2_000_000  # bytes of the settings of one picture
+MAX_COMPRESSION_RATIO = 100  # images are compressed already: more is a ZIP bomb
+MAX_LINE = 2_000_000  # bytes of the settings of one image
+MAX_PIXELS = 8192 * 8192
+MAX_ERRORS = 100
 
-
-class Source(Protocol):
-    """Files by name; `read` and `names` raise StorageError with a sentence for the user."""
-
-    refused: list[str]
-
-    def names(self) -> list[str]:
-        """The names of what may be pictures."""
-
-    def read(self, name: str) -> bytes:
-        """The content of one."""
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines of the `metadata.jsonl` that lies there, if any."""
-
-
-class FolderSource:
-    """All pictures in a folder and the folders in it; links are not followed."""
-
-    def __init__(self, root: Path) -> None:
-        self.refused: list[str] = []
-        self._root = root
-        if not root.is_dir():
-            raise StorageError(f"There is no folder {root}. Check the path.")
-
-    def names(self) -> list[str]:
-        """Paths from the folder."""
-        return sorted(
-            path.relative_to(self._root).as_posix()
-            for folder, _, files in os.walk(self._root)
-            for path in (Path(folder, name) for name in files)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_symlink()
-        )
-
-    def read(self, name: str) -> bytes:
-        """The file's content."""
-        path = self._root / name
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise StorageError(_too_large(name))
-            return path.read_bytes()
-        except OSError as error:
-            raise StorageError(f"{name}: cannot be read ({error.strerror}).") from error
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines of `metadata.jsonl` at the top."""
-        path = self._root / LINES
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as file:
-                yield from _lines(file)
-
-
-class ZipSource:
-    """The pictures in a ZIP; nothing is unpacked to the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.refused: list[str] = []
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except ZIP_ERRORS as error:
-            raise StorageError(f"The file {path.name} is no ZIP, or a broken one.") from error
-        try:
-            self._check(path)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close the file."""
-        self._archive.close()
-
-    def names(self) -> list[str]:
-        """Names of pictures; what would leave a folder is refused."""
-        names = []
-        for entry in self._archive.infolist():
-            if PurePosixPath(entry.filename).suffix.lower() in IMAGE_SUFFIXES:
-                if _is_safe(entry):
-                    names.append(entry.filename)
-                else:
-                    self.refused.append(f"{entry.filename[:100]!r}: the name is not allowed.")
-        return sorted(names)
-
-    def read(self, name: str) -> bytes:
-        """The unpacked content."""
-        try:
-            if self._archive.getinfo(name).file_size > MAX_FILE_BYTES:
-                raise StorageError(_too_large(name))
-            with self._archive.open(name) as file:
-                return file.read(MAX_FILE_BYTES)
-        except ZIP_ERRORS as error:
-            raise StorageError(f"{name}: cannot be unpacked ({error}).") from error
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines of `metadata.jsonl`."""
-        if LINES in self._archive.namelist():
-            try:
-                with self._archive.open(LINES) as file:
-                    yield from _lines(file)
-            except ZIP_ERRORS as error:
-                self.refused.append(f"{LINES}: cannot be unpacked ({error}).")
-
-    def _check(self, path: Path) -> None:
-        entries = self._archive.infolist()
-        if len(entries) > MAX_ENTRIES:
-            raise StorageError(f"The ZIP {path.name} holds more than {MAX_ENTRIES:,} files.")
-        whole = sum(entry.file_size for entry in entries)
-        if whole > MAX_COMPRESSION_RATIO * path.stat().st_size:
-            raise StorageError(
-                f"The ZIP {path.name} would grow to {whole / 1e9:.1f} GB, more than "
-                f"{MAX_COMPRESSION_RATIO} times its size: these are no pictures."
-            )
-
-
-# What zipfile raises for damaged, encrypted and unknown entries.
+# What zipfile raises for damaged, encrypted and unsupported entries.
 ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -158,146 +48,252 @@ ZIP_ERRORS = (
 )
 
 
+class Source(Protocol):
+    """Files by name; `names` and `read` raise StorageError, `errors` collects what was skipped."""
+
+    errors: list[str]
+
+    def names(self) -> list[str]:
+        """The names of files with the suffix of an image."""
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of `metadata.jsonl`, if there is one."""
+
+
+class FolderSource:
+    """The images in a folder and its subfolders; links are not followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.errors: list[str] = []
+        self._root = root
+        if not root.is_dir():
+            raise StorageError(f"There is no folder {root}. Check the path.")
+
+    def names(self) -> list[str]:
+        """Paths relative to the folder."""
+        return sorted(
+            path.relative_to(self._root).as_posix()
+            for folder, _, files in os.walk(self._root)
+            for path in (Path(folder, name) for name in files)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_symlink()
+        )
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        path = self._root / name
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise StorageError(_too_large(name))
+            return path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"{name}: cannot be read ({error.strerror}).") from error
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of `metadata.jsonl` in the folder itself."""
+        path = self._root / METADATA_JSONL
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                yield from _read_lines(file)
+
+
+class ZipSource:
+    """The images in a ZIP, which is not unpacked to disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.errors: list[str] = []
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except ZIP_ERRORS as error:
+            raise StorageError(f"The file {path.name} is not a ZIP, or is damaged.") from error
+        try:
+            self._check_size(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._archive.close()
+
+    def names(self) -> list[str]:
+        """Names of entries; unsafe ones become errors."""
+        names = []
+        for entry in self._archive.infolist():
+            if PurePosixPath(entry.filename).suffix.lower() in IMAGE_SUFFIXES:
+                if _is_safe(entry):
+                    names.append(entry.filename)
+                else:
+                    self.errors.append(f"{entry.filename[:100]!r}: the name is not allowed.")
+        return sorted(names)
+
+    def read(self, name: str) -> bytes:
+        """The content of an entry."""
+        try:
+            if self._archive.getinfo(name).file_size > MAX_FILE_BYTES:
+                raise StorageError(_too_large(name))
+            with self._archive.open(name) as file:
+                return file.read(MAX_FILE_BYTES)
+        except ZIP_ERRORS as error:
+            raise StorageError(f"{name}: cannot be unpacked ({error}).") from error
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines of `metadata.jsonl`."""
+        if METADATA_JSONL in self._archive.namelist():
+            try:
+                with self._archive.open(METADATA_JSONL) as file:
+                    yield from _read_lines(file)
+            except ZIP_ERRORS as error:
+                self.errors.append(f"{METADATA_JSONL}: cannot be unpacked ({error}).")
+
+    def _check_size(self, path: Path) -> None:
+        entries = self._archive.infolist()
+        if len(entries) > MAX_ENTRIES:
+            raise StorageError(f"The ZIP {path.name} contains more than {MAX_ENTRIES:,} files.")
+        size = sum(entry.file_size for entry in entries)
+        if size > MAX_COMPRESSION_RATIO * path.stat().st_size:
+            raise StorageError(
+                f"The ZIP {path.name} would unpack to {size / 1e9:.1f} GB, more than "
+                f"{MAX_COMPRESSION_RATIO} times its size: it does not contain images."
+            )
+
+
 def _is_safe(entry: zipfile.ZipInfo) -> bool:
     path = PurePosixPath(entry.filename)
     return not (
         path.is_absolute()
         or ".." in path.parts
-        or any(mark in entry.filename for mark in ("\\", ":", "\0"))
+        or any(character in entry.filename for character in ("\\", ":", "\0"))
         or stat.S_ISLNK(entry.external_attr >> 16)
     )
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
+def _read_lines(file: IO[bytes]) -> Iterator[bytes]:
     while line := file.readline(MAX_LINE):
         yield line
 
 
 def _too_large(name: str) -> str:
-    return f"{name}: larger than the {MAX_FILE_BYTES // 1_000_000} MB that a picture may have."
-
-
-MAX_PIXELS = 8192 * 8192
-MAX_ERRORS = 100
+    return f"{name}: images must be at most {MAX_FILE_BYTES // 1_000_000} MB."
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """How many pictures were new, how many were here already, and why others were refused."""
+    """The number of new images, of those stored already, and why others were refused."""
 
     added: int
     duplicates: int
-    refused: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
-def import_folder(store: Database, folder: ImageStorage, path: Path, owner: str) -> ImportResult:
-    """Copy the pictures of a folder; raises StorageError when there is none."""
-    return _Import(store, folder, FolderSource(path), owner).run()
+def import_folder(
+    database: Database, storage: ImageStorage, path: Path, owner: str
+) -> ImportResult:
+    """Copy the images of a folder; raises StorageError if there is no such folder."""
+    return _Import(database, storage, FolderSource(path), owner).run()
 
 
-def import_zip(store: Database, folder: ImageStorage, path: Path, owner: str) -> ImportResult:
-    """Take the pictures of a ZIP, such as `export_zip` makes; raises StorageError for a bomb."""
+def import_zip(database: Database, storage: ImageStorage, path: Path, owner: str) -> ImportResult:
+    """Import the images of a ZIP, as `export_zip` makes it or any other; raises StorageError."""
     with closing(ZipSource(path)) as source:
-        return _Import(store, folder, source, owner).run()
+        return _Import(database, storage, source, owner).run()
 
 
 @dataclass
 class _Import:
-    store: Database
-    folder: ImageStorage
+    database: Database
+    storage: ImageStorage
     source: Source
     owner: str
     added: int = 0
     duplicates: int = 0
-    new_ids: dict[int, int] = field(default_factory=dict)  # by the ids of where they come from
+    new_ids: dict[int, int] = field(default_factory=dict)  # by the ids in `metadata.jsonl`
 
     def run(self) -> ImportResult:
-        # In a fresh data folder the pictures keep their numbers.
-        keep_ids = not self.store.rows(
+        # In a new data folder the images keep their ids.
+        keep_ids = not self.database.rows(
             "SELECT 1 FROM sqlite_sequence WHERE name = 'generated_images'"
         )
-        names = self.source.names()
-        waiting = dict.fromkeys(names)
+        names = dict.fromkeys(self.source.names())
         for line in self.source.lines():
-            record = _record(line)
-            name = f"{FOLDER}/{record.get('filename')}"
-            if name in waiting:
-                del waiting[name]
-                self._take(name, record, keep_ids)
-        for name in waiting:
-            self._take(name, {}, False)
-        refused = self.source.refused
-        if len(refused) > MAX_ERRORS:
-            more = len(refused) - MAX_ERRORS
-            refused = [*refused[:MAX_ERRORS], f"… and {more} more."]
-        return ImportResult(self.added, self.duplicates, tuple(refused))
+            record = _parse_record(line)
+            name = f"{IMAGES_FOLDER}/{record.get('filename')}"
+            if name in names:
+                del names[name]
+                self._import_one(name, record, keep_ids)
+        for name in names:
+            self._import_one(name, {}, False)
+        errors = self.source.errors
+        if len(errors) > MAX_ERRORS:
+            errors = [*errors[:MAX_ERRORS], f"… and {len(errors) - MAX_ERRORS} more."]
+        return ImportResult(self.added, self.duplicates, tuple(errors))
 
-    def _take(self, name: str, record: Mapping[str, Any], keep_id: bool) -> None:
+    def _import_one(self, name: str, record: Mapping[str, Any], keep_id: bool) -> None:
         try:
             content = self.source.read(name)
-            known = self._known(name, content)
-            if known is None:
+            image = self._find_duplicate(name, content)
+            if image is None:
                 image = image_from_file(content, record, PurePosixPath(name).name)
-                known = self._add(image, name, content, keep_id)
+                image = self._add(image, name, content, keep_id)
                 self.added += 1
             else:
                 self.duplicates += 1
         except StorageError as error:
-            self.source.refused.append(str(error))
+            self.source.errors.append(str(error))
             return
         old_id = record.get("id")
-        if isinstance(old_id, int) and known.id is not None:
-            self.new_ids[old_id] = known.id
+        if isinstance(old_id, int) and image.id is not None:
+            self.new_ids[old_id] = image.id
 
-    def _known(self, name: str, content: bytes) -> GeneratedImage | None:
-        """The owner's picture with the same name of ours, or with the same content."""
+    def _find_duplicate(self, name: str, content: bytes) -> GeneratedImage | None:
+        """The owner's image with the same random name, or with the same content."""
         file = PurePosixPath(name)
-        if OWN_NAME.fullmatch(file.name):
-            # The name is random: a converted copy is the same picture.
-            for suffix in SUFFIXES.values():
-                image = self.store.image_by_filename(file.stem + suffix)
-                if image is not None and image.owner == self.owner and self._lies_here(image):
+        if FILENAME_PATTERN.fullmatch(file.name):
+            # A copy in another format has the same name but for its suffix.
+            for image_format in IMAGE_FORMATS.values():
+                image = self.database.image_by_filename(file.stem + image_format.suffix)
+                if image is not None and image.owner == self.owner and self._path_of(image):
                     return image
-        same_size = self.store.rows(
+        same_size = self.database.rows(
             "SELECT id FROM generated_images WHERE file_size = ? AND +owner = ?",
             [len(content), self.owner],
         )
         for row in same_size:
-            image = self.store.image(row["id"])
-            if image is None or not self._lies_here(image):
-                continue
-            if self.folder.path_of(image).read_bytes() == content:
+            image = self.database.image(row["id"])
+            path = self._path_of(image) if image else None
+            if path and path.read_bytes() == content:
                 return image
         return None
 
-    def _lies_here(self, image: GeneratedImage) -> bool:
-        try:
-            return self.folder.path_of(image).is_file()
-        except NotFound:
-            return False
+    def _path_of(self, image: GeneratedImage) -> Path | None:
+        row = {"filepath": image.filepath, "filename": image.filename}
+        return self.storage.path_for_row(row)
 
     def _add(
         self, image: GeneratedImage, name: str, content: bytes, keep_id: bool
     ) -> GeneratedImage:
         filename = PurePosixPath(name).name
-        suffix = SUFFIXES[image.request.image_format]
-        is_ours = OWN_NAME.fullmatch(filename) and filename.endswith(suffix)
-        if not is_ours or self.store.image_by_filename(filename):
+        suffix = IMAGE_FORMATS[image.request.image_format].suffix
+        is_ours = FILENAME_PATTERN.fullmatch(filename) and filename.endswith(suffix)
+        if not is_ours or self.database.image_by_filename(filename):
             filename = secrets.token_hex(16) + suffix
-        parent = self.new_ids.get(image.parent_id) if image.parent_id is not None else None
+        parent_id = self.new_ids.get(image.parent_id) if image.parent_id is not None else None
+        keep_id = keep_id and bool(image.id) and not self.database.image(image.id or 0)
         image = replace(
             image,
-            id=image.id if keep_id and image.id and not self.store.image(image.id) else None,
+            id=image.id if keep_id else None,
             filename=filename,
             owner=self.owner,
-            parent_id=parent,
+            parent_id=parent_id,
         )
-        saved = self.folder.add(image, content)
-        self.folder.thumbnail(saved)
-        return self.store.record(saved)
+        saved = self.storage.add(image, content)
+        self.storage.thumbnail(saved)
+        return self.database.save_image(saved)
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def _parse_record(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -306,14 +302,15 @@ def _record(line: bytes) -> dict[str, Any]:
 
 
 def image_from_file(content: bytes, record: Mapping[str, Any], name: str) -> GeneratedImage:
-    """What the record, or else the file itself says; raises StorageError for what is no picture."""
-    with open_picture(io.BytesIO(content), name) as picture:
-        size, image_format = picture.size, str(picture.format).lower()
+    """An image with the settings of the record, or else of the file; raises StorageError."""
+    with open_image(io.BytesIO(content), name) as pixels:
+        size, image_format = pixels.size, str(pixels.format).lower()
         if size[0] * size[1] > MAX_PIXELS:
             raise StorageError(
-                f"{name}: {size[0]} × {size[1]} pixels are too many; {MAX_PIXELS:,} are allowed."
+                f"{name}: images must have at most {MAX_PIXELS:,} pixels "
+                f"(got {size[0]} × {size[1]})."
             )
-        picture.load()
+        pixels.load()
     image = image_from_dict(record) if record else read_settings(io.BytesIO(content))
     if image is None:
         image = _from_third_party(content, name, size)
@@ -321,16 +318,16 @@ def image_from_file(content: bytes, record: Mapping[str, Any], name: str) -> Gen
 
 
 def _from_third_party(content: bytes, name: str, size: tuple[int, int]) -> GeneratedImage:
-    found = read_metadata(io.BytesIO(content))
-    values = dict(found.values)
+    settings = read_metadata(io.BytesIO(content))
+    values = dict(settings.values)
     if "width" not in values and all(side % 8 == 0 and 64 <= side <= 4096 for side in size):
         values["width"], values["height"] = size
-    source = f"Imported from {name}" + (f", made by {found.program}." if found.program else ".")
+    program = f", made by {settings.program}" if settings.program else ""
     return image_from_dict(
         {
             **values,
             "prompt": values.get("prompt") or "(no prompt)",
-            "notes": [source, *found.warnings],
+            "notes": [f"Imported from {name}{program}.", *settings.warnings],
             "created_at": datetime.now(UTC),
         }
     )

@@ -1,4 +1,4 @@
-"""Settings to and from the text inside picture files."""
+"""Reads and writes the settings inside image files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from canvas.errors import StorageError
-from canvas.history.infotext import ParsedSettings, read_infotext, write_infotext
+from canvas.history.infotext import write_infotext
 from canvas.history.rows import image_from_dict
 from canvas.request import GeneratedImage
 
 CHUNK = "magic_canvas"
-MAX_JSON = 1_000_000  # characters that are read of our own chunk
+MAX_JSON = 1_000_000  # characters
 USER_COMMENT_PREFIX = b"UNICODE\0"
 SEGMENT_PREFIX = b"magic_canvas\0"
 SEGMENT_SIZE = 60_000  # a JPEG segment holds 65,533 bytes
-SHORT_PROMPT = 7_000  # two of these in UTF-16, of four-byte characters, fit into one segment
+SHORT_PROMPT = 7_000  # two of these fit into a segment in UTF-16, even of four-byte characters
 
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -45,28 +45,26 @@ http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia\
 XMP_SETTINGS = '\n<canvas:settings xmlns:canvas="urn:magic-canvas:1">{}</canvas:settings>'
 XMP_SETTINGS_PATTERN = re.compile(r"<canvas:settings[^>]*>([^<]*)</canvas:settings>")
 
-__all__ = ["ParsedSettings", "embed", "read_infotext", "read_settings", "write_infotext"]
-
 
 def embed(image: GeneratedImage) -> bytes:
-    """The file of the picture in the request's format, all settings inside; needs its pixels."""
+    """Encode an image in the format of its request, with all settings inside."""
     if image.image is None:
-        raise ValueError("a picture without pixels cannot be encoded")
-    picture, request = image.image, image.request
-    if request.image_format == "jpeg" and picture.mode not in ("RGB", "L"):
-        picture = picture.convert("RGB")
-    target = io.BytesIO()
-    picture.save(target, request.image_format, **_save_options(image))
-    return target.getvalue()
+        raise ValueError("an image without pixels cannot be encoded")
+    pixels, image_format = image.image, image.request.image_format
+    if image_format == "jpeg" and pixels.mode not in ("RGB", "L"):
+        pixels = pixels.convert("RGB")
+    content = io.BytesIO()
+    pixels.save(content, image_format, **_save_options(image))
+    return content.getvalue()
 
 
 def read_settings(source: Path | IO[bytes]) -> GeneratedImage | None:
-    """What our own chunk in the file says, exactly as it was; None where there is none.
+    """The image that `embed` wrote, without decoding its pixels; None for other files.
 
-    The picture is not decoded. Raises StorageError for a file that is no picture.
+    Raises StorageError for a file that is not an image.
     """
-    with open_picture(source) as picture:
-        text = _own_text(picture)
+    with open_image(source) as image:
+        text = _own_text(image)
     if not text:
         return None
     try:
@@ -77,26 +75,26 @@ def read_settings(source: Path | IO[bytes]) -> GeneratedImage | None:
 
 
 def read_text(source: Path | IO[bytes]) -> dict[str, str]:
-    """The texts in the file by name, the infotext under `parameters`; none longer than allowed."""
-    with open_picture(source) as picture:
+    """The texts in a file by name, infotext as `parameters`; texts above MAX_JSON are left out."""
+    with open_image(source) as image:
         texts = {
             str(name): str(value)
-            for name, value in picture.info.items()
+            for name, value in image.info.items()
             if isinstance(value, str) and len(value) <= MAX_JSON
         }
-        exif = picture.getexif()
+        exif = image.getexif()
     return {**_exif_texts(exif), **texts}
 
 
 @contextmanager
-def open_picture(source: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
-    """The opened, not yet decoded picture; what fails on it raises StorageError."""
+def open_image(source: Path | IO[bytes], name: str = "") -> Iterator[Image.Image]:
+    """Open a PNG, JPEG or WebP without decoding it; errors in the block raise StorageError."""
     try:
-        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as picture:
-            yield picture
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as image:
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise StorageError(
-            f"The picture {name or source} cannot be read ({error}). Check the file, or remove it."
+            f"The image {name or source} cannot be read ({error}). Check the file, or remove it."
         ) from error
 
 
@@ -131,7 +129,7 @@ def _exif(infotext: str) -> bytes:
 
 
 def _short_infotext(image: GeneratedImage) -> str:
-    """The infotext with prompts cut to what a JPEG segment holds; our own chunk holds them all."""
+    """Infotext with prompts shortened to fit a JPEG segment; our own chunk holds them all."""
     request = image.request
     if len(request.prompt) + len(request.negative_prompt) > 2 * SHORT_PROMPT:
         request = replace(
@@ -143,7 +141,7 @@ def _short_infotext(image: GeneratedImage) -> str:
 
 
 def _segments(settings: str) -> bytes:
-    """The settings, compressed, as as many APP9 segments as they take."""
+    """The compressed settings, split into APP9 segments."""
     packed = zlib.compress(settings.encode())
     segments = b""
     for start in range(0, len(packed), SEGMENT_SIZE):
@@ -152,19 +150,19 @@ def _segments(settings: str) -> bytes:
     return segments
 
 
-def _own_text(picture: Image.Image) -> str:
-    if picture.format == "PNG":
-        text = picture.info.get(CHUNK, "")
+def _own_text(image: Image.Image) -> str:
+    if image.format == "PNG":
+        text = image.info.get(CHUNK, "")
         return str(text) if len(text) <= MAX_JSON else ""
-    if picture.format == "JPEG":
+    if image.format == "JPEG":
         return _unpack(
             b"".join(
                 data.removeprefix(SEGMENT_PREFIX)
-                for name, data in getattr(picture, "applist", ())
+                for name, data in getattr(image, "applist", ())
                 if name == "APP9" and data.startswith(SEGMENT_PREFIX)
             )
         )
-    xmp = picture.info.get("xmp", b"")
+    xmp = image.info.get("xmp", b"")
     match = XMP_SETTINGS_PATTERN.search(xmp[: 2 * MAX_JSON].decode("utf-8", "replace"))
     return html.unescape(match[1]) if match else ""
 
@@ -178,7 +176,7 @@ def _unpack(packed: bytes) -> str:
 
 def _exif_texts(exif: Image.Exif) -> dict[str, str]:
     texts = {}
-    # ComfyUI writes `name:text` into these two, for want of better places.
+    # ComfyUI writes `name:text` into these two tags.
     for tag in (ExifTags.Base.Make, ExifTags.Base.Model):
         name, colon, text = str(exif.get(tag, "")).partition(":")
         if colon and len(text) <= MAX_JSON:

@@ -1,4 +1,4 @@
-"""The tables of the database and the ordered steps that bring an older one up to date."""
+"""The numbered migrations of the database; `PRAGMA user_version` counts those applied."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from canvas.errors import StorageError
+from canvas.files import PART_SUFFIX
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS generated_images (
@@ -44,7 +45,7 @@ CREATE TABLE IF NOT EXISTS exports (
 );
 """
 
-# What the oldest schema lacks.
+# Missing in the oldest schema.
 FILE_COLUMNS = {"filepath": "TEXT", "format_used": "TEXT", "quality": "INTEGER"}
 
 IMAGE_COLUMNS = {
@@ -72,8 +73,8 @@ DOWNLOAD_COLUMNS = {
     "error": "TEXT NOT NULL DEFAULT ''",
 }
 
-# The two wide indexes hold every column that the gallery filters by, so that a page is found
-# without touching the rows; all other orders are sorted from the same index.
+# The two wide indexes cover every column that the gallery filters or sorts by, so that a page is
+# found without reading the rows.
 GALLERY = """
 CREATE INDEX images_of_owner ON generated_images (
     owner, missing, created_at, id, favourite, model_used, style, task,
@@ -117,7 +118,7 @@ CREATE TABLE unfinished_jobs (
 CREATE INDEX unfinished_jobs_of_owner ON unfinished_jobs (owner, created_at);
 """
 
-# Older programs made this table when the first key was asked for.
+# Older versions created this table with the first key.
 API_KEYS = """
 CREATE TABLE IF NOT EXISTS api_keys (
     name TEXT PRIMARY KEY,
@@ -126,7 +127,7 @@ CREATE TABLE IF NOT EXISTS api_keys (
 );
 """
 
-# `requests` is a list of what was asked for, in the order shown; `chosen` a place in it.
+# `requests` is a JSON list in the order shown, `chosen` an index into it.
 COMPARISONS = """
 CREATE TABLE comparisons (
     id TEXT PRIMARY KEY,
@@ -141,7 +142,7 @@ CREATE INDEX comparisons_of_owner ON comparisons (owner, created_at);
 
 
 def _execute_all(connection: sqlite3.Connection, script: str) -> None:
-    # Connection.executescript commits first, which would break the migration's transaction.
+    # Connection.executescript would commit the transaction of the migration.
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -158,33 +159,40 @@ def _add_columns(connection: sqlite3.Connection, table: str, columns: Mapping[st
 
 
 def m001_initial(connection: sqlite3.Connection) -> None:
+    """The three tables of the first version; the oldest schema gets the columns it lacks."""
     _execute_all(connection, TABLES)
     _add_columns(connection, "generated_images", FILE_COLUMNS)
 
 
 def m002_reproducible_records(connection: sqlite3.Connection) -> None:
+    """Columns to reproduce an image, and those of model events."""
     _add_columns(connection, "generated_images", IMAGE_COLUMNS)
     _add_columns(connection, "model_downloads", DOWNLOAD_COLUMNS)
 
 
 def m003_gallery(connection: sqlite3.Connection) -> None:
+    """Indexes and full-text search of the gallery."""
     _add_columns(connection, "generated_images", {"missing": "INTEGER NOT NULL DEFAULT 0"})
     _execute_all(connection, GALLERY)
 
 
 def m004_unfinished_jobs(connection: sqlite3.Connection) -> None:
+    """Jobs that can be run again after a restart."""
     _execute_all(connection, UNFINISHED_JOBS)
 
 
 def m005_api_keys(connection: sqlite3.Connection) -> None:
+    """API keys."""
     _execute_all(connection, API_KEYS)
 
 
 def m006_comparisons(connection: sqlite3.Connection) -> None:
+    """Comparisons of models, with votes."""
     _execute_all(connection, COMPARISONS)
 
 
 def m007_channels(connection: sqlite3.Connection) -> None:
+    """The client (column `channel`) that requested an image."""
     _add_columns(connection, "generated_images", {"channel": "TEXT NOT NULL DEFAULT ''"})
 
 
@@ -200,7 +208,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Run the steps that are still due, in one transaction; an older file is copied first."""
+    """Apply the pending migrations in one transaction; an existing file is backed up first."""
     if _version(connection, path) == len(MIGRATIONS):
         return
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -208,8 +216,8 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Read again under the lock: another process may have migrated meanwhile.
-        for step in MIGRATIONS[_version(connection, path) :]:
-            step(connection)
+        for migration in MIGRATIONS[_version(connection, path) :]:
+            migration(connection)
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     except BaseException:
         connection.execute("ROLLBACK")
@@ -221,21 +229,22 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise StorageError(
-            f"The database {path} was written by a newer Magic Canvas (schema {version}, "
-            f"this one knows {len(MIGRATIONS)}). Update the program, or choose another data folder."
+            f"The database {path} was written by a newer Magic Canvas (schema version {version}, "
+            f"supported up to {len(MIGRATIONS)}). Update the program, or choose another folder with "
+            "--data-dir."
         )
     return version
 
 
 def _back_up(connection: sqlite3.Connection, path: Path) -> None:
-    """Copy the database to `<name>.backup-<n>.db` beside it; never over an existing file."""
+    """Copy the database to `NAME.backup-N.db` in its folder, never over an existing file."""
     number = 1
     while (backup := path.with_name(f"{path.stem}.backup-{number}.db")).exists():
         number += 1
-    unfinished = backup.with_suffix(".part")
-    target = sqlite3.connect(unfinished)
+    partial = backup.with_suffix(PART_SUFFIX)
+    target = sqlite3.connect(partial)
     try:
         connection.backup(target)
     finally:
         target.close()
-    unfinished.replace(backup)
+    partial.replace(backup)

@@ -1,4 +1,4 @@
-"""Jobs that are not done yet, on disk, so that a restart can offer to run them again."""
+"""Unfinished jobs on disk, so that they can be run again after a restart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PendingJob:
-    """A job whose server went away before it was done."""
+    """A job that has not finished."""
 
     id: str
     owner: str
@@ -31,17 +31,17 @@ class PendingJob:
 
 
 class PendingJobStore:
-    """What this server has accepted and not finished, and what dead servers have left."""
+    """The unfinished jobs of this process and of those that ended without finishing theirs."""
 
-    def __init__(self, store: Database) -> None:
-        self._store = store
-        self._server = _process_id(os.getpid())
-        self._ended: list[str] = []  # and still in the table
-        self._forgetting = threading.Lock()  # jobs end in several threads
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._process = _process_id(os.getpid())
+        self._to_remove: list[str] = []
+        self._remove_lock = threading.Lock()  # jobs end in several threads
 
     def add(self, job: PendingJob) -> None:
-        """Remember a job that was accepted."""
-        with self._store.transaction() as connection:
+        """Store a job of this process."""
+        with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO unfinished_jobs (id, owner, request, server, created_at) "
                 "VALUES (?, ?, ?, ?, ?)",
@@ -49,31 +49,31 @@ class PendingJobStore:
                     job.id,
                     job.owner,
                     json.dumps(job.request.to_dict()),
-                    self._server,
+                    self._process,
                     job.created_at.isoformat(),
                 ],
             )
 
     def remove(self, job_id: str) -> None:
-        """Forget a job: it ended, was run again, or is wanted no more."""
-        with self._store.transaction() as connection:
+        """Remove a job that has finished, was submitted again or dismissed."""
+        with self._database.transaction() as connection:
             connection.execute("DELETE FROM unfinished_jobs WHERE id = ?", [job_id])
 
     def remove_eventually(self, job_id: str) -> None:
-        """`remove` after the end: at once or, while the database takes nothing, with the next."""
-        with self._forgetting:
-            self._ended.append(job_id)
-            while self._ended:
+        """Like `remove`, but if the database cannot be written, retry with the next call."""
+        with self._remove_lock:
+            self._to_remove.append(job_id)
+            while self._to_remove:
                 try:
-                    self.remove(self._ended[0])
+                    self.remove(self._to_remove[0])
                 except StorageError as error:
-                    log.warning("An ended job is still noted as unfinished: %s", error)
+                    log.warning("A finished job could not be removed from the database: %s", error)
                     return
-                del self._ended[0]
+                del self._to_remove[0]
 
     def orphaned(self, owner: str) -> list[PendingJob]:
-        """The owner's jobs of servers that live no more, the oldest first."""
-        rows = self._store.rows(
+        """The owner's jobs whose process no longer runs, oldest first."""
+        rows = self._database.rows(
             "SELECT * FROM unfinished_jobs WHERE owner = ? ORDER BY created_at", [owner]
         )
         return [
@@ -88,25 +88,25 @@ class PendingJobStore:
         ]
 
     def get(self, job_id: str, owner: str) -> PendingJob:
-        """One interrupted job of this owner; raises NotFound for any other."""
+        """One of the owner's orphaned jobs; raises NotFound."""
         for job in self.orphaned(owner):
             if job.id == job_id:
                 return job
         raise NotFound(f"There is no interrupted job {job_id!r}.")
 
-    def _is_alive(self, server: str) -> bool:
-        if server == self._server:
+    def _is_alive(self, process: str) -> bool:
+        if process == self._process:
             return True
         try:
-            return _process_id(int(server.partition("@")[0])) == server
+            return _process_id(int(process.partition("@")[0])) == process
         except (psutil.Error, OSError, ValueError):
             return False
 
 
 def _process_id(pid: int) -> str:
-    # The birth tells a process from a later one of the same number. psutil counts it from the
-    # clock, which may be set meanwhile; Linux knows it since the start of the machine, too.
+    """The process id with the start time, since the system reuses ids."""
+    # psutil takes the time from the clock, which may be set; Linux also counts since boot.
     if sys.platform != "linux":
         return f"{pid}@{psutil.Process(pid).create_time():.2f}"
-    born = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{pid}@{born}-{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{pid}@{started}-{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"

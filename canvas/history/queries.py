@@ -1,4 +1,4 @@
-"""What to look for among the pictures, and the SQL that finds it without reading them all."""
+"""Queries for stored images and their SQL, which reads indexes rather than all rows."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ SORTS: Mapping[str, str] = {
 }
 TIME_ORDERED = ("newest", "oldest")
 MATCHES = "id IN (SELECT rowid FROM image_search WHERE image_search MATCH :{})"
-MATCH = "image_search MATCH :wanted"
+MATCH = "image_search MATCH :included"
 FTS_JOIN = "image_search CROSS JOIN generated_images ON id = image_search.rowid"
 SELECTED = "id IN (SELECT value FROM json_each(:ids))"
 
 
 @dataclass(frozen=True)
 class Query:
-    """Pictures that have a file and fit everything that is given; raises InvalidInput.
+    """A filter for images that have a file; every given field must match.
 
-    `text` is words, `pre*` for beginnings, "phrases" and -words that must not be there.
-    `owner` None means of all. `since` is inclusive, `until` is not. `ids` limits to a selection.
+    `text` holds words, `prefixes*`, "phrases" and -excluded words of the prompt. `owner` None
+    stands for all. `since` is inclusive, `until` exclusive. Raises InvalidInput.
     """
 
     text: str = ""
@@ -68,69 +68,62 @@ class Statement(NamedTuple):
 
 
 def to_query_params(query: Query) -> dict[str, str]:
-    """What of a query a link has to say, as texts; `from_query_params` is the inverse but for the owner."""
-    asked: dict[str, Any] = {name: getattr(query, name) for name in LINKED}
-    asked |= {
+    """URL parameters of a query, without owner, order and page."""
+    values: dict[str, Any] = {name: getattr(query, name) for name in TEXT_PARAMS}
+    values |= {
         "since": query.since and query.since.isoformat(),
         "until": query.until and query.until.isoformat(),
         "size": query.size and "x".join(map(str, query.size)),
         "favourite": "1" if query.favourite else None,
         "ids": None if query.ids is None else ",".join(map(str, query.ids)),
     }
-    return {name: value for name, value in asked.items() if value}
+    return {name: value for name, value in values.items() if value}
 
 
-def from_query_params(asked: Mapping[str, str]) -> Query:
-    """The query of a link; raises InvalidInput."""
-    values: dict[str, Any] = {name: asked[name] for name in LINKED if asked.get(name)}
-    for name, pattern, read, allowed in PARTS:
-        text = asked.get(name)
-        if not text:
-            continue
-        if not pattern.fullmatch(text):
-            raise InvalidInput(name, text, allowed)
-        values[name] = read(name, text)
+def from_query_params(params: Mapping[str, str]) -> Query:
+    """The inverse of `to_query_params`; raises InvalidInput."""
+    values: dict[str, Any] = {name: params[name] for name in TEXT_PARAMS if params.get(name)}
+    for name, parse in PARAM_PARSERS.items():
+        if text := params.get(name):
+            values[name] = parse(name, text)
     return Query(**values)
 
 
 def parse_datetime(field: str, text: str) -> datetime:
-    """A moment from ISO 8601; without a zone it is meant as this machine has it."""
+    """A datetime in UTC from ISO 8601; local time without a zone."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidInput(field, text, "a date such as 2026-05-31") from error
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text))
+def _parse_size(field: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,5}x\d{1,5}", text):
+        raise InvalidInput(field, text, "a size such as 512x768")
+    return tuple(map(int, text.split("x")))
 
 
-LINKED = ("text", "model_key", "style", "task")
-ANY = re.compile(r".*", re.DOTALL)
-PARTS: tuple[tuple[str, re.Pattern[str], Callable[[str, str], Any], str], ...] = (
-    ("since", ANY, parse_datetime, ""),
-    ("until", ANY, parse_datetime, ""),
-    (
-        "size",
-        re.compile(r"\d{1,5}x\d{1,5}"),
-        lambda _, text: _numbers(text),
-        "512x768 for 512 × 768",
-    ),
-    ("favourite", ANY, lambda _, text: True, ""),
-    (
-        "ids",
-        re.compile(r"\d{1,15}(,\d{1,15})*"),
-        lambda _, text: _numbers(text),
-        "numbers of pictures with commas between them",
-    ),
-)
+def _parse_ids(field: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,15}(,\d{1,15})*", text):
+        raise InvalidInput(field, text, "image ids separated by commas")
+    return tuple(map(int, text.split(",")))
+
+
+TEXT_PARAMS = ("text", "model_key", "style", "task")
+PARAM_PARSERS: Mapping[str, Callable[[str, str], Any]] = {
+    "since": parse_datetime,
+    "until": parse_datetime,
+    "size": _parse_size,
+    "favourite": lambda *_: True,
+    "ids": _parse_ids,
+}
 
 
 def page(query: Query, common: bool) -> Statement:
-    """The rows of one page; `common` says that the words are in many pictures.
+    """Select the rows of one page.
 
-    Then the pictures are walked in order of time until the page is full; otherwise those
-    with the words are looked up and sorted.
+    If the words are `common`, the images are scanned in order of time until the page is full;
+    otherwise the matches are looked up and sorted.
     """
     source, where, parameters = _source(query, common and query.sort in TIME_ORDERED)
     order = SORTS[query.sort]
@@ -142,17 +135,17 @@ def page(query: Query, common: bool) -> Statement:
 
 
 def total(query: Query) -> Statement:
-    """The number of pictures (`pictures`) and the bytes of their files (`bytes`)."""
+    """Select the number of images (`images`) and the bytes of their files (`bytes`)."""
     source, where, parameters = _source(query)
     return Statement(
-        "SELECT count(*) AS pictures, ifnull(sum(file_size), 0) AS bytes "  # noqa: S608
+        "SELECT count(*) AS images, ifnull(sum(file_size), 0) AS bytes "  # noqa: S608
         f"FROM {source} WHERE {where}",
         parameters,
     )
 
 
 def all_ids(query: Query) -> Statement:
-    """The ids of all pages, in the query's order."""
+    """Select the ids of all pages in the query's order."""
     source, where, parameters = _source(query)
     return Statement(
         f"SELECT id FROM {source} WHERE {where} ORDER BY {SORTS[query.sort]}",  # noqa: S608
@@ -161,7 +154,7 @@ def all_ids(query: Query) -> Statement:
 
 
 def sizes(query: Query) -> Statement:
-    """Width and height of the pictures, the most frequent first."""
+    """Select width and height of the images, most frequent first."""
     source, where, parameters = _source(query)
     return Statement(
         f"SELECT image_width AS width, image_height AS height FROM {source} WHERE {where} "  # noqa: S608
@@ -171,39 +164,39 @@ def sizes(query: Query) -> Statement:
 
 
 def matches(query: Query, limit: int) -> Statement:
-    """Counts in how many pictures the words are, up to `limit`."""
-    wanted, _ = search_terms(query.text)
+    """Count the images whose prompts have the words, up to `limit`."""
+    included, _ = search_terms(query.text)
     return Statement(
         "SELECT count(*) AS matches FROM (SELECT rowid FROM image_search "
-        "WHERE image_search MATCH :wanted LIMIT :limit)",
-        {"wanted": wanted or '""', "limit": limit},
+        "WHERE image_search MATCH :included LIMIT :limit)",
+        {"included": included or '""', "limit": limit},
     )
 
 
 def search_terms(text: str) -> tuple[str, str]:
-    """FTS5 expressions of what must and of what must not be there; any text is safe."""
-    wanted: list[str] = []
-    unwanted: list[str] = []
+    """FTS5 expressions of the included and the excluded words; any text is safe."""
+    included: list[str] = []
+    excluded: list[str] = []
     for minus, phrase, word in TERM.findall(validation.text("search", text)):
         term = phrase or word
         if not any(character.isalnum() for character in term):
             continue
-        # Quoted, so that AND, NEAR, ^, column: and brackets are words like any others.
+        # Quoted, so that AND, NEAR, ^, column: and brackets have no special meaning.
         quoted = f'"{term.rstrip("*")}"' + ("*" if word.endswith("*") else "")
-        (unwanted if minus else wanted).append(quoted)
-    without = " OR ".join(unwanted)
-    if wanted and unwanted:
-        return f"({' AND '.join(wanted)}) NOT ({without})", ""
-    return " AND ".join(wanted), without
+        (excluded if minus else included).append(quoted)
+    without = " OR ".join(excluded)
+    if included and excluded:
+        return f"({' AND '.join(included)}) NOT ({without})", ""
+    return " AND ".join(included), without
 
 
-def _source(query: Query, walk: bool = False) -> tuple[str, str, dict[str, Any]]:
-    """The tables, the conditions and their parameters."""
-    wanted, unwanted = search_terms(query.text)
+def _source(query: Query, scan: bool = False) -> tuple[str, str, dict[str, Any]]:
+    """The FROM and WHERE clauses and their parameters."""
+    included, excluded = search_terms(query.text)
     by_ids = query.ids is not None
-    from_words = bool(wanted) and not walk and not by_ids
-    # A plus keeps SQLite from using an index for that condition: where the pictures come from
-    # is decided here, by what is known of the words, and not by the planner, which knows nothing.
+    from_words = bool(included) and not scan and not by_ids
+    # A plus keeps SQLite from using an index for that condition: the index is chosen here, since
+    # the planner does not know how many images have the words.
     column = "+" if from_words or by_ids else ""
     identity = "" if by_ids else "+"
     conditions = [f"{column}missing = 0"]
@@ -217,8 +210,8 @@ def _source(query: Query, walk: bool = False) -> tuple[str, str, dict[str, Any]]
         ("since", query.since and timestamp(query.since), f"{column}created_at >= :since"),
         ("until", query.until and timestamp(query.until), f"{column}created_at < :until"),
         ("ids", json.dumps(query.ids) if by_ids else None, identity + SELECTED),
-        ("wanted", wanted or None, MATCH if from_words else f"+{MATCHES.format('wanted')}"),
-        ("unwanted", unwanted or None, f"NOT +{MATCHES.format('unwanted')}"),
+        ("included", included or None, MATCH if from_words else f"+{MATCHES.format('included')}"),
+        ("excluded", excluded or None, f"NOT +{MATCHES.format('excluded')}"),
     ):
         if value is not None:
             conditions.append(condition)

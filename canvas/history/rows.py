@@ -1,4 +1,4 @@
-"""What the database holds of a picture and of a model: rows, and what they were made from."""
+"""Converts images and model events to database rows and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from canvas.request import (
     rename_old_fields,
 )
 
-# Columns of generated_images that hold a field of the request; its other fields go to `options`.
+# Columns of generated_images and the request fields they hold; other fields go to `options`.
 REQUEST_COLUMNS = {
     "prompt": "prompt",
     "negative_prompt": "negative_prompt",
@@ -37,7 +37,7 @@ REQUEST_COLUMNS = {
     "quality": "quality",
 }
 
-# Columns that hold a field of the picture under the same name.
+# Columns with the name of the image's field.
 IMAGE_COLUMNS = (
     "id",
     "filename",
@@ -59,7 +59,7 @@ LEGACY_VALUES = {"jpg": "jpeg"}
 
 @dataclass
 class ModelEvent:
-    """A download or a load of a model: one row of `model_downloads`, filled as it happens.
+    """A download or load of a model: a row of `model_downloads`.
 
     `event` is "download" or "load"; `status` is "complete", "failed" or "cancelled".
     """
@@ -79,7 +79,7 @@ class ModelEvent:
 
 
 def to_row(image: GeneratedImage) -> dict[str, Any]:
-    """One value a column of `generated_images`."""
+    """The columns of `generated_images` with their values."""
     request = image.request.to_dict()
     row = {column: request.pop(name) for column, name in REQUEST_COLUMNS.items()}
     row |= {column: getattr(image, column) for column in IMAGE_COLUMNS}
@@ -92,30 +92,34 @@ def to_row(image: GeneratedImage) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> GeneratedImage:
-    """The inverse of `to_row`; rows of older programs are read as far as they go."""
+    """The inverse of `to_row`; old rows are read, too."""
     options = rename_old_fields(_options(row["options"]))
-    values = {name: row[column] for column, name in REQUEST_COLUMNS.items()}
-    values |= {name: value for name, value in options.items() if name in REQUEST_FIELDS}
-    values |= {column: row[column] for column in IMAGE_COLUMNS}
-    values["client"] = row["channel"]
-    values |= {"created_at": row["created_at"], "notes": options.get("notes", ())}
-    return image_from_dict(values)
+    return image_from_dict(
+        {
+            **{name: row[column] for column, name in REQUEST_COLUMNS.items()},
+            **{name: value for name, value in options.items() if name in REQUEST_FIELDS},
+            **{column: row[column] for column in IMAGE_COLUMNS},
+            "client": row["channel"],
+            "created_at": row["created_at"],
+            "notes": options.get("notes", ()),
+        }
+    )
 
 
 def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
-    """The inverse of `GeneratedImage.settings()`, with the place of the picture where given.
+    """The inverse of `GeneratedImage.settings()`, also with the fields of its row and old names.
 
-    What cannot be taken as it is, is left to its default, and a note says so.
+    An invalid value becomes the default, with a note.
     """
     values = rename_old_fields(values)
-    request, lost = _request_or_defaults(
+    request, problems = _request_or_defaults(
         {name: value for name, value in values.items() if name in REQUEST_FIELDS}
     )
     notes = values.get("notes")
-    kept = [_text(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
+    notes = [_text(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
     return GeneratedImage(
         request=request,
-        notes=(*kept, *lost),
+        notes=(*notes, *problems),
         created_at=parse_time(values.get("created_at")),
         generation_time=_number(values.get("generation_time")),
         id=_row_id(values.get("id")),
@@ -134,7 +138,7 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
 
 
 def download_row(entry: ModelEvent) -> dict[str, Any]:
-    """One value a column of `model_downloads`."""
+    """The columns of `model_downloads` with their values."""
     return {**asdict(entry), "downloaded_at": timestamp(entry.downloaded_at or datetime.now(UTC))}
 
 
@@ -147,24 +151,24 @@ def download_of(row: Mapping[str, Any]) -> ModelEvent:
 
 
 def parse_time(value: object) -> datetime:
-    """A moment in UTC from ISO 8601 text; what has no zone is UTC, what is no time is 1970."""
+    """A datetime in UTC from ISO 8601 text; UTC without a zone, 1970 if invalid."""
     if isinstance(value, datetime):
         return value
     try:
-        moment = datetime.fromisoformat(str(value))
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):  # a zone can push the year out of its bounds
+        time = datetime.fromisoformat(str(value))
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # the zone can move the year out of range
         return datetime.fromtimestamp(0, UTC)
 
 
-def timestamp(moment: datetime) -> str:
-    """The moment as the database holds it, in UTC."""
-    # The shape of SQLite's CURRENT_TIMESTAMP, so that old and new rows sort as text.
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+def timestamp(time: datetime) -> str:
+    """The text for a database column, in UTC."""
+    # The format of SQLite's CURRENT_TIMESTAMP, so that old and new rows sort as text.
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def _request_or_defaults(values: dict[str, Any]) -> tuple[GenerationRequest, list[str]]:
-    """The request of these values, and a note for each that had to be left out."""
+    """The request with these values, and a note for each invalid one."""
     values = {name: value for name, value in values.items() if value is not None}
     values["model_key"] = _text(values.get("model_key"))
     notes: list[str] = []
@@ -175,7 +179,7 @@ def _request_or_defaults(values: dict[str, Any]) -> tuple[GenerationRequest, lis
         try:
             return GenerationRequest.from_dict(values), notes
         except InvalidInput as error:
-            notes.append(f"The record's {error}")
+            notes.append(f"Invalid metadata: {error}")
             if error.field == "prompt":
                 values["prompt"] = _clean(values.get("prompt")) or "(no prompt)"
             elif error.field == "negative_prompt":
@@ -185,7 +189,7 @@ def _request_or_defaults(values: dict[str, Any]) -> tuple[GenerationRequest, lis
 
 
 def _clean(value: object) -> str:
-    """Text that a request accepts: no control characters, not too long."""
+    """Valid prompt text: no control characters, not too long."""
     allowed = (
         character
         for character in str(value or "")
@@ -203,7 +207,7 @@ def _options(text: object) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    # Halves of surrogate pairs, which JSON can bring in, fit into no file.
+    # JSON may contain lone surrogates, which cannot be encoded.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
@@ -212,7 +216,7 @@ def _client(value: object) -> str:
 
 
 def _number(value: object) -> float:
-    """A number of seconds or bytes that SQLite and JSON can hold."""
+    """A valid number of seconds or bytes, or 0."""
     return float(value) if isinstance(value, int | float) and 0 <= value <= MAX_SEED else 0.0
 
 

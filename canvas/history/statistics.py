@@ -1,4 +1,4 @@
-"""Figures about what was made: by day, model and style, how long it took, what it occupies."""
+"""Statistics of images, downloads, votes and disk use."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from canvas.history.image_files import ImageStorage
 
 @dataclass(frozen=True)
 class GenerationTimes:
-    """How long pictures of one model and size took on average."""
+    """The average generation time of a model at one size, in seconds."""
 
     model_key: str
     width: int
     height: int
-    pictures: int
+    images: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class DownloadStats:
-    """What was downloaded of one model: complete downloads, their bytes and seconds."""
+    """The downloads of a model; bytes and seconds are of the complete ones."""
 
     model_key: str
     downloads: int
@@ -35,13 +35,13 @@ class DownloadStats:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Figures of one owner's pictures or of all; downloads are always of all."""
+    """Statistics of one owner's images or of all; downloads are always of all owners."""
 
-    pictures: int
+    images: int
     favourites: int
     seconds: float
-    by_day: Mapping[str, int]  # ISO dates in UTC, in order; days without pictures are left out
-    by_model: Mapping[str, int]  # the most used first
+    by_day: Mapping[str, int]  # ISO dates in UTC, in order, without days that have no images
+    by_model: Mapping[str, int]  # most used first
     by_style: Mapping[str, int]
     by_model_and_size: tuple[GenerationTimes, ...]
     downloads: tuple[DownloadStats, ...]
@@ -58,42 +58,45 @@ class ModelTotals(NamedTuple):
 
 @dataclass(frozen=True)
 class DiskUse:
-    """Bytes of the picture files and of their thumbnails."""
+    """Bytes of image files and thumbnails."""
 
-    pictures: int
+    images: int
     thumbnails: int
 
 
-def compute_statistics(store: Database, owner: str | None) -> Statistics:
-    """The figures of one owner's pictures or (None) of all."""
-    mine = "missing = 0" if owner is None else "owner = :owner AND missing = 0"
+def compute_statistics(database: Database, owner: str | None) -> Statistics:
+    """The statistics of one owner's images or (None) of all."""
+    visible = "missing = 0" if owner is None else "owner = :owner AND missing = 0"
 
-    def select(sql: str) -> list[dict[str, Any]]:
-        return store.rows(sql.format(mine=mine), {"owner": owner})
+    def select(columns: str, clauses: str) -> list[dict[str, Any]]:
+        sql = f"SELECT {columns} FROM generated_images WHERE {visible} {clauses}"  # noqa: S608
+        return database.rows(sql, {"owner": owner})
 
-    (whole,) = select(
-        "SELECT count(*) AS pictures, ifnull(sum(favourite), 0) AS favourites, "
-        "ifnull(sum(generation_time), 0.0) AS seconds FROM generated_images WHERE {mine}"
+    def count_by(name: str, order: str) -> dict[str, int]:
+        rows = select(
+            f"ifnull({name}, '') AS name, count(*) AS images", f"GROUP BY name ORDER BY {order}"
+        )
+        return {row["name"]: row["images"] for row in rows}
+
+    (totals,) = select(
+        "count(*) AS images, ifnull(sum(favourite), 0) AS favourites, "
+        "ifnull(sum(generation_time), 0.0) AS seconds",
+        "",
     )
-    sizes = select(
-        "SELECT model_used AS model_key, image_width AS width, image_height AS height, "
-        "count(*) AS pictures, avg(generation_time) AS seconds FROM generated_images "
-        "WHERE {mine} AND image_width > 0 AND generation_time > 0 "
-        "GROUP BY model_used, image_width, image_height ORDER BY pictures DESC, model_key"
+    times = select(
+        "model_used AS model_key, image_width AS width, image_height AS height, "
+        "count(*) AS images, avg(generation_time) AS seconds",
+        "AND image_width > 0 AND generation_time > 0 "
+        "GROUP BY model_used, image_width, image_height ORDER BY images DESC, model_key",
     )
     return Statistics(
-        **whole,
-        by_day=_counts(
-            select(
-                "SELECT substr(created_at, 1, 10) AS name, count(*) AS pictures "
-                "FROM generated_images WHERE {mine} GROUP BY name ORDER BY name"
-            )
-        ),
-        by_model=_counts(select(BY_COLUMN.replace("COLUMN", "model_used"))),
-        by_style=_counts(select(BY_COLUMN.replace("COLUMN", "style"))),
-        by_model_and_size=tuple(GenerationTimes(**row) for row in sizes),
-        downloads=_downloads(store),
-        votes=Comparisons(store).tally(owner),
+        **totals,
+        by_day=count_by("substr(created_at, 1, 10)", "name"),
+        by_model=count_by("model_used", "images DESC, name"),
+        by_style=count_by("style", "images DESC, name"),
+        by_model_and_size=tuple(GenerationTimes(**row) for row in times),
+        downloads=_download_stats(database),
+        votes=Comparisons(database).tally(owner),
     )
 
 
@@ -106,27 +109,17 @@ def generation_totals(database: Database) -> list[ModelTotals]:
     return [ModelTotals(**row) for row in rows]
 
 
-def disk_use(store: Database, folder: ImageStorage) -> DiskUse:
-    """What the pictures (as recorded) and the thumbnails (as they lie there) occupy."""
-    (row,) = store.rows(
+def disk_use(database: Database, storage: ImageStorage) -> DiskUse:
+    """The disk use: images as recorded, thumbnails as found on disk."""
+    (row,) = database.rows(
         "SELECT ifnull(sum(file_size), 0) AS bytes FROM generated_images WHERE missing = 0"
     )
-    thumbnails = sum(path.stat().st_size for path in folder.thumbnails())
-    return DiskUse(pictures=row["bytes"], thumbnails=thumbnails)
+    thumbnails = sum(path.stat().st_size for path in storage.thumbnails())
+    return DiskUse(images=row["bytes"], thumbnails=thumbnails)
 
 
-BY_COLUMN = (
-    "SELECT ifnull(COLUMN, '') AS name, count(*) AS pictures FROM generated_images "
-    "WHERE {mine} GROUP BY name ORDER BY pictures DESC, name"
-)
-
-
-def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:
-    return {row["name"]: row["pictures"] for row in rows}
-
-
-def _downloads(store: Database) -> tuple[DownloadStats, ...]:
-    rows = store.rows(
+def _download_stats(database: Database) -> tuple[DownloadStats, ...]:
+    rows = database.rows(
         "SELECT model_name AS model_key, sum(status = 'complete') AS downloads, "
         "sum(status = 'failed') AS failed, "
         "ifnull(sum(CASE WHEN status = 'complete' THEN bytes END), 0) AS bytes, "

@@ -1,4 +1,4 @@
-"""Deleted pictures, kept aside for a while so that deleting can be undone."""
+"""Deleted images, kept for an hour so that deleting can be undone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,115 +14,115 @@ from typing import Any
 
 from canvas.errors import LazyMessage, NotFound, StorageError
 from canvas.history.database import Database
-from canvas.history.image_files import TRASH, ImageStorage
+from canvas.history.image_files import TRASH_FOLDER, ImageStorage
 
 UNDO_SECONDS = 3600
-BATCH_SIZE = 500  # pictures a transaction, so that others wait only for moments
+BATCH_SIZE = 500  # images in a transaction, so that other processes do not wait long
 
 
 @dataclass(frozen=True)
-class _Deleted:
+class _Deletion:
     owner: str | None
-    at: float
+    time: float
     folder: Path
     moves: list[tuple[Path, Path]]
     rows: list[dict[str, Any]]
 
 
 class Trash:
-    """Takes pictures away, rows and files at once, and gives them back within the session.
+    """Deletes images, rows and files together, and restores them.
 
-    The rows are remembered only by this process; what a session leaves is removed by a later
-    one. `clock` counts seconds.
+    Only this process can restore what it deleted; a later one removes what is left. `clock`
+    counts seconds.
     """
 
     def __init__(
-        self, store: Database, folder: ImageStorage, clock: Callable[[], float] = time.monotonic
+        self,
+        database: Database,
+        storage: ImageStorage,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
-        self._folder = folder
+        self._database = database
+        self._storage = storage
         self._clock = clock
         self._lock = threading.Lock()
-        self._deleted: dict[str, _Deleted] = {}
+        self._deletions: dict[str, _Deletion] = {}
 
     def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:
-        """Remove an owner's (None: anybody's) pictures; the token for `undo`, and their number."""
+        """Delete images of an owner (None: of all); returns a token for `undo`, and how many."""
         self.purge(UNDO_SECONDS)
         token = secrets.token_urlsafe(16)
-        place = self._folder.root / TRASH / token
-        deleted = _Deleted(owner, self._clock(), place, [], [])
+        folder = self._storage.root / TRASH_FOLDER / token
+        deletion = _Deletion(owner, self._clock(), folder, [], [])
+        ids = list(ids)
         try:
-            for part in _parts(list(ids)):
-                self._delete_part(part, deleted)
+            for start in range(0, len(ids), BATCH_SIZE):
+                self._delete_batch(ids[start : start + BATCH_SIZE], deletion)
         except BaseException:
-            self._bring_back(deleted)
+            self._restore(deletion)
             raise
         with self._lock:
-            self._deleted[token] = deleted
-        return token, len(deleted.rows)
+            self._deletions[token] = deletion
+        return token, len(deletion.rows)
 
     def undo(self, token: str, owner: str | None) -> int:
-        """Bring back what was deleted under the token; the number of pictures."""
+        """Restore what `delete` removed and return the number of images; raises NotFound."""
         with self._lock:
-            deleted = self._deleted.get(token)
-            if deleted is None or (owner is not None and deleted.owner != owner):
-                raise NotFound(LazyMessage("This can no longer be undone: the pictures are gone."))
-            self._bring_back(deleted)
-            del self._deleted[token]
-        return len(deleted.rows)
+            deletion = self._deletions.get(token)
+            if deletion is None or (owner is not None and deletion.owner != owner):
+                raise NotFound(
+                    LazyMessage("This can no longer be undone: the images are permanently deleted.")
+                )
+            self._restore(deletion)
+            del self._deletions[token]
+        return len(deletion.rows)
 
     def purge(self, older_than: float = 0, owner: str | None = None) -> None:
-        """Remove for good what was deleted so many seconds ago, of one owner or of all."""
+        """Permanently remove what was deleted at least `older_than` seconds ago."""
         with self._lock:
             limit = self._clock() - older_than
-            gone = [
+            tokens = [
                 token
-                for token, deleted in self._deleted.items()
-                if deleted.at <= limit and owner in (None, deleted.owner)
+                for token, deletion in self._deletions.items()
+                if deletion.time <= limit and owner in (None, deletion.owner)
             ]
-            folders = [self._deleted.pop(token).folder for token in gone]
+            folders = [self._deletions.pop(token).folder for token in tokens]
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
 
     def purge_old_sessions(self) -> None:
-        """Remove what earlier sessions left; that of one still running in another process stays."""
-        place = self._folder.root / TRASH
-        for folder in place.iterdir() if place.is_dir() else ():
-            with suppress(FileNotFoundError):  # the other process was quicker
+        """Remove what ended processes left; others may still restore what is recent."""
+        trash = self._storage.root / TRASH_FOLDER
+        for folder in trash.iterdir() if trash.is_dir() else ():
+            with suppress(FileNotFoundError):  # removed by another process
                 if folder.stat().st_mtime < time.time() - UNDO_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)
 
-    def _bring_back(self, deleted: _Deleted) -> None:
-        with self._store.transaction():
-            self._store.insert_rows(deleted.rows)
-            _move((new, old) for old, new in deleted.moves)
-        shutil.rmtree(deleted.folder, ignore_errors=True)
+    def _restore(self, deletion: _Deletion) -> None:
+        with self._database.transaction():
+            self._database.insert_rows(deletion.rows)
+            _move_all((new, old) for old, new in deletion.moves)
+        shutil.rmtree(deletion.folder, ignore_errors=True)
 
-    def _delete_part(self, ids: list[int], deleted: _Deleted) -> None:
+    def _delete_batch(self, ids: list[int], deletion: _Deletion) -> None:
         moves: list[tuple[Path, Path]] = []
-        with self._store.transaction():
-            rows = self._store.delete_returning(ids, deleted.owner)
+        with self._database.transaction():
+            rows = self._database.delete_returning(ids, deletion.owner)
             for row in rows:
-                path = self._folder.path_for_row(row)
+                path = self._storage.path_for_row(row)
                 if path is not None:
-                    moves.append((path, deleted.folder / f"{row['id']}{path.suffix}"))
-            deleted.folder.mkdir(parents=True, exist_ok=True)
-            # Before the commit: had the rows gone first, another process would find the files
-            # without rows and record them again.
-            _move(moves)
-        deleted.rows.extend(rows)
-        deleted.moves.extend(moves)
+                    moves.append((path, deletion.folder / f"{row['id']}{path.suffix}"))
+            deletion.folder.mkdir(parents=True, exist_ok=True)
+            # Before the commit: another process would record files without rows again.
+            _move_all(moves)
+        deletion.rows.extend(rows)
+        deletion.moves.extend(moves)
         for path, _ in moves:
-            self._folder.delete_thumbnail(path)
+            self._storage.delete_thumbnail(path)
 
 
-def _parts(ids: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(ids), BATCH_SIZE):
-        yield ids[start : start + BATCH_SIZE]
-
-
-def _move(moves: Iterable[tuple[Path, Path]]) -> None:
-    """Rename all or none."""
+def _move_all(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Rename all files or none."""
     done: list[tuple[Path, Path]] = []
     try:
         for old, new in moves:
@@ -133,6 +133,6 @@ def _move(moves: Iterable[tuple[Path, Path]]) -> None:
         for old, new in reversed(done):
             new.replace(old)
         raise StorageError(
-            f"The picture {old} cannot be moved ({error.strerror}). Give yourself the right to "
-            "write in its folder, then try again."
+            f"The image {old} cannot be moved ({error.strerror}). Check the permissions of its "
+            "folder and try again."
         ) from error

@@ -1,4 +1,4 @@
-"""Pictures that were handed in, kept under the hash of their pixels, each once."""
+"""Uploaded images, stored once under the hash of their pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,76 +14,73 @@ from pathlib import Path
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
+from canvas.files import atomic_write
 from canvas.history.database import Database
 
-GRACE_SECONDS = (
-    3600.0  # seconds: between handing in a picture and asking for something to be made of it
-)
-NAME = re.compile(r"[0-9a-f]{64}\.png")
+GRACE_SECONDS = 3600.0  # between an upload and the request that uses it
+FILENAME_PATTERN = re.compile(r"[0-9a-f]{64}\.png")
 
 
 class Uploads:
-    """The folder of pictures that requests start from; a name cannot be guessed, only computed."""
+    """A folder of uploaded images; a file name can only be computed from the pixels."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).absolute()
 
-    def add(self, picture: Image.Image) -> str:
-        """Keep the picture; the same pixels get the same name."""
-        name = upload_name(picture)
+    def add(self, image: Image.Image) -> str:
+        """Store an image and return its name; equal pixels have the same name."""
+        name = upload_name(image)
         path = self.root / name
         try:
-            os.utime(path)  # it is wanted again: `sweep` shall not take it
+            os.utime(path)  # so that `cleanup` keeps it
         except FileNotFoundError:
-            target = io.BytesIO()
-            picture.save(target, "png", compress_level=1)
-            self._write(path, target.getvalue())
+            content = io.BytesIO()
+            image.save(content, "png", compress_level=1)
+            self._write(path, content.getvalue())
         return name
 
     def open(self, name: str) -> Image.Image:
-        """The pixels of that name; raises NotFound."""
+        """The decoded image of that name; raises NotFound."""
         try:
-            if not NAME.fullmatch(name):
+            if not FILENAME_PATTERN.fullmatch(name):
                 raise FileNotFoundError
-            with Image.open(self.root / name, formats=("PNG",)) as picture:
-                picture.load()
-                return picture
+            with Image.open(self.root / name, formats=("PNG",)) as image:
+                image.load()
+                return image
         except FileNotFoundError as error:
-            raise NotFound(f"There is no picture {name!r} here; hand it in again.") from error
+            raise NotFound(f"There is no image {name!r}; upload it again.") from error
         except (OSError, ValueError, SyntaxError) as error:
-            raise StorageError(f"The picture {name} cannot be read; hand it in again.") from error
+            raise StorageError(f"The image {name} cannot be read; upload it again.") from error
 
-    def cleanup(self, wanted: Collection[str], age: float = GRACE_SECONDS) -> int:
-        """Remove what nothing names after `age` seconds; how many pictures went."""
+    def cleanup(self, referenced: Collection[str], age: float = GRACE_SECONDS) -> int:
+        """Delete unreferenced files that are older than `age` seconds; returns how many."""
         oldest = time.time() - age
-        gone = 0
+        deleted = 0
         for path in self.root.glob("*") if self.root.is_dir() else ():
-            with suppress(FileNotFoundError):  # another server sweeps, too
-                if path.name not in wanted and path.lstat().st_mtime < oldest:
+            with suppress(FileNotFoundError):  # another process cleans up, too
+                if path.name not in referenced and path.lstat().st_mtime < oldest:
                     path.unlink()
-                    gone += 1
-        return gone
+                    deleted += 1
+        return deleted
 
     def __contains__(self, name: str) -> bool:
-        return NAME.fullmatch(name) is not None and (self.root / name).is_file()
+        return FILENAME_PATTERN.fullmatch(name) is not None and (self.root / name).is_file()
 
     def _write(self, path: Path, content: bytes) -> None:
-        part = path.with_name(f".{secrets.token_hex(8)}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            os.replace(part, path)
+            with atomic_write(path) as file:
+                file.write(content)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise StorageError(
-                f"The picture cannot be written to {path.parent} ({error.strerror}). Free some "
+                f"The image cannot be written to {path.parent} ({error.strerror}). Free some "
                 "space, or choose another folder with --data-dir."
             ) from error
 
 
-def referenced_uploads(store: Database) -> set[str]:
-    """The names that kept pictures and jobs which are not done were made from."""
-    rows = store.rows(
+def referenced_uploads(database: Database) -> set[str]:
+    """The names in the `image` and `mask_image` fields of stored images and unfinished jobs."""
+    rows = database.rows(
         "SELECT json_extract(options, '$.image') AS image, "
         "json_extract(options, '$.mask_image') AS mask FROM generated_images "
         "WHERE task <> 'text_to_image' AND json_valid(options) UNION ALL "
@@ -94,7 +90,7 @@ def referenced_uploads(store: Database) -> set[str]:
     return {name for row in rows for name in row.values() if isinstance(name, str)}
 
 
-def upload_name(picture: Image.Image) -> str:
-    """The name that these pixels have: the SHA-256 of their layout and values."""
-    layout = f"{picture.mode} {picture.width} {picture.height} ".encode()
-    return hashlib.sha256(layout + picture.tobytes()).hexdigest() + ".png"
+def upload_name(image: Image.Image) -> str:
+    """The SHA-256 of mode, size and pixels, as a file name."""
+    layout = f"{image.mode} {image.width} {image.height} ".encode()
+    return hashlib.sha256(layout + image.tobytes()).hexdigest() + ".png"

@@ -1,4 +1,4 @@
-"""Many rows for the gallery; `python -m tests.history.bulk_data` measures with them."""
+"""Many rows for the gallery; `python -m tests.history.bulk_data` measures queries on them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def many_images(count: int, seed: int = 1) -> Iterator[GeneratedImage]:
-    """Pictures (without files) of four owners, with common and rare words, over two years."""
+    """Images without files of four owners, with common and rare words, over two years."""
     chance = random.Random(seed)
     for number in range(count):
         thing, place = chance.choice(THINGS), chance.choice(PLACES)
@@ -50,7 +50,7 @@ def many_images(count: int, seed: int = 1) -> Iterator[GeneratedImage]:
 
 
 def queries(chance: random.Random) -> dict[str, Query]:
-    """One query of each kind, for a random page."""
+    """One query of each kind, each for a random page."""
     last = datetime(2025, 6, 1, tzinfo=UTC)
     thing, colour = chance.choice(THINGS), chance.choice(COLOURS)
     return {
@@ -86,18 +86,18 @@ def main() -> None:
     chance = random.Random(2)
     seconds: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        store = Database(Path(folder) / "ai_images.db")
-        sizes = UserGallery(ImageRepository(store, ImageStorage(Path(folder))), "local").sizes
+        database = Database(Path(folder) / "ai_images.db")
+        sizes = UserGallery(ImageRepository(database, ImageStorage(Path(folder))), "local").sizes
         started = time.perf_counter()
-        store.record_all(many_images(100_000))
-        sys.stdout.write(f"recorded in {time.perf_counter() - started:.1f} s\n")
+        database.save_images(many_images(100_000))
+        sys.stdout.write(f"saved in {time.perf_counter() - started:.1f} s\n")
         for _ in range(40):
             for name, query in queries(chance).items():
-                seconds.setdefault(f"search {name}", []).append(_timed(store.search, query))
-                seconds.setdefault(f"count {name}", []).append(_timed(store.count, query))
+                seconds.setdefault(f"search {name}", []).append(_timed(database.search, query))
+                seconds.setdefault(f"count {name}", []).append(_timed(database.count, query))
             seconds.setdefault("sizes", []).append(_timed(sizes, Query(owner="local")))
-        store.close()
-    sys.stdout.write("95th percentile in ms: by the clock, of the processor\n")
+        database.close()
+    sys.stdout.write("95th percentile in ms: wall clock, CPU\n")
     for name, values in seconds.items():
         clock, processor = (
             sorted(kind)[int(len(kind) * 0.95)] for kind in zip(*values, strict=True)

@@ -26,18 +26,18 @@ def vote(kept: Comparisons, owner: str, place: int, *asked: GenerationRequest) -
 
 
 def test_comparisons_and_votes_outlive_the_program(tmp_path: Path) -> None:
-    store = Database(tmp_path / "ai_images.db")
-    made = vote(Comparisons(store), "anna", 1)
-    store.close()
-    store = Database(tmp_path / "ai_images.db")
-    again = Comparisons(store).get(made.id, "anna")
+    database = Database(tmp_path / "ai_images.db")
+    made = vote(Comparisons(database), "anna", 1)
+    database.close()
+    database = Database(tmp_path / "ai_images.db")
+    again = Comparisons(database).get(made.id, "anna")
     assert again == replace(made, chosen=1)
-    assert Comparisons(store).latest("anna", 5) == [again]
-    store.close()
+    assert Comparisons(database).latest("anna", 5) == [again]
+    database.close()
 
 
-def test_a_vote_is_given_once(store: Database) -> None:
-    kept = Comparisons(store)
+def test_a_vote_is_given_once(database: Database) -> None:
+    kept = Comparisons(database)
     made = vote(kept, "anna", 1)
     kept.vote(made, 2)
     assert kept.get(made.id, "anna").chosen == 1
@@ -45,18 +45,18 @@ def test_a_vote_is_given_once(store: Database) -> None:
         kept.vote(made, 3)
 
 
-def test_nobody_sees_anothers(store: Database) -> None:
-    kept = Comparisons(store)
+def test_nobody_sees_anothers(database: Database) -> None:
+    kept = Comparisons(database)
     made = vote(kept, "anna", 0)
     with pytest.raises(NotFound):
         kept.get(made.id, "berta")
     assert kept.latest("berta", 5) == []
     assert kept.tally("berta") == ()
-    assert compute_statistics(store, "berta").votes == ()
+    assert compute_statistics(database, "berta").votes == ()
 
 
-def test_the_tally_counts_what_was_voted_on(store: Database) -> None:
-    kept = Comparisons(store)
+def test_the_tally_counts_what_was_voted_on(database: Database) -> None:
+    kept = Comparisons(database)
     vote(kept, "anna", 1)
     vote(kept, "anna", 1, FOX, ASKED[2])
     vote(kept, "berta", 0)
@@ -69,21 +69,21 @@ def test_the_tally_counts_what_was_voted_on(store: Database) -> None:
     assert sum(row.chosen for row in kept.tally(None)) == 3
 
 
-def test_erasing_everything_takes_them_along(gallery: ImageRepository) -> None:
-    kept = Comparisons(gallery.store)
+def test_erasing_everything_takes_them_along(repository: ImageRepository) -> None:
+    kept = Comparisons(repository.database)
     vote(kept, "anna", 0)
     others = vote(kept, "berta", 0)
-    gallery.delete_all("anna")
+    repository.delete_all("anna")
     assert kept.tally("anna") == ()
     assert [one.id for one in kept.latest("berta", 5)] == [others.id]
 
 
-def test_pictures_are_found_by_their_request(gallery: ImageRepository) -> None:
-    kept = Comparisons(gallery.store)
+def test_pictures_are_found_by_their_request(repository: ImageRepository) -> None:
+    kept = Comparisons(repository.database)
     made = kept.add("anna", ASKED)
     later = made.created_at + timedelta(seconds=1)
-    turbo = gallery.save(replace(make_image(), request=ASKED[1], created_at=later, owner="anna"))
-    gallery.save(replace(make_image(), request=FOX, created_at=later, owner="berta"))
-    gallery.save(replace(make_image(), request=FOX, owner="anna"))  # long before
+    turbo = repository.save(replace(make_image(), request=ASKED[1], created_at=later, owner="anna"))
+    repository.save(replace(make_image(), request=FOX, created_at=later, owner="berta"))
+    repository.save(replace(make_image(), request=FOX, owner="anna"))  # long before
     found = [kept.find_image(made, place) for place in range(3)]
     assert [image and image.id for image in found] == [None, turbo.id, None]

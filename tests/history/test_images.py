@@ -14,88 +14,90 @@ from tests.resilience.fuzzing import small_png
 from .conftest import make_image
 
 
-def test_a_kept_picture_has_file_and_row(gallery: ImageRepository) -> None:
-    kept = gallery.save(make_image(owner="anna"))
-    assert gallery.store.recent("anna") == [kept]
-    assert gallery.folder.path_of(kept).is_file()
-    assert gallery.reconcile() == ReconcileResult()
+def test_save_writes_file_and_row(repository: ImageRepository) -> None:
+    saved = repository.save(make_image(owner="anna"))
+    assert repository.database.recent("anna") == [saved]
+    assert repository.storage.path_of(saved).is_file()
+    assert repository.reconcile() == ReconcileResult()
 
 
-def test_a_picture_without_row_gets_one_from_its_file(gallery: ImageRepository) -> None:
-    saved = gallery.folder.save(make_image())
-    assert gallery.reconcile() == ReconcileResult(added=1)
-    assert gallery.store.recent(None) == [replace(saved, id=1)]
-    assert gallery.reconcile() == ReconcileResult()
+def test_reconcile_adds_a_row_for_a_file_without_one(repository: ImageRepository) -> None:
+    saved = repository.storage.save(make_image())
+    assert repository.reconcile() == ReconcileResult(added=1)
+    assert repository.database.recent(None) == [replace(saved, id=1)]
+    assert repository.reconcile() == ReconcileResult()
 
 
-def test_a_foreign_picture_whose_import_was_cut_short_gets_its_row(
-    gallery: ImageRepository,
+def test_reconcile_adds_the_row_of_an_interrupted_import(
+    repository: ImageRepository,
 ) -> None:
-    folder = gallery.folder.root / "2026-01-01"
+    folder = repository.storage.root / "2026-01-01"
     folder.mkdir(parents=True)
     for name in (f"{7:032x}.png", "holiday.png"):
         (folder / name).write_bytes(small_png(parameters="a fox\nSteps: 5, Seed: 7, Size: 64x64"))
-    assert gallery.reconcile() == ReconcileResult(added=1), "what somebody put there is left alone"
-    [found] = gallery.store.recent("local")
+    assert repository.reconcile() == ReconcileResult(added=1), "other files are left alone"
+    [found] = repository.database.recent("local")
     assert (found.filename, found.request.prompt) == (f"{7:032x}.png", "a fox")
     assert found.request.num_inference_steps == 5
 
 
-def test_when_the_row_fails_the_file_is_found_again(
-    gallery: ImageRepository, tmp_path: Path
+def test_reconcile_adds_the_row_that_could_not_be_written(
+    repository: ImageRepository, tmp_path: Path
 ) -> None:
-    gallery.store.close()
+    repository.database.close()
     with pytest.raises(StorageError):
-        gallery.save(make_image())
-    gallery.store = Database(tmp_path / "ai_images.db")
-    assert gallery.reconcile().added == 1
-    gallery.store.close()
+        repository.save(make_image())
+    repository.database = Database(tmp_path / "ai_images.db")
+    assert repository.reconcile().added == 1
+    repository.database.close()
 
 
-def test_the_maker_of_a_found_picture_may_still_record_it(gallery: ImageRepository) -> None:
-    saved = gallery.folder.save(make_image(owner="anna"))
-    gallery.reconcile()
-    gallery.store.record(saved)
-    assert [image.owner for image in gallery.store.recent(None)] == ["anna"]
+def test_save_image_after_reconcile_replaces_the_row(repository: ImageRepository) -> None:
+    saved = repository.storage.save(make_image(owner="anna"))
+    repository.reconcile()
+    repository.database.save_image(saved)
+    assert [image.owner for image in repository.database.recent(None)] == ["anna"]
 
 
-def test_a_lost_file_is_marked_until_it_is_back(gallery: ImageRepository) -> None:
-    kept = gallery.save(make_image())
-    path = gallery.folder.path_of(kept)
+def test_a_missing_file_is_marked_until_it_is_back(repository: ImageRepository) -> None:
+    saved = repository.save(make_image())
+    path = repository.storage.path_of(saved)
     content = path.read_bytes()
     path.unlink()
-    assert gallery.reconcile() == ReconcileResult(missing=1)
-    assert gallery.reconcile() == ReconcileResult()
-    assert gallery.store.recent(None) == []
-    assert gallery.store.image(1) == kept
+    assert repository.reconcile() == ReconcileResult(missing=1)
+    assert repository.reconcile() == ReconcileResult()
+    assert repository.database.recent(None) == []
+    assert repository.database.image(1) == saved
     path.write_bytes(content)
-    assert gallery.reconcile() == ReconcileResult()
-    assert gallery.store.recent(None) == [kept]
+    assert repository.reconcile() == ReconcileResult()
+    assert repository.database.recent(None) == [saved]
 
 
-def test_old_rows_with_odd_paths_are_not_lost(gallery: ImageRepository) -> None:
-    gallery.folder.root.mkdir()
+def test_files_of_old_rows_are_not_missing(repository: ImageRepository) -> None:
+    repository.storage.root.mkdir()
     for name in ("only-name.png", "absolute.png"):
-        (gallery.folder.root / name).write_bytes(b"old")
-    gallery.store.record(make_image(filename="only-name.png", filepath=""))
-    gallery.store.record(make_image(filename="absolute.png", filepath="/moved/absolute.png"))
-    assert gallery.reconcile() == ReconcileResult()
+        (repository.storage.root / name).write_bytes(b"old")
+    repository.database.save_image(make_image(filename="only-name.png", filepath=""))
+    repository.database.save_image(
+        make_image(filename="absolute.png", filepath="/moved/absolute.png")
+    )
+    assert repository.reconcile() == ReconcileResult()
 
 
-def test_strange_files_are_left_alone(gallery: ImageRepository) -> None:
-    gallery.folder.root.mkdir()
+def test_other_files_are_left_alone(repository: ImageRepository) -> None:
+    repository.storage.root.mkdir()
     for name in ("empty.png", "note.txt", "broken.webp"):
-        (gallery.folder.root / name).write_bytes(b"")
-    assert gallery.reconcile() == ReconcileResult()
-    assert len(list(gallery.folder.root.iterdir())) == 3
+        (repository.storage.root / name).write_bytes(b"")
+    assert repository.reconcile() == ReconcileResult()
+    assert len(list(repository.storage.root.iterdir())) == 3
 
 
-def test_only_old_part_files_are_cleaned(gallery: ImageRepository) -> None:
-    gallery.folder.root.mkdir()
-    old, new = (gallery.folder.root / f".{name}.png.part" for name in ("old", "new"))
+def test_only_old_partial_files_are_deleted(repository: ImageRepository) -> None:
+    repository.storage.root.mkdir()
+    old, new = (repository.storage.root / f".{name}.png.part" for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
-    assert gallery.reconcile() == ReconcileResult(cleaned=1)
+    assert repository.reconcile() == ReconcileResult(cleaned=1)
     assert new.is_file()
     assert not old.exists()

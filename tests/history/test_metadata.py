@@ -17,16 +17,27 @@ from sd_parsers import ParserManager
 from canvas.errors import StorageError
 from canvas.history.infotext import read_infotext
 from canvas.history.metadata import embed, read_settings, read_text
-from canvas.request import GeneratedImage, GenerationRequest
+from canvas.request import OLD_FIELD_NAMES, GeneratedImage, GenerationRequest
 
-from .conftest import make_image
+from .conftest import OLD_REQUEST, make_image
 from .test_infotext import requests
 
 FORMATS = ["png", "jpeg", "webp"]
+# Written by version 0.1, with its field names.
+OLD_CHUNK = """{"prompt": "a red fox, in snow", "negative_prompt": "blurry", "style": "none",
+"model_key": "tiny", "width": 512, "height": 384, "num_inference_steps": 4, "guidance_scale": 1.5,
+"scheduler": "LCM", "seed": 7, "num_images": 1, "image_format": "png", "quality": 95,
+"task": "inpaint", "image": "ab.png", "mask_image": "cd.png", "strength": 0.5, "fit": "pad",
+"background": "#00ff7f", "mask_feather": 16, "only_masked": false, "extend": [8, 0, 16, 0],
+"variation_seed": null, "variation_strength": 0.0, "scale": 2, "upscaler": "lanczos", "loras": [],
+"prompt_weighting": false, "watermark": "", "mode": "turbo", "where": "huggingface",
+"enhanced_prompt": "a red fox, art", "generation_time": 3.25, "device": "cpu", "dtype": "float32",
+"model_revision": "abc", "notes": ["n"], "channel": "gradio",
+"created_at": "2026-05-04T03:02:01.123456+00:00"}"""
 SOURCE_TYPE = b"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
-def written(tmp_path: Path, image: GeneratedImage) -> Path:
+def write(tmp_path: Path, image: GeneratedImage) -> Path:
     path = tmp_path / f"picture.{image.request.image_format}"
     path.write_bytes(embed(image))
     return path
@@ -37,14 +48,14 @@ def without_pixels(image: GeneratedImage) -> GeneratedImage:
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_our_chunk_restores_everything(tmp_path: Path, image_format: str) -> None:
+def test_embedded_settings_round_trip(tmp_path: Path, image_format: str) -> None:
     image = make_image(image_format=image_format, quality=70, prompt='ein Fuchs ❄️ 雪の狐 \n <&">')
-    assert read_settings(written(tmp_path, image)) == without_pixels(image)
+    assert read_settings(write(tmp_path, image)) == without_pixels(image)
 
 
 @settings(max_examples=25)
 @given(requests(), st.sampled_from(FORMATS))
-def test_any_request_survives_in_a_file(request: GenerationRequest, image_format: str) -> None:
+def test_any_request_round_trips(request: GenerationRequest, image_format: str) -> None:
     image = replace(make_image(), request=replace(request, image_format=image_format))
     file = io.BytesIO(embed(image))
     found = read_settings(file)  # type: ignore[arg-type]
@@ -59,12 +70,12 @@ def test_the_longest_prompts_fit(tmp_path: Path, image_format: str) -> None:
     image = make_image(
         prompt=noise, negative_prompt=noise[::-1], enhanced_prompt=noise, image_format=image_format
     )
-    assert read_settings(written(tmp_path, image)) == without_pixels(image)
+    assert read_settings(write(tmp_path, image)) == without_pixels(image)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_other_programs_read_prompt_seed_steps_and_size(tmp_path: Path, image_format: str) -> None:
-    path = written(tmp_path, make_image(image_format=image_format))
+def test_sd_parsers_reads_our_files(tmp_path: Path, image_format: str) -> None:
+    path = write(tmp_path, make_image(image_format=image_format))
     info = ParserManager().parse(path)
     assert info is not None
     assert [prompt.value for prompt in info.prompts] == ["a red fox in the snow"]
@@ -77,8 +88,8 @@ def test_other_programs_read_prompt_seed_steps_and_size(tmp_path: Path, image_fo
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_the_file_says_that_a_machine_made_it(tmp_path: Path, image_format: str) -> None:
-    path = written(tmp_path, make_image(image_format=image_format))
+def test_files_declare_the_iptc_digital_source_type(tmp_path: Path, image_format: str) -> None:
+    path = write(tmp_path, make_image(image_format=image_format))
     assert SOURCE_TYPE in path.read_bytes()
     with Image.open(path) as picture:
         xmp = picture.info.get("xmp") or picture.info["XML:com.adobe.xmp"].encode()
@@ -86,26 +97,26 @@ def test_the_file_says_that_a_machine_made_it(tmp_path: Path, image_format: str)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_infotext_is_where_others_look(tmp_path: Path, image_format: str) -> None:
+def test_files_contain_infotext(tmp_path: Path, image_format: str) -> None:
     image = make_image(image_format=image_format, prompt="Füchse, ❄️")
-    text = read_text(written(tmp_path, image))["parameters"]
+    text = read_text(write(tmp_path, image))["parameters"]
     assert GenerationRequest.from_dict(read_infotext(text).values) == image.request
 
 
 def test_user_comment_is_utf16_big_endian(tmp_path: Path) -> None:
-    with Image.open(written(tmp_path, make_image(image_format="jpeg"))) as picture:
+    with Image.open(write(tmp_path, make_image(image_format="jpeg"))) as picture:
         comment = picture.getexif().get_ifd(0x8769)[0x9286]
     assert comment.startswith(b"UNICODE\0\0a\0 \0r\0e\0d")
 
 
-def test_the_owner_stays_out_of_the_file(tmp_path: Path) -> None:
-    content = written(tmp_path, make_image(owner="anna-secret")).read_bytes()
+def test_files_do_not_contain_the_owner(tmp_path: Path) -> None:
+    content = write(tmp_path, make_image(owner="anna-secret")).read_bytes()
     assert b"anna-secret" not in content
 
 
-def test_transparent_pixels_become_a_jpeg(tmp_path: Path) -> None:
+def test_transparent_images_can_be_saved_as_jpeg(tmp_path: Path) -> None:
     image = make_image(image=Image.new("RGBA", (64, 72), (255, 0, 0, 128)), image_format="jpeg")
-    assert read_settings(written(tmp_path, image)) is not None
+    assert read_settings(write(tmp_path, image)) is not None
 
 
 def png(tmp_path: Path, **texts: str) -> Path:
@@ -116,12 +127,23 @@ def png(tmp_path: Path, **texts: str) -> Path:
     return tmp_path / "other.png"
 
 
+def test_old_field_names_are_read_and_new_ones_written(tmp_path: Path) -> None:
+    found = read_settings(png(tmp_path, magic_canvas=OLD_CHUNK))
+    assert found is not None
+    assert (found.request, found.client, found.notes) == (OLD_REQUEST, "gradio", ("n",))
+    path = write(tmp_path, replace(found, image=Image.new("RGB", (8, 8))))
+    chunk = json.loads(read_text(path)["magic_canvas"])
+    assert (chunk["preset"], chunk["backend"]) == ("turbo", "hf-inference")
+    assert chunk["client"] == "gradio"
+    assert not chunk.keys() & {*OLD_FIELD_NAMES, "channel"}
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '"x"' * 400_000])
-def test_a_chunk_that_makes_no_sense_is_no_settings(tmp_path: Path, text: str) -> None:
+def test_malformed_chunks_are_ignored(tmp_path: Path, text: str) -> None:
     assert read_settings(png(tmp_path, magic_canvas=text)) is None
 
 
-def test_a_chunk_with_wrong_values_is_taken_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_invalid_values_in_a_chunk_become_notes(tmp_path: Path) -> None:
     values = {
         "prompt": "a\0b",
         "width": "wide",
@@ -139,7 +161,7 @@ def test_a_chunk_with_wrong_values_is_taken_as_far_as_it_goes(tmp_path: Path) ->
     assert len(found.notes) == 3
 
 
-def test_a_compressed_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_text_bomb_is_refused(tmp_path: Path) -> None:
     path = png(tmp_path)
     content = path.read_bytes()
     body = b"zTXtmagic_canvas\0\0" + zlib.compress(b"0" * 50_000_000)
@@ -150,14 +172,14 @@ def test_a_compressed_bomb_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"GIF89a" + b"\0" * 50])
-def test_what_is_no_picture_is_said(tmp_path: Path, content: bytes) -> None:
+def test_other_files_raise(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
     with pytest.raises(StorageError, match="cannot be read"):
         read_settings(path)
 
 
-def test_a_number_beyond_all_bounds_is_left_out(tmp_path: Path) -> None:
+def test_huge_numbers_are_ignored(tmp_path: Path) -> None:
     text = f'{{"prompt": "a fox", "seed": 1{"0" * 400}, "width": 1{"0" * 400}}}'
     found = read_settings(png(tmp_path, magic_canvas=text))
     assert found is not None

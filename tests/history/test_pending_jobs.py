@@ -8,11 +8,21 @@ from canvas.history.pending_jobs import PendingJob, PendingJobStore
 from canvas.request import GenerationRequest
 
 
-def test_jobs_that_end_at_once_are_all_forgotten(store: Database) -> None:
-    jobs = PendingJobStore(store)
-    names = [f"job{number}" for number in range(200)]
-    for name in names:
-        jobs.add(PendingJob(name, "ann", GenerationRequest("a fox"), datetime.now(UTC)))
+def test_remove_eventually_from_many_threads(database: Database) -> None:
+    jobs = PendingJobStore(database)
+    ids = [f"job{number}" for number in range(200)]
+    for job_id in ids:
+        jobs.add(PendingJob(job_id, "ann", GenerationRequest("a fox"), datetime.now(UTC)))
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(jobs.remove_eventually, names))  # raises what one of them raised
-    assert store.rows("SELECT id FROM unfinished_jobs") == []
+        list(pool.map(jobs.remove_eventually, ids))  # raises the first exception
+    assert database.rows("SELECT id FROM unfinished_jobs") == []
+
+
+def test_old_field_names_of_orphaned_jobs_are_read(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO unfinished_jobs VALUES ('1', 'ann', ?, '0@0', '2026-05-04')",
+            ['{"prompt": "a fox", "mode": "turbo", "where": "here", "extend": [8, 0, 0, 0]}'],
+        )
+    (job,) = PendingJobStore(database).orphaned("ann")
+    assert job.request == GenerationRequest("a fox", preset="turbo", outpaint=(8, 0, 0, 0))

@@ -28,24 +28,24 @@ PROMPTS = [
 
 
 @pytest.fixture
-def prompts(store: Database) -> Database:
+def prompts(database: Database) -> Database:
     for hour, prompt in enumerate(PROMPTS):
-        store.record(make_image(prompt=prompt, created_at=START + timedelta(hours=hour)))
-    return store
+        database.save_image(make_image(prompt=prompt, created_at=START + timedelta(hours=hour)))
+    return database
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    store = Database(tmp_path_factory.mktemp("many") / "ai_images.db")
-    store.record_all(many_images(COMMON_MATCHES + 500))
-    yield store
-    store.close()
+    database = Database(tmp_path_factory.mktemp("many") / "ai_images.db")
+    database.save_images(many_images(COMMON_MATCHES + 500))
+    yield database
+    database.close()
 
 
-def found(store: Database, **query: Any) -> list[int]:
-    images = store.search(Query(**query))
-    assert store.count(Query(**query)) == len(images)
-    assert store.ids(Query(**query)) == [image.id for image in images]
+def found(database: Database, **query: Any) -> list[int]:
+    images = database.search(Query(**query))
+    assert database.count(Query(**query)) == len(images)
+    assert database.ids(Query(**query)) == [image.id for image in images]
     return sorted(image.id or 0 for image in images)
 
 
@@ -77,13 +77,13 @@ def found(store: Database, **query: Any) -> list[int]:
         ("(fox)", [1, 2, 4]),
     ],
 )
-def test_words_find_prompts(prompts: Database, text: str, ids: list[int]) -> None:
+def test_search_in_prompts(prompts: Database, text: str, ids: list[int]) -> None:
     assert found(prompts, text=text) == ids
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(text=st.text(max_size=60) | st.text('"*-^():+{}fox AND OR NOT NEAR', max_size=60))
-def test_no_text_breaks_the_search(prompts: Database, text: str) -> None:
+def test_any_text_can_be_searched(prompts: Database, text: str) -> None:
     try:
         query = Query(text)
     except InvalidInput:
@@ -91,7 +91,7 @@ def test_no_text_breaks_the_search(prompts: Database, text: str) -> None:
     assert len(prompts.search(query)) == prompts.count(query)
 
 
-def test_a_new_a_changed_and_a_gone_prompt_are_followed(prompts: Database) -> None:
+def test_the_search_index_follows_changes(prompts: Database) -> None:
     with prompts.transaction() as connection:
         connection.execute("UPDATE generated_images SET prompt = 'an owl' WHERE id = 1")
         connection.execute("DELETE FROM generated_images WHERE id = 2")
@@ -118,7 +118,7 @@ def test_a_new_a_changed_and_a_gone_prompt_are_followed(prompts: Database) -> No
         ({"text": "-fox", "model_key": "small"}, [3]),
     ],
 )
-def test_filters(store: Database, filters: dict[str, Any], ids: list[int]) -> None:
+def test_filters(database: Database, filters: dict[str, Any], ids: list[int]) -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"owner": "anna"},
@@ -127,11 +127,13 @@ def test_filters(store: Database, filters: dict[str, Any], ids: list[int]) -> No
         {"favourite": True},
     ]
     for hour, (prompt, change) in enumerate(zip(PROMPTS, changes, strict=True)):
-        store.record(make_image(prompt=prompt, created_at=START + timedelta(hours=hour), **change))
-    assert found(store, **filters) == ids
+        database.save_image(
+            make_image(prompt=prompt, created_at=START + timedelta(hours=hour), **change)
+        )
+    assert found(database, **filters) == ids
 
 
-def test_pictures_without_file_are_not_found(prompts: Database) -> None:
+def test_images_without_file_are_not_found(prompts: Database) -> None:
     prompts.mark_missing([1, 2])
     assert found(prompts) == [3, 4, 5]
     assert found(prompts, text="fox") == [4]
@@ -139,7 +141,7 @@ def test_pictures_without_file_are_not_found(prompts: Database) -> None:
 
 @pytest.mark.parametrize("sort", list(SORTS))
 @pytest.mark.parametrize("text", ["", "picture", "unicorn", "-fox"])
-def test_pages_join_to_the_whole_in_order(many: Database, sort: str, text: str) -> None:
+def test_pages_join_to_all_ids_in_order(many: Database, sort: str, text: str) -> None:
     query = {"text": text, "owner": "local", "sort": sort}
     pages = [
         many.search(Query(**query, limit=700, offset=offset)) for offset in range(0, 2800, 700)
@@ -164,7 +166,7 @@ def test_pages_join_to_the_whole_in_order(many: Database, sort: str, text: str) 
 @pytest.mark.parametrize("owner", ["local", None])
 @pytest.mark.parametrize("text", ["", "fox", "fox -snow", "-fox", '"a b" c*'])
 @pytest.mark.parametrize("sort", list(SORTS))
-def test_nothing_is_scanned(many: Database, owner: str | None, text: str, sort: str) -> None:
+def test_no_query_scans_the_table(many: Database, owner: str | None, text: str, sort: str) -> None:
     for filters in (
         {},
         {"favourite": True},
@@ -188,7 +190,7 @@ def test_nothing_is_scanned(many: Database, owner: str | None, text: str, sort: 
             assert any(line.startswith("SEARCH generated_images USING") for line in details)
 
 
-def test_the_pages_of_all_are_found_in_the_index(many: Database) -> None:
+def test_pages_use_a_covering_index(many: Database) -> None:
     for query in (Query(), Query(owner="local"), Query(owner="local", favourite=True)):
         statement = queries.page(query, common=False)
         plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
@@ -201,7 +203,7 @@ def test_the_pages_of_all_are_found_in_the_index(many: Database) -> None:
     [{"task": "inpaint"}, {"size": (512, 768)}, {"since": START}, {"since": START, "until": START}],
 )
 @pytest.mark.parametrize("owner", ["local", None])
-def test_filters_are_served_by_the_index_alone(
+def test_filters_use_a_covering_index(
     many: Database, owner: str | None, filters: dict[str, Any]
 ) -> None:
     for statement in (
@@ -212,7 +214,7 @@ def test_filters_are_served_by_the_index_alone(
         assert any("COVERING INDEX images_of_" in row["detail"] for row in plan)
 
 
-def test_a_link_finds_the_same(store: Database) -> None:
+def test_query_params_round_trip(database: Database) -> None:
     query = Query(
         text='fox -"in snow" ü&=',
         model_key="tiny",
@@ -233,13 +235,13 @@ def test_a_link_finds_the_same(store: Database) -> None:
     ("name", "text"),
     [("size", "512"), ("size", "axb"), ("since", "soon"), ("until", "2026-99-99"), ("ids", "1,,2")],
 )
-def test_a_link_that_makes_no_sense_is_refused(name: str, text: str) -> None:
+def test_invalid_query_params_are_rejected(name: str, text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         queries.from_query_params({name: text})
     assert caught.value.field == name
 
 
-def test_file_names_and_timings_are_looked_up(many: Database) -> None:
+def test_file_names_are_looked_up_by_index(many: Database) -> None:
     plan = many.rows("EXPLAIN QUERY PLAN SELECT * FROM generated_images WHERE filename = 'x'")
     assert "images_by_filename" in plan[0]["detail"]
 
@@ -256,7 +258,7 @@ def test_file_names_and_timings_are_looked_up(many: Database) -> None:
         ({"text": "a" * 100_000}, "search"),
     ],
 )
-def test_a_query_that_makes_no_sense_is_refused(values: dict[str, Any], field: str) -> None:
+def test_invalid_queries_are_rejected(values: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         Query(**values)
     assert caught.value.field == field

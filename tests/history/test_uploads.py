@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.uploads import NAME, Uploads
+from canvas.history.uploads import FILENAME_PATTERN, Uploads
 
 
 @pytest.fixture
@@ -15,16 +15,16 @@ def uploads(tmp_path: Path) -> Uploads:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-def test_pixels_come_back_under_a_name_made_of_them(uploads: Uploads, mode: str) -> None:
-    picture = Image.radial_gradient("L").convert(mode)
-    name = uploads.add(picture)
-    assert NAME.fullmatch(name)
+def test_images_round_trip(uploads: Uploads, mode: str) -> None:
+    image = Image.radial_gradient("L").convert(mode)
+    name = uploads.add(image)
+    assert FILENAME_PATTERN.fullmatch(name)
     assert name in uploads
     found = uploads.open(name)
-    assert (found.mode, found.tobytes()) == (mode, picture.tobytes())
+    assert (found.mode, found.tobytes()) == (mode, image.tobytes())
 
 
-def test_the_same_picture_is_kept_once(uploads: Uploads) -> None:
+def test_equal_images_are_stored_once(uploads: Uploads) -> None:
     red = Image.new("RGB", (16, 16), "red")
     assert uploads.add(red) == uploads.add(red.copy())
     assert uploads.add(Image.new("RGB", (8, 32), "red")) != uploads.add(red)
@@ -32,15 +32,15 @@ def test_the_same_picture_is_kept_once(uploads: Uploads) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "a" * 64 + ".png", "", "nul\0.png"])
-def test_other_names_open_nothing(uploads: Uploads, name: str) -> None:
+def test_open_rejects_other_names(uploads: Uploads, name: str) -> None:
     (uploads.root.parent / "secret.png").write_bytes(b"x")
     assert name not in uploads
-    with pytest.raises(NotFound, match="hand it in again"):
+    with pytest.raises(NotFound, match="upload it again"):
         uploads.open(name)
 
 
-def test_a_damaged_file_is_said(uploads: Uploads) -> None:
+def test_a_damaged_file_raises(uploads: Uploads) -> None:
     name = uploads.add(Image.new("RGB", (16, 16)))
     (uploads.root / name).write_bytes(b"nothing")
-    with pytest.raises(StorageError, match="hand it in again"):
+    with pytest.raises(StorageError, match="upload it again"):
         uploads.open(name)

@@ -14,9 +14,10 @@ from pathlib import Path
 from PIL import Image
 
 from canvas.history.database import Database
-from canvas.history.image_files import IMAGE_SUFFIXES, ImageStorage
+from canvas.history.image_files import ImageStorage
 from canvas.history.images import ImageRepository
 from canvas.history.repair import integrity_error
+from canvas.image_formats import IMAGE_SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -57,7 +57,7 @@ def keep(data: Path, count: str = "100000") -> None:
     tell("ready")
     for number in range(int(count)):
         kept = gallery.save(picture(number))
-        content = gallery.folder.path_of(kept).read_bytes()
+        content = gallery.storage.path_of(kept).read_bytes()
         tell("kept", kept.filename, hashlib.sha256(content).hexdigest())
         if number % 5 == 4 and count == "100000":
             tell("deleting", kept.filename)
@@ -78,7 +78,7 @@ def export(data: Path) -> None:
     gallery = gallery_in(data)
     tell("ready")
     while True:
-        _write(data / "all.zip", export_zip(gallery.store, gallery.folder, Query(owner="local")))
+        _write(data / "all.zip", export_zip(gallery.database, gallery.storage, Query(owner="local")))
 
 
 def import_(data: Path, archive: str) -> None:
@@ -87,7 +87,7 @@ def import_(data: Path, archive: str) -> None:
     gallery = gallery_in(data)
     gallery.reconcile()
     tell("ready")
-    import_zip(gallery.store, gallery.folder, Path(archive), "local")
+    import_zip(gallery.database, gallery.storage, Path(archive), "local")
     tell("done")
 
 

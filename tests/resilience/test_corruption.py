@@ -44,15 +44,15 @@ def test_eight_programs_record_at_once(tmp_path: Path) -> None:
 
 def test_a_locked_database_is_said_and_the_picture_is_found_again(tmp_path: Path) -> None:
     gallery = gallery_in(tmp_path)
-    gallery.store.close()
-    gallery.store = Database(tmp_path / "ai_images.db", busy_timeout=0.1)
+    gallery.database.close()
+    gallery.database = Database(tmp_path / "ai_images.db", busy_timeout=0.1)
     with closing(sqlite3.connect(tmp_path / "ai_images.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageError, match="locked by another program"):
             gallery.save(picture(1))
         other.execute("ROLLBACK")
     gallery.save(picture(2))
-    gallery.store.close()
+    gallery.database.close()
     assert assert_whole(tmp_path) == 2
 
 
@@ -73,9 +73,9 @@ def damaged(data: Path, pages: slice) -> list[str]:
     for number in range(12):
         gallery.save(make_image(seed=number, owner="ann" if number % 2 else "bob"))
     filler = [make_image(prompt=f"{number} " * 200, image=None) for number in range(300)]
-    gallery.store.record_all(filler)
-    names = [image.filename for image in gallery.store.recent("ann", 20)]
-    gallery.store.close()
+    gallery.database.save_images(filler)
+    names = [image.filename for image in gallery.database.recent("ann", 20)]
+    gallery.database.close()
     content = bytearray((data / "ai_images.db").read_bytes())
     start, stop, _ = pages.indices(len(content))
     content[start:stop] = bytes(stop - start)
@@ -89,7 +89,7 @@ def test_a_damaged_database_is_made_anew_from_the_pictures(tmp_path: Path, pages
     before = (tmp_path / "ai_images.db").read_bytes()
     assert integrity_error(tmp_path / "ai_images.db")
     done = rebuild(tmp_path / "ai_images.db", tmp_path / "outputs")
-    assert done.pictures == 12
+    assert done.images == 12
     assert done.damaged is not None
     assert done.damaged.read_bytes() == before, "kept, for whoever can read more of it"
     assert assert_whole(tmp_path) == 12
@@ -119,5 +119,5 @@ def test_a_removed_folder_is_said_and_the_next_picture_works(tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "outputs")
     gallery.save(picture(2))
     assert gallery.reconcile().missing == 1
-    gallery.store.close()
+    gallery.database.close()
     assert assert_whole(tmp_path) == 1

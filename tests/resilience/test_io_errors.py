@@ -47,7 +47,7 @@ def test_a_read_only_folder_is_said_at_the_start_and_left_alone(tmp_path: Path) 
     data = tmp_path / "data"
     gallery = gallery_in(data)
     gallery.save(picture(1))
-    gallery.store.close()
+    gallery.database.close()
     before = contents(data)
     with read_only(data), program("weak", "studio", data) as child:
         told = heard(child)

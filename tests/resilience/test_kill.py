@@ -21,7 +21,7 @@ from canvas.models import download
 from canvas.models.hub_client import Hub
 from tests.conftest import make_spec
 from tests.history.test_migrations import OLD, build
-from tests.hub import Fault, LocalHub
+from tests.hub_server import Fault, LocalHub
 from tests.resilience.conftest import Tell
 from tests.resilience.consistency import assert_whole, killed
 from tests.resilience.fuzzing import small_png
@@ -95,12 +95,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gallery = gallery_in(data)
     for number in range(30):
         gallery.save(picture(number))
-    pieces = export_zip(gallery.store, gallery.folder, Query(owner="local"))
+    pieces = export_zip(gallery.database, gallery.storage, Query(owner="local"))
     (data / "expected.zip").write_bytes(b"".join(pieces))
     with zipfile.ZipFile(data / "expected.zip", "a") as archive:  # and those of another program
         for number in range(5):
             archive.writestr(f"{number}.png", small_png(parameters=f"fox {number}\nSteps: 5"))
-    gallery.store.close()
+    gallery.database.close()
     yield data
 
 
@@ -128,8 +128,8 @@ def test_while_pictures_are_imported(
         killed(chance, 0.4, "import", data, pictures / "expected.zip")
         assert_whole(data)
         gallery = gallery_in(data)
-        import_zip(gallery.store, gallery.folder, pictures / "expected.zip", "local")
-        gallery.store.close()
+        import_zip(gallery.database, gallery.storage, pictures / "expected.zip", "local")
+        gallery.database.close()
         assert assert_whole(data) == 35, "the second import completes the first, and no more"
     report("killed while it imported", rounds)
 
