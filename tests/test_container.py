@@ -1,4 +1,4 @@
-"""The Dockerfile's steps in a clean folder, without a container engine."""
+"""The steps of the Dockerfile, run in a folder instead of a container."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PIP = 'pip() { command python -m pip "$@" --dry-run; }\n'  # all that the app needs is here
+PIP = 'pip() { command python -m pip "$@" --dry-run; }\n'  # the packages are installed already
 
 
-def steps() -> list[tuple[str, str]]:
-    """Every instruction with its text, continued lines joined."""
+def instructions() -> list[tuple[str, str]]:
+    """Name and arguments of each instruction, continued lines joined."""
     found, pending = [], ""
     for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines():
         if line.startswith("#") or not line.strip():
@@ -33,47 +32,47 @@ def steps() -> list[tuple[str, str]]:
     return found
 
 
-def of(name: str) -> list[str]:
-    return [text for kind, text in steps() if kind == name]
+def arguments_of(name: str) -> list[str]:
+    return [text for kind, text in instructions() if kind == name]
 
 
 def environment() -> dict[str, str]:
-    pairs = " ".join(of("ENV")).split()
+    pairs = " ".join(arguments_of("ENV")).split()
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def is_sent(path: str) -> bool:
-    """Whether .dockerignore lets a file into the build; the last rule that fits decides."""
-    sent = True
+def in_context(path: str) -> bool:
+    """Whether .dockerignore lets a file into the build context; the last matching rule wins."""
+    included = True
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         rule = line.removeprefix("!")
         if not rule or rule.startswith("#"):
             continue
         parts = path.split("/")
-        beginnings = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        prefixes = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
         if rule.startswith("**/"):
-            fits = any(fnmatch.fnmatchcase(part, rule[3:]) for part in parts)
+            matches = any(fnmatch.fnmatchcase(part, rule[3:]) for part in parts)
         else:
-            fits = any(fnmatch.fnmatchcase(beginning, rule) for beginning in beginnings)
-        if fits:
-            sent = line.startswith("!")
-    return sent
+            matches = any(fnmatch.fnmatchcase(prefix, rule) for prefix in prefixes)
+        if matches:
+            included = line.startswith("!")
+    return included
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean folder after the COPY steps, with what the build may see."""
+    """A folder after the COPY instructions."""
     folder = tmp_path_factory.mktemp("app")
-    for text in of("COPY"):
+    for text in arguments_of("COPY"):
         *sources, target = text.split()
         for source in sources:
-            assert is_sent(source), f"{source} is kept out by .dockerignore"
+            assert in_context(source), f"{source} is excluded by .dockerignore"
             paths = [ROOT / source, *(ROOT / source).rglob("*")]
             files = [path for path in paths if path.is_file()]
-            assert files, f"{source} is not there"
+            assert files, f"{source} does not exist"
             for path in files:
-                inside = path.relative_to(ROOT).as_posix()
-                if is_sent(inside):
+                name = path.relative_to(ROOT).as_posix()
+                if in_context(name):
                     to = folder / target / path.relative_to(ROOT / source)
                     to = to / path.name if path == ROOT / source else to
                     to.parent.mkdir(parents=True, exist_ok=True)
@@ -81,19 +80,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_copied_is_the_program_and_nothing_else(built: Path) -> None:
+def test_only_the_program_is_copied(built: Path) -> None:
     top = {path.name for path in built.iterdir()}
     assert top == {"LICENSE", "README.md", "app.py", "requirements.txt", "assets", "canvas"}
     assert not (built / "canvas" / "training").exists()
     assert (built / "assets" / "starter" / "unet").is_dir()
     assert not [path for path in built.rglob("*") if path.name.startswith((".", "__pycache__"))]
-    assert not is_sent("ai_images.db")
-    assert not is_sent(".env")
+    assert not in_context("ai_images.db")
+    assert not in_context(".env")
 
 
-@pytest.mark.parametrize(("device", "code"), [("cpu", 0), ("cuda", 0), ("abacus", 1)])
-def test_the_packages_install(built: Path, device: str, code: int) -> None:
-    [install] = [text for text in of("RUN") if "requirements.txt" in text]
+@pytest.mark.parametrize(("device", "code"), [("cpu", 0), ("cuda", 0), ("tpu", 1)])
+def test_packages_are_installed(built: Path, device: str, code: int) -> None:
+    [install] = [text for text in arguments_of("RUN") if "requirements.txt" in text]
     environ = {
         **os.environ,
         "DEVICE": device,
@@ -108,44 +107,36 @@ def test_the_packages_install(built: Path, device: str, code: int) -> None:
         check=False,
     )
     assert done.returncode == code, done.stderr
-    assert ("abacus" in done.stderr) == bool(code)
+    assert ("tpu" in done.stderr) == bool(code)
 
 
-@pytest.fixture
-def running(built: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The program as CMD starts it, with the environment that it has for the health check."""
+def test_health_check_succeeds_after_start(built: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    inside = environment()
-    assert {"/data", "/data/.canvas", "/data/.huggingface"} <= set(inside.values())
-    inside = {name: value.replace("/data", str(tmp_path)) for name, value in inside.items()}
-    environ = {**os.environ, **inside, "CANVAS_PORT": str(port), "CANVAS_DTYPE": "float32"}
-    [command] = [json.loads(text) for text in of("CMD")]
+    image_env = environment()
+    assert {"/data", "/data/.canvas", "/data/.huggingface"} <= set(image_env.values())
+    image_env = {name: value.replace("/data", str(tmp_path)) for name, value in image_env.items()}
+    environ = {**os.environ, **image_env, "CANVAS_PORT": str(port), "CANVAS_DTYPE": "float32"}
+    [start] = [json.loads(text) for text in arguments_of("CMD")]
+    [health] = [json.loads(text.partition("CMD ")[2]) for text in arguments_of("HEALTHCHECK")]
+    check = [sys.executable, *health[1:]]
     with subprocess.Popen(
-        [sys.executable, *command[1:]], cwd=built, env=environ, stderr=subprocess.DEVNULL
-    ) as child:
-        yield environ
-        child.terminate()
+        [sys.executable, *start[1:]], cwd=built, env=environ, stderr=subprocess.DEVNULL
+    ) as server:
+        while subprocess.run(check, env=environ, capture_output=True, check=False).returncode:
+            assert server.poll() is None, "the server ended"
+        server.terminate()
+    assert (tmp_path / "ai_images.db").is_file()
 
 
-def test_it_starts_and_says_that_it_is_well(running: dict[str, str]) -> None:
-    [check] = of("HEALTHCHECK")
-    command = json.loads(check.partition("CMD ")[2])
-    while subprocess.run(
-        [sys.executable, *command[1:]], env=running, capture_output=True, check=False
-    ).returncode:
-        pass  # the test's own time limit ends it
-    assert (Path(running["CANVAS_DATA_DIR"]) / "ai_images.db").is_file()
-
-
-def test_it_runs_as_nobody_special() -> None:
-    names = [name for name, _ in steps()]
-    assert of("USER") == ["1000"]
+def test_it_runs_as_an_unprivileged_user() -> None:
+    names = [name for name, _ in instructions()]
+    assert arguments_of("USER") == ["1000"]
     assert names.index("USER") > max(n for n, name in enumerate(names) if name == "RUN")
-    assert of("VOLUME") == ["/data"]
+    assert arguments_of("VOLUME") == ["/data"]
 
 
-def test_the_linter_has_nothing_to_say() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     linter = Path(sys.executable).with_name("hadolint")
     done = subprocess.run(
         [str(linter), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
@@ -153,7 +144,7 @@ def test_the_linter_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_compose_offers_a_processor_and_a_gpu() -> None:
+def test_compose_has_a_cpu_and_a_gpu_service() -> None:
     services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
     assert services["canvas"]["volumes"] == ["data:/data"]
     assert services["cuda"]["build"]["args"] == {"DEVICE": "cuda"}
