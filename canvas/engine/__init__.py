@@ -1,1 +1,14 @@
-"""The wing that makes pictures; it knows of no file that it keeps."""
+"""Diffusers pipelines, and everything that touches torch."""
+
+
+def configure_process() -> None:
+    """Prepare this process: environment variables of the libraries and one malloc arena.
+
+    For programs (`app.py`, the command line), before Gradio or torch are imported. A `Studio`
+    works without it and changes nothing in its process.
+    """
+    from canvas.engine.optimizations import malloc
+    from canvas.platform import configure_runtime_env
+
+    configure_runtime_env()
+    malloc.single_arena()

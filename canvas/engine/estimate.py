@@ -1,4 +1,4 @@
-"""How long a request will take: from pictures like it, pictures unlike it, and the machine."""
+"""Estimates how long a request takes, from generation times or from the speed of the device."""
 
 from __future__ import annotations
 
@@ -18,79 +18,77 @@ from canvas.models import addons
 from canvas.presets import PRESETS
 from canvas.request import GenerationRequest
 
-# Seconds a step of such a request on a device with a dtype, from the history.
-MeasuredSeconds = Callable[[GenerationRequest, str, str], float | None]
-# A whole UNet reaches this share of the speed of the mix that `measure_speeds` runs.
+# Seconds per step of such requests on a device in a dtype, None if unknown.
+SecondsPerStep = Callable[[GenerationRequest, str, str], float | None]
+# A whole UNet reaches this share of the speed of the probe workload in `device`.
 EFFICIENCY = 0.7
-# Gigaflop of one denoiser pass at the native size, where the catalogue does not say.
-BY_TYPE = {"stable_diffusion": 803.0, "stable_diffusion_xl": 5980.0}
-# Gigaflop a pixel of decoding, counted by torch: by the usual decoder, by the tiny one, and by
-# that of the built-in model. A model of so little brings none that computes more than itself.
-DECODING, TINY_DECODING, LITTLE_DECODING = 9.6e-3, 5.4e-4, 1e-4
-SMALL_MODEL_GFLOPS = 50.0  # gigaflop of a pass
-# What a pass and the rest of a picture cost beside their arithmetic, in idle layers, found
-# by timing the built-in model, whose arithmetic is little.
-LAYERS_OF_PASS, LAYERS_OF_REST = 1150, 950
-
-
-def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device) -> float | None:
-    """Seconds of one picture of a resolved request; None on a device that was not measured."""
-    gigaflop = spec.gflops_per_step or BY_TYPE.get(spec.type)
-    if device.gigaflops is None or gigaflop is None or not request.needs_model:
-        return None
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    size = (request.width, request.height)
-    windows, width, height = 1, *size
-    if request.task == "upscale":  # by windows, which overlap
-        width, height = (min(length, spec.resolution) for length in size)
-        windows = tile_count(size, spec.resolution, 1)
-    guided = (request.guidance_scale or 0) > 1
-    preset, steps = PRESETS[request.preset], request.step_counts[1]
-    passes = steps * unet_calls_per_step(preset, steps, guided=guided)
-    work = gigaflop * passes * windows * width * height / spec.resolution**2
-    work += _decoding(request, spec) * request.width * request.height
-    cached = cache_schedule(preset, steps).count(CACHED)
-    layers = LAYERS_OF_PASS * (steps - cached + cached * CACHED_STEP_COST) * windows
-    layers += LAYERS_OF_REST
-    return work / (device.gigaflops * EFFICIENCY) + layers * device.layer_seconds
-
-
-def _decoding(request: GenerationRequest, spec: ModelSpec) -> float:
-    if 0 < spec.gflops_per_step < SMALL_MODEL_GFLOPS:
-        return LITTLE_DECODING
-    tiny = addons.TAESD in addons.required(request.preset, spec)
-    return TINY_DECODING if tiny else DECODING
+# GFLOP of one UNet call at the native size, where the catalog does not give it.
+GFLOPS_BY_TYPE = {"stable_diffusion": 803.0, "stable_diffusion_xl": 5980.0}
+# GFLOP per pixel of decoding: AutoencoderKL, AutoencoderTiny, and the built-in model's VAE.
+# Counted with torch's FlopCounterMode.
+VAE_DECODING, TINY_VAE_DECODING, SMALL_MODEL_DECODING = 9.6e-3, 5.4e-4, 1e-4
+SMALL_MODEL_GFLOPS = 50.0  # per UNet call; such models bring a small VAE
+# Kernel launches per step and per image besides the arithmetic, fitted to generation times of
+# the built-in model, which has little of it.
+KERNELS_PER_STEP, KERNELS_PER_IMAGE = 1150, 950
 
 
 def estimate_duration(
-    request: GenerationRequest, spec: ModelSpec, device: Device, measured: MeasuredSeconds
+    request: GenerationRequest, spec: ModelSpec, device: Device, seconds_per_step: SecondsPerStep
 ) -> float | None:
-    """Seconds of all pictures of a request once its model is loaded; None when unknown.
+    """Seconds for all images of a request once the model is loaded; None if unknown.
 
-    Learned from pictures of the same mode. Before there are any the start-up measurement
-    tells, corrected by how far it is off for a mode that was timed here.
+    Uses the generation times of earlier images with the same preset. Without any, uses
+    `estimate_seconds`, corrected by its error for another preset with known times.
     """
     request = request.with_defaults(spec)
-    timed = _measured_seconds(request, device, measured)
-    if timed is not None:
-        return timed * request.num_images
-    thought = estimate_seconds(request, spec, device)
-    if thought is None:
+
+    def measured(request: GenerationRequest) -> float | None:
+        per_step = seconds_per_step(request, device.name, device.dtype)
+        return None if per_step is None else per_step * request.step_counts[1]
+
+    if (seconds := measured(request)) is not None:
+        return seconds * request.num_images
+    predicted = estimate_seconds(request, spec, device)
+    if predicted is None:
         return None
-    for preset in PRESETS:
+    for preset in (name for name in PRESETS if name != request.preset):
         other = replace(
             request, preset=preset, num_inference_steps=None, guidance_scale=None, scheduler=None
         ).with_defaults(spec)
-        there = _measured_seconds(other, device, measured) if preset != request.preset else None
-        if there is not None:
-            thought *= there / (estimate_seconds(other, spec, device) or there)
+        if (seconds := measured(other)) is not None:
+            predicted *= seconds / (estimate_seconds(other, spec, device) or seconds)
             break
-    return thought * request.num_images
+    return predicted * request.num_images
 
 
-def _measured_seconds(
-    request: GenerationRequest, device: Device, measured: MeasuredSeconds
-) -> float | None:
-    """Seconds of one such picture by the timings of its mode; None before there are any."""
-    per_step = measured(request, device.name, device.dtype)
-    return None if per_step is None else per_step * request.step_counts[1]
+def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device) -> float | None:
+    """Seconds for one image of a resolved request, from the number of operations.
+
+    None if the speed of the device or the size of the model is unknown.
+    """
+    gflops_per_call = spec.gflops_per_step or GFLOPS_BY_TYPE.get(spec.type)
+    if device.gflops is None or gflops_per_call is None or not request.needs_model:
+        return None
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    size = (request.width, request.height)
+    tiles, width, height = 1, *size
+    if request.task == "upscale":
+        width, height = (min(length, spec.resolution) for length in size)
+        tiles = tile_count(size, spec.resolution, 1)
+    guided = (request.guidance_scale or 0) > 1
+    preset, steps = PRESETS[request.preset], request.step_counts[1]
+    unet_calls = steps * unet_calls_per_step(preset, steps, guided=guided) * tiles
+    gflop = gflops_per_call * unet_calls * width * height / spec.resolution**2
+    gflop += _decoding_gflop_per_pixel(request, spec) * request.width * request.height
+    cached = cache_schedule(preset, steps).count(CACHED)
+    kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles
+    kernels += KERNELS_PER_IMAGE
+    return gflop / (device.gflops * EFFICIENCY) + kernels * device.kernel_launch_seconds
+
+
+def _decoding_gflop_per_pixel(request: GenerationRequest, spec: ModelSpec) -> float:
+    if 0 < spec.gflops_per_step < SMALL_MODEL_GFLOPS:
+        return SMALL_MODEL_DECODING
+    tiny = addons.TAESD in addons.required(request.preset, spec)
+    return TINY_VAE_DECODING if tiny else VAE_DECODING

@@ -1,4 +1,4 @@
-"""A request with its materials to finished pictures, whatever its task."""
+"""Generates the images of a request with a loaded pipeline: encode, denoise, decode."""
 
 from __future__ import annotations
 
@@ -30,97 +30,21 @@ from canvas.presets import PRESETS
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
-    import threading
-
-    import torch
-    from PIL.Image import Image
-
-    from canvas.catalog import ModelSpec
-    from canvas.engine.device import Device
-
-PARALLEL = 0.9995  # cosine beyond which the arc is a straight line
-
-
-def slerp(first: torch.Tensor, second: torch.Tensor, share: float) -> torch.Tensor:
-    """Spherical interpolation: `first` at a share of 0, `second` at 1, of full length between.
-
-    A straight mixture of two noises would be too quiet for the model (K. Shoemake,
-    "Animating rotation with quaternion curves", 1985).
-    """
     import torch
 
-    if share in (0, 1):
-        return second if share else first
-    norms = first.norm() * second.norm()
-    cosine = float((first * second).sum() / norms)
-    if abs(cosine) > PARALLEL:
-        return first + share * (second - first)
-    angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))
-    weights = torch.sin((1 - share) * angle), torch.sin(share * angle)
-    return (float(weights[0]) * first + float(weights[1]) * second) / float(torch.sin(angle))
+FLOAT32_NOTE = "decoded in float32, because half precision gave an empty image"
+PARALLEL = 0.9995  # cosine above which slerp is linear
 
 
-NOTE = "decoded in float32, because half precision gave an empty picture"
+@dataclass(frozen=True)
+class GenerationInputs:
+    """The input images of a request by field name, and its LoRAs with their weights."""
+
+    images: Mapping[str, Image] = field(default_factory=dict)
+    loras: tuple[tuple[Lora, float], ...] = ()
 
 
-def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
-    """The picture of latents (1, C, H, W), and a note if it had to be decoded a second time."""
-    import torch
-
-    if not latents.isfinite().all():
-        raise GenerationFailed(
-            "The model's numbers overflowed. Try another scheduler or lower guidance; if every "
-            "picture fails, start with CANVAS_DTYPE=float32."
-        )
-    vae = pipeline.vae
-    dtype = vae.dtype
-    # Every AutoencoderKL says force_upcast; only SDXL's pipelines mean it, and have upcast_vae.
-    upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
-    if upcast and dtype == torch.float16:
-        return _to_pil(_in_float32(latents, vae, dtype), pipeline), ""
-    pixels = _pixels(latents, vae, dtype)
-    if dtype == torch.float32 or not _is_empty(pixels):
-        return _to_pil(pixels, pipeline), ""
-    return _to_pil(_in_float32(latents, vae, dtype), pipeline), NOTE
-
-
-def _pixels(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Pixels from -1 to 1."""
-    config = vae.config
-    unscaled = latents / config.scaling_factor
-    mean, spread = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and spread is not None:
-        unscaled = unscaled * unscaled.new_tensor(spread).view(1, -1, 1, 1)
-        unscaled = unscaled + unscaled.new_tensor(mean).view(1, -1, 1, 1)
-    pixels: torch.Tensor = vae.decode(unscaled.to(dtype), return_dict=False)[0]
-    return pixels
-
-
-def _in_float32(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
-    import torch
-
-    vae.to(dtype=torch.float32)
-    try:
-        return _pixels(latents.float(), vae, torch.float32)
-    finally:
-        vae.to(dtype=dtype)
-
-
-def _is_empty(pixels: torch.Tensor) -> bool:
-    """Not a number somewhere, or black everywhere."""
-    return not bool(pixels.isfinite().all()) or bool((pixels <= -254 / 255).all())
-
-
-def _to_pil(pixels: torch.Tensor, pipeline: Any) -> Image:
-    if not pixels.isfinite().all():
-        raise GenerationFailed(
-            "The decoder's numbers overflowed even in float32. Try another seed or scheduler."
-        )
-    image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]
-    return image
-
-
-def generate(  # noqa: PLR0913 - by keyword only, one a line
+def generate(  # noqa: PLR0913 - keyword only, one a line
     pipeline: Any,
     request: GenerationRequest,
     *,
@@ -129,49 +53,49 @@ def generate(  # noqa: PLR0913 - by keyword only, one a line
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
     model_revision: str = "",
-    pictures: InputImages | None = None,
+    images: InputImages | None = None,
 ) -> Iterator[GeneratedImage]:
-    """The pictures of a resolved request, one after the other, each as soon as it is done.
+    """Yield the images of a resolved request, each as soon as it is done.
 
-    Picture i is made from seed + i with a CPU generator of its own, so it is the same
-    as that of `request.single(i)`. `pictures` are those that the request names, by its
-    field. Raises GenerationCancelled within one step,
-    OutOfMemory before the first or in between.
+    Image i uses a CPU generator seeded with `seed + i`, so it equals the image of
+    `request.for_image(i)`. `images` holds the input images by field name. Raises
+    GenerationCancelled within one step, OutOfMemory before or during generation.
     """
     check_task_supported(pipeline, request, spec)
-    if not is_tiled(pipeline):  # a window is of the model's own size
+    if not is_tiled(pipeline):  # a tile has the model's own size
         check_memory(request, spec, device)
-    edit = prepare_inputs(request, pictures or {}, spec)
+    edit = prepare_inputs(request, images or {}, spec)
     if edit:
         edit = edit.at_size(round_up_size(pipeline, edit.image.size))
 
-    # 1. The words that go to the model
-    prompt = enhance_prompt(request, spec)
-    negative_prompt = enhance_negative_prompt(request)
-    words = (prompt, negative_prompt)
+    # 1. Enhance the prompts
+    enhanced_prompt = enhance_prompt(request, spec)
+    prompts = (enhanced_prompt, enhance_negative_prompt(request))
     if spec.prompt_tokens and not request.prompt_weighting:
-        first, second = (text_within_limit(text, pipeline.tokenizer, spec) for text in words)
-        words = (first, second)
+        prompt, negative_prompt = (
+            text_within_limit(text, pipeline.tokenizer, spec) for text in prompts
+        )
+        prompts = (prompt, negative_prompt)
 
-    denoiser = UNetHooks(pipeline)
-    progress = StepCallback(request, denoiser, on_step, cancelled)
+    hooks = UNetHooks(pipeline)
+    step_callback = StepCallback(request, hooks, on_step, cancelled)
     for index in range(request.num_images):
         single = request.for_image(index)
         started = time.perf_counter()
-        progress.begin(index)
+        step_callback.start_image(index)
         with _translate_errors(single, spec, device):
-            # 2. Noise to latents, step by step
-            latents = _denoise(pipeline, single, words, edit, denoiser, progress)
+            # 2. Denoise the latents
+            latents = _denoise(pipeline, single, prompts, edit, hooks, step_callback)
 
-            # 3. Latents to pixels
-            image, note = _decode_image(latents, pipeline, denoiser)
+            # 3. Decode them
+            image, note = _decode_image(latents, pipeline, hooks)
             image = edit.composite(image) if edit else center_crop(image, _size(request))
-        progress.finish()
+        step_callback.finish_image()
 
-        # 4. The picture with all that it was made from
+        # 4. Yield the image with its metadata
         yield GeneratedImage(
             request=single,
-            enhanced_prompt=prompt,
+            enhanced_prompt=enhanced_prompt,
             generation_time=time.perf_counter() - started,
             device=device.name,
             dtype=device.dtype,
@@ -187,10 +111,10 @@ def _denoise(
     request: GenerationRequest,
     prompts: tuple[str, str],
     edit: PreparedEdit | None,
-    denoiser: UNetHooks,
-    progress: StepCallback,
+    hooks: UNetHooks,
+    step_callback: StepCallback,
 ) -> Any:
-    """The latents of one picture; of a pipeline that is not understood, the picture itself."""
+    """The latents of one image, (C, H, W); of a pipeline without a UNet, the PIL image."""
     import torch
 
     assert request.scheduler and request.num_inference_steps  # noqa: S101 - the request is resolved
@@ -207,38 +131,38 @@ def _denoise(
         "guidance_scale": request.guidance_scale,
         "generator": generator,
         "output_type": "pil",
-        "callback_on_step_end": progress,
+        "callback_on_step_end": step_callback,
     }
     if edit:
-        arguments |= edit.arguments(request)
-        arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, progress)
-    elif denoiser.has_unet:
-        arguments["latents"] = _noise(request, denoiser, generator)
-    if denoiser.has_unet:
+        arguments |= edit.pipeline_args(request)
+        arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, step_callback)
+    elif hooks.has_unet:
+        arguments["latents"] = _initial_noise(request, hooks, generator)
+    if hooks.has_unet:
         arguments["output_type"] = "latent"
     known = inspect.signature(pipeline.__call__).parameters
-    passes = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
+    schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
     try:
         with (
             torch.no_grad(),
             temporary_scheduler(pipeline, request.scheduler, request.num_inference_steps),
-            denoiser.attached(),
-            deepcache.apply_deepcache(pipeline, passes),
+            hooks.attached(),
+            deepcache.apply_deepcache(pipeline, schedule),
         ):
             return pipeline(**{k: v for k, v in arguments.items() if k in known}).images[0]
     finally:
         pipeline.maybe_free_model_hooks()
 
 
-def _noise(request: GenerationRequest, denoiser: UNetHooks, generator: Any) -> Any:
-    """The noise of the seed, moved towards that of the variation's seed."""
+def _initial_noise(request: GenerationRequest, hooks: UNetHooks, generator: Any) -> torch.Tensor:
+    """The noise of the seed, interpolated towards that of the variation seed."""
     import torch
 
-    noise = denoiser.noise(_size(request), generator)
+    noise = hooks.make_noise(_size(request), generator)
     if request.variation_seed is None:
         return noise
     other = torch.Generator("cpu").manual_seed(request.variation_seed)
-    return slerp(noise, denoiser.noise(_size(request), other), request.variation_strength)
+    return slerp(noise, hooks.make_noise(_size(request), other), request.variation_strength)
 
 
 def _size(request: GenerationRequest) -> tuple[int, int]:
@@ -246,13 +170,13 @@ def _size(request: GenerationRequest) -> tuple[int, int]:
     return request.width, request.height
 
 
-def _decode_image(latents: Any, pipeline: Any, denoiser: UNetHooks) -> tuple[Image, str]:
+def _decode_image(latents: Any, pipeline: Any, hooks: UNetHooks) -> tuple[Image, str]:
     import torch
     from diffusers import AutoencoderTiny
 
-    if not denoiser.has_unet:
+    if not hooks.has_unet:
         return latents, ""
-    # Among the large decoder's blocks holes would be left, at the peak of the memory.
+    # Retained memory would fragment the heap between the large decoder's tensors, at peak usage.
     tiny = isinstance(pipeline.vae, AutoencoderTiny)
     with torch.no_grad(), malloc.retain_freed_memory() if tiny else nullcontext():
         return decode_latents(latents[None], pipeline)
@@ -269,25 +193,101 @@ def _translate_errors(
             system_info.release_memory()
             raise OutOfMemory(
                 LazyMessage(
-                    "Memory ran out at {size}. {instead}",
+                    "Ran out of memory at {size}. {suggestion}",
                     size=f"{request.width}x{request.height}",
-                    instead=suggest_size(request, spec, device),
+                    suggestion=suggest_size(request, spec, device),
                 )
             ) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise GenerationFailed(
             LazyMessage(
-                "The model {model} could not make this picture: {reason}. Try another scheduler, "
-                "size or number of steps.",
+                "The model {model} could not generate this image ({reason}). Try another "
+                "scheduler, size or number of steps.",
                 model=spec.key,
                 reason=first_line,
             )
         ) from error
 
 
-@dataclass(frozen=True)
-class GenerationInputs:
-    """The pictures of a request by its field, and its LoRAs with their weights."""
+def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
+    """Decode latents, (1, C, H, W); the note is not empty if float32 had to be used.
 
-    images: Mapping[str, Image] = field(default_factory=dict)
-    loras: tuple[tuple[Lora, float], ...] = ()
+    Raises GenerationFailed if the latents or the pixels are not finite.
+    """
+    import torch
+
+    if not latents.isfinite().all():
+        raise GenerationFailed(
+            LazyMessage(
+                "The latents contain NaN or infinity. Try another scheduler or a lower guidance; "
+                "if every image fails, start with CANVAS_DTYPE=float32."
+            )
+        )
+    vae = pipeline.vae
+    dtype = vae.dtype
+    # Every AutoencoderKL has force_upcast; only SDXL's pipelines need it, and have upcast_vae.
+    upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
+    if upcast and dtype == torch.float16:
+        return _to_pil(_decode_in_float32(latents, vae, dtype), pipeline), ""
+    pixels = _decode(latents, vae, dtype)
+    if dtype == torch.float32 or not _is_empty(pixels):
+        return _to_pil(pixels, pipeline), ""
+    return _to_pil(_decode_in_float32(latents, vae, dtype), pipeline), FLOAT32_NOTE
+
+
+def _decode(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Pixels from -1 to 1, (1, 3, H, W)."""
+    config = vae.config
+    unscaled = latents / config.scaling_factor
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        unscaled = unscaled * unscaled.new_tensor(std).view(1, -1, 1, 1)
+        unscaled = unscaled + unscaled.new_tensor(mean).view(1, -1, 1, 1)
+    pixels: torch.Tensor = vae.decode(unscaled.to(dtype), return_dict=False)[0]
+    return pixels
+
+
+def _decode_in_float32(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    vae.to(dtype=torch.float32)
+    try:
+        return _decode(latents.float(), vae, torch.float32)
+    finally:
+        vae.to(dtype=dtype)
+
+
+def _is_empty(pixels: torch.Tensor) -> bool:
+    """Whether any pixel is not finite, or all are black."""
+    return not bool(pixels.isfinite().all()) or bool((pixels <= -254 / 255).all())
+
+
+def _to_pil(pixels: torch.Tensor, pipeline: Any) -> Image:
+    if not pixels.isfinite().all():
+        raise GenerationFailed(
+            LazyMessage(
+                "The decoded pixels contain NaN or infinity, even in float32. Try another seed or "
+                "scheduler."
+            )
+        )
+    image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]
+    return image
+
+
+def slerp(first: torch.Tensor, second: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Spherical linear interpolation from `first` (0) to `second` (1), which keeps the norm.
+
+    A linear mixture of two noises has too little variance (K. Shoemake, "Animating rotation
+    with quaternion curves", 1985).
+    """
+    import torch
+
+    if fraction in (0, 1):
+        return second if fraction else first
+    norms = first.norm() * second.norm()
+    cosine = float((first * second).sum() / norms)
+    if abs(cosine) > PARALLEL:
+        return first + fraction * (second - first)
+    angle = torch.arccos(torch.tensor(cosine, dtype=torch.float64))
+    weights = torch.sin((1 - fraction) * angle), torch.sin(fraction * angle)
+    return (float(weights[0]) * first + float(weights[1]) * second) / float(torch.sin(angle))

@@ -1,4 +1,4 @@
-"""A visible mark in the corner of a picture, for who wants one."""
+"""Decodes input images, resizes them, and adds the watermark to finished ones."""
 
 from __future__ import annotations
 
@@ -11,84 +11,92 @@ from pathlib import Path
 
 from PIL import Image, ImageCms, ImageColor, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, LazyMessage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 MAX_BYTES = 200_000_000
 MAX_PIXELS = 100_000_000  # 0.4 GB once decoded; phones take 12 to 50 million
 MIN_SIDE = 8  # pixels; one latent
-READABLE = f"a picture file ({', '.join(FORMATS)})"
+WATERMARK_HEIGHT = 1 / 28  # of the shorter side
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture, RGB or RGBA, and what was done to it that the user may not expect."""
+    """An RGB or RGBA image, and notes on conversions that the user may not expect."""
 
     image: Image.Image
     notes: tuple[str, ...] = ()
 
 
 def decode_image(source: bytes | Path | Image.Image, field: str = "image") -> DecodedImage:
-    """Open a picture and bring it to 8 bits of RGB or RGBA, upright, in the colours of sRGB.
+    """Decode an image to 8-bit RGB or RGBA in sRGB, with the EXIF orientation applied.
 
-    Raises InvalidInput for `field` when it is no picture, damaged, too small or too
-    large; the size is looked at before a single pixel is decoded.
+    Raises InvalidInput for `field` if it is not an image, damaged, too small or too large;
+    the size is checked before any pixel is decoded.
     """
     if isinstance(source, Image.Image):
-        _check_size(source, field, "the picture")
-        return _normalise(source)
-    name = source.name if isinstance(source, Path) else "the picture"
+        _check_size(source, field)
+        return _normalize(source)
+    name = source.name if isinstance(source, Path) else LazyMessage("this file")
     with _translate_errors(field, name):
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if size > MAX_BYTES:
-            raise InvalidInput(field, name, f"a file of at most {MAX_BYTES // 10**6} MB")
+            raise InvalidInput(
+                field,
+                name,
+                message=LazyMessage(
+                    "An image file must not be larger than {allowed} MB (got {size} MB).",
+                    allowed=MAX_BYTES // 10**6,
+                    size=size // 10**6,
+                ),
+            )
         file = source if isinstance(source, Path) else io.BytesIO(source)
-        with Image.open(file, formats=FORMATS) as picture:
-            _check_size(picture, field, name)
-            picture.load()
-            return _normalise(picture)
+        with Image.open(file, formats=FORMATS) as image:
+            _check_size(image, field)
+            image.load()
+            return _normalize(image)
 
 
-def flatten_alpha(picture: Image.Image, background: str = "#ffffff") -> Image.Image:
-    """RGB pixels, what is transparent filled with a colour such as `#ffffff`."""
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    ground = Image.new("RGBA", picture.size, (*average_color(background), 255))
-    return Image.alpha_composite(ground, picture).convert("RGB")
+def flatten_alpha(image: Image.Image, fill_color: str = "#ffffff") -> Image.Image:
+    """The image as RGB; transparent areas take the fill colour."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, (*parse_color(fill_color), 255))
+    return Image.alpha_composite(canvas, image).convert("RGB")
 
 
 def resize_to_fit(
-    picture: Image.Image, size: tuple[int, int], how: str, background: str
+    image: Image.Image, size: tuple[int, int], resize_mode: str, fill_color: str
 ) -> Image.Image:
-    """The picture at that size: `crop` cuts what is over, `pad` fills up, `stretch` distorts.
+    """Resize to `size`: `crop` cuts the excess, `pad` adds borders, `stretch` distorts.
 
-    No pixel changes where the size is the picture's own, or smaller by less than the 8
-    pixels to which sizes are rounded.
+    No pixel changes if the image has that size, or exceeds it by less than the 8 pixels
+    to which sizes are rounded (in the mode `crop`).
     """
-    width, height = picture.size
-    over = (width - size[0], height - size[1])
-    if over == (0, 0):
-        return picture.copy()
-    if how == "crop" and all(0 <= pixels < 8 for pixels in over):
-        return center_crop(picture, size)
-    if how == "crop":
-        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    if how == "pad":
-        ground = average_color(background) if picture.mode == "RGB" else 0
-        return ImageOps.pad(picture, size, Image.Resampling.LANCZOS, color=ground)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    width, height = image.size
+    excess = (width - size[0], height - size[1])
+    if excess == (0, 0):
+        return image.copy()
+    if resize_mode == "crop" and all(0 <= pixels < 8 for pixels in excess):
+        return center_crop(image, size)
+    if resize_mode == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    if resize_mode == "pad":
+        color = parse_color(fill_color) if image.mode == "RGB" else 0
+        return ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=color)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of the picture at that size, or all of it where it is no larger."""
-    left, top = ((side - wanted) // 2 for side, wanted in zip(picture.size, size, strict=True))
-    if min(left, top) < 0 or picture.size == size:
-        return picture
-    return picture.crop((left, top, left + size[0], top + size[1]))
+def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The centre of the image at that size, or the image if it is not larger."""
+    left, top = ((old - new) // 2 for old, new in zip(image.size, size, strict=True))
+    if min(left, top) < 0 or image.size == size:
+        return image
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
-def average_color(text: str) -> tuple[int, int, int]:
-    """Red, green and blue of a colour's name or `#rrggbb`; raises InvalidInput."""
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour name or `#rrggbb`; raises InvalidInput."""
     try:
         color = ImageColor.getrgb(text)
     except (ValueError, AttributeError, TypeError) as error:
@@ -98,61 +106,74 @@ def average_color(text: str) -> tuple[int, int, int]:
 
 @contextmanager
 def _translate_errors(field: str, name: str) -> Iterator[None]:
-    """What Pillow raises on bad files, in a sentence; its warning about bombs is ours already."""
+    """Turn Pillow's exceptions into InvalidInput; `_check_size` replaces its bomb warning."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
-    except Image.DecompressionBombError as error:
-        raise InvalidInput(field, name, _largest()) from error
     except UnidentifiedImageError as error:
-        raise InvalidInput(field, name, f"{READABLE}; this is something else") from error
+        message = LazyMessage(
+            "Cannot read {file}: it is not an image. Use one of the formats {formats}.",
+            file=name,
+            formats=", ".join(FORMATS),
+        )
+        raise InvalidInput(field, name, message=message) from error
+    except Image.DecompressionBombError as error:
+        raise InvalidInput(field, name, message=_too_large()) from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise InvalidInput(field, name, f"{READABLE}; this one is damaged ({reason})") from error
+        message = LazyMessage(
+            "Cannot read {file}: the image is damaged ({reason}).", file=name, reason=reason
+        )
+        raise InvalidInput(field, name, message=message) from error
 
 
-def _check_size(picture: Image.Image, field: str, name: str) -> None:
-    width, height = picture.size
-    said = f"{name} ({width}x{height} pixels)"
+def _check_size(image: Image.Image, field: str) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
-        raise InvalidInput(field, said, _largest())
+        raise InvalidInput(field, f"{width}x{height}", message=_too_large())
     if min(width, height) < MIN_SIDE:
-        raise InvalidInput(field, said, f"a picture of at least {MIN_SIDE} pixels a side")
+        message = LazyMessage(
+            "An image must be at least {allowed} pixels wide and high (got {size}).",
+            allowed=MIN_SIDE,
+            size=f"{width}x{height}",
+        )
+        raise InvalidInput(field, f"{width}x{height}", message=message)
 
 
-def _largest() -> str:
-    return f"a picture of at most {MAX_PIXELS // 10**6} million pixels"
+def _too_large() -> LazyMessage:
+    text = "An image must have at most {allowed} million pixels."
+    return LazyMessage(text, allowed=MAX_PIXELS // 10**6)
 
 
-def _normalise(picture: Image.Image) -> DecodedImage:
+def _normalize(image: Image.Image) -> DecodedImage:
     notes: list[str] = []
-    if (frames := getattr(picture, "n_frames", 1)) > 1 and picture.format != "MPO":
-        notes.append(f"The first of {frames} frames was taken.")
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith(("I", "F")):
-        upright = _to_8_bits(upright)
-        notes.append("More than 8 bits a colour were rounded to 8.")
-    if upright.mode == "CMYK":
-        notes.append("The printing colours (CMYK) were converted to RGB.")
-    see_through = "A" in upright.getbands() or "transparency" in upright.info
-    return DecodedImage(_to_srgb(upright, "RGBA" if see_through else "RGB", notes), tuple(notes))
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+        notes.append(f"Only the first of {frames} frames is used.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+        notes.append("Reduced to 8 bits per channel.")
+    if image.mode == "CMYK":
+        notes.append("Converted from CMYK to RGB.")
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    return DecodedImage(_to_srgb(image, "RGBA" if has_alpha else "RGB", notes), tuple(notes))
 
 
-def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits or floats to 8; which of the scales is meant is told by the values."""
-    _, brightest = picture.getextrema()
-    assert isinstance(brightest, int | float)  # noqa: S101 - one band has one pair of extremes
-    floats = picture.mode == "F" and brightest <= 1
-    scale = 255.0 if floats else 255 / 65535 if brightest > 255 else 1.0
-    return picture.convert("F").point(lambda value: value * scale + 0.0).convert("L")
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert 16-bit integers or floats to 8 bits; the largest value decides on the range."""
+    _, maximum = image.getextrema()
+    assert isinstance(maximum, int | float)  # noqa: S101 - one band has one pair of extremes
+    floats = image.mode == "F" and maximum <= 1
+    scale = 255.0 if floats else 255 / 65535 if maximum > 255 else 1.0
+    return image.convert("F").point(lambda value: value * scale + 0.0).convert("L")
 
 
-def _to_srgb(picture: Image.Image, mode: str, notes: list[str]) -> Image.Image:
-    """Through the embedded colour profile where there is a readable one."""
-    profile = picture.info.get("icc_profile")
-    alpha = picture.getchannel("A") if mode == "RGBA" and picture.mode == "RGBA" else None
-    source = picture.convert("RGB") if picture.mode in ("RGBA", "P") else picture
+def _to_srgb(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
+    """Apply the embedded colour profile, if it can be read."""
+    profile = image.info.get("icc_profile")
+    alpha = image.getchannel("A") if mode == "RGBA" and image.mode == "RGBA" else None
+    source = image.convert("RGB") if image.mode in ("RGBA", "P") else image
     if profile and source.mode in ("RGB", "CMYK", "L"):
         try:
             converted = ImageCms.profileToProfile(
@@ -162,38 +183,33 @@ def _to_srgb(picture: Image.Image, mode: str, notes: list[str]) -> Image.Image:
                 outputMode="RGB",
             )
         except (ImageCms.PyCMSError, OSError):
-            notes.append("The colour profile could not be read and was left out.")
+            notes.append("Ignored a colour profile that cannot be read.")
         else:
-            assert converted is not None  # noqa: S101 - it is None for work in place only
-            picture = converted
+            assert converted is not None  # noqa: S101 - it is None only for in-place conversion
+            image = converted
             if alpha is not None:
-                picture.putalpha(alpha)
-    plain = picture.convert(mode)
-    plain.info.clear()
-    return plain
+                image.putalpha(alpha)
+    result = image.convert(mode)
+    result.info.clear()
+    return result
 
 
-MAX_LENGTH = 60  # characters
-SHARE = 1 / 28  # of the shorter side: the height of the letters
-
-
-def add_watermark(picture: Image.Image, text: str) -> Image.Image:
-    """The picture with the text in its lower right corner, light with a dark rim."""
-    height = max(8.0, min(picture.size) * SHARE)
+def add_watermark(image: Image.Image, text: str) -> Image.Image:
+    """Write the text into the lower right corner, in white with a dark outline."""
+    height = max(8.0, min(image.size) * WATERMARK_HEIGHT)
     font = ImageFont.load_default(height)
-    rim = max(1, round(height / 12))
-    layer = Image.new("RGBA", picture.size)
-    pen = ImageDraw.Draw(layer)
-    wide = pen.textlength(text, font=font)
-    if wide > picture.width * 0.9:  # a long mark on a narrow picture
-        font = ImageFont.load_default(max(6.0, height * picture.width * 0.9 / wide))
-    place = (picture.width - height / 2, picture.height - height / 2)
-    pen.text(
-        *(place, text, (255, 255, 255, 170)),
+    layer = Image.new("RGBA", image.size)
+    draw = ImageDraw.Draw(layer)
+    width = draw.textlength(text, font=font)
+    if width > image.width * 0.9:
+        font = ImageFont.load_default(max(6.0, height * image.width * 0.9 / width))
+    draw.text(
+        (image.width - height / 2, image.height - height / 2),
+        text,
+        (255, 255, 255, 170),
         font=font,
         anchor="rd",
-        stroke_width=rim,
+        stroke_width=max(1, round(height / 12)),
         stroke_fill=(0, 0, 0, 110),
     )
-    marked = Image.alpha_composite(picture.convert("RGBA"), layer)
-    return marked.convert(picture.mode)
+    return Image.alpha_composite(image.convert("RGBA"), layer).convert(image.mode)

@@ -1,4 +1,4 @@
-"""LoRAs on a loaded pipeline."""
+"""Applies LoRAs to a loaded pipeline."""
 
 from __future__ import annotations
 
@@ -8,38 +8,40 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, LazyMessage
 from canvas.models.loras import (
-    DOWN,
-    FAMILIES,
-    ORIGINAL_LAYOUT,
-    PREFIXES,
+    BASE_MODELS,
+    DOWN_WEIGHT,
+    UNET_PREFIXES,
     Lora,
     is_cross_attention,
     unet_tensors,
 )
 
+# Names in the layout of the original SDXL code; diffusers converts them when it loads the file.
+ORIGINAL_LAYOUT = re.compile(r"(input_blocks|output_blocks|middle_block)[._]")
+
 
 @contextmanager
 def applied_loras(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> Iterator[None]:
-    """Put the LoRAs on a pipeline for the time of the block, in an order that is always the same.
+    """Apply the LoRAs with their weights inside the block, sorted by name.
 
-    What the pipeline wears already stays. Raises InvalidInput for one that does not fit,
-    naming tensors and the family it was made for.
+    Adapters that are already active stay. Raises InvalidInput for a LoRA that does not fit,
+    naming its tensors and base model.
     """
-    wanted = sorted((item for item in loras if item[1]), key=lambda item: item[0].name)
-    if not wanted:
+    selected = sorted((item for item in loras if item[1]), key=lambda item: item[0].name)
+    if not selected:
         yield
         return
-    for lora, _ in wanted:
+    for lora, _ in selected:
         check_compatible(lora, pipeline)
     before = list(pipeline.get_active_adapters())
     names: list[str] = []
     try:
-        for lora, _ in wanted:
+        for lora, _ in selected:
             names.append(_adapter_name(lora))
             _load(pipeline, lora, names[-1])
-        weights = [weight for _, weight in wanted]
+        weights = [weight for _, weight in selected]
         pipeline.set_adapters([*before, *names], [1.0] * len(before) + weights)
         yield
     finally:
@@ -51,18 +53,26 @@ def applied_loras(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> Iterato
 
 
 def check_compatible(lora: Lora, pipeline: Any) -> None:
-    """Raise InvalidInput when tensors have no layer in the pipeline, or another shape."""
+    """Raise InvalidInput if the pipeline has no layers of the shapes in the LoRA."""
     unet = getattr(pipeline, "unet", None)
     if unet is None:
-        raise InvalidInput("loras", lora.name, "a model of Stable Diffusion or SDXL to wear it")
-    misfits = _incompatible_tensors(lora, unet)
-    if misfits:
-        shown = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if misfits[3:] else "")
-        made = f"it was made for {lora.base_model}, " if lora.base_model else ""
-        words = FAMILIES.get(unet.config.cross_attention_dim, "another base model")
-        raise InvalidInput(
-            "loras", lora.name, f"a LoRA for {words}; {made}and these tensors do not fit: {shown}"
-        )
+        message = LazyMessage("LoRAs need a model of the type Stable Diffusion or SDXL.")
+        raise InvalidInput("loras", lora.name, message=message)
+    if tensors := _incompatible_tensors(lora, unet):
+        shown = ", ".join(tensors[:3]) + (f" and {len(tensors) - 3} more" if tensors[3:] else "")
+        raise _mismatch(lora, shown, BASE_MODELS.get(unet.config.cross_attention_dim))
+
+
+def _mismatch(lora: Lora, reason: str, family: str | None = None) -> InvalidInput:
+    message = LazyMessage(
+        "The LoRA {lora}, made for {base_model}, does not fit this model ({reason}). Choose a LoRA "
+        "for {family}.",
+        lora=lora.name,
+        base_model=lora.base_model or LazyMessage("an unknown base model"),
+        reason=reason,
+        family=family or LazyMessage("this model"),
+    )
+    return InvalidInput("loras", lora.name, message=message)
 
 
 def _incompatible_tensors(lora: Lora, unet: Any) -> list[str]:
@@ -71,31 +81,31 @@ def _incompatible_tensors(lora: Lora, unet: Any) -> list[str]:
         for name, module in unet.named_modules()
         if getattr(module, "weight", None) is not None
     }
-    words = unet.config.cross_attention_dim
-    misfits = []
+    incompatible = []
     for name, shape in unet_tensors(lora.shapes).items():
         layer = layers.get(_layer_name(name))
         if ORIGINAL_LAYOUT.search(name):
-            fits = not is_cross_attention(name) or shape[1] == words
+            fits = not is_cross_attention(name) or shape[1] == unet.config.cross_attention_dim
         else:
             fits = layer is not None and layer[1] == shape[1]
         if not fits:
-            misfits.append(f"{name} {list(shape)}")
-    return misfits
+            incompatible.append(f"{name} {list(shape)}")
+    return incompatible
 
 
 def _layer_name(tensor: str) -> str:
-    for prefix in PREFIXES:
+    for prefix in UNET_PREFIXES:
         tensor = tensor.removeprefix(prefix)
-    name = DOWN.sub("", tensor).replace(".processor.", ".").replace(".", "_")
-    # The oldest files name attention by role, with a suffix that diffusers translates.
+    name = DOWN_WEIGHT.sub("", tensor).replace(".processor.", ".").replace(".", "_")
+    # The oldest files name attention layers by role, with a suffix that diffusers translates.
     return re.sub(r"(to_[qkv])_lora$", r"\1", re.sub(r"to_out_lora$", "to_out_0", name))
 
 
 def _adapter_name(lora: Lora) -> str:
-    # torch takes no dots in the names of modules. Another file of that name is another LoRA.
-    said = f"{lora.path} {lora.path.stat().st_mtime_ns} {lora.path.stat().st_size}"
-    return "lora_" + hashlib.sha256(said.encode()).hexdigest()[:16]
+    # Without dots, which torch forbids in module names; another name for a changed file.
+    stat = lora.path.stat()
+    identity = f"{lora.path} {stat.st_mtime_ns} {stat.st_size}"
+    return "lora_" + hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _load(pipeline: Any, lora: Lora, name: str) -> None:
@@ -108,7 +118,4 @@ def _load(pipeline: Any, lora: Lora, name: str) -> None:
         )
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        made = f"; it was made for {lora.base_model}" if lora.base_model else ""
-        raise InvalidInput(
-            "loras", lora.name, f"a LoRA that fits this model{made} ({reason})"
-        ) from (error)
+        raise _mismatch(lora, reason) from error

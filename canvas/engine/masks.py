@@ -1,65 +1,77 @@
-"""Masks: which part of a picture is made anew, softly joined to the rest, which stays exact."""
+"""Masks for inpainting and outpainting: feathering, compositing, bounding boxes and canvases."""
 
 from __future__ import annotations
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, LazyMessage
 
-Box = tuple[int, int, int, int]
-Sides = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-PADDING = 32  # pixels around the masked area that the model sees as well
-HALF = 128
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Margins = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+PADDING = 32  # pixels around the masked area that the model sees, too
+THRESHOLD = 128
 
 
-def to_mask(picture: Image.Image) -> Image.Image:
-    """White where the picture is to be changed: a drawn layer's opacity, else its brightness."""
-    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() != (255, 255):
-        return picture.getchannel("A")
-    return picture.convert("L")
+def to_mask(image: Image.Image) -> Image.Image:
+    """A mode L mask, white where the image is to change.
+
+    It is the alpha channel of a drawn layer, otherwise the brightness.
+    """
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+        return image.getchannel("A")
+    return image.convert("L")
 
 
 def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
-    """Raise InvalidInput unless the mask is as large as its picture and not empty."""
+    """Raise InvalidInput unless the mask has the size of its image and is not empty."""
     if mask.size != size:
-        said = f"a mask of {mask.width}x{mask.height} pixels"
-        raise InvalidInput("mask_image", said, f"the picture's size, {size[0]}x{size[1]}")
-    if binarize(mask).getbbox() is None:
-        raise InvalidInput("mask_image", "an empty mask", "white, or paint, where to change it")
+        message = LazyMessage(
+            "The mask must have the size of the image, {size} (got {mask_size}).",
+            size=f"{size[0]}x{size[1]}",
+            mask_size=f"{mask.width}x{mask.height}",
+        )
+        raise InvalidInput("mask_image", f"{mask.width}x{mask.height}", message=message)
+    _bbox(mask)
+
+
+def _bbox(mask: Image.Image) -> Box:
+    box = binarize(mask).getbbox()
+    if box is None:
+        message = LazyMessage("The mask is empty. Paint over the area to change.")
+        raise InvalidInput("mask_image", None, message=message)
+    return box
 
 
 def binarize(mask: Image.Image) -> Image.Image:
-    """Only black and white, as the model takes it."""
-    return mask.point(lambda value: 255 if value >= HALF else 0)
+    """The mask in black and white only."""
+    return mask.point(lambda value: 255 if value >= THRESHOLD else 0)
 
 
 def feather(mask: Image.Image, radius: int) -> Image.Image:
-    """The mask with an edge that fades inward over about `radius` pixels; never grows.
+    """The mask with an edge that fades inwards over about `radius` pixels; it never grows.
 
-    Parts too thin to fade keep as much of the fade as they have room for.
+    Where the mask is too thin for that radius, a smaller one is used.
     """
     mask = binarize(mask)
     if radius < 1:
         return mask
-    # A blurred straight edge has 1/2 at the edge, which becomes 0; the inside stays 1.
+    # A blurred straight edge is 1/2 at the edge, which becomes 0; the inside stays 1.
     blurred = mask.filter(ImageFilter.GaussianBlur(radius / 2))
-    soft = blurred.point(lambda value: max(0, 2 * value - 255))
-    soft = ImageChops.darker(soft, mask)
-    return soft if soft.histogram()[255] else feather(mask, radius // 2)
+    faded = blurred.point(lambda value: max(0, 2 * value - 255))
+    faded = ImageChops.darker(faded, mask)
+    return faded if faded.histogram()[255] else feather(mask, radius // 2)
 
 
 def composite(
     original: Image.Image, changed: Image.Image, mask: Image.Image, blur: int = 0
 ) -> Image.Image:
-    """The changed picture inside the mask, the original's own pixels outside of it."""
+    """`changed` inside the mask, the exact pixels of `original` outside."""
     return Image.composite(changed, original, feather(mask, blur))
 
 
 def mask_bbox(mask: Image.Image, padding: int = PADDING) -> Box:
-    """The box around what is masked, with some surroundings, within the picture."""
-    box = binarize(mask).getbbox()
-    if box is None:
-        raise InvalidInput("mask_image", "an empty mask", "white, or paint, where to change it")
+    """The bounding box of the masked area with padding, within the image."""
+    box = _bbox(mask)
     return (
         max(0, box[0] - padding),
         max(0, box[1] - padding),
@@ -69,37 +81,40 @@ def mask_bbox(mask: Image.Image, padding: int = PADDING) -> Box:
 
 
 def inpaint_size(box: Box, resolution: int) -> tuple[int, int]:
-    """The size at which a model of that native side works on the box: its shape, its best area."""
+    """The size at which a model with that native resolution inpaints the box.
+
+    It has the aspect ratio of the box and the model's native area.
+    """
     width, height = box[2] - box[0], box[3] - box[1]
     factor = (resolution * resolution / (width * height)) ** 0.5
     factor = min(factor, 2 * resolution / max(width, height))
     return max(64, round(width * factor / 8) * 8), max(64, round(height * factor / 8) * 8)
 
 
-def outpaint_canvas(picture: Image.Image, sides: Sides) -> tuple[Image.Image, Image.Image]:
-    """A larger canvas with the picture on it, and the mask of what was added.
+def outpaint_canvas(image: Image.Image, margins: Margins) -> tuple[Image.Image, Image.Image]:
+    """A larger canvas with the image on it, and the mask of the margins.
 
-    What was added begins as the border drawn out and blurred, so that a plain model has
-    colours to start from.
+    The margins start as the replicated and blurred edges, so that a model without inpainting
+    training has colours to start from.
     """
-    left, top, right, bottom = sides
-    size = (left + picture.width + right, top + picture.height + bottom)
-    inner = (left, top, left + picture.width, top + picture.height)
+    left, top, right, bottom = margins
+    size = (left + image.width + right, top + image.height + bottom)
+    inner = (left, top, left + image.width, top + image.height)
     mask = Image.new("L", size, 255)
     ImageDraw.Draw(mask).rectangle((inner[0], inner[1], inner[2] - 1, inner[3] - 1), fill=0)
     canvas = Image.new("RGB", size)
-    canvas.paste(picture, inner)
+    canvas.paste(image, inner)
     _replicate_edges(canvas, inner)
-    blurred = canvas.filter(ImageFilter.GaussianBlur(max(1, max(sides) / 8)))
+    blurred = canvas.filter(ImageFilter.GaussianBlur(max(1, max(margins) / 8)))
     canvas.paste(blurred, mask=mask)
     return canvas, mask
 
 
 def _replicate_edges(canvas: Image.Image, inner: Box) -> None:
-    """Repeat the outermost columns, then the outermost rows with the new corners."""
+    """Repeat the outermost columns, then the outermost rows including the new corners."""
     left, top, right, bottom = inner
     width, height = canvas.size
-    for strip, target in (
+    for source, target in (
         ((left, top, left + 1, bottom), (0, top, left, bottom)),
         ((right - 1, top, right, bottom), (right, top, width, bottom)),
         ((0, top, width, top + 1), (0, 0, width, top)),
@@ -107,4 +122,4 @@ def _replicate_edges(canvas: Image.Image, inner: Box) -> None:
     ):
         size = (target[2] - target[0], target[3] - target[1])
         if all(size):
-            canvas.paste(canvas.crop(strip).resize(size), target)
+            canvas.paste(canvas.crop(source).resize(size), target)

@@ -1,4 +1,4 @@
-"""A picture larger than the model draws: denoised as one, the model looking at parts of it."""
+"""Denoises an image larger than the model's resolution in overlapping tiles (MultiDiffusion)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ Span = tuple[int, int]
 
 
 def tile_spans(length: int, side: int, overlap: int) -> list[Span]:
-    """Stretches of `side` that cover `length`, evenly, overlapping by `overlap` or more."""
+    """Evenly spaced spans of `side` that cover `length` and overlap by at least `overlap`."""
     if length <= side:
         return [(0, length)]
     count = -(-(length - overlap) // (side - overlap))
     starts = [round(index * (length - side) / (count - 1)) for index in range(count)]
     return [(start, start + side) for start in starts]
+
+
+def tile_count(size: tuple[int, int], side: int, scale: int) -> int:
+    """The number of tiles of `side` pixels in an image; `scale` is the VAE scale factor."""
+    side //= scale
+    columns, rows = (len(tile_spans(length // scale, side, side // 4)) for length in size)
+    return columns * rows
 
 
 def blend_tiles(
@@ -29,63 +36,73 @@ def blend_tiles(
     side: int,
     scales: tuple[int, int] = (1, 1),
 ) -> torch.Tensor:
-    """What `compute` makes of all the windows of `side` latents, each counting less to its border.
+    """Apply `compute` to each tile of `side` latents and blend the outputs.
 
-    `scales`: how many pixels a latent has in what comes in and in what comes out.
+    `scales` are the sizes of a latent in the input and in the output, 1 or 8 for example.
     """
-    before, after = scales
-    height, width = (length // before for length in sample.shape[-2:])
+    scale_in, scale_out = scales
+    height, width = (length // scale_in for length in sample.shape[-2:])
     result = total = None
     for rows, columns in product(
         tile_spans(height, side, side // 4), tile_spans(width, side, side // 4)
     ):
-        found = compute(sample[_cut(rows, columns, before)]).float()
+        tile = compute(sample[_slices(rows, columns, scale_in)]).float()
         if result is None or total is None:
-            result = found.new_zeros((*found.shape[:2], height * after, width * after))
-            total = found.new_zeros(result.shape[-2:])
-        weight = _blend_weight(found.shape[-2])[:, None] * _blend_weight(found.shape[-1])
-        weight = weight.to(found.device)
-        result[_cut(rows, columns, after)] += found * weight
-        total[_cut(rows, columns, after)] += weight
-    assert result is not None and total is not None  # noqa: S101 - there is a window
+            result = tile.new_zeros((*tile.shape[:2], height * scale_out, width * scale_out))
+            total = tile.new_zeros(result.shape[-2:])
+        weight = _blend_weight(tile.shape[-2])[:, None] * _blend_weight(tile.shape[-1])
+        weight = weight.to(tile.device)
+        result[_slices(rows, columns, scale_out)] += tile * weight
+        total[_slices(rows, columns, scale_out)] += weight
+    assert result is not None and total is not None  # noqa: S101 - there is at least one tile
     return result / total
 
 
-class TiledUNetForward:
-    """A stand-in for the forward of a UNet that predicts a large canvas window by window.
+def _slices(rows: Span, columns: Span, scale: int) -> tuple[Any, ...]:
+    return (..., slice(*(scale * row for row in rows)), slice(*(scale * x for x in columns)))
 
-    In every step the predictions of overlapping windows become one ("MultiDiffusion",
-    arXiv 2302.08113): each goes on from what its neighbours drew, so there is nothing to
-    join in the end. There is a forward for each window, since one with shortcuts keeps
-    features from step to step. `on_window` is called after each with how many are done.
+
+def _blend_weight(length: int) -> torch.Tensor:
+    """Weights of a tile's rows or columns: largest in the middle, smallest at the ends."""
+    import torch
+
+    return torch.sin((torch.arange(length) + 0.5) * (torch.pi / length)) ** 2
+
+
+class TiledUNetForward:
+    """Replaces the forward method of a UNet with one that predicts tile by tile.
+
+    The predictions of overlapping tiles are blended in each denoising step ("MultiDiffusion",
+    arXiv 2302.08113), so there are no seams. Each tile has its own forward method, because
+    DeepCache keeps features between steps. `on_tile` is called with the number of tiles done.
     """
 
     def __init__(
-        self, forwards: Sequence[Any], side: int, scale: int, on_window: Callable[[int], None]
+        self, forwards: Sequence[Any], side: int, scale: int, on_tile: Callable[[int], None]
     ) -> None:
         self._forwards = forwards
         self._side = side  # pixels
         self._scale = scale
-        self._on_window = on_window
+        self._on_tile = on_tile
         self._done = 0
 
     def __call__(
         self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any, **options: Any
     ) -> tuple[torch.Tensor]:
-        """One prediction for all of the latents."""
-        options = self._told_the_size(options)
+        """The prediction for all latents."""
+        options = self._clamp_time_ids(options)
 
-        def predict(window: torch.Tensor) -> torch.Tensor:
+        def predict(tile: torch.Tensor) -> torch.Tensor:
             forward = self._forwards[self._done % len(self._forwards)]
-            found = forward(window, timestep, encoder_hidden_states, **options)[0]
+            prediction = forward(tile, timestep, encoder_hidden_states, **options)[0]
             self._done += 1
-            self._on_window(self._done)
-            return found
+            self._on_tile(self._done)
+            return prediction
 
         return (blend_tiles(predict, sample, self._side // self._scale),)
 
-    def _told_the_size(self, options: dict[str, Any]) -> dict[str, Any]:
-        """SDXL is told how large its picture is: for a window, no larger than the window."""
+    def _clamp_time_ids(self, options: dict[str, Any]) -> dict[str, Any]:
+        """SDXL is conditioned on the image size: limit it to that of a tile."""
         added = dict(options.get("added_cond_kwargs") or {})
         if "time_ids" in added:
             added["time_ids"] = added["time_ids"].clamp(max=self._side)
@@ -94,50 +111,31 @@ class TiledUNetForward:
 
 @contextmanager
 def tiled_pipeline(
-    pipeline: Any, side: int, forwards: Sequence[Any], on_window: Callable[[int], None]
+    pipeline: Any, side: int, forwards: Sequence[Any], on_tile: Callable[[int], None]
 ) -> Iterator[None]:
-    """Let the pipeline work on a large picture, `side` pixels at a time, for the block.
+    """Let the pipeline process tiles of `side` pixels inside the block.
 
-    `forwards`: that of the UNet for each window.
+    `forwards` holds the UNet's forward method for each tile.
     """
     unet, vae, scale = pipeline.unet, pipeline.vae, pipeline.vae_scale_factor
-    unet.forward = TiledUNetForward(forwards, side, scale, on_window)
-    # Not diffusers' own tiling: it knows AutoencoderTiny with four channels only.
+    unet.forward = TiledUNetForward(forwards, side, scale, on_tile)
+    # Not vae.enable_tiling(): AutoencoderTiny's supports four latent channels only.
     vae.encoder.forward = partial(_tiled_vae, vae.encoder.forward, side // scale, (scale, 1))
     vae.decoder.forward = partial(_tiled_vae, vae.decoder.forward, side // scale, (1, scale))
     try:
         yield
     finally:
-        for part in (unet, vae.encoder, vae.decoder):
-            del part.forward
-
-
-def is_tiled(pipeline: Any) -> bool:
-    """Whether the pipeline works on a part of its pictures at a time."""
-    unet = getattr(pipeline, "unet", None)
-    return isinstance(getattr(unet, "forward", None), TiledUNetForward)
-
-
-def tile_count(size: tuple[int, int], side: int, scale: int) -> int:
-    """How many windows of `side` pixels a picture has."""
-    side //= scale
-    across, down = (len(tile_spans(length // scale, side, side // 4)) for length in size)
-    return across * down
+        for module in (unet, vae.encoder, vae.decoder):
+            del module.forward
 
 
 def _tiled_vae(
-    forward: Any, side: int, scales: tuple[int, int], sample: torch.Tensor, *others: Any
+    forward: Any, side: int, scales: tuple[int, int], sample: torch.Tensor, *args: Any
 ) -> torch.Tensor:
-    found = blend_tiles(lambda window: forward(window, *others), sample, side, scales)
-    return found.to(sample.dtype)
+    return blend_tiles(lambda tile: forward(tile, *args), sample, side, scales).to(sample.dtype)
 
 
-def _cut(rows: Span, columns: Span, scale: int) -> tuple[Any, ...]:
-    return (..., slice(*(scale * row for row in rows)), slice(*(scale * x for x in columns)))
-
-
-def _blend_weight(length: int) -> torch.Tensor:
-    """Weights of a window's rows or columns: most in the middle, least at its ends."""
-    import torch
-
-    return torch.sin((torch.arange(length) + 0.5) * (torch.pi / length)) ** 2
+def is_tiled(pipeline: Any) -> bool:
+    """Whether the pipeline is inside `tiled_pipeline`."""
+    unet = getattr(pipeline, "unet", None)
+    return isinstance(getattr(unet, "forward", None), TiledUNetForward)

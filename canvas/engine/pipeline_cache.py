@@ -1,4 +1,4 @@
-"""The cache of loaded pipelines, kept within a memory budget."""
+"""The cache of loaded pipelines, limited by a memory budget; checks of the free memory."""
 
 from __future__ import annotations
 
@@ -10,61 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from canvas.engine import loader, system_info
 from canvas.engine.device import Device
-from canvas.engine.loader import load_pipeline, optimize_for_device, weight_files
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
 from canvas.models import addons
 from canvas.presets import uses_distilled_lora
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
-    from canvas.engine.device import Device
     from canvas.models.download import LocalModel
     from canvas.models.hub_client import Hub
     from canvas.request import GenerationRequest
-
-# What decoding a picture takes at its peak, a pixel and byte of a number.
-BYTES_PER_PIXEL = 1100
-
-
-def check_memory(request: GenerationRequest, spec: ModelSpec, device: Device) -> None:
-    """Raise OutOfMemory for a picture that the memory of this machine cannot hold.
-
-    Of the CPU only: there the system ends a program that takes too much. A GPU refuses by
-    itself, and part of what it calls used is free to us.
-    """
-    if device.name != "cpu" or _needed(request.width, request.height, device) <= (
-        free := free_device_memory(device)
-    ):
-        return
-    raise OutOfMemory(
-        LazyMessage(
-            "{size} needs {needed} of memory, {free} are free. {instead}",
-            size=f"{request.width}x{request.height}",
-            needed=f"{_needed(request.width, request.height, device) / 1e9:.2f} GB",
-            free=f"{free / 1e9:.2f} GB",
-            instead=suggest_size(request, spec, device),
-        )
-    )
-
-
-def suggest_size(request: GenerationRequest, spec: ModelSpec, device: Device) -> LazyMessage:
-    """The largest smaller size whose decoding fits into the memory that is free now."""
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    free = free_device_memory(device)
-    longer = max(request.width, request.height)
-    for side in range(longer - spec.size_step, spec.min_size - 1, -spec.size_step):
-        width, height = (
-            max(64, n * side // longer // 8 * 8) for n in (request.width, request.height)
-        )
-        if _needed(width, height, device) <= free:
-            return LazyMessage("{size} would fit.", size=f"{width}x{height}")
-    text = "Only {free} are free: close other programs or pick a smaller model."
-    return LazyMessage(text, free=f"{free / 1e9:.2f} GB")
-
-
-def _needed(width: int | None, height: int | None, device: Device) -> int:
-    return (width or 0) * (height or 0) * BYTES_PER_PIXEL * int(device.torch_dtype.itemsize)
-
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +27,15 @@ TASK_PIPELINES = {
     "inpaint": "AutoPipelineForInpainting",
 }
 # The rest is for activations, other programs and the file cache.
-SHARE_OF_CPU_MEMORY = 0.6
-SHARE_OF_GPU_MEMORY = 0.8
+CPU_MEMORY_FRACTION = 0.6
+GPU_MEMORY_FRACTION = 0.8
+# Peak memory of decoding, per pixel and per byte of the dtype.
+BYTES_PER_PIXEL = 1100
 
 
 @dataclass
 class CachedPipeline:
-    """A pipeline in memory and those that share its weights, by task and whether quick."""
+    """The pipelines that share one set of weights, by task and whether the VAE is TAESD."""
 
     local: LocalModel
     size: int  # bytes
@@ -87,11 +43,11 @@ class CachedPipeline:
 
 
 class PipelineCache:
-    """Loaded pipelines by source; the least recently used goes before the next one comes.
+    """Loaded pipelines by source, evicted in the order of least recent use.
 
-    `memory_budget` in bytes counts weights; None takes a share of what the machine has.
-    `hub` is where the extras of the modes lie. One thread loads at a time; looking
-    (`is_loaded`, `loaded`) never waits.
+    `memory_budget` limits the bytes of weights (default: a fraction of the device's memory).
+    `hub` holds the add-ons of the presets. One thread loads at a time; `is_loaded` and
+    `loaded` never wait.
     """
 
     def __init__(
@@ -110,97 +66,97 @@ class PipelineCache:
         task: str = "text_to_image",
         preset: str = "quality",
     ) -> Any:
-        """The diffusers pipeline, loaded if needed; raises ModelBroken or OutOfMemory.
+        """The diffusers pipeline for a task and preset, loaded if needed.
 
-        A failed load leaves the cache usable. The tasks of one model share its weights;
-        those for few steps are a model of their own. Raises ModelUnavailable where the
-        extras of the mode are not on this disk.
+        The tasks of a model share its weights; with a distilled LoRA it counts as another
+        model. Raises ModelCorrupted, OutOfMemory, or ModelUnavailable if an add-on of the
+        preset is missing. The cache stays usable after a failure.
         """
         if task != "text_to_image" and task not in TASK_PIPELINES:
-            raise InvalidInput("task", task, f"text_to_image, {', '.join(TASK_PIPELINES)}")
-        source, quick = cache_key(spec, preset), addons.TAESD in addons.required(preset, spec)
+            allowed = ", ".join(("text_to_image", *TASK_PIPELINES))
+            raise InvalidInput("task", task, f"one of {allowed}")
+        source, use_taesd = cache_key(spec, preset), addons.TAESD in addons.required(preset, spec)
         with self._lock:
             entry = self._by_source.get(source)
             if entry is not None and entry.local != local:
-                self.unload(spec)  # another revision of the same model
+                self.unload(spec)  # another revision of the model
                 entry = None
             entry = entry or self._load(spec, local, preset)
             self._by_source.move_to_end(source)
-            if quick and ("text_to_image", True) not in entry.variants:
+            if use_taesd and ("text_to_image", True) not in entry.variants:
                 base = entry.variants["text_to_image", False]
-                quicker = loader.with_taesd(base, hub=self._hub)
-                entry.variants["text_to_image", True] = quicker
-            if (task, quick) not in entry.variants:
-                base = entry.variants["text_to_image", quick]
-                entry.variants[task, quick] = _variant(base, task, spec)
-            return entry.variants[task, quick]
+                entry.variants["text_to_image", True] = loader.with_taesd(base, hub=self._hub)
+            if (task, use_taesd) not in entry.variants:
+                base = entry.variants["text_to_image", use_taesd]
+                entry.variants[task, use_taesd] = _for_task(base, task, spec)
+            return entry.variants[task, use_taesd]
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        """Whether the model can be used without loading."""
+        """Whether the model is in memory."""
         return cache_key(spec, preset) in self._by_source
 
     def loaded(self) -> dict[str, int]:
-        """Bytes of weights in memory by the model's source, the least recently used first."""
+        """Bytes of weights in memory by source, the least recently used first."""
         return {name: entry.size for name, entry in self._by_source.copy().items()}
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Let the model go, in every mode; False if it was not loaded."""
+        """Unload the model with all its presets; False if it was not loaded."""
         with self._lock:
-            both = {spec.name, _distilled_key(spec)}
-            sources = [source for source in self._by_source if source in both]
-            for source in sources:
-                del self._by_source[source]
+            keys = {spec.name, _distilled_key(spec)} & set(self._by_source)
+            for key in keys:
+                del self._by_source[key]
             self._release()
-            return bool(sources)
+            return bool(keys)
 
     def clear(self) -> None:
-        """Let all models go."""
+        """Unload all models."""
         with self._lock:
             self._by_source.clear()
             self._release()
 
     def _load(self, spec: ModelSpec, local: LocalModel, preset: str) -> CachedPipeline:
-        files = weight_files(local, self.device)
+        files = loader.weight_files(local, self.device)
         size = loader.estimate_bytes(files, self.device.torch_dtype.itemsize)
         self._evict_until_fits(spec, size)
         try:
-            pipeline = load_pipeline(spec, local, self.device)
+            pipeline = loader.load_pipeline(spec, local, self.device)
             if uses_distilled_lora(preset, spec):
                 loader.fuse_distilled_lora(pipeline, hub=self._hub)
         except CanvasError:
             self._release()
             raise
-        optimize_for_device(pipeline, self.device)
+        loader.optimize_for_device(pipeline, self.device)
         size = loader.bytes_in_memory(pipeline)
         entry = CachedPipeline(local, size, {("text_to_image", False): pipeline})
         self._by_source[cache_key(spec, preset)] = entry
         return entry
 
     def _evict_until_fits(self, spec: ModelSpec, size: int) -> None:
-        """Free the least recently used until `size` more bytes fit."""
-        freed = False
+        """Unload the least recently used models until `size` more bytes fit.
+
+        Raises OutOfMemory if they do not fit into the free memory even then.
+        """
         while self._by_source and (
             sum(self.loaded().values()) + size > self.memory_budget
             or size > free_device_memory(self.device)
         ):
             name, _ = self._by_source.popitem(last=False)
-            logger.info("Letting go of %s to make room for %s", name, spec.name)
+            logger.info("Unloading %s to make room for %s", name, spec.name)
             self._release()
-            freed = True
         free = free_device_memory(self.device)
-        if size > free:
-            also = ", though all other models were let go" if freed else ""
-            raise OutOfMemory(
-                f"The model {spec.key} needs {size / 1e9:.1f} GB of memory, "
-                f"{free / 1e9:.1f} GB are free{also}. {self._what_would_fit(size, free)}"
-            )
-
-    def _what_would_fit(self, size: int, free: int) -> str:
-        short = (size - free) / 1e9
-        advice = f"Close programs that hold {short:.1f} GB, or pick a smaller model."
+        if size <= free:
+            return
+        message = LazyMessage(
+            "The model {model} needs {needed} of memory, but only {free} are free. Close other "
+            "programs or choose a smaller model.",
+            model=spec.key,
+            needed=f"{size / 1e9:.1f} GB",
+            free=f"{free / 1e9:.1f} GB",
+        )
         if self.device.dtype == "float32" and size // 2 <= free:
-            advice = f"With CANVAS_DTYPE=bfloat16 it would fit. {advice}"
-        return advice
+            text = "{message} With CANVAS_DTYPE=bfloat16 it would fit."
+            message = LazyMessage(text, message=message)
+        raise OutOfMemory(message)
 
     def _release(self) -> None:
         system_info.release_memory()
@@ -210,17 +166,38 @@ class PipelineCache:
             torch.cuda.empty_cache()
 
 
+def cache_key(spec: ModelSpec, preset: str) -> str:
+    """The key of a model with that preset in `PipelineCache`."""
+    return _distilled_key(spec) if uses_distilled_lora(preset, spec) else spec.name
+
+
+def _distilled_key(spec: ModelSpec) -> str:
+    return f"{spec.name} distilled"
+
+
+def _for_task(pipeline: Any, task: str, spec: ModelSpec) -> Any:
+    import diffusers
+
+    try:
+        variant = getattr(diffusers, TASK_PIPELINES[task]).from_pipe(pipeline)
+    except ValueError as error:
+        allowed = LazyMessage("text_to_image with the model {model}", model=spec.key)
+        raise InvalidInput("task", task, allowed) from error
+    variant.set_progress_bar_config(disable=True)
+    return variant
+
+
 def default_budget(device: Device) -> int:
-    """Bytes for weights: a share of the memory that the device really has."""
+    """The default memory budget in bytes: a fraction of the device's memory."""
     if device.name == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info()[1] * SHARE_OF_GPU_MEMORY)
-    return int(system_info.total_memory() * SHARE_OF_CPU_MEMORY)
+        return int(torch.cuda.mem_get_info()[1] * GPU_MEMORY_FRACTION)
+    return int(system_info.total_memory() * CPU_MEMORY_FRACTION)
 
 
 def free_device_memory(device: Device) -> int:
-    """Bytes that can be had on the device now."""
+    """Free bytes on the device."""
     if device.name == "cuda":
         import torch
 
@@ -228,21 +205,43 @@ def free_device_memory(device: Device) -> int:
     return system_info.free_memory()
 
 
-def cache_key(spec: ModelSpec, preset: str) -> str:
-    """The name under which the cache keeps a model in that mode."""
-    return _distilled_key(spec) if uses_distilled_lora(preset, spec) else spec.name
+def check_memory(request: GenerationRequest, spec: ModelSpec, device: Device) -> None:
+    """Raise OutOfMemory if a resolved request needs more than the free memory of the CPU.
+
+    There the system kills a process that takes too much. A GPU raises an error by itself, and
+    part of the memory that it reports as used is available to torch.
+    """
+    if device.name != "cpu":
+        return
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    needed = _decoding_bytes(request.width, request.height, device)
+    free = free_device_memory(device)
+    if needed > free:
+        raise OutOfMemory(
+            LazyMessage(
+                "{size} needs {needed} of memory, but only {free} are free. {suggestion}",
+                size=f"{request.width}x{request.height}",
+                needed=f"{needed / 1e9:.2f} GB",
+                free=f"{free / 1e9:.2f} GB",
+                suggestion=suggest_size(request, spec, device),
+            )
+        )
 
 
-def _distilled_key(spec: ModelSpec) -> str:
-    return f"{spec.name} for few steps"
+def suggest_size(request: GenerationRequest, spec: ModelSpec, device: Device) -> LazyMessage:
+    """A sentence with the largest smaller size that fits into the free memory."""
+    assert request.width and request.height  # noqa: S101 - the request is resolved
+    free = free_device_memory(device)
+    longer = max(request.width, request.height)
+    for side in range(longer - spec.size_step, spec.min_size - 1, -spec.size_step):
+        width, height = (
+            max(64, n * side // longer // 8 * 8) for n in (request.width, request.height)
+        )
+        if _decoding_bytes(width, height, device) <= free:
+            return LazyMessage("{size} would fit.", size=f"{width}x{height}")
+    text = "Only {free} are free. Close other programs or choose a smaller model."
+    return LazyMessage(text, free=f"{free / 1e9:.2f} GB")
 
 
-def _variant(pipeline: Any, task: str, spec: ModelSpec) -> Any:
-    import diffusers
-
-    try:
-        variant = getattr(diffusers, TASK_PIPELINES[task]).from_pipe(pipeline)
-    except ValueError as error:
-        raise InvalidInput("task", task, f"text_to_image with the model {spec.key}") from error
-    variant.set_progress_bar_config(disable=True)
-    return variant
+def _decoding_bytes(width: int, height: int, device: Device) -> int:
+    return width * height * BYTES_PER_PIXEL * int(device.torch_dtype.itemsize)

@@ -1,4 +1,4 @@
-"""Latents to a small picture at next to no cost."""
+"""Turns latents into small preview images at little cost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-# RGB (-1 to 1) of each of the four scaled latent channels of Stable Diffusion 1, fitted by
-# the users of the Hugging Face forum, "Decoding latents to RGB without upscaling".
+# RGB (-1 to 1) of each of the four scaled latent channels of Stable Diffusion 1, from the
+# Hugging Face forum, "Decoding latents to RGB without upscaling".
 SD1_FACTORS = (
     (0.298, 0.207, 0.208),
     (0.187, 0.286, 0.173),
@@ -18,77 +18,76 @@ SD1_FACTORS = (
 )
 # RGB (0 to 255) of the unscaled latents of SDXL, from the Hugging Face blog, "Explaining
 # the SDXL latent space".
-XL_FACTORS = ((60, 60, 60), (-60, -5, 10), (25, 15, -5), (-70, -50, -35))
-XL_OFFSETS = (150, 140, 130)
-SMALL_ENOUGH_TO_DECODE = 16 * 16
-SIDE = 256
+SDXL_FACTORS = ((60, 60, 60), (-60, -5, 10), (25, 15, -5), (-70, -50, -35))
+SDXL_OFFSETS = (150, 140, 130)
+MAX_DECODED_LATENTS = 16 * 16
+PREVIEW_SIDE = 256  # pixels
 
 
 class Preview:
-    """A picture from the first latents of a batch, (1, C, H, W), on its way to the host.
+    """A preview of the first latents of a batch, (1, C, H, W), copied from the GPU asynchronously.
 
-    A tiny decoder decodes small latents outright; the four channels of Stable Diffusion
-    are mixed linearly to colours; of any other latents the first three are the colours.
-    A GPU goes on meanwhile.
+    AutoencoderTiny decodes small latents. Otherwise the four channels of Stable Diffusion are
+    converted to RGB linearly, and the first three channels of unknown latents are shown as RGB.
     """
 
     def __init__(self, latents: torch.Tensor, pipeline: Any) -> None:
         import torch
 
         self._pipeline = pipeline
-        self._decodes = _has_fast_decoder(latents, pipeline)
+        self._is_decoded = _has_fast_decoder(latents, pipeline)
         with torch.inference_mode():
             latents = latents[:1].detach()
-            found = (_decoded(latents, pipeline) if self._decodes else latents)[0].float()
-            self._values = torch.empty(found.shape, pin_memory=found.is_cuda)
-            self._values.copy_(found, non_blocking=found.is_cuda)
-        self._arrived = torch.cuda.Event() if found.is_cuda else None
-        if self._arrived:
-            self._arrived.record()
+            values = (_decode(latents, pipeline) if self._is_decoded else latents)[0].float()
+            self._values = torch.empty(values.shape, pin_memory=values.is_cuda)
+            self._values.copy_(values, non_blocking=values.is_cuda)
+        self._copied = torch.cuda.Event() if values.is_cuda else None
+        if self._copied:
+            self._copied.record()
 
     def is_ready(self) -> bool:
-        """Whether the picture can be had without waiting."""
-        return self._arrived is None or self._arrived.query()
+        """Whether `image` returns without waiting for the GPU."""
+        return self._copied is None or self._copied.query()
 
     def image(self) -> Image:
-        """A picture of about SIDE pixels."""
+        """The preview; small ones are enlarged to PREVIEW_SIDE pixels."""
         import torch
 
-        if self._arrived:
-            self._arrived.synchronize()
+        if self._copied:
+            self._copied.synchronize()
         with torch.inference_mode():
-            if self._decodes:
+            if self._is_decoded:
                 return _to_pil(self._values * 127.5 + 127.5)
             return _latents_to_rgb(self._values, self._pipeline)
 
 
-def predicted_latents(
-    noisy: torch.Tensor, output: torch.Tensor, timestep: float, scheduler: Any
+def predict_original_sample(
+    sample: torch.Tensor, model_output: torch.Tensor, timestep: float, scheduler: Any
 ) -> torch.Tensor:
-    """The clean latents that a UNet sees in `noisy`, its scaled input at that timestep.
+    """The clean latents that the UNet predicts for its scaled input `sample`.
 
-    Eq. 12 of DDIM (arXiv 2010.02502) for epsilon, appendix D of arXiv 2202.00512 for v.
+    Equation 12 of DDIM (arXiv 2010.02502) for epsilon, appendix D of arXiv 2202.00512 for v.
     """
     alphas = scheduler.alphas_cumprod
-    # Karras schedules lie between the whole timesteps, which matters little here.
+    # The timesteps of Karras schedules are fractional; rounding is accurate enough here.
     alpha = float(alphas[min(max(round(timestep), 0), len(alphas) - 1)])
     alpha = max(alpha, 1e-4)
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind == "v_prediction":
-        return alpha**0.5 * noisy - (1 - alpha) ** 0.5 * output
-    if kind == "sample":
-        return output
-    return (noisy - (1 - alpha) ** 0.5 * output) / alpha**0.5
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
+    if prediction_type == "v_prediction":
+        return alpha**0.5 * sample - (1 - alpha) ** 0.5 * model_output
+    if prediction_type == "sample":
+        return model_output
+    return (sample - (1 - alpha) ** 0.5 * model_output) / alpha**0.5
 
 
 def _has_fast_decoder(latents: torch.Tensor, pipeline: Any) -> bool:
     from diffusers import AutoencoderTiny
 
-    small = latents.shape[-1] * latents.shape[-2] <= SMALL_ENOUGH_TO_DECODE
+    small = latents.shape[-1] * latents.shape[-2] <= MAX_DECODED_LATENTS
     return small and isinstance(getattr(pipeline, "vae", None), AutoencoderTiny)
 
 
-def _decoded(latents: torch.Tensor, pipeline: Any) -> torch.Tensor:
+def _decode(latents: torch.Tensor, pipeline: Any) -> torch.Tensor:
     vae = pipeline.vae
     scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
     pixels: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
@@ -99,25 +98,26 @@ def _latents_to_rgb(latents: torch.Tensor, pipeline: Any) -> Image:
     import torch
 
     if latents.shape[0] != 4:
-        spread = latents[:3].abs().amax().clamp(min=1e-6)
-        return _to_pil(latents[:3].expand(3, -1, -1) / spread * 127.5 + 127.5)
+        maximum = latents[:3].abs().amax().clamp(min=1e-6)
+        return _to_pil(latents[:3].expand(3, -1, -1) / maximum * 127.5 + 127.5)
     if "XL" in type(pipeline).__name__:
-        plain = latents / pipeline.vae.config.scaling_factor
-        mixed = torch.einsum("chw,cr->rhw", plain, torch.tensor(XL_FACTORS, dtype=torch.float32))
-        return _to_pil(mixed + torch.tensor(XL_OFFSETS).view(3, 1, 1))
-    mixed = torch.einsum("chw,cr->rhw", latents, torch.tensor(SD1_FACTORS))
-    return _to_pil(mixed * 127.5 + 127.5)
+        unscaled = latents / pipeline.vae.config.scaling_factor
+        factors = torch.tensor(SDXL_FACTORS, dtype=torch.float32)
+        rgb = torch.einsum("chw,cr->rhw", unscaled, factors)
+        return _to_pil(rgb + torch.tensor(SDXL_OFFSETS).view(3, 1, 1))
+    rgb = torch.einsum("chw,cr->rhw", latents, torch.tensor(SD1_FACTORS))
+    return _to_pil(rgb * 127.5 + 127.5)
 
 
 def _to_pil(pixels: torch.Tensor) -> Image:
-    """A PIL picture of (3, H, W) values from 0 to 255, enlarged to about SIDE."""
+    """The PIL image of (3, H, W) values from 0 to 255, enlarged to PREVIEW_SIDE."""
     import torch
     from PIL import Image
 
     pixels = torch.nan_to_num(pixels).clamp(0, 255).to(torch.uint8)
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    factor = SIDE / max(picture.size)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    factor = PREVIEW_SIDE / max(image.size)
     if factor <= 1:
-        return picture
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+        return image
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BICUBIC)

@@ -1,21 +1,22 @@
-"""Weights inside prompts, `(word:1.3)`, `[word]`, `BREAK`, and prompts longer than 77 tokens."""
+"""Prompt weights, `(word:1.3)`, `[word]`, `BREAK`, and prompts of more than 77 tokens."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
 
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, LazyMessage
 
 if TYPE_CHECKING:
     import torch
 
 Fragments = list[tuple[str, float]]
 
-STRONGER = 1.1  # what a pair of round brackets multiplies by, and square ones divide by
+FACTORS = {"(": 1.1, "[": 1 / 1.1}  # of the weight, by bracket
+OPENING = {")": "(", "]": "["}
 MAX_WEIGHT = 10.0
-# The notation of the most used web UI: its wiki, "Features: Attention/emphasis".
-PIECE = re.compile(
+# The syntax of AUTOMATIC1111's web UI: its wiki, "Features: Attention/emphasis".
+TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]\\])|(?P<weight>:\s*[+-]?\d*\.?\d+\s*\))|(?P<bracket>[()\[\]])"
     r"|(?P<text>[^\\()\[\]:]+|.)",
     re.DOTALL,
@@ -24,72 +25,105 @@ BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 
 def parse(prompt: str) -> Fragments:
-    """The prompt as texts with their weights; brackets that are not closed reach to the end."""
-    pieces: list[list[Any]] = []
-    opened: list[tuple[str, int]] = []
+    """Texts with their weights; unclosed brackets extend to the end.
 
-    def close(bracket: str, factor: float, closing: str) -> None:
+    Raises InvalidInput for a weight outside 0 to MAX_WEIGHT.
+    """
+    fragments: list[list[Any]] = []
+    opened: list[tuple[str, int]] = []  # brackets with the index of their first fragment
+
+    def close(bracket: str, factor: float, text: str) -> None:
         if not any(kind == bracket for kind, _ in opened):
-            pieces.append([closing, 1.0])
+            fragments.append([text, 1.0])
             return
         last = max(index for index, (kind, _) in enumerate(opened) if kind == bracket)
         _, start = opened.pop(last)
-        _multiply(pieces[start:], factor)
+        multiply(start, factor)
 
-    for match in PIECE.finditer(prompt):
+    def multiply(start: int, factor: float) -> None:
+        for fragment in fragments[start:]:
+            fragment[1] *= factor
+
+    for match in TOKEN.finditer(prompt):
         bracket = match["bracket"]
         if bracket in ("(", "["):
-            opened.append((bracket, len(pieces)))
+            opened.append((bracket, len(fragments)))
         elif bracket:
-            round_one = bracket == ")"
-            close("(" if round_one else "[", STRONGER if round_one else 1 / STRONGER, bracket)
+            close(OPENING[bracket], FACTORS[OPENING[bracket]], bracket)
         elif match["weight"]:
-            close("(", _weight(match["weight"]), match["weight"])
+            close("(", _parse_weight(match["weight"]), match["weight"])
         else:
-            pieces.append([match["escaped"] or match["text"], 1.0])
+            fragments.append([match["escaped"] or match["text"], 1.0])
     for kind, start in reversed(opened):
-        _multiply(pieces[start:], STRONGER if kind == "(" else 1 / STRONGER)
-    return _join(pieces)
+        multiply(start, FACTORS[kind])
+    return _merge(fragments)
+
+
+def _parse_weight(text: str) -> float:
+    weight = float(text.strip(":)").strip())
+    if not 0 <= weight <= MAX_WEIGHT:
+        message = LazyMessage(
+            "Weights in the prompt must be from 0 to {maximum} (got {value}).",
+            maximum=f"{MAX_WEIGHT:g}",
+            value=f"{weight:g}",
+        )
+        raise InvalidInput("prompt", text, message=message)
+    return weight
+
+
+def _merge(fragments: list[list[Any]]) -> Fragments:
+    """Join neighbours of equal weight."""
+    merged: Fragments = []
+    for text, weight in fragments:
+        if merged and merged[-1][1] == weight:
+            merged[-1] = (merged[-1][0] + text, weight)
+        else:
+            merged.append((text, weight))
+    return merged or [("", 1.0)]
 
 
 def split_chunks(prompt: str) -> list[Fragments]:
-    """The fragments of each part between BREAKs; blank ones are left out."""
-    parts = [parse(part) for part in BREAK.split(prompt)]
-    filled = [[(text, weight) for text, weight in part if text.strip()] for part in parts]
-    return [part for part in filled if part] or [[("", 1.0)]]
+    """The fragments of each part between `BREAK`s, without blank ones."""
+    chunks = [parse(part) for part in BREAK.split(prompt)]
+    chunks = [[(text, weight) for text, weight in chunk if text.strip()] for chunk in chunks]
+    return [chunk for chunk in chunks if chunk] or [[("", 1.0)]]
 
 
 def strip_weights(prompt: str) -> str:
-    """The words of the prompt without the notation, for encoders that take no weights."""
+    """The prompt without the syntax of weights."""
     return " ".join("".join(text for text, _ in parse(part)) for part in BREAK.split(prompt))
 
 
 def encode_weighted_prompt(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Any]:
-    """What the pipeline takes in place of both prompts, (1, 77 n, D), of equal lengths."""
+    """The pipeline's arguments in place of both prompts: embeddings, (1, 77 n, D) each."""
     import torch
 
     encoders = [pipeline.text_encoder]
     if getattr(pipeline, "text_encoder_2", None) is not None:
         encoders.append(pipeline.text_encoder_2)
     with torch.no_grad():
-        provider = _provider(pipeline, encoders)
-        wanted, unwanted = (_embedded(provider, text) for text in (prompt, negative_prompt))
-        wanted, unwanted = _pad_embeds(provider, wanted, unwanted)
-        found = {"prompt_embeds": wanted, "negative_prompt_embeds": unwanted}
+        provider = _embeddings_provider(pipeline, encoders)
+        prompt_embeds, negative_prompt_embeds = _pad_embeds(
+            provider, *(_encode(provider, text) for text in (prompt, negative_prompt))
+        )
+        arguments = {
+            "prompt_embeds": prompt_embeds,
+            "negative_prompt_embeds": negative_prompt_embeds,
+        }
         if len(encoders) > 1:
-            found["pooled_prompt_embeds"] = _pooled(pipeline, prompt)
-            found["negative_pooled_prompt_embeds"] = _pooled(pipeline, negative_prompt)
-        return found
+            arguments["pooled_prompt_embeds"] = _encode_pooled(pipeline, prompt)
+            arguments["negative_pooled_prompt_embeds"] = _encode_pooled(pipeline, negative_prompt)
+        return arguments
 
 
 def supports_weighting(pipeline: Any) -> bool:
-    """Whether the pipeline's words go through CLIP alone, as in Stable Diffusion and SDXL."""
+    """Whether the pipeline uses CLIP text encoders only, as Stable Diffusion and SDXL do."""
     return type(pipeline).__name__.startswith("StableDiffusion") and not hasattr(
         pipeline, "text_encoder_3"
     )
 
 
-def _provider(pipeline: Any, encoders: list[Any]) -> Any:
+def _embeddings_provider(pipeline: Any, encoders: list[Any]) -> Any:
     from compel.embeddings_provider import (
         EmbeddingsProvider,
         EmbeddingsProviderMulti,
@@ -108,29 +142,30 @@ def _provider(pipeline: Any, encoders: list[Any]) -> Any:
     )
 
 
-def _embedded(provider: Any, prompt: str) -> torch.Tensor:
+def _encode(provider: Any, prompt: str) -> torch.Tensor:
     chunks = split_chunks(prompt)
-    found: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
+    prompt_embeds: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
         [[text for text, _ in chunk] for chunk in chunks],
         [[weight for _, weight in chunk] for chunk in chunks],
         device=provider.text_encoder.device,
     )
-    return found
+    return prompt_embeds
 
 
-def _pad_embeds(provider: Any, *embeddings: torch.Tensor) -> list[torch.Tensor]:
+def _pad_embeds(provider: Any, *embeds: torch.Tensor) -> list[torch.Tensor]:
+    """Append embeddings of the empty prompt until all have the same length."""
     import torch
 
-    longest = max(embedding.shape[1] for embedding in embeddings)
-    empty = _embedded(provider, "")
+    longest = max(tensor.shape[1] for tensor in embeds)
+    empty = _encode(provider, "")
     return [
-        torch.cat([embedding] + [empty] * ((longest - embedding.shape[1]) // empty.shape[1]), dim=1)
-        for embedding in embeddings
+        torch.cat([tensor] + [empty] * ((longest - tensor.shape[1]) // empty.shape[1]), dim=1)
+        for tensor in embeds
     ]
 
 
-def _pooled(pipeline: Any, prompt: str) -> torch.Tensor:
-    """The second encoder's summary of the first 77 tokens, as SDXL takes it."""
+def _encode_pooled(pipeline: Any, prompt: str) -> torch.Tensor:
+    """SDXL's pooled embedding: the second encoder's, of the first 77 tokens."""
     tokenizer, encoder = pipeline.tokenizer_2, pipeline.text_encoder_2
     tokens = tokenizer(
         strip_weights(prompt),
@@ -139,28 +174,5 @@ def _pooled(pipeline: Any, prompt: str) -> torch.Tensor:
         truncation=True,
         return_tensors="pt",
     )
-    found: torch.Tensor = encoder(tokens.input_ids.to(encoder.device)).text_embeds
-    return found
-
-
-def _weight(text: str) -> float:
-    weight = float(text.strip(":)").strip())
-    if not 0 <= weight <= MAX_WEIGHT:
-        raise InvalidInput("prompt", text, f"weights from 0 to {MAX_WEIGHT:g}")
-    return weight
-
-
-def _multiply(pieces: list[list[Any]], factor: float) -> None:
-    for piece in pieces:
-        piece[1] *= factor
-
-
-def _join(pieces: list[list[Any]]) -> Fragments:
-    """Neighbours of equal weight become one text."""
-    joined: Fragments = []
-    for text, weight in pieces:
-        if joined and joined[-1][1] == weight:
-            joined[-1] = (joined[-1][0] + text, weight)
-        else:
-            joined.append((text, weight))
-    return joined or [("", 1.0)]
+    pooled: torch.Tensor = encoder(tokens.input_ids.to(encoder.device)).text_embeds
+    return pooled

@@ -1,4 +1,4 @@
-"""What may be asked for and shown here: a filter of words, and the checker of finished pictures."""
+"""The word filter for prompts and the safety checker for generated images."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ if TYPE_CHECKING:
     from canvas.engine.device import Device
 
 LEVELS = ("off", "prompt", "full")
-CHECKER = "CompVis/stable-diffusion-safety-checker"  # that of Stable Diffusion 1, 1.2 GB
+CHECKER = "CompVis/stable-diffusion-safety-checker"  # of Stable Diffusion 1, 1.2 GB
 CHECKER_FILES = ("config.json", "preprocessor_config.json")
-CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that there is
-# What the package's list, made for chats, leaves out and pictures show.
+CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order of preference
+# Missing in the package's list, which was made for chats.
 EXTRA_BLOCKED_WORDS = ("naked", "nsfw", "topless", "undressed", "gore", "beheading")
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise Blocked, naming the words; whole words count, so "skilled" is not "kill".
+    """Raise ContentBlocked with the blocked words; whole words count, so "skilled" passes.
 
-    The negative prompt is not asked: it says what shall not be seen.
+    Do not call it with the negative prompt, which describes what must not appear.
     """
-    found = _filter().check_profanity(prompt)
-    if found["contains_profanity"]:
-        words = ", ".join(f"“{word}”" for word in dict.fromkeys(found["profane_words"]))
+    result = _word_filter().check_profanity(prompt)
+    if result["contains_profanity"]:
+        words = ", ".join(f"“{word}”" for word in dict.fromkeys(result["profane_words"]))
         raise ContentBlocked(
             LazyMessage(
-                "This prompt was stopped by the word filter because of {words}, and nothing was "
-                "made. Say it in other words; on a machine of your own, CANVAS_SAFETY=off lifts "
-                "it.",
+                "The word filter blocked this prompt because of {words}. Use other words. On your "
+                "own computer you can turn the filter off with CANVAS_SAFETY=off.",
                 words=words,
             )
         )
 
 
+@lru_cache(maxsize=1)
+def _word_filter() -> Any:
+    from glin_profanity import Filter
+
+    return Filter({"languages": ["english"], "custom_words": list(EXTRA_BLOCKED_WORDS)})
+
+
 def find_checker(*, hub: Hub | None = None) -> Path | None:
-    """The folder of the picture checker on this disk; asks no network."""
+    """The folder of the safety checker in the Hub cache; does not access the network."""
     for folder in hub_cache.snapshots(hub or Hub(), CHECKER):
         names = {path.name for path in folder.iterdir()}
         if names >= set(CHECKER_FILES) and names & set(CHECKER_WEIGHTS):
@@ -60,67 +66,67 @@ def fetch_checker(
     *,
     hub: Hub | None = None,
 ) -> Path:
-    """Download the picture checker; raises a kind of ModelUnavailable."""
+    """Download the safety checker; raises a subclass of ModelUnavailable."""
     hub = hub or Hub()
 
-    def choose(names: Iterable[str]) -> list[str]:
+    def select(names: Iterable[str]) -> list[str]:
         present = set(names)
         weights = [name for name in CHECKER_WEIGHTS if name in present]
         return [*CHECKER_FILES, *(weights or CHECKER_WEIGHTS)[:1]]
 
-    wanted = download.resolve_files(hub, CHECKER, choose, cancelled)
-    return download.fetch(hub, wanted, on_progress, cancelled)
+    plan = download.plan_files(hub, CHECKER, select, cancelled)
+    return download.download_files(hub, plan, on_progress, cancelled)
 
 
 class ImageSafetyChecker:
-    """The checker of Stable Diffusion, from a folder; it is loaded when it is first needed."""
+    """The safety checker of Stable Diffusion; loaded from `folder` at the first use.
+
+    Raises ModelCorrupted if `folder` is None.
+    """
 
     def __init__(self, device: Device, folder: Path | None) -> None:
         if folder is None:
-            raise ModelCorrupted(f"The safety checker {CHECKER} is gone from this disk; try again.")
+            raise ModelCorrupted(
+                LazyMessage("The safety checker {name} was deleted. Try again.", name=CHECKER)
+            )
         self._device = device
-        self._source = folder
-        self._parts: tuple[Any, Any] | None = None
+        self._folder = folder
+        self._loaded: tuple[Any, Any] | None = None
 
-    def check(self, picture: Image) -> None:
-        """Raise Blocked when the picture shows what is not allowed here."""
+    def check(self, image: Image) -> None:
+        """Raise ContentBlocked if the image is flagged."""
         import numpy as np
 
-        model, extractor = self._loaded()
-        pixels = extractor(picture, return_tensors="pt").pixel_values.to(self._device.name)
-        # Its second result is only those pictures blacked out, which nobody needs.
-        _, flagged = model(images=[np.asarray(picture)], clip_input=pixels)
-        if flagged[0]:
+        model, feature_extractor = self._load()
+        pixels = feature_extractor(image, return_tensors="pt").pixel_values.to(self._device.name)
+        _, has_nsfw_concepts = model(images=[np.asarray(image)], clip_input=pixels)
+        if has_nsfw_concepts[0]:
             raise ContentBlocked(
                 LazyMessage(
-                    "The picture was made and stopped by the safety checker; it was not stored. "
-                    "Another prompt or seed may help; on a machine of your own, CANVAS_SAFETY=off "
-                    "lifts it."
+                    "The safety checker blocked the generated image; it was not stored. Try "
+                    "another prompt or seed. On your own computer you can turn the checker off "
+                    "with CANVAS_SAFETY=off."
                 )
             )
 
-    def _loaded(self) -> tuple[Any, Any]:
-        if self._parts is None:
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
             from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
             from transformers import CLIPImageProcessor
 
             try:
                 with FROM_PRETRAINED_LOCK:
                     model: Any = StableDiffusionSafetyChecker.from_pretrained(
-                        self._source, local_files_only=True
+                        self._folder, local_files_only=True
                     )
-                extractor = CLIPImageProcessor.from_pretrained(self._source, local_files_only=True)
+                extractor = CLIPImageProcessor.from_pretrained(self._folder, local_files_only=True)
             except (OSError, ValueError) as error:
                 raise ModelCorrupted(
-                    f"The safety checker {CHECKER} cannot be read, so no picture can be shown. "
-                    "Delete its folder in the cache of the Hub, or set CANVAS_SAFETY=prompt."
+                    LazyMessage(
+                        "The safety checker {name} cannot be loaded, so no image can be shown. "
+                        "Delete its folder in the Hub cache, or set CANVAS_SAFETY=prompt.",
+                        name=CHECKER,
+                    )
                 ) from error
-            self._parts = model.to(self._device.name).eval(), extractor
-        return self._parts
-
-
-@lru_cache(maxsize=1)
-def _filter() -> Any:
-    from glin_profanity import Filter
-
-    return Filter({"languages": ["english"], "custom_words": list(EXTRA_BLOCKED_WORDS)})
+            self._loaded = model.to(self._device.name).eval(), extractor
+        return self._loaded

@@ -1,4 +1,4 @@
-"""Steps as they are done: the time that is left, previews now and then, and the way to stop."""
+"""The callback after each denoising step: progress, remaining time, previews, cancellation."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ if TYPE_CHECKING:
 
     from canvas.engine.unet_hooks import UNetHooks
 
-PREVIEW_INTERVAL = 0.5
-# Nobody sees more of a picture that is done sooner, and small ones would feel the cost.
-PREVIEW_DELAY = 0.25
+PREVIEW_INTERVAL = 0.5  # seconds
+# No preview of an image that is finished sooner: it would slow down small models noticeably.
+PREVIEW_DELAY = 0.25  # seconds
 PREVIEW_SHARE = 0.02  # of the time at most
-# Until the first picture is decoded, decoding is thought to take as long as this many steps.
+# Until the first image is decoded, decoding is assumed to take as long as this many steps.
 DECODE_COST_IN_STEPS = 1.5
 
 
 class StepCallback:
-    """What diffusers calls after each step (`callback_on_step_end`) of one request."""
+    """The pipeline's `callback_on_step_end` for one request."""
 
     def __init__(
         self,
         request: GenerationRequest,
-        denoiser: UNetHooks,
+        hooks: UNetHooks,
         on_step: Callable[[ProgressUpdate], None],
         cancelled: threading.Event,
     ) -> None:
         self._request = request
-        self._denoiser = denoiser
+        self._hooks = hooks
         self._on_step = on_step
         self._cancelled = cancelled
-        self._index = 0
-        self._times: list[float] = []  # when each step of the present picture was done
+        self._image_index = 0
+        self._step_times: list[float] = []  # when each step of this image ended
         self._decoding: float | None = None  # seconds
         self._next_preview = time.perf_counter() + PREVIEW_DELAY
         self._pending_preview: Preview | None = None
-        self._step_before: torch.cuda.Event | None = None
+        self._previous_step: torch.cuda.Event | None = None
 
-    def begin(self, index: int) -> None:
-        """Start with picture `index`."""
-        self._stop_if_cancelled()
-        self._index = index
-        self._times = []
-        self._pending_preview = self._step_before = None
+    def start_image(self, index: int) -> None:
+        """Call before the first step of each image."""
+        self._raise_if_cancelled()
+        self._image_index = index
+        self._step_times = []
+        self._pending_preview = self._previous_step = None
 
-    def finish(self) -> None:
-        """The present picture is decoded."""
-        if self._times:
-            self._decoding = time.perf_counter() - self._times[-1]
+    def finish_image(self) -> None:
+        """Call when the image is decoded."""
+        if self._step_times:
+            self._decoding = time.perf_counter() - self._step_times[-1]
 
     def __call__(self, pipeline: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Report the step; raises GenerationCancelled when the job was stopped."""
-        self._stop_if_cancelled()
+        """Report the step; raises GenerationCancelled."""
+        self._raise_if_cancelled()
         self._sync_previous_step(tensors["latents"])
-        self._times.append(time.perf_counter())
+        self._step_times.append(time.perf_counter())
         num_steps = int(pipeline.num_timesteps)
         self._on_step(
             ProgressUpdate(
                 step=step + 1,
                 num_steps=num_steps,
-                image_index=self._index,
+                image_index=self._image_index,
                 num_images=self._request.num_images,
                 seconds_left=self._seconds_left(num_steps),
                 preview=self._preview(pipeline, tensors) if step + 1 < num_steps else None,
@@ -77,29 +77,29 @@ class StepCallback:
         )
         return {}
 
-    def _stop_if_cancelled(self) -> None:
+    def _raise_if_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise GenerationCancelled("Stopped.")
 
     def _sync_previous_step(self, latents: torch.Tensor) -> None:
-        """Be one step ahead of a GPU and no more: it never idles, and Stop stops it soon."""
+        """Let the CPU run one step ahead of the GPU: it never idles and can be cancelled soon."""
         import torch
 
         if not latents.is_cuda:
             return
         step = torch.cuda.Event(blocking=True)
         step.record()
-        if self._step_before:
-            self._step_before.synchronize()
-        self._step_before = step
+        if self._previous_step:
+            self._previous_step.synchronize()
+        self._previous_step = step
 
     def _seconds_left(self, num_steps: int) -> float | None:
-        if len(self._times) < 2:  # the first step holds the text encoder and first-time work
+        if len(self._step_times) < 2:  # the first step includes text encoding and warm-up
             return None
-        step_time = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        step_time = (self._step_times[-1] - self._step_times[0]) / (len(self._step_times) - 1)
         decoding = DECODE_COST_IN_STEPS * step_time if self._decoding is None else self._decoding
-        images_after = self._request.num_images - self._index - 1
-        steps = num_steps - len(self._times) + images_after * num_steps
+        images_after = self._request.num_images - self._image_index - 1
+        steps = num_steps - len(self._step_times) + images_after * num_steps
         return steps * step_time + (images_after + 1) * decoding
 
     def _preview(self, pipeline: Any, tensors: dict[str, Any]) -> Image | None:
@@ -107,7 +107,7 @@ class StepCallback:
         if self._pending_preview is None:
             if started < self._next_preview:
                 return None
-            latents = self._denoiser.predict_x0()
+            latents = self._hooks.predict_x0()
             if latents is None and tensors["latents"].ndim == 4:
                 latents = tensors["latents"]
             if latents is None:
@@ -115,8 +115,7 @@ class StepCallback:
             self._pending_preview = Preview(latents, pipeline)
         if not self._pending_preview.is_ready():
             return None
-        preview, self._pending_preview = self._pending_preview.image(), None
+        image, self._pending_preview = self._pending_preview.image(), None
         now = time.perf_counter()
-        pause = max(PREVIEW_INTERVAL, (now - started) / PREVIEW_SHARE)
-        self._next_preview = now + pause
-        return preview
+        self._next_preview = now + max(PREVIEW_INTERVAL, (now - started) / PREVIEW_SHARE)
+        return image

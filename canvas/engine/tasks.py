@@ -1,11 +1,10 @@
-"""Runs a request of any task on a loaded pipeline."""
+"""Runs a request of any task on a loaded pipeline, and post-processes the images."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from canvas.engine.generate import GenerationInputs, generate
 from canvas.engine.image_io import add_watermark
@@ -14,31 +13,23 @@ from canvas.engine.safety import ImageSafetyChecker
 from canvas.engine.upscale import LoadedPipeline, run_upscale
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
-if TYPE_CHECKING:
-    import threading
-
 
 def run_task(
     request: GenerationRequest,
-    materials: GenerationInputs,
+    inputs: GenerationInputs,
     model: LoadedPipeline | None,
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
 ) -> Generator[GeneratedImage]:
-    """The pictures of a resolved request, by a loaded model where it needs one."""
+    """Yield the images of a resolved request; `model` is None if it needs no model."""
     if model is None:
-        picture = materials.images["image"]
-        yield run_upscale(request, picture, on_step=on_step, cancelled=cancelled)
+        image = inputs.images["image"]
+        yield run_upscale(request, image, on_step=on_step, cancelled=cancelled)
         return
-    with applied_loras(model.pipeline, materials.loras):
+    with applied_loras(model.pipeline, inputs.loras):
         if request.task == "upscale":
-            yield run_upscale(
-                request,
-                materials.images["image"],
-                on_step=on_step,
-                cancelled=cancelled,
-                redrawing=model,
-            )
+            image = inputs.images["image"]
+            yield run_upscale(request, image, on_step=on_step, cancelled=cancelled, model=model)
             return
         yield from generate(
             model.pipeline,
@@ -48,14 +39,14 @@ def run_task(
             on_step=on_step,
             cancelled=cancelled,
             model_revision=model.model_revision,
-            pictures=materials.images,
+            images=inputs.images,
         )
 
 
-def postprocess(picture: GeneratedImage, checker: ImageSafetyChecker | None) -> GeneratedImage:
-    """Have the picture checked, and mark it if wished; raises Blocked."""
-    assert picture.image is not None  # noqa: S101 - it was just made
+def postprocess(image: GeneratedImage, checker: ImageSafetyChecker | None) -> GeneratedImage:
+    """Check the image and add the request's watermark; raises ContentBlocked."""
+    assert image.image is not None  # noqa: S101 - it has just been generated
     if checker is not None:
-        checker.check(picture.image)
-    text = picture.request.watermark
-    return replace(picture, image=add_watermark(picture.image, text)) if text else picture
+        checker.check(image.image)
+    text = image.request.watermark
+    return replace(image, image=add_watermark(image.image, text)) if text else image

@@ -1,4 +1,4 @@
-"""The denoising model of a pipeline during one run: float32 around it, a fresh scheduler."""
+"""Hooks on a pipeline's UNet, and a scheduler of its own, for the denoising of one image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.preview import predicted_latents
+from canvas.engine.preview import predict_original_sample
 from canvas.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -14,50 +14,50 @@ if TYPE_CHECKING:
 
 
 def round_up_size(pipeline: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size in pixels of at least `size` that whole latents make."""
+    """The size in pixels, rounded up to multiples of the VAE scale factor."""
     scale = getattr(pipeline, "vae_scale_factor", 8)
     width, height = (-(-side // scale) * scale for side in size)
     return width, height
 
 
 class UNetHooks:
-    """Keeps the latents in float32 around a UNet of fewer bits, and its last prediction.
+    """Keeps the latents in float32 outside a 16-bit UNet, and remembers its last prediction.
 
-    The rounding of sixteen bits then happens once a step inside the UNet and does not
-    add up over the steps. Pipelines without a UNet are left as they are.
+    Rounding errors then occur only inside the UNet and do not accumulate over the steps.
+    Pipelines without a UNet are not changed.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         self._unet: Any = getattr(pipeline, "unet", None)
-        # Diffusers looks for it in all modules, which takes as long as a layer of a small model.
+        # Cached: diffusers' property searches all modules, as slow as a layer of a small model.
         self._dtype = self._unet.dtype if self._unet is not None else None
-        self._seen: tuple[Any, Any] | None = None
+        self._input: tuple[Any, Any] | None = None  # sample, timestep
         self._output: Any = None
 
     @property
     def has_unet(self) -> bool:
-        """Whether noise in the layout of a UNet can be handed to the pipeline."""
+        """Whether the pipeline accepts latents in the layout of a UNet."""
         return self._unet is not None
 
     @contextmanager
     def attached(self) -> Iterator[UNetHooks]:
-        """Hook into the UNet for the time of the block."""
-        hooks: list[Any] = []
+        """Attach the hooks inside the block."""
+        handles: list[Any] = []
         if self._unet is not None:
-            hooks = [
+            handles = [
                 self._unet.register_forward_pre_hook(self._before, with_kwargs=True),
                 self._unet.register_forward_hook(self._after),
             ]
         try:
             yield self
         finally:
-            for hook in hooks:
-                hook.remove()
-            self._seen = self._output = None
+            for handle in handles:
+                handle.remove()
+            self._input = self._output = None
 
-    def noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-        """The first latents, drawn as diffusers draws them in float32 on the CPU."""
+    def make_noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+        """The initial latents, (1, C, H, W) in float32 on the CPU, as diffusers makes them."""
         import torch
 
         scale = self._pipeline.vae_scale_factor
@@ -66,30 +66,31 @@ class UNetHooks:
         return torch.randn(shape, generator=generator, dtype=torch.float32)
 
     def predict_x0(self) -> torch.Tensor | None:
-        """The clean latents that the UNet saw in its last step, guidance included."""
-        if self._seen is None or self._output is None:
+        """The clean latents predicted in the last step, including classifier-free guidance."""
+        if self._input is None or self._output is None:
             return None
-        noisy, timestep = self._seen
-        output = self._output
-        if len(output) == 2:
-            without, wanted = output.chunk(2)
-            output = without + self._pipeline.guidance_scale * (wanted - without)
-        # Inpainting models see the mask and the masked picture in further channels.
-        noisy = noisy[:1, : output.shape[1]]
-        return predicted_latents(noisy, output, float(timestep), self._pipeline.scheduler)
+        sample, timestep = self._input
+        noise_pred = self._output
+        if len(noise_pred) == 2:
+            uncond, cond = noise_pred.chunk(2)
+            noise_pred = uncond + self._pipeline.guidance_scale * (cond - uncond)
+        # Inpainting models get the mask and the masked image in additional channels.
+        sample = sample[:1, : noise_pred.shape[1]]
+        scheduler = self._pipeline.scheduler
+        return predict_original_sample(sample, noise_pred, float(timestep), scheduler)
 
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
-        noisy, timestep, *others = args
-        self._seen = (noisy, timestep)
-        return (noisy.to(self._dtype), _to_device(noisy, timestep), *others), kwargs
+        sample, timestep, *others = args
+        self._input = (sample, timestep)
+        return (sample.to(self._dtype), _to_device(timestep, sample), *others), kwargs
 
     def _after(self, _: Any, __: Any, result: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
         self._output = result[0].float()
         return (self._output, *result[1:])
 
 
-def _to_device(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """The timestep on the sample's device: filled in there, as a copy would wait for a GPU."""
+def _to_device(timestep: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """The timestep on the sample's device; filled in there, because a copy would synchronize."""
     if sample.device == timestep.device:
         return timestep
     return sample.new_full((1,), float(timestep))
@@ -97,36 +98,36 @@ def _to_device(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def temporary_scheduler(pipeline: Any, name: str, num_inference_steps: int) -> Iterator[None]:
-    """Put a new scheduler on the pipeline for one picture; the model's own comes back after it.
+    """Use a new scheduler, made from the model's configuration, inside the block.
 
-    It is made from the model's own configuration, so no state of an earlier run leaks in.
+    A new one has no state of earlier images.
     """
-    own = pipeline.scheduler
-    if name in SCHEDULERS and hasattr(own, "alphas_cumprod"):
-        pipeline.scheduler = build_scheduler(own.config, name, num_inference_steps)
+    original = pipeline.scheduler
+    if name in SCHEDULERS and hasattr(original, "alphas_cumprod"):
+        pipeline.scheduler = build_scheduler(original.config, name, num_inference_steps)
         _pin_timesteps_to_cpu(pipeline.scheduler)
     try:
         yield
     finally:
-        pipeline.scheduler = own
+        pipeline.scheduler = original
 
 
 def _pin_timesteps_to_cpu(scheduler: Any) -> None:
-    """Let its timesteps lie where the rest of it is, so that a step need not wait for a GPU."""
-    usual = scheduler.set_timesteps
+    """Keep the timesteps on the CPU like the rest of the scheduler: steps need not wait then."""
+    original = scheduler.set_timesteps
 
     def set_timesteps(*args: Any, device: Any = None, **options: Any) -> None:
-        usual(*args, device="cpu", **options)
+        original(*args, device="cpu", **options)
 
     scheduler.set_timesteps = set_timesteps
 
 
 def build_scheduler(config: Any, name: str, num_inference_steps: int) -> Any:
-    """A scheduler of that name from a model's scheduler configuration."""
+    """A scheduler of SCHEDULERS from a model's scheduler configuration."""
     import diffusers
 
     spec = SCHEDULERS[name]
     options: dict[str, Any] = dict(spec.options)
-    if name == "LCM":  # its teacher must have had at least as many steps
+    if name == "LCM":  # it requires at least as many original steps
         options["original_inference_steps"] = max(50, num_inference_steps)
     return getattr(diffusers, spec.class_name).from_config(config, **options)

@@ -1,4 +1,4 @@
-"""The way of one picture through enlarging: by a network alone, or drawn anew by a model."""
+"""Runs upscale requests: with Lanczos or a super-resolution model, or by tiled diffusion."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from canvas.engine.multidiffusion import tile_count, tiled_pipeline
 from canvas.engine.optimizations import deepcache
 from canvas.engine.super_resolution import upscale_image
 from canvas.engine.unet_hooks import round_up_size
-from canvas.errors import GenerationCancelled, InvalidInput
+from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage
 from canvas.presets import PRESETS
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """What draws anew: a pipeline that starts from pictures, of that model, on that device."""
+    """A diffusers pipeline with its model and device."""
 
     pipeline: Any
     spec: ModelSpec
@@ -35,84 +35,84 @@ class LoadedPipeline:
 
 def run_upscale(
     request: GenerationRequest,
-    picture: Image.Image,
+    image: Image.Image,
     *,
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
-    redrawing: LoadedPipeline | None = None,
+    model: LoadedPipeline | None = None,
 ) -> GeneratedImage:
-    """The enlarged picture of a resolved request; `redrawing` where it asks for detail.
+    """Upscale the image of a resolved request; `model` is for the upscaler `detail`.
 
-    Raises GenerationCancelled within one window, or one tile of a network.
+    Raises GenerationCancelled within one tile.
     """
     assert request.width and request.height  # noqa: S101 - the request is resolved
     started = time.perf_counter()
     size = (request.width // request.scale, request.height // request.scale)
-    small = resize_to_fit(
-        flatten_alpha(picture, request.fill_color), size, request.resize_mode, request.fill_color
+    image = resize_to_fit(
+        flatten_alpha(image, request.fill_color), size, request.resize_mode, request.fill_color
     )
     if cancelled.is_set():
         raise GenerationCancelled("Stopped.")
-    if redrawing is None:
-        pace = EtaEstimator()
-        image = upscale_image(
-            *(small, request.scale, request.upscaler),
-            on_tile=lambda done, total: on_step(pace.step(done, total)),
+    if model is None:
+        progress = EtaEstimator()
+        upscaled = upscale_image(
+            *(image, request.scale, request.upscaler),
+            on_tile=lambda done, total: on_step(progress.update(done, total)),
             cancelled=cancelled,
         )
     else:
-        image = _upscale_diffusion(request, small, redrawing, on_step, cancelled)
+        upscaled = _upscale_diffusion(request, image, model, on_step, cancelled)
     return GeneratedImage(
         request=request,
         enhanced_prompt=request.prompt,
         generation_time=time.perf_counter() - started,
-        device=redrawing.device.name if redrawing else "cpu",
-        dtype=redrawing.device.dtype if redrawing else "float32",
-        model_revision=redrawing.model_revision if redrawing else "",
-        image=image,
+        device=model.device.name if model else "cpu",
+        dtype=model.device.dtype if model else "float32",
+        model_revision=model.model_revision if model else "",
+        image=upscaled,
     )
 
 
 def _upscale_diffusion(
     request: GenerationRequest,
-    small: Image.Image,
-    redrawing: LoadedPipeline,
+    image: Image.Image,
+    model: LoadedPipeline,
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
 ) -> Image.Image:
-    """The picture enlarged plainly, then drawn anew at the model's own size, part by part."""
-    pipeline, spec = redrawing.pipeline, redrawing.spec
+    """Upscale with Lanczos, then redraw the image in tiles of the model's resolution."""
+    pipeline, spec = model.pipeline, model.spec
     if getattr(pipeline, "unet", None) is None:
-        raise InvalidInput("upscaler", "detail", f"lanczos or a network with {spec.key}")
-    larger = upscale_image(small, request.scale, "lanczos")
-    size = round_up_size(pipeline, larger.size)
-    number = tile_count(size, spec.resolution, pipeline.vae_scale_factor)
-    windows = TileProgress(pipeline, number, on_step, cancelled)
-    passes = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
-    forwards = deepcache.make_forwards(pipeline.unet, passes, number)
-    with tiled_pipeline(pipeline, spec.resolution, forwards, windows):
-        [made] = generate(
+        allowed = LazyMessage("another one than detail with the model {model}", model=spec.key)
+        raise InvalidInput("upscaler", "detail", allowed)
+    upscaled = upscale_image(image, request.scale, "lanczos")
+    size = round_up_size(pipeline, upscaled.size)
+    num_tiles = tile_count(size, spec.resolution, pipeline.vae_scale_factor)
+    progress = TileProgress(pipeline, num_tiles, on_step, cancelled)
+    schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
+    forwards = deepcache.make_forwards(pipeline.unet, schedule, num_tiles)
+    with tiled_pipeline(pipeline, spec.resolution, forwards, progress.on_tile):
+        [result] = generate(
             pipeline,
-            # What the mode keeps from step to step, each window keeps for itself.
-            replace(request, preset="quality"),
+            replace(request, preset="quality"),  # each tile has its own DeepCache
             spec=spec,
-            device=redrawing.device,
-            on_step=windows.on_step,
+            device=model.device,
+            on_step=progress.on_step,
             cancelled=cancelled,
-            pictures={"image": larger},
+            images={"image": upscaled},
         )
-    assert made.image is not None  # noqa: S101 - it was just made
-    return made.image
+    assert result.image is not None  # noqa: S101 - it has just been generated
+    return result.image
 
 
 class EtaEstimator:
-    """How long the rest of many equal parts takes, from the first that was told on."""
+    """Estimates the remaining time of many equal steps from the first reported one on."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
-    def step(self, done: int, total: int, preview: Image.Image | None = None) -> ProgressUpdate:
-        """So many parts are done."""
+    def update(self, done: int, total: int, preview: Image.Image | None = None) -> ProgressUpdate:
+        """The progress after `done` of `total` steps."""
         now, left = time.perf_counter(), None
         if self._first is None:
             self._first = done, now
@@ -122,32 +122,32 @@ class EtaEstimator:
 
 
 class TileProgress:
-    """Tells progress in windows, of which every step of a large picture has so many."""
+    """Reports progress in tiles; every denoising step of a large image has `num_tiles`."""
 
     def __init__(
         self,
         pipeline: Any,
-        number: int,
+        num_tiles: int,
         on_step: Callable[[ProgressUpdate], None],
         cancelled: threading.Event,
     ) -> None:
         self._pipeline = pipeline
-        self._number = number
+        self._num_tiles = num_tiles
         self._on_step = on_step
         self._cancelled = cancelled
-        self._pace = EtaEstimator()
+        self._eta = EtaEstimator()
 
-    def __call__(self, done: int) -> None:
-        """One more window is done; raises GenerationCancelled when the job was stopped."""
+    def on_tile(self, done: int) -> None:
+        """Report a tile; raises GenerationCancelled."""
         if self._cancelled.is_set():
             raise GenerationCancelled("Stopped.")
-        if done % self._number:  # the last one of a step is told with the step
-            self._tell(done)
+        if done % self._num_tiles:  # the last tile of a step is reported by on_step
+            self._report(done)
 
     def on_step(self, step: ProgressUpdate) -> None:
-        """A step of the whole picture is done."""
-        self._tell(step.step * self._number, step.preview)
+        """Report a denoising step of the whole image."""
+        self._report(step.step * self._num_tiles, step.preview)
 
-    def _tell(self, done: int, preview: Image.Image | None = None) -> None:
-        total = self._pipeline.num_timesteps * self._number
-        self._on_step(self._pace.step(done, total, preview))
+    def _report(self, done: int, preview: Image.Image | None = None) -> None:
+        total = self._pipeline.num_timesteps * self._num_tiles
+        self._on_step(self._eta.update(done, total, preview))

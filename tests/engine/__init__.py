@@ -1,1 +1,1 @@
-"""Tests of the wing that makes pictures."""
+"""Tests of canvas.engine."""

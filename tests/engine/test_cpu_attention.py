@@ -1,4 +1,4 @@
-"""Tiled attention gives what the usual attention gives."""
+"""Chunked attention gives the same result as the original processor."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from canvas.engine.optimizations.cpu_attention import (
 )
 
 
-class Counting(AttnProcessor2_0):
-    """The usual processor, counting its calls."""
+class CountingProcessor(AttnProcessor2_0):
+    """The original processor, counting its calls."""
 
     calls = 0
 
@@ -33,29 +33,31 @@ def attention() -> Attention:
 
 @pytest.mark.parametrize("tokens", [512, 2 * QUERY_CHUNK + 88])
 @torch.no_grad()
-def test_tiles_give_the_usual_result(attention: Attention, tokens: int) -> None:
+def test_chunks_give_the_original_result(attention: Attention, tokens: int) -> None:
     hidden = torch.randn(2, tokens, 32)
     expected = attention(hidden)
-    usual = Counting()
-    attention.set_processor(ChunkedAttnProcessor(usual))
+    original = CountingProcessor()
+    attention.set_processor(ChunkedAttnProcessor(original))
     torch.testing.assert_close(attention(hidden), expected, atol=1e-5, rtol=1e-4)
-    assert usual.calls == 0
+    assert original.calls == 0
 
 
 @torch.no_grad()
-def test_words_and_few_tokens_go_the_usual_way(attention: Attention) -> None:
-    usual = Counting()
-    attention.set_processor(ChunkedAttnProcessor(usual))
+def test_cross_attention_and_short_sequences_use_the_original_processor(
+    attention: Attention,
+) -> None:
+    original = CountingProcessor()
+    attention.set_processor(ChunkedAttnProcessor(original))
     attention(torch.randn(1, 600, 32), encoder_hidden_states=torch.randn(1, 7, 32))
     attention(torch.randn(1, 100, 32))
-    assert usual.calls == 2
+    assert original.calls == 2
 
 
-def test_only_where_it_is_faster(tiny_folder: Any) -> None:
+def test_enabled_only_in_bfloat16_without_amx(tiny_folder: Any) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_folder)
-    assert not enable_chunked_attention(pipeline), "float32 goes the usual way"
+    assert not enable_chunked_attention(pipeline), "float32 uses the original"
     assert not enable_chunked_attention(object())
     pipeline.to(dtype=torch.bfloat16)
     amx = torch.cpu._is_amx_tile_supported()

@@ -1,4 +1,4 @@
-"""Shortcuts through the UNet: exact where they must be, close where they may be."""
+"""DeepCache and guidance caching: exact where they must be, close elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from canvas.presets import PRESETS
 
 
 class Pipeline:
-    """What `apply_deepcache` needs of a pipeline: its UNet."""
+    """A pipeline with nothing but a UNet."""
 
     def __init__(self, unet: Any) -> None:
         self.unet = unet
@@ -47,56 +47,55 @@ SHAPES = [(2, 1, True), (2, 2, True), (3, 1, False), (4, 2, True), (1, 2, False)
 
 
 @pytest.mark.parametrize(("blocks", "layers", "cross_attention"), SHAPES)
-@pytest.mark.parametrize("kept", [1, 2, 9])
+@pytest.mark.parametrize("branch_depth", [1, 2, 9])
 @torch.no_grad()
-def test_a_cached_pass_on_the_same_input_gives_the_same_output(
-    blocks: int, layers: int, cross_attention: bool, kept: int
+def test_cached_step_equals_full_step_for_the_same_input(
+    blocks: int, layers: int, cross_attention: bool, branch_depth: int
 ) -> None:
-    """Nothing changed since the full pass, so leaving out the deep layers changes nothing."""
     unet = make_unet(blocks, layers, cross_attention=cross_attention)
-    sample, words = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
-    expected = unet(sample, 500, words, return_dict=False)[0]
+    sample, embeds = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
+    expected = unet(sample, 500, embeds, return_dict=False)[0]
     for kind in (CACHED, COND_ONLY):
-        with apply_deepcache(Pipeline(unet), [FULL, kind], layers=kept):
-            first = unet(sample, 500, encoder_hidden_states=words, return_dict=False)[0]
-            second = unet(sample, 500, encoder_hidden_states=words, return_dict=False)[0]
+        with apply_deepcache(Pipeline(unet), [FULL, kind], branch_depth=branch_depth):
+            first = unet(sample, 500, encoder_hidden_states=embeds, return_dict=False)[0]
+            second = unet(sample, 500, encoder_hidden_states=embeds, return_dict=False)[0]
         assert torch.equal(first, expected)
         torch.testing.assert_close(second, expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_a_cached_pass_sees_the_new_input() -> None:
+def test_cached_step_uses_the_new_input() -> None:
     unet = make_unet()
-    sample, words = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16)
+    sample, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16)
     with apply_deepcache(Pipeline(unet), [FULL, CACHED, CACHED]):
         first, second, third = (
-            unet(sample + change, 500, words, return_dict=False)[0] for change in (0, 0.1, 0.2)
+            unet(sample + offset, 500, embeds, return_dict=False)[0] for offset in (0, 0.1, 0.2)
         )
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
-    exact = unet(sample + 0.1, 500, words, return_dict=False)[0]
+    exact = unet(sample + 0.1, 500, embeds, return_dict=False)[0]
     assert (second - exact).abs().mean() < (first - exact).abs().mean()
 
 
 @torch.no_grad()
-def test_without_guidance_there_is_one_picture_in_the_batch() -> None:
+def test_batch_size_is_one_without_guidance() -> None:
     unet = make_unet()
-    sample, words = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16)
+    sample, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16)
     with apply_deepcache(Pipeline(unet), [FULL, COND_ONLY, CACHED]):
-        shapes = {unet(sample, 500, words, return_dict=False)[0].shape for _ in range(4)}
+        shapes = {unet(sample, 500, embeds, return_dict=False)[0].shape for _ in range(4)}
     assert shapes == {sample.shape}
 
 
 @torch.no_grad()
-def test_guidance_that_was_never_seen_needs_a_full_pass() -> None:
+def test_first_step_is_full_if_nothing_is_cached() -> None:
     unet = make_unet()
-    sample, words = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
-    expected = unet(sample, 500, words, return_dict=False)[0]
+    sample, embeds = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
+    expected = unet(sample, 500, embeds, return_dict=False)[0]
     with apply_deepcache(Pipeline(unet), [CACHED]):
-        assert torch.equal(unet(sample, 500, words, return_dict=False)[0], expected)
+        assert torch.equal(unet(sample, 500, embeds, return_dict=False)[0], expected)
 
 
-def test_the_model_is_as_before_after_a_run_and_after_a_failure() -> None:
+def test_unet_is_restored_after_a_failure() -> None:
     unet = make_unet()
     with pytest.raises(RuntimeError), apply_deepcache(Pipeline(unet), [FULL, CACHED]):
         assert "forward" in vars(unet)
@@ -105,7 +104,7 @@ def test_the_model_is_as_before_after_a_run_and_after_a_failure() -> None:
     assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
-def test_models_of_another_kind_are_left_alone() -> None:
+def test_other_denoisers_are_not_changed() -> None:
     layer = torch.nn.Linear(2, 2)
     with apply_deepcache(Pipeline(layer), [FULL, CACHED]):
         assert "forward" not in vars(layer)
@@ -113,18 +112,18 @@ def test_models_of_another_kind_are_left_alone() -> None:
         pass
 
 
-def test_quality_computes_everything() -> None:
+def test_quality_schedule_is_full() -> None:
     assert cache_schedule(PRESETS["quality"], 20) == [FULL] * 20
 
 
 @pytest.mark.parametrize("preset", ["balanced", "turbo"])
 @pytest.mark.parametrize("steps", [1, 2, 4, 15, 20, 50])
-def test_plans_begin_in_full_and_lose_guidance_at_the_end(preset: str, steps: int) -> None:
-    passes = cache_schedule(PRESETS[preset], steps)
-    assert len(passes) == steps
-    assert passes[0] == FULL
-    assert passes.count(CACHED) <= steps / 2
+def test_schedules_start_full_and_end_without_guidance(preset: str, steps: int) -> None:
+    schedule = cache_schedule(PRESETS[preset], steps)
+    assert len(schedule) == steps
+    assert schedule[0] == FULL
+    assert schedule.count(CACHED) <= steps / 2
     if steps >= 15:
-        assert set(passes) == {FULL, COND_ONLY, CACHED}
-        first_unguided = passes.index(COND_ONLY)
-        assert FULL not in passes[first_unguided:]
+        assert set(schedule) == {FULL, COND_ONLY, CACHED}
+        first_unguided = schedule.index(COND_ONLY)
+        assert FULL not in schedule[first_unguided:]

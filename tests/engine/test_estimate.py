@@ -1,30 +1,40 @@
-"""Seconds of a picture before one like it was timed."""
+"""Estimates from the speed of the device and from the generation times of earlier images."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from canvas import MODELS, GenerationRequest
 from canvas.engine.device import Device
-from canvas.engine.estimate import DECODING, LITTLE_DECODING, estimate_seconds
+from canvas.engine.estimate import (
+    SMALL_MODEL_DECODING,
+    VAE_DECODING,
+    estimate_duration,
+    estimate_seconds,
+)
+from canvas.history.database import Database
+from canvas.request import GeneratedImage
 
-CPU = Device("cpu", "float32", "", gigaflops=100.0)
+CPU = Device("cpu", "float32", "", gflops=100.0)
+STARTER = MODELS["starter"]
 
 
 def seconds(model_key: str, device: Device = CPU, **options: Any) -> float:
     spec = MODELS[model_key]
     request = GenerationRequest("a fox", model_key=model_key, **options).with_defaults(spec)
-    found = estimate_seconds(request, spec, device)
-    assert found is not None
-    return found
+    estimated = estimate_seconds(request, spec, device)
+    assert estimated is not None
+    return estimated
 
 
-def test_size_guidance_and_speed_count() -> None:
+def test_estimate_depends_on_size_guidance_and_speed() -> None:
     whole = seconds("small")
-    decoding = 512 * 512 * DECODING / (100 * 0.7)
+    decoding = 512 * 512 * VAE_DECODING / (100 * 0.7)
     unguided = seconds("small", guidance_scale=1)
     assert unguided - decoding == pytest.approx((whole - decoding) / 2)
     assert seconds("small", width=256, height=256) == pytest.approx(whole / 4)
@@ -32,49 +42,90 @@ def test_size_guidance_and_speed_count() -> None:
     assert seconds("starter") < whole / 50
 
 
-def test_a_small_model_takes_time_for_its_layers_however_fast_the_machine() -> None:
+def test_kernel_launches_dominate_small_models_on_a_fast_device() -> None:
     device = replace(CPU, gigaflops=1e9, layer_seconds=1e-5)
     quality, balanced, turbo = (
         seconds("starter", device, preset=preset) for preset in ("quality", "balanced", "turbo")
     )
     assert quality > balanced > turbo > 0.01
     twice = seconds("starter", device, num_inference_steps=8)
-    assert 1.5 * quality < twice < 2 * quality, "the words are read once"
+    assert 1.5 * quality < twice < 2 * quality, "prompts are encoded once"
 
 
-def test_shortcuts_of_the_mode_count() -> None:
-    """With guidance a whole step is two passes: 7 such steps, 1 unguided, 7 short ones of 15."""
+def test_estimate_depends_on_the_preset() -> None:
+    """Of 15 steps 7 are full, with two UNet calls each, one is conditional and 7 are cached."""
     whole = seconds("small")
     assert 0.3 < seconds("small", preset="balanced") / whole < 0.6
     turbo = seconds("small", preset="turbo")
-    assert whole / 20 < turbo < whole / 10, "4 of 40 passes, and a tiny decoder"
+    assert whole / 20 < turbo < whole / 10, "4 of 40 UNet calls, and a tiny VAE"
 
 
-def test_enlarging_with_detail_counts_its_windows_with_their_overlap() -> None:
-    larger = {"task": "upscale", "image": "a.png", "upscaler": "detail", "scale": 2}
+def test_upscaling_with_detail_counts_overlapping_tiles() -> None:
+    options = {"task": "upscale", "image": "a.png", "upscaler": "detail", "scale": 2}
     one, four = (
-        seconds("starter", width=side, height=side, **larger)
-        for side in (MODELS["starter"].resolution, MODELS["starter"].resolution * 2)
+        seconds("starter", width=side, height=side, **options)
+        for side in (STARTER.resolution, STARTER.resolution * 2)
     )
-    decoding = MODELS["starter"].resolution ** 2 * LITTLE_DECODING / (100 * 0.7)
+    decoding = STARTER.resolution**2 * SMALL_MODEL_DECODING / (100 * 0.7)
     assert four - 4 * decoding == pytest.approx(9 * (one - decoding))
 
 
-def test_nothing_is_said_of_what_was_not_measured() -> None:
+def test_estimate_is_none_without_the_speed_of_the_device() -> None:
     spec, request = MODELS["small"], GenerationRequest("a fox", model_key="small")
     unknown = replace(CPU, gigaflops=None)
     assert estimate_seconds(request.with_defaults(spec), spec, unknown) is None
 
 
-def test_the_catalogue_tells_what_the_built_in_model_computes() -> None:
+def test_catalog_has_the_gflops_of_the_built_in_model() -> None:
     from diffusers import UNet2DConditionModel
     from torch import no_grad, tensor, zeros
     from torch.utils.flop_counter import FlopCounterMode
 
-    unet = UNet2DConditionModel.from_pretrained(MODELS["starter"].name, subfolder="unet")
+    unet = UNet2DConditionModel.from_pretrained(STARTER.name, subfolder="unet")
     config = unet.config
     sample = zeros(1, config.in_channels, config.sample_size, config.sample_size)
     with no_grad(), FlopCounterMode(display=False) as counter:
         unet(sample, tensor(1), zeros(1, 77, config.cross_attention_dim))
-    counted = counter.get_total_flops() / 1e9
-    assert MODELS["starter"].gflops_per_step == pytest.approx(counted, rel=0.1)
+    gflops = counter.get_total_flops() / 1e9
+    assert STARTER.gflops_per_step == pytest.approx(gflops, rel=0.1)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "ai_images.db")
+    yield database
+    database.close()
+
+
+def make_request(**options: Any) -> GenerationRequest:
+    return GenerationRequest("a fox", seed=1, **options).with_defaults(STARTER)
+
+
+def save(database: Database, request: GenerationRequest, seconds: float) -> None:
+    image = GeneratedImage(request, "a fox", seconds, "cpu", "float32")
+    database.save_image(replace(image, filename="a.png", filepath="a.png"))
+
+
+def duration(database: Database, request: GenerationRequest, device: Device = CPU) -> float | None:
+    return estimate_duration(request, STARTER, device, database.seconds_per_step)
+
+
+def test_without_history_the_speed_of_the_device_is_used(database: Database) -> None:
+    request = make_request()
+    assert duration(database, request) == estimate_seconds(request, STARTER, CPU)
+    assert duration(database, request, replace(CPU, gflops=None)) is None
+
+
+def test_generation_times_count_for_each_image(database: Database) -> None:
+    save(database, make_request(), 3.0)
+    assert duration(database, make_request()) == pytest.approx(3.0)
+    assert duration(database, make_request(num_images=4)) == pytest.approx(12.0)
+
+
+def test_generation_times_of_another_preset_correct_the_estimate(database: Database) -> None:
+    request, turbo = make_request(), make_request(preset="turbo")
+    predicted, predicted_turbo = (estimate_seconds(r, STARTER, CPU) for r in (request, turbo))
+    assert predicted
+    assert predicted_turbo
+    save(database, request, 3.0 * predicted)
+    assert duration(database, turbo) == pytest.approx(3.0 * predicted_turbo)

@@ -1,4 +1,4 @@
-"""Pictures changed for real by the built-in model and by tiny random ones."""
+"""Image to image, inpainting, outpainting and seed variations, with real models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest, ProgressUpdate
 from tests.tiny_xl import make_tiny_xl
 
-CPU = Device("cpu", "float32", "for the test")
+CPU = Device("cpu", "float32", "test")
 STARTER = MODELS["starter"]
 NAMES = {"image": "a.png", "mask_image": "b.png"}
 
@@ -48,216 +48,217 @@ def spec(
     return STARTER if request.param == "starter" else tiny_spec
 
 
-def draw(
+def render(
     cache: PipelineCache,
     spec: ModelSpec,
-    pictures: dict[str, Image.Image] | None = None,
+    images: dict[str, Image.Image] | None = None,
     on_step: Any = lambda step: None,
     **fields: Any,
 ) -> list[Image.Image]:
     fields = {"num_inference_steps": 6, "seed": 7, "model_key": spec.key, **fields}
-    pictures = pictures or {}
-    wish = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in pictures}, **fields)
-    if "image" in pictures and wish.width is None:
-        width, height = output_size(wish, pictures["image"].size, spec)
+    images = images or {}
+    request = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in images}, **fields)
+    if "image" in images and request.width is None:
+        width, height = output_size(request, images["image"].size, spec)
         fields |= {"width": width, "height": height}
-        wish = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in pictures}, **fields)
+        request = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in images}, **fields)
     local = LocalModel(Path(spec.name), "", "")
-    pipeline = cache.get(spec, local, pipeline_task(cache.get(spec, local), wish))
-    made = generate(
+    pipeline = cache.get(spec, local, pipeline_task(cache.get(spec, local), request))
+    results = generate(
         pipeline,
-        wish.with_defaults(spec),
+        request.with_defaults(spec),
         spec=spec,
         device=CPU,
         on_step=on_step,
         cancelled=threading.Event(),
-        pictures=pictures,
+        images=images,
     )
-    found = []
-    for image in made:
+    rendered = []
+    for image in results:
         assert image.image is not None
-        assert image.task == wish.task
+        assert image.task == request.task
         assert image.image.size == (image.request.width, image.request.height)
-        found.append(image.image)
-    return found
+        rendered.append(image.image)
+    return rendered
 
 
-def scene(size: tuple[int, int] = (256, 256)) -> Image.Image:
-    picture = Image.new("RGB", size, "#5588cc")
-    pen = ImageDraw.Draw(picture)
-    pen.rectangle((0, size[1] * 2 // 3, *size), fill="#f0f0f0")
-    pen.ellipse((size[0] // 3, size[1] // 3, size[0] * 2 // 3, size[1] * 4 // 5), fill="#cc5511")
-    return picture
+def make_scene(size: tuple[int, int] = (256, 256)) -> Image.Image:
+    image = Image.new("RGB", size, "#5588cc")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, size[1] * 2 // 3, *size), fill="#f0f0f0")
+    draw.ellipse((size[0] // 3, size[1] // 3, size[0] * 2 // 3, size[1] * 4 // 5), fill="#cc5511")
+    return image
 
 
-def circle(size: tuple[int, int] = (256, 256)) -> Image.Image:
+def make_mask(size: tuple[int, int] = (256, 256)) -> Image.Image:
     mask = Image.new("L", size)
     ImageDraw.Draw(mask).ellipse((size[0] // 4, 20, size[0] // 2, size[1] // 2), fill=255)
     return mask
 
 
 def ssim(first: Image.Image, second: Image.Image) -> float:
-    """Structural similarity (Wang et al. 2004) over windows of 8 x 8, on brightness."""
+    """Structural similarity (Wang et al. 2004) in windows of 8 x 8, in greyscale."""
     windows = []
-    for picture in (first, second):
-        grey = np.asarray(picture.convert("L"), float)
+    for image in (first, second):
+        grey = np.asarray(image.convert("L"), float)
         rows, columns = grey.shape[0] // 8, grey.shape[1] // 8
         cut = grey[: rows * 8, : columns * 8].reshape(rows, 8, columns, 8)
         windows.append(cut.transpose(0, 2, 1, 3).reshape(-1, 64))
     a, b = windows
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mean_a, mean_b = a.mean(1), b.mean(1)
-    together = ((a - mean_a[:, None]) * (b - mean_b[:, None])).mean(1)
-    top = (2 * mean_a * mean_b + c1) * (2 * together + c2)
+    covariance = ((a - mean_a[:, None]) * (b - mean_b[:, None])).mean(1)
+    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     below = (mean_a**2 + mean_b**2 + c1) * (a.var(1) + b.var(1) + c2)
     return float((top / below).mean())
 
 
-def test_little_strength_stays_near_the_picture_and_much_does_not(
+def test_strength_controls_the_similarity_to_the_input(
     cache: PipelineCache, spec: ModelSpec
 ) -> None:
-    # What the model's own encoder and decoder leave of a picture is the most that can stay,
-    # and a picture from the words alone is like it by chance. The scene in negative, because
-    # in its own colours it looks like what the prompt asks for.
+    # The VAE limits how similar the result can be, and an image from the prompt alone is similar
+    # by chance. The scene is inverted, because otherwise it looks like the prompt.
     size = (spec.resolution, spec.resolution)
     options: dict[str, Any] = {"task": "image_to_image", "num_inference_steps": 20}
-    picture = {"image": ImageChops.invert(scene(size))}
-    [untouched] = draw(cache, spec, picture, strength=0.01, guidance_scale=1, **options)
-    [by_chance] = draw(cache, spec, num_inference_steps=20)
-    little, much = (
-        ssim(draw(cache, spec, picture, strength=strength, **options)[0], untouched)
+    images = {"image": ImageChops.invert(make_scene(size))}
+    [reconstructed] = render(cache, spec, images, strength=0.01, guidance_scale=1, **options)
+    [by_chance] = render(cache, spec, num_inference_steps=20)
+    low, high = (
+        ssim(render(cache, spec, images, strength=strength, **options)[0], reconstructed)
         for strength in (0.1, 0.9)
     )
-    assert little > much + 0.1
-    assert much < ssim(by_chance, untouched) + 0.1
-    if spec is STARTER:  # the others are random: nothing of theirs is like a picture
-        assert little > 0.8
-        assert much < 0.7
+    assert low > high + 0.1
+    assert high < ssim(by_chance, reconstructed) + 0.1
+    if spec is STARTER:  # the other models have random weights
+        assert low > 0.8
+        assert high < 0.7
 
 
-def test_progress_counts_the_steps_that_are_done(cache: PipelineCache, spec: ModelSpec) -> None:
-    seen: list[ProgressUpdate] = []
-    draw(
-        cache, spec, {"image": scene()}, seen.append, task="image_to_image",
+def test_progress_counts_denoising_steps(cache: PipelineCache, spec: ModelSpec) -> None:
+    updates: list[ProgressUpdate] = []
+    render(
+        cache, spec, {"image": make_scene()}, updates.append, task="image_to_image",
         strength=0.5, num_images=2,
     )  # fmt: skip
-    assert [(step.image_index, step.step, step.num_steps) for step in seen] == [
+    assert [(step.image_index, step.step, step.num_steps) for step in updates] == [
         (index, step, 3) for index in (0, 1) for step in (1, 2, 3)
     ]
 
 
 @pytest.mark.parametrize("preset", ["balanced", "turbo"])
 @pytest.mark.parametrize("task", ["image_to_image", "inpaint"])
-def test_modes_do_as_many_steps_as_they_say(
+def test_presets_follow_the_schedule_of_the_denoising_steps(
     cache: PipelineCache, spec: ModelSpec, preset: str, task: str
 ) -> None:
-    """Their plan of passes is laid over the steps that are done: whole, cached and unguided."""
-    passes: list[int] = []
+    unet_batches: list[int] = []
     unet = cache.get(spec, LocalModel(Path(spec.name), "", "")).unet
-    hook = unet.register_forward_hook(lambda *told: passes.append(len(told[1][0])))
-    innermost: list[int] = []
-    inner = unet.mid_block.register_forward_hook(lambda *told: innermost.append(len(told[1][0])))
-    pictures = {"image": scene()} | ({"mask_image": circle()} if task == "inpaint" else {})
-    seen: list[ProgressUpdate] = []
+    hook = unet.register_forward_hook(lambda *args: unet_batches.append(len(args[1][0])))
+    mid_batches: list[int] = []
+    inner = unet.mid_block.register_forward_hook(lambda *args: mid_batches.append(len(args[1][0])))
+    images = {"image": make_scene()} | ({"mask_image": make_mask()} if task == "inpaint" else {})
+    updates: list[ProgressUpdate] = []
     try:
         options: dict[str, Any] = {"task": task, "strength": 0.5, "scheduler": "DDIM"}
         options["guidance_scale"] = 4.0
-        draw(cache, spec, pictures, seen.append, preset=preset, num_inference_steps=12, **options)
+        render(
+            cache, spec, images, updates.append, preset=preset, num_inference_steps=12, **options
+        )
     finally:
         hook.remove()
         inner.remove()
-    assert [(step.step, step.num_steps) for step in seen] == [(n, 6) for n in range(1, 7)]
-    assert passes == [2] * 6
-    assert innermost == [2, 2, 2, 1], "of six steps two are cached, and one is without guidance"
+    assert [(step.step, step.num_steps) for step in updates] == [(n, 6) for n in range(1, 7)]
+    assert unet_batches == [2] * 6
+    assert mid_batches == [2, 2, 2, 1], "two of six steps are cached, one has no guidance"
 
 
-@pytest.mark.parametrize("feather", [0, 8])
+@pytest.mark.parametrize("mask_blur", [0, 8])
 def test_inpaint_leaves_unmasked_pixels_as_they_were(
-    cache: PipelineCache, spec: ModelSpec, feather: int
+    cache: PipelineCache, spec: ModelSpec, mask_blur: int
 ) -> None:
     size = (spec.resolution * 2, spec.resolution * 2)
-    picture, mask = scene(size), circle(size)
-    [found] = draw(
-        cache, spec, {"image": picture, "mask_image": mask}, task="inpaint", mask_blur=feather
+    image, mask = make_scene(size), make_mask(size)
+    [result] = render(
+        cache, spec, {"image": image, "mask_image": mask}, task="inpaint", mask_blur=mask_blur
     )
-    changed = (np.asarray(found, int) != np.asarray(picture, int)).any(-1)
+    changed = (np.asarray(result, int) != np.asarray(image, int)).any(-1)
     masked = np.asarray(mask) > 0
     assert not changed[~masked].any()
     assert changed[masked].mean() > 0.5
 
 
-def test_only_the_masked_area_is_drawn_in_full(cache: PipelineCache, spec: ModelSpec) -> None:
-    """A picture far larger than the model draws: the rest stays, the part is at its resolution."""
+def test_only_masked_inpaints_at_the_model_resolution(
+    cache: PipelineCache, spec: ModelSpec
+) -> None:
     size = (spec.resolution * 4, spec.resolution * 3)
-    picture, mask = scene(size), Image.new("L", size)
+    image, mask = make_scene(size), Image.new("L", size)
     ImageDraw.Draw(mask).rectangle((100, 40, 139, 79), fill=255)
-    pictures = {"image": picture, "mask_image": mask}
-    [found] = draw(cache, spec, pictures, task="inpaint", only_masked=True)
-    changed = np.asarray(found, int) != np.asarray(picture, int)
-    assert found.size == size
+    images = {"image": image, "mask_image": mask}
+    [result] = render(cache, spec, images, task="inpaint", only_masked=True)
+    changed = np.asarray(result, int) != np.asarray(image, int)
+    assert result.size == size
     assert not changed[np.asarray(mask) == 0].any()
     assert changed[np.asarray(mask) > 0].any()
 
 
-def test_outpainted_canvas_has_the_new_size_and_the_old_content(
+def test_outpaint_keeps_the_image_and_fills_the_margins(
     cache: PipelineCache, spec: ModelSpec
 ) -> None:
     side = spec.resolution
-    picture = scene((side, side))
-    extend = (0, 0, side // 2, 16)
-    [found] = draw(cache, spec, {"image": picture}, task="inpaint", outpaint=extend)
-    assert found.size == (side + side // 2, side + 16)
-    assert found.crop((0, 0, side, side)).tobytes() == picture.tobytes()
-    added = np.asarray(found.crop((side, 0, side + side // 2, side)), float)
+    image = make_scene((side, side))
+    outpaint = (0, 0, side // 2, 16)
+    [result] = render(cache, spec, {"image": image}, task="inpaint", outpaint=outpaint)
+    assert result.size == (side + side // 2, side + 16)
+    assert result.crop((0, 0, side, side)).tobytes() == image.tobytes()
+    added = np.asarray(result.crop((side, 0, side + side // 2, side)), float)
     assert added.std() > 1
 
 
-def test_variation_goes_from_one_seed_to_the_other(cache: PipelineCache, spec: ModelSpec) -> None:
-    [first] = draw(cache, spec)
-    [second] = draw(cache, spec, seed=8)
-    shares = [
-        draw(cache, spec, variation_seed=8, variation_strength=share)[0] for share in (0, 0.3, 1)
-    ]
-    assert shares[0].tobytes() == first.tobytes()
-    assert shares[2].tobytes() == second.tobytes()
-    difference = np.asarray(shares[1], float) - np.asarray(first, float)
-    whole = np.asarray(second, float) - np.asarray(first, float)
-    assert 0 < np.abs(difference).mean() < np.abs(whole).mean()
-
-
-def test_four_variations_differ_and_one_can_be_made_again(
+def test_variation_strength_interpolates_between_two_seeds(
     cache: PipelineCache, spec: ModelSpec
 ) -> None:
-    sweep = {"variation_seed": 20, "variation_strength": 0.4}
-    four = draw(cache, spec, num_images=4, **sweep)
-    assert len({picture.tobytes() for picture in four}) == 4
-    [again] = draw(cache, spec, **{**sweep, "variation_seed": 22})
-    assert again.tobytes() == four[2].tobytes()
+    [first] = render(cache, spec)
+    [second] = render(cache, spec, seed=8)
+    variations = [
+        render(cache, spec, variation_seed=8, variation_strength=s)[0] for s in (0, 0.3, 1)
+    ]
+    assert variations[0].tobytes() == first.tobytes()
+    assert variations[2].tobytes() == second.tobytes()
+    change = np.asarray(variations[1], float) - np.asarray(first, float)
+    full_change = np.asarray(second, float) - np.asarray(first, float)
+    assert 0 < np.abs(change).mean() < np.abs(full_change).mean()
 
 
-def test_weights_in_the_prompt_change_the_picture_only_when_switched_on(
+def test_variation_of_a_batch_is_reproducible_alone(cache: PipelineCache, spec: ModelSpec) -> None:
+    options = {"variation_seed": 20, "variation_strength": 0.4}
+    variations = render(cache, spec, num_images=4, **options)
+    assert len({image.tobytes() for image in variations}) == 4
+    [again] = render(cache, spec, **{**options, "variation_seed": 22})
+    assert again.tobytes() == variations[2].tobytes()
+
+
+def test_prompt_weights_apply_only_with_prompt_weighting(
     cache: PipelineCache, spec: ModelSpec
 ) -> None:
     prompt = GenerationRequest("a (fox:1.6) in the snow", model_key=spec.key, seed=7)
-    found = {}
-    for switched in (False, True):
-        wish = GenerationRequest(
-            **{**prompt.to_dict(), "prompt_weighting": switched, "num_inference_steps": 4}
+    images = {}
+    for weighting in (False, True):
+        request = GenerationRequest(
+            **{**prompt.to_dict(), "prompt_weighting": weighting, "num_inference_steps": 4}
         ).with_defaults(spec)
         pipeline = cache.get(spec, LocalModel(Path(spec.name), "", ""))
-        [made] = generate(
-            pipeline, wish, spec=spec, device=CPU, on_step=lambda _: None,
+        [image] = generate(
+            pipeline, request, spec=spec, device=CPU, on_step=lambda _: None,
             cancelled=threading.Event(),
         )  # fmt: skip
-        assert made.image is not None
-        found[switched] = made.image.tobytes()
-    assert found[False] != found[True]
+        assert image.image is not None
+        images[weighting] = image.image.tobytes()
+    assert images[False] != images[True]
 
 
-def test_inpainting_models_inpaint_and_say_that_they_do_nothing_else(
+def test_inpainting_model_rejects_other_tasks(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A UNet of nine channels, as the inpainting editions of Stable Diffusion have."""
+    """The UNet has nine input channels, as in Stable Diffusion Inpainting."""
     import shutil
 
     from diffusers import UNet2DConditionModel
@@ -269,44 +270,46 @@ def test_inpainting_models_inpaint_and_say_that_they_do_nothing_else(
     entry = {"name": str(folder), "size": "", "speed": "", "quality": "", "resolution": 64}
     spec = parse_model("inpainter", {**entry, "type": "stable_diffusion"})
     cache = PipelineCache(CPU)
-    pictures = {"image": scene((64, 64)), "mask_image": circle((64, 64))}
+    images = {"image": make_scene((64, 64)), "mask_image": make_mask((64, 64))}
     previews: list[ProgressUpdate] = []
     monkeypatch.setattr(step_callback, "PREVIEW_DELAY", 0)
-    [found] = draw(cache, spec, pictures, previews.append, task="inpaint")
-    outside = np.asarray(pictures["mask_image"]) == 0
-    assert (np.asarray(found)[outside] == np.asarray(pictures["image"])[outside]).all()
+    [result] = render(cache, spec, images, previews.append, task="inpaint")
+    outside = np.asarray(images["mask_image"]) == 0
+    assert (np.asarray(result)[outside] == np.asarray(images["image"])[outside]).all()
     assert any(step.preview for step in previews)
-    with pytest.raises(InvalidInput, match="inpaint with inpainter"):
-        draw(cache, spec)
+    with pytest.raises(InvalidInput, match="inpaint with the model inpainter"):
+        render(cache, spec)
 
 
 def resolved(**fields: Any) -> GenerationRequest:
-    given = {"task": "inpaint", **NAMES, "width": 256, "height": 256, **fields}
-    return GenerationRequest("a fox", **given).with_defaults(STARTER)
+    fields = {"task": "inpaint", **NAMES, "width": 256, "height": 256, **fields}
+    return GenerationRequest("a fox", **fields).with_defaults(STARTER)
 
 
-def test_mask_of_another_size_and_empty_mask_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"mask_image.*64x64.*256x256"):
-        prepare_inputs(resolved(), {"image": scene(), "mask_image": circle((64, 64))}, STARTER)
-    with pytest.raises(InvalidInput, match=r"mask_image.*empty"):
+def test_mask_of_another_size_and_empty_mask_are_rejected() -> None:
+    with pytest.raises(InvalidInput, match=r"mask.*256x256.*64x64"):
         prepare_inputs(
-            resolved(), {"image": scene(), "mask_image": Image.new("L", (256, 256))}, STARTER
+            resolved(), {"image": make_scene(), "mask_image": make_mask((64, 64))}, STARTER
+        )
+    with pytest.raises(InvalidInput, match="mask is empty"):
+        prepare_inputs(
+            resolved(), {"image": make_scene(), "mask_image": Image.new("L", (256, 256))}, STARTER
         )
 
 
-def test_extension_leaves_room_for_the_picture() -> None:
-    with pytest.raises(InvalidInput, match="extend"):
-        prepare_inputs(resolved(outpaint=(128, 0, 128, 0)), {"image": scene()}, STARTER)
+def test_outpaint_margins_must_leave_room_for_the_image() -> None:
+    with pytest.raises(InvalidInput, match="Outpaint must be smaller"):
+        prepare_inputs(resolved(outpaint=(128, 0, 128, 0)), {"image": make_scene()}, STARTER)
 
 
-def test_mask_and_picture_are_fitted_alike() -> None:
-    picture, mask = scene((512, 256)), circle((512, 256))
+def test_mask_is_resized_like_the_image() -> None:
+    image, mask = make_scene((512, 256)), make_mask((512, 256))
     edit = prepare_inputs(
-        resolved(resize_mode="crop"), {"image": picture, "mask_image": mask}, STARTER
+        resolved(resize_mode="crop"), {"image": image, "mask_image": mask}, STARTER
     )
     assert edit is not None
     assert edit.mask is not None
-    assert edit.original.tobytes() == picture.crop((128, 0, 384, 256)).tobytes()
+    assert edit.original.tobytes() == image.crop((128, 0, 384, 256)).tobytes()
     assert edit.mask.tobytes() == mask.crop((128, 0, 384, 256)).tobytes()
 
 
@@ -315,22 +318,22 @@ def test_mask_and_picture_are_fitted_alike() -> None:
     st.sampled_from(["image_to_image", "inpaint", "upscale"]),
     st.sampled_from([(0, 0, 0, 0), (128, 0, 0, 64)]),
 )
-def test_final_size_can_be_made(
-    size: tuple[int, int], task: str, extend: tuple[int, int, int, int]
+def test_output_size_is_valid(
+    size: tuple[int, int], task: str, outpaint: tuple[int, int, int, int]
 ) -> None:
-    wish = GenerationRequest("a fox", task=task, outpaint=extend, **NAMES)
-    found = output_size(wish, size, STARTER)
+    request = GenerationRequest("a fox", task=task, outpaint=outpaint, **NAMES)
+    result = output_size(request, size, STARTER)
     if task == "upscale":
-        assert all(side * 2 - 16 < new <= side * 2 for side, new in zip(size, found, strict=True))
+        assert all(side * 2 - 16 < new <= side * 2 for side, new in zip(size, result, strict=True))
     else:
-        width, height = found
+        width, height = result
         assert GenerationRequest(
-            "a fox", task=task, width=width, height=height, outpaint=extend, **NAMES
+            "a fox", task=task, width=width, height=height, outpaint=outpaint, **NAMES
         ).with_defaults(STARTER)
 
 
-def test_final_size_is_the_pictures_own_where_the_model_can() -> None:
-    wish = GenerationRequest("a fox", task="image_to_image", **NAMES)
-    assert output_size(wish, (256, 192), STARTER) == (256, 192)
-    assert output_size(wish, (261, 197), STARTER) == (256, 192)
-    assert output_size(wish, (1024, 512), STARTER) == (512, 256)
+def test_output_size_keeps_the_input_size_within_the_limits() -> None:
+    request = GenerationRequest("a fox", task="image_to_image", **NAMES)
+    assert output_size(request, (256, 192), STARTER) == (256, 192)
+    assert output_size(request, (261, 197), STARTER) == (256, 192)
+    assert output_size(request, (1024, 512), STARTER) == (512, 256)

@@ -1,4 +1,4 @@
-"""Memory that is freed while a picture is made is used again, and goes back afterwards."""
+"""Freed memory is reused during inference and returned to the system afterwards."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from canvas.engine.optimizations import malloc
 
 BLOCK = 96 << 20
 PAGES = BLOCK // resource.getpagesize()
-linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 
 
 def faults_of_ten_blocks(size: int = BLOCK) -> int:
-    """How often the kernel had to find a page while ten blocks were filled and freed."""
+    """Page faults while ten blocks are filled and freed."""
     import torch
 
-    for _ in range(10):  # until there are holes for a block and its alignment
+    for _ in range(10):  # until the heap has room for an aligned block
         torch.ones(size, dtype=torch.uint8)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -30,35 +30,37 @@ def faults_of_ten_blocks(size: int = BLOCK) -> int:
 
 
 def measure() -> None:
-    """Run by itself below, as a heap is that of a whole process: usual, kept, usual again."""
-    found: list[int] = []
+    """Run in a process of its own below: page faults by default, in the block, and after it."""
+    counts: list[int] = []
 
     def work() -> None:
-        found.append(faults_of_ten_blocks())
+        counts.append(faults_of_ten_blocks())
         with malloc.retain_freed_memory():
-            found.append(faults_of_ten_blocks())
-        # Larger than what the heap may have kept, which would be used first.
-        found.append(faults_of_ten_blocks(BLOCK + malloc.TRIM_ABOVE))
+            counts.append(faults_of_ten_blocks())
+        # Larger than what may be retained.
+        counts.append(faults_of_ten_blocks(BLOCK + malloc.TRIM_ABOVE))
 
     malloc.single_arena()
-    thread = threading.Thread(target=work)  # pictures are not made in the main thread either
+    thread = threading.Thread(target=work)  # as in the app
     thread.start()
     thread.join()
-    sys.stdout.write(" ".join(map(str, found)))
+    sys.stdout.write(" ".join(map(str, counts)))
 
 
 @linux
-def test_what_is_freed_is_used_again_within_the_block_only() -> None:
+def test_freed_memory_is_reused_in_the_block_only() -> None:
     code = "from tests.engine.test_malloc import measure; measure()"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    usual, kept, after = map(int, said.stdout.split())
-    assert kept < PAGES / 4, "not even one block anew"
-    if usual > 9 * PAGES:  # without huge pages
-        assert after > 9 * PAGES, "as it was"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    default, retained, after = map(int, result.stdout.split())
+    assert retained < PAGES / 4
+    if default > 9 * PAGES:  # without huge pages
+        assert after > 9 * PAGES
 
 
 @linux
-def test_much_goes_back_after_the_block() -> None:
+def test_much_memory_is_returned_after_the_block() -> None:
     import torch
 
     system_info.trim()

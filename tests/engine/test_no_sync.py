@@ -1,4 +1,4 @@
-"""Between the steps the host reads no number off the device, which would wait for it."""
+"""Denoising steps never read a value from the device, which would synchronize with it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
 
 CPU = Device("cpu", "bfloat16", "")
-# What `.item()`, `float()`, `bool()` and searches do: on a GPU the host waits for their answer.
+# The operators of `.item()`, `float()`, `bool()` and searches; on a GPU they synchronize.
 READS = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default")
 
 
-class Reads(TorchDispatchMode):
-    """Counts what the host reads while it is on, by the step that is being made."""
+class ReadCounter(TorchDispatchMode):
+    """Counts values read from the device by denoising step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def reads_of_steps(
+def reads_per_step(
     pipeline: Any, spec: ModelSpec, steps: int, preset: str = "quality"
 ) -> list[int]:
     request = GenerationRequest(
@@ -49,8 +49,8 @@ def reads_of_steps(
         scheduler="DPM++ 2M",
         preset=preset,
     ).with_defaults(spec)
-    with Reads() as reads:
-        pictures = generate(
+    with ReadCounter() as reads:
+        images = generate(
             pipeline,
             request,
             spec=spec,
@@ -58,7 +58,7 @@ def reads_of_steps(
             on_step=lambda step: setattr(reads, "step", step.step),
             cancelled=threading.Event(),
         )
-        assert len(list(pictures)) == 1
+        assert len(list(images)) == 1
     return [reads.by_step[step] for step in range(steps + 1)]
 
 
@@ -69,14 +69,14 @@ def starter() -> Any:
 
 
 @pytest.mark.parametrize("preset", ["quality", "balanced"])
-def test_steps_read_nothing(starter: Any, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
-    """Step 0 holds the beginning, the last the decoding."""
+def test_steps_read_no_value(starter: Any, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    """Except the first, with the preparation, and the last, with the decoding."""
     monkeypatch.setattr(step_callback, "PREVIEW_DELAY", 1e9)
-    between = reads_of_steps(starter, MODELS["starter"], 8, preset)[1:-1]
+    between = reads_per_step(starter, MODELS["starter"], 8, preset)[1:-1]
     assert sum(between) == 0, between
 
 
-def test_a_read_would_be_seen(starter: Any) -> None:
-    with Reads() as reads:
+def test_counter_detects_a_read(starter: Any) -> None:
+    with ReadCounter() as reads:
         float(torch.ones(1))
     assert reads.by_step[0] == 1

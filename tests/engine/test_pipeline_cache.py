@@ -1,4 +1,4 @@
-"""Loading for real: sharing, letting go, and what happens with files that do not work."""
+"""Loading, sharing and evicting real pipelines, and damaged files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from canvas.errors import InvalidInput, ModelCorrupted, OutOfMemory
 from canvas.models.download import LocalModel
 from tests.conftest import make_spec
 
-CPU = Device("cpu", "float32", "for the test")
+CPU = Device("cpu", "float32", "test")
 MEGABYTE = 2**20
 
 
@@ -53,7 +53,7 @@ def test_loads_in_the_dtype_of_the_device(tiny_spec: ModelSpec, dtype: str) -> N
     assert cache.is_loaded(tiny_spec)
 
 
-def test_size_in_memory_is_that_of_the_weights(tiny_spec: ModelSpec) -> None:
+def test_size_is_that_of_the_weights(tiny_spec: ModelSpec) -> None:
     sizes = {}
     for dtype in ("float32", "bfloat16"):
         cache = PipelineCache(Device("cpu", dtype, ""))
@@ -98,12 +98,12 @@ def test_tasks_share_the_weights(tiny_spec: ModelSpec, task: str, name: str) -> 
     assert cache.loaded() == before
 
 
-def test_unknown_task_is_refused(tiny_spec: ModelSpec) -> None:
-    with pytest.raises(InvalidInput, match=r"task: 'upscale' cannot be used"):
+def test_unknown_task_is_rejected(tiny_spec: ModelSpec) -> None:
+    with pytest.raises(InvalidInput, match=r"Task must be one of .*'upscale'"):
         PipelineCache(CPU).get(tiny_spec, local(tiny_spec), "upscale")
 
 
-def test_another_revision_takes_the_place_of_the_first(tiny_spec: ModelSpec) -> None:
+def test_another_revision_replaces_the_first(tiny_spec: ModelSpec) -> None:
     cache = PipelineCache(CPU)
     first = cache.get(tiny_spec, local(tiny_spec, "a" * 40))
     assert cache.get(tiny_spec, local(tiny_spec, "a" * 40)) is first
@@ -111,7 +111,7 @@ def test_another_revision_takes_the_place_of_the_first(tiny_spec: ModelSpec) -> 
     assert len(cache.loaded()) == 1
 
 
-def test_least_recently_used_goes_first(tiny_folder: Path, tmp_path: Path) -> None:
+def test_least_recently_used_model_is_evicted(tiny_folder: Path, tmp_path: Path) -> None:
     folders = [Path(shutil.copytree(tiny_folder, tmp_path / name)) for name in "abc"]
     a, b, c = (make_spec(str(folder), folder.name) for folder in folders)
     measuring = PipelineCache(CPU)
@@ -126,20 +126,20 @@ def test_least_recently_used_goes_first(tiny_folder: Path, tmp_path: Path) -> No
     assert list(cache.loaded()) == [a.name, c.name]
 
 
-def test_the_old_model_is_gone_before_the_new_one_comes(tiny_folder: Path, damaged: Path) -> None:
+def test_old_model_is_freed_before_the_new_one_loads(tiny_folder: Path, damaged: Path) -> None:
     cache = PipelineCache(CPU, memory_budget=1)
-    part = weakref.ref(load(tiny_folder, cache).unet)
+    unet = weakref.ref(load(tiny_folder, cache).unet)
     (damaged / "unet" / "config.json").write_text("{")
     with pytest.raises(ModelCorrupted):
         load(damaged, cache)
-    assert part() is None, "room was made before loading"
+    assert unet() is None
 
 
 @pytest.fixture(scope="module")
 def two_big_models(
     tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ModelSpec, ModelSpec]:
-    """Two pipelines whose UNets take 150 MB of float32 each."""
+    """Two pipelines with UNets of 150 MB in float32."""
     from diffusers import UNet2DConditionModel
 
     folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("big") / "one"))
@@ -155,20 +155,20 @@ def two_big_models(
     return make_spec(str(folder), "one"), make_spec(str(again), "two")
 
 
-def test_memory_comes_back(two_big_models: tuple[ModelSpec, ModelSpec]) -> None:
-    """Changing between two models again and again takes no more than changing once."""
+def test_memory_is_freed(two_big_models: tuple[ModelSpec, ModelSpec]) -> None:
+    """Memory does not grow when two models alternate."""
     one, two = two_big_models
     cache = PipelineCache(Device("cpu", "bfloat16", ""), memory_budget=1)
     system_info.release_memory()
     before = system_info.resident_memory()
-    seen = []
+    sizes = []
     for spec in (one, two) * 6:
         cache.get(spec, local(spec))
         system_info.release_memory()
-        seen.append(system_info.resident_memory())
+        sizes.append(system_info.resident_memory())
     (size,) = cache.loaded().values()
     assert size > 60 * MEGABYTE
-    after_two, after_ten = max(seen[1:3]), max(seen[9:])
+    after_two, after_ten = max(sizes[1:3]), max(sizes[9:])
     assert after_ten <= 1.05 * after_two
     cache.clear()
     assert system_info.resident_memory() - before < 0.5 * size
@@ -179,7 +179,7 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def spoil_index(folder: Path) -> None:
+def break_index(folder: Path) -> None:
     (folder / "model_index.json").write_text("[]")
 
 
@@ -205,11 +205,9 @@ def empty_weights(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, spoil_index, name_unknown_class, remove_weights, change_shapes, empty_weights],
+    [truncate, break_index, name_unknown_class, remove_weights, change_shapes, empty_weights],
 )
-def test_damaged_files_are_an_error_in_words(
-    damaged: Path, tiny_spec: ModelSpec, damage: Any
-) -> None:
+def test_damaged_files_are_reported(damaged: Path, tiny_spec: ModelSpec, damage: Any) -> None:
     damage(damaged)
     cache = PipelineCache(CPU)
     with pytest.raises(ModelCorrupted) as raised:
@@ -217,11 +215,11 @@ def test_damaged_files_are_an_error_in_words(
     assert len(str(raised.value)) < 600
     assert cache.loaded() == {}
     cache.get(tiny_spec, local(tiny_spec))
-    assert cache.is_loaded(tiny_spec), "the next load works"
+    assert cache.is_loaded(tiny_spec), "the cache stays usable"
 
 
 class Bomb:
-    """What a malicious weights file does when it is unpickled carelessly."""
+    """Runs code when it is unpickled, like a malicious weights file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -230,7 +228,7 @@ class Bomb:
         return Path.write_text, (self.path, "boom")
 
 
-def test_bin_weights_load_but_never_run_programs(
+def test_bin_weights_load_without_running_code(
     tiny_folder: Path, tiny_bin_folder: Path, tmp_path: Path
 ) -> None:
     safe, binary = load(tiny_folder), load(tiny_bin_folder)
@@ -245,7 +243,7 @@ def test_bin_weights_load_but_never_run_programs(
     assert not (tmp_path / "boom").exists()
 
 
-def test_half_precision_files_are_loaded_when_they_are_all_there_is(
+def test_fp16_files_are_loaded_if_there_are_no_others(
     tiny_full_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_full_folder, tmp_path / "half"))
@@ -257,8 +255,10 @@ def test_half_precision_files_are_loaded_when_they_are_all_there_is(
     assert pipeline.safety_checker is None
 
 
-def test_what_cannot_fit_is_refused_before_it_is_read(damaged: Path, tiny_spec: ModelSpec) -> None:
-    """A terabyte of weights, in a file with holes; the kernel would kill the program."""
+def test_model_that_does_not_fit_is_rejected_before_loading(
+    damaged: Path, tiny_spec: ModelSpec
+) -> None:
+    """The header announces a terabyte; the kernel would kill the process."""
     numbers = 2**38
     tensor = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}
     header = json.dumps({"conv_in.weight": tensor}).encode()
@@ -270,22 +270,22 @@ def test_what_cannot_fit_is_refused_before_it_is_read(damaged: Path, tiny_spec: 
         load(damaged, cache)
 
 
-def test_default_budget_is_a_share_of_the_machine() -> None:
+def test_default_budget_is_a_fraction_of_the_memory() -> None:
     assert 0 < default_budget(CPU) < system_info.total_memory()
     assert PipelineCache(CPU).memory_budget == default_budget(CPU)
 
 
-def test_clear_lets_everything_go(tiny_folder: Path) -> None:
+def test_clear_unloads_all_models(tiny_folder: Path) -> None:
     cache = PipelineCache(CPU)
-    part = weakref.ref(load(tiny_folder, cache).unet)
+    unet = weakref.ref(load(tiny_folder, cache).unet)
     cache.clear()
     gc.collect()
-    assert part() is None
+    assert unet() is None
     assert cache.loaded() == {}
 
 
-def test_loading_in_two_threads_leaves_weights_in_both() -> None:
-    # diffusers builds models without memory by patching torch for the whole process.
+def test_concurrent_loads_keep_their_weights() -> None:
+    # from_pretrained patches torch in the whole process; see FROM_PRETRAINED_LOCK.
     spec = MODELS["starter"]
     with ThreadPoolExecutor(2) as pool:
         loaded = list(pool.map(lambda _: load_pipeline(spec, local(spec), CPU), range(6)))

@@ -1,4 +1,4 @@
-"""Small pictures from latents of every kind."""
+"""Previews of latents of all kinds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import ImageChops, ImageStat
 
 from canvas.catalog import ASSETS
-from canvas.engine.preview import Preview, predicted_latents
+from canvas.engine.preview import Preview, predict_original_sample
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def tiny(tiny_folder: Path) -> Any:
     return StableDiffusionPipeline.from_pretrained(tiny_folder)
 
 
-def test_small_latents_of_a_tiny_decoder_are_decoded(starter: Any) -> None:
+def test_small_latents_are_decoded_by_a_tiny_vae(starter: Any) -> None:
     latents = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
     preview = Preview(latents, starter).image()
     pixels = starter.vae.decode(latents[:1] / starter.vae.config.scaling_factor).sample
@@ -38,7 +38,7 @@ def test_small_latents_of_a_tiny_decoder_are_decoded(starter: Any) -> None:
     assert max(ImageStat.Stat(difference).mean) < 3
 
 
-def test_four_channels_become_colours(tiny: Any) -> None:
+def test_four_channels_are_converted_to_rgb(tiny: Any) -> None:
     latents = torch.zeros(1, 4, 8, 16)
     latents[:, 0] = 2.0  # brightness
     latents[:, 1, :, :8] = 2.0  # towards green
@@ -51,7 +51,7 @@ def test_four_channels_become_colours(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 8, 16])
-def test_unknown_latents_still_show_something(tiny: Any, channels: int) -> None:
+def test_unknown_latents_are_shown(tiny: Any, channels: int) -> None:
     latents = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     preview = Preview(latents[:, :1] if channels == 2 else latents, tiny).image()
     assert preview.mode == "RGB"
@@ -59,17 +59,17 @@ def test_unknown_latents_still_show_something(tiny: Any, channels: int) -> None:
     assert high - low > 20
 
 
-def test_numbers_that_are_none_do_not_break_it(tiny: Any) -> None:
+def test_nan_latents_are_accepted(tiny: Any) -> None:
     assert Preview(torch.full((1, 4, 8, 8), float("nan")), tiny).image().size == (256, 256)
 
 
-def test_a_large_preview_is_not_enlarged(tiny: Any) -> None:
+def test_large_preview_is_not_enlarged(tiny: Any) -> None:
     assert Preview(torch.zeros(1, 4, 40, 300), tiny).image().size == (300, 40)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_prediction_finds_the_clean_latents(kind: str) -> None:
-    """Noise added by the scheduler itself and told truly by the model leads back."""
+def test_prediction_recovers_the_clean_latents(kind: str) -> None:
+    """With the true noise as the model output."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(prediction_type=kind)
@@ -77,18 +77,20 @@ def test_prediction_finds_the_clean_latents(kind: str) -> None:
     clean, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
     timestep = torch.tensor([500])
     noisy = scheduler.add_noise(clean, noise, timestep)
-    told = {
+    model_output = {
         "epsilon": noise,
         "sample": clean,
         "v_prediction": scheduler.get_velocity(clean, noise, timestep)
         if kind == "v_prediction"
         else noise,
     }[kind]
-    found = predicted_latents(noisy, told, 500.0, scheduler)
-    torch.testing.assert_close(found, clean, atol=1e-4, rtol=1e-4)
+    predicted = predict_original_sample(noisy, model_output, 500.0, scheduler)
+    torch.testing.assert_close(predicted, clean, atol=1e-4, rtol=1e-4)
 
 
-def test_a_timestep_without_signal_is_no_division_by_zero() -> None:
+def test_timestep_without_signal_does_not_divide_by_zero() -> None:
     scheduler = SimpleNamespace(alphas_cumprod=torch.tensor([0.9, 0.0]), config={})
-    found = predicted_latents(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2), 5.0, scheduler)
-    assert found.isfinite().all()
+    predicted = predict_original_sample(
+        torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2), 5.0, scheduler
+    )
+    assert predicted.isfinite().all()

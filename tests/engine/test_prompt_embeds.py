@@ -1,4 +1,4 @@
-"""Words are read once by the text encoder, and again where anything about them changed."""
+"""Prompts are encoded once, and again when anything that matters has changed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.engine.prompt_embeds import EmbeddingCache, encode_prompt_cached
+from canvas.engine.prompt_embeds import EmbeddingCache, clear_cache, encode_prompt_cached
 from tests.tiny_xl import make_tiny_xl
 
 FOX = ("a fox", "snow")
 
 
 @pytest.fixture(scope="module", params=["tiny", "xl"])
-def loaded(
+def pipeline(
     request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     from diffusers import DiffusionPipeline
@@ -27,24 +27,24 @@ def loaded(
 
 
 @pytest.fixture
-def reads(loaded: Any) -> Iterator[list[int]]:
-    """One entry for each pass through the (first) text encoder, from nothing remembered."""
+def passes(pipeline: Any) -> Iterator[list[int]]:
+    """One entry per forward pass of the (first) text encoder, with an empty cache."""
     calls: list[int] = []
-    vars(loaded.text_encoder).pop("_remembered_words", None)
-    hook = loaded.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    clear_cache(pipeline)
+    hook = pipeline.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     yield calls
     hook.remove()
 
 
-def read(pipeline: Any, prompts: tuple[str, str] = FOX, **options: Any) -> dict[str, Any]:
+def encode(pipeline: Any, prompts: tuple[str, str] = FOX, **options: Any) -> dict[str, Any]:
     return encode_prompt_cached(
         pipeline, prompts, **{"guided": True, "weighting": False, **options}
     )
 
 
-def test_they_are_what_diffusers_reads(loaded: Any, reads: list[int]) -> None:
-    found = read(loaded)
-    expected = loaded.encode_prompt(
+def test_embeddings_equal_those_of_diffusers(pipeline: Any, passes: list[int]) -> None:
+    embeds = encode(pipeline)
+    expected = pipeline.encode_prompt(
         prompt=FOX[0],
         device="cpu",
         num_images_per_prompt=1,
@@ -54,64 +54,62 @@ def test_they_are_what_diffusers_reads(loaded: Any, reads: list[int]) -> None:
     names = ["prompt_embeds", "negative_prompt_embeds"]
     names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"] if expected[2:] else []
     for name, tensor in zip(names, expected, strict=True):
-        assert torch.equal(found.pop(name), tensor)
-    assert not found
+        assert torch.equal(embeds.pop(name), tensor)
+    assert not embeds
 
 
-def test_each_text_is_read_once(loaded: Any, reads: list[int]) -> None:
-    first = read(loaded)
-    assert len(reads) == 2
-    assert read(loaded)["prompt_embeds"] is first["prompt_embeds"]
-    assert len(reads) == 2
-    read(loaded, ("a house", FOX[1]))
-    assert len(reads) == 3
+def test_each_prompt_is_encoded_once(pipeline: Any, passes: list[int]) -> None:
+    first = encode(pipeline)
+    assert len(passes) == 2
+    assert encode(pipeline)["prompt_embeds"] is first["prompt_embeds"]
+    assert len(passes) == 2
+    encode(pipeline, ("a house", FOX[1]))
+    assert len(passes) == 3
 
 
-def test_without_guidance_the_negative_prompt_is_not_read(loaded: Any, reads: list[int]) -> None:
-    assert not [name for name in read(loaded, guided=False) if name.startswith("negative")]
-    assert len(reads) == 1
+def test_negative_prompt_is_not_encoded_without_guidance(pipeline: Any, passes: list[int]) -> None:
+    assert not [name for name in encode(pipeline, guided=False) if name.startswith("negative")]
+    assert len(passes) == 1
 
 
-def test_weights_are_told_apart(loaded: Any, reads: list[int]) -> None:
-    plain = read(loaded, ("a (fox:1.4)", ""))["prompt_embeds"]
-    weighted = read(loaded, ("a (fox:1.4)", ""), weighting=True)["prompt_embeds"]
+def test_weighted_prompt_has_its_own_entry(pipeline: Any, passes: list[int]) -> None:
+    plain = encode(pipeline, ("a (fox:1.4)", ""))["prompt_embeds"]
+    weighted = encode(pipeline, ("a (fox:1.4)", ""), weighting=True)["prompt_embeds"]
     assert not torch.equal(plain, weighted)
-    count = len(reads)
-    assert read(loaded, ("a (fox:1.4)", ""), weighting=True)["prompt_embeds"] is weighted
-    assert len(reads) == count
+    count = len(passes)
+    assert encode(pipeline, ("a (fox:1.4)", ""), weighting=True)["prompt_embeds"] is weighted
+    assert len(passes) == count
 
 
-def test_a_lora_on_the_encoder_is_told_apart_by_name_and_weight(
-    loaded: Any, reads: list[int]
-) -> None:
+def test_lora_on_the_encoder_has_its_own_entry(pipeline: Any, passes: list[int]) -> None:
     from peft import LoraConfig
 
-    plain = read(loaded)["prompt_embeds"]
+    plain = encode(pipeline)["prompt_embeds"]
     config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    loaded.text_encoder.add_adapter(config, "worn")
+    pipeline.text_encoder.add_adapter(config, "style")
     try:
-        worn = read(loaded)["prompt_embeds"]
-        loaded.set_adapters(["worn"], [0.1])
-        weaker = read(loaded)["prompt_embeds"]
+        with_lora = encode(pipeline)["prompt_embeds"]
+        pipeline.set_adapters(["style"], [0.1])
+        weaker = encode(pipeline)["prompt_embeds"]
     finally:
-        loaded.unload_lora_weights()
-    assert not torch.equal(plain, worn)
-    assert not torch.equal(worn, weaker)
-    assert read(loaded)["prompt_embeds"] is plain
+        pipeline.unload_lora_weights()
+    assert not torch.equal(plain, with_lora)
+    assert not torch.equal(with_lora, weaker)
+    assert encode(pipeline)["prompt_embeds"] is plain
 
 
-def test_only_the_last_are_kept() -> None:
-    words = EmbeddingCache(room=2)
+def test_least_recently_used_entry_is_evicted() -> None:
+    cache = EmbeddingCache(max_entries=2)
     a, b, c = ({"prompt_embeds": torch.tensor(number)} for number in range(3))
-    words.get(("a",), lambda: a)
-    words.get(("b",), lambda: b)
-    words.get(("a",), lambda: c)
-    words.get(("c",), lambda: c)
-    assert words.get(("a",), lambda: b) is a
-    assert words.get(("b",), lambda: c) is c, "b was used least recently"
+    cache.get(("a",), lambda: a)
+    cache.get(("b",), lambda: b)
+    cache.get(("a",), lambda: c)
+    cache.get(("c",), lambda: c)
+    assert cache.get(("a",), lambda: b) is a
+    assert cache.get(("b",), lambda: c) is c
 
 
-def test_other_pipelines_get_the_texts() -> None:
+def test_other_pipelines_get_the_prompts() -> None:
     assert encode_prompt_cached(object(), FOX, guided=True, weighting=False) == {
         "prompt": "a fox",
         "negative_prompt": "snow",

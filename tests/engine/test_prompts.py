@@ -1,4 +1,4 @@
-"""What is said to the model, and what it does not hear."""
+"""Enhancing prompts, counting tokens and truncating."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ PORTRAIT = MODELS["portrait"]
 LOCAL = LocalModel(ASSETS / "starter", "", "")
 
 
-def test_without_style_and_trigger_the_prompt_is_left_alone() -> None:
+def test_prompt_without_style_and_trigger_is_unchanged() -> None:
     assert enhance_prompt(GenerationRequest("a fox"), STARTER) == "a fox"
     assert enhance_negative_prompt(GenerationRequest("a fox")) == ""
 
 
 def test_style_words_follow_the_prompt() -> None:
-    wish = GenerationRequest("a fox,", style="anime", negative_prompt="rain")
-    assert enhance_prompt(wish, STARTER) == f"a fox, {STYLES['anime'].words}"
-    assert enhance_negative_prompt(wish) == f"rain, {STYLES['anime'].negative_words}"
+    request = GenerationRequest("a fox,", style="anime", negative_prompt="rain")
+    assert enhance_prompt(request, STARTER) == f"a fox, {STYLES['anime'].words}"
+    assert enhance_negative_prompt(request) == f"rain, {STYLES['anime'].negative_words}"
 
 
-def test_nothing_is_said_twice() -> None:
-    wish = GenerationRequest("An ANIME fox, portrait+ style", style="anime")
-    said = enhance_prompt(wish, PORTRAIT)
-    assert said == "An ANIME fox, portrait+ style, cel shading, clean lines, vivid colours"
-    again = enhance_prompt(replace(wish, prompt=said), PORTRAIT)
-    assert again == said
+def test_words_are_not_repeated() -> None:
+    request = GenerationRequest("An ANIME fox, portrait+ style", style="anime")
+    prompt = enhance_prompt(request, PORTRAIT)
+    assert prompt == "An ANIME fox, portrait+ style, cel shading, clean lines, vivid colours"
+    again = enhance_prompt(replace(request, prompt=prompt), PORTRAIT)
+    assert again == prompt
 
 
-def test_part_of_a_word_is_not_the_word() -> None:
-    said = enhance_prompt(GenerationRequest("animetronic fox", style="anime"), STARTER)
-    assert said == f"animetronic fox, {STYLES['anime'].words}"
+def test_only_whole_words_count_as_present() -> None:
+    prompt = enhance_prompt(GenerationRequest("animetronic fox", style="anime"), STARTER)
+    assert prompt == f"animetronic fox, {STYLES['anime'].words}"
 
 
 def test_trigger_words_come_first() -> None:
@@ -58,53 +58,53 @@ def test_trigger_words_come_first() -> None:
 
 
 def test_a_short_prompt_fits() -> None:
-    fit = truncate_to_limit("a fox in the snow", LOCAL, STARTER)
-    assert (fit.kept, fit.truncated) == ("a fox in the snow", "")
-    assert 5 <= fit.tokens <= fit.limit == 27
+    budget = truncate_to_limit("a fox in the snow", LOCAL, STARTER)
+    assert (budget.kept, budget.truncated) == ("a fox in the snow", "")
+    assert 5 <= budget.tokens <= budget.limit == 27
 
 
-def test_cut_is_exactly_at_the_limit() -> None:
+def test_prompt_is_truncated_at_the_limit() -> None:
     assert truncate_to_limit("fox " * 27, LOCAL, STARTER).tokens == 27
     assert truncate_to_limit("fox " * 27, LOCAL, STARTER).truncated.strip() == ""
-    fit = truncate_to_limit("fox " * 27 + "snow", LOCAL, STARTER)
-    assert fit.tokens == 28
-    assert fit.kept.split() == ["fox"] * 27
-    assert fit.truncated.strip() == "snow"
+    budget = truncate_to_limit("fox " * 27 + "snow", LOCAL, STARTER)
+    assert budget.tokens == 28
+    assert budget.kept.split() == ["fox"] * 27
+    assert budget.truncated.strip() == "snow"
 
 
 @given(st.text(alphabet="ab fox,.'🦊日ö\n", max_size=200))
-def test_kept_is_what_the_model_sees(text: str) -> None:
-    """Tokens of `kept` are those of the whole text up to the limit, but for a half character."""
+def test_kept_and_truncated_are_the_prompt(text: str) -> None:
+    """The number of tokens is that of the tokenizer."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer")
-    fit = truncate_to_limit(text, LOCAL, STARTER)
-    assert fit.kept + fit.truncated == text
-    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert fit.tokens == len(whole)
-    if fit.tokens <= fit.limit:
-        assert fit.truncated == ""
+    budget = truncate_to_limit(text, LOCAL, STARTER)
+    assert budget.kept + budget.truncated == text
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert budget.tokens == len(tokens)
+    if budget.tokens <= budget.limit:
+        assert budget.truncated == ""
     else:
-        assert fit.truncated != ""
+        assert budget.truncated != ""
 
 
-def test_half_a_character_is_cut_whole() -> None:
-    """One fox head is several tokens; the limit falls between them."""
+def test_character_of_several_tokens_is_not_split() -> None:
+    """A fox face has several tokens, and the limit falls between them."""
     heads = "🦊" * 40
-    fit = truncate_to_limit("a" + heads, LOCAL, STARTER)
-    assert fit.tokens > fit.limit
-    assert fit.kept.encode("utf-8").decode("utf-8") == fit.kept
-    assert truncate_to_limit(fit.kept, LOCAL, STARTER).tokens <= fit.limit
-    assert truncate_to_limit(fit.kept + "🦊", LOCAL, STARTER).truncated == "🦊"
+    budget = truncate_to_limit("a" + heads, LOCAL, STARTER)
+    assert budget.tokens > budget.limit
+    assert budget.kept.encode("utf-8").decode("utf-8") == budget.kept
+    assert truncate_to_limit(budget.kept, LOCAL, STARTER).tokens <= budget.limit
+    assert truncate_to_limit(budget.kept + "🦊", LOCAL, STARTER).truncated == "🦊"
 
 
-def test_tokenizers_of_the_old_layout_work(tiny_folder: Path) -> None:
-    fit = truncate_to_limit("a fox " * 60, LocalModel(tiny_folder, "", ""), PORTRAIT)
-    assert (fit.tokens, fit.limit) == (120, 75)
-    assert fit.kept.split() == (["a", "fox"] * 38)[:75]
+def test_old_tokenizer_layout(tiny_folder: Path) -> None:
+    budget = truncate_to_limit("a fox " * 60, LocalModel(tiny_folder, "", ""), PORTRAIT)
+    assert (budget.tokens, budget.limit) == (120, 75)
+    assert budget.kept.split() == (["a", "fox"] * 38)[:75]
 
 
-def test_a_broken_tokenizer_is_an_error_in_words(tmp_path: Path) -> None:
+def test_broken_tokenizer_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"x": 1}))
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
@@ -112,29 +112,29 @@ def test_a_broken_tokenizer_is_an_error_in_words(tmp_path: Path) -> None:
         truncate_to_limit("a fox", LocalModel(tmp_path, "", ""), STARTER)
 
 
-def test_without_a_tokenizer_it_is_estimated(tmp_path: Path) -> None:
+def test_tokens_are_estimated_without_a_tokenizer(tmp_path: Path) -> None:
     local = LocalModel(tmp_path, "", "")
     assert truncate_to_limit("a fox", local, STARTER) == estimate_tokens("a fox")
-    fit = estimate_tokens("a " * 100)
-    assert (fit.tokens, fit.limit) == (100, 75)
-    assert fit.kept + fit.truncated == "a " * 100
-    assert len(fit.kept.split()) == 75
+    budget = estimate_tokens("a " * 100)
+    assert (budget.tokens, budget.limit) == (100, 75)
+    assert budget.kept + budget.truncated == "a " * 100
+    assert len(budget.kept.split()) == 75
     assert estimate_tokens("").tokens == 0
 
 
-def test_counting_tokens_does_not_need_torch() -> None:
-    program = (
+def test_counting_tokens_does_not_import_torch() -> None:
+    code = (
         "import sys; from canvas.catalog import ASSETS, MODELS; from canvas.engine import prompts;"
         "from canvas.models.download import LocalModel;"
         "local = LocalModel(ASSETS / 'starter', '', '');"
-        "prompts.split_at_limit('a fox', local, MODELS['starter']);"
+        "prompts.truncate_to_limit('a fox', local, MODELS['starter']);"
         "print('torch' in sys.modules, 'diffusers' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
+    result = subprocess.run(
+        [sys.executable, "-c", code],
         cwd=ASSETS.parent,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["False", "False"]
+    assert result.stdout.split() == ["False", "False"]

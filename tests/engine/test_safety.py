@@ -24,7 +24,7 @@ CPU = Device("cpu", "float32", "test")
         "a red fox in the snow, 3d",
     ],
 )
-def test_harmless_words_that_hold_others_pass(prompt: str) -> None:
+def test_harmless_words_pass(prompt: str) -> None:
     check_prompt(prompt)
 
 
@@ -37,14 +37,14 @@ def test_harmless_words_that_hold_others_pass(prompt: str) -> None:
         ("p.o.r.n", "porn"),
     ],
 )
-def test_words_are_named(prompt: str, word: str) -> None:
+def test_blocked_words_are_named(prompt: str, word: str) -> None:
     with pytest.raises(ContentBlocked, match=f"“{word}”"):
         check_prompt(prompt)
 
 
 @pytest.fixture
 def checker(tmp_path: Path) -> Any:
-    """The checker's own class with tiny random weights; its thresholds are what a test sets."""
+    """The real class with tiny random weights and thresholds set by the test."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -69,15 +69,15 @@ def checker(tmp_path: Path) -> Any:
     return with_threshold
 
 
-def test_checker_stops_what_it_flags(checker: Any) -> None:
+def test_flagged_image_is_blocked(checker: Any) -> None:
     with pytest.raises(ContentBlocked, match="not stored"):
         checker(-2).check(Image.radial_gradient("L").convert("RGB"))
 
 
-def test_checker_lets_the_rest_pass(checker: Any) -> None:
+def test_other_image_passes(checker: Any) -> None:
     checker(2).check(Image.radial_gradient("L").convert("RGB"))
 
 
-def test_without_the_checker_nothing_passes(tmp_path: Path) -> None:
+def test_unreadable_checker_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelCorrupted, match="CANVAS_SAFETY=prompt"):
         ImageSafetyChecker(CPU, tmp_path).check(Image.new("RGB", (64, 64)))

@@ -1,4 +1,4 @@
-"""Cores and memory, read from trees laid out as the kernel lays them out."""
+"""Cores and memory, read from copies of the kernel's file trees."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 linux_only = pytest.mark.skipif(not CORES, reason="needs Linux")
 
 
-def lay(root: Path, files: dict[str, str]) -> Path:
+def write_tree(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +19,7 @@ def lay(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_without_limits_all_allowed_cores_count(tmp_path: Path) -> None:
+def test_all_allowed_cores_count_without_limits(tmp_path: Path) -> None:
     assert system_info.core_count(tmp_path) == len(system_info._allowed_cores())
     assert system_info.total_memory(tmp_path) >= system_info.free_memory(tmp_path) > 0
 
@@ -51,7 +51,7 @@ def test_without_limits_all_allowed_cores_count(tmp_path: Path) -> None:
 def test_cpu_quota_limits_the_threads(
     tmp_path: Path, files: dict[str, str], cores: int | None
 ) -> None:
-    assert system_info.core_count(lay(tmp_path, files)) == (
+    assert system_info.core_count(write_tree(tmp_path, files)) == (
         cores or len(system_info._allowed_cores())
     )
 
@@ -60,17 +60,17 @@ def test_cpu_quota_limits_the_threads(
 def test_threads_of_one_core_count_once(tmp_path: Path) -> None:
     siblings = ",".join(map(str, CORES))
     cpus = "sys/devices/system/cpu"
-    lay(tmp_path, {f"{cpus}/cpu{n}/topology/thread_siblings_list": siblings for n in CORES})
+    write_tree(tmp_path, {f"{cpus}/cpu{n}/topology/thread_siblings_list": siblings for n in CORES})
     assert system_info.core_count(tmp_path) == 1
 
 
 @linux_only
 def test_only_performance_cores_of_a_hybrid_count(tmp_path: Path) -> None:
-    lay(tmp_path, {"sys/devices/cpu_core/cpus": f"{CORES[0]}\n"})
+    write_tree(tmp_path, {"sys/devices/cpu_core/cpus": f"{CORES[0]}\n"})
     assert system_info.core_count(tmp_path) == 1
 
 
-def test_core_list_speaks_the_kernels_notation(tmp_path: Path) -> None:
+def test_core_list_of_the_kernel_is_parsed(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("0-2,8\n")
     assert system_info._core_list(tmp_path / "list") == {0, 1, 2, 8}
 
@@ -95,30 +95,30 @@ def test_core_list_speaks_the_kernels_notation(tmp_path: Path) -> None:
     ids=["v2", "v1"],
 )
 def test_memory_limit_of_the_container(tmp_path: Path, files: dict[str, str]) -> None:
-    lay(tmp_path, files)
+    write_tree(tmp_path, files)
     assert system_info.total_memory(tmp_path) == 100_000
     assert system_info.free_memory(tmp_path) == 50_000
 
 
 def test_processor_name(tmp_path: Path) -> None:
-    lay(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n"})
+    write_tree(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n"})
     assert system_info.processor_name(tmp_path) == "Some CPU @ 3 GHz"
     assert system_info.processor_name(tmp_path / "nothing")
 
 
-def test_what_means_that_memory_was_short() -> None:
+def test_out_of_memory_errors_are_recognized() -> None:
     import torch
 
-    with pytest.raises(RuntimeError) as of_the_cpu:
+    with pytest.raises(RuntimeError) as cpu_error:
         torch.empty(2**60)
-    short = [
-        of_the_cpu.value,
+    errors = [
+        cpu_error.value,
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
     ]
-    assert [system_info.is_out_of_memory(error) for error in short] == [True] * 5
+    assert [system_info.is_out_of_memory(error) for error in errors] == [True] * 5
     assert not system_info.is_out_of_memory(
         RuntimeError("mat1 and mat2 shapes cannot be multiplied")
     )

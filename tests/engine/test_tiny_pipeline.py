@@ -1,4 +1,4 @@
-"""The tests' own model and Hub behave as the real ones where it matters."""
+"""The model and the Hub of the tests behave like the real ones."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
-from tests.hub import LocalHub
+from tests.hub_server import LocalHub
 
 
-@pytest.mark.parametrize("edition", ["tiny_folder", "tiny_bin_folder", "tiny_full_folder"])
-def test_every_edition_loads_and_draws_the_same(
-    edition: str, request: pytest.FixtureRequest, tiny_folder: Path
+@pytest.mark.parametrize("fixture", ["tiny_folder", "tiny_bin_folder", "tiny_full_folder"])
+def test_every_variant_generates_the_same_image(
+    fixture: str, request: pytest.FixtureRequest, tiny_folder: Path
 ) -> None:
-    assert draw(request.getfixturevalue(edition)) == draw(tiny_folder)
+    assert render(request.getfixturevalue(fixture)) == render(tiny_folder)
 
 
 def test_stays_small(tiny_folder: Path) -> None:
@@ -30,7 +30,7 @@ def test_real_client_downloads_from_the_local_hub(
         assert (folder / name).read_bytes() == file.read_bytes()
 
 
-def draw(folder: Path) -> bytes:
+def render(folder: Path) -> bytes:
     import torch
     from diffusers import StableDiffusionPipeline
 

@@ -1,1 +1,1 @@
-"""Techniques that make inference faster, one a module."""
+"""Techniques that speed up inference, one per module."""

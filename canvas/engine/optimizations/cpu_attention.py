@@ -1,4 +1,4 @@
-"""Self-attention on processors whose fused kernel is slow in bfloat16."""
+"""Chunked self-attention for CPUs whose fused attention kernel is slow in bfloat16."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# Scores of so many queries at a time stay in the caches; found by measuring 64 to 1024.
+# Attention scores of a chunk of queries stay in the CPU caches; best of 64 to 1024 as measured.
 QUERY_CHUNK = 256
 MIN_TOKENS = 512
 
 
 class ChunkedAttnProcessor:
-    """An attention processor of diffusers that multiplies tile by tile, head by head.
+    """A diffusers attention processor that computes each head in chunks of queries.
 
-    Torch's fused attention on a CPU without matrix units (AMX) does its products at a
-    fraction of the speed of oneDNN's, which this one uses. Cross-attention, masks and
-    few tokens go the usual way.
+    On CPUs without AMX torch's fused attention is far slower than the oneDNN matrix products
+    used here. Cross-attention, attention masks and short sequences use the original processor.
     """
 
-    def __init__(self, usual: Any) -> None:
-        self._usual = usual
+    def __init__(self, original: Any) -> None:
+        self._original = original
 
     def __call__(
         self,
@@ -31,19 +30,20 @@ class ChunkedAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """What diffusers calls in place of its own processor."""
-        others = (encoder_hidden_states, attention_mask, options.get("temb"))
-        if any(other is not None for other in others) or not _fits(attn, hidden_states):
-            usual: torch.Tensor = self._usual(
+        """The processor's interface in diffusers."""
+        unsupported = (encoder_hidden_states, attention_mask, options.get("temb"))
+        result: torch.Tensor
+        if any(value is not None for value in unsupported) or not _fits(attn, hidden_states):
+            result = self._original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, **options
             )
-            return usual
-        found: torch.Tensor = attn.to_out[0](_self_attention(attn, hidden_states))
-        return found
+        else:
+            result = attn.to_out[0](_self_attention(attn, hidden_states))
+        return result
 
 
 def enable_chunked_attention(pipeline: Any) -> bool:
-    """Give the UNet tiled attention where that is faster; says whether it was done."""
+    """Use chunked attention in the UNet if it is faster there; return whether it is."""
     import torch
 
     unet = getattr(pipeline, "unet", None)
@@ -52,31 +52,31 @@ def enable_chunked_attention(pipeline: Any) -> bool:
     if torch.cpu._is_amx_tile_supported() or not hasattr(unet, "set_attn_processor"):
         return False
     unet.set_attn_processor(
-        {name: ChunkedAttnProcessor(usual) for name, usual in unet.attn_processors.items()}
+        {name: ChunkedAttnProcessor(original) for name, original in unet.attn_processors.items()}
     )
     return True
 
 
-def _fits(attn: Any, hidden: torch.Tensor) -> bool:
+def _fits(attn: Any, hidden_states: torch.Tensor) -> bool:
     plain = attn.group_norm is None and attn.spatial_norm is None and attn.norm_q is None
     plain = plain and not attn.residual_connection and attn.rescale_output_factor == 1
-    return plain and hidden.ndim == 3 and hidden.shape[1] >= MIN_TOKENS
+    return plain and hidden_states.ndim == 3 and hidden_states.shape[1] >= MIN_TOKENS
 
 
-def _self_attention(attn: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _self_attention(attn: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     import torch
 
-    queries, keys, values = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
+    queries, keys, values = (layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v))
     queries = queries * attn.scale
     result = torch.empty_like(queries)
-    width = queries.shape[-1] // attn.heads
-    for picture in range(len(hidden)):
+    head_dim = queries.shape[-1] // attn.heads
+    for index in range(len(hidden_states)):
         for head in range(attn.heads):
-            part = slice(head * width, (head + 1) * width)
-            key = keys[picture, :, part].t().contiguous()
-            value = values[picture, :, part].contiguous()
-            for first in range(0, hidden.shape[1], QUERY_CHUNK):
+            channels = slice(head * head_dim, (head + 1) * head_dim)
+            key = keys[index, :, channels].t().contiguous()
+            value = values[index, :, channels].contiguous()
+            for first in range(0, hidden_states.shape[1], QUERY_CHUNK):
                 rows = slice(first, first + QUERY_CHUNK)
-                scores = torch.mm(queries[picture, rows, part], key)
-                result[picture, rows, part] = torch.mm(scores.softmax(-1), value)
+                scores = torch.mm(queries[index, rows, channels], key)
+                result[index, rows, channels] = torch.mm(scores.softmax(-1), value)
     return result

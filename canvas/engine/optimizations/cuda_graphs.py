@@ -1,7 +1,7 @@
-"""Passes of a model on a GPU, recorded once and then replayed as CUDA graphs.
+"""Captures forward passes on a GPU as CUDA graphs and replays them.
 
-A pass of a Stable Diffusion UNet is over a thousand small pieces of work, and Python takes longer
-to hand them to a fast GPU than that takes to do them. A recording is handed over as one.
+A forward pass of a Stable Diffusion UNet launches over a thousand kernels, which takes Python
+longer than a fast GPU needs to run them. A graph is launched as one.
 """
 
 from __future__ import annotations
@@ -18,64 +18,64 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Of one model: batches of one and two, kinds of passes, a few sizes.
+# Per callable: batches of one and two, kinds of forward passes, a few sizes.
 MAX_GRAPHS = 12
 
 
 class CudaGraphCallable:
-    """A function of tensors that is run the first time, recorded the second, then replayed.
+    """Runs a function of tensors the first time, captures it the second time, then replays it.
 
-    For each shape and dtype of its arguments there is a recording. What it returns is the
-    caller's: nothing writes over it later. The function may not read a number off the device,
-    and all that it uses beside its arguments must stay where it is in memory. Where it cannot
-    be recorded it is run every time, which the log tells.
+    There is one graph for each set of shapes and dtypes of the arguments. Results are not
+    overwritten by later calls. The function must not read a value from the device, and the
+    tensors that it uses besides its arguments must stay at their address. If it cannot be
+    captured, a warning is logged and every call runs it.
     """
 
     def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]]) -> None:
         self._function = function
-        self._recordings: OrderedDict[str, _Capture | None] = OrderedDict()
+        self._captures: OrderedDict[str, _Capture | None] = OrderedDict()
         self._pool: Any = None
-        self._recordable = True
+        self._capturable = True
 
     def __call__(self, *args: Any, **options: Any) -> tuple[torch.Tensor, ...]:
-        """What the function returns for these arguments, nested in tuples and dicts or not."""
+        """The function's result; the arguments may be nested in tuples and dicts."""
         from torch.utils._pytree import tree_flatten
 
-        if not self._recordable:
+        if not self._capturable:
             return self._function(*args, **options)
         leaves, structure = tree_flatten((args, options))
-        kind = f"{structure} {[_signature(leaf) for leaf in leaves]}"
-        if kind not in self._recordings:
-            self._remember(kind, None)
+        key = f"{structure} {[_signature(leaf) for leaf in leaves]}"
+        if key not in self._captures:
+            self._save(key, None)
             return self._function(*args, **options)
-        recording = self._recordings[kind]
-        if recording is None:
+        capture = self._captures[key]
+        if capture is None:
             try:
-                recording = self._record(args, options)
+                capture = self._capture(args, options)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                logger.warning("This GPU gets its work piece by piece: %s", error)
-                self._recordable = False
+                logger.warning("CUDA graphs are not used: %s", error)
+                self._capturable = False
                 return self._function(*args, **options)
-            self._remember(kind, recording)
-        return recording.replay(leaves)
+            self._save(key, capture)
+        return capture.replay(leaves)
 
-    def _remember(self, kind: str, recording: _Capture | None) -> None:
-        self._recordings[kind] = recording
-        while len(self._recordings) > MAX_GRAPHS:
-            self._recordings.popitem(last=False)
+    def _save(self, key: str, capture: _Capture | None) -> None:
+        self._captures[key] = capture
+        while len(self._captures) > MAX_GRAPHS:
+            self._captures.popitem(last=False)
 
-    def _record(self, args: tuple[Any, ...], options: dict[str, Any]) -> _Capture:
+    def _capture(self, args: tuple[Any, ...], options: dict[str, Any]) -> _Capture:
         import torch
 
-        # All share the memory of what is between: each is done before the next is replayed.
+        # Graphs share the memory of intermediate tensors, because they never run concurrently.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         return _Capture(self._function, args, options, self._pool)
 
 
 class _Capture:
-    """One graph with the tensors that it reads and those that it writes."""
+    """A CUDA graph with its input and output tensors."""
 
     def __init__(self, function: Callable[..., Any], args: Any, options: Any, pool: Any) -> None:
         import torch
@@ -84,22 +84,22 @@ class _Capture:
         args, options = tree_map(_static_input, (args, options))
         self._inputs, _ = tree_flatten((args, options))
         self._graph = torch.cuda.CUDAGraph()
-        # Only this thread is watched: others may use the GPU meanwhile.
+        # thread_local: other threads may use the GPU during the capture.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._outputs = function(*args, **options)
 
     def replay(self, leaves: list[Any]) -> tuple[torch.Tensor, ...]:
         import torch
 
-        for own, given in zip(self._inputs, leaves, strict=True):
-            if isinstance(own, torch.Tensor):
-                own.copy_(given)
+        for static_input, leaf in zip(self._inputs, leaves, strict=True):
+            if isinstance(static_input, torch.Tensor):
+                static_input.copy_(leaf)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
 
 
 def _signature(leaf: Any) -> Any:
-    """What a recording holds good for: a number is part of it, a tensor's values are not."""
+    """What a graph is specific to: a number's value, but only the shape and dtype of a tensor."""
     return getattr(leaf, "shape", leaf), getattr(leaf, "dtype", None)
 
 
