@@ -1,1 +1,1 @@
-"""Measures speed, memory and similarity; nothing else imports it."""
+"""Benchmarks of speed, memory and similarity. Only the command `bench` imports it."""

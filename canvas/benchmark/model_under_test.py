@@ -1,4 +1,4 @@
-"""A model as plain diffusers runs it and as this program does: the parts of a picture, timed."""
+"""A model as plain diffusers runs it (baseline) and as this program does (optimized), timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_decoder, synthetic_spec
+from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_vae, synthetic_spec
 from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.generate import decode_latents, generate
@@ -31,204 +31,209 @@ if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
 
 PROMPT = "a fox in the snow"
-PLAIN_GUIDANCE = 7.5
-# Of matrices whose product is long enough to time.
-CEILING_SIDES = MappingProxyType({"cpu": 2048, "cuda": 8192, "mps": 4096})
+BASELINE_GUIDANCE_SCALE = 7.5
+# Sides of square matrices whose product takes long enough to time.
+MATMUL_SIDES = MappingProxyType({"cpu": 2048, "cuda": 8192, "mps": 4096})
 
 
 @dataclass
 class BenchmarkModel:
-    """A model as plain diffusers loads it and as this program does; None is not loaded."""
+    """The baseline and the optimized pipeline of a model; None if not loaded."""
 
     spec: ModelSpec
     device: Device
-    plain: Any = None
-    ours: Any = None
-    tiny_decoder: Any = None
+    baseline: Any = None
+    optimized: Any = None
+    tiny_vae: Any = None
 
-    def make_plain(self, side: int, steps: int, *, slicing: bool = False) -> Image:
-        """What a tutorial shows, with the attention slicing of the original program or without."""
+    def generate_baseline(self, side: int, steps: int, *, slicing: bool = False) -> Image:
+        """Generate an image as in diffusers' tutorials, with attention slicing if wanted."""
         import torch
 
         if slicing:
-            self.plain.enable_attention_slicing()
+            self.baseline.enable_attention_slicing()
         try:
-            found: Image = self.plain(
+            image: Image = self.baseline(
                 PROMPT,
                 width=side,
                 height=side,
                 num_inference_steps=steps,
-                guidance_scale=PLAIN_GUIDANCE,
+                guidance_scale=BASELINE_GUIDANCE_SCALE,
                 generator=torch.Generator().manual_seed(1),
             ).images[0]
         finally:
             if slicing:
-                self.plain.disable_attention_slicing()
-        return found
+                self.baseline.disable_attention_slicing()
+        return image
 
-    def make_ours(self, request: GenerationRequest) -> Image:
-        """The picture of a resolved request, the way of this program."""
-        (made,) = generate(
-            self.ours,
+    def generate_optimized(self, request: GenerationRequest) -> Image:
+        """Generate the image of a resolved request."""
+        (result,) = generate(
+            self.optimized,
             request,
             spec=self.spec,
             device=self.device,
             on_step=lambda _: None,
             cancelled=threading.Event(),
         )
-        assert made.image is not None  # noqa: S101 - run gives pictures
-        return made.image
+        assert result.image is not None  # noqa: S101 - it has just been generated
+        return result.image
 
 
-def load_subject(
-    spec: ModelSpec | None, device: Device, *, plain: bool = True, ours: bool = True
+def load_benchmark_model(
+    spec: ModelSpec | None, device: Device, *, baseline: bool = True, optimized: bool = True
 ) -> BenchmarkModel:
-    """The model of the catalogue, or with None the synthetic one; raises ModelGone."""
+    """Load a model of the catalog, or the synthetic one if `spec` is None.
+
+    Raises ModelNotFound if it is not downloaded.
+    """
     from diffusers import DiffusionPipeline
 
     silence_libraries()
     if spec is None:
-        subject = BenchmarkModel(synthetic_spec(), device)
-        if ours:
-            subject.ours = build_synthetic(device.torch_dtype, device.name)
-            optimize_for_device(subject.ours, device)
-            subject.tiny_decoder = build_tiny_decoder(device.torch_dtype, device.name)
-        if plain:
-            subject.plain = build_synthetic(plain_dtype(device), device.name)
-        return subject
+        model = BenchmarkModel(synthetic_spec(), device)
+        if optimized:
+            model.optimized = build_synthetic(device.torch_dtype, device.name)
+            optimize_for_device(model.optimized, device)
+            model.tiny_vae = build_tiny_vae(device.torch_dtype, device.name)
+        if baseline:
+            model.baseline = build_synthetic(baseline_dtype(device), device.name)
+        return model
     local = find_local(spec)
     if local is None:
-        raise ModelNotFound(f"The model {spec.key} is not on disk: download it, then measure it.")
-    subject = BenchmarkModel(spec, device)
-    if ours:
-        subject.ours = PipelineCache(device).get(spec, local)
-    if plain:
-        subject.plain = DiffusionPipeline.from_pretrained(
-            str(local.path), dtype=plain_dtype(device)
+        raise ModelNotFound(
+            f"The model {spec.key} is not downloaded. Run `python -m canvas download {spec.key}`."
         )
-        subject.plain.set_progress_bar_config(disable=True)
-        subject.plain.to(device.name)
-    return subject
+    model = BenchmarkModel(spec, device)
+    if optimized:
+        model.optimized = PipelineCache(device).get(spec, local)
+    if baseline:
+        model.baseline = DiffusionPipeline.from_pretrained(
+            str(local.path), dtype=baseline_dtype(device)
+        )
+        model.baseline.set_progress_bar_config(disable=True)
+        model.baseline.to(device.name)
+    return model
 
 
-def plain_dtype(device: Device) -> torch.dtype:
-    """What tutorials show: diffusers' own default, and half of it on a GPU."""
+def baseline_dtype(device: Device) -> torch.dtype:
+    """The dtype in diffusers' tutorials."""
     import torch
 
     return torch.float16 if device.name == "cuda" else torch.float32
 
 
 def machine_name(device: Device) -> str:
-    """What computes there: the GPU, or the processor."""
+    """The name of the GPU, or of the processor."""
     import torch
 
     on_gpu = device.name == "cuda"
     return torch.cuda.get_device_name() if on_gpu else system_info.processor_name()
 
 
-def overhead_ratio(subject: BenchmarkModel, side: int, steps: int | None, turns: int) -> float:
-    """The share of a Quality picture that passes outside text encoder, UNet and decoder.
+def overhead_ratio(model: BenchmarkModel, side: int, steps: int | None, rounds: int) -> float:
+    """The share of a Quality image's time that is spent outside text encoder, UNet and VAE.
 
-    The median of several pictures after one that warms up, each with its words read anew.
-    `steps` None takes the model's own number.
+    The median of several images after a warm-up, each with an empty prompt cache. `steps`
+    defaults to the model's.
     """
     request = GenerationRequest(
         PROMPT, seed=1, width=side, height=side, num_inference_steps=steps
-    ).with_defaults(subject.spec)
-    shares = []
-    with _clocked(subject.ours) as spent:
-        for _ in range(turns + 1):
-            clear_cache(subject.ours)
-            spent.clear()
-            whole = time_call(lambda: subject.make_ours(request))
-            shares.append(1 - sum(spent) / whole)
-    return statistics.median(shares[1:])
+    ).with_defaults(model.spec)
+    ratios = []
+    with _time_modules(model.optimized) as seconds:
+        for _ in range(rounds + 1):
+            clear_cache(model.optimized)
+            seconds.clear()
+            total = time_call(lambda: model.generate_optimized(request))
+            ratios.append(1 - sum(seconds) / total)
+    return statistics.median(ratios[1:])
 
 
 @contextmanager
-def _clocked(pipeline: Any) -> Iterator[list[float]]:
-    """The seconds of each call of the pipeline's models, from the outermost call on."""
-    spent: list[float] = []
+def _time_modules(pipeline: Any) -> Iterator[list[float]]:
+    """The seconds of each call of text encoder, UNet and VAE inside the block."""
+    seconds: list[float] = []
 
     def start(*_: Any) -> None:
-        _wait_for_gpu()
-        spent.append(-time.perf_counter())
+        _synchronize()
+        seconds.append(-time.perf_counter())
 
     def stop(*_: Any) -> None:
-        _wait_for_gpu()
-        spent[-1] += time.perf_counter()
+        _synchronize()
+        seconds[-1] += time.perf_counter()
 
-    def decode(*arguments: Any, **options: Any) -> Any:
+    def timed_decode(*args: Any, **options: Any) -> Any:
         start()
-        found = usual(*arguments, **options)
+        result = decode(*args, **options)
         stop()
-        return found
+        return result
 
-    models = (pipeline.text_encoder, pipeline.unet)
-    hooks = [model.register_forward_pre_hook(start) for model in models]
-    hooks += [model.register_forward_hook(stop, prepend=True) for model in models]
-    usual, pipeline.vae.decode = pipeline.vae.decode, decode
+    modules = (pipeline.text_encoder, pipeline.unet)
+    handles = [module.register_forward_pre_hook(start) for module in modules]
+    handles += [module.register_forward_hook(stop, prepend=True) for module in modules]
+    decode, pipeline.vae.decode = pipeline.vae.decode, timed_decode
     try:
-        yield spent
+        yield seconds
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
         del pipeline.vae.decode
 
 
 class StageTimings:
-    """What pictures of a subject are added up from, by name."""
+    """Times the stages of generation separately, to extrapolate whole images."""
 
-    def __init__(self, subject: BenchmarkModel, side: int) -> None:
-        self._subject = subject
+    def __init__(self, model: BenchmarkModel, side: int) -> None:
+        self._model = model
         self._side = side
 
-    def measure(self, turns: int) -> dict[str, float]:
-        """Seconds of each part, the median of several turns after one that warms up."""
+    def measure(self, rounds: int) -> dict[str, float]:
+        """Median seconds of each stage over several rounds after a warm-up."""
         seconds: dict[str, list[float]] = {}
-        for turn in range(turns + 1):
-            for name, taken in self._turn().items():
-                if turn:
-                    seconds.setdefault(name, []).append(taken)
-        return {name: statistics.median(taken) for name, taken in seconds.items()}
+        for number in range(rounds + 1):
+            for stage, duration in self._measure_round().items():
+                if number:
+                    seconds.setdefault(stage, []).append(duration)
+        return {stage: statistics.median(values) for stage, values in seconds.items()}
 
-    def one_plain_pass(self) -> float:
-        """Seconds of a guided pass of plain diffusers, warmed up."""
-        self._passes(self._subject.plain)
-        return self._passes(self._subject.plain)[FULL]
+    def baseline_unet_call(self) -> float:
+        """Seconds of a UNet call with guidance in the baseline, after a warm-up."""
+        self._unet(self._model.baseline)
+        return self._unet(self._model.baseline)[FULL]
 
-    def _turn(self) -> dict[str, float]:
-        plain, ours = self._subject.plain, self._subject.ours
-        found = {"plain text": self._text(plain), "text": self._text(ours)}
-        found["plain pass"] = self._passes(plain)[FULL]
-        plain.enable_attention_slicing()
-        found["sliced pass"] = self._passes(plain)[FULL]
-        plain.disable_attention_slicing()
-        found["plain decode"] = self._decode(plain)
-        found["decode"] = self._decode(ours)
-        with malloc.retain_freed_memory():  # as when a picture is made
-            if self._subject.tiny_decoder is not None:
-                usual, ours.vae = ours.vae, self._subject.tiny_decoder
-                found["tiny decode"] = self._decode(ours)
-                ours.vae = usual
-            found |= self._passes(ours, (FULL, COND_ONLY, CACHED))
-        return found
+    def _measure_round(self) -> dict[str, float]:
+        baseline, optimized = self._model.baseline, self._model.optimized
+        seconds = {
+            "baseline text": self._encode(baseline),
+            "text": self._encode(optimized),
+            "baseline unet": self._unet(baseline)[FULL],
+        }
+        baseline.enable_attention_slicing()
+        seconds["sliced unet"] = self._unet(baseline)[FULL]
+        baseline.disable_attention_slicing()
+        seconds["baseline decode"] = self._decode(baseline)
+        seconds["decode"] = self._decode(optimized)
+        with malloc.retain_freed_memory():  # as in generate()
+            if self._model.tiny_vae is not None:
+                vae, optimized.vae = optimized.vae, self._model.tiny_vae
+                seconds["tiny decode"] = self._decode(optimized)
+                optimized.vae = vae
+            seconds |= self._unet(optimized, (FULL, COND_ONLY, CACHED))
+        return seconds
 
-    def _text(self, pipeline: Any) -> float:
+    def _encode(self, pipeline: Any) -> float:
         return time_call(lambda: pipeline.encode_prompt(PROMPT, pipeline.device, 1, False))
 
-    def _passes(self, pipeline: Any, kinds: tuple[str, ...] = (FULL,)) -> dict[str, float]:
+    def _unet(self, pipeline: Any, kinds: tuple[str, ...] = (FULL,)) -> dict[str, float]:
         import torch
 
         unet = pipeline.unet
-        side = self._side // pipeline.vae_scale_factor
-        options = {"dtype": unet.dtype, "device": unet.device}
-        sample = torch.randn(2, unet.config.in_channels, side, side, **options)
-        words = torch.randn(2, 77, unet.config.cross_attention_dim, **options)
+        sample, prompt_embeds = _unet_inputs(pipeline, self._side)
         timestep = torch.tensor(500.0, device=unet.device)
         with apply_deepcache(pipeline, list(kinds)):
             return {
-                kind: time_call(lambda: unet(sample, timestep, words, return_dict=False))
+                kind: time_call(lambda: unet(sample, timestep, prompt_embeds, return_dict=False))
                 for kind in kinds
             }
 
@@ -241,18 +246,28 @@ class StageTimings:
         return time_call(lambda: decode_latents(latents, pipeline))
 
 
-def time_call(work: Callable[[], Any]) -> float:
-    """Seconds that the work takes, that of a GPU included."""
+def _unet_inputs(pipeline: Any, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random sample and prompt embeddings for both branches of classifier-free guidance."""
+    import torch
+
+    unet, side = pipeline.unet, side // pipeline.vae_scale_factor
+    options = {"dtype": unet.dtype, "device": unet.device}
+    sample = torch.randn(2, unet.config.in_channels, side, side, **options)
+    return sample, torch.randn(2, 77, unet.config.cross_attention_dim, **options)
+
+
+def time_call(function: Callable[[], Any]) -> float:
+    """Seconds of a call, including its work on the GPU."""
     import torch
 
     started = time.perf_counter()
     with torch.no_grad():
-        work()
-    _wait_for_gpu()
+        function()
+    _synchronize()
     return time.perf_counter() - started
 
 
-def _wait_for_gpu() -> None:
+def _synchronize() -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -260,25 +275,21 @@ def _wait_for_gpu() -> None:
 
 
 def peak_matmul_tflops(device: Device) -> float:
-    """The best speed of a large matrix product in the device's dtype, 10^12 operations a second."""
+    """The best TFLOP/s of a large matrix product in the dtype of the device."""
     import torch
 
-    side = CEILING_SIDES[device.name]
+    side = MATMUL_SIDES[device.name]
     matrix = torch.randn(side, side, dtype=device.torch_dtype, device=device.name)
-    best = min(time_call(lambda: matrix @ matrix) for _ in range(8))
-    return 2 * side**3 / best / 1e12
+    seconds = min(time_call(lambda: matrix @ matrix) for _ in range(8))
+    return 2 * side**3 / seconds / 1e12
 
 
-def unet_tflop(subject: BenchmarkModel, side: int) -> float:
-    """10^12 operations of a guided pass, counted by torch."""
+def unet_tflop(model: BenchmarkModel, side: int) -> float:
+    """10^12 operations of a UNet call with guidance, as torch counts them."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    unet = subject.ours.unet
-    latent_side = side // subject.ours.vae_scale_factor
-    options = {"dtype": unet.dtype, "device": unet.device}
-    sample = torch.randn(2, unet.config.in_channels, latent_side, latent_side, **options)
-    words = torch.randn(2, 77, unet.config.cross_attention_dim, **options)
+    sample, prompt_embeds = _unet_inputs(model.optimized, side)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(sample, 500, words, return_dict=False)
+        model.optimized.unet(sample, 500, prompt_embeds, return_dict=False)
     return counter.get_total_flops() / 1e12

@@ -1,4 +1,4 @@
-"""How much memory a picture takes at its peak, each way in a fresh process."""
+"""Measures the peak memory of generating an image, in a new process."""
 
 from __future__ import annotations
 
@@ -7,56 +7,58 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.benchmark.model_under_test import PROMPT, load_subject
+from canvas.benchmark.model_under_test import PROMPT, load_benchmark_model
 from canvas.engine.device import Device
 from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
 
-STEPS_ON_GPU = 3  # the second records its kernels, which takes memory of its own
+STEPS_ON_GPU = 3  # the second captures CUDA graphs, which take memory of their own
 
 
-def peak_memory(spec: ModelSpec | None, device: Device, side: int, way: str) -> int | None:
-    """Bytes at the peak of a fresh process that loads the model and makes a picture.
+def peak_memory(spec: ModelSpec | None, device: Device, side: int, variant: str) -> int | None:
+    """Peak bytes of a new process that loads the model and generates an image.
 
-    On a GPU its own memory counts, elsewhere that of the process. `way` is plain, sliced or
-    ours. None where the system does not tell.
+    On a GPU its own memory counts, otherwise that of the process. `variant` is baseline,
+    sliced or optimized. None if it is unknown.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_tell_peak, args=(sender, spec, device, side, way))
+    child = context.Process(target=_send_peak, args=(sender, spec, device, side, variant))
     child.start()
     sender.close()
     try:
-        found: int | None = receiver.recv()
-    except EOFError:  # the child was killed: too large for this machine
-        found = None
+        peak: int | None = receiver.recv()
+    except EOFError:  # the process was killed: not enough memory
+        peak = None
     child.join()
-    return found
+    return peak
 
 
-def _tell_peak(sender: Any, spec: ModelSpec | None, device: Device, side: int, way: str) -> None:
-    ours = way == "ours"
+def _send_peak(
+    sender: Any, spec: ModelSpec | None, device: Device, side: int, variant: str
+) -> None:
+    optimized = variant == "optimized"
     steps = STEPS_ON_GPU if device.name == "cuda" else 1
-    subject = load_subject(spec, device, plain=not ours, ours=ours)
-    if ours:
+    model = load_benchmark_model(spec, device, baseline=not optimized, optimized=optimized)
+    if optimized:
         request = GenerationRequest(
             PROMPT, seed=1, width=side, height=side, num_inference_steps=steps
         )
-        subject.make_ours(request.with_defaults(subject.spec))
+        model.generate_optimized(request.with_defaults(model.spec))
     else:
-        subject.make_plain(side, steps, slicing=way == "sliced")
-    sender.send(_own_peak())
+        model.generate_baseline(side, steps, slicing=variant == "sliced")
+    sender.send(_peak_of_this_process())
 
 
-def _own_peak() -> int | None:
+def _peak_of_this_process() -> int | None:
     import torch
 
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved()
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would tell the peak of the parent, if that was higher
+    if status.exists():  # getrusage returns the peak of the parent if that is higher
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
     if sys.platform == "win32":

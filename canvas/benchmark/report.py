@@ -1,12 +1,13 @@
-"""The figures of a benchmark as lines for a terminal and as a table for the README."""
+"""Formats benchmark results as a table for the terminal and as Markdown for the README."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from canvas.errors import CanvasError
+from canvas.files import atomic_write
 
 if TYPE_CHECKING:
     from canvas.benchmark.runner import BenchmarkReport, Result
@@ -15,57 +16,52 @@ BEGIN, END = "<!-- figures of `bench --write-readme` -->", "<!-- end of the figu
 
 
 def format_table(report: BenchmarkReport) -> list[str]:
-    """The report as lines for people."""
+    """The lines for the terminal."""
     head = f"{report.model}, {report.size} × {report.size}, {report.device} {report.dtype}"
     lines = [
-        f"{head} on {_machine(report)}; {_how(report)}",
+        f"{head} on {_machine(report)}; {_method(report)}",
         f"{'':22}{'steps':>6}{'seconds':>9}{'a step':>8}"
         f"{'ratio':>7}{'memory':>9}{'SSIM':>7}{'PSNR':>7}",
     ]
     for row in report.rows:
-        memory, ssim, psnr = _extras(row)
+        memory, ssim, psnr = _optional_columns(row)
         lines.append(
             f"{row.name:22}{row.steps:>6}{row.seconds:>9.2f}{row.seconds_per_step:>8.3f}"
             f"{row.ratio:>7.2f}{memory:>9}{ssim:>7}{psnr:>7}"
         )
-    at_most = "at most " if report.added_up else ""
+    at_most = "at most " if report.extrapolated else ""
     return [
         *lines,
-        f"Outside text encoder, UNet and decoder Quality spends {at_most}{report.own_share:.1%}.",
-        f"The UNet reaches {report.unet_teraflops:.3g} of {report.ceiling_teraflops:.3g} TFLOPS, "
-        f"{report.share_of_ceiling:.0%} of what matrix products reach here.",
+        f"Overhead of Quality outside text encoder, UNet and VAE: {at_most}"
+        f"{report.overhead_ratio:.1%}.",
+        f"UNet: {report.unet_tflops:.3g} of {report.peak_tflops:.3g} TFLOPS, "
+        f"{report.peak_ratio:.0%} of the speed of matrix products.",
     ]
 
 
-def format_markdown(reports: Iterable[BenchmarkReport]) -> str:
-    """The same as tables of Markdown, a paragraph before each."""
-    parts = []
+def format_markdown(reports: Sequence[BenchmarkReport]) -> str:
+    """A Markdown table with a row per report and a column per preset: seconds and speed-up."""
+    names = list(dict.fromkeys(row.name for report in reports for row in report.rows))
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for report in reports:
-        lines = [
-            f"`{report.model}`, {report.size} × {report.size}, {report.dtype}, on "
-            f"{_machine(report)}; {_how(report)}:",
-            "",
-            "| | steps | seconds | times as fast | memory | SSIM to Quality |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in report.rows:
-            memory, ssim, _ = _extras(row)
-            lines.append(
-                f"| {row.name} | {row.steps} | {row.seconds:.2f} | {row.ratio:.2f} "
-                f"| {memory} | {ssim} |"
-            )
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        cells = {row.name: f"{row.seconds:.2f} s ({row.ratio:.1f}×)" for row in report.rows}
+        lines.append(
+            f"| `{report.model}`, {report.size} × {report.size}, {report.dtype}, "
+            f"{_machine(report)}; {_method(report)} | "
+            f"{' | '.join(cells.get(name, '') for name in names)} |"
+        )
+    return "\n".join(lines)
 
 
 def replace_marked_section(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a file; raises CanvasError without them."""
-    whole = path.read_text(encoding="utf-8")
-    before, begin, rest = whole.partition(BEGIN)
+    """Replace the text between BEGIN and END in a file; raises CanvasError without them."""
+    content = path.read_text(encoding="utf-8")
+    before, begin, rest = content.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise CanvasError(f"{path.name} lacks the lines {BEGIN} and {END}: put them back.")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        raise CanvasError(f"{path.name} must contain the lines {BEGIN} and {END}.")
+    with atomic_write(path) as file:
+        file.write(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}".encode())
 
 
 def _machine(report: BenchmarkReport) -> str:
@@ -73,13 +69,13 @@ def _machine(report: BenchmarkReport) -> str:
     return report.machine + cores
 
 
-def _how(report: BenchmarkReport) -> str:
-    how = "added up from single passes" if report.added_up else "whole pictures"
-    return f"{how}, medians of {report.turns}"
+def _method(report: BenchmarkReport) -> str:
+    method = "extrapolated from single UNet calls" if report.extrapolated else "whole images"
+    return f"{method}, medians of {report.rounds}"
 
 
-def _extras(row: Result) -> tuple[str, str, str]:
-    """Memory, SSIM and PSNR, blank where they were not measured."""
+def _optional_columns(row: Result) -> tuple[str, str, str]:
+    """Memory, SSIM and PSNR, empty if they were not measured."""
     return (
         f"{row.peak_memory / 1e9:.2f} GB" if row.peak_memory else "",
         "" if row.ssim is None else f"{row.ssim:.3f}",

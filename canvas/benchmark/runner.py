@@ -1,4 +1,4 @@
-"""How quick the modes are beside plain diffusers, measured in turns on this machine."""
+"""Compares the presets with plain diffusers on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from canvas.benchmark import model_under_test, similarity
-from canvas.benchmark.model_under_test import PROMPT, BenchmarkModel, StageTimings, load_subject
+from canvas.benchmark.model_under_test import (
+    PROMPT,
+    BenchmarkModel,
+    StageTimings,
+    load_benchmark_model,
+)
 from canvas.benchmark.peak_memory import peak_memory
 from canvas.engine import system_info
 from canvas.engine.device import Device
@@ -22,22 +27,31 @@ if TYPE_CHECKING:
 
     from canvas.catalog import ModelSpec
 
-PLAIN, ORIGINAL_SCRIPT = "plain diffusers", "the original program"
-PLAIN_STEPS, ORIGINAL_STEPS = 25, 20
-# A picture that takes plain diffusers longer than this is added up from its parts.
-TOO_LONG = 60.0  # seconds
-TURNS_WHOLE, TURNS_PARTS = 5, 3
+BASELINE, SLICED = "plain diffusers", "attention slicing"
+BASELINE_STEPS, SLICED_STEPS = 25, 20
+# Images that take the baseline longer are extrapolated from their stages.
+MAX_SECONDS = 60.0
+ROUNDS, EXTRAPOLATED_ROUNDS = 5, 3
+# Field names of JSON reports of version 0.1; still read and written.
+OLD_FIELD_NAMES = {
+    "added_up": "extrapolated",
+    "turns": "rounds",
+    "ceiling_teraflops": "peak_tflops",
+    "unet_teraflops": "unet_tflops",
+    "own_share": "overhead_ratio",
+    "share_of_ceiling": "peak_ratio",
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One way to make the picture; `ssim` and `psnr` are to the picture of Quality."""
+    """One row: a way to generate the image; `ssim` and `psnr` compare with Quality's image."""
 
     name: str
     steps: int
     seconds: float
     seconds_per_step: float
-    ratio: float  # how many times as fast as plain diffusers
+    ratio: float  # times as fast as plain diffusers
     peak_memory: int | None = None  # bytes
     ssim: float | None = None
     psnr: float | None = None  # dB
@@ -45,7 +59,7 @@ class Result:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """The rows and what they were measured on; `added_up` means from single passes and parts."""
+    """The results and the machine; `extrapolated` means from single stages."""
 
     model: str
     size: int
@@ -54,26 +68,28 @@ class BenchmarkReport:
     device: str
     dtype: str
     rows: tuple[Result, ...]
-    added_up: bool
-    turns: int
-    ceiling_teraflops: float
-    unet_teraflops: float
-    own_share: float  # of a Quality picture, outside text encoder, UNet and decoder
+    extrapolated: bool
+    rounds: int
+    peak_tflops: float  # of matrix products
+    unet_tflops: float
+    overhead_ratio: float  # of Quality, outside text encoder, UNet and VAE
 
     @property
-    def share_of_ceiling(self) -> float:
-        """How much of the measured speed of matrix products the UNet reaches, 0 to 1."""
-        return self.unet_teraflops / self.ceiling_teraflops
+    def peak_ratio(self) -> float:
+        """The UNet's speed relative to that of matrix products, 0 to 1."""
+        return self.unet_tflops / self.peak_tflops
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return {**asdict(self), "share_of_ceiling": self.share_of_ceiling}
+        """The report for JSON."""
+        values = {**asdict(self), "peak_ratio": self.peak_ratio}
+        return values | {old: values[new] for old, new in OLD_FIELD_NAMES.items()}
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> BenchmarkReport:
-        """What `to_dict` gave, here or on another machine."""
-        fields = {name: value for name, value in told.items() if name != "share_of_ceiling"}
-        return cls(**{**fields, "rows": tuple(Result(**row) for row in told["rows"])})
+    def from_dict(cls, values: dict[str, Any]) -> BenchmarkReport:
+        """The report of `to_dict`, also of older versions."""
+        fields = {OLD_FIELD_NAMES.get(name, name): value for name, value in values.items()}
+        del fields["peak_ratio"]
+        return cls(**{**fields, "rows": tuple(Result(**row) for row in values["rows"])})
 
 
 def run_benchmark(
@@ -82,75 +98,78 @@ def run_benchmark(
     *,
     size: int | None = None,
     full: bool = False,
-    turns: int | None = None,
+    rounds: int | None = None,
     memory: bool = True,
 ) -> BenchmarkReport:
-    """Measure a model that is on disk, or with None the synthetic Stable Diffusion 1.5.
+    """Benchmark a downloaded model, or the synthetic Stable Diffusion 1.5 if `spec` is None.
 
-    Pictures that take long are added up from single passes unless `full`. Everything is
-    measured in turns and medians are told; memory is that of fresh processes, one a way.
+    Results are medians of alternating rounds. Images that take long are extrapolated, unless
+    `full`. Memory is measured in a new process for each variant.
     """
-    subject = load_subject(spec, device)
-    side = size or subject.spec.resolution
-    parts = StageTimings(subject, side)
-    whole = full or parts.one_plain_pass() * PLAIN_STEPS < TOO_LONG
-    turns = turns or (TURNS_WHOLE if whole else TURNS_PARTS)
-    seconds = parts.measure(turns)
-    rows = _end_to_end(subject, side, turns) if whole else _added_up(subject, side, seconds)
+    model = load_benchmark_model(spec, device)
+    side = size or model.spec.resolution
+    stages = StageTimings(model, side)
+    end_to_end = full or stages.baseline_unet_call() * BASELINE_STEPS < MAX_SECONDS
+    rounds = rounds or (ROUNDS if end_to_end else EXTRAPOLATED_ROUNDS)
+    seconds = stages.measure(rounds)
+    rows = _end_to_end(model, side, rounds) if end_to_end else _extrapolate(model, side, seconds)
     report = BenchmarkReport(
-        model=subject.spec.key,
+        model=model.spec.key,
         size=side,
         machine=model_under_test.machine_name(device),
         cores=system_info.core_count(),
         device=device.name,
         dtype=device.dtype,
         rows=tuple(rows),
-        added_up=not whole,
-        turns=turns,
-        ceiling_teraflops=model_under_test.peak_matmul_tflops(device),
-        unet_teraflops=model_under_test.unet_tflop(subject, side) / seconds[FULL],
-        # Of a long picture two steps tell: with more of them the share is smaller still.
-        own_share=model_under_test.overhead_ratio(
-            subject, side, None if whole else 2, turns if whole else 1
+        extrapolated=not end_to_end,
+        rounds=rounds,
+        peak_tflops=model_under_test.peak_matmul_tflops(device),
+        unet_tflops=model_under_test.unet_tflop(model, side) / seconds[FULL],
+        # Two steps of a long image give an upper limit: the ratio falls with more.
+        overhead_ratio=model_under_test.overhead_ratio(
+            model, side, None if end_to_end else 2, rounds if end_to_end else 1
         ),
     )
     if not memory:
         return report
-    del subject, parts
-    system_info.release_memory()  # what follows measures other processes, which need the room
+    del model, stages
+    system_info.release_memory()  # for the processes that follow
     return replace(report, rows=_with_memory(report.rows, spec, device, side))
 
 
-def _requests(subject: BenchmarkModel, side: int) -> dict[str, GenerationRequest]:
+def _requests(model: BenchmarkModel, side: int) -> dict[str, GenerationRequest]:
     return {
         preset: GenerationRequest(
-            PROMPT, seed=1, width=side, height=side, preset=preset, model_key=subject.spec.key
-        ).with_defaults(subject.spec)
+            PROMPT, seed=1, width=side, height=side, preset=preset, model_key=model.spec.key
+        ).with_defaults(model.spec)
         for preset in PRESETS
     }
 
 
-def _end_to_end(subject: BenchmarkModel, side: int, turns: int) -> list[Result]:
-    ways: dict[str, tuple[int, Callable[[], Image]]] = {
-        PLAIN: (PLAIN_STEPS, lambda: subject.make_plain(side, PLAIN_STEPS)),
-        ORIGINAL_SCRIPT: (
-            ORIGINAL_STEPS,
-            lambda: subject.make_plain(side, ORIGINAL_STEPS, slicing=True),
+def _end_to_end(model: BenchmarkModel, side: int, rounds: int) -> list[Result]:
+    variants: dict[str, tuple[int, Callable[[], Image]]] = {
+        BASELINE: (BASELINE_STEPS, lambda: model.generate_baseline(side, BASELINE_STEPS)),
+        SLICED: (
+            SLICED_STEPS,
+            lambda: model.generate_baseline(side, SLICED_STEPS, slicing=True),
         ),
     }
-    for preset, request in _requests(subject, side).items():
-        steps = request.num_inference_steps or 1
-        ways[preset] = steps, lambda wish=request: subject.make_ours(wish)  # type: ignore[misc]
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for preset, preset_request in _requests(model, side).items():
+        variants[preset] = (
+            preset_request.num_inference_steps or 1,
+            lambda request=preset_request: model.generate_optimized(request),  # type: ignore[misc]
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     images: dict[str, Image] = {}
-    for turn in range(turns + 1):
-        for name, (_, make) in ways.items():
-            model_under_test.clear_cache(subject.ours)
+    for number in range(rounds + 1):
+        for name, (_, generate) in variants.items():
+            model_under_test.clear_cache(model.optimized)
             started = time.perf_counter()
-            images[name] = make()
-            if turn:  # the first warms up
+            images[name] = generate()
+            if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - started)
-    totals = {name: (steps, statistics.median(seconds[name])) for name, (steps, _) in ways.items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = _results({name: (steps, medians[name]) for name, (steps, _) in variants.items()})
     return [
         replace(
             row,
@@ -159,45 +178,46 @@ def _end_to_end(subject: BenchmarkModel, side: int, turns: int) -> list[Result]:
         )
         if row.name in PRESETS
         else row
-        for row in _rows(totals)
+        for row in rows
     ]
 
 
-def _added_up(subject: BenchmarkModel, side: int, seconds: dict[str, float]) -> list[Result]:
-    """Rows from the parts of a picture: words, passes of each kind, decoding."""
-    needs: dict[str, tuple[int, dict[str, int]]] = {
-        name: (steps, {"plain text": 2, one_pass: steps, "plain decode": 1})
-        for name, steps, one_pass in (
-            (PLAIN, PLAIN_STEPS, "plain pass"),
-            (ORIGINAL_SCRIPT, ORIGINAL_STEPS, "sliced pass"),
+def _extrapolate(model: BenchmarkModel, side: int, seconds: dict[str, float]) -> list[Result]:
+    """Add up the stages: text encoding, UNet calls of each kind, decoding."""
+    stages: dict[str, tuple[int, dict[str, int]]] = {
+        name: (steps, {"baseline text": 2, unet: steps, "baseline decode": 1})
+        for name, steps, unet in (
+            (BASELINE, BASELINE_STEPS, "baseline unet"),
+            (SLICED, SLICED_STEPS, "sliced unet"),
         )
     }
-    for preset, request in _requests(subject, side).items():
+    for preset, request in _requests(model, side).items():
         steps = request.num_inference_steps or 1
-        few = uses_distilled_lora(preset, subject.spec)
-        # Weights for few steps need no unguided twin, as in a pass for the wanted picture.
-        kinds = [COND_ONLY] * steps if few else cache_schedule(PRESETS[preset], steps)
-        tiny = PRESETS[preset].tiny_decoder and subject.tiny_decoder is not None
-        needs[preset] = (
+        distilled = uses_distilled_lora(preset, model.spec)
+        # Distilled weights need no unconditional branch.
+        schedule = [COND_ONLY] * steps if distilled else cache_schedule(PRESETS[preset], steps)
+        tiny = PRESETS[preset].tiny_decoder and model.tiny_vae is not None
+        stages[preset] = (
             steps,
             {
-                "text": 1 if few else 2,
+                "text": 1 if distilled else 2,
                 "tiny decode" if tiny else "decode": 1,
-                **{kind: kinds.count(kind) for kind in (FULL, COND_ONLY, CACHED)},
+                **{kind: schedule.count(kind) for kind in (FULL, COND_ONLY, CACHED)},
             },
         )
-    totals = {
-        name: (steps, sum(seconds[part] * count for part, count in counts.items()))
-        for name, (steps, counts) in needs.items()
-    }
-    return _rows(totals)
+    return _results(
+        {
+            name: (steps, sum(seconds[stage] * count for stage, count in counts.items()))
+            for name, (steps, counts) in stages.items()
+        }
+    )
 
 
-def _rows(totals: dict[str, tuple[int, float]]) -> list[Result]:
-    """Rows of the steps and seconds by name."""
-    base = totals[PLAIN][1]
+def _results(totals: dict[str, tuple[int, float]]) -> list[Result]:
+    """Results from steps and seconds by name."""
+    baseline = totals[BASELINE][1]
     return [
-        Result(name, steps, seconds, seconds / steps, base / seconds)
+        Result(name, steps, seconds, seconds / steps, baseline / seconds)
         for name, (steps, seconds) in totals.items()
     ]
 
@@ -205,6 +225,11 @@ def _rows(totals: dict[str, tuple[int, float]]) -> list[Result]:
 def _with_memory(
     rows: tuple[Result, ...], spec: ModelSpec | None, device: Device, side: int
 ) -> tuple[Result, ...]:
-    ways = {PLAIN: "plain", ORIGINAL_SCRIPT: "sliced"}
-    peaks = {way: peak_memory(spec, device, side, way) for way in ("plain", "sliced", "ours")}
-    return tuple(replace(row, peak_memory=peaks[ways.get(row.name, "ours")]) for row in rows)
+    variants = {BASELINE: "baseline", SLICED: "sliced"}
+    peaks = {
+        variant: peak_memory(spec, device, side, variant)
+        for variant in (*variants.values(), "optimized")
+    }
+    return tuple(
+        replace(row, peak_memory=peaks[variants.get(row.name, "optimized")]) for row in rows
+    )

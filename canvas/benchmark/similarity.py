@@ -1,4 +1,4 @@
-"""How alike two pictures are."""
+"""Image similarity: SSIM and PSNR."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ if TYPE_CHECKING:
 
 
 def ssim(one: Image, other: Image) -> float:
-    """Structural similarity, 1 for equal pictures.
+    """Structural similarity, 1 for equal images.
 
-    Wang et al. 2004, mean over the colours: window of 11 pixels, sigma 1.5, K 0.01 and 0.03.
+    Wang et al. 2004, mean over RGB: Gaussian window of 11 pixels, sigma 1.5, K 0.01 and 0.03.
     """
     import torch
     from torch.nn.functional import conv2d
 
-    a, b = _planes(one), _planes(other)
-    bell = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
-    window = torch.outer(bell, bell)[None, None] / bell.sum() ** 2
+    a, b = _to_tensor(one), _to_tensor(other)
+    gaussian = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    window = torch.outer(gaussian, gaussian)[None, None] / gaussian.sum() ** 2
     mean_a, mean_b = conv2d(a, window), conv2d(b, window)
-    spread_a = conv2d(a * a, window) - mean_a**2
-    spread_b = conv2d(b * b, window) - mean_b**2
-    together = conv2d(a * b, window) - mean_a * mean_b
-    light, contrast = 0.01**2, 0.03**2
-    top = (2 * mean_a * mean_b + light) * (2 * together + contrast)
-    bottom = (mean_a**2 + mean_b**2 + light) * (spread_a + spread_b + contrast)
-    return float((top / bottom).mean())
+    variance_a = conv2d(a * a, window) - mean_a**2
+    variance_b = conv2d(b * b, window) - mean_b**2
+    covariance = conv2d(a * b, window) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    denominator = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    return float((numerator / denominator).mean())
 
 
 def psnr(one: Image, other: Image) -> float:
-    """Peak signal to noise ratio in dB; infinite for equal pictures."""
-    error = float(((_planes(one) - _planes(other)) ** 2).mean())
+    """Peak signal-to-noise ratio in dB; infinite for equal images."""
+    error = float(((_to_tensor(one) - _to_tensor(other)) ** 2).mean())
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
-def _planes(image: Image) -> torch.Tensor:
+def _to_tensor(image: Image) -> torch.Tensor:
     """(3, 1, H, W) from 0 to 1."""
     import numpy as np
     import torch

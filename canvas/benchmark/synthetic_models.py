@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 with random weights, made in memory: its speed without its download."""
+"""Stable Diffusion 1.5 with random weights, for benchmarks without a download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from canvas.catalog import ASSETS, ModelSpec, parse_model
 if TYPE_CHECKING:
     import torch
 
-SYNTHETIC = ("sd15",)
 UNET = {
     "sample_size": 64,
     "layers_per_block": 2,
@@ -44,7 +43,7 @@ SCHEDULER = {
 
 
 def synthetic_spec() -> ModelSpec:
-    """The catalogue entry of such a model, with the steps that tutorials take."""
+    """The model's catalog entry, with the number of steps of diffusers' tutorials."""
     entry = {
         "name": str(ASSETS / "synthetic-sd15"),
         "size": "none",
@@ -59,7 +58,7 @@ def synthetic_spec() -> ModelSpec:
 
 
 def build_synthetic(dtype: torch.dtype, device: str) -> Any:
-    """The pipeline; its words are cut by the tokenizer of the built-in model."""
+    """The pipeline, with the tokenizer of the built-in model."""
     from diffusers import (
         AutoencoderKL,
         PNDMScheduler,
@@ -83,7 +82,7 @@ def build_synthetic(dtype: torch.dtype, device: str) -> Any:
     return pipeline
 
 
-def build_tiny_decoder(dtype: torch.dtype, device: str) -> Any:
+def build_tiny_vae(dtype: torch.dtype, device: str) -> Any:
     """The architecture of TAESD, with random weights."""
     from diffusers import AutoencoderTiny
 
@@ -91,7 +90,7 @@ def build_tiny_decoder(dtype: torch.dtype, device: str) -> Any:
 
 
 def _random(make: Any, dtype: torch.dtype, device: str) -> Any:
-    """A module made without memory and filled at once in its dtype, so that the peak is small."""
+    """Build a module on the meta device and fill it in its dtype, to keep peak memory low."""
     import torch
 
     with torch.device("meta"):
@@ -100,8 +99,8 @@ def _random(make: Any, dtype: torch.dtype, device: str) -> Any:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
-                width = parameter[0].numel() ** -0.5
-                parameter.uniform_(-width, width)
+                bound = parameter[0].numel() ** -0.5
+                parameter.uniform_(-bound, bound)
             else:
                 parameter.fill_(float(name.endswith("weight")))
         for name, buffer in module.named_buffers():

@@ -1,4 +1,4 @@
-"""Likeness of pictures, beside values that can be computed by hand."""
+"""SSIM and PSNR, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def noise(seed: int, low: int = 0, high: int = 255) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_equal_pictures() -> None:
+def test_equal_images() -> None:
     assert ssim(noise(1), noise(1)) == pytest.approx(1)
     assert psnr(noise(1), noise(1)) == math.inf
 
 
-def test_flat_pictures_differ_by_their_light_alone() -> None:
+def test_flat_images_differ_in_luminance_only() -> None:
     grey, dark = (Image.new("RGB", (32, 32), (value,) * 3) for value in (204, 102))
     a, b = 0.8, 0.4
     expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
@@ -29,6 +29,6 @@ def test_flat_pictures_differ_by_their_light_alone() -> None:
     assert psnr(grey, dark) == pytest.approx(-20 * math.log10(0.4), abs=1e-6)
 
 
-def test_unlike_pictures_are_unlike() -> None:
+def test_different_images_have_a_low_ssim() -> None:
     assert abs(ssim(noise(1), noise(2))) < 0.1
     assert ssim(noise(1), noise(2)) < ssim(noise(1), Image.blend(noise(1), noise(2), 0.2)) < 1
