@@ -1,24 +1,31 @@
-"""The real program on a free port, for the tests of its doors."""
+"""Launches the real app on a free port, and helpers of its clients' tests."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
 
 from canvas import Studio
+from canvas.jobs.job import Job
 from canvas.server.launch import launch
 from canvas.settings import Settings
 
+T = TypeVar("T")
+
 
 @contextmanager
-def serving(folder: Path, **options: Any) -> Iterator[Studio]:
-    """A served studio over a data folder; its address is `url`."""
+def serving(data_dir: Path, **options: Any) -> Iterator[Studio]:
+    """A served studio with these settings; its address is `url`, its Blocks are `page`."""
     settings = Settings(
-        data_dir=folder,
-        cache_dir=folder / "cache",
+        data_dir=data_dir,
+        cache_dir=data_dir / "cache",
         port=0,
         device="cpu",
         dtype="float32",
@@ -27,9 +34,36 @@ def serving(folder: Path, **options: Any) -> Iterator[Studio]:
     with Studio(settings) as studio:
         page = launch(studio, block=False)
         # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it
-        # parses a module (gh-106905), so they go here, and again at the end.
+        # parses a module (gh-106905), so they run here, and again at the end.
         gc.collect()
         studio.url = page.local_url.rstrip("/")  # type: ignore[attr-defined]
+        studio.page = page  # type: ignore[attr-defined]
         yield studio
         page.close()
     gc.collect()
+
+
+def run_in_mcp_session(
+    url: str,
+    function: Callable[[ClientSession], Awaitable[T]],
+    headers: dict[str, str] | None = None,
+) -> T:
+    """The result of a coroutine function of a session of the official MCP client."""
+
+    async def run() -> T:
+        async with (
+            streamablehttp_client(f"{url}/gradio_api/mcp/", headers=headers) as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            return await function(session)
+
+    return asyncio.run(run())
+
+
+def wait_until_finished(job: Job) -> str:
+    """The final status of a job."""
+    for _ in job.subscribe(timeout=60):
+        if job.finished:
+            break
+    return job.status

@@ -1,4 +1,4 @@
-"""Visitors of a served app: what their browsers and their worst programs send."""
+"""Visitors of a served app: what browsers send, and what attackers do."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
-PATIENCE = 0.5  # seconds without a byte after which an endless answer has said what it says
-ENOUGH = 1 << 20  # bytes of an answer
+STREAM_TIMEOUT = 0.5  # seconds without a byte after which an endless response is cut off
+MAX_RESPONSE = 1 << 20  # bytes
 
 
 class Visitor:
-    """One browser with cookies of its own; without `cookies` a stranger each time."""
+    """One browser with its cookies; without `cookies` a new visitor for every request."""
 
     def __init__(self, url: str, cookies: bool = True) -> None:
         self.url = url.rstrip("/")
@@ -31,84 +31,85 @@ class Visitor:
     def close(self) -> None:
         self.client.close()
 
-    def ask(self, method: str, path: str, **sent: Any) -> tuple[int, bytes]:
-        """Status, headers and body of an answer, cut off when it does not end."""
+    def request(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
+        """Status, and headers and body of a response, cut off if it does not end."""
         if not self.cookies:
             self.client.cookies.clear()
         status, headers, body = 0, b"", b""
-        timeout = httpx.Timeout(60, read=PATIENCE)
+        timeout = httpx.Timeout(60, read=STREAM_TIMEOUT)
         try:
-            with self.client.stream(method, path, timeout=timeout, **sent) as answer:
-                status, headers = answer.status_code, repr(answer.headers).encode()
-                for piece in answer.iter_bytes():
-                    body += piece
-                    if len(body) > ENOUGH:
+            with self.client.stream(method, path, timeout=timeout, **options) as response:
+                status, headers = response.status_code, repr(response.headers).encode()
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > MAX_RESPONSE:
                         break
         except httpx.TransportError:
-            pass  # what does not end, or breaks off, has said what it says
+            pass  # the part that was received counts
         return status, headers + body
 
-    def raw(self, path: str) -> tuple[int, bytes]:
-        """The same for a path that no client would send as it is."""
-        place = urlsplit(self.url)
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
+    def raw_get(self, path: str) -> tuple[int, bytes]:
+        """`request` for a path that HTTP clients would normalize."""
+        url = urlsplit(self.url)
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
         connection._validate_path = lambda _: None  # type: ignore[method-assign]
-        headers = "; ".join(f"{name}={value}" for name, value in self.client.cookies.items())
+        cookie = "; ".join(f"{name}={value}" for name, value in self.client.cookies.items())
         try:
-            connection.request("GET", path, headers={"Cookie": headers} if self.cookies else {})
-            answer = connection.getresponse()
-            return answer.status, repr(answer.getheaders()).encode() + answer.read()
+            connection.request("GET", path, headers={"Cookie": cookie} if self.cookies else {})
+            response = connection.getresponse()
+            return response.status, repr(response.getheaders()).encode() + response.read()
         finally:
             connection.close()
 
-    # What the page does
+    # Events of the page
 
-    def data_of(self, event: dict[str, Any], **values: Any) -> list[Any]:
-        """The form as it is first shown; `values` by label, an underscore for a space."""
+    def event(self, name: str) -> dict[str, Any]:
+        """An event of the page by its api_name."""
+        return next(one for one in self.config["dependencies"] if one["api_name"] == name)
+
+    def inputs_of(self, event: dict[str, Any], **values: Any) -> list[Any]:
+        """Initial values of an event's inputs; `values` by label, with _ for spaces."""
         components = {
             component["id"]: component["props"] for component in self.config["components"]
         }
         by_label = {name.replace("_", " "): value for name, value in values.items()}
-        shown = [components.get(number, {}) for number in event["inputs"]]
-        return [by_label.get(self._label(props), props.get("value")) for props in shown]
+        inputs = [components.get(number, {}) for number in event["inputs"]]
+        return [by_label.get(self._label(props), props.get("value")) for props in inputs]
 
     def _label(self, props: dict[str, Any]) -> str | None:
-        """The English label; the page sends a key of its translations in its place."""
-        marked = str(props.get("label", ""))
-        if "__i18n__" not in marked:
+        """The English label; the page sends the key of a translation."""
+        label = str(props.get("label", ""))
+        if "__i18n__" not in label:
             return props.get("label")
-        key = json.loads(marked.removeprefix("__i18n__"))["key"]
+        key = json.loads(label.removeprefix("__i18n__"))["key"]
         return str(self.config["i18n_translations"]["en"][key])
 
-    def event(self, name: str) -> dict[str, Any]:
-        return next(one for one in self.config["dependencies"] if one["api_name"] == name)
-
-    def call(self, event: dict[str, Any], data: list[Any], clicked: Any = None) -> bytes:
-        """Everything that the queue answers to one event of the page."""
+    def call(self, event: dict[str, Any], data: list[Any], event_data: Any = None) -> bytes:
+        """All messages of the queue for one event."""
         body = {"fn_index": event["id"], "data": data, "session_hash": self.session}
-        joined = self.client.post("/gradio_api/queue/join", json={**body, "event_data": clicked})
+        joined = self.client.post("/gradio_api/queue/join", json={**body, "event_data": event_data})
         if joined.status_code != 200:
             return joined.content
-        heard = b""
+        messages = b""
         query = {"session_hash": self.session}
-        with self.client.stream("GET", "/gradio_api/queue/data", params=query) as answer:
-            for line in answer.iter_lines():
-                heard += line.encode()
-                if line.startswith("data: ") and _ends(json.loads(line[6:])):
+        with self.client.stream("GET", "/gradio_api/queue/data", params=query) as response:
+            for line in response.iter_lines():
+                messages += line.encode()
+                if line.startswith("data: ") and _is_last(json.loads(line[6:])):
                     break
-        return heard
+        return messages
 
 
-def _ends(message: dict[str, Any]) -> bool:
+def _is_last(message: dict[str, Any]) -> bool:
     return message["msg"] in ("process_completed", "close_stream", "unexpected_error")
 
 
 def routes_of(app: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Method and path of every route of an app, those of included and mounted ones too."""
+    """Method and path of every route of an app, with those of included and mounted ones."""
     for route in app.routes:
-        inner = getattr(route, "original_router", None)
-        if inner is not None:
-            yield from routes_of(inner, prefix + (route.include_context.prefix or ""))
+        router = getattr(route, "original_router", None)
+        if router is not None:
+            yield from routes_of(router, prefix + (route.include_context.prefix or ""))
             continue
         for method in sorted(getattr(route, "methods", None) or {"GET", "POST"}):
             yield method, prefix + route.path

@@ -1,1 +1,1 @@
-"""The doors for programs: HTTP routes, and the functions published as Gradio API and MCP tools."""
+"""HTTP, Gradio and MCP APIs."""

@@ -1,100 +1,125 @@
-"""The functions published as Gradio API and MCP tools: making pictures, fetching models."""
+"""The functions of Gradio's API, which are MCP tools as well."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from anyio.to_thread import run_sync
 from gradio.context import get_blocks_context
 
 from canvas import validation
-from canvas.api.base import stream_job, submit, upload_image
+from canvas.api.base import read_as_base64, stream_job
 from canvas.api.gradio_signatures import (
+    Caller,
     File,
     api_signature,
-    client_of,
     current_owner,
-    file_data,
     gradio_errors,
-    progress_of,
-    settings_of,
-    stream_result,
-    uploaded_path,
-    with_parameters,
+    image_result,
+    job_function,
+    job_progress,
+    upload_file,
 )
 from canvas.errors import InvalidInput
-from canvas.request import LOCAL, GenerationRequest
+from canvas.request import LOCAL, GenerationRequest, rename_old_fields, with_old_names
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
+    from canvas.request import GeneratedImage
     from canvas.studio import Studio
 
-NO_FILE: Any = None
+MAX_ID = 2**53  # the largest whole number that JSON clients keep exactly
 
 
-class RemoteGenerate:
-    """What serves another Magic Canvas, bound to one studio."""
+def register_api(studio: Studio) -> None:
+    """Add the API's functions to the Blocks whose context is open."""
+    # Gradio serves static files in place; it would copy any other file for each answer.
+    gr.set_static_paths([studio.settings.outputs_dir])
+    generate, models, history = GenerateApi(studio), ModelsApi(studio), HistoryApi(studio)
+    functions = (
+        generate.generate,
+        generate.edit,
+        generate.upscale,
+        models.models,
+        models.download_model,
+        history.history,
+        history.image,
+        history.status,
+        history.cancel,
+        history.recent_pictures,
+        history.picture,
+    )
+    _avoid_name_clashes({function.__name__ for function in functions})
+    _accept_missing_where()
+    for function in functions:
+        # The studio has its own queue; a limit of Gradio's would hide jobs from it.
+        gr.api(function, api_name=function.__name__, concurrency_limit=None)
+    gr.api(generate.draw, api_name="draw", concurrency_limit=None, api_visibility="undocumented")
+
+
+def _avoid_name_clashes(names: set[str]) -> None:
+    # Gradio names the page's private events after their handlers, and adds _1 to later ones.
+    blocks = get_blocks_context()
+    for event in blocks.fns.values() if blocks else ():
+        if event.api_visibility == "private" and event.api_name in names:
+            event.api_name = f"page_{event.api_name}"
+
+
+def _accept_missing_where() -> None:
+    # HTTP clients send all parameters in a list. Before version 0.2 `where` was in place of
+    # `backend`, so that their lists are shorter by one.
+    config = get_blocks_context()
+    if config is None:
+        return
+    validate_inputs = config.root_block.validate_inputs
+
+    def pad_and_validate(block_fn: Any, inputs: list[Any]) -> None:
+        if block_fn.api_name == "generate" and len(inputs) == len(block_fn.inputs) - 1:
+            inputs.append(None)
+        validate_inputs(block_fn, inputs)
+
+    config.root_block.validate_inputs = pad_and_validate  # type: ignore[method-assign]
+
+
+class GenerateApi:
+    """The functions that make images."""
 
     def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+        self.studio = studio
 
-    @api_signature(gr.FileData, dict)
-    async def draw(
-        self,
-        fields: dict,
-        image: gr.FileData = NO_FILE,
-        mask_image: gr.FileData = NO_FILE,
-        request: gr.Request | None = None,
-    ) -> AsyncIterator[tuple[File | None, dict]]:
-        """Make the first picture of a request that is given by all its fields.
+    @job_function(
+        "prompt",
+        "negative_prompt",
+        "model_key",
+        "width",
+        "height",
+        "num_inference_steps",
+        "guidance_scale",
+        "seed",
+        "style",
+        "num_images",
+        "backend",
+        "where",
+    )
+    async def generate(self, params: dict[str, Any], caller: Caller) -> Job:
+        """Generate images from a prompt; returns the first image and the settings of all.
 
-        On the way progress takes the place of the settings, with a small preview in base64.
-
-        Args:
-            fields: Those of GenerationRequest; where is always this server.
-            image: The picture to start from.
-            mask_image: White where it is to be redrawn.
+        Omit what you have no preference for: the defaults suit the model. Call models first
+        to learn which models exist, what each is good for and how long it takes; a model that
+        is not on disk is downloaded, which can take many minutes. Until the image is finished,
+        each update has the progress in place of the settings. The same settings with the same
+        seed produce the same image.
         """
-        with gradio_errors():
-            if not isinstance(fields, dict):
-                raise InvalidInput("fields", fields, "the fields of a request by name")
-            owner = current_owner(request)
-            named = {"backend": LOCAL, "num_images": 1, "image": None, "mask_image": None}
-            for name, file in (("image", image), ("mask_image", mask_image)):
-                if file:
-                    named[name] = await upload_image(self._studio, uploaded_path(file, name), name)
-            wish = GenerationRequest.from_dict(fields | named)
-            job = await submit(self._studio, wish, owner, client_of(request))
-            async with aclosing(stream_job(job)) as changes:
-                async for _ in changes:
-                    if not job.finished:
-                        yield None, progress_of(self._studio, job) | {"preview": _preview(job)}
-            if job.error:
-                raise job.error
-            yield file_data(self._studio, job.images[0]), settings_of(self._studio, job.images)
+        where = params.pop("where")
+        if where is not None:
+            params["backend"] = where
+        return await self._submit(params, caller)
 
-
-def _preview(job: Job) -> str:
-    if job.preview is None:
-        return ""
-    buffer = io.BytesIO()
-    job.preview.convert("RGB").save(buffer, "JPEG", quality=70)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-class EditApi:
-    """What changes a picture, bound to one studio."""
-
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
-
-    @api_signature(gr.FileData, dict)
-    @with_parameters(
+    @job_function(
         "prompt",
         "image",
         "image_id",
@@ -107,218 +132,72 @@ class EditApi:
         "seed",
         "style",
         "num_images",
-        prompt="What the new picture shows, all of it, not only what is to change.",
+        prompt="What the new image shows: all of it, not only what is to change.",
     )
-    async def edit(
-        self, wish: dict[str, Any], request: gr.Request | None = None
-    ) -> AsyncIterator[tuple[File | None, dict]]:
-        """Redraw a picture after a prompt, all of it or the part that a mask shows.
+    async def edit(self, params: dict[str, Any], caller: Caller) -> Job:
+        """Redraw an image from a prompt: all of it, or the part that a mask marks.
 
-        Returns the first new picture and the settings of all; on the way, progress in place of
-        the settings. The picture that was handed in stays as it is.
+        Returns the first new image and the settings of all; until then, updates with the
+        progress in place of the settings. The original image is not changed.
         """
-        with gradio_errors():
-            wish["task"] = "inpaint" if wish["mask_image"] else "image_to_image"
-            async with aclosing(self._made(wish, request)) as so_far:
-                async for answer in so_far:
-                    yield answer
-
-    @api_signature(gr.FileData, dict)
-    @with_parameters("image", "image_id", "scale", "upscaler", image="The picture to enlarge.")
-    async def upscale(
-        self, wish: dict[str, Any], request: gr.Request | None = None
-    ) -> AsyncIterator[tuple[File | None, dict]]:
-        """Enlarge a picture; returns it and its settings, on the way progress in their place."""
-        with gradio_errors():
-            wish |= {"prompt": "", "task": "upscale", "model_key": self._studio.settings.model}
-            async with aclosing(self._made(wish, request)) as so_far:
-                async for answer in so_far:
-                    yield answer
-
-    async def _made(
-        self, wish: dict[str, Any], request: gr.Request | None
-    ) -> AsyncGenerator[tuple[File | None, dict]]:
-        owner = current_owner(request)
-        image = await self._start(wish["image"], wish.pop("image_id"), owner)
-        mask = wish.get("mask_image")
-        mask = await self._handed_in(mask, "mask_image") if mask else None
-        wanted = GenerationRequest(**{**wish, "image": image, "mask_image": mask})
-        job = await submit(self._studio, wanted, owner, client_of(request))
-        async with aclosing(stream_result(self._studio, job)) as so_far:
-            async for answer in so_far:
-                yield answer
-
-    async def _start(self, image: object, image_id: object, owner: str) -> str:
-        if image_id is None:
-            return await self._handed_in(image, "image")
-        number = validation.integer("image_id", image_id, 1, 2**53)
-        return self._studio.image(number, owner).filename
-
-    async def _handed_in(self, file: object, field: str) -> str:
-        return await upload_image(self._studio, uploaded_path(file, field), field)
-
-
-class HistoryApi:
-    """What looks and stops, bound to one studio; a caller sees what is theirs."""
-
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
-
-    @api_signature(list[dict])
-    def history(
-        self, limit: int = 20, offset: int = 0, request: gr.Request | None = None
-    ) -> list[dict]:
-        """List your pictures with their settings, the newest first.
-
-        Args:
-            limit: 1 to 200.
-            offset: How many of the newest to skip.
-        """
-        with gradio_errors():
-            images = self._studio.recent(
-                current_owner(request),
-                validation.integer("limit", limit, 1, 200),
-                validation.integer("offset", offset, 0, 2**53),
+        params["image"] = await self._image_name(params, caller)
+        params["task"] = "image_to_image"
+        if params["mask_image"]:
+            params["task"] = "inpaint"
+            params["mask_image"] = await upload_file(
+                self.studio, params["mask_image"], "mask_image"
             )
-            return [{"id": image.id, **image.settings()} for image in images]
+        return await self._submit(params, caller)
 
-    @api_signature(gr.FileData, dict)
-    def image(self, image_id: int, request: gr.Request | None = None) -> tuple[File, dict]:
-        """Get one of your pictures and its settings.
+    @job_function("image", "image_id", "scale", "upscaler", image="The image to upscale.")
+    async def upscale(self, params: dict[str, Any], caller: Caller) -> Job:
+        """Upscale an image; returns it and its settings, and before that updates of progress."""
+        params["image"] = await self._image_name(params, caller)
+        fixed = {"prompt": "", "task": "upscale", "model_key": self.studio.settings.model}
+        return await self._submit(params | fixed, caller)
 
-        Args:
-            image_id: The id that history lists.
+    @job_function("fields", "image", "mask_image", preview=True)
+    async def draw(self, params: dict[str, Any], caller: Caller) -> Job:
+        """Generate the first image of a request for another Magic Canvas.
+
+        Updates have the progress in place of the settings, with a small preview in base64.
         """
-        with gradio_errors():
-            number = validation.integer("image_id", image_id, 1, 2**53)
-            image = self._studio.image(number, current_owner(request))
-            return file_data(self._studio, image), settings_of(self._studio, [image])
+        fields = params.pop("fields")
+        if not isinstance(fields, dict):
+            raise InvalidInput("fields", fields, "a dict of the fields of a request")
+        files: dict[str, str | None] = {"image": None, "mask_image": None}
+        for name, file in params.items():
+            if file:
+                files[name] = await upload_file(self.studio, file, name)
+        fixed = {"backend": LOCAL, "num_images": 1, **files}
+        request = GenerationRequest.from_dict(rename_old_fields(fields) | fixed)
+        return await run_sync(self.studio.submit, request, *caller)
 
-    @api_signature(list[dict])
-    def status(self, request: gr.Request | None = None) -> list[dict]:
-        """List your jobs of the last hour: what waits, what runs and how far, what ended how."""
-        with gradio_errors():
-            return [
-                progress_of(self._studio, job) for job in self._studio.jobs(current_owner(request))
-            ]
+    async def _submit(self, params: dict[str, Any], caller: Caller) -> Job:
+        return await run_sync(self.studio.submit, GenerationRequest(**params), *caller)
 
-    @api_signature(dict)
-    def cancel(self, job_id: str, request: gr.Request | None = None) -> dict[str, Any]:
-        """Stop one of your jobs, within one step if it runs.
-
-        Args:
-            job_id: The id that status lists.
-        """
-        with gradio_errors():
-            job = self._studio.job(str(job_id), current_owner(request))
-            job.cancel()
-            return progress_of(self._studio, job)
-
-    @api_signature(str)
-    @gr.mcp.resource("canvas://pictures", mime_type="text/plain")
-    def recent_pictures(self, request: gr.Request | None = None) -> str:
-        """Your latest pictures with their settings, as JSON."""
-        return json.dumps(self.history(request=request))
-
-    @api_signature(str)
-    @gr.mcp.resource("canvas://pictures/{image_id}", mime_type="image/png")
-    def picture(self, image_id: str, request: gr.Request | None = None) -> str:
-        """One of your pictures, its file in base64.
-
-        Args:
-            image_id: The id that history lists.
-        """
-        with gradio_errors():
-            number = validation.integer("image_id", _number(image_id), 1, 2**53)
-            image = self._studio.image(number, current_owner(request))
-            content = self._studio.image_path(image.filename).read_bytes()
-            return base64.b64encode(content).decode()
+    async def _image_name(self, params: dict[str, Any], caller: Caller) -> str:
+        """The name of the image that `image` or `image_id` denotes."""
+        image_id = params.pop("image_id")
+        if image_id is None:
+            return await upload_file(self.studio, params["image"], "image")
+        image = await run_sync(_find_image, self.studio, image_id, caller.owner)
+        return image.filename
 
 
-def _number(text: object) -> object:
-    return int(text) if isinstance(text, str) and text.isdecimal() else text
-
-
-def register_api(studio: Studio) -> None:
-    """Add the API's functions to the Blocks whose context is open."""
-    # Static files are handed out as they lie: any other way Gradio would copy each picture.
-    gr.set_static_paths([studio.settings.outputs_dir])
-    making, editing, records = GenerateApi(studio), EditApi(studio), HistoryApi(studio)
-    functions = (
-        making.generate,
-        editing.edit,
-        editing.upscale,
-        making.models,
-        making.download_model,
-        records.history,
-        records.image,
-        records.status,
-        records.cancel,
-        records.recent_pictures,
-        records.picture,
-    )
-    _avoid_name_clashes({function.__name__ for function in functions})
-    for function in functions:
-        # The studio queues: a limit here would only hide the order from the page.
-        gr.api(function, api_name=function.__name__, concurrency_limit=None)
-    # For another Magic Canvas, not for people or agents.
-    drawing = RemoteGenerate(studio).draw
-    gr.api(drawing, api_name="draw", concurrency_limit=None, api_visibility="undocumented")
-
-
-def _avoid_name_clashes(names: set[str]) -> None:
-    # Gradio names the page's private events after their handlers, first come, first served.
-    blocks = get_blocks_context()
-    for event in blocks.fns.values() if blocks else ():
-        if event.api_visibility == "private" and event.api_name in names:
-            event.api_name = f"page_{event.api_name}"
-
-
-class GenerateApi:
-    """What makes something, bound to one studio."""
+class ModelsApi:
+    """The functions about models."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-
-    @api_signature(gr.FileData, dict)
-    @with_parameters(
-        "prompt",
-        "negative_prompt",
-        "model_key",
-        "width",
-        "height",
-        "num_inference_steps",
-        "guidance_scale",
-        "seed",
-        "style",
-        "num_images",
-        "backend",
-    )
-    async def generate(
-        self, wish: dict[str, Any], request: gr.Request | None = None
-    ) -> AsyncIterator[tuple[File | None, dict]]:
-        """Make pictures from a prompt; returns the first picture and the settings of all.
-
-        Leave out what you have no opinion on: it is chosen to suit the model. Ask the tool
-        models first which models there are, what each is good for and how long it takes; a
-        model that is not on disk yet is downloaded, which can take many minutes. Until the
-        picture is there, each update carries progress in place of the settings. The same
-        settings with the same seed give the same picture again.
-        """
-        with gradio_errors():
-            wanted = GenerationRequest(**wish)
-            job = self._studio.submit(wanted, current_owner(request), client_of(request))
-            async with aclosing(stream_result(self._studio, job)) as told_so_far:
-                async for answer in told_so_far:
-                    yield answer
 
     @api_signature(list[dict])
     def models(self) -> list[dict]:
         """List the models: what each is good for, its sizes, where it is, how long it takes.
 
-        resolution is the native side in pixels and gives the best pictures; min_size and
-        max_size bound each side. state says whether the model is in memory, on disk or has to
-        be downloaded first, and the seconds a picture takes on this machine once known.
+        resolution is the native side length in pixels and gives the best images; min_size and
+        max_size limit each side. state says whether the model is in memory, on disk or has to
+        be downloaded first, and the seconds per image on this computer once known.
         """
         return [
             {
@@ -342,25 +221,105 @@ class GenerateApi:
 
     @api_signature(dict)
     async def download_model(
-        self, model_key: str, request: gr.Request | None = None
+        self, model_key: str, http_request: gr.Request | None = None
     ) -> AsyncIterator[dict]:
-        """Fetch a model to the disk, so that its first picture need not wait for it.
+        """Download a model, so that its first image does not have to wait for it.
 
-        Gigabytes, so minutes; each update carries the bytes so far. A call that is given up
-        stops the download; what was fetched stays.
+        Downloads can be gigabytes and take minutes; each update has the bytes so far.
+        Cancelling the call stops the download and keeps the files that are complete.
 
         Args:
-            model_key: One of the keys that models lists.
+            model_key: A key that models lists.
         """
         with gradio_errors():
-            job = self._studio.download_model(model_key, current_owner(request))
-            async with aclosing(stream_job(job)) as changes:
-                async for _ in changes:
+            owner = current_owner(http_request)
+            job = await run_sync(self._studio.download_model, model_key, owner)
+            async with aclosing(stream_job(job)) as updates:
+                async for _ in updates:
                     if not job.finished:
-                        yield progress_of(self._studio, job)
+                        yield await run_sync(job_progress, self._studio, job)
             if job.error:
                 raise job.error
-            yield {
-                **progress_of(self._studio, job),
-                "state": self._studio.model_status(model_key).text,
-            }
+            yield await run_sync(self._downloaded, job)
+
+    def _downloaded(self, job: Job) -> dict[str, Any]:
+        state = self._studio.model_status(job.model_key).text
+        return {**job_progress(self._studio, job), "state": state}
+
+
+class HistoryApi:
+    """The functions about the caller's images and jobs."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+
+    @api_signature(list[dict])
+    def history(
+        self, limit: int = 20, offset: int = 0, http_request: gr.Request | None = None
+    ) -> list[dict]:
+        """List your images with their settings, the newest first.
+
+        Args:
+            limit: 1 to 200.
+            offset: How many of the newest to skip.
+        """
+        with gradio_errors():
+            images = self._studio.recent(
+                current_owner(http_request),
+                validation.integer("limit", limit, 1, 200),
+                validation.integer("offset", offset, 0, MAX_ID),
+            )
+            return [{"id": image.id, **with_old_names(image.settings())} for image in images]
+
+    @api_signature(tuple[gr.FileData, dict])
+    def image(self, image_id: int, http_request: gr.Request | None = None) -> tuple[File, dict]:
+        """Get one of your images and its settings.
+
+        Args:
+            image_id: An id that history lists.
+        """
+        with gradio_errors():
+            image = _find_image(self._studio, image_id, current_owner(http_request))
+            return image_result(self._studio, [image])
+
+    @api_signature(list[dict])
+    def status(self, http_request: gr.Request | None = None) -> list[dict]:
+        """List your jobs of the last hour: queued, running with progress, and finished."""
+        with gradio_errors():
+            jobs = self._studio.jobs(current_owner(http_request))
+            return [job_progress(self._studio, job) for job in jobs]
+
+    @api_signature(dict)
+    def cancel(self, job_id: str, http_request: gr.Request | None = None) -> dict[str, Any]:
+        """Cancel one of your jobs; a running one stops within one step.
+
+        Args:
+            job_id: An id that status lists.
+        """
+        with gradio_errors():
+            job = self._studio.job(str(job_id), current_owner(http_request))
+            job.cancel()
+            return job_progress(self._studio, job)
+
+    @api_signature(str)
+    @gr.mcp.resource("canvas://pictures", mime_type="text/plain")
+    def recent_pictures(self, http_request: gr.Request | None = None) -> str:
+        """Your latest images with their settings, as JSON."""
+        return json.dumps(self.history(http_request=http_request))
+
+    @api_signature(str)
+    @gr.mcp.resource("canvas://pictures/{image_id}", mime_type="image/png")
+    def picture(self, image_id: str, http_request: gr.Request | None = None) -> str:
+        """One of your images, its file in base64.
+
+        Args:
+            image_id: An id that history lists.
+        """
+        with gradio_errors():
+            number = int(image_id) if str(image_id).isdecimal() else image_id
+            image = _find_image(self._studio, number, current_owner(http_request))
+            return read_as_base64(self._studio, image)
+
+
+def _find_image(studio: Studio, image_id: object, owner: str) -> GeneratedImage:
+    return studio.image(validation.integer("image_id", image_id, 1, MAX_ID), owner)

@@ -1,114 +1,149 @@
-"""How a function becomes part of Gradio's API: its hints spelled out, its failures in words."""
+"""Turns methods into functions of Gradio's API: parameters, errors and results."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
 import gradio as gr
+from anyio.to_thread import run_sync
 from gradio.utils import get_upload_folder
 
-from canvas.api.base import require_owner, stream_job
+from canvas.api.base import encode_preview, require_owner, stream_job, upload_image
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey
-from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
+from canvas.image_formats import IMAGE_FORMATS
+from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate, with_old_names
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
     from canvas.studio import Studio
 
-# What is said of each parameter; agents read it, too. Types and defaults are the request's.
-PARAM_DOCS = {
-    "prompt": "What the picture shows, in English, the most important things first.",
-    "image": "The picture to start from.",
-    "image_id": "Or the id of one of your own pictures, which history lists.",
-    "mask_image": "As large as the picture; white where it is to be redrawn.",
-    "strength": "0.01 to 1; little keeps the picture, 1 forgets it.",
-    "negative_prompt": "What it must not show.",
-    "model_key": "One of the keys that models lists; starter needs no download.",
-    "width": "Pixels, a multiple of 8; left out, the model's native size, which is best.",
-    "height": "Pixels, a multiple of 8; left out, the model's native size, which is best.",
+# The MCP server sends this header with its calls of our functions.
+CLIENT_HEADER, MCP_CLIENT = "x-canvas-client", "mcp"
+OLD_CLIENT_HEADER = "x-canvas-door"  # its name before version 0.2
+# Descriptions of the parameters, for the API page and for agents. Type and default are those
+# of the GenerationRequest field, or in EXTRA_PARAMS.
+PARAM_DOCS: Mapping[str, str] = {
+    "prompt": "What the image shows, in English, the most important things first.",
+    "image": "The image to start from.",
+    "image_id": "Or the id of one of your own images, as listed by history.",
+    "mask_image": "Of the size of the image; white where it is to be redrawn.",
+    "strength": "0.01 to 1; higher values change more.",
+    "negative_prompt": "What the image must not show.",
+    "model_key": "A key that models lists; starter needs no download.",
+    "width": "Pixels, a multiple of 8; default: the model's native size, which is best.",
+    "height": "Pixels, a multiple of 8; default: the model's native size, which is best.",
     "num_inference_steps": "1 to 150; more is slower and finer.",
     "guidance_scale": "0 to 30; how strictly the prompt is followed.",
-    "seed": "Picture i is made with seed + i; -1 draws one.",
+    "seed": "Image i uses seed + i; -1 for a random seed.",
     "style": "none, photorealistic, artistic, cartoon, anime, digital art, fantasy, sci-fi.",
     "num_images": "1 to 16.",
-    "backend": "local; or hf-inference or remote, once the user has agreed to it on the page.",
-    "scale": "2 or 4 times as wide and as high.",
-    "upscaler": "lanczos at once; illustration, photo and detail draw more and take longer.",
+    "backend": "local; or hf-inference or remote, after the user has agreed to it on the page.",
+    "where": "The former name of backend; still accepted.",
+    "scale": "2 or 4 times the width and height.",
+    "upscaler": "lanczos is instant; illustration, photo and detail add detail and take longer.",
+    "fields": "The fields of a GenerationRequest by name; the backend is always this server.",
 }
-# What comes as a file or a number where the request holds a name.
-# Not `| None` in the files' hints: in a choice of types Gradio's MCP server sees no file.
-FILE_PARAMS: dict[str, Any] = {
-    "image": gr.FileData,
-    "image_id": int | None,
-    "mask_image": gr.FileData,
+# Type and default of parameters that are no request field, or a name in the request.
+# Not `gr.FileData | None`: Gradio's MCP server recognizes no file in a union.
+EXTRA_PARAMS: Mapping[str, tuple[Any, Any]] = {
+    "image": (gr.FileData, None),
+    "image_id": (int | None, None),
+    "mask_image": (gr.FileData, None),
+    "where": (str | None, None),
+    "fields": (dict, inspect.Parameter.empty),
 }
 
-Answers = AsyncIterator[Any]
-Method = Callable[[Any, dict[str, Any], gr.Request | None], Answers]
+File = dict[str, Any]  # the JSON of gradio.FileData
+Result = tuple[File | None, dict[str, Any]]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def with_parameters(*names: str, **words: str) -> Callable[[Method], Callable[..., Answers]]:
-    """Give a method that takes a dict the parameters of these names; `words` replace WORDS."""
-    parameters = [_parameter(name) for name in names]
+class Caller(NamedTuple):
+    """Who calls a function, and through which client."""
 
-    def decorate(method: Method) -> Callable[..., Answers]:
+    owner: str
+    client: str
+
+
+def job_function(
+    *names: str, preview: bool = False, **docs: str
+) -> Callable[[Callable[..., Awaitable[Job]]], Callable[..., AsyncIterator[Result]]]:
+    """Make a Gradio function with these parameters of a method that submits a job.
+
+    The method gets the parameters as a dict and the Caller; its class has the `studio`. The
+    function yields no file and the progress until the job is done, then the first image and
+    the settings of all images. `preview` adds small previews to the progress, `docs` replace
+    PARAM_DOCS.
+    """
+    parameters = [
+        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        *map(_parameter, names),
+        inspect.Parameter(
+            "http_request",
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=gr.Request | None,
+        ),
+    ]
+    signature = inspect.Signature(
+        parameters, return_annotation=GenericAlias(tuple, (gr.FileData, dict))
+    )
+
+    def decorate(
+        method: Callable[..., Awaitable[Job]],
+    ) -> Callable[..., AsyncIterator[Result]]:
         @wraps(method)
-        async def call_with_dict(self: Any, *values: Any, **named: Any) -> Answers:
-            given = signature.bind(self, *values, **named)
-            given.apply_defaults()
-            _, *wanted, request = given.arguments.values()
-            wish = dict(zip(names, wanted, strict=True))
-            async with aclosing(method(self, wish, request)) as answers:  # type: ignore[type-var]
-                async for answer in answers:
-                    yield answer
+        async def function(*args: Any, **kwargs: Any) -> AsyncIterator[Result]:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            self, *values, http_request = bound.arguments.values()
+            with gradio_errors():
+                caller = Caller(current_owner(http_request), client_of(http_request))
+                job = await method(self, dict(zip(names, values, strict=True)), caller)
+                async with aclosing(_stream_result(self.studio, job, preview)) as results:
+                    async for result in results:
+                        yield result
 
-        own = inspect.signature(method, eval_str=True).parameters
-        signature = inspect.Signature([own["self"], *parameters, own["request"]])
-        call_with_dict.__signature__ = signature  # type: ignore[attr-defined]
-        call_with_dict.__annotations__ = {  # Gradio reads these beside the signature
-            name: parameter.annotation
-            for name, parameter in signature.parameters.items()
-            if name != "self"
-        }
-        told = "\n".join(f"    {name}: {words.get(name, PARAM_DOCS[name])}" for name in names)
-        call_with_dict.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n{told}"
-        return call_with_dict
+        del function.__wrapped__  # type: ignore[attr-defined]
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        # Gradio reads these beside the signature.
+        function.__annotations__ = {one.name: one.annotation for one in parameters[1:]}
+        args_doc = "\n".join(f"    {name}: {docs.get(name, PARAM_DOCS[name])}" for name in names)
+        function.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n{args_doc}"
+        return function
 
     return decorate
 
 
 def _parameter(name: str) -> inspect.Parameter:
-    hint, default = FILE_PARAMS.get(name), None
-    if hint is None:
-        hint = get_type_hints(GenerationRequest)[name]
+    if name in EXTRA_PARAMS:
+        annotation, default = EXTRA_PARAMS[name]
+    else:
+        annotation = get_type_hints(GenerationRequest)[name]
         [field] = [field for field in fields(GenerationRequest) if field.name == name]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
-    return inspect.Parameter(
-        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=hint
-    )
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-# What the MCP server sends along with its calls of the functions.
-CLIENT_HEADER, MCP = "x-canvas-door", "mcp"
-File = dict[str, Any]  # what gradio.FileData is in JSON
+def api_signature(returns: Any) -> Callable[[Function], Function]:
+    """Evaluate a method's annotations for Gradio, which reads no strings.
 
-
-def api_signature(*returns: Any) -> Callable[[Function], Function]:
-    """Spell out the hints for Gradio: it reads no strings, and of a generator no item."""
+    `returns` is the type of a generator's items.
+    """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function, eval_str=True)
-        hint = GenericAlias(tuple, returns) if len(returns) > 1 else returns[0]
-        signature = signature.replace(return_annotation=hint)
-        function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            return_annotation=returns
+        )
         return function
 
     return decorate
@@ -116,27 +151,85 @@ def api_signature(*returns: Any) -> Callable[[Function], Function]:
 
 @contextmanager
 def gradio_errors() -> Iterator[None]:
-    """Tell what fails in the block as Gradio's clients show it."""
+    """Raise our errors as gr.Error, whose message reaches the client."""
     try:
         yield
     except CanvasError as error:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def current_owner(request: gr.Request | None) -> str:
-    """Whose pictures the call is about; raises NotAllowed."""
-    if request is None:  # Gradio gives one to every call
+def current_owner(http_request: gr.Request | None) -> str:
+    """The owner whose jobs and images the call may use; raises MissingApiKey."""
+    if http_request is None:  # only for direct calls in Python
         raise MissingApiKey
-    return require_owner(request)
+    return require_owner(http_request)
 
 
-def client_of(request: gr.Request | None) -> str:
-    """By which door a call of one of the functions came in."""
-    return MCP if request and request.headers.get(CLIENT_HEADER) == MCP else "gradio"
+def client_of(http_request: gr.Request | None) -> str:
+    """The client that is recorded with the image: `mcp` or `gradio`."""
+    headers = http_request.headers if http_request else {}
+    client = headers.get(CLIENT_HEADER) or headers.get(OLD_CLIENT_HEADER)
+    return MCP_CLIENT if client == MCP_CLIENT else "gradio"
 
 
-def progress_of(studio: Studio, job: Job) -> dict[str, Any]:
-    """How far a job is."""
+async def upload_file(studio: Studio, file: object, field: str) -> str:
+    """Store a file that the caller uploaded to Gradio; returns its name for a request."""
+    path = await run_sync(_uploaded_path, file, field)
+    return await upload_image(studio, path, field)
+
+
+def _uploaded_path(file: object, field: str) -> Path:
+    path = file.get("path") if isinstance(file, dict) else None
+    upload_folder = Path(get_upload_folder()).resolve()
+    if isinstance(path, str) and "\0" not in path:
+        resolved = Path(path).resolve()
+        if resolved.is_relative_to(upload_folder) and resolved.is_file():
+            return resolved
+    raise InvalidInput(field, path, "an image uploaded with the call, or an image_id")
+
+
+async def _stream_result(studio: Studio, job: Job, preview: bool) -> AsyncGenerator[Result, None]:
+    async with aclosing(stream_job(job)) as updates:
+        async for _ in updates:
+            if not job.finished:
+                progress = await run_sync(job_progress, studio, job)
+                if preview:
+                    progress["preview"] = await run_sync(_preview, job)
+                yield None, progress
+    if job.error:
+        raise job.error
+    yield await run_sync(image_result, studio, job.images)
+
+
+def _preview(job: Job) -> str:
+    preview = job.preview
+    return "" if preview is None else encode_preview(preview, "JPEG", quality=70)
+
+
+def image_result(studio: Studio, images: list[GeneratedImage]) -> tuple[File, dict[str, Any]]:
+    """The file of the first image, and its settings with the files and ids of all."""
+    files = [_file_data(studio, image) for image in images]
+    settings = {
+        **with_old_names(images[0].settings()),
+        "num_images": len(images),
+        "pictures": files,
+        "ids": [image.id for image in images],
+    }
+    return files[0], settings
+
+
+def _file_data(studio: Studio, image: GeneratedImage) -> File:
+    return {  # downloaded unchanged by clients
+        "path": str(studio.image_path(image.filename).resolve()),
+        "orig_name": image.filename,
+        "size": image.file_size,
+        "mime_type": IMAGE_FORMATS[image.request.image_format].mime_type,
+        "meta": {"_type": "gradio.FileData"},
+    }
+
+
+def job_progress(studio: Studio, job: Job) -> dict[str, Any]:
+    """Status and progress of a job. May wait for the database."""
     answer: dict[str, Any] = {
         "job_id": job.id,
         "kind": job.kind,
@@ -149,62 +242,9 @@ def progress_of(studio: Studio, job: Job) -> dict[str, Any]:
         answer["queue_position"] = studio.queue_position(job)
         answer["seconds_to_wait"] = studio.queue_wait(job)
     progress = job.progress
+    if progress is None:
+        return answer
+    names: tuple[str, ...] = ("bytes_done", "bytes_total", "bytes_per_second", "seconds_left")
     if isinstance(progress, ProgressUpdate):
-        answer |= {
-            "image_index": progress.image_index,
-            "step": progress.step,
-            "num_steps": progress.num_steps,
-            "fraction": progress.fraction,
-            "seconds_left": progress.seconds_left,
-        }
-    elif progress is not None:
-        answer |= {
-            "bytes_done": progress.bytes_done,
-            "bytes_total": progress.bytes_total,
-            "bytes_per_second": progress.bytes_per_second,
-            "seconds_left": progress.seconds_left,
-        }
-    return answer
-
-
-def settings_of(studio: Studio, images: list[GeneratedImage]) -> dict[str, Any]:
-    """The settings of a batch, and its files."""
-    return {
-        **images[0].settings(),
-        "num_images": len(images),
-        "pictures": [file_data(studio, image) for image in images],
-        "ids": [image.id for image in images],
-    }
-
-
-def file_data(studio: Studio, image: GeneratedImage) -> File:
-    """Where a client fetches the file as it was written."""
-    return {
-        "path": str(studio.image_path(image.filename).resolve()),
-        "orig_name": image.filename,
-        "size": image.file_size,
-        "mime_type": f"image/{image.request.image_format}",
-        "meta": {"_type": "gradio.FileData"},
-    }
-
-
-async def stream_result(studio: Studio, job: Job) -> AsyncGenerator[tuple[File | None, dict], None]:
-    """Progress until the pictures are there, then the first of them and the settings of all."""
-    async with aclosing(stream_job(job)) as changes:
-        async for _ in changes:
-            if not job.finished:
-                yield None, progress_of(studio, job)
-    if job.error:
-        raise job.error
-    yield file_data(studio, job.images[0]), settings_of(studio, job.images)
-
-
-def uploaded_path(file: object, field: str) -> Path:
-    """Where Gradio put a file that the caller uploaded; no other file is taken."""
-    path = file.get("path") if isinstance(file, dict) else None
-    folder = Path(get_upload_folder()).resolve()
-    if isinstance(path, str) and "\0" not in path:
-        resolved = Path(path).resolve()
-        if resolved.is_relative_to(folder) and resolved.is_file():
-            return resolved
-    raise InvalidInput(field, path, "a picture that is uploaded with the call, or an image_id")
+        names = ("image_index", "step", "num_steps", "fraction", "seconds_left")
+    return answer | {name: getattr(progress, name) for name in names}

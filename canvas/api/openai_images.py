@@ -1,45 +1,43 @@
-"""The images family of the OpenAI API: `/v1/images/edits` and `/v1/images/variations`."""
+"""The images API of OpenAI: `/v1/images/…` and `/v1/models`."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, ValidationError
+from PIL import Image, ImageChops
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from canvas.api.base import (
-    ALLOWED,
     ApiRoute,
+    encode_preview,
     invalid_body,
-    mask_from_alpha,
+    read_as_base64,
     require_owner,
     stream_job,
-    submit,
     upload_image,
     wait_for_job,
 )
-from canvas.catalog import get_model
+from canvas.catalog import ModelSpec, get_model
 from canvas.errors import CanvasError, InvalidInput, StorageError, UnknownModel
 from canvas.history.infotext import read_infotext
 from canvas.history.metadata import read_text
-from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
+from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
     from canvas.studio import Studio
 
-# How this family names our fields.
-NAMES = {
+# Our fields whose name differs in this API.
+PARAM_NAMES = {
     "model_key": "model",
     "width": "size",
     "height": "size",
@@ -47,15 +45,25 @@ NAMES = {
     "image_format": "output_format",
     "quality": "output_compression",
 }
-OPENAI_STYLES = ("vivid", "natural")  # of the models this API was made for
+OPENAI_STYLES = ("vivid", "natural")  # of dall-e-3; ignored
+IMAGE_FILE = "an image file (PNG, JPEG or WebP)"
+DEFAULT_VARIATION_PROMPT = "the same scene"  # for files without embedded settings
+# Clients expect token counts; generation here uses none.
+NO_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
 
 
 class ImageRequest(BaseModel):
-    """What clients send; beside the family's own fields those of ours, and unknown ones are let be.
+    """OpenAI's fields, and these of ours; unknown fields are ignored.
 
-    `model` is a key that `/v1/models` lists; `size` is WxH, or auto for the model's own. Our
-    own command line says so in `channel`; with `progress`, a stream tells it each step, too.
-    `where` may be huggingface or remote: then `agree` says that the terms were read.
+    `model` is a key that `/v1/models` lists; `size` is WIDTHxHEIGHT, or auto for the model's
+    native size. With `progress`, a stream has an event per step. `backend` is local,
+    hf-inference or remote; the last two require `accept_terms` once. `client` is `cli` for our
+    command line. The former names `where`, `agree` and `channel` are still accepted.
     """
 
     prompt: str
@@ -76,13 +84,15 @@ class ImageRequest(BaseModel):
     scheduler: str | None = None
     seed: int | None = None
     progress: bool | None = None
-    channel: Literal["openai", "cli"] | None = None
-    where: str | None = None
-    agree: bool | None = None
+    client: Literal["openai", "cli"] | None = Field(
+        None, validation_alias=AliasChoices("client", "channel")
+    )
+    backend: str | None = Field(None, validation_alias=AliasChoices("backend", "where"))
+    accept_terms: bool | None = Field(None, validation_alias=AliasChoices("accept_terms", "agree"))
 
-    def request(self, default_model: str) -> GenerationRequest:
-        """The same wish in our words; raises InvalidInput."""
-        width, height = read_size(self.size)
+    def to_request(self, default_model: str) -> GenerationRequest:
+        """The GenerationRequest; raises InvalidInput."""
+        width, height = _parse_size(self.size)
         style = self.style or "none"
         return GenerationRequest(
             prompt=self.prompt,
@@ -98,70 +108,109 @@ class ImageRequest(BaseModel):
             num_images=self.n or 1,
             image_format=self.output_format or "png",
             quality=self.output_compression or 95,
-            backend=self.where or "here",
+            backend=self.backend or LOCAL,
         )
 
 
-def read_size(size: str | None) -> tuple[int | None, int | None]:
-    """Width and height of "WxH"; None for both where the model is to choose."""
-    if size is None or size == "auto":
-        return None, None
-    width, _, height = size.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and len(size) < 32):
-        raise InvalidInput("size", size, "WIDTHxHEIGHT in pixels, or auto")
-    return int(width), int(height)
+class EditRequest(ImageRequest):
+    """The same with `strength` (0.01 to 1): higher values change more of the image."""
 
-
-def error_body(error: CanvasError) -> dict[str, Any]:
-    """The family's error object."""
-    field = getattr(error, "field", None)
-    code = "model_not_found" if isinstance(error, UnknownModel) else error.code
-    kind = "server_error" if error.http_status >= 500 else "invalid_request_error"
-    return {
-        "error": {
-            "message": str(error),
-            "type": kind,
-            "param": NAMES.get(field, field) if field else None,
-            "code": code,
-        }
-    }
+    strength: float | None = None
 
 
 class OpenAIRoute(ApiRoute):
-    """Answers failures as error objects."""
+    """Answers errors with OpenAI's error object."""
 
     @staticmethod
     def error_response_for(error: CanvasError) -> Response:
-        """An error object with its status."""
-        return JSONResponse(error_body(error), error.http_status)
+        """OpenAI's error object."""
+        return JSONResponse(_error_body(error), error.http_status)
 
 
-class OpenAI:
-    """The family's routes over one studio."""
+class OpenAIImagesApi:
+    """The routes of the images API."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self.router = APIRouter(prefix="/v1", route_class=OpenAIRoute, tags=["OpenAI images"])
-        self.router.post("/images/generations", response_model=None)(self.generate)
-        self.router.get("/models", response_model=None)(self.models)
-        self.router.get("/models/{key}", response_model=None)(self.model)
+        post, get = self.router.post, self.router.get
+        post("/images/generations", response_model=None)(self.generate)
+        post("/images/edits", openapi_extra=_form("image", "mask"))(self.edit)
+        post("/images/variations", openapi_extra=_form("image"))(self.create_variation)
+        get("/models", response_model=None)(self.list_models)
+        get("/models/{key}", response_model=None)(self.retrieve_model)
 
-    async def generate(self, wish: ImageRequest, request: Request) -> Response:
-        """Pictures from a prompt, in one answer or as server-sent events."""
-        owner = require_owner(request)
-        wanted = wish.request(self._studio.settings.model)
-        if wish.agree:
-            spec = get_model(wanted.model_key, self._studio.models)
-            self._studio.remote_backends.grant_consent(owner, wanted.backend, spec)
-        job = self._studio.submit(wanted, owner, wish.channel or "openai")
-        return await self.answer(job, wish, request)
+    async def generate(self, params: ImageRequest, http_request: Request) -> Response:
+        """Generate images from a prompt; with `stream` as server-sent events."""
+        request = params.to_request(self._studio.settings.model)
+        return await self._submit(request, params, http_request)
 
-    async def answer(self, job: Job, wish: ImageRequest, request: Request) -> Response:
-        """The pictures of a job as the wish says: in one answer or as events."""
-        if wish.stream:
-            return StreamingResponse(self._events(job, wish), media_type="text/event-stream")
-        images = await wait_for_job(job, request)
-        data = [self._datum(image, wish, request) for image in images]
+    async def edit(self, http_request: Request) -> Response:
+        """Redraw an image; with a mask only where that is transparent."""
+        require_owner(http_request)
+        async with http_request.form() as form:
+            params = _parse_form(form)
+            image = await _read_file(form, "image")
+            mask = await _read_file(form, "mask") if "mask" in form else None
+        return await self._submit_edit(params, image, mask, http_request)
+
+    async def create_variation(self, http_request: Request) -> Response:
+        """Generate variations of an image, from the prompt embedded in the file."""
+        require_owner(http_request)
+        async with http_request.form() as form:
+            image = await _read_file(form, "image")
+            params = _parse_form(form, await run_sync(_embedded_prompt, image))
+        return await self._submit_edit(params, image, None, http_request)
+
+    def list_models(self) -> Response:
+        """List the models."""
+        models = [_model_object(spec) for spec in self._studio.models.values()]
+        return JSONResponse({"object": "list", "data": models})
+
+    def retrieve_model(self, key: str) -> Response:
+        """One model by its key."""
+        return JSONResponse(_model_object(get_model(key, self._studio.models)))
+
+    async def _submit_edit(
+        self, params: EditRequest, image: bytes, mask: bytes | None, http_request: Request
+    ) -> Response:
+        request = replace(
+            params.to_request(self._studio.settings.model),
+            task="image_to_image",
+            image=await upload_image(self._studio, image, "image"),
+            strength=params.strength,
+        )
+        if mask is not None:
+            mask_image = await run_sync(_mask_from_alpha, mask)
+            name = await upload_image(self._studio, mask_image, "mask")
+            request = replace(request, task="inpaint", mask_image=name)
+        return await self._submit(request, params, http_request)
+
+    async def _submit(
+        self, request: GenerationRequest, params: ImageRequest, http_request: Request
+    ) -> Response:
+        owner = require_owner(http_request)
+        if params.accept_terms:
+            spec = get_model(request.model_key, self._studio.models)
+            grant_consent = self._studio.remote_backends.grant_consent
+            await run_sync(grant_consent, owner, request.backend, spec)
+        job = await run_sync(self._studio.submit, request, owner, params.client or "openai")
+        if params.stream:
+            return StreamingResponse(self._events(job, params), media_type="text/event-stream")
+        images = await wait_for_job(job, http_request)
+        return await run_sync(self._image_response, images, params, http_request)
+
+    def _image_response(
+        self, images: list[GeneratedImage], params: ImageRequest, http_request: Request
+    ) -> Response:
+        data: list[dict[str, Any]] = []
+        for image in images:
+            if params.response_format == "b64_json":
+                item = {"b64_json": read_as_base64(self._studio, image)}
+            else:
+                item = {"url": str(http_request.url_for("picture", filename=image.filename))}
+            seed = image.request.seed
+            data.append({**item, "revised_prompt": image.enhanced_prompt, "seed": seed})
         first = images[0]
         return JSONResponse(
             {
@@ -172,74 +221,107 @@ class OpenAI:
             }
         )
 
-    def models(self) -> Response:
-        """The models that can be asked for."""
-        models = [self._model(key) for key in self._studio.models]
-        return JSONResponse({"object": "list", "data": models})
-
-    def model(self, key: str) -> Response:
-        """One model."""
-        get_model(key, self._studio.models)
-        return JSONResponse(self._model(key))
-
-    def _model(self, key: str) -> dict[str, Any]:
-        owner = self._studio.models[key].name.partition("/")[0]
-        own = self._studio.models[key].is_local
-        return {
-            "id": key,
-            "object": "model",
-            "created": 0,
-            "owned_by": "magic-canvas" if own else owner,
-        }
-
-    def _datum(self, image: GeneratedImage, wish: ImageRequest, request: Request) -> dict[str, Any]:
-        told = {"revised_prompt": image.enhanced_prompt, "seed": image.request.seed}
-        if wish.response_format == "b64_json":
-            return {"b64_json": self._content(image), **told}
-        return {"url": str(request.url_for("picture", filename=image.filename)), **told}
-
-    def _content(self, image: GeneratedImage) -> str:
-        return base64.b64encode(self._studio.image_path(image.filename).read_bytes()).decode()
-
-    async def _events(self, job: Job, wish: ImageRequest) -> AsyncIterator[str]:
-        wanted = wish.partial_images or 0
-        sent, last = 0, None
-        async with aclosing(stream_job(job)) as changes:
-            async for _ in changes:
-                step, preview = job.progress, job.preview
-                if wish.progress and not job.finished:
-                    yield _progress(job)
-                if not isinstance(step, ProgressUpdate) or preview is None or preview is last:
+    async def _events(self, job: Job, params: ImageRequest) -> AsyncIterator[str]:
+        num_partial = params.partial_images or 0
+        sent, last_preview = 0, None
+        async with aclosing(stream_job(job)) as updates:
+            async for _ in updates:
+                progress, preview = job.progress, job.preview
+                if params.progress and not job.finished:
+                    yield _progress_event(job)
+                if preview is None or preview is last_preview:
                     continue
-                if sent < wanted and step.fraction >= (sent + 1) / (wanted + 1):
-                    content = _encoded(preview, wish.output_format or "png")
-                    yield _event("partial_image", job, content, partial_image_index=sent)
-                    sent, last = sent + 1, preview
+                if not isinstance(progress, ProgressUpdate):
+                    continue
+                if sent < num_partial and progress.fraction >= (sent + 1) / (num_partial + 1):
+                    content = await run_sync(encode_preview, preview, params.output_format or "png")
+                    yield _image_event("partial_image", job, content, partial_image_index=sent)
+                    sent, last_preview = sent + 1, preview
         if job.error:
-            yield f"event: error\ndata: {json.dumps(error_body(job.error))}\n\n"
+            yield f"event: error\ndata: {json.dumps(_error_body(job.error))}\n\n"
             return
         for image in job.images:
-            content = self._content(image)
-            yield _event("completed", job, content, usage=_USAGE, id=image.id)
+            content = await run_sync(read_as_base64, self._studio, image)
+            yield _image_event("completed", job, content, usage=NO_USAGE, id=image.id)
 
 
-# The family counts tokens; pictures made at home cost none.
-_USAGE = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
+def _error_body(error: CanvasError) -> dict[str, Any]:
+    field = getattr(error, "field", None)
+    return {
+        "error": {
+            "message": str(error),
+            "type": "server_error" if error.http_status >= 500 else "invalid_request_error",
+            "param": PARAM_NAMES.get(field, field) if field else None,
+            "code": "model_not_found" if isinstance(error, UnknownModel) else error.code,
+        }
+    }
 
 
-def _progress(job: Job) -> str:
-    told: dict[str, Any] = {"type": "progress", "status": job.status}
-    if isinstance(step := job.progress, ProgressUpdate):
-        told |= asdict(replace(step, preview=None))
-    return f"event: progress\ndata: {json.dumps(told)}\n\n"
+def _parse_size(size: str | None) -> tuple[int | None, int | None]:
+    if size is None or size == "auto":
+        return None, None
+    width, _, height = size.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and len(size) < 32):
+        raise InvalidInput("size", size, "WIDTHxHEIGHT in pixels, or auto")
+    return int(width), int(height)
 
 
-def _event(name: str, job: Job, content: str, **more: Any) -> str:
+def _form(*files: str) -> dict[str, Any]:
+    """The OpenAPI description of a multipart form with these files."""
+    schema = EditRequest.model_json_schema()
+    schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in files}
+    schema["required"] = ["image"]
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def _parse_form(form: FormData, prompt: str = "") -> EditRequest:
+    values = {name: value for name, value in form.items() if isinstance(value, str) and value}
+    try:
+        return EditRequest.model_validate({"prompt": prompt, **values})
+    except ValidationError as error:
+        raise invalid_body(error) from error
+
+
+async def _read_file(form: FormData, field: str) -> bytes:
+    # Some clients send a list; its first file is used.
+    file = form.get(field) or form.get(f"{field}[]")
+    if not isinstance(file, UploadFile):
+        raise InvalidInput(field, file, IMAGE_FILE)
+    return await file.read()
+
+
+def _mask_from_alpha(content: bytes) -> Image.Image:
+    """A mask that is white where the image is transparent."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "WEBP")) as image:
+            alpha = image.convert("RGBA").getchannel("A")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidInput("mask", f"{len(content)} bytes", "a PNG with transparency") from error
+    return ImageChops.invert(alpha)
+
+
+def _embedded_prompt(content: bytes) -> str:
+    try:
+        infotext = read_text(io.BytesIO(content)).get("parameters", "")
+    except StorageError as error:
+        raise InvalidInput("image", f"{len(content)} bytes", IMAGE_FILE) from error
+    prompt = read_infotext(infotext).values.get("prompt") if infotext else None
+    return str(prompt or DEFAULT_VARIATION_PROMPT)
+
+
+def _model_object(spec: ModelSpec) -> dict[str, Any]:
+    owner = "magic-canvas" if spec.is_local else spec.name.partition("/")[0]
+    return {"id": spec.key, "object": "model", "created": 0, "owned_by": owner}
+
+
+def _progress_event(job: Job) -> str:
+    body: dict[str, Any] = {"type": "progress", "status": job.status}
+    if isinstance(job.progress, ProgressUpdate):
+        body |= asdict(replace(job.progress, preview=None))
+    return f"event: progress\ndata: {json.dumps(body)}\n\n"
+
+
+def _image_event(name: str, job: Job, content: str, **more: Any) -> str:
     request = job.request
     assert request is not None  # noqa: S101 - generate jobs have one
     body = {
@@ -253,103 +335,3 @@ def _event(name: str, job: Job, content: str, **more: Any) -> str:
         **more,
     }
     return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n"
-
-
-def _encoded(preview: Any, image_format: str) -> str:
-    buffer = io.BytesIO()
-    preview.save(buffer, image_format)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-DEFAULT_VARIATION_PROMPT = "the same scene"  # what a variation shows where the file does not say
-FILE = {"type": "string", "format": "binary"}
-
-
-class EditRequest(ImageRequest):
-    """Beside the family's fields, how much is redrawn (0.01 to 1)."""
-
-    strength: float | None = None
-
-
-def _described(*files: str) -> dict[str, Any]:
-    schema = EditRequest.model_json_schema()
-    schema["properties"] |= dict.fromkeys(files, FILE)
-    schema["required"] = ["image"]
-    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
-
-
-class Edits:
-    """The routes of the family that start from a picture."""
-
-    def __init__(self, studio: Studio, openai: OpenAI) -> None:
-        self._studio = studio
-        self._openai = openai
-
-    def add_to(self, router: APIRouter) -> None:
-        """Put the routes on the family's router."""
-        add = router.post("/images/edits", openapi_extra=_described("image", "mask"))
-        add(self.edit)
-        add = router.post("/images/variations", openapi_extra=_described("image"))
-        add(self.variations)
-
-    async def edit(self, request: Request) -> Response:
-        """Redraw a picture after a prompt; with a mask, only where that is transparent."""
-        owner = require_owner(request)
-        async with request.form() as form:
-            wish = _wish(form)
-            image = await _file(form, "image")
-            mask = await _file(form, "mask") if "mask" in form else None
-        return await self._answer(wish, image, mask, owner, request)
-
-    async def variations(self, request: Request) -> Response:
-        """Other pictures like this one; the prompt is that in the file, if there is one."""
-        owner = require_owner(request)
-        async with request.form() as form:
-            image = await _file(form, "image")
-            wish = _wish(form, _prompt_in(image))
-        return await self._answer(wish, image, None, owner, request)
-
-    async def _answer(
-        self, wish: EditRequest, image: bytes, mask: bytes | None, owner: str, request: Request
-    ) -> Response:
-        holes = mask_from_alpha(mask) if mask is not None else None
-        wanted = replace(
-            wish.request(self._studio.settings.model),
-            task="inpaint" if holes else "image_to_image",
-            image=await upload_image(self._studio, image, "image"),
-            mask_image=await upload_image(self._studio, holes, "mask") if holes else None,
-            strength=wish.strength,
-        )
-        job = await submit(self._studio, wanted, owner, "openai")
-        return await self._openai.answer(job, wish, request)
-
-
-def _wish(form: FormData, prompt: str = "") -> EditRequest:
-    values = {name: value for name, value in form.items() if isinstance(value, str) and value}
-    try:
-        return EditRequest.model_validate({"prompt": prompt, **values})
-    except ValidationError as error:
-        raise invalid_body(error) from error
-
-
-async def _file(form: FormData, field: str) -> bytes:
-    # Some clients send a list, of which the first is the picture.
-    file = form.get(field) or form.get(f"{field}[]")
-    if not isinstance(file, UploadFile):
-        raise InvalidInput(field, file, ALLOWED)
-    return await file.read()
-
-
-def _prompt_in(content: bytes) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture"
-        path.write_bytes(content)
-        try:
-            infotext = read_text(path).get("parameters", "")
-        except StorageError as error:
-            raise InvalidInput("image", f"{len(content)} bytes", ALLOWED) from error
-    return (
-        str(read_infotext(infotext).values.get("prompt", DEFAULT_VARIATION_PROMPT))
-        if infotext
-        else DEFAULT_VARIATION_PROMPT
-    )

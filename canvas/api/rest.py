@@ -1,4 +1,4 @@
-"""The HTTP routes beside Gradio's: pictures by name, and whether the server is well."""
+"""The HTTP routes beside Gradio's: images, downloads, health and metrics, and all other APIs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter
-from fastapi import Query as Asked
+from fastapi import APIRouter, Query
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,14 +19,15 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from canvas import validation
-from canvas.api.a1111 import A1111Api, A1111Edits
+from canvas.api.a1111 import A1111Api
 from canvas.api.base import error_response
-from canvas.api.openai_images import Edits, OpenAI
+from canvas.api.openai_images import OpenAIImagesApi
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound
-from canvas.history.metadata import embed, open_picture
+from canvas.history.metadata import embed, open_image
 from canvas.history.queries import from_query_params
+from canvas.image_formats import IMAGE_FORMATS
 from canvas.jobs.job import Job
-from canvas.request import IMAGE_FORMATS, JobStatus
+from canvas.request import JobStatus
 from canvas.settings import data_dir_id
 
 if TYPE_CHECKING:
@@ -35,64 +35,41 @@ if TYPE_CHECKING:
 
     from canvas.studio import Studio
 
-
 UNFINISHED: tuple[JobStatus, ...] = ("queued", "downloading", "loading", "running")
+# The file of a name never changes, but it may be deleted: clients must revalidate.
+CACHE_HEADERS = {"Cache-Control": "private, no-cache"}
 
 
-class Metrics(Collector):
-    """Numbers read when they are asked for, from the database and the jobs."""
-
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-
-    def metrics(self, request: Request) -> Response:
-        """The text that Prometheus reads."""
-        return Response(
-            generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
-
-    def describe(self) -> list[Metric]:
-        """Nothing: the registry need not ask before somebody reads."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """The families, fresh."""
-        pictures = CounterMetricFamily(
-            "canvas_pictures", "Pictures kept, by model.", labels=["model"]
-        )
-        seconds = CounterMetricFamily(
-            "canvas_generation_seconds", "Seconds spent on them.", labels=["model"]
-        )
-        for totals in self._studio.generation_totals():
-            pictures.add_metric([totals.model_key], totals.images)
-            seconds.add_metric([totals.model_key], totals.seconds)
-        yield pictures
-        yield seconds
-        jobs = GaugeMetricFamily("canvas_jobs", "Unfinished jobs, by status.", labels=["status"])
-        counts = count_jobs(self._studio.jobs(None))
-        for status, count in counts.items():
-            jobs.add_metric([status], count)
-        yield jobs
-        free = shutil.disk_usage(self._studio.settings.data_dir).free
-        yield GaugeMetricFamily("canvas_disk_free_bytes", "Free where pictures are kept.", free)
-
-
-def count_jobs(jobs: list[Job]) -> dict[str, int]:
-    """How many jobs there are of each status that is not the end."""
-    found = Counter(job.status for job in jobs)
-    return {status: found[status] for status in UNFINISHED}
-
-
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+def build_routes(studio: Studio) -> list[BaseRoute]:
+    """All routes that are added to the Gradio app."""
+    api_app = FastAPIOffline(  # serves the scripts of /docs itself
+        title="Magic Canvas",
+        description="The HTTP API. Gradio's own API is documented at /?view=api.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    images, server = ImageRoutes(studio), ServerRoutes(studio)
+    router = APIRouter()
+    for path, endpoint, tag in (
+        ("/healthz", server.health, "Server"),
+        ("/pictures/{filename}", images.picture, "Images"),
+        ("/thumbnails/{filename}", images.thumbnail, "Images"),
+        ("/downloads/{filename}", images.download, "Images"),
+        ("/export.zip", images.export, "Images"),
+    ):
+        router.get(path, response_model=None, tags=[tag])(endpoint)
+        router.head(path, response_model=None, include_in_schema=False)(endpoint)
+    router.get("/metrics", response_model=None, tags=["Server"])(server.metrics)
+    for included in (OpenAIImagesApi(studio).router, A1111Api(studio).router, router):
+        api_app.include_router(included)
+    return list(api_app.routes)
 
 
 class ExportParams(BaseModel):
-    """Which pictures, by the gallery's filters or by numbers, and as what files.
+    """The gallery's filters, or `ids`; and the format of the exported files.
 
-    `since` and `until` are moments in ISO 8601, `size` is 512x768, `ids` is 1,2,3; without
-    `image_format` the files go out as they are. `everybody` is for the administrator.
+    `since` and `until` are ISO 8601 dates or times, `size` is 512x768, `ids` is 1,2,3. Without
+    `image_format` the files are exported unchanged. `everybody` is for the administrator.
     """
 
     text: str | None = None
@@ -109,133 +86,139 @@ class ExportParams(BaseModel):
     everybody: str | None = None
 
 
-class Exports:
-    """Downloads of what an owner made."""
-
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
-
-    def picture(self, filename: str, image_format: str = "png") -> Response:
-        """A picture as a file in a format (png, jpeg, webp), settings embedded."""
-        try:
-            validation.choice("image_format", image_format, IMAGE_FORMATS)
-            return self._converted(filename, image_format)
-        except CanvasError as error:
-            return error_response(error)
-
-    def archive(self, request: Request, asked: Annotated[ExportParams, Asked()]) -> Response:
-        """Pictures of the asker as a ZIP, with metadata.csv and metadata.jsonl."""
-        owner = getattr(request.state, "owner", None)
-        try:
-            if owner is None:
-                raise NotFound("Log in to see your pictures.")
-            query = from_query_params(asked.model_dump(exclude_none=True))
-            if not asked.everybody:
-                query = replace(query, owner=owner)
-            wanted, quality = asked.image_format or None, asked.quality or "95"
-            if not quality.isdecimal():
-                raise InvalidInput("quality", quality, "1 to 100")
-            pieces = self._studio.user_gallery(owner).export(query, wanted, int(quality))
-        except CanvasError as error:
-            return error_response(error)
-        headers = {"Content-Disposition": 'attachment; filename="magic-canvas.zip"'}
-        return StreamingResponse(pieces, media_type="application/zip", headers=headers)
-
-    def _converted(self, filename: str, wanted: str) -> Response:
-        path = self._studio.image_path(filename)
-        image = self._studio.image_by_filename(filename)
-        if image.request.image_format == wanted:
-            content = path.read_bytes()
-        else:
-            described = replace(image, request=replace(image.request, image_format=wanted))
-            with open_picture(path) as pixels:
-                content = embed(replace(described, image=pixels))
-        name = Path(filename).stem + SUFFIXES[wanted]
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(content, media_type=f"image/{wanted}", headers=headers)
-
-
-# A name belongs to one picture forever, but only until that is deleted: always ask again.
-CACHING = {"Cache-Control": "private, no-cache"}
-
-
-def build_routes(studio: Studio) -> list[BaseRoute]:
-    """All routes of the programs' doors over one studio."""
-    pictures, exports = ImageRoutes(studio), Exports(studio)
-    programs = FastAPIOffline(  # its page needs no other server
-        title="Magic Canvas",
-        description="The same pictures for every client. Gradio's own API is under /?view=api.",
-        docs_url="/docs",
-        redoc_url=None,
-    )
-    openai, sdapi = OpenAI(studio), A1111Api(studio)
-    Edits(studio, openai).add_to(openai.router)
-    A1111Edits(studio, sdapi).add_to(sdapi.router)
-    programs.include_router(openai.router)
-    programs.include_router(sdapi.router)
-    ours = APIRouter()
-    for path, answer, tag in (
-        ("/healthz", HealthRoutes(studio).health, "The server"),
-        ("/pictures/{filename}", pictures.picture, "Pictures"),
-        ("/thumbnails/{filename}", pictures.thumbnail, "Pictures"),
-        ("/downloads/{filename}", exports.picture, "Pictures"),
-        ("/export.zip", exports.archive, "Pictures"),
-    ):
-        ours.get(path, response_model=None, tags=[tag])(answer)
-        ours.head(path, response_model=None, include_in_schema=False)(answer)
-    ours.get("/metrics", response_model=None, tags=["The server"])(Metrics(studio).metrics)
-    programs.include_router(ours)
-    return list(programs.routes)
-
-
 class ImageRoutes:
-    """Picture files, unchanged, to whoever knows a name that cannot be guessed."""
+    """Image files for anyone who knows their unguessable names, and ZIP export for their owner."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
     def picture(self, request: Request, filename: str) -> Response:
-        """The file as it was written, settings embedded."""
-        return self._answer(request, filename, thumbnail=False)
+        """The stored file with its embedded settings."""
+        return self._file_response(request, filename, thumbnail=False)
 
     def thumbnail(self, request: Request, filename: str) -> Response:
-        """A small WebP of it."""
-        return self._answer(request, filename, thumbnail=True)
+        """A small WebP version."""
+        return self._file_response(request, filename, thumbnail=True)
 
-    def _answer(self, request: Request, filename: str, *, thumbnail: bool) -> Response:
+    def download(self, filename: str, image_format: str = "png") -> Response:
+        """The image as an attachment in a format (png, jpeg, webp), with its settings embedded."""
+        try:
+            validation.choice("image_format", image_format, IMAGE_FORMATS)
+            content = self._convert(filename, image_format)
+        except CanvasError as error:
+            return error_response(error)
+        name = Path(filename).stem + IMAGE_FORMATS[image_format].suffix
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        media_type = IMAGE_FORMATS[image_format].mime_type
+        return Response(content, media_type=media_type, headers=headers)
+
+    def export(self, request: Request, params: Annotated[ExportParams, Query()]) -> Response:
+        """The caller's images as a ZIP, with metadata.csv and metadata.jsonl."""
+        owner = getattr(request.state, "owner", None)
+        try:
+            if owner is None:
+                raise NotFound("Log in to export your images.")
+            query = from_query_params(params.model_dump(exclude_none=True))
+            if not params.everybody:
+                query = replace(query, owner=owner)
+            quality = params.quality or "95"
+            if not quality.isdecimal():
+                raise InvalidInput("quality", quality, "a whole number from 1 to 100")
+            image_format = params.image_format or None
+            chunks = self._studio.user_gallery(owner).export(query, image_format, int(quality))
+        except CanvasError as error:
+            return error_response(error)
+        headers = {"Content-Disposition": 'attachment; filename="magic-canvas.zip"'}
+        return StreamingResponse(chunks, media_type="application/zip", headers=headers)
+
+    def _file_response(self, request: Request, filename: str, *, thumbnail: bool) -> Response:
         if getattr(request.state, "owner", None) is None:  # Gradio's login does not cover us
             return error_response(MissingApiKey())
         try:
             path = self._studio.image_path(filename, thumbnail)
         except CanvasError as error:
             return error_response(error)
-        headers = {**CACHING, "ETag": f'"{path.name}"'}
+        headers = {**CACHE_HEADERS, "ETag": f'"{path.name}"'}
         if headers["ETag"] in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return FileResponse(path, headers=headers)
 
+    def _convert(self, filename: str, image_format: str) -> bytes:
+        path = self._studio.image_path(filename)
+        image = self._studio.image_by_filename(filename)
+        if image.request.image_format == image_format:
+            return path.read_bytes()
+        image = replace(image, request=replace(image.request, image_format=image_format))
+        with open_image(path) as opened:
+            return embed(replace(image, image=opened))
 
-class HealthRoutes:
-    """Whether the server can make pictures, for whatever watches over it."""
+
+class ServerRoutes:
+    """`/healthz` and `/metrics`."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._registry = CollectorRegistry()
+        self._registry.register(StudioCollector(studio))
+
+    def health(self) -> Response:
+        """The server's state; `ready` once the default model is in memory, `free_bytes` of disk.
+
+        Reads no database, so that it answers while another program locks it.
+        """
+        settings = self._studio.settings
+        device = self._studio.device_if_known
+        return JSONResponse(
+            {
+                "status": "ok",
+                "ready": self._studio.is_loaded(settings.model),
+                "model": settings.model,
+                "device": device.name if device else None,
+                "dtype": device.dtype if device else None,
+                "jobs": count_unfinished(self._studio.jobs(None)),
+                "folder": data_dir_id(settings.data_dir),
+                "requires_api_key": settings.requires_api_key,
+                "asks_for_keys": settings.requires_api_key,  # its name before version 0.2
+                "free_bytes": shutil.disk_usage(settings.data_dir).free,
+            }
+        )
+
+    def metrics(self) -> Response:
+        """Metrics in the Prometheus text format."""
+        headers = {"Content-Type": CONTENT_TYPE_LATEST}
+        return Response(generate_latest(self._registry), headers=headers)
+
+
+class StudioCollector(Collector):
+    """Prometheus metrics, read from the database and the job registry when they are scraped."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
 
-    def health(self, request: Request) -> Response:
-        """Ready (the preselected model is in memory), the device, free disk in bytes."""
-        settings = self._studio.settings
-        device = self._studio.device_if_known
-        state = self._studio.model_status(settings.model)
-        return JSONResponse(
-            {
-                "status": "ok",
-                "ready": state.location == "memory",
-                "model": settings.model,
-                "device": device.name if device else None,
-                "dtype": device.dtype if device else None,
-                "jobs": count_jobs(self._studio.jobs(None)),
-                "folder": data_dir_id(settings.data_dir),
-                "asks_for_keys": settings.requires_api_key,
-                "free_bytes": shutil.disk_usage(settings.data_dir).free,
-            }
+    def describe(self) -> list[Metric]:
+        """Nothing, so that registering does not collect."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families."""
+        images = CounterMetricFamily("canvas_pictures", "Images, by model.", labels=["model"])
+        seconds = CounterMetricFamily(
+            "canvas_generation_seconds", "Seconds of generation, by model.", labels=["model"]
         )
+        for totals in self._studio.generation_totals():
+            images.add_metric([totals.model_key], totals.images)
+            seconds.add_metric([totals.model_key], totals.seconds)
+        yield images
+        yield seconds
+        jobs = GaugeMetricFamily("canvas_jobs", "Unfinished jobs, by status.", labels=["status"])
+        for status, count in count_unfinished(self._studio.jobs(None)).items():
+            jobs.add_metric([status], count)
+        yield jobs
+        free = shutil.disk_usage(self._studio.settings.data_dir).free
+        yield GaugeMetricFamily("canvas_disk_free_bytes", "Free bytes of the data folder.", free)
+
+
+def count_unfinished(jobs: list[Job]) -> dict[str, int]:
+    """The number of jobs of each unfinished status."""
+    counts = Counter(job.status for job in jobs)
+    return {status: counts[status] for status in UNFINISHED}

@@ -1,10 +1,11 @@
-"""Who is asking: every request gets an owner before any front end sees it."""
+"""Assigns an owner to every request: login, Hugging Face account, visitor cookie, or local."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
@@ -18,16 +19,15 @@ if TYPE_CHECKING:
 
 COOKIE = "magic_canvas_visitor"
 YEAR = 365 * 24 * 3600  # seconds
-_SECRET = re.compile(r"[0-9a-f]{32}")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 class IdentityMiddleware:
-    """Sets `request.state.owner`, the name under which pictures and jobs are kept.
+    """Sets `request.state.owner`, the owner of the images and jobs of the request.
 
-    `get_login` is given where the server asks for a login and names who is logged in, or
-    None (then the owner is None, too, and nothing private may be answered). On a public
-    server without login the account that `get_hf_account` names is the owner, else each
-    visitor's secret cookie; otherwise the one person at this machine.
+    With `get_login` that is the logged in user, or None before the login. On a public server
+    it is the account that `get_hf_account` returns or else the visitor of a secret cookie,
+    and otherwise LOCAL_OWNER.
     """
 
     def __init__(
@@ -40,51 +40,59 @@ class IdentityMiddleware:
     ) -> None:
         self._app = app
         self._public = public
-        self._login_of = get_login
-        self._account_of = get_hf_account
+        self._get_login = get_login
+        self._get_hf_account = get_hf_account
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request or websocket on its way in."""
+        """The ASGI app."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        if self._login_of is not None or not self._public:
-            state["owner"] = self._login_of(scope) if self._login_of else LOCAL_OWNER
+        if self._get_login is not None or not self._public:
+            state["owner"] = self._get_login(scope) if self._get_login else LOCAL_OWNER
             await self._app(scope, receive, send)
             return
         known = visitor_token(Headers(scope=scope).get("cookie", ""))
-        secret = known or secrets.token_hex(16)
-        account = self._account_of(scope) if self._account_of else None
-        state["owner"] = account or visitor_owner_id(secret)
+        token = known or secrets.token_hex(16)
+        account = self._get_hf_account(scope) if self._get_hf_account else None
+        state["owner"] = account or visitor_owner_id(token)
 
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and known is None:
-                MutableHeaders(scope=message).append("set-cookie", _cookie(scope, secret))
+                MutableHeaders(scope=message).append("set-cookie", _cookie(scope, token))
             await send(message)
 
         await self._app(scope, receive, send_with_cookie)
 
 
 def visitor_token(cookies: str) -> str | None:
-    """The visitor's secret from a Cookie header, or None when there is no valid one."""
+    """The visitor's token from a Cookie header; None if there is no valid one."""
     try:
         morsel = SimpleCookie(cookies).get(COOKIE)
     except CookieError:
         return None
-    return morsel.value if morsel and _SECRET.fullmatch(morsel.value) else None
+    return morsel.value if morsel and _TOKEN.fullmatch(morsel.value) else None
 
 
-def visitor_owner_id(secret: str) -> str:
-    """The owner recorded for a visitor; a digest, so that the database tells no secret."""
-    return "visitor-" + hashlib.sha256(secret.encode()).hexdigest()[:32]
+def visitor_owner_id(token: str) -> str:
+    """The owner of a visitor's images: a digest, so that the database does not hold the token."""
+    return "visitor-" + hashlib.sha256(token.encode()).hexdigest()[:32]
 
 
-def _cookie(scope: Scope, secret: str) -> str:
-    cookie = f"{COOKIE}={secret}; Path=/; Max-Age={YEAR}; HttpOnly"
-    # Behind a proxy the scheme is the proxy's; who lies about it harms their own cookie only.
+def hugging_face_account(scope: Scope) -> str | None:
+    """The Hugging Face account that is signed in to a Space, from Gradio's signed session."""
+    oauth_info = scope.get("session", {}).get("oauth_info")
+    if oauth_info is None or oauth_info.get("expires_at", 0) < time.time():
+        return None
+    return f"hf-{oauth_info['userinfo']['sub']}"  # the id; a user name can change
+
+
+def _cookie(scope: Scope, token: str) -> str:
+    cookie = f"{COOKIE}={token}; Path=/; Max-Age={YEAR}; HttpOnly"
+    # Behind a proxy the header has the scheme; a client that forges it changes its own cookie.
     forwarded = Headers(scope=scope).get("x-forwarded-proto", "").partition(",")[0].strip()
     if (forwarded or scope.get("scheme")) in ("https", "wss"):
-        # A Space lives in a frame of another site: there a cookie needs all three.
+        # In a Space the page is in a frame of another site, where cookies need all three.
         return f"{cookie}; Secure; SameSite=None; Partitioned"
     return f"{cookie}; SameSite=Lax"

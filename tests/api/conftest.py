@@ -1,4 +1,4 @@
-"""The running app, once for all clients: each test asks for pictures of its own."""
+"""The running app, one for all tests of the APIs."""
 
 from __future__ import annotations
 

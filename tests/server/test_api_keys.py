@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -13,28 +12,27 @@ import webuiapi
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from mcp import ClientSession, McpError
-from mcp.client.streamable_http import streamablehttp_client
 
 from canvas import GenerationRequest, Studio
 from canvas.history.api_keys import ApiKeyStore
 from canvas.jobs.job import Job
 from canvas.server.api_keys import key_from_headers
 from canvas.settings import Settings
-from tests.app_server import serving
+from tests.app_server import run_in_mcp_session, serving
 
 FAST = {"num_inference_steps": 1}
 
 
 @pytest.fixture(scope="module", params=["login", "public"])
-def guarded(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Studio]:
-    kind = {"auth": ("ann", "secret")} if request.param == "login" else {"public": True}
-    with serving(tmp_path_factory.mktemp("guarded"), **kind) as studio:
+def protected(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Studio]:
+    options = {"auth": ("ann", "secret")} if request.param == "login" else {"public": True}
+    with serving(tmp_path_factory.mktemp("protected"), **options) as studio:
         yield studio
 
 
 @pytest.fixture(scope="module")
-def key(guarded: Studio) -> str:
-    return ApiKeyStore(guarded.database).create("laptop")
+def key(protected: Studio) -> str:
+    return ApiKeyStore(protected.database).create("laptop")
 
 
 @pytest.mark.parametrize(
@@ -49,147 +47,144 @@ def key(guarded: Studio) -> str:
     ],
 )
 @pytest.mark.parametrize("header", [None, "Bearer mc-wrong", "Basic bm9wZQ==", "Basic !", "x"])
-def test_no_program_comes_in_without_a_key(
-    guarded: Studio, method: str, path: str, header: str | None
+def test_api_routes_reject_requests_without_a_valid_key(
+    protected: Studio, method: str, path: str, header: str | None
 ) -> None:
     headers = {"authorization": header} if header else {}
-    answer = httpx.request(method, guarded.url + path, json={"prompt": "a fox"}, headers=headers)
-    assert answer.status_code == 401
-    assert "keys make" in answer.text
-    assert answer.headers["www-authenticate"] in ("Bearer", "Basic")
-    assert guarded.recent(None) == []
+    response = httpx.request(
+        method, protected.url + path, json={"prompt": "a fox"}, headers=headers
+    )
+    assert response.status_code == 401
+    assert "keys create" in response.text
+    assert response.headers["www-authenticate"] in ("Bearer", "Basic")
+    assert protected.recent(None) == []
 
 
-def test_anybody_may_ask_whether_it_is_well(guarded: Studio) -> None:
-    assert httpx.get(f"{guarded.url}/healthz").status_code == 200
+def test_health_needs_no_key(protected: Studio) -> None:
+    assert httpx.get(f"{protected.url}/healthz").status_code == 200
 
 
-def test_behind_a_login_a_name_is_not_enough(guarded: Studio, key: str) -> None:
-    [picture] = guarded.generate(GenerationRequest("a name", num_inference_steps=1), "key-laptop")
-    address = f"{guarded.url}/pictures/{picture.filename}"
-    expected = 401 if guarded.settings.auth else 200
+def test_image_files_need_a_login_or_a_key(protected: Studio, key: str) -> None:
+    [image] = protected.generate(GenerationRequest("a file", num_inference_steps=1), "key-laptop")
+    address = f"{protected.url}/pictures/{image.filename}"
+    expected = 401 if protected.settings.auth else 200
     assert httpx.get(address).status_code == expected
     headers = {"Authorization": f"Bearer {key}"}
     assert httpx.get(address, headers=headers).status_code == 200
 
 
-def test_openai_clients_bring_a_key(guarded: Studio, key: str) -> None:
-    client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key, max_retries=0)
+def test_openai_clients_send_a_key(protected: Studio, key: str) -> None:
+    client = openai.OpenAI(base_url=f"{protected.url}/v1", api_key=key, max_retries=0)
     client.images.generate(prompt="openai", response_format="b64_json", extra_body=FAST)
-    assert guarded.recent("key-laptop")[0].request.prompt == "openai"
-    client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="mc-wrong", max_retries=0)
+    assert protected.recent("key-laptop")[0].request.prompt == "openai"
+    client = openai.OpenAI(base_url=f"{protected.url}/v1", api_key="mc-wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError) as error:
         client.models.list()
     assert error.value.code == "invalid_api_key"
 
 
-def test_sdapi_clients_bring_it_as_the_password(guarded: Studio, key: str) -> None:
-    host, _, port = guarded.url.removeprefix("http://").partition(":")
+def test_a1111_clients_send_the_key_as_password(protected: Studio, key: str) -> None:
+    host, _, port = protected.url.removeprefix("http://").partition(":")
     client = webuiapi.WebUIApi(host=host, port=int(port), username="me", password=key, steps=1)
     client.txt2img(prompt="sdapi").image.close()
     client.session.close()
-    assert guarded.recent("key-laptop")[0].request.prompt == "sdapi"
+    assert protected.recent("key-laptop")[0].request.prompt == "sdapi"
 
 
-def test_gradio_clients_bring_a_key(guarded: Studio, key: str, tmp_path: Any) -> None:
+def test_gradio_clients_send_a_key(protected: Studio, key: str, tmp_path: Any) -> None:
     headers = {"Authorization": f"Bearer {key}"}
-    client = Client(guarded.url, headers=headers, verbose=False, download_files=str(tmp_path))
+    client = Client(protected.url, headers=headers, verbose=False, download_files=str(tmp_path))
     client.predict("gradio", num_inference_steps=1, api_name="/generate")
-    [newest] = guarded.recent("key-laptop", limit=1)
-    assert newest.request.prompt == "gradio"
-    assert client.predict(api_name="/history")[0]["id"] == newest.id
+    [image] = protected.recent("key-laptop", limit=1)
+    assert image.request.prompt == "gradio"
+    assert client.predict(api_name="/history")[0]["id"] == image.id
 
 
-def test_gradio_clients_without_a_key_get_nothing(guarded: Studio) -> None:
-    if guarded.settings.auth:
+def test_gradio_clients_without_a_key_are_rejected(protected: Studio) -> None:
+    if protected.settings.auth:
         with pytest.raises(Exception, match=r"(?i)auth|login|401"):
-            Client(guarded.url, verbose=False)
-        client = Client(guarded.url, auth=("ann", "secret"), verbose=False, download_files=False)
+            Client(protected.url, verbose=False)
+        client = Client(protected.url, auth=("ann", "secret"), verbose=False, download_files=False)
         client.predict("logged in", num_inference_steps=1, api_name="/generate")
-        assert guarded.recent("ann")[0].request.prompt == "logged in"
+        assert protected.recent("ann")[0].request.prompt == "logged in"
         return
-    client = Client(guarded.url, verbose=False)
+    client = Client(protected.url, verbose=False)
     for name in ("/history", "/status"):
-        with pytest.raises(AppError, match="keys make"):
+        with pytest.raises(AppError, match="keys create"):
             client.predict(api_name=name)
-    with pytest.raises(AppError, match="keys make"):
+    with pytest.raises(AppError, match="keys create"):
         client.predict("a fox", api_name="/generate")
 
 
-def test_agents_bring_a_key(guarded: Studio, key: str) -> None:
-    async def ask() -> Any:
-        headers = {"Authorization": f"Bearer {key}"}
-        address = f"{guarded.url}/gradio_api/mcp/"
-        async with (
-            streamablehttp_client(address, headers=headers) as (reading, writing, _),
-            ClientSession(reading, writing) as session,
-        ):
-            await session.initialize()
-            wish = {"prompt": "mcp", "num_inference_steps": 1}
-            answer = await session.call_tool("generate", wish)
-            assert not answer.isError
-            listing = await session.read_resource("canvas://pictures")
-            with pytest.raises(McpError, match=f"no picture {stranger.id}"):
-                await session.read_resource(f"canvas://pictures/{stranger.id}")
-            return json.loads(listing.contents[0].text)
+def test_mcp_clients_send_a_key(protected: Studio, key: str) -> None:
+    [other] = protected.generate(GenerationRequest("theirs", num_inference_steps=1), "other")
 
-    [stranger] = guarded.generate(GenerationRequest("theirs", num_inference_steps=1), "stranger")
-    listed = asyncio.run(ask())
-    assert [picture["id"] for picture in listed] == [
-        picture.id for picture in guarded.recent("key-laptop", limit=20)
-    ]
+    async def generate_and_list(session: ClientSession) -> Any:
+        arguments = {"prompt": "mcp", "num_inference_steps": 1}
+        result = await session.call_tool("generate", arguments)
+        assert not result.isError
+        listing = await session.read_resource("canvas://pictures")
+        with pytest.raises(McpError, match=rf"no (image|picture) {other.id}"):
+            await session.read_resource(f"canvas://pictures/{other.id}")
+        return json.loads(listing.contents[0].text)
+
+    headers = {"Authorization": f"Bearer {key}"}
+    listed = run_in_mcp_session(protected.url, generate_and_list, headers)
+    expected = [image.id for image in protected.recent("key-laptop", limit=20)]
+    assert [image["id"] for image in listed] == expected
     assert listed[0]["prompt"] == "mcp"
 
 
-def test_two_keys_are_served_in_order_with_progress_of_their_own(guarded: Studio) -> None:
-    names = [f"{name}-{guarded.settings.public}" for name in ("first", "second")]
+def test_each_key_has_its_own_progress(protected: Studio) -> None:
+    names = [f"{name}-{protected.settings.public}" for name in ("first", "second")]
     headers = [
-        {"Authorization": f"Bearer {ApiKeyStore(guarded.database).create(name)}"} for name in names
+        {"Authorization": f"Bearer {ApiKeyStore(protected.database).create(name)}"}
+        for name in names
     ]
-    address = f"{guarded.url}/sdapi/v1"
+    address = f"{protected.url}/sdapi/v1"
 
-    def ask(number: int, steps: int) -> Job:
+    def start(number: int, steps: int) -> Job:
         body = {"prompt": "in order", "steps": steps}
-        asking = {"json": body, "headers": headers[number], "timeout": 120}
+        options = {"json": body, "headers": headers[number], "timeout": 120}
         threads.append(
-            threading.Thread(target=httpx.post, args=[f"{address}/txt2img"], kwargs=asking)
+            threading.Thread(target=httpx.post, args=[f"{address}/txt2img"], kwargs=options)
         )
         threads[-1].start()
-        while not (jobs := guarded.jobs(f"key-{names[number]}")):
+        while not (jobs := protected.jobs(f"key-{names[number]}")):
             assert threads[-1].is_alive()
         return jobs[0]
 
     threads: list[threading.Thread] = []
-    first = ask(0, 100)
+    first = start(0, 100)
     for _ in first.subscribe(timeout=60):
         if first.progress is not None:
             break
-    second = ask(1, 2)
-    told = [httpx.get(f"{address}/progress", headers=one).json() for one in headers]
+    second = start(1, 2)
+    progress = [httpx.get(f"{address}/progress", headers=one).json() for one in headers]
     for thread in threads:
         thread.join(120)
-    assert [one["state"]["sampling_steps"] for one in told] == [100, 0]
-    assert [one["state"]["job_count"] for one in told] == [1, 1]
-    assert told[0]["progress"] > told[1]["progress"] == 0
+    assert [one["state"]["sampling_steps"] for one in progress] == [100, 0]
+    assert [one["state"]["job_count"] for one in progress] == [1, 1]
+    assert progress[0]["progress"] > progress[1]["progress"] == 0
     assert (first.status, second.status) == ("done", "done")
     assert first.finished_at <= second.started_at
 
 
-def test_what_belongs_to_others_is_not_found(guarded: Studio, key: str) -> None:
-    other = ApiKeyStore(guarded.database).create(f"other-{key[-6:]}")
+def test_images_and_jobs_of_others_are_not_found(protected: Studio, key: str) -> None:
+    other = ApiKeyStore(protected.database).create(f"other-{key[-6:]}")
     headers = {"Authorization": f"Bearer {other}"}
-    client = Client(guarded.url, headers=headers, verbose=False, download_files=False)
+    client = Client(protected.url, headers=headers, verbose=False, download_files=False)
     assert client.predict(api_name="/history") == []
     assert client.predict(api_name="/status") == []
-    with pytest.raises(AppError, match="no picture 1"):
+    with pytest.raises(AppError, match=r"no (image|picture) 1"):
         client.predict(1, api_name="/image")
-    [job, *_] = guarded.jobs("key-laptop")
+    [job, *_] = protected.jobs("key-laptop")
     with pytest.raises(AppError, match="no job"):
         client.predict(job.id, api_name="/cancel")
 
 
 @pytest.mark.parametrize(
-    ("changes", "asks"),
+    ("options", "required"),
     [
         ({}, False),
         ({"host": "localhost"}, False),
@@ -202,12 +197,14 @@ def test_what_belongs_to_others_is_not_found(guarded: Studio, key: str) -> None:
         ({"auth": ("ann", "secret")}, True),
     ],
 )
-def test_keys_are_asked_for_where_others_come(changes: dict[str, Any], asks: bool) -> None:
-    assert Settings(**changes).requires_api_key is asks
+def test_keys_are_required_where_others_can_reach_the_server(
+    options: dict[str, Any], required: bool
+) -> None:
+    assert Settings(**options).requires_api_key is required
 
 
 @pytest.mark.parametrize(
-    ("header", "secret"),
+    ("header", "key"),
     [
         ("Bearer mc-abc", "mc-abc"),
         ("bearer  mc-abc ", "mc-abc"),
@@ -219,5 +216,5 @@ def test_keys_are_asked_for_where_others_come(changes: dict[str, Any], asks: boo
         ("", ""),
     ],
 )
-def test_the_key_is_found_in_its_header(header: str, secret: str) -> None:
-    assert key_from_headers(header) == secret
+def test_the_key_is_read_from_the_header(header: str, key: str) -> None:
+    assert key_from_headers(header) == key

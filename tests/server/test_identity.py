@@ -13,53 +13,53 @@ from starlette.testclient import TestClient
 from canvas.server.identity import COOKIE, IdentityMiddleware, visitor_owner_id, visitor_token
 
 
-def client(base_url: str = "http://testserver", **options: Any) -> TestClient:
-    async def who(request: Request) -> PlainTextResponse:
+def client_of(base_url: str = "http://testserver", **options: Any) -> TestClient:
+    async def endpoint(request: Request) -> PlainTextResponse:
         return PlainTextResponse(str(request.state.owner))
 
     middleware = [Middleware(IdentityMiddleware, **options)]
-    app = Starlette(routes=[Route("/", who)], middleware=middleware)
+    app = Starlette(routes=[Route("/", endpoint)], middleware=middleware)
     return TestClient(app, base_url=base_url)
 
 
-def test_alone_at_home_there_is_one_owner_and_no_cookie() -> None:
-    answer = client().get("/")
-    assert answer.text == "local"
-    assert "set-cookie" not in answer.headers
+def test_a_local_server_has_one_owner_and_no_cookie() -> None:
+    response = client_of().get("/")
+    assert response.text == "local"
+    assert "set-cookie" not in response.headers
 
 
-def test_a_visitor_stays_the_same_and_differs_from_the_next() -> None:
-    first, second = client(public=True), client(public=True)
-    name = first.get("/").text
-    assert name.startswith("visitor-")
-    assert first.get("/").text == name
-    assert second.get("/").text != name
+def test_a_visitor_keeps_the_owner_and_differs_from_others() -> None:
+    first, second = client_of(public=True), client_of(public=True)
+    owner = first.get("/").text
+    assert owner.startswith("visitor-")
+    assert first.get("/").text == owner
+    assert second.get("/").text != owner
 
 
-def test_the_owner_does_not_tell_the_secret() -> None:
-    visitor = client(public=True)
-    name = visitor.get("/").text
-    secret = visitor.cookies[COOKIE]
-    assert secret not in name
-    assert visitor_owner_id(secret) == name
+def test_the_owner_does_not_reveal_the_token() -> None:
+    client = client_of(public=True)
+    owner = client.get("/").text
+    token = client.cookies[COOKIE]
+    assert token not in owner
+    assert visitor_owner_id(token) == owner
 
 
-def test_the_cookie_is_out_of_reach_of_scripts() -> None:
-    cookie = client(public=True).get("/").headers["set-cookie"]
+def test_cookie_attributes() -> None:
+    cookie = client_of(public=True).get("/").headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
-    framed = client("https://testserver", public=True).get("/").headers["set-cookie"]
-    assert "Secure; SameSite=None; Partitioned" in framed
+    cookie = client_of("https://testserver", public=True).get("/").headers["set-cookie"]
+    assert "Secure; SameSite=None; Partitioned" in cookie
 
 
-@pytest.mark.parametrize("forged", ["", "x", "local", "0" * 31, "G" * 32, '"; drop', "\x7f"])
-def test_a_forged_cookie_is_replaced(forged: str) -> None:
-    answer = client(public=True).get("/", headers={"cookie": f"{COOKIE}={forged}"})
-    assert answer.text.startswith("visitor-")
-    assert "set-cookie" in answer.headers
-    assert visitor_token(f"{COOKIE}={forged}") is None
+@pytest.mark.parametrize("value", ["", "x", "local", "0" * 31, "G" * 32, '"; drop', "\x7f"])
+def test_an_invalid_cookie_is_replaced(value: str) -> None:
+    response = client_of(public=True).get("/", headers={"cookie": f"{COOKIE}={value}"})
+    assert response.text.startswith("visitor-")
+    assert "set-cookie" in response.headers
+    assert visitor_token(f"{COOKIE}={value}") is None
 
 
-def test_a_login_is_the_owner_and_without_it_nobody_is() -> None:
-    assert client(get_login=lambda scope: "ada", public=True).get("/").text == "ada"
-    assert client(get_login=lambda scope: None, public=True).get("/").text == "None"
+def test_the_owner_is_the_logged_in_user_or_none() -> None:
+    assert client_of(get_login=lambda scope: "ada", public=True).get("/").text == "ada"
+    assert client_of(get_login=lambda scope: None, public=True).get("/").text == "None"

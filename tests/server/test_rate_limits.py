@@ -1,8 +1,7 @@
-"""What visitors hand in: limited in bytes and number, and gone afterwards."""
+"""Uploads are limited in bytes and number, and removed afterwards."""
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import time
@@ -18,99 +17,93 @@ from PIL import Image
 
 from canvas import GenerationRequest, Studio
 from canvas.history.uploads import GRACE_SECONDS
-from canvas.server.launch import MAX_UPLOAD, launch
+from canvas.server.launch import MAX_UPLOAD
 from canvas.server.rate_limits import UploadLimitMiddleware
 from canvas.settings import Settings
+from tests.app_server import serving
 from tests.server.test_auth import Clock
 
 
 @dataclass
-class Place:
-    """A public server, and the folder where Gradio puts what is uploaded."""
+class PublicServer:
+    """A public server, and Gradio's upload folder."""
 
     url: str
-    folder: Path
+    upload_folder: Path
 
     def files(self) -> set[Path]:
-        return {path for path in self.folder.rglob("*") if path.is_file()}
+        return {path for path in self.upload_folder.rglob("*") if path.is_file()}
 
-    def send(self, files: list[bytes], address: str) -> httpx.Response:
-        sent = [("files", (f"{number}.png", body)) for number, body in enumerate(files)]
+    def upload(self, files: list[bytes], address: str) -> httpx.Response:
+        parts = [("files", (f"{number}.png", body)) for number, body in enumerate(files)]
         headers = {"X-Forwarded-For": address}
         url = f"{self.url}/gradio_api/upload"
-        return httpx.post(url, files=sent, headers=headers, timeout=120)
+        return httpx.post(url, files=parts, headers=headers, timeout=120)
 
 
 @pytest.fixture
-def place(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PublicServer]:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    public = Settings(**{**vars(settings), "public": True, "port": 0})
-    with Studio(public) as studio:
-        page = launch(studio, block=False)
-        gc.collect()  # Gradio leaves event loops open; see tests/api/conftest.py
-        place = Place((page.local_url or "").rstrip("/"), Path(get_upload_folder()))
-        yield place
-        page.close()
-    gc.collect()
-    assert place.files() == set(), "gone with the server"
+    with serving(tmp_path / "data", public=True) as studio:
+        server = PublicServer(studio.url, Path(get_upload_folder()))
+        yield server
+    assert server.files() == set(), "removed with the server"
 
 
-def test_uploads_are_limited_in_bytes_and_number(place: Place) -> None:
-    assert place.send([b"small"] * 100, "192.0.2.1").status_code == 200
-    before = place.files()
-    too_large = place.send([b"small", bytes(MAX_UPLOAD + 1)], "192.0.2.2")
+def test_uploads_are_limited_in_bytes_and_number(server: PublicServer) -> None:
+    assert server.upload([b"small"] * 100, "192.0.2.1").status_code == 200
+    before = server.files()
+    too_large = server.upload([b"small", bytes(MAX_UPLOAD + 1)], "192.0.2.2")
     assert too_large.status_code == 413
-    too_many = place.send([b"small"] * 101, "192.0.2.1")
+    too_many = server.upload([b"small"] * 101, "192.0.2.1")
     assert too_many.status_code == 400
-    assert "a great many files" in too_many.text
-    assert place.send([b"one"], "192.0.2.1").status_code == 429
-    assert place.files() == before, "nothing of it stays"
-    assert place.send([b"one"], "192.0.2.3").status_code == 200, "others may"
+    assert "Too many uploads" in too_many.text
+    assert server.upload([b"one"], "192.0.2.1").status_code == 429
+    assert server.files() == before, "no file of a rejected upload remains"
+    assert server.upload([b"one"], "192.0.2.3").status_code == 200, "other addresses may"
 
 
-def test_what_a_visitor_sent_who_hung_up_is_gone(place: Place) -> None:
-    where = urlsplit(place.url)
+def test_the_files_of_an_aborted_upload_are_removed(server: PublicServer) -> None:
+    url = urlsplit(server.url)
     head = (
-        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Length: 5000000\r\n"
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: 5000000\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         '--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     )
-    before = place.files()
-    with socket.create_connection((where.hostname or "", where.port or 0)) as visitor:
-        visitor.sendall(head.encode() + bytes(2_000_000))
-        while place.files() == before:  # until it has come so far
+    before = server.files()
+    with socket.create_connection((url.hostname or "", url.port or 0)) as client:
+        client.sendall(head.encode() + bytes(2_000_000))
+        while server.files() == before:  # until a part is written
             pass
-    until = time.monotonic() + 30
-    while place.files() != before:
-        assert time.monotonic() < until, "it stays"
+    deadline = time.monotonic() + 30
+    while server.files() != before:
+        assert time.monotonic() < deadline, "it was not removed"
 
 
-def test_the_count_begins_again_after_an_hour() -> None:
-    clock = Clock()
-    limits = UploadLimitMiddleware(lambda *_: None, public=True, now=clock)  # type: ignore[arg-type]
-    limits._files["a"] = 201
-    assert not limits._within_quota("a", 0)
-    assert limits._within_quota("b", 0)
-    assert not limits._within_quota("b", UploadLimitMiddleware.BYTES + 1)
+def test_limits_are_per_network() -> None:
+    middleware = UploadLimitMiddleware(lambda *_: None, public=True, now=Clock())  # type: ignore[arg-type]
+    middleware._files["a"] = 201
+    assert not middleware._within_quota("a", 0)
+    assert middleware._within_quota("b", 0)
+    assert not middleware._within_quota("b", UploadLimitMiddleware.BYTES + 1)
 
 
-def test_pictures_that_nothing_was_made_from_are_gone_after_an_hour(settings: Settings) -> None:
-    def hand_in(studio: Studio, colour: str) -> Path:
-        return (
-            settings.uploads_dir / studio.inputs.upload(Image.new("RGB", (128, 128), colour)).name
-        )
+def test_unused_images_are_removed_after_an_hour(settings: Settings) -> None:
+    def upload(studio: Studio, color: str) -> Path:
+        image = Image.new("RGB", (128, 128), color)
+        return settings.uploads_dir / studio.inputs.upload(image).name
 
     with Studio(settings) as studio:
-        used, unused, again = (hand_in(studio, colour) for colour in ("red", "blue", "green"))
-        wish = GenerationRequest(
+        used, unused, again = (upload(studio, color) for color in ("red", "blue", "green"))
+        request = GenerationRequest(
             "a fox", task="image_to_image", image=used.name, num_inference_steps=2
         )
-        studio.generate(wish)
+        studio.generate(request)
         for path in (used, unused, again):
             os.utime(path, (time.time() - GRACE_SECONDS - 5,) * 2)
-        assert hand_in(studio, "green") == again
+        assert upload(studio, "green") == again
     with Studio(settings) as studio:
         studio.generate(GenerationRequest("a fox", num_inference_steps=1))
-        assert used.exists(), "a picture was made from it"
-        assert again.exists(), "it was handed in again"
+        assert used.exists(), "an image was made from it"
+        assert again.exists(), "it was uploaded again"
         assert not unused.exists()

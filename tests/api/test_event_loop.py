@@ -1,0 +1,96 @@
+"""Requests that wait for the database do not block the event loop."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from gradio_client import Client
+
+from canvas import GenerationRequest, Studio
+from tests.app_server import wait_until_finished
+
+PROMPT = "a fox behind a lock"
+MAX_SECONDS = 10.0  # for six responses; a blocked event loop waits for the lock, up to 30 s
+
+
+def post_openai(url: str) -> Any:
+    body = {"prompt": PROMPT, "num_inference_steps": 1}
+    return httpx.post(f"{url}/v1/images/generations", json=body, timeout=60).raise_for_status()
+
+
+def post_a1111(url: str) -> Any:
+    body = {"prompt": PROMPT, "steps": 1}
+    return httpx.post(f"{url}/sdapi/v1/txt2img", json=body, timeout=60).raise_for_status()
+
+
+def post_gradio(url: str) -> Any:
+    client = Client(url, verbose=False, download_files=False)
+    return client.predict(PROMPT, num_inference_steps=1, api_name="/generate")
+
+
+@contextmanager
+def write_lock(studio: Studio) -> Iterator[None]:
+    """Another program that has the database locked for writing."""
+    connection = sqlite3.connect(studio.settings.database_path, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("post", [post_openai, post_a1111, post_gradio])
+def test_other_routes_respond_while_the_database_is_locked(
+    served: Studio, url: str, post: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(served.recent(limit=1000))
+    submit, submitting = served.submit, threading.Event()
+
+    def observed_submit(*args: Any) -> Any:
+        submitting.set()
+        return submit(*args)
+
+    monkeypatch.setattr(served, "submit", observed_submit)
+    with ThreadPoolExecutor(1) as pool:
+        with write_lock(served):
+            response = pool.submit(post, url)
+            assert submitting.wait(60)
+            assert seconds_for(url, "/healthz", "/docs") < MAX_SECONDS
+            assert not response.done(), "it waits for the lock"
+        response.result(60)
+    image = served.recent(limit=1)[0]
+    assert image.request.prompt == PROMPT
+    assert len(served.recent(limit=1000)) == before + 1
+
+
+def test_a_disconnect_does_not_block_the_event_loop(served: Studio, url: str) -> None:
+    """It cancels the job of the client, which deletes a row of the database."""
+    running = served.submit(GenerationRequest("runs", num_inference_steps=150, num_images=4))
+    body = {"prompt": "disconnects", "num_inference_steps": 1, "stream": True}
+    with ExitStack() as stack:
+        address = f"{url}/v1/images/generations"
+        with httpx.stream("POST", address, json=body, timeout=60):
+            [job] = [job for job in served.jobs("local") if job.request.prompt == "disconnects"]
+            stack.enter_context(write_lock(served))
+        while not job.cancelled.is_set():
+            assert not job.finished
+        assert seconds_for(url, "/healthz", "/docs") < MAX_SECONDS
+    running.cancel()
+    assert wait_until_finished(job) == "cancelled"
+    wait_until_finished(running)
+
+
+def seconds_for(url: str, *paths: str) -> float:
+    started = time.monotonic()
+    for path in 3 * paths:
+        assert httpx.get(url + path, timeout=60).status_code == 200
+    return time.monotonic() - started
