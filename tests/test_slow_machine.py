@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Studi
     settings = Settings(data_dir=tmp_path, cache_dir=cache, device="cpu")
     words = "bfloat16 takes 3.0 times as long as float32"
     if request.param == "asked for":
-        settings, words = replace(settings, dtype="float32"), "float32 as asked for"
+        settings, words = settings.model_copy(update={"dtype": "float32"}), "float32 as requested"
     with Studio(settings) as studio:
         yield studio, words
 

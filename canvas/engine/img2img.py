@@ -151,11 +151,11 @@ def pipeline_task(pipeline: Any, request: GenerationRequest) -> str:
 def check_task_supported(pipeline: Any, request: GenerationRequest, spec: ModelSpec) -> None:
     """Raise InvalidInput if the model does not support the task or prompt weighting."""
     if _in_channels(pipeline) == 9 and request.task != "inpaint":
-        allowed = LazyMessage("inpaint with the model {model}", model=spec.key)
-        raise InvalidInput("task", request.task, allowed)
+        message = LazyMessage("The model {model} supports inpainting only.", model=spec.key)
+        raise InvalidInput("task", request.task, message=message)
     if request.prompt_weighting and not supports_weighting(pipeline):
-        allowed = LazyMessage("off with the model {model}", model=spec.key)
-        raise InvalidInput("prompt_weighting", True, allowed)
+        message = LazyMessage("The model {model} does not support prompt weights.", model=spec.key)
+        raise InvalidInput("prompt_weighting", True, message=message)
 
 
 def _in_channels(pipeline: Any) -> int:
@@ -177,8 +177,8 @@ def prepare_inputs(
     inner = (request.width - left - right, request.height - top - bottom)
     if min(inner) < 8:
         size = f"{request.width}x{request.height}"
-        allowed = LazyMessage("smaller than the new image, {size}", size=size)
-        raise InvalidInput("outpaint", request.outpaint, allowed)
+        text = "The outpaint margins leave no room for the image in {size}."
+        raise InvalidInput("outpaint", request.outpaint, message=LazyMessage(text, size=size))
     image = flatten_alpha(images["image"], request.fill_color)
     original = resize_to_fit(image, inner, request.resize_mode, request.fill_color)
     if request.task != "inpaint":

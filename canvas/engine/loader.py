@@ -311,11 +311,10 @@ def _require_addon(name: str, hub: Hub | None) -> Path:
         addon = ADDONS[name]
         raise ModelUnavailable(
             LazyMessage(
-                "Turbo needs {addon} ({size} MB from {repo_id}). Connect to the internet once to "
-                "download this, or choose Balanced.",
-                addon=LazyMessage(addon.label),
-                size=f"{addon.size / 1e6:.0f}",
+                "The preset Turbo needs {repo_id} ({size} MB), which is not downloaded. Connect to "
+                "the internet once, or choose Balanced.",
                 repo_id=addon.repo_id,
+                size=f"{addon.size / 1e6:.0f}",
             )
         )
     return folder

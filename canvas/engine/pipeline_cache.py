@@ -181,8 +181,8 @@ def _for_task(pipeline: Any, task: str, spec: ModelSpec) -> Any:
     try:
         variant = getattr(diffusers, TASK_PIPELINES[task]).from_pipe(pipeline)
     except ValueError as error:
-        allowed = LazyMessage("text_to_image with the model {model}", model=spec.key)
-        raise InvalidInput("task", task, allowed) from error
+        message = LazyMessage("The model {model} supports text to image only.", model=spec.key)
+        raise InvalidInput("task", task, message=message) from error
     variant.set_progress_bar_config(disable=True)
     return variant
 

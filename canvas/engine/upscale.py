@@ -83,8 +83,8 @@ def _upscale_diffusion(
     """Upscale with Lanczos, then redraw the image in tiles of the model's resolution."""
     pipeline, spec = model.pipeline, model.spec
     if getattr(pipeline, "unet", None) is None:
-        allowed = LazyMessage("another one than detail with the model {model}", model=spec.key)
-        raise InvalidInput("upscaler", "detail", allowed)
+        message = LazyMessage("The model {model} does not support upscaling.", model=spec.key)
+        raise InvalidInput("upscaler", request.upscaler, message=message)
     upscaled = upscale_image(image, request.scale, "lanczos")
     size = round_up_size(pipeline, upscaled.size)
     num_tiles = tile_count(size, spec.resolution, pipeline.vae_scale_factor)

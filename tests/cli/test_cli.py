@@ -7,7 +7,6 @@ import pty
 import sqlite3
 import subprocess
 import sys
-import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from PIL import Image
 
 from canvas.cli import main as cli
-from canvas.cli.bench import run_server
 from canvas.cli.console import print_json
 from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
 
@@ -391,19 +389,6 @@ def test_help_does_not_import_heavy_libraries() -> None:
     assert "generate" in done.stdout
 
 
-def test_run_server_yields_start_time_and_port() -> None:
-    began = time.monotonic()
-    with run_server(["-m", "http.server"]) as (start, port):
-        assert began <= start <= time.monotonic()
-        assert port > 0
-
-
-def test_run_server_reports_why_it_did_not_start() -> None:
-    ends = ["-c", "import sys; sys.exit('no such thing')"]
-    with pytest.raises(cli.CanvasError, match="no such thing"), run_server(ends):
-        pass
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -414,6 +399,8 @@ def test_run_server_reports_why_it_did_not_start() -> None:
         (["--size", "0"], "(got 0)"),
         (["--rounds", "many"], "(got 'many')"),
         (["--compare-with", "none.json"], "a file that --json wrote"),
+        (["--turns", "many"], "(got 'many')"),
+        (["--beside", "none.json"], "a file that --json wrote"),
         (["startup", "--turns", "0"], "(got 0)"),
     ],
 )
@@ -427,6 +414,14 @@ def test_invalid_bench_options_exit_with_2(
     monkeypatch.setenv("HF_HOME", str(workdir))
     assert run("bench", *arguments) == 2
     assert message in capfd.readouterr().err
+
+
+def test_bench_needs_the_source_repository(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "canvas.benchmark", None)
+    assert run("bench") == 1
+    assert "copy of the source repository" in capfd.readouterr().err
 
 
 def test_print_json_replaces_infinity_with_null(capfd: pytest.CaptureFixture[str]) -> None:

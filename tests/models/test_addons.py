@@ -1,4 +1,4 @@
-"""Few-step weights and the tiny decoder: fetched, fused and used for real."""
+"""The distilled LoRA and the tiny VAE: downloaded, fused and used for generation."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from canvas.models.download import DownloadProgress, LocalModel
 from canvas.models.hub_client import Hub
 from canvas.presets import DISTILLED_LORA
 from canvas.request import GenerationRequest
-from tests.hub import LocalHub
+from tests.hub_server import LocalHub
 
 CPU = Device("cpu", "float32", "for the test")
 
 
 @pytest.fixture(scope="module")
 def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA for the tiny pipeline and a tiny decoder, named as on the Hub."""
+    """A LoRA for the tiny pipeline and a tiny VAE, named as on the Hub."""
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
@@ -41,9 +41,9 @@ def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     layers = ["to_q", "to_k", "to_v", "to_out.0"]
     pipeline.unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=layers))
     lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
-    few = ADDONS[DISTILLED_LORA]
+    addon = ADDONS[DISTILLED_LORA]
     StableDiffusionPipeline.save_lora_weights(
-        root / few.repo_id, unet_lora_layers=lora, weight_name=few.files[0]
+        root / addon.repo_id, unet_lora_layers=lora, weight_name=addon.files[0]
     )
     AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8, 8),
@@ -55,11 +55,13 @@ def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def filled(repositories: Path, tmp_path: Path) -> Hub:
-    """A cache of downloads that holds both extras."""
+def cached(repositories: Path, tmp_path: Path) -> Hub:
+    """A cache with both add-ons."""
     hub = Hub(cache_dir=tmp_path / "cache")
-    for extra in ADDONS.values():
-        shutil.copytree(repositories / extra.repo_id, hub.folder(extra.repo_id) / "snapshots/abc")
+    for addon in ADDONS.values():
+        shutil.copytree(
+            repositories / addon.repo_id, hub.repo_folder(addon.repo_id) / "snapshots/abc"
+        )
     return hub
 
 
@@ -76,40 +78,38 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
 
 
-def test_what_a_mode_needs() -> None:
+def test_required_add_ons_of_presets() -> None:
     assert addons.required("turbo", MODELS["small"]) == (DISTILLED_LORA, TAESD)
     assert addons.required("turbo", MODELS["tiny"]) == (TAESD,)
     assert addons.required("turbo", MODELS["starter"]) == ()
     assert addons.required("balanced", MODELS["small"]) == ()
 
 
-def test_turbo_is_a_model_of_its_own_and_quality_stays_as_it_is(
-    spec: ModelSpec, filled: Hub
-) -> None:
-    cache = PipelineCache(CPU, hub=filled)
-    usual = cache.get(spec, local(spec))
-    before = weights(usual)
+def test_turbo_is_loaded_separately_and_quality_is_unchanged(spec: ModelSpec, cached: Hub) -> None:
+    cache = PipelineCache(CPU, hub=cached)
+    quality = cache.get(spec, local(spec))
+    before = weights(quality)
     turbo = cache.get(spec, local(spec), preset="turbo")
-    assert list(weights(turbo)) == list(before), "fused: no layer more"
+    assert list(weights(turbo)) == list(before), "fused, without new layers"
     changed = [name for name, tensor in weights(turbo).items() if not tensor.equal(before[name])]
     assert len(changed) > 3
     assert all("attn" in name for name in changed)
     assert type(turbo.vae).__name__ == "AutoencoderTiny"
-    assert all(tensor.equal(before[name]) for name, tensor in weights(usual).items())
+    assert all(tensor.equal(before[name]) for name, tensor in weights(quality).items())
     assert cache.get(spec, local(spec), preset="turbo") is turbo
-    assert cache.get(spec, local(spec), preset="balanced") is usual
+    assert cache.get(spec, local(spec), preset="balanced") is quality
     assert cache.is_loaded(spec, "turbo")
     assert cache.unload(spec)
     assert cache.loaded() == {}
 
 
-def test_turbo_makes_a_picture(spec: ModelSpec, filled: Hub) -> None:
+def test_turbo_generates_an_image(spec: ModelSpec, cached: Hub) -> None:
     request = GenerationRequest("a fox", preset="turbo", seed=3, model_key=spec.key).with_defaults(
         spec
     )
     assert (request.num_inference_steps, request.guidance_scale) == (4, 0.0)
-    pipeline = PipelineCache(CPU, hub=filled).get(spec, local(spec), preset="turbo")
-    (made,) = generate(
+    pipeline = PipelineCache(CPU, hub=cached).get(spec, local(spec), preset="turbo")
+    (image,) = generate(
         pipeline,
         request,
         spec=spec,
@@ -117,69 +117,69 @@ def test_turbo_makes_a_picture(spec: ModelSpec, filled: Hub) -> None:
         on_step=lambda step: None,
         cancelled=threading.Event(),
     )
-    assert made.image is not None
-    assert made.image.size == (64, 64)
+    assert image.image is not None
+    assert image.image.size == (64, 64)
 
 
-def test_without_fitting_weights_only_the_decoder_changes(
-    tiny_spec: ModelSpec, filled: Hub
+def test_turbo_without_distilled_lora_only_replaces_the_vae(
+    tiny_spec: ModelSpec, cached: Hub
 ) -> None:
     spec = replace(tiny_spec, accelerations=(TAESD,))
-    cache = PipelineCache(CPU, hub=filled)
-    usual, turbo = cache.get(spec, local(spec)), cache.get(spec, local(spec), preset="turbo")
-    assert turbo.unet is usual.unet
-    assert turbo.vae is not usual.vae
+    cache = PipelineCache(CPU, hub=cached)
+    quality, turbo = cache.get(spec, local(spec)), cache.get(spec, local(spec), preset="turbo")
+    assert turbo.unet is quality.unet
+    assert turbo.vae is not quality.vae
     assert len(cache.loaded()) == 1
 
 
-def test_missing_extras_are_said_and_leave_the_cache_usable(
+def test_missing_add_ons_are_an_error_and_leave_the_cache_usable(
     spec: ModelSpec, tmp_path: Path
 ) -> None:
     hub = Hub(cache_dir=tmp_path)
     cache = PipelineCache(CPU, hub=hub)
     assert addons.missing("turbo", spec, hub=hub) == (DISTILLED_LORA, TAESD)
-    with pytest.raises(ModelUnavailable, match=r"Turbo needs weights for four steps \(269 MB"):
+    with pytest.raises(ModelUnavailable, match=r"Turbo needs ByteDance/Hyper-SD \(269 MB"):
         cache.get(spec, local(spec), preset="turbo")
     assert cache.loaded() == {}
     cache.get(spec, local(spec))
 
 
-def test_weights_for_another_model_are_refused(
-    spec: ModelSpec, filled: Hub, repositories: Path
+def test_lora_of_another_model_is_rejected(
+    spec: ModelSpec, cached: Hub, repositories: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    file = filled.folder(ADDONS[DISTILLED_LORA].repo_id) / "snapshots/abc"
+    file = cached.repo_folder(ADDONS[DISTILLED_LORA].repo_id) / "snapshots/abc"
     path = file / ADDONS[DISTILLED_LORA].files[0]
     halved = {name: tensor[:, ::2].contiguous() for name, tensor in load_file(path).items()}
     save_file(halved, path)
-    with pytest.raises(ModelUnavailable, match="no fast weights"):
-        PipelineCache(CPU, hub=filled).get(spec, local(spec), preset="turbo")
+    with pytest.raises(ModelUnavailable, match="few-step weights do not fit"):
+        PipelineCache(CPU, hub=cached).get(spec, local(spec), preset="turbo")
 
 
-def test_extras_are_fetched_once(
+def test_add_ons_are_downloaded_once(
     hub: LocalHub, repositories: Path, spec: ModelSpec, tmp_path: Path
 ) -> None:
-    ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
-    for extra in ADDONS.values():
-        hub.add(extra.repo_id, repositories / extra.repo_id)
-    seen: list[DownloadProgress] = []
-    addons.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
-    assert addons.missing("turbo", spec, hub=ours) == ()
-    folder = addons.find(TAESD, hub=ours)
+    client = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
+    for addon in ADDONS.values():
+        hub.add(addon.repo_id, repositories / addon.repo_id)
+    updates: list[DownloadProgress] = []
+    addons.fetch("turbo", spec, updates.append, threading.Event(), hub=client)
+    assert addons.missing("turbo", spec, hub=client) == ()
+    folder = addons.find(TAESD, hub=client)
     assert folder is not None
-    assert seen[-1].bytes_done == seen[-1].bytes_total
-    assert seen[-1].bytes_total == sum(
+    assert updates[-1].bytes_done == updates[-1].bytes_total
+    assert updates[-1].bytes_total == sum(
         (folder / file).stat().st_size for file in ADDONS[TAESD].files
     )
     hub.close()
-    addons.fetch("turbo", spec, seen.append, threading.Event(), hub=ours)
+    addons.fetch("turbo", spec, updates.append, threading.Event(), hub=client)
 
 
-def test_a_repository_without_the_file_is_an_error(
+def test_repository_without_the_file_is_an_error(
     hub: LocalHub, tiny_folder: Path, spec: ModelSpec, tmp_path: Path
 ) -> None:
-    ours = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
+    client = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
     hub.add(ADDONS[DISTILLED_LORA].repo_id, tiny_folder)
-    with pytest.raises(ModelCorrupted, match="does not hold Hyper-SD15-4steps"):
-        addons.fetch("turbo", spec, lambda progress: None, threading.Event(), hub=ours)
+    with pytest.raises(ModelCorrupted, match="no longer contains Hyper-SD15-4steps"):
+        addons.fetch("turbo", spec, lambda progress: None, threading.Event(), hub=client)
