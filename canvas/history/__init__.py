@@ -1,1 +1,1 @@
-"""Keeps pictures: the database, the files, the settings inside them."""
+"""Stored images: database, files and embedded metadata."""

@@ -16,16 +16,13 @@ from canvas.errors import StorageError
 from canvas.history import queries
 from canvas.history.migrations import migrate
 from canvas.history.queries import Query
-from canvas.history.rows import ModelEvent, download_of, download_row, from_row, to_row
+from canvas.history.rows import ModelEvent, event_from_row, event_to_row, from_row, to_row
 from canvas.request import GeneratedImage, GenerationRequest, img2img_steps
 
 BUSY_TIMEOUT = 30.0  # seconds
 COMMON_MATCHES = 2000  # with as many matches, scanning in order of time is the faster search
 
-SELECTED_ROWS = (
-    "* FROM generated_images WHERE id IN (SELECT value FROM json_each(:ids)) "
-    "AND (:owner IS NULL OR +owner = :owner)"
-)
+SELECTED = "id IN (SELECT value FROM json_each(:ids)) AND (:owner IS NULL OR +owner = :owner)"
 
 # Messages by parts of SQLite's own.
 ERROR_MESSAGES = {
@@ -150,15 +147,15 @@ class Database:
         """The ids of all matching images in the query's order."""
         return [row["id"] for row in self.rows(*queries.all_ids(query))]
 
-    def save_model_event(self, entry: ModelEvent) -> int:
+    def save_model_event(self, event: ModelEvent) -> int:
         """Insert a download or load of a model and return the id of the row."""
         with self.transaction() as connection:
-            return _insert(connection, "model_downloads", download_row(entry))
+            return _insert(connection, "model_downloads", event_to_row(event))
 
     def model_events(self, limit: int = 100) -> list[ModelEvent]:
         """The latest downloads and loads, newest first."""
         rows = self.rows("SELECT * FROM model_downloads ORDER BY id DESC LIMIT ?", [limit])
-        return [download_of(row) for row in rows]
+        return [event_from_row(row) for row in rows]
 
     def seconds_per_step(self, request: GenerationRequest, device: str, dtype: str) -> float | None:
         """The median seconds of the latest images of this model, preset and size; None without any.
@@ -191,8 +188,7 @@ class Database:
         """Mark or unmark images of an owner (None: of all); returns how many were found."""
         with self.transaction() as connection:
             return connection.execute(
-                "UPDATE generated_images SET favourite = :favourite WHERE id IN "
-                "(SELECT value FROM json_each(:ids)) AND (:owner IS NULL OR +owner = :owner)",
+                f"UPDATE generated_images SET favourite = :favourite WHERE {SELECTED}",  # noqa: S608
                 {"favourite": int(favourite), "ids": json.dumps(list(ids)), "owner": owner},
             ).rowcount
 
@@ -200,8 +196,8 @@ class Database:
         """Delete rows of an owner (None: of all) and return them for `insert_rows`."""
         parameters = {"ids": json.dumps(list(ids)), "owner": owner}
         with self.transaction() as connection:
-            rows = self.rows(f"SELECT {SELECTED_ROWS}", parameters)
-            connection.execute(f"DELETE {SELECTED_ROWS.removeprefix('* ')}", parameters)
+            rows = self.rows(f"SELECT * FROM generated_images WHERE {SELECTED}", parameters)  # noqa: S608
+            connection.execute(f"DELETE FROM generated_images WHERE {SELECTED}", parameters)  # noqa: S608
         return rows
 
     def insert_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -39,10 +39,9 @@ FIELDS = {key.lower(): name for name, key in KEYS.items()}
 TEXTS = {"scheduler", "model_key", "style", "image_format"}
 SAMPLERS = {"plms": "PNDM", **{name.lower(): name for name in SCHEDULERS}}
 # Schedules of A1111, ComfyUI and NovelAI that stand for the sampler's own one.
-DEFAULT_SCHEDULES = (
-    *("", "automatic", "normal", "simple", "uniform"),
-    *("sgm_uniform", "ddim_uniform", "native"),
-)
+DEFAULT_SCHEDULES = {
+    "", "automatic", "normal", "simple", "uniform", "sgm_uniform", "ddim_uniform", "native"
+}  # fmt: skip
 # Not needed to reproduce the image, or derived from other keys.
 IGNORED_KEYS = ("version", "model hash", "size", "schedule type", "prompt length")
 

@@ -137,13 +137,13 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
     )
 
 
-def download_row(entry: ModelEvent) -> dict[str, Any]:
+def event_to_row(event: ModelEvent) -> dict[str, Any]:
     """The columns of `model_downloads` with their values."""
-    return {**asdict(entry), "downloaded_at": timestamp(entry.downloaded_at or datetime.now(UTC))}
+    return {**asdict(event), "downloaded_at": timestamp(event.downloaded_at or datetime.now(UTC))}
 
 
-def download_of(row: Mapping[str, Any]) -> ModelEvent:
-    """The inverse of `download_row`."""
+def event_from_row(row: Mapping[str, Any]) -> ModelEvent:
+    """The inverse of `event_to_row`."""
     values = {field.name: row[field.name] for field in fields(ModelEvent)}
     values["downloaded_at"] = parse_time(row["downloaded_at"])
     values["model_size"] = row["model_size"] or ""

@@ -26,64 +26,64 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 def many_images(count: int, seed: int = 1) -> Iterator[GeneratedImage]:
     """Images without files of four owners, with common and rare words, over two years."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     for number in range(count):
-        thing, place = chance.choice(THINGS), chance.choice(PLACES)
-        words = " ".join(chance.sample(COLOURS, 12))
+        thing, place = rng.choice(THINGS), rng.choice(PLACES)
+        words = " ".join(rng.sample(COLOURS, 12))
         rare = " unicorn" if number % 1000 == 0 else ""
         yield make_image(
             prompt=f"a picture of a {thing} in the {place}, {words}{rare}",
-            model_key=chance.choice(["starter", "tiny", "small", "dreamshaper"]),
-            style=chance.choice(["none", "anime", "fantasy"]),
+            model_key=rng.choice(["starter", "tiny", "small", "dreamshaper"]),
+            style=rng.choice(["none", "anime", "fantasy"]),
             seed=number,
-            width=chance.choice([512, 768]),
+            width=rng.choice([512, 768]),
             height=512,
             filename=f"{number:032x}.png",
             filepath=f"outputs/x/{number:032x}.png",
-            file_size=chance.randrange(10**6),
-            generation_time=chance.random() * 100,
-            created_at=START + timedelta(seconds=chance.randrange(2 * 365 * 86400)),
+            file_size=rng.randrange(10**6),
+            generation_time=rng.random() * 100,
+            created_at=START + timedelta(seconds=rng.randrange(2 * 365 * 86400)),
             owner="local" if number % 10 else f"visitor{number % 3}",
             favourite=number % 50 == 0,
             image=None,
         )
 
 
-def queries(chance: random.Random) -> dict[str, Query]:
+def queries(rng: random.Random) -> dict[str, Query]:
     """One query of each kind, each for a random page."""
     last = datetime(2025, 6, 1, tzinfo=UTC)
-    thing, colour = chance.choice(THINGS), chance.choice(COLOURS)
+    thing, colour = rng.choice(THINGS), rng.choice(COLOURS)
     return {
-        "page": Query(owner="local", offset=chance.randrange(89_000)),
-        "page of all": Query(offset=chance.randrange(99_000)),
-        "oldest": Query(owner="local", sort="oldest", offset=chance.randrange(2000)),
-        "largest": Query(owner="local", sort="largest", offset=chance.randrange(2000)),
+        "page": Query(owner="local", offset=rng.randrange(89_000)),
+        "page of all": Query(offset=rng.randrange(99_000)),
+        "oldest": Query(owner="local", sort="oldest", offset=rng.randrange(2000)),
+        "largest": Query(owner="local", sort="largest", offset=rng.randrange(2000)),
         "slowest": Query(owner="local", sort="slowest"),
         "model sort": Query(owner="local", sort="model"),
-        "favourites": Query(owner="local", favourite=True, offset=chance.randrange(1500)),
+        "favourites": Query(owner="local", favourite=True, offset=rng.randrange(1500)),
         "filters": Query(
             owner="local", model_key="tiny", style="anime", task="text_to_image",
-            size=(512, 512), since=START, until=last, offset=chance.randrange(3000),
+            size=(512, 512), since=START, until=last, offset=rng.randrange(3000),
         ),
-        "task": Query(owner="local", task="text_to_image", offset=chance.randrange(89_000)),
+        "task": Query(owner="local", task="text_to_image", offset=rng.randrange(89_000)),
         "no such task": Query(owner="local", task="inpaint"),
-        "size": Query(owner="local", size=(768, 512), offset=chance.randrange(40_000)),
+        "size": Query(owner="local", size=(768, 512), offset=rng.randrange(40_000)),
         "dates": Query(owner="local", since=last, until=last + timedelta(days=3)),
-        "common word": Query("picture", owner="local", offset=chance.randrange(89_000)),
-        "word": Query(thing, owner="local", offset=chance.randrange(2000)),
+        "common word": Query("picture", owner="local", offset=rng.randrange(89_000)),
+        "word": Query(thing, owner="local", offset=rng.randrange(2000)),
         "rare word": Query("unicorn", owner="local"),
         "colour": Query(colour, owner="local"),
         "two words": Query(f"{thing} {colour}", owner="local"),
         "phrase": Query(f'"a {thing} in the snow"', owner="local"),
-        "prefix": Query("col*", owner="local", offset=chance.randrange(2000)),
-        "not": Query(f"-{thing}", owner="local", offset=chance.randrange(2000)),
+        "prefix": Query("col*", owner="local", offset=rng.randrange(2000)),
+        "not": Query(f"-{thing}", owner="local", offset=rng.randrange(2000)),
         "word, not": Query(f"{thing} -snow", owner="local"),
         "word, largest": Query("picture", owner="local", sort="largest"),
     }  # fmt: skip
 
 
 def main() -> None:
-    chance = random.Random(2)
+    rng = random.Random(2)
     seconds: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         database = Database(Path(folder) / "ai_images.db")
@@ -92,7 +92,7 @@ def main() -> None:
         database.save_images(many_images(100_000))
         sys.stdout.write(f"saved in {time.perf_counter() - started:.1f} s\n")
         for _ in range(40):
-            for name, query in queries(chance).items():
+            for name, query in queries(rng).items():
                 seconds.setdefault(f"search {name}", []).append(_timed(database.search, query))
                 seconds.setdefault(f"count {name}", []).append(_timed(database.count, query))
             seconds.setdefault("sizes", []).append(_timed(sizes, Query(owner="local")))

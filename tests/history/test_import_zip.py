@@ -84,12 +84,12 @@ def test_an_export_imports_to_the_same_rows_and_files(
 
 
 def test_duplicates_are_not_imported(repository: ImageRepository, tmp_path: Path) -> None:
-    kept = [repository.save(make_image(seed=seed)) for seed in range(3)]
+    saved = [repository.save(make_image(seed=seed)) for seed in range(3)]
     before = rows(repository)
     assert zip_import(repository, exported(repository, tmp_path)) == ImportResult(0, 3)
     converted = exported(repository, tmp_path, image_format="jpeg")
     assert zip_import(repository, converted) == ImportResult(0, 3)
-    renamed = repository.storage.path_of(kept[0]).read_bytes()
+    renamed = repository.storage.path_of(saved[0]).read_bytes()
     path = zipped(tmp_path, {"a.png": renamed, "sub/b.png": renamed})
     assert zip_import(repository, path) == ImportResult(0, 2)
     assert rows(repository) == before
@@ -98,12 +98,12 @@ def test_duplicates_are_not_imported(repository: ImageRepository, tmp_path: Path
 def test_images_of_other_owners_are_not_duplicates(
     repository: ImageRepository, tmp_path: Path
 ) -> None:
-    kept = repository.save(make_image(owner="anna"))
+    saved = repository.save(make_image(owner="anna"))
     assert zip_import(repository, exported(repository, tmp_path), owner="berta") == ImportResult(
         1, 0
     )
     anna, berta = repository.database.search(Query(sort="oldest"))
-    assert (anna, berta.owner) == (kept, "berta")
+    assert (anna, berta.owner) == (saved, "berta")
     assert anna.filename != berta.filename
 
 
@@ -131,7 +131,7 @@ def test_import_folder_with_images_of_other_programs(
     Image.new("RGB", (101, 64), "blue").save(home / "deep" / "photo.JPG")
     (home / "own.webp").write_bytes(embed(make_image(image_format="webp")))
     (home / "wrong-suffix.png").write_bytes(embed(make_image(seed=8, image_format="jpeg")))
-    (home / "notes.txt").write_text("not a picture")
+    (home / "notes.txt").write_text("not an image")
     (home / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     (home / "link.png").symlink_to("/etc/passwd")
     result = folder_import(repository, home, owner="anna")
@@ -240,7 +240,7 @@ def test_import_folder_rejects_a_missing_folder(
     repository: ImageRepository, tmp_path: Path
 ) -> None:
     with pytest.raises(StorageError, match="There is no folder"):
-        folder_import(repository, tmp_path / "nowhere")
+        folder_import(repository, tmp_path / "missing")
 
 
 @pytest.mark.parametrize(
@@ -260,11 +260,11 @@ def test_import_folder_rejects_a_missing_folder(
 def test_malicious_metadata_lines_are_ignored(
     repository: ImageRepository, tmp_path: Path, line: bytes
 ) -> None:
-    picture = embed(make_image())
-    path = zipped(tmp_path, {"pictures/x.png": picture, "metadata.jsonl": line + b"\n{}\n"})
+    content = embed(make_image())
+    path = zipped(tmp_path, {"pictures/x.png": content, "metadata.jsonl": line + b"\n{}\n"})
     assert zip_import(repository, path) == ImportResult(1, 0)
     (image,) = repository.database.recent("local")
-    assert repository.storage.path_of(image).read_bytes() == picture
+    assert repository.storage.path_of(image).read_bytes() == content
     assert repository.storage.path_of(image).is_relative_to(repository.storage.root)
     assert image.filename != "x.png"
 
@@ -278,7 +278,7 @@ FIELDS = ["prompt", "style", "width", "seed", "id", "parent_id", "notes", "creat
 @given(values=st.dictionaries(st.sampled_from(FIELDS), JUNK))
 def test_any_record_can_be_saved_and_exported(database: Database, values: dict[str, Any]) -> None:
     image = replace(image_from_dict(json.loads(json.dumps(values))), id=None)
-    kept = database.save_image(replace(image, filename="x.png", filepath="x.png"))
-    assert kept.id is not None
-    assert database.image(kept.id) == kept
-    json.dumps(kept.settings(), allow_nan=False)
+    saved = database.save_image(replace(image, filename="x.png", filepath="x.png"))
+    assert saved.id is not None
+    assert database.image(saved.id) == saved
+    json.dumps(saved.settings(), allow_nan=False)

@@ -38,7 +38,7 @@ SOURCE_TYPE = b"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmi
 
 
 def write(tmp_path: Path, image: GeneratedImage) -> Path:
-    path = tmp_path / f"picture.{image.request.image_format}"
+    path = tmp_path / f"image.{image.request.image_format}"
     path.write_bytes(embed(image))
     return path
 
@@ -83,16 +83,16 @@ def test_sd_parsers_reads_our_files(tmp_path: Path, image_format: str) -> None:
     (sampler,) = info.samplers
     assert (sampler.name, sampler.parameters["steps"]) == ("DPM++ 2M Karras", "15")
     assert (sampler.parameters["seed"], info.metadata["Size"]) == ("7", "64x72")
-    with Image.open(path) as picture:
-        assert picture.size == (64, 72)
+    with Image.open(path) as opened:
+        assert opened.size == (64, 72)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_files_declare_the_iptc_digital_source_type(tmp_path: Path, image_format: str) -> None:
     path = write(tmp_path, make_image(image_format=image_format))
     assert SOURCE_TYPE in path.read_bytes()
-    with Image.open(path) as picture:
-        xmp = picture.info.get("xmp") or picture.info["XML:com.adobe.xmp"].encode()
+    with Image.open(path) as opened:
+        xmp = opened.info.get("xmp") or opened.info["XML:com.adobe.xmp"].encode()
         assert b"DigitalSourceType" in xmp
 
 
@@ -104,8 +104,8 @@ def test_files_contain_infotext(tmp_path: Path, image_format: str) -> None:
 
 
 def test_user_comment_is_utf16_big_endian(tmp_path: Path) -> None:
-    with Image.open(write(tmp_path, make_image(image_format="jpeg"))) as picture:
-        comment = picture.getexif().get_ifd(0x8769)[0x9286]
+    with Image.open(write(tmp_path, make_image(image_format="jpeg"))) as opened:
+        comment = opened.getexif().get_ifd(0x8769)[0x9286]
     assert comment.startswith(b"UNICODE\0\0a\0 \0r\0e\0d")
 
 
