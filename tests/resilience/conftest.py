@@ -1,4 +1,4 @@
-"""Long runs leave a report, from which `python -m tests.resilience.table` makes the table."""
+"""Long tests write a report; `python -m tests.resilience.table` makes a table of it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import pytest
 
 from tests.resilience.table import read_report, write_report
 
-Tell = Callable[..., None]
+Report = Callable[..., None]
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest) -> Iterator[Tell]:
-    """Call it at the end of a test, after all is asserted; only long forms are kept."""
+def report(request: pytest.FixtureRequest) -> Iterator[Report]:
+    """Call it at the end of a test, after its assertions; only long tests are recorded."""
     lines: list[dict[str, object]] = []
 
-    def tell(what: str, times: int, unit: str = "times", found: str = "nothing lost") -> None:
+    def add(what: str, times: int, unit: str = "times", found: str = "nothing lost") -> None:
         today = datetime.now(UTC).date().isoformat()
         lines.append({"what": what, "times": times, "unit": unit, "found": found, "on": today})
 
-    yield tell
+    yield add
     if lines and request.node.get_closest_marker("long"):
-        known = read_report()
-        known[request.node.originalname or request.node.name] = lines[-1]
-        write_report(known)
+        recorded = read_report()
+        recorded[request.node.originalname or request.node.name] = lines[-1]
+        write_report(recorded)

@@ -1,4 +1,4 @@
-"""What has to hold of a data folder after whatever happened to it, and how to kill."""
+"""Start and kill the programs of `programs.py`, and check that a data folder is consistent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -23,17 +23,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
-def program(
-    kind: str, *arguments: object, log: Path | None = None, **environ: str
+def run_program(
+    name: str, *arguments: object, log: Path | None = None, **environ: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start one of the programs; what it says on its terminal goes to `log`, where given."""
-    command = [sys.executable, "-m", "tests.resilience.programs", kind, *map(str, arguments)]
+    """Start a program and kill it at the end of the block; its stderr is appended to `log`."""
+    command = [sys.executable, "-m", "tests.resilience.programs", name, *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    told = log.open("a") if log else None
-    environ = {**os.environ, **environ}
+    stderr = log.open("a") if log else None
+    env = {**os.environ, **environ}
     with (
-        told or nullcontext(),
-        subprocess.Popen(command, cwd=ROOT, text=True, env=environ, stderr=told, **pipes) as child,
+        stderr or nullcontext(),
+        subprocess.Popen(command, cwd=ROOT, text=True, env=env, stderr=stderr, **pipes) as child,
     ):
         try:
             yield child
@@ -41,79 +41,80 @@ def program(
             child.kill()
 
 
-def heard(child: subprocess.Popen[str]) -> str:
-    """The next line that a program tells."""
+def read_line(child: subprocess.Popen[str]) -> str:
+    """The next line that a program prints."""
     assert child.stdout
     return child.stdout.readline().strip()
 
 
-def address_of(child: subprocess.Popen[str]) -> str:
-    """Where a program that serves does so; before that Gradio tells other things."""
-    while (line := heard(child)).split()[:1] != ["ready"]:
+def read_url(child: subprocess.Popen[str]) -> str:
+    """The URL of a program that serves; lines that Gradio prints before are skipped."""
+    while (line := read_line(child)).split()[:1] != ["ready"]:
         assert child.poll() is None, "it ended before it served"
     return line.removeprefix("ready ")
 
 
-def asked(child: subprocess.Popen[str], line: object) -> str:
-    """What a program tells after it was given a line."""
+def send_line(child: subprocess.Popen[str], line: object) -> str:
+    """Send a line to a program; returns the next line that it prints."""
     assert child.stdin
     child.stdin.write(f"{line}\n")
     child.stdin.flush()
-    return heard(child)
+    return read_line(child)
 
 
-def ended(child: subprocess.Popen[str]) -> int:
-    """Let a program end in its own time; its exit status."""
+def wait_for_exit(child: subprocess.Popen[str]) -> int:
+    """Close a program's stdin and wait; returns its exit code."""
     child.communicate()
     return child.returncode
 
 
-def killed(chance: random.Random, longest: float, kind: str, *arguments: object) -> list[str]:
-    """Run a program until it is ready, kill -9 it within `longest` seconds; what it had told."""
-    with program(kind, *arguments) as child:
-        told = []
+def kill_at_random(
+    rng: random.Random, max_seconds: float, name: str, *arguments: object
+) -> list[str]:
+    """Start a program, kill -9 it within `max_seconds` after it is ready; returns its lines."""
+    with run_program(name, *arguments) as child:
+        lines = []
         for line in child.stdout or ():
-            told.append(line.strip())
-            if told[-1] == "ready":
+            lines.append(line.strip())
+            if lines[-1] == "ready":
                 break
-        assert "ready" in told, f"{kind} ended before it was ready"
+        assert "ready" in lines, f"{name} ended before it was ready"
         with suppress(subprocess.TimeoutExpired):
-            child.wait(chance.uniform(0, longest))
+            child.wait(rng.uniform(0, max_seconds))
         child.kill()
-        return told + [line.strip() for line in (child.stdout or ()) if line.endswith("\n")]
+        return lines + [line.strip() for line in (child.stdout or ()) if line.endswith("\n")]
 
 
-def picture_files(data: Path) -> list[Path]:
-    """Every file under its final name."""
+def image_files(data_dir: Path) -> list[Path]:
+    """Every image file under its final name."""
     return [
         path
-        for path in (data / "outputs").rglob("*")
+        for path in (data_dir / "outputs").rglob("*")
         if path.suffix in IMAGE_SUFFIXES and not path.name.startswith(".")
     ]
 
 
-def assert_whole(data: Path, told: list[str] = ()) -> int:  # type: ignore[assignment]
-    """Restart on the folder and look; returns the number of pictures."""
-    for path in picture_files(data):
-        with Image.open(path) as picture:
-            picture.load()  # raises for a half-written one
-    assert integrity_error(data / "ai_images.db") == ""
-    with closing(Database(data / "ai_images.db")) as store:
-        gallery = ImageRepository(store, ImageStorage(data / "outputs"))
-        gallery.reconcile()
-        rows = {row["filename"]: row for row in store.rows("SELECT * FROM generated_images")}
-        assert len(rows) == store.rows("SELECT count(*) AS n FROM generated_images")[0]["n"]
+def assert_consistent(data_dir: Path, lines: Sequence[str] = ()) -> int:
+    """Reconcile the folder and check files, rows and the `saved` lines; returns the image count."""
+    for path in image_files(data_dir):
+        with Image.open(path) as image:
+            image.load()  # raises for an incomplete file
+    assert integrity_error(data_dir / "ai_images.db") == ""
+    with closing(Database(data_dir / "ai_images.db")) as database:
+        ImageRepository(database, ImageStorage(data_dir / "outputs")).reconcile()
+        rows = {row["filename"]: row for row in database.rows("SELECT * FROM generated_images")}
+        assert len(rows) == database.rows("SELECT count(*) AS n FROM generated_images")[0]["n"]
         on_disk = {
             path.name: path
-            for path in picture_files(data)
+            for path in image_files(data_dir)
             if not {".trash", ".thumbnails"} & {parent.name for parent in path.parents}
         }
-        assert set(on_disk) <= set(rows), "a picture without a row"
-        promised = {name for name, row in rows.items() if not row["missing"]}
-        assert promised <= set(on_disk), "a row that promises a picture which is not there"
-    deleted = {line.split()[1] for line in told if line.startswith("deleting")}
-    for line in told:
-        if line.startswith("kept") and (name := line.split()[1]) not in deleted:
+        assert set(on_disk) <= set(rows), "an image without a row"
+        listed = {name for name, row in rows.items() if not row["missing"]}
+        assert listed <= set(on_disk), "a row without its file"
+    deleted = {line.split()[1] for line in lines if line.startswith("deleting")}
+    for line in lines:
+        if line.startswith("saved") and (name := line.split()[1]) not in deleted:
             content = on_disk[name].read_bytes()
-            assert hashlib.sha256(content).hexdigest() == line.split()[2], "changed afterwards"
-    return len(promised)
+            assert hashlib.sha256(content).hexdigest() == line.split()[2], "the file has changed"
+    return len(listed)

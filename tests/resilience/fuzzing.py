@@ -1,7 +1,7 @@
-"""Feeds what reads bytes from outside with anything.
+"""Fuzz targets: the parsers of untrusted input.
 
-`python -m tests.resilience.fuzzing NAME SECONDS` runs one under atheris for so long. A find
-is left in `finds/NAME` and tried again by `test_fuzzing.py` from then on.
+`python -m tests.resilience.fuzzing NAME SECONDS` fuzzes one with atheris. A crash is saved in
+`fuzz_corpus/NAME`, which `test_fuzzing.py` replays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from canvas.errors import CanvasError
 
-FINDS = Path(__file__).with_name("fuzz_corpus")
+CORPUS = Path(__file__).with_name("fuzz_corpus")
 Target = Callable[[bytes], None]
 
 INFOTEXT = (
@@ -51,39 +51,39 @@ def small_zip() -> bytes:
     return target.getvalue()
 
 
-def text_of(data: bytes) -> str:
+def decode(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
 def infotext(data: bytes) -> None:
     from canvas.history.infotext import read_infotext
 
-    read_infotext(text_of(data))
+    read_infotext(decode(data))
 
 
-def read_both(picture: bytes) -> None:
+def read_image(content: bytes) -> None:
     from canvas.history.metadata import read_settings
     from canvas.history.third_party_metadata import read_metadata
 
-    read_settings(io.BytesIO(picture))
-    read_metadata(io.BytesIO(picture))
+    read_settings(io.BytesIO(content))
+    read_metadata(io.BytesIO(content))
 
 
 def chunk(data: bytes) -> None:
-    text = text_of(data)
+    text = decode(data)
     for key in ("magic-canvas", "parameters", "prompt", "workflow", "invokeai_metadata", "Dream"):
-        read_both(small_png(**{key: text}))
+        read_image(small_png(**{key: text}))
 
 
 def xmp(data: bytes) -> None:
     for kind in ("jpeg", "webp"):
         target = io.BytesIO()
         Image.new("RGB", (64, 64)).save(target, kind, xmp=data[:60_000])
-        read_both(target.getvalue())
+        read_image(target.getvalue())
 
 
 def png(data: bytes) -> None:
-    read_both(data)
+    read_image(data)
 
 
 def archive(data: bytes) -> None:
@@ -94,14 +94,14 @@ def archive(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.zip")
         path.write_bytes(data)
-        store = Database(Path(folder, "x.db"))
+        database = Database(Path(folder, "x.db"))
         try:
-            import_zip(store, ImageStorage(Path(folder, "outputs")), path, "local")
+            import_zip(database, ImageStorage(Path(folder, "outputs")), path, "local")
         finally:
-            store.close()
-        assert {one.name for one in Path(folder).iterdir()} <= {
+            database.close()
+        assert {path.name for path in Path(folder).iterdir()} <= {
             *("x.zip", "x.db", "x.db-wal", "x.db-shm", "outputs"),
-        }, "written elsewhere"
+        }, "a file outside the data folder"
 
 
 def models(data: bytes) -> None:
@@ -118,27 +118,27 @@ def search(data: bytes) -> None:
     from canvas.history.queries import Query
 
     with tempfile.TemporaryDirectory() as folder:
-        store = Database(Path(folder, "x.db"))
+        database = Database(Path(folder, "x.db"))
         try:
-            store.search(Query(owner="local", text=text_of(data)))
-            store.totals(Query(owner="local", text=text_of(data)))
+            database.search(Query(owner="local", text=decode(data)))
+            database.totals(Query(owner="local", text=decode(data)))
         finally:
-            store.close()
+            database.close()
 
 
 def weights(data: bytes) -> None:
     from canvas.engine.prompt_weighting import split_chunks, strip_weights
 
-    split_chunks(text_of(data))
-    strip_weights(text_of(data))
+    split_chunks(decode(data))
+    strip_weights(decode(data))
 
 
-def wishes(data: bytes) -> None:
+def prompts(data: bytes) -> None:
     from canvas.dynamic_prompts import expand
     from canvas.models.loras import parse_lora_tags
 
-    parse_lora_tags(text_of(data))
-    expand(text_of(data), Path("there", "is", "none"))
+    parse_lora_tags(decode(data))
+    expand(decode(data), Path("no", "such", "folder"))
 
 
 def lora(data: bytes) -> None:
@@ -159,32 +159,32 @@ TARGETS: dict[str, tuple[Target, bytes]] = {
     "models": (models, MODEL),
     "search": (search, b'"red fox" -snow AND (owl* OR NEAR(a b, 3)) prompt:x ^y'),
     "weights": (weights, b"a (red:1.3) [fox] ((x)) \\( BREAK (a:0.5)"),
-    "wishes": (wishes, b"{red|blue} fox {a|{b|c}} \\{ <lora:x:0.8>"),
+    "prompts": (prompts, b"{red|blue} fox {a|{b|c}} \\{ <lora:x:0.8>"),
     "lora": (lora, len(LORA).to_bytes(8, "little") + LORA + bytes(4)),
 }
 
 
-def try_(name: str, data: bytes) -> None:
-    """Whatever the program foresees is fine; any other error is a find."""
+def run_target(name: str, data: bytes) -> None:
+    """Run a target; any error other than a CanvasError with a message is a crash."""
     try:
         TARGETS[name][0](data)
     except CanvasError as error:
-        assert str(error), "an error without words"
+        assert str(error), "an error without a message"
 
 
 def main(name: str, seconds: str) -> None:
-    """Feed one target until the time is over or something is found."""
+    """Fuzz one target until the time is over or it crashes."""
     import atheris
 
     with atheris.instrument_imports(include=["canvas"]):
         pass
-    finds = FINDS / name
-    finds.mkdir(parents=True, exist_ok=True)
+    crashes = CORPUS / name
+    crashes.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as corpus:
         Path(corpus, "seed").write_bytes(TARGETS[name][1])
-        options = [f"-max_total_time={seconds}", f"-artifact_prefix={finds}/", "-max_len=4096"]
+        options = [f"-max_total_time={seconds}", f"-artifact_prefix={crashes}/", "-max_len=4096"]
         options += ["-timeout=20", "-rss_limit_mb=4096", "-print_final_stats=1"]
-        atheris.Setup([sys.argv[0], *options, corpus], lambda data: try_(name, data))
+        atheris.Setup([sys.argv[0], *options, corpus], lambda data: run_target(name, data))
         atheris.Fuzz()
 
 

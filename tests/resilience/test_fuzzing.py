@@ -1,4 +1,4 @@
-"""Fuzz what reads bytes from outside: short with hypothesis, long with atheris, and all finds."""
+"""Fuzz parsers of untrusted input: with hypothesis, with atheris (long), and with old crashes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.resilience.conftest import Tell
+from tests.resilience.conftest import Report
 from tests.resilience.consistency import ROOT
-from tests.resilience.fuzzing import FINDS, TARGETS, try_
+from tests.resilience.fuzzing import CORPUS, TARGETS, run_target
 
-SECONDS = 15  # a target, in the long form
+SECONDS = 15  # per target with atheris
 
 
 @st.composite
 def mutated(draw: st.DrawFn, seed: bytes) -> bytes:
-    """The seed with a few pieces replaced, repeated or cut out."""
+    """The seed with a few slices replaced, repeated or removed."""
     data = seed
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
@@ -36,9 +36,9 @@ def mutated(draw: st.DrawFn, seed: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_from_outside_breaks_a_reader(name: str) -> None:
+def test_parsers_raise_only_canvas_errors(name: str) -> None:
     seed = TARGETS[name][1]
-    TARGETS[name][0](seed)  # the seed itself is good, or nothing is tried
+    TARGETS[name][0](seed)  # the seed is valid, so mutations reach deep code
 
     @settings(
         max_examples=60 if name == "archive" else 150,
@@ -49,34 +49,34 @@ def test_nothing_from_outside_breaks_a_reader(name: str) -> None:
     )
     @given(mutated(seed) | st.binary(max_size=200))
     def check(data: bytes) -> None:
-        try_(name, data)
+        run_target(name, data)
 
     check()
 
 
-FOUND = sorted(path for path in FINDS.rglob("*") if path.is_file())
+CRASHES = sorted(path for path in CORPUS.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("find", FOUND, ids=[f"{one.parent.name}-{one.name[:20]}" for one in FOUND])
-def test_what_was_found_once_is_mended(find: Path) -> None:
-    try_(find.parent.name, find.read_bytes())
+@pytest.mark.parametrize("path", CRASHES, ids=[f"{one.parent.name}-{one.name}" for one in CRASHES])
+def test_earlier_crashes_are_fixed(path: Path) -> None:
+    run_target(path.parent.name, path.read_bytes())
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_readers_under_atheris(report: Tell) -> None:
+def test_parsers_with_atheris(report: Report) -> None:
     pytest.importorskip("atheris", reason="pip install atheris, on Linux with Python 3.11 to 3.13")
-    tried: dict[str, int] = {}
+    executions: dict[str, int] = {}
     for name in TARGETS:
         command = [sys.executable, "-m", "tests.resilience.fuzzing", name, str(SECONDS)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
         counted = re.search(r"number_of_executed_units: (\d+)", done.stderr)
         assert counted, done.stderr[-1000:]
-        tried[name] = int(counted[1])
+        executions[name] = int(counted[1])
     report(
-        f"atheris on {', '.join(tried)}, {SECONDS} s each",
-        sum(tried.values()),
+        f"atheris on {', '.join(executions)}, {SECONDS} s each",
+        sum(executions.values()),
         "inputs",
-        "nothing found",
+        "no crash",
     )
