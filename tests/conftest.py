@@ -10,9 +10,10 @@ import pytest
 
 from canvas import Studio
 from canvas.catalog import ModelSpec, parse_model
-from canvas.settings import Settings, configure_runtime_env
-from tests.hub import LocalHub
-from tests.tiny_pipeline import make_bin_edition, make_full_edition, make_tiny_pipeline
+from canvas.engine import configure_process
+from canvas.settings import Settings
+from tests.hub_server import LocalHub
+from tests.tiny_pipeline import make_bin_layout, make_full_layout, make_tiny_pipeline
 
 TINY_REPO = "tiny/diffusion"
 
@@ -20,7 +21,7 @@ TINY_REPO = "tiny/diffusion"
 def pytest_configure() -> None:
     """Quieten the libraries before any test module imports them."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two processes of tests share the cores
-    configure_runtime_env()
+    configure_process()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -52,13 +53,13 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bin_folder(tiny_folder: Path) -> Path:
     """The same pipeline in `.bin` files only, with a safety checker that cannot be loaded."""
-    return make_bin_edition(tiny_folder, tiny_folder.with_name("bin"))
+    return make_bin_layout(tiny_folder, tiny_folder.with_name("bin"))
 
 
 @pytest.fixture(scope="session")
 def tiny_full_folder(tiny_folder: Path) -> Path:
     """The same pipeline with all that the SD1.5 repository has: fp16, `.bin`, single files …"""
-    return make_full_edition(tiny_folder, tiny_folder.with_name("full"))
+    return make_full_layout(tiny_folder, tiny_folder.with_name("full"))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What a Space is recognised by, and what follows."""
+"""Default settings on a Hugging Face Space."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from canvas.platform import OAUTH, configure_hf_home, is_writable
-from canvas.settings import Settings, configure_runtime_env
+from canvas.platform import OAUTH, configure_hf_home, configure_runtime_env, is_writable
+from canvas.settings import Settings
 
 
 @pytest.fixture
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """As a Space has it, with a bucket of the test's own."""
+    """The environment of a Space, with storage mounted at a folder of the test."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bucket").mkdir()
     return {
@@ -23,11 +23,11 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     }
 
 
-def test_at_home_nothing_changes() -> None:
+def test_there_are_no_space_defaults_elsewhere() -> None:
     assert Settings.from_environment({}) == Settings()
 
 
-def test_a_space_is_public_and_keeps_on_its_bucket(environ: dict[str, str]) -> None:
+def test_a_space_is_public_and_stores_data_on_its_mount(environ: dict[str, str]) -> None:
     settings = Settings.from_environment(environ)
     assert settings.space == "ann/canvas"
     assert settings.is_public
@@ -39,21 +39,21 @@ def test_a_space_is_public_and_keeps_on_its_bucket(environ: dict[str, str]) -> N
     assert not settings.sign_in
 
 
-def test_without_a_bucket_it_keeps_where_it_can_and_says_so(environ: dict[str, str]) -> None:
+def test_without_a_mount_data_is_not_persistent(environ: dict[str, str]) -> None:
     environ["CANVAS_BUCKET"] = "/nowhere"
     settings = Settings.from_environment(environ)
     assert settings.data_dir == Path()
     assert not settings.persistent
 
 
-def test_what_its_owner_says_wins(environ: dict[str, str]) -> None:
-    environ |= {"CANVAS_PUBLIC": "no", "CANVAS_DATA_DIR": "/elsewhere"}
+def test_variables_override_the_defaults_of_a_space(environ: dict[str, str]) -> None:
+    environ |= {"CANVAS_PUBLIC": "no", "CANVAS_DATA_DIR": "/other"}
     settings = Settings.from_environment(environ)
     assert not settings.is_public
-    assert settings.data_dir == Path("/elsewhere")
+    assert settings.data_dir == Path("/other")
 
 
-def test_zero_gpu_and_sign_in_are_seen(environ: dict[str, str]) -> None:
+def test_zero_gpu_and_sign_in_are_detected(environ: dict[str, str]) -> None:
     environ |= dict.fromkeys(OAUTH, "given") | {"SPACES_ZERO_GPU": "true"}
     settings = Settings.from_environment(environ)
     assert settings.zero_gpu
@@ -62,7 +62,7 @@ def test_zero_gpu_and_sign_in_are_seen(environ: dict[str, str]) -> None:
     assert not Settings.from_environment(environ).sign_in
 
 
-def test_the_hub_cache_moves_only_where_it_has_to(environ: dict[str, str]) -> None:
+def test_hf_home_is_set_only_if_the_home_is_not_writable(environ: dict[str, str]) -> None:
     (Path(environ["HOME"]) / ".cache").mkdir(parents=True)
     configure_hf_home(environ)
     assert "HF_HOME" not in environ
@@ -75,7 +75,7 @@ def test_the_hub_cache_moves_only_where_it_has_to(environ: dict[str, str]) -> No
     assert is_writable(Path(environ["HF_HOME"]))
 
 
-def test_what_is_writable(tmp_path: Path) -> None:
+def test_is_writable(tmp_path: Path) -> None:
     assert is_writable(tmp_path / "not" / "yet")
     assert not is_writable(Path("/proc/1/nowhere"))
     (tmp_path / "file").write_text("")
