@@ -1,4 +1,4 @@
-"""A random Stable Diffusion 1.5 of a few hundred kilobytes, laid out as on the Hub."""
+"""A Stable Diffusion 1.5 of a few hundred kilobytes with random weights, laid out as on the Hub."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ("a", "fox", "in", "the", "snow", "house", "red", "picture", "of", "style", "portrait")
-NEVER_NEEDED = b"not weights" * 50_000
+UNUSED_CONTENT = b"not weights" * 50_000
 FEATURE_EXTRACTOR = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}}
 
-
-# What the tiny pipelines of both layouts have in common
+# Shared with the tiny SDXL
 VAE: dict[str, Any] = {
     "block_out_channels": (8, 8, 16, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -37,7 +36,7 @@ NOISE: dict[str, Any] = {
 
 
 def make_tiny_pipeline(folder: Path) -> Path:
-    """Write the pipeline as a diffusers folder of safetensors; made for 64 x 64 pixels."""
+    """Save the pipeline as a diffusers folder of safetensors; its native size is 64 x 64."""
     import torch
     from diffusers import (
         AutoencoderKL,
@@ -68,13 +67,13 @@ def make_tiny_pipeline(folder: Path) -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    # The repositories of 2022 have no such file; the tokenizer is built from vocab and merges.
+    # Repositories of 2022 lack this file; the tokenizer is built from vocab and merges.
     (folder / "tokenizer" / "tokenizer.json").unlink()
     return folder
 
 
-def make_bin_edition(source: Path, folder: Path) -> Path:
-    """The same weights in `.bin` files only, with a checker, as small-stable-diffusion has them."""
+def make_bin_layout(source: Path, folder: Path) -> Path:
+    """The same weights as `.bin` files, with a safety checker, as in small-stable-diffusion."""
     _copy_without_weights(source, folder)
     for weights in _weights(source):
         _save_bin(_load(weights), folder / _bin_name(weights.relative_to(source)))
@@ -82,8 +81,8 @@ def make_bin_edition(source: Path, folder: Path) -> Path:
     return folder
 
 
-def make_full_edition(source: Path, folder: Path) -> Path:
-    """All that Stable Diffusion 1.5 has: both formats, fp16, non_ema, a checker, single files."""
+def make_full_layout(source: Path, folder: Path) -> Path:
+    """All files of Stable Diffusion 1.5: both formats, fp16, non_ema, checker, single files."""
     from safetensors.torch import save_file
 
     shutil.copytree(source, folder)
@@ -96,7 +95,7 @@ def make_full_edition(source: Path, folder: Path) -> Path:
         save_file(halves, folder / name.with_suffix(".fp16.safetensors"), {"format": "pt"})
     for name in ("unet/diffusion_pytorch_model.non_ema", "v1-5-pruned", "v1-5-pruned-emaonly"):
         for suffix in (".safetensors", ".bin" if "/" in name else ".ckpt"):
-            Path(f"{folder / name}{suffix}").write_bytes(NEVER_NEEDED)
+            Path(f"{folder / name}{suffix}").write_bytes(UNUSED_CONTENT)
     _add_checker(
         folder,
         ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"),
@@ -133,7 +132,7 @@ def _copy_without_weights(source: Path, folder: Path) -> None:
 
 
 def _add_checker(folder: Path, weights: tuple[str, ...]) -> None:
-    """A safety checker that cannot be loaded: whoever fetches it does too much."""
+    """Add a safety checker that cannot be loaded, as it must not be downloaded."""
     index = folder / "model_index.json"
     parts = json.loads(index.read_text(encoding="utf-8"))
     parts["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -147,7 +146,7 @@ def _add_checker(folder: Path, weights: tuple[str, ...]) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(text), encoding="utf-8")
     for name in weights:
-        (folder / "safety_checker" / name).write_bytes(NEVER_NEEDED)
+        (folder / "safety_checker" / name).write_bytes(UNUSED_CONTENT)
 
 
 def _text_encoder(vocab_size: int) -> Any:
@@ -175,7 +174,7 @@ def text_config(vocab_size: int, **options: Any) -> Any:
 
 
 def make_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer that knows every byte and merges WORDS into one token each."""
+    """A CLIP tokenizer for all bytes, with one token for each of WORDS."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

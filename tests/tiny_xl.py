@@ -1,4 +1,4 @@
-"""A random SDXL of a few hundred kilobytes, laid out as on the Hub."""
+"""An SDXL of a few hundred kilobytes with random weights, laid out as on the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CROSS_ATTENTION = 64
 
 
 def make_tiny_xl(folder: Path) -> Path:
-    """Write the pipeline as a diffusers folder of safetensors; made for 64 x 64 pixels."""
+    """Save the pipeline as a diffusers folder of safetensors; its native size is 64 x 64."""
     import torch
     from diffusers import (
         AutoencoderKL,

@@ -1,4 +1,4 @@
-"""What a model needs from the Hub, how many bytes that is, and fetching it."""
+"""Plans and downloads models, and finds the ones on disk."""
 
 from __future__ import annotations
 
@@ -23,61 +23,12 @@ from canvas.errors import (
 from canvas.models import hub_cache, pipeline_files
 from canvas.models.hub_client import Hub, call
 
-
-@dataclass(frozen=True)
-class HubFiles:
-    """Files of one commit of a repository, with their sizes and digests."""
-
-    repo_id: str
-    revision: str
-    files: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all of them."""
-        return sum(file["size"] for file in self.files.values())
-
-
-def resolve_files(
-    hub: Hub,
-    repo_id: str,
-    choose: Callable[[Iterable[str]], Iterable[str]],
-    cancelled: threading.Event | None = None,
-) -> HubFiles:
-    """The files that `choose` picks of all names; raises a kind of ModelUnavailable."""
-    listed = call(hub, {"do": "list", "repo_id": repo_id}, cancelled=cancelled)
-    wanted = list(choose(listed["files"]))
-    if lacking := [name for name in wanted if name not in listed["files"]]:
-        raise ModelCorrupted(f"{repo_id} does not hold {', '.join(lacking)} any more.")
-    files = {name: listed["files"][name] for name in wanted}
-    return HubFiles(repo_id, listed["revision"], files)
-
-
-def fetch(
-    hub: Hub,
-    wanted: HubFiles,
-    on_progress: Callable[[DownloadProgress], None],
-    cancelled: threading.Event,
-) -> Path:
-    """Download them; returns the folder of the commit."""
-    if wanted.size > (free := hub_cache.free_bytes(hub)):
-        raise DiskFull(
-            f"{wanted.repo_id} needs {wanted.size / 1e9:.2f} GB, the disk of {hub.cache} has "
-            f"{free / 1e9:.2f} GB free."
-        )
-    task = {"do": "fetch", "repo_id": wanted.repo_id, "revision": wanted.revision}
-    files = {name: dict(file) for name, file in wanted.files.items()}
-    meter = ProgressMeter(wanted.size, on_progress, wanted.repo_id)
-    answer = call(hub, {**task, "files": files}, on_bytes=meter, cancelled=cancelled)
-    return Path(answer["path"])
-
-
 RATE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this disk: a diffusers folder or one `.safetensors` file."""
+    """A model on disk: a diffusers folder or one `.safetensors` file."""
 
     path: Path
     repo_id: str
@@ -85,24 +36,24 @@ class LocalModel:
 
     @property
     def variant(self) -> str | None:
-        """What from_pretrained takes as `variant`: "fp16" where there are only such weights."""
+        """The `variant` for `from_pretrained`: "fp16" if there are no other weights."""
         if self.path.is_file():
             return None
-        return pipeline_files.selection_in(self.path).edition.variant
+        return pipeline_files.select_local_files(self.path).weights.variant
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One file of a repository; `digest` is "sha256:…" or, for small files, "git:…"."""
+    """A file of a repository; `etag` is its SHA-256, or its git object ID if it is not in LFS."""
 
     path: str
     size: int
-    digest: str = ""
+    etag: str = ""
 
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """Exactly what will be fetched and from where; `missing_bytes` are not in the cache yet."""
+    """The files of one commit to download; `missing_bytes` are not in the cache yet."""
 
     repo_id: str
     revision: str
@@ -114,18 +65,18 @@ class DownloadPlan:
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """Bytes include what was there before; the rate is that of the last ten seconds."""
+    """`bytes_done` includes cached files; the rate covers the last ten seconds."""
 
     bytes_done: int
     bytes_total: int
     bytes_per_second: float
     seconds_left: float | None
-    label: str = ""  # the repository, where it is not that of the model
+    label: str = ""  # the repository, unless it is the model's
 
 
 @dataclass(frozen=True)
-class Download:
-    """A finished download; `bytes` and `file_count` are what was fetched now."""
+class DownloadResult:
+    """A finished download; `bytes` and `file_count` do not count cached files."""
 
     local: LocalModel
     bytes: int
@@ -134,14 +85,19 @@ class Download:
 
 
 def find_local(spec: ModelSpec, *, hub: Hub | None = None) -> LocalModel | None:
-    """The model where it is complete on this disk, from any of its sources; asks no network."""
+    """The model if it is complete on disk, from any of its repositories; makes no request."""
     hub = hub or Hub()
-    path = Path(spec.name)
     if spec.is_local:
-        return _local_model(spec.name) if _is_usable(path) else None
+        path = Path(spec.name)
+        try:
+            _check_local(path)
+        except (ModelCorrupted, ModelNotFound):
+            return None
+        return LocalModel(path, spec.name)
     for repo_id in spec.sources:
         for folder in hub_cache.snapshots(hub, repo_id):
-            if pipeline_files.is_complete(folder, hub_cache.listing(hub, repo_id, folder.name)):
+            tree = hub_cache.cached_tree(hub, repo_id, folder.name)
+            if pipeline_files.is_complete(folder, tree):
                 return LocalModel(folder, repo_id, folder.name)
     return None
 
@@ -153,24 +109,45 @@ def plan_download(
     hub: Hub | None = None,
     cancelled: threading.Event | None = None,
 ) -> DownloadPlan:
-    """What to fetch, from the first source that has it; raises a kind of ModelUnavailable.
+    """Plan the download from the first repository that has the model.
 
-    With `half_precision` the fp16 files, where the repository has them for every part.
+    `half_precision` selects fp16 weights if every component has them. Raises ModelUnavailable.
     """
     hub = hub or Hub()
     if spec.is_local:
         _check_local(Path(spec.name))
         return DownloadPlan(spec.name, "", (), 0, 0, hub_cache.free_bytes(hub))
-    refusals: dict[str, CanvasError] = {}
+    errors: dict[str, CanvasError] = {}
     for repo_id in spec.sources:
         try:
-            answer = call(hub, {"do": "list", "repo_id": repo_id}, cancelled=cancelled)
-            return _plan(hub, repo_id, answer, half_precision)
+            listing = call(hub, {"action": "list", "repo_id": repo_id}, cancelled=cancelled)
+            index = pipeline_files.parse_index(listing["index"], repo_id)
+            selection = pipeline_files.select_files(
+                listing["files"], index, half_precision=half_precision
+            )
+            return _plan(hub, repo_id, listing, selection.files)
         except (ModelNotFound, ModelGated, ModelCorrupted) as error:
-            refusals[repo_id] = error
+            errors[repo_id] = error
         except HubOffline as error:
             raise HubOffline(_offline_message(hub, spec, error)) from error
-    raise _combine_errors(refusals)
+    raise _combine_errors(errors)
+
+
+def plan_files(
+    hub: Hub,
+    repo_id: str,
+    select: Callable[[Iterable[str]], Iterable[str]],
+    cancelled: threading.Event | None = None,
+) -> DownloadPlan:
+    """Plan the download of the files that `select` returns for the names of all files.
+
+    Raises ModelUnavailable.
+    """
+    listing = call(hub, {"action": "list", "repo_id": repo_id}, cancelled=cancelled)
+    selected = list(select(listing["files"]))
+    if missing := [name for name in selected if name not in listing["files"]]:
+        raise ModelCorrupted(f"{repo_id} no longer contains {', '.join(missing)}.")
+    return _plan(hub, repo_id, listing, selected)
 
 
 def download(
@@ -180,35 +157,54 @@ def download(
     cancelled: threading.Event,
     *,
     hub: Hub | None = None,
-) -> Download:
-    """Fetch the files of the plan and check them; raises a kind of ModelUnavailable.
-
-    `on_progress` is called in this thread, at most some five times a second.
-    """
+) -> DownloadResult:
+    """Download the files of a model; see `download_files`."""
     hub = hub or Hub()
     started = time.monotonic()
     if not plan.files:
-        return Download(_local_model(spec.name), 0, 0, 0.0)
+        return DownloadResult(LocalModel(Path(spec.name), spec.name), 0, 0, 0.0)
+    missing = _missing_files(hub, plan.repo_id, plan.revision, plan.files)
+    folder = download_files(hub, plan, on_progress, cancelled, model_key=spec.key)
+    if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}):
+        raise ModelCorrupted(f"{plan.repo_id} was downloaded but is not a complete pipeline.")
+    return DownloadResult(
+        LocalModel(folder, plan.repo_id, plan.revision),
+        sum(file.size for file in missing),
+        len(missing),
+        time.monotonic() - started,
+    )
+
+
+def download_files(
+    hub: Hub,
+    plan: DownloadPlan,
+    on_progress: Callable[[DownloadProgress], None],
+    cancelled: threading.Event,
+    *,
+    model_key: str = "",
+) -> Path:
+    """Download the planned files, verify their checksums and return the snapshot folder.
+
+    `on_progress` is called in this thread, up to five times a second. Raises ModelUnavailable.
+    """
     hub_cache.remove_partial_files(hub, plan.repo_id)
-    missing = _missing(hub, plan.repo_id, plan.revision, plan.files)
-    fetched = sum(file.size for file in missing)
-    _check_space(hub, spec, fetched)
-    files = {file.path: {"size": file.size, "digest": file.digest} for file in plan.files}
-    task = {"do": "fetch", "repo_id": plan.repo_id, "revision": plan.revision, "files": files}
-    meter = ProgressMeter(plan.total_bytes, on_progress)
+    missing = _missing_files(hub, plan.repo_id, plan.revision, plan.files)
+    _check_disk_space(hub, model_key or plan.repo_id, sum(file.size for file in missing))
+    task = {
+        "action": "fetch",
+        "repo_id": plan.repo_id,
+        "revision": plan.revision,
+        "files": {file.path: {"size": file.size, "etag": file.etag} for file in plan.files},
+    }
+    meter = ProgressMeter(plan.total_bytes, on_progress, "" if model_key else plan.repo_id)
     try:
-        answer = call(hub, task, on_bytes=meter, cancelled=cancelled)
+        return Path(call(hub, task, on_bytes=meter, cancelled=cancelled)["path"])
     finally:
         hub_cache.remove_partial_files(hub, plan.repo_id)
-    folder = Path(answer["path"])
-    if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}):
-        raise ModelCorrupted(f"{plan.repo_id} was fetched, but does not make a pipeline.")
-    local = LocalModel(folder, plan.repo_id, plan.revision)
-    return Download(local, fetched, len(missing), time.monotonic() - started)
 
 
 def model_bytes_on_disk(spec: ModelSpec, *, hub: Hub | None = None) -> int:
-    """Bytes that the model takes on this disk, half-finished downloads included."""
+    """Bytes that the model takes on disk, including incomplete downloads."""
     if spec.is_local:
         path = Path(spec.name)
         files = [path] if path.is_file() else path.rglob("*")
@@ -217,74 +213,61 @@ def model_bytes_on_disk(spec: ModelSpec, *, hub: Hub | None = None) -> int:
 
 
 def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
-    """Delete the model and its mirrors from the cache; returns the bytes that became free.
+    """Delete the model and its mirrors from the cache; returns the bytes freed.
 
-    Raises CanvasError for a folder or file of the user's own.
+    Raises CanvasError for a local model.
     """
     hub = hub or Hub()
     if spec.is_local:
-        raise CanvasError(f"{spec.name} is a model of your own; delete it there if you want to.")
-    freed = model_bytes_on_disk(spec, hub=hub)
+        raise CanvasError(
+            f"{spec.name} is a local model and is not deleted by this program. Delete its files "
+            "yourself."
+        )
+    before = model_bytes_on_disk(spec, hub=hub)
     hub_cache.delete(hub, spec.sources)
-    return freed - model_bytes_on_disk(spec, hub=hub)
+    return before - model_bytes_on_disk(spec, hub=hub)
 
 
 class ProgressMeter:
-    """Turns byte counts into progress with a rate."""
+    """Turns byte counts into DownloadProgress."""
 
     def __init__(
-        self, total: int, on_progress: Callable[[DownloadProgress], None], what: str = ""
+        self, total: int, on_progress: Callable[[DownloadProgress], None], label: str = ""
     ) -> None:
         self._total = total
-        self._what = what
+        self._label = label
         self._on_progress = on_progress
-        self._seen: deque[tuple[float, int]] = deque()
+        self._samples: deque[tuple[float, int]] = deque()
 
     def __call__(self, done: int) -> None:
-        """So many bytes are there now."""
+        """Report that `done` bytes are on disk."""
         now = time.monotonic()
-        self._seen.append((now, done))
-        while now - self._seen[0][0] > RATE_SECONDS:
-            self._seen.popleft()
-        seconds, before = now - self._seen[0][0], self._seen[0][1]
+        self._samples.append((now, done))
+        while now - self._samples[0][0] > RATE_SECONDS:
+            self._samples.popleft()
+        seconds, before = now - self._samples[0][0], self._samples[0][1]
         rate = max(0.0, (done - before) / seconds) if seconds else 0.0
         left = (self._total - done) / rate if rate else None
         done = min(done, self._total)
-        self._on_progress(DownloadProgress(done, self._total, rate, left, self._what))
-
-
-def _local_model(name: str) -> LocalModel:
-    return LocalModel(Path(name), name)
-
-
-def _is_usable(path: Path) -> bool:
-    try:
-        _check_local(path)
-    except (ModelCorrupted, ModelNotFound):
-        return False
-    return True
+        self._on_progress(DownloadProgress(done, self._total, rate, left, self._label))
 
 
 def _check_local(path: Path) -> None:
     if path.is_dir():
-        pipeline_files.selection_in(path)
+        pipeline_files.select_local_files(path)
     elif path.is_file():
         pipeline_files.check_single_file(path)
     else:
-        raise ModelNotFound(f"{path} does not exist; correct the model's name.")
+        raise ModelNotFound(f"{path} does not exist. Correct the name of the model.")
 
 
-def _plan(hub: Hub, repo_id: str, answer: dict[str, Any], half_precision: bool) -> DownloadPlan:
-    listed = answer["files"]
-    index = pipeline_files.parse_index(answer["index"], repo_id)
-    chosen = pipeline_files.select_files(listed, index, half_precision=half_precision)
-    files = tuple(
-        PlannedFile(path, listed[path]["size"], listed[path]["digest"]) for path in chosen.files
-    )
-    missing = _missing(hub, repo_id, answer["revision"], files)
+def _plan(hub: Hub, repo_id: str, listing: Mapping[str, Any], names: Iterable[str]) -> DownloadPlan:
+    revision = listing["revision"]
+    files = tuple(PlannedFile(name, **listing["files"][name]) for name in names)
+    missing = _missing_files(hub, repo_id, revision, files)
     return DownloadPlan(
         repo_id=repo_id,
-        revision=answer["revision"],
+        revision=revision,
         files=files,
         total_bytes=sum(file.size for file in files),
         missing_bytes=sum(file.size for file in missing),
@@ -292,26 +275,24 @@ def _plan(hub: Hub, repo_id: str, answer: dict[str, Any], half_precision: bool) 
     )
 
 
-def _missing(
-    hub: Hub, repo_id: str, revision: str, files: tuple[PlannedFile, ...]
+def _missing_files(
+    hub: Hub, repo_id: str, revision: str, files: Iterable[PlannedFile]
 ) -> list[PlannedFile]:
     return [
         file
         for file in files
-        if not hub_cache.has_file(
-            hub, repo_id, revision, file.path, file.digest.partition(":")[2], file.size
-        )
+        if not hub_cache.has_file(hub, repo_id, revision, file.path, file.etag, file.size)
     ]
 
 
-def _check_space(hub: Hub, spec: ModelSpec, needed: int) -> None:
+def _check_disk_space(hub: Hub, name: str, needed: int) -> None:
     free = hub_cache.free_bytes(hub)
     if needed > free:
         raise DiskFull(
             LazyMessage(
-                "{model} needs {needed}, the disk of {folder} has {free} free: remove a model, or "
-                "set HF_HOME to a larger disk.",
-                model=spec.key,
+                "{model} needs {needed}, but the disk of {folder} has only {free} free. Remove a "
+                "model, or set HF_HOME to a larger disk.",
+                model=name,
                 needed=f"{needed / 1e9:.2f} GB",
                 folder=hub.cache,
                 free=f"{free / 1e9:.2f} GB",
@@ -320,23 +301,19 @@ def _check_space(hub: Hub, spec: ModelSpec, needed: int) -> None:
 
 
 def _offline_message(hub: Hub, spec: ModelSpec, error: CanvasError) -> LazyMessage:
-    [reason], size = error.args, model_bytes_on_disk(spec, hub=hub)
+    values: dict[str, object] = {"reason": error.args[0], "model": spec.key}
     if find_local(spec, hub=hub):
-        text = "{reason} {model} is complete on this disk and works without it."
-        return LazyMessage(text, reason=reason, model=spec.key)
-    if size:
-        text = "{reason} Of {model} {size} are on this disk, not enough to work."
-        return LazyMessage(text, reason=reason, model=spec.key, size=f"{size / 1e6:.0f} MB")
-    return LazyMessage(
-        "{reason} Nothing of {model} is on this disk.", reason=reason, model=spec.key
-    )
+        return LazyMessage("{reason} {model} is already downloaded and works offline.", **values)
+    if size := model_bytes_on_disk(spec, hub=hub):
+        text = "{reason} {model} is only partly downloaded ({size})."
+        return LazyMessage(text, size=f"{size / 1e6:.0f} MB", **values)
+    return LazyMessage("{reason} {model} is not downloaded yet.", **values)
 
 
-def _combine_errors(refusals: dict[str, CanvasError]) -> CanvasError:
-    """One error for all sources: the most helpful kind, and what each of them said."""
-    kinds = (ModelGated, ModelCorrupted, ModelNotFound)
-    first = next(error for kind in kinds for error in refusals.values() if isinstance(error, kind))
-    if len(refusals) == 1:
-        return type(first)(f"{first} Pick another model.")
-    tried = " ".join(str(error) for error in refusals.values())
-    return type(first)(f"{tried} Tried were {', '.join(refusals)}. Pick another model.")
+def _combine_errors(errors: dict[str, CanvasError]) -> CanvasError:
+    """One error for all repositories, of the class that helps the user most."""
+    classes = (ModelGated, ModelCorrupted, ModelNotFound)
+    first = next(error for kind in classes for error in errors.values() if isinstance(error, kind))
+    tried = f" Tried: {', '.join(errors)}." if len(errors) > 1 else ""
+    reasons = " ".join(str(error) for error in errors.values())
+    return type(first)(f"{reasons}{tried} Choose another model.")

@@ -1,4 +1,4 @@
-"""Whether the Hub answers from here, and what it thinks of the token."""
+"""Runs requests to the Hugging Face Hub in a child process that can be killed at any time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +27,52 @@ from canvas.errors import (
     ModelNotFound,
 )
 
-PROGRAM = Path(__file__).with_name("hub_worker.py")
-# Seconds that a new Python may take to import the library, on a cold and busy disk.
-START_SECONDS = 120.0
-Event = dict[str, Any]
+WORKER_PATH = Path(__file__).with_name("hub_worker.py")
+STARTUP_TIMEOUT = 120.0  # seconds for a new Python to import the library from a busy disk
+STATUS_TIMEOUT = 8.0  # seconds
+RETRY = "Complete files are kept; try again."
+ERROR_MESSAGES: Mapping[str, tuple[type[CanvasError], str]] = {
+    "gated": (
+        ModelGated,
+        "{repo_id} is a gated repository: accept the terms at https://huggingface.co/{repo_id} "
+        "and set HF_TOKEN.",
+    ),
+    "bad_token": (
+        ModelGated,
+        "The Hub rejected the token. Create a new one at https://huggingface.co/settings/tokens "
+        "and set HF_TOKEN.",
+    ),
+    "gone": (ModelNotFound, "{repo_id} does not exist on the Hub or is private."),
+    "no_repo_id": (
+        ModelNotFound,
+        "{repo_id} is neither a local file or folder nor a repository ID.",
+    ),
+    "no_file": (ModelCorrupted, "{repo_id} lists a file that the Hub does not have: {detail}"),
+    "offline": (HubOffline, "The Hub cannot be reached; check the connection."),
+    "offline_mode": (HubOffline, "HF_HUB_OFFLINE is set; unset it to download."),
+    "timeout": (DownloadFailed, "The Hub did not respond in time. {retry}"),
+    "broken": (DownloadFailed, "The connection was lost repeatedly ({detail}). {retry}"),
+    "short": (DownloadFailed, "A file arrived incomplete repeatedly. {retry}"),
+    "damaged": (DownloadFailed, "A file arrived damaged and was removed ({detail}). {retry}"),
+    "too_many": (
+        DownloadFailed,
+        "The rate limit of the Hub is exceeded. Set HF_TOKEN, or try again in a few minutes.",
+    ),
+    "server": (DownloadFailed, "The Hub returned an error (status {status}). {retry}"),
+    "disk_full": (
+        DiskFull,
+        "The disk is full. Complete files are kept; free some space and try again.",
+    ),
+    "disk": (DownloadFailed, "The cache folder cannot be used: {detail}."),
+}
+HubEvent = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where models come from and go to; None is what huggingface_hub takes from its environment.
+    """How to reach the Hub and where to cache; None is the default of huggingface_hub.
 
-    `timeout`: seconds without a sign of life after which the server counts as stalled.
+    A server that sends nothing for `timeout` seconds counts as stalled.
     """
 
     endpoint: str | None = None
@@ -47,26 +82,26 @@ class Hub:
 
     @property
     def cache(self) -> Path:
-        """The folder of the cached repositories."""
+        """The absolute path of the cache folder."""
         from huggingface_hub import constants
 
         return (self.cache_dir or Path(constants.HF_HUB_CACHE)).expanduser().absolute()
 
-    def folder(self, repo_id: str) -> Path:
-        """Where the cache keeps that repository."""
+    def repo_folder(self, repo_id: str) -> Path:
+        """The folder of a repository in the cache."""
         return self.cache / f"models--{repo_id.replace('/', '--')}"
 
 
 def call(
     hub: Hub,
-    task: Event,
+    task: Mapping[str, Any],
     *,
     on_bytes: Callable[[int], None] | None = None,
     cancelled: threading.Event | None = None,
-) -> Event:
-    """What the Hub answered; raises a kind of ModelUnavailable.
+) -> HubEvent:
+    """Run a task of `hub_worker` and return its result; raises ModelUnavailable.
 
-    The task's `do` is "list" or "fetch". `on_bytes` is called in this thread.
+    `task["action"]` is "list" or "fetch". `on_bytes` is called in this thread.
     """
     cancelled = cancelled or threading.Event()
     task = {
@@ -76,65 +111,73 @@ def call(
         "token": hub.token,
         "timeout": hub.timeout,
     }
-    most = -1
-    with _child_process(task) as (lines, errors):
+    last_bytes = -1
+    with _child_process(task) as (lines, stderr):
         for event in _events(lines, hub.timeout, cancelled):
             if "error" in event:
                 raise to_error(task["repo_id"], event)
             if event.get("done"):
                 return event
-            if on_bytes and event.get("bytes", most) != most:
-                most = event["bytes"]
-                on_bytes(most)
-        raise DownloadFailed(_crashed(errors))
+            if on_bytes and event.get("bytes", last_bytes) != last_bytes:
+                last_bytes = event["bytes"]
+                on_bytes(last_bytes)
+        raise DownloadFailed(_crash_message(stderr))
+
+
+def to_error(repo_id: str, event: HubEvent) -> CanvasError:
+    """The error for an `error` event of the child process."""
+    kind, message = ERROR_MESSAGES[event["error"]]
+    return kind(LazyMessage(message, repo_id=repo_id, retry=LazyMessage(RETRY), **event))
 
 
 def _events(
     lines: queue.Queue[str | None], timeout: float, cancelled: threading.Event
-) -> Iterator[Event]:
-    """What the child says until it ends; raises when it is not wanted any more, or stalls."""
-    note, give_up = "", time.monotonic() + START_SECONDS
+) -> Iterator[HubEvent]:
+    """Events until the child process ends; raises DownloadCancelled, or DownloadFailed."""
+    warning, deadline = "", time.monotonic() + STARTUP_TIMEOUT
     while True:
         if cancelled.is_set():
-            raise DownloadCancelled("The download was stopped; files that are whole stay.")
+            raise DownloadCancelled("The download was cancelled. Complete files are kept.")
         try:
             line = lines.get(timeout=0.1)
         except queue.Empty:
-            if time.monotonic() > give_up:
-                raise _stalled(timeout, note) from None
+            if time.monotonic() > deadline:
+                raise _stalled(timeout, warning) from None
             continue
         if line is None:
             return
         event = json.loads(line)
-        note = event.get("note", note)
-        # A note is no sign of life: five retries of a dead server would go on for minutes.
+        warning = event.get("warning", warning)
+        # Warnings do not extend the deadline: five retries of a dead server take minutes.
         if "bytes" in event:
-            give_up = time.monotonic() + timeout
+            deadline = time.monotonic() + timeout
         yield event
 
 
 @contextmanager
-def _child_process(task: Event) -> Iterator[tuple[queue.Queue[str | None], IO[bytes]]]:
-    """The child at work: its lines (None at the end) and what it writes to standard error."""
-    with tempfile.TemporaryFile() as errors:
+def _child_process(
+    task: Mapping[str, Any],
+) -> Iterator[tuple[queue.Queue[str | None], IO[bytes]]]:
+    """Start the worker; yields its lines of output (None at the end) and its stderr."""
+    with tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(  # noqa: S603 - our own program, started by its path
-            # -P: the folder of the program must not hide packages of the same names.
-            [sys.executable, "-P", str(PROGRAM)],
+            # -P: modules beside the worker must not shadow packages of the same name.
+            [sys.executable, "-P", str(WORKER_PATH)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=stderr,
             text=True,
             encoding="utf-8",
         )
         assert child.stdin and child.stdout  # noqa: S101 - both are pipes
         lines: queue.Queue[str | None] = queue.Queue()
-        reader = threading.Thread(target=_read, args=(child.stdout, lines), daemon=True)
+        reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
         reader.start()
         try:
-            with suppress(BrokenPipeError):  # a child that ended at once is told of by `lines`
+            with suppress(BrokenPipeError):  # the child ended at once: `lines` ends, too
                 child.stdin.write(json.dumps(task) + "\n")
                 child.stdin.flush()
-            yield lines, errors
+            yield lines, stderr
         finally:
             child.kill()
             child.wait()
@@ -144,105 +187,57 @@ def _child_process(task: Event) -> Iterator[tuple[queue.Queue[str | None], IO[by
                 child.stdin.close()
 
 
-def _read(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
+def _read_lines(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
     for line in pipe:
         lines.put(line)
     lines.put(None)
 
 
-def _crashed(errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    return f"The download ended unexpectedly: {lines[-1] if lines else 'no reason given'}"
+def _crash_message(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
+    return f"The download process ended unexpectedly: {lines[-1] if lines else 'no reason given'}"
 
 
-def _stalled(timeout: float, note: str) -> DownloadFailed:
-    reason = f" ({note})" if note else ""
+def _stalled(timeout: float, warning: str) -> DownloadFailed:
+    reason = f" ({warning})" if warning else ""
     return DownloadFailed(
         f"The Hub sent nothing for {timeout:.0f} seconds{reason}. "
-        "Files that are whole stay; try again later."
+        "Complete files are kept; try again later."
     )
-
-
-def to_error(repo_id: str, event: Event) -> CanvasError:
-    """The error for a failure that the child described."""
-    kind, sentence = ERROR_MESSAGES[event["error"]]
-    return kind(LazyMessage(sentence, repo_id=repo_id, retry=LazyMessage(RETRY), **event))
-
-
-RETRY = "Files that are whole stay; try again."
-
-
-ERROR_MESSAGES: dict[str, tuple[type[CanvasError], str]] = {
-    "gated": (
-        ModelGated,
-        "{repo_id} is open only to those who ask: accept the terms at "
-        "https://huggingface.co/{repo_id} and set HF_TOKEN.",
-    ),
-    "bad_token": (
-        ModelGated,
-        "The Hub does not take the token: make a new one at "
-        "https://huggingface.co/settings/tokens and set HF_TOKEN.",
-    ),
-    "gone": (ModelNotFound, "{repo_id} is gone from the Hub, or private."),
-    "no_repo_id": (
-        ModelNotFound,
-        "{repo_id} is no folder or file on this machine, nor the id of a repository.",
-    ),
-    "no_file": (ModelCorrupted, "{repo_id} lists a file that the Hub does not have: {detail}"),
-    "offline": (HubOffline, "The Hub cannot be reached; check the connection."),
-    "offline_mode": (HubOffline, "HF_HUB_OFFLINE is set; unset it to download."),
-    "timeout": (DownloadFailed, "The Hub did not answer in time. {retry}"),
-    "broken": (DownloadFailed, "The connection broke again and again ({detail}). {retry}"),
-    "short": (DownloadFailed, "A file arrived incomplete again and again. {retry}"),
-    "damaged": (DownloadFailed, "A file arrived damaged and was removed ({detail}). {retry}"),
-    "too_many": (
-        DownloadFailed,
-        "The Hub limits requests from here; set HF_TOKEN, or wait some minutes and try again.",
-    ),
-    "server": (DownloadFailed, "The Hub has a fault of its own (status {status}). {retry}"),
-    "disk_full": (
-        DiskFull,
-        "The disk became full; files that are whole stay. Free some space and try again.",
-    ),
-    "disk": (DownloadFailed, "The cache folder cannot be used: {detail}."),
-}
-
-
-CHECK_TIMEOUT = 8.0  # seconds
 
 
 @dataclass(frozen=True)
 class HubStatus:
-    """`name` is whose token it is, "" without one; `wrong` says what is wrong, else empty."""
+    """`user` owns the token ("" without one); `offline` and `auth_error` are problems, or ""."""
 
-    name: str = ""
+    user: str = ""
     offline: str = ""
-    wrong: str = ""
+    auth_error: str = ""
 
 
 def check_hub(endpoint: str | None = None, token: str | None = None) -> HubStatus:
-    """Ask the Hub once who we are; the defaults are huggingface_hub's own."""
+    """Ask the Hub once who owns the token; the defaults are those of huggingface_hub."""
     import httpx
     from huggingface_hub import constants, get_token
 
     token = token or get_token()
-    address = f"{endpoint or constants.ENDPOINT}/api/whoami-v2"
+    url = f"{endpoint or constants.ENDPOINT}/api/whoami-v2"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if constants.HF_HUB_OFFLINE:
         return HubStatus(offline="HF_HUB_OFFLINE is set; unset it to download models")
     try:
-        answer = httpx.get(address, headers=headers, timeout=CHECK_TIMEOUT, follow_redirects=True)
+        response = httpx.get(url, headers=headers, timeout=STATUS_TIMEOUT, follow_redirects=True)
     except httpx.HTTPError as error:
         return HubStatus(
             offline=f"cannot be reached ({type(error).__name__}); check the connection"
         )
-    if answer.status_code >= 500:
-        return HubStatus(offline=f"has a fault of its own (status {answer.status_code}); try later")
-    if token and answer.status_code in (401, 403):
+    if response.status_code >= 500:
+        return HubStatus(offline=f"returned status {response.status_code}; try again later")
+    if token and response.status_code in (401, 403):
         return HubStatus(
-            wrong="is not taken; make a new one at https://huggingface.co/settings/tokens"
+            auth_error="is invalid; create a new one at https://huggingface.co/settings/tokens"
         )
-    if token and answer.is_success:
-        return HubStatus(name=str(answer.json().get("name", "")))
+    if token and response.is_success:
+        return HubStatus(user=str(response.json().get("name", "")))
     return HubStatus()

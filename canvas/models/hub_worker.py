@@ -1,8 +1,8 @@
-"""Talks to the Hub in a process of its own: what hangs or is not wanted any more can be ended.
+"""The child process of `hub_client`: one request to the Hub, then it exits.
 
-`hub.py` runs this file, writes one line of JSON to its standard input and reads lines of
-JSON. When that input closes, whether because the user stopped the download or because
-the program ended, this process ends too. It imports nothing of this program.
+It reads one line of JSON (the task) from stdin and writes events as lines of JSON to stdout. It
+exits when stdin closes: the user cancelled, or the parent process ended. It imports nothing of
+this package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,12 +35,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from tqdm.auto import tqdm
 
-INDEX = "model_index.json"
-# 10 MiB in the library: at 1 MB/s and three files that is half a minute without a sign of life.
-CHUNK = 256 * 1024
-# Seconds before each new attempt after a passing failure; finished files are kept.
-BACKOFF = (1, 2, 4)
-KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
+MODEL_INDEX = "model_index.json"
+# The library's 10 MiB take half a minute at 1 MB/s and three files: that looks like a stall.
+CHUNK_SIZE = 256 * 1024
+BACKOFF = (1, 2, 4)  # seconds before each retry; complete files are kept
+ERROR_KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (GatedRepoError, "gated"),
     ((RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError), "gone"),
     (HFValidationError, "no_repo_id"),
@@ -50,7 +49,7 @@ KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], 
     ((httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol), "offline"),
     ((httpx2.NetworkError, httpx2.RemoteProtocolError), "broken"),
 )
-# Worth a new attempt. A plan that finds no connection is told so at once.
+# Planning without a connection fails at once.
 RETRYABLE = {
     "list": {"server", "broken"},
     "fetch": {"server", "broken", "timeout", "offline", "short"},
@@ -58,53 +57,53 @@ RETRYABLE = {
 
 
 class ChecksumMismatch(Exception):
-    """A file that arrived with other bytes than the repository lists."""
+    """A file arrived with other bytes than the repository lists."""
 
 
 class EventWriter:
-    """Writes events to the parent and counts what arrives, from many threads."""
+    """Writes events to the parent process and counts received bytes; thread-safe."""
 
     def __init__(self, output: TextIO) -> None:
         self._output = output
         self._lock = threading.Lock()
-        self._finished = 0
+        self._cached = 0
         self._counts = {"written": 0, "received": 0}
-        self._news = False
+        self._changed = False
 
     def send(self, **event: Any) -> None:
-        """One event, one line."""
+        """Write one event."""
         with self._lock:
             self._output.write(json.dumps(event) + "\n")
             self._output.flush()
 
-    def begin(self, finished: int) -> None:
-        """A new attempt, with that many bytes on disk already."""
-        self._finished = finished
+    def start(self, cached: int) -> None:
+        """Start an attempt with `cached` bytes on disk."""
+        self._cached = cached
         self._counts = {"written": 0, "received": 0}
         self.report()
 
-    def count(self, kind: str, bytes_more: float) -> None:
-        """More bytes; none is a sign of life."""
+    def count(self, kind: str, num_bytes: float) -> None:
+        """Add received or written bytes; 0 only shows that the process is alive."""
         with self._lock:
-            self._counts[kind] += int(bytes_more)
-            self._news = True
+            self._counts[kind] += int(num_bytes)
+            self._changed = True
 
     def report_periodically(self) -> None:
-        """Five times a second, if there is news; from a thread, so that the last is told too."""
+        """Report changes five times a second, for ever."""
         while True:
             time.sleep(0.2)
-            if self._news:
+            if self._changed:
                 self.report()
 
     def report(self) -> None:
-        """Say how far it is."""
-        self._news = False
-        # Xet writes later than it receives, plain HTTP counts both alike.
-        self.send(bytes=self._finished + max(self._counts.values()))
+        """Send the number of bytes on disk."""
+        self._changed = False
+        # Xet writes later than it receives; plain HTTP counts both alike.
+        self.send(bytes=self._cached + max(self._counts.values()))
 
-    def bar_class(self) -> type[tqdm[Any]]:
-        """A progress bar that draws nothing; the hub makes three, two of which count bytes."""
-        reporter = self
+    def tqdm_class(self) -> type[tqdm[Any]]:
+        """An invisible progress bar; of the library's three bars, two count bytes."""
+        writer = self
 
         class Bar(tqdm):
             def __init__(self, *args: Any, **options: Any) -> None:
@@ -116,61 +115,63 @@ class EventWriter:
 
             def update(self, n: float | None = 1) -> bool | None:
                 if self.kind and n:
-                    reporter.count(self.kind, n)
+                    writer.count(self.kind, n)
                 return None
 
         return Bar
 
 
 class WarningForwarder(logging.Handler):
-    """Hands the library's warnings (retries, rate limits) to the parent."""
+    """Sends the library's warnings (retries, rate limits) to the parent process."""
 
-    def __init__(self, reporter: EventWriter) -> None:
+    def __init__(self, writer: EventWriter) -> None:
         super().__init__(logging.WARNING)
-        self._reporter = reporter
+        self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """The first line of one warning."""
-        self._reporter.send(note=record.getMessage().splitlines()[0][:300])
+        """Send the first line of a warning."""
+        self._writer.send(warning=record.getMessage().splitlines()[0][:300])
 
 
-def list_files(task: dict[str, Any], reporter: EventWriter) -> dict[str, Any]:
-    """The commit, the files with sizes and digests, and the parts of the pipeline."""
+def list_files(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
+    """The commit, all files with size and etag, and the text of model_index.json.
+
+    `snapshot_download(dry_run=True)` does not replace this: it returns no etags, sends a request
+    for each file, counts truncated files as cached and writes `refs/main` into the cache.
+    """
     api = HfApi(endpoint=task["endpoint"], token=task["token"])
     repo_id = task["repo_id"]
     revision = api.model_info(repo_id, timeout=task["timeout"]).sha
-    reporter.report()
+    writer.report()
     tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
     files = {
-        entry.path: {"size": entry.size, "digest": _digest(entry)}
+        entry.path: {"size": entry.size, "etag": entry.lfs.sha256 if entry.lfs else entry.blob_id}
         for entry in tree
         if isinstance(entry, RepoFile)
     }
-    reporter.report()
+    writer.report()
     index = None
-    if INDEX in files:
-        # Not into the cache: looking at a model leaves nothing behind.
+    if MODEL_INDEX in files:
+        # A temporary folder: planning must not leave files in the cache.
         with tempfile.TemporaryDirectory() as folder:
-            path = api.hf_hub_download(repo_id, INDEX, revision=revision, local_dir=folder)
+            path = api.hf_hub_download(repo_id, MODEL_INDEX, revision=revision, local_dir=folder)
             index = Path(path).read_text(encoding="utf-8")
     return {"revision": revision, "files": files, "index": index}
 
 
-def _digest(entry: RepoFile) -> str:
-    return f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
-
-
-def fetch(task: dict[str, Any], reporter: EventWriter) -> dict[str, Any]:
-    """Download the files of the task into the cache and check what arrived."""
+def fetch(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
+    """Download the files of the task into the cache and verify their checksums."""
     cache = Path(task["cache_dir"])
     folder = (
         cache / f"models--{task['repo_id'].replace('/', '--')}" / "snapshots" / task["revision"]
     )
     files: dict[str, dict[str, Any]] = task["files"]
-    for name in files:
-        _drop_unless(folder / name, files[name]["size"])
-    before = {name for name in files if (folder / name).exists()}
-    reporter.begin(sum(files[name]["size"] for name in before))
+    for name, file in files.items():
+        # The library would take a file of another size for the complete one.
+        if (folder / name).exists() and (folder / name).stat().st_size != file["size"]:
+            _remove(folder / name)
+    cached = {name for name in files if (folder / name).exists()}
+    writer.start(sum(files[name]["size"] for name in cached))
     snapshot_download(
         task["repo_id"],
         revision=task["revision"],
@@ -178,108 +179,97 @@ def fetch(task: dict[str, Any], reporter: EventWriter) -> dict[str, Any]:
         cache_dir=cache,
         endpoint=task["endpoint"],
         token=task["token"],
-        tqdm_class=reporter.bar_class(),
+        tqdm_class=writer.tqdm_class(),
         etag_timeout=task["timeout"],
     )
-    for name in sorted(files.keys() - before):
-        _check(folder / name, files[name], reporter)
-    reporter.begin(sum(file["size"] for file in files.values()))
+    for name in sorted(files.keys() - cached):
+        _verify(folder / name, files[name], writer)
+    writer.start(sum(file["size"] for file in files.values()))
     return {"path": str(folder)}
 
 
-def _drop_unless(pointer: Path, size: int) -> None:
-    """Remove a file of another size, or the library would take it for the whole one."""
-    if pointer.exists() and pointer.stat().st_size != size:
-        _drop(pointer)
+def _remove(path: Path) -> None:
+    path.resolve().unlink(missing_ok=True)  # the blob that the snapshot links to
+    path.unlink(missing_ok=True)
 
 
-def _drop(pointer: Path) -> None:
-    pointer.resolve().unlink(missing_ok=True)  # the blob that the snapshot links to
-    pointer.unlink(missing_ok=True)
-
-
-def _check(path: Path, file: dict[str, Any], reporter: EventWriter) -> None:
-    kind, _, digest = file["digest"].partition(":")
+def _verify(path: Path, file: dict[str, Any], writer: EventWriter) -> None:
     size = path.stat().st_size
-    found = hashlib.sha256() if kind == "sha256" else hashlib.sha1(usedforsecurity=False)
-    if kind == "git":
-        found.update(b"blob %d\0" % size)
-    for chunk in _chunks(path):
-        found.update(chunk)
-        reporter.count("written", 0)
-    if size != file["size"] or found.hexdigest() != digest:
-        _drop(path)
+    if len(file["etag"]) == 64:
+        digest = hashlib.sha256()
+    else:  # a git object ID
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+            writer.count("written", 0)
+    if size != file["size"] or digest.hexdigest() != file["etag"]:
+        _remove(path)
         raise ChecksumMismatch(
             f"{path.name}: {size} of {file['size']} bytes, other content than listed"
         )
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            yield chunk
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """The kind of a failure, for the parent to put into words; re-raises what is unforeseen."""
-    detail = str(error).strip().splitlines()
-    told = {"detail": detail[-1] if detail else type(error).__name__, "status": None}
+def error_event(error: BaseException) -> dict[str, Any]:
+    """The `error` event for an exception; re-raises an unknown one."""
+    lines = str(error).strip().splitlines()
+    detail = {"detail": lines[-1] if lines else type(error).__name__, "status": None}
     if isinstance(error, ChecksumMismatch):
-        return {"error": "damaged", **told}
+        return {"error": "damaged", **detail}
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return describe(error.__cause__)  # LocalEntryNotFoundError wraps what happened
-    for types, kind in KINDS:
+        return error_event(error.__cause__)  # LocalEntryNotFoundError wraps the reason
+    for types, kind in ERROR_KINDS:
         if isinstance(error, types):
-            return {"error": kind, **told}
+            return {"error": kind, **detail}
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         kind = {401: "bad_token", 403: "gated", 404: "gone", 429: "too_many"}.get(status, "server")
-        return {"error": kind, **told, "status": status}
+        return {"error": kind, **detail, "status": status}
     if isinstance(error, OSError) and "Consistency check" in str(error):
-        return {"error": "short", **told}
+        return {"error": "short", **detail}
     if isinstance(error, OSError):
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        return {"error": "disk_full" if full else "disk", **told}
+        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        return {"error": "disk_full" if is_full else "disk", **detail}
     raise error
 
 
 def with_retries(
-    work: Callable[[dict[str, Any], EventWriter], dict[str, Any]],
+    action: Callable[[dict[str, Any], EventWriter], dict[str, Any]],
     task: dict[str, Any],
-    reporter: EventWriter,
+    writer: EventWriter,
 ) -> dict[str, Any]:
-    """Do it, again after failures that may pass."""
-    for wait in (*BACKOFF, None):
+    """Run an action, again after temporary failures; returns its result or an `error` event."""
+    for delay in (*BACKOFF, None):
         try:
-            return work(task, reporter)
+            return action(task, writer)
         except (OSError, ValueError, httpx2.HTTPError, ChecksumMismatch) as error:
-            told = describe(error)
-            if wait is None or told["error"] not in RETRYABLE[task["do"]]:
-                return told
-            reporter.send(note=told["detail"])
-            time.sleep(wait)
+            event = error_event(error)
+            if delay is None or event["error"] not in RETRYABLE[task["action"]]:
+                return event
+            writer.send(warning=event["detail"])
+            time.sleep(delay)
     raise AssertionError("the last attempt returns")
 
 
 def exit_when_closed(pipe: TextIO) -> None:
-    """End this process when the pipe closes, in the middle of whatever it does."""
+    """End this process as soon as the pipe closes."""
     pipe.read()
     os._exit(1)
 
 
 def main() -> None:
-    """One task from standard input."""
+    """Run the task on stdin."""
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=exit_when_closed, args=(sys.stdin,), daemon=True).start()
-    reporter = EventWriter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-    os.dup2(2, 1)  # what a library prints is no event
-    logging.getLogger("huggingface_hub").addHandler(WarningForwarder(reporter))
-    constants.DOWNLOAD_CHUNK_SIZE = CHUNK
+    writer = EventWriter(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)  # what libraries print must not mix with events
+    logging.getLogger("huggingface_hub").addHandler(WarningForwarder(writer))
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK_SIZE
     constants.HF_HUB_DOWNLOAD_TIMEOUT = task["timeout"]
-    reporter.report()
-    threading.Thread(target=reporter.report_periodically, daemon=True).start()
-    work = {"list": list_files, "fetch": fetch}[task["do"]]
-    reporter.send(**with_retries(work, task, reporter), done=True)
+    writer.report()
+    threading.Thread(target=writer.report_periodically, daemon=True).start()
+    action = {"list": list_files, "fetch": fetch}[task["action"]]
+    writer.send(**with_retries(action, task, writer), done=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""LoRAs of the Hub, by `owner/name` or `owner/name:file.safetensors`."""
+"""LoRA files: in the LoRA folder by name, on the Hub as `owner/name` or `owner/name:file`."""
 
 from __future__ import annotations
 
@@ -9,163 +9,137 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from canvas.errors import InvalidInput, NotFound
+from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.models import download, hub_cache
-from canvas.models.download import DownloadProgress, HubFiles
+from canvas.models.download import DownloadPlan, DownloadProgress
 from canvas.models.hub_client import Hub
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-TAG = re.compile(
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+LORA_TAG = re.compile(
     r"<lora:(?P<name>[^:<>]+(?::[^:<>]+\.safetensors)?)(?::(?P<weight>[+-]?\d*\.?\d+))?>"
 )
-DOWN = re.compile(r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.(?:\w+\.)?weight$")
-PREFIXES = ("lora_unet_", "unet.", "base_model.model.unet.")
-# Names in the layout of the original SDXL code; diffusers translates them when it loads.
-ORIGINAL_LAYOUT = re.compile(r"(input_blocks|output_blocks|middle_block)[._]")
-# The width of the words that cross-attention reads tells the family.
-FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
-MAX_TRIGGER_WORDS = 8  # offered at most of the words that a LoRA was trained with
+HUB_NAME = re.compile(
+    r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<file>[^:<>\\]+\.safetensors))?"
+)
+DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # of diffusers' trainers
+DOWN_WEIGHT = re.compile(
+    r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.(?:\w+\.)?weight$"
+)
+UNET_PREFIXES = ("lora_unet_", "unet.", "base_model.model.unet.")
+# By the width of the text embeddings that cross-attention reads.
+BASE_MODELS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+MAX_TRIGGER_WORDS = 8
+NOT_SAFETENSORS = (
+    "The LoRA {name} is not a .safetensors file; other formats can run code and are not loaded."
+)
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file, read by its header alone: no weight is loaded."""
+    """What the header of a LoRA file says; its weights are not loaded."""
 
     name: str
     path: Path
-    base_model: str  # the family it was made for, "" where nothing tells
+    base_model: str  # "" if unknown
     trigger_words: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
 
-def find_loras(folder: Path) -> dict[str, Lora]:
-    """The readable LoRA files of a folder by name; damaged ones are left out of the list."""
+def list_loras(folder: Path) -> dict[str, Lora]:
+    """The valid LoRA files of a folder by name."""
     found: dict[str, Lora] = {}
     for path in sorted(folder.glob("**/*.safetensors")):
         try:
             found.setdefault(path.stem, read_lora(path))
         except InvalidInput:
-            continue  # said when it is asked for by its name
+            continue  # get_lora reports the reason
     return found
 
 
 def get_lora(name: str, folder: Path) -> Lora:
-    """The LoRA of that name; raises NotFound listing what there is, InvalidInput for a bad file."""
+    """The LoRA of that name; raises NotFound, or InvalidInput for a bad file."""
     for path in sorted(folder.glob("**/*")):
-        if name in (path.name, path.stem) and path.suffix in (".safetensors", *PICKLES):
+        if name in (path.name, path.stem) and path.suffix in (".safetensors", *PICKLE_SUFFIXES):
             return read_lora(path)
-    known = ", ".join(find_loras(folder)) or "none yet"
-    raise NotFound(
-        f"There is no LoRA {name!r}. Put {name}.safetensors into the folder {folder.name}; "
-        f"there are: {known}."
-    )
+    text = "LoRA {name} not found. Add {name}.safetensors to the folder {folder} (it has: {known})."
+    known = ", ".join(list_loras(folder)) or LazyMessage("none")
+    raise NotFound(LazyMessage(text, name=name, folder=folder.name, known=known))
 
 
 def read_lora(path: Path) -> Lora:
-    """What a file says of itself; raises InvalidInput for pickles and what is no LoRA."""
+    """Read the header of a LoRA file; raises InvalidInput for pickles and other weights."""
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors":
-        raise InvalidInput(
-            "loras", path.name, "a .safetensors file: others may hold programs that would be run"
-        )
+        raise InvalidInput("loras", path.name, message=LazyMessage(NOT_SAFETENSORS, name=path.name))
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise InvalidInput(
-            "loras", path.name, "a whole .safetensors file; this one is damaged or something else"
-        ) from error
-    if not any(DOWN.search(name) for name in shapes):
-        raise InvalidInput("loras", path.name, "a LoRA; this file holds other weights")
-    return Lora(path.stem, path, _family(shapes, metadata), _trigger_words(metadata), shapes)
+        message = LazyMessage("{name} is damaged or not a safetensors file.", name=path.name)
+        raise InvalidInput("loras", path.name, message=message) from error
+    if not any(DOWN_WEIGHT.search(name) for name in shapes):
+        message = LazyMessage("{name} is not a LoRA: it contains other weights.", name=path.name)
+        raise InvalidInput("loras", path.name, message=message)
+    return Lora(path.stem, path, _base_model(shapes, metadata), _trigger_words(metadata), shapes)
 
 
 def parse_lora_tags(prompt: str) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """The prompt without `<lora:name:0.8>`, and the names with their weights (1 if unsaid)."""
-    found = tuple(
-        (match["name"].strip(), float(match["weight"] or 1)) for match in TAG.finditer(prompt)
+    """The prompt without `<lora:name:0.8>` tags, and their names and weights (default 1)."""
+    tags = tuple(
+        (match["name"].strip(), float(match["weight"] or 1)) for match in LORA_TAG.finditer(prompt)
     )
-    if not found:
+    if not tags:
         return prompt, ()
-    words = re.sub(r"\s{2,}", " ", TAG.sub("", prompt))
-    return re.sub(r"(,\s*)+(?=,|$)", "", words).strip(" ,"), found
+    text = re.sub(r"\s{2,}", " ", LORA_TAG.sub("", prompt))
+    return re.sub(r"(,\s*)+(?=,|$)", "", text).strip(" ,"), tags
 
 
 def unet_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The down-projections of the UNet, by name."""
+    """The down-projections of the UNet."""
     return {
         name: shape
         for name, shape in shapes.items()
-        if name.startswith(PREFIXES) and DOWN.search(name) and len(shape) > 1
+        if name.startswith(UNET_PREFIXES) and DOWN_WEIGHT.search(name) and len(shape) > 1
     }
 
 
 def is_cross_attention(name: str) -> bool:
-    """Whether a tensor projects text embeddings (its width tells the family)."""
+    """Whether a tensor projects text embeddings, whose width depends on the base model."""
     return "attn2" in name and ("to_k" in name or "to_v" in name)
 
 
-def _family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
-    widths = {shape[1] for name, shape in unet_tensors(shapes).items() if is_cross_attention(name)}
-    for width, family in FAMILIES.items():
-        if widths == {width}:
-            return family
-    said = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
-    return said[:60]
-
-
-def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The words that its author names, else those it was most trained with."""
-    if said := metadata.get("modelspec.trigger_phrase", "").strip():
-        return tuple(word.strip() for word in said.split(",") if word.strip())[:MAX_TRIGGER_WORDS]
-    try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        counts: dict[str, int] = {}
-        for tags in folders.values():
-            for tag, count in tags.items():
-                counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
-    except (ValueError, AttributeError, TypeError):
-        return ()
-    often = [tag for tag, count in counts.items() if tag and count >= max(counts.values()) / 2]
-    return tuple(sorted(often, key=lambda tag: (-counts[tag], tag))[:MAX_TRIGGER_WORDS])
-
-
-NAME = re.compile(r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<file>[^:<>\\]+\.safetensors))?")
-DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers' trainers write
-
-
 def is_hub_name(name: str) -> bool:
-    """Whether a LoRA is named by its place on the Hub, and not by a file of the folder."""
-    return NAME.fullmatch(name) is not None
+    """Whether the name is that of a LoRA on the Hub, not of a file in the folder."""
+    return HUB_NAME.fullmatch(name) is not None
 
 
 def find(name: str, *, hub: Hub | None = None) -> Path | None:
-    """The file on this disk; asks no network."""
+    """The cached file of a LoRA on the Hub; makes no request."""
     hub = hub or Hub()
-    repo_id, file = _parts(name)
+    repo_id, file = _parse_hub_name(name)
     for folder in hub_cache.snapshots(hub, repo_id):
         present = [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")]
         if file in present:
             return folder / file
         if file is None and present:
-            return folder / _choose_file(name, present)
+            return folder / _select_file(name, present)
     return None
 
 
-def resolve_files(
+def plan_download(
     name: str, *, hub: Hub | None = None, cancelled: threading.Event | None = None
-) -> HubFiles:
-    """What fetching it takes; raises InvalidInput where a file has to be named."""
-    repo_id, file = _parts(name)
+) -> DownloadPlan:
+    """Plan the download of its one file; raises InvalidInput if the name must include the file."""
+    repo_id, file = _parse_hub_name(name)
 
-    def choose(names: Iterable[str]) -> list[str]:
+    def select(names: Iterable[str]) -> list[str]:
         return [
-            file or _choose_file(name, [each for each in names if each.endswith(".safetensors")])
+            file or _select_file(name, [each for each in names if each.endswith(".safetensors")])
         ]
 
-    return download.resolve_files(hub or Hub(), repo_id, choose, cancelled)
+    return download.plan_files(hub or Hub(), repo_id, select, cancelled)
 
 
 def fetch(
@@ -175,27 +149,50 @@ def fetch(
     *,
     hub: Hub | None = None,
 ) -> Path:
-    """Download the one file; raises a kind of ModelUnavailable, or InvalidInput as `resolve_files`."""
-    wanted = resolve_files(name, hub=hub, cancelled=cancelled)
-    [file] = wanted.files
-    return download.fetch(hub or Hub(), wanted, on_progress, cancelled) / file
+    """Download a LoRA of the Hub; raises ModelUnavailable or InvalidInput."""
+    hub = hub or Hub()
+    plan = plan_download(name, hub=hub, cancelled=cancelled)
+    return download.download_files(hub, plan, on_progress, cancelled) / plan.files[0].path
 
 
-def _parts(name: str) -> tuple[str, str | None]:
-    match = NAME.fullmatch(name)
+def _base_model(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
+    widths = {shape[1] for name, shape in unet_tensors(shapes).items() if is_cross_attention(name)}
+    if len(widths) == 1 and (known := BASE_MODELS.get(widths.pop())):
+        return known
+    name = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
+    return name[:60]
+
+
+def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The author's trigger phrase, or else the most frequent training tags."""
+    if phrase := metadata.get("modelspec.trigger_phrase", "").strip():
+        return tuple(word.strip() for word in phrase.split(",") if word.strip())[:MAX_TRIGGER_WORDS]
+    try:
+        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        counts: dict[str, int] = {}
+        for tags in folders.values():
+            for tag, count in tags.items():
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
+    except (ValueError, AttributeError, TypeError):
+        return ()
+    frequent = [tag for tag, count in counts.items() if tag and count >= max(counts.values()) / 2]
+    return tuple(sorted(frequent, key=lambda tag: (-counts[tag], tag))[:MAX_TRIGGER_WORDS])
+
+
+def _parse_hub_name(name: str) -> tuple[str, str | None]:
+    match = HUB_NAME.fullmatch(name)
     if match is None:
         raise InvalidInput("loras", name, "owner/name or owner/name:file.safetensors")
     return match["repo_id"], match["file"]
 
 
-def _choose_file(name: str, files: list[str]) -> str:
+def _select_file(name: str, files: list[str]) -> str:
     if not files:
-        raise InvalidInput(
-            "loras", name, "a repository with a .safetensors file; others may hold programs"
-        )
+        raise InvalidInput("loras", name, message=LazyMessage(NOT_SAFETENSORS, name=name))
     if DEFAULT_FILE_NAME in files:
         return DEFAULT_FILE_NAME
     if len(files) > 1:
-        shown = ", ".join(sorted(files)[:8])
-        raise InvalidInput("loras", name, f"one of its files after a colon: {shown}")
+        text = "The LoRA {name} has several files. Append one of them after a colon: {files}."
+        message = LazyMessage(text, name=name, files=", ".join(sorted(files)[:8]))
+        raise InvalidInput("loras", name, message=message)
     return files[0]

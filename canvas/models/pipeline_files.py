@@ -1,4 +1,4 @@
-"""Which files of a repository or folder make a pipeline, chosen by name and size alone."""
+"""Selects the files of a repository or folder that make a pipeline, by name and size."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 from canvas.errors import ModelCorrupted
 
-INDEX = "model_index.json"
-CHECKER = "safety_checker"
-# What from_pretrained looks for; `openvino_model.bin` and the like are for other programs.
+MODEL_INDEX = "model_index.json"
+SAFETY_CHECKER = "safety_checker"
+# The names that from_pretrained loads, unlike `openvino_model.bin` and others. diffusers' own rule
+# (variant_compatible_siblings) cannot be used here, as its module imports torch.
 WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)"
     r"(?:\.(?P<variant>[A-Za-z]\w*))?"
     r"(?:-(?P<shard>\d{5})-of-(?P<shards>\d{5}))?"
     r"\.(?P<format>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>\w+))?\.json)?"
 )
-# Parts without weights, and the file that each cannot be made without.
+# Components without weights, and the configuration file that each requires.
 CONFIG_FILES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
@@ -33,13 +34,13 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 @dataclass(frozen=True)
 class WeightVariant:
-    """One way in which weights are published: file format and, in diffusers' word, variant."""
+    """A file format of weights, and diffusers' `variant`."""
 
     format: str
     variant: str | None
 
 
-# `.bin` only where some part lacks safetensors; halves unasked only where nothing else is there.
+# `.bin` only if a component lacks safetensors; fp16 for fp32 only if there is nothing else.
 PREFERENCE_FP16 = (
     WeightVariant("safetensors", "fp16"),
     WeightVariant("safetensors", None),
@@ -56,96 +57,93 @@ PREFERENCE_FP32 = (
 
 @dataclass(frozen=True)
 class FileSelection:
-    """The files to have, and the edition that their weights are of."""
+    """The files of a pipeline, and the variant of their weights."""
 
     files: tuple[str, ...]
-    edition: WeightVariant
+    weights: WeightVariant
 
 
 def select_files(
     files: Iterable[str], index: Mapping[str, Any], *, half_precision: bool
 ) -> FileSelection:
-    """The files that the parts named in `model_index.json` need, one edition of the weights.
+    """The files that the components in `model_index.json` need, with one variant of the weights.
 
-    Raises ModelBroken naming the parts that are incomplete. The safety checker is left out.
+    The safety checker is left out. Raises ModelCorrupted naming the incomplete components.
     """
     names = set(files)
-    parts = {part: _files_of(part, names) for part in _components(index)}
-    small = [
-        f"{part}/{name}"
-        for part, own in parts.items()
+    components = {component: _files_of(component, names) for component in _components(index)}
+    configs = [
+        f"{component}/{name}"
+        for component, own in components.items()
         for name in own
         if not WEIGHTS.fullmatch(name)
     ]
-    heavy = {part: own for part, own in parts.items() if _settings_of(part) is None}
-    missing = sorted(part for part, own in parts.items() if not _has_settings(part, own))
-    if missing or not parts:
-        raise ModelCorrupted(_incomplete(missing))
-    for edition in PREFERENCE_FP16 if half_precision else PREFERENCE_FP32:
-        chosen = {part: _weights(own, edition) for part, own in heavy.items()}
-        if all(chosen.values()):
-            weights = [f"{part}/{name}" for part, own in chosen.items() for name in own]
-            return FileSelection((INDEX, *sorted(small + weights)), edition)
-    lacking = (part for part, own in heavy.items() if not _has_weights(own))
-    raise ModelCorrupted(_incomplete(sorted(lacking) or sorted(heavy)))
+    incomplete = sorted(name for name, own in components.items() if not _has_config(name, own))
+    if incomplete or not components:
+        raise ModelCorrupted(_incomplete(incomplete))
+    weighted = {name: own for name, own in components.items() if _config_file(name) is None}
+    for variant in PREFERENCE_FP16 if half_precision else PREFERENCE_FP32:
+        selected = {name: _weights(own, variant) for name, own in weighted.items()}
+        if all(selected.values()):
+            weights = [f"{component}/{name}" for component, own in selected.items() for name in own]
+            return FileSelection((MODEL_INDEX, *sorted(configs + weights)), variant)
+    without = [name for name, own in weighted.items() if not any(map(WEIGHTS.fullmatch, own))]
+    raise ModelCorrupted(_incomplete(sorted(without) or sorted(weighted)))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The parts of the pipeline in that folder; raises ModelBroken."""
+    """The components of the pipeline in a folder; raises ModelCorrupted."""
     try:
-        text = (folder / INDEX).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ModelCorrupted(f"{folder} has no readable {INDEX}: no diffusers pipeline.") from error
+        text = (folder / MODEL_INDEX).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        text = None
     return parse_index(text, str(folder))
 
 
-def parse_index(text: str | None, where: str) -> dict[str, Any]:
-    """The parts by name; `text` is None where there is no such file. Raises ModelBroken."""
+def parse_index(text: str | None, source: str) -> dict[str, Any]:
+    """The components by name; `text` is None if there is no such file. Raises ModelCorrupted."""
     try:
         index = json.loads(text or "")
-    except ValueError as error:
-        raise ModelCorrupted(f"{where} has no readable {INDEX}: no diffusers pipeline.") from error
+    except ValueError:
+        index = None
     if not isinstance(index, dict):
-        raise ModelCorrupted(f"The {INDEX} of {where} is not a table of parts.")
+        raise ModelCorrupted(f"{source} is no diffusers pipeline: no readable {MODEL_INDEX}.")
     return index
 
 
-def sizes_in(folder: Path) -> dict[str, int]:
-    """Path below `folder` to bytes, for the files of its first two levels; no broken links."""
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Relative path to bytes for the files of the first two levels, without broken links."""
     found = [*folder.glob("*"), *folder.glob("*/*")]
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()
     }
 
 
-def selection_in(folder: Path, *, half_precision: bool = False) -> FileSelection:
-    """What a local folder holds of a pipeline; raises ModelBroken when it is not enough."""
-    sizes = sizes_in(folder)
-    index = read_index(folder)
-    return select_files(
-        (name for name, size in sizes.items() if size), index, half_precision=half_precision
-    )
+def select_local_files(folder: Path, *, half_precision: bool = False) -> FileSelection:
+    """`select_files` for a local folder; raises ModelCorrupted."""
+    names = [name for name, size in file_sizes(folder).items() if size]
+    return select_files(names, read_index(folder), half_precision=half_precision)
 
 
-def is_complete(folder: Path, listing: Mapping[str, int] | None = None) -> bool:
-    """Whether the folder makes a pipeline, in any edition; with a listing, to the byte."""
+def is_complete(folder: Path, tree: Mapping[str, int] | None = None) -> bool:
+    """Whether the folder has a pipeline in any variant, with the file sizes of `tree` if given."""
     try:
-        if listing is None:
-            selection_in(folder)
+        if tree is None:
+            select_local_files(folder)
             return True
         index = read_index(folder)
-        choices = [select_files(listing, index, half_precision=half) for half in (False, True)]
+        selections = [select_files(tree, index, half_precision=half) for half in (False, True)]
     except ModelCorrupted:
         return False
-    here = sizes_in(folder)
-    return any(all(here.get(name) == listing[name] for name in choice.files) for choice in choices)
+    sizes = file_sizes(folder)
+    return any(all(sizes.get(name) == tree[name] for name in each.files) for each in selections)
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:
     """Tensor names mapped to `dtype`, `shape` and `data_offsets`, and the `__metadata__`.
 
-    Reads only the header, so the tensors may be missing. Raises ValueError where there is no
-    such header, OSError where the file cannot be read.
+    Reads only the header, so the tensors may be missing. Raises ValueError if there is no such
+    header, OSError if the file cannot be read.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -179,17 +177,17 @@ def check_single_file(path: Path) -> None:
 
 def _components(index: Mapping[str, Any]) -> list[str]:
     return [
-        part
-        for part, origin in index.items()
+        name
+        for name, origin in index.items()
         if isinstance(origin, list) and len(origin) == 2 and origin[1]
-        # Part names become folder names: nothing that leads elsewhere.
-        if part.isidentifier() and part != CHECKER
+        # Names of components become folder names: no path separators.
+        if name.isidentifier() and name != SAFETY_CHECKER
     ]
 
 
-def _files_of(part: str, names: set[str]) -> set[str]:
-    below = f"{part}/"
-    own = {name.removeprefix(below) for name in names if name.startswith(below)}
+def _files_of(component: str, names: set[str]) -> set[str]:
+    prefix = f"{component}/"
+    own = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     return {
         name
         for name in own
@@ -197,39 +195,35 @@ def _files_of(part: str, names: set[str]) -> set[str]:
     }
 
 
-def _settings_of(part: str) -> str | None:
-    return next((file for kind, file in CONFIG_FILES.items() if part.startswith(kind)), None)
+def _config_file(component: str) -> str | None:
+    return next((file for kind, file in CONFIG_FILES.items() if component.startswith(kind)), None)
 
 
-def _has_settings(part: str, own: set[str]) -> bool:
-    if not part.startswith("tokenizer"):
-        return (_settings_of(part) or "config.json") in own
-    words = {"vocab.json", "merges.txt"} <= own or "tokenizer.json" in own
-    return "tokenizer_config.json" in own and (words or "spiece.model" in own)
+def _has_config(component: str, own: set[str]) -> bool:
+    if not component.startswith("tokenizer"):
+        return (_config_file(component) or "config.json") in own
+    has_vocabulary = {"vocab.json", "merges.txt"} <= own or "tokenizer.json" in own
+    return "tokenizer_config.json" in own and (has_vocabulary or "spiece.model" in own)
 
 
-def _has_weights(own: set[str]) -> bool:
-    return any(WEIGHTS.fullmatch(name) for name in own)
-
-
-def _weights(own: set[str], edition: WeightVariant) -> list[str]:
-    """The files of that edition in one part: one file, or else all its shards with their index."""
-    matches = [match for name in sorted(own) if (match := WEIGHTS.fullmatch(name))]
-    of_edition = [
+def _weights(own: set[str], variant: WeightVariant) -> list[str]:
+    """The weights of a component in that variant: one file, or all shards with their index."""
+    matches = [
         match
-        for match in matches
-        if match["format"] == edition.format
-        and (match["variant"] or match["index_variant"]) == edition.variant
+        for name in sorted(own)
+        if (match := WEIGHTS.fullmatch(name))
+        and match["format"] == variant.format
+        and (match["variant"] or match["index_variant"]) == variant.variant
     ]
-    for match in of_edition:
+    for match in matches:
         if not match["shard"] and not match["index"]:
             return [match.string]
-    shards = [match for match in of_edition if match["shard"]]
-    if not shards or len(shards) != int(shards[0]["shards"]) or len(shards) == len(of_edition):
+    shards = [match for match in matches if match["shard"]]
+    if not shards or len(shards) != int(shards[0]["shards"]) or len(shards) == len(matches):
         return []
-    return [match.string for match in of_edition]
+    return [match.string for match in matches]
 
 
-def _incomplete(parts: list[str]) -> str:
-    what = ", ".join(parts) or "all parts"
-    return f"The files of this model are incomplete: {what}. Fetch it again, or pick another."
+def _incomplete(components: list[str]) -> str:
+    names = ", ".join(components) or "all components"
+    return f"The files of this model are incomplete: {names}. Download it again, or choose another."

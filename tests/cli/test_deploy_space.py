@@ -77,7 +77,7 @@ def test_private_files_are_not_collected(tmp_path: Path) -> None:
         "assets/starter/secret.key",
         "assets/.cache/thing.json",
         "tests/test_studio.py",
-        "canvas/training/words.py",
+        "canvas/training/config.py",
     )
     for path in (*private, "app.py", "canvas/studio.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def test_space_is_created_after_confirmation_and_then_updated(hub: SpaceHub) -> 
 
 @pytest.mark.parametrize(("status", "message"), [(403, "no write access"), (500, "status 500")])
 def test_hub_errors_have_a_message(hub: SpaceHub, status: int, message: str) -> None:
-    hub.refuse = status
+    hub.error_status = status
     done = deploy(hub, "ann/canvas", "--yes")
     assert done.returncode == 1
     assert message in done.stderr

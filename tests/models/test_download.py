@@ -1,4 +1,4 @@
-"""Plans, downloads and every fault of a server, with the real huggingface_hub."""
+"""Planning and downloading with the real huggingface_hub, and every server fault."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from canvas.models import download
 from canvas.models.download import DownloadPlan, DownloadProgress, LocalModel
 from canvas.models.hub_client import Hub
 from tests.conftest import make_spec
-from tests.engine.test_tiny_pipeline import draw
-from tests.hub import Fault, LocalHub
+from tests.engine.test_tiny_pipeline import render
+from tests.hub_server import Fault, LocalHub
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-WRONG_TOKEN = {"X-Error-Message": "Invalid credentials in Authorization header"}
-SMALL = {
+INVALID_TOKEN = {"X-Error-Message": "Invalid credentials in Authorization header"}
+CONFIG_FILES = {
     "model_index.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
@@ -42,25 +42,25 @@ SMALL = {
 
 
 @pytest.fixture
-def here(hub: LocalHub, tmp_path: Path) -> Hub:
+def client(hub: LocalHub, tmp_path: Path) -> Hub:
     return Hub(endpoint=hub.url, cache_dir=tmp_path / "cache", token="none")  # noqa: S106
 
 
-def impatient(here: Hub) -> Hub:
-    return Hub(here.endpoint, here.cache_dir, here.token, timeout=2)
+def with_short_timeout(client: Hub) -> Hub:
+    return Hub(client.endpoint, client.cache_dir, client.token, timeout=2)
 
 
-def plan(repo_id: str, here: Hub, *, half_precision: bool = False) -> DownloadPlan:
-    return download.plan_download(make_spec(repo_id), half_precision=half_precision, hub=here)
+def plan(repo_id: str, client: Hub, *, half_precision: bool = False) -> DownloadPlan:
+    return download.plan_download(make_spec(repo_id), half_precision=half_precision, hub=client)
 
 
-def fetch(repo_id: str, here: Hub, *, half_precision: bool = False) -> download.Download:
+def fetch(repo_id: str, client: Hub, *, half_precision: bool = False) -> download.DownloadResult:
     return download.download(
         make_spec(repo_id),
-        plan(repo_id, here, half_precision=half_precision),
+        plan(repo_id, client, half_precision=half_precision),
         lambda _: None,
         threading.Event(),
-        hub=here,
+        hub=client,
     )
 
 
@@ -72,7 +72,7 @@ def weights(suffix: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("edition", "half_precision", "suffix", "also"),
+    ("layout", "half_precision", "suffix", "extra"),
     [
         ("tiny_folder", False, "safetensors", set()),
         ("tiny_folder", True, "safetensors", set()),
@@ -86,146 +86,144 @@ def weights(suffix: str) -> set[str]:
         ),
     ],
 )
-def test_plans_and_fetches_exactly_what_is_needed(
+def test_only_needed_files_are_planned_and_downloaded(
     hub: LocalHub,
-    here: Hub,
+    client: Hub,
     request: pytest.FixtureRequest,
-    edition: str,
+    layout: str,
     half_precision: bool,
     suffix: str,
-    also: set[str],
+    extra: set[str],
 ) -> None:
-    hub.add("org/model", request.getfixturevalue(edition))
-    planned = plan("org/model", here, half_precision=half_precision)
-    expected = SMALL | weights(suffix) | also
+    hub.add("org/model", request.getfixturevalue(layout))
+    planned = plan("org/model", client, half_precision=half_precision)
+    expected = CONFIG_FILES | weights(suffix) | extra
     assert {file.path for file in planned.files} == expected
     assert len([path for path in hub.asked("GET") if "/tree/" in path]) == 1
     size = sum(hub.files("org/model")[name].stat().st_size for name in expected)
     assert planned.total_bytes == planned.missing_bytes == size
     assert planned.revision == hub.revision("org/model")
-    assert not here.cache.exists(), "a look at a model leaves nothing on the disk"
+    assert not client.cache.exists(), "planning writes nothing to the cache"
 
     hub.requests.clear()
-    done = fetch("org/model", here, half_precision=half_precision)
+    done = fetch("org/model", client, half_precision=half_precision)
     assert hub.fetched("org/model") == expected
     assert (done.bytes, done.file_count) == (size, len(expected))
-    assert download.find_local(make_spec("org/model"), hub=here) == done.local
+    assert download.find_local(make_spec("org/model"), hub=client) == done.local
 
 
-@pytest.mark.parametrize("edition", ["tiny_bin_folder", "tiny_full_folder"])
-def test_a_downloaded_model_draws(
-    hub: LocalHub, here: Hub, request: pytest.FixtureRequest, edition: str, tiny_folder: Path
+@pytest.mark.parametrize("layout", ["tiny_bin_folder", "tiny_full_folder"])
+def test_downloaded_model_generates(
+    hub: LocalHub, client: Hub, request: pytest.FixtureRequest, layout: str, tiny_folder: Path
 ) -> None:
-    hub.add("org/model", request.getfixturevalue(edition))
-    assert draw(fetch("org/model", here).local.path) == draw(tiny_folder)
+    hub.add("org/model", request.getfixturevalue(layout))
+    assert render(fetch("org/model", client).local.path) == render(tiny_folder)
 
 
-def test_the_variant_of_what_was_fetched_is_known(here: Hub, tiny_repo: str) -> None:
-    assert fetch(tiny_repo, here, half_precision=True).local.variant == "fp16"
-    assert fetch(tiny_repo, here).local.variant is None
+def test_local_model_has_variant(client: Hub, tiny_repo: str) -> None:
+    assert fetch(tiny_repo, client, half_precision=True).local.variant == "fp16"
+    assert fetch(tiny_repo, client).local.variant is None
 
 
-def test_progress_grows_to_the_total(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
+def test_progress_increases_to_total(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[f"{tiny_repo}/{UNET}"] = Fault.slow(0.1)
-    seen: list[DownloadProgress] = []
-    planned = plan(tiny_repo, here)
-    download.download(make_spec(tiny_repo), planned, seen.append, threading.Event(), hub=here)
-    done = [progress.bytes_done for progress in seen]
+    updates: list[DownloadProgress] = []
+    planned = plan(tiny_repo, client)
+    download.download(make_spec(tiny_repo), planned, updates.append, threading.Event(), hub=client)
+    done = [progress.bytes_done for progress in updates]
     assert done == sorted(done)
     assert len(set(done)) > 3
     assert done[-1] == planned.total_bytes
-    assert {progress.bytes_total for progress in seen} == {planned.total_bytes}
-    on_the_way = [progress for progress in seen if 0 < progress.bytes_done < planned.total_bytes]
-    assert any(progress.bytes_per_second > 0 and progress.seconds_left for progress in on_the_way)
+    assert {progress.bytes_total for progress in updates} == {planned.total_bytes}
+    partial = [progress for progress in updates if 0 < progress.bytes_done < planned.total_bytes]
+    assert any(progress.bytes_per_second > 0 and progress.seconds_left for progress in partial)
 
 
-def test_what_is_in_the_cache_is_not_fetched_again(
-    hub: LocalHub, here: Hub, tiny_repo: str
-) -> None:
-    folder = fetch(tiny_repo, here).local.path
+def test_cached_files_are_not_downloaded_again(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
+    folder = fetch(tiny_repo, client).local.path
     (folder / UNET).resolve().unlink()
     (folder / UNET).unlink()
-    planned = plan(tiny_repo, here)
+    planned = plan(tiny_repo, client)
     assert planned.missing_bytes == hub.files(tiny_repo)[UNET].stat().st_size
     hub.requests.clear()
-    done = fetch(tiny_repo, here)
-    assert hub.fetched(tiny_repo) == {"model_index.json", UNET}  # the index by the plan
+    done = fetch(tiny_repo, client)
+    assert hub.fetched(tiny_repo) == {"model_index.json", UNET}  # the plan reads the index
     assert (done.bytes, done.file_count) == (planned.missing_bytes, 1)
 
 
 @pytest.mark.parametrize("size", [None, 0, 1000])
-def test_an_incomplete_snapshot_is_not_found_and_is_mended(
-    here: Hub, tiny_repo: str, size: int | None
+def test_incomplete_snapshot_is_not_found_and_is_completed(
+    client: Hub, tiny_repo: str, size: int | None
 ) -> None:
     spec = make_spec(tiny_repo)
-    folder = fetch(tiny_repo, here).local.path
+    folder = fetch(tiny_repo, client).local.path
     if size is None:
         (folder / UNET).unlink()
     else:
         with (folder / UNET).open("r+b") as file:
             file.truncate(size)
-    assert download.find_local(spec, hub=here) is None
-    assert fetch(tiny_repo, here).local == download.find_local(spec, hub=here)
+    assert download.find_local(spec, hub=client) is None
+    assert fetch(tiny_repo, client).local == download.find_local(spec, hub=client)
 
 
-def test_find_local_asks_no_network(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
+def test_find_local_makes_no_request(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     spec = make_spec(tiny_repo)
-    assert download.find_local(spec, hub=here) is None
-    fetch(tiny_repo, here)
+    assert download.find_local(spec, hub=client) is None
+    fetch(tiny_repo, client)
     hub.requests.clear()
-    assert download.find_local(spec, hub=here) is not None
+    assert download.find_local(spec, hub=client) is not None
     assert hub.requests == []
 
 
-def test_mirrors_are_tried_in_order(hub: LocalHub, here: Hub, tiny_folder: Path) -> None:
+def test_mirrors_are_tried_in_order(hub: LocalHub, client: Hub, tiny_folder: Path) -> None:
     hub.add("org/third", tiny_folder)
     hub.faults["org/second"] = Fault.gated()
     spec = make_spec("org/first", mirrors=("org/second", "org/third"))
-    planned = download.plan_download(spec, half_precision=False, hub=here)
+    planned = download.plan_download(spec, half_precision=False, hub=client)
     assert planned.repo_id == "org/third"
-    done = download.download(spec, planned, lambda _: None, threading.Event(), hub=here)
+    done = download.download(spec, planned, lambda _: None, threading.Event(), hub=client)
     assert done.local.repo_id == "org/third"
-    assert download.find_local(spec, hub=here) == done.local
+    assert download.find_local(spec, hub=client) == done.local
 
 
-def test_gone_names_what_was_tried(hub: LocalHub, here: Hub) -> None:
+def test_not_found_error_names_all_repositories(hub: LocalHub, client: Hub) -> None:
     hub.faults["org/second"] = Fault.gone()
     spec = make_spec("org/first", mirrors=("org/second",))
-    with pytest.raises(ModelNotFound, match="Tried were org/first, org/second"):
-        download.plan_download(spec, half_precision=False, hub=here)
+    with pytest.raises(ModelNotFound, match="Tried: org/first, org/second"):
+        download.plan_download(spec, half_precision=False, hub=client)
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "words"),
+    ("fault", "kind", "message"),
     [
-        (Fault.gone(), ModelNotFound, "gone from the Hub"),
+        (Fault.gone(), ModelNotFound, "does not exist on the Hub"),
         (
             Fault.gated(),
             ModelGated,
             "accept the terms at https://huggingface.co/tiny/diffusion and set HF_TOKEN",
         ),
-        (Fault(status=401, headers=WRONG_TOKEN), ModelGated, "new one at .*/settings/tokens"),
-        (Fault.errors(), DownloadFailed, "fault of its own .status 500"),
-        (Fault.too_many(60), DownloadFailed, "set HF_TOKEN, or wait"),
+        (Fault(status=401, headers=INVALID_TOKEN), ModelGated, "new one at .*/settings/tokens"),
+        (Fault.errors(), DownloadFailed, "returned an error .status 500"),
+        (Fault.too_many(60), DownloadFailed, "Set HF_TOKEN, or try again"),
         (Fault.silent(), DownloadFailed, "sent nothing for 2 seconds"),
     ],
 )
-def test_a_plan_that_fails_says_why(
-    hub: LocalHub, here: Hub, tiny_repo: str, fault: Fault, kind: type[CanvasError], words: str
+def test_failed_plan_raises_the_reason(
+    hub: LocalHub, client: Hub, tiny_repo: str, fault: Fault, kind: type[CanvasError], message: str
 ) -> None:
     hub.faults[tiny_repo] = fault
-    with pytest.raises(kind, match=words):
-        plan(tiny_repo, impatient(here) if fault.stall else here)
+    with pytest.raises(kind, match=message):
+        plan(tiny_repo, with_short_timeout(client) if fault.stall else client)
 
 
-def test_a_gated_file_is_found_by_the_plan(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
+def test_plan_detects_gated_files(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[f"{tiny_repo}/model_index.json"] = Fault.gated()
     with pytest.raises(ModelGated, match="accept the terms"):
-        plan(tiny_repo, here)
+        plan(tiny_repo, client)
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "words"),
+    ("fault", "kind", "message"),
     [
         (Fault.gated(), ModelGated, "accept the terms"),
         (Fault.no_entry(), ModelCorrupted, "lists a file that the Hub does not have"),
@@ -236,19 +234,19 @@ def test_a_gated_file_is_found_by_the_plan(hub: LocalHub, here: Hub, tiny_repo: 
         (Fault.damaged(), DownloadFailed, "arrived damaged and was removed"),
     ],
 )
-def test_a_download_that_fails_says_why_and_can_be_tried_again(
-    hub: LocalHub, here: Hub, tiny_repo: str, fault: Fault, kind: type[CanvasError], words: str
+def test_failed_download_raises_the_reason_and_can_be_retried(
+    hub: LocalHub, client: Hub, tiny_repo: str, fault: Fault, kind: type[CanvasError], message: str
 ) -> None:
     spec = make_spec(tiny_repo)
-    planned = plan(tiny_repo, here)
+    planned = plan(tiny_repo, client)
     hub.faults[f"{tiny_repo}/{UNET}"] = fault
-    patience = impatient(here) if "2 seconds" in words else here
-    with pytest.raises(kind, match=words):
-        download.download(spec, planned, lambda _: None, threading.Event(), hub=patience)
-    assert download.find_local(spec, hub=here) is None
-    assert not list(here.cache.rglob("*.incomplete"))
+    source = with_short_timeout(client) if "2 seconds" in message else client
+    with pytest.raises(kind, match=message):
+        download.download(spec, planned, lambda _: None, threading.Event(), hub=source)
+    assert download.find_local(spec, hub=client) is None
+    assert not list(client.cache.rglob("*.incomplete"))
     hub.faults.clear()
-    assert fetch(tiny_repo, here).local == download.find_local(spec, hub=here)
+    assert fetch(tiny_repo, client).local == download.find_local(spec, hub=client)
 
 
 @pytest.mark.parametrize(
@@ -262,17 +260,17 @@ def test_a_download_that_fails_says_why_and_can_be_tried_again(
     ],
     ids=["500 for HEAD", "500 for GET", "429", "broken connection", "redirect"],
 )
-def test_a_passing_fault_is_got_over(
-    hub: LocalHub, here: Hub, tiny_repo: str, fault: Fault
+def test_temporary_fault_is_retried(
+    hub: LocalHub, client: Hub, tiny_repo: str, fault: Fault
 ) -> None:
     hub.faults[f"{tiny_repo}/{UNET}"] = fault
-    local = fetch(tiny_repo, here).local
+    local = fetch(tiny_repo, client).local
     assert (local.path / UNET).read_bytes() == hub.files(tiny_repo)[UNET].read_bytes()
 
 
 @pytest.fixture
 def changed_folder(tiny_full_folder: Path, tmp_path: Path) -> Path:
-    """The next commit of the repository: other weights of the same size, and one file more."""
+    """The next commit of the repository: other weights of the same size, and a new file."""
     folder = tmp_path / "changed"
     shutil.copytree(tiny_full_folder, folder)
     content = (folder / UNET).read_bytes()
@@ -281,60 +279,62 @@ def changed_folder(tiny_full_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_repository_that_changes_under_way_gives_one_whole_commit(
-    hub: LocalHub, here: Hub, tiny_repo: str, tiny_full_folder: Path, changed_folder: Path
+def test_commit_during_download_does_not_mix_files(
+    hub: LocalHub, client: Hub, tiny_repo: str, tiny_full_folder: Path, changed_folder: Path
 ) -> None:
-    planned = plan(tiny_repo, here)
+    planned = plan(tiny_repo, client)
     hub.faults[f"{tiny_repo}/{UNET}"] = Fault.slow(0.01)
-    moved: list[str] = []
+    commits: list[str] = []
 
-    def move(progress: DownloadProgress) -> None:
-        if not moved:
-            moved.append(hub.add(tiny_repo, changed_folder))
+    def commit(_: DownloadProgress) -> None:
+        if not commits:
+            commits.append(hub.add(tiny_repo, changed_folder))
 
     spec = make_spec(tiny_repo)
-    done = download.download(spec, planned, move, threading.Event(), hub=here)
-    assert moved and done.local.revision == planned.revision != moved[0]
+    done = download.download(spec, planned, commit, threading.Event(), hub=client)
+    assert commits and done.local.revision == planned.revision != commits[0]
     for file in planned.files:
         name = file.path
         assert (done.local.path / name).read_bytes() == (tiny_full_folder / name).read_bytes()
-    newer = plan(tiny_repo, here)
-    assert newer.revision == moved[0]
+    newer = plan(tiny_repo, client)
+    assert newer.revision == commits[0]
     assert newer.missing_bytes == (changed_folder / UNET).stat().st_size, "only what changed"
 
 
-def test_a_commit_that_vanishes_under_way_is_said_and_the_next_one_comes(
-    hub: LocalHub, here: Hub, tiny_repo: str, changed_folder: Path
+def test_removed_commit_fails_and_the_next_one_downloads(
+    hub: LocalHub, client: Hub, tiny_repo: str, changed_folder: Path
 ) -> None:
-    planned = plan(tiny_repo, here)
+    planned = plan(tiny_repo, client)
     del hub.commits[planned.revision]
     hub.add(tiny_repo, changed_folder)
     spec = make_spec(tiny_repo)
     with pytest.raises(ModelUnavailable):
-        download.download(spec, planned, lambda _: None, threading.Event(), hub=here)
-    assert download.find_local(spec, hub=here) is None
-    local = fetch(tiny_repo, here).local
+        download.download(spec, planned, lambda _: None, threading.Event(), hub=client)
+    assert download.find_local(spec, hub=client) is None
+    local = fetch(tiny_repo, client).local
     assert (local.path / UNET).read_bytes() == (changed_folder / UNET).read_bytes()
 
 
-def test_offline_in_the_middle_keeps_what_came(
-    hub: LocalHub, here: Hub, tiny_repo: str, tiny_full_folder: Path
+def test_complete_files_are_kept_when_the_connection_is_lost(
+    hub: LocalHub, client: Hub, tiny_repo: str, tiny_full_folder: Path
 ) -> None:
-    planned = plan(tiny_repo, here)
+    planned = plan(tiny_repo, client)
     hub.faults[f"{tiny_repo}/{UNET}"] = Fault.stalls(after=100_000)
 
-    def cut(progress: DownloadProgress) -> None:
+    def disconnect(progress: DownloadProgress) -> None:
         if progress.bytes_done > 100_000:
             hub.close()
 
     spec = make_spec(tiny_repo)
     with pytest.raises((HubOffline, DownloadFailed)):
-        download.download(spec, planned, cut, threading.Event(), hub=impatient(here))
-    assert download.find_local(spec, hub=here) is None, "what is broken is not loaded"
+        download.download(
+            spec, planned, disconnect, threading.Event(), hub=with_short_timeout(client)
+        )
+    assert download.find_local(spec, hub=client) is None, "an incomplete model is not found"
     again = LocalHub()
     try:
         again.add(tiny_repo, tiny_full_folder)
-        back = Hub(again.url, here.cache_dir, here.token)
+        back = Hub(again.url, client.cache_dir, client.token)
         left = plan(tiny_repo, back)
         assert 0 < left.missing_bytes < left.total_bytes
         assert fetch(tiny_repo, back).bytes == left.missing_bytes
@@ -342,117 +342,119 @@ def test_offline_in_the_middle_keeps_what_came(
         again.close()
 
 
-def test_a_plan_gets_over_passing_errors(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
+def test_plan_retries_temporary_errors(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[tiny_repo] = Fault.errors(times=2)
-    assert plan(tiny_repo, here).files
+    assert plan(tiny_repo, client).files
 
 
-def test_a_download_can_be_stopped_and_goes_on_later(
-    hub: LocalHub, here: Hub, tiny_repo: str
+def test_cancelled_download_keeps_complete_files(
+    hub: LocalHub, client: Hub, tiny_repo: str
 ) -> None:
     spec = make_spec(tiny_repo)
     hub.faults[f"{tiny_repo}/{UNET}"] = Fault.stalls(after=100_000)
     cancelled = threading.Event()
 
-    def stop(progress: DownloadProgress) -> None:
+    def cancel(progress: DownloadProgress) -> None:
         if progress.bytes_done > 100_000:
             cancelled.set()
 
-    with pytest.raises(DownloadCancelled, match="whole stay"):
-        download.download(spec, plan(tiny_repo, here), stop, cancelled, hub=here)
-    assert not list(here.cache.rglob("*.incomplete"))
+    with pytest.raises(DownloadCancelled, match="Complete files are kept"):
+        download.download(spec, plan(tiny_repo, client), cancel, cancelled, hub=client)
+    assert not list(client.cache.rglob("*.incomplete"))
     hub.faults.clear()
-    left = plan(tiny_repo, here)
+    left = plan(tiny_repo, client)
     assert 0 < left.missing_bytes < left.total_bytes
-    assert fetch(tiny_repo, here).bytes == left.missing_bytes
+    assert fetch(tiny_repo, client).bytes == left.missing_bytes
 
 
-def test_a_plan_can_be_stopped(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
+def test_plan_can_be_cancelled(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[tiny_repo] = Fault.silent()
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(DownloadCancelled):
         download.plan_download(
-            make_spec(tiny_repo), half_precision=False, hub=here, cancelled=cancelled
+            make_spec(tiny_repo), half_precision=False, hub=client, cancelled=cancelled
         )
 
 
-def test_offline_says_what_is_on_disk(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
-    offline = Hub("http://127.0.0.1:9", here.cache_dir, here.token)
-    with pytest.raises(HubOffline, match="Nothing of tiny-test is on this disk"):
+def test_offline_error_says_what_is_on_disk(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
+    offline = Hub("http://127.0.0.1:9", client.cache_dir, client.token)
+    with pytest.raises(HubOffline, match="tiny-test is not downloaded yet"):
         plan(tiny_repo, offline)
-    folder = fetch(tiny_repo, here).local.path
-    with pytest.raises(HubOffline, match="complete on this disk"):
+    folder = fetch(tiny_repo, client).local.path
+    with pytest.raises(HubOffline, match="already downloaded and works offline"):
         plan(tiny_repo, offline)
     (folder / UNET).unlink()
-    with pytest.raises(HubOffline, match="MB are on this disk, not enough"):
+    with pytest.raises(HubOffline, match=r"only partly downloaded \(\d+ MB\)"):
         plan(tiny_repo, offline)
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(
-    hub: LocalHub, here: Hub, tiny_repo: str
-) -> None:
-    planned = plan(tiny_repo, here)
-    huge = download.PlannedFile("unet/config.json", 10**18, "git:0")
+def test_full_disk_fails_before_the_download(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
+    planned = plan(tiny_repo, client)
+    huge = download.PlannedFile("unet/config.json", 10**18, "0")
     planned = DownloadPlan(planned.repo_id, planned.revision, (huge,), 10**18, 10**18, 0)
     hub.requests.clear()
-    with pytest.raises(DiskFull, match=r"needs 1000000000\.00 GB, .* has \d+\.\d\d GB free"):
+    with pytest.raises(DiskFull, match=r"needs 1000000000\.00 GB, .* has only \d+\.\d\d GB free"):
         download.download(
-            make_spec(tiny_repo), planned, lambda _: None, threading.Event(), hub=here
+            make_spec(tiny_repo), planned, lambda _: None, threading.Event(), hub=client
         )
     assert hub.requests == []
 
 
-def test_no_pipeline_is_said(hub: LocalHub, here: Hub, tmp_path: Path) -> None:
+def test_repository_without_pipeline_is_an_error(
+    hub: LocalHub, client: Hub, tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}", encoding="utf-8")
     hub.add("org/other", tmp_path / "other")
-    with pytest.raises(ModelCorrupted, match=r"org/other has no readable model_index\.json"):
-        plan("org/other", here)
+    with pytest.raises(
+        ModelCorrupted, match=r"org/other is no diffusers pipeline: no readable model_index\.json"
+    ):
+        plan("org/other", client)
 
 
-def test_a_name_that_cannot_be_a_repository(here: Hub) -> None:
-    with pytest.raises(ModelNotFound, match="no folder or file on this machine, nor"):
-        plan("./nowhere/at/all", here)
+def test_invalid_repository_id_is_an_error(client: Hub) -> None:
+    with pytest.raises(ModelNotFound, match="neither a local file or folder nor"):
+        plan("./nowhere/at/all", client)
 
 
-def test_a_folder_needs_no_download(tiny_folder: Path, here: Hub) -> None:
+def test_local_folder_needs_no_download(tiny_folder: Path, client: Hub) -> None:
     spec = make_spec(str(tiny_folder))
-    local = download.find_local(spec, hub=here)
+    local = download.find_local(spec, hub=client)
     assert local == LocalModel(tiny_folder, str(tiny_folder))
-    planned = plan(str(tiny_folder), here)
+    planned = plan(str(tiny_folder), client)
     assert (planned.files, planned.missing_bytes) == ((), 0)
-    done = download.download(spec, planned, lambda _: None, threading.Event(), hub=here)
+    done = download.download(spec, planned, lambda _: None, threading.Event(), hub=client)
     assert (done.local, done.bytes) == (local, 0)
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path, here: Hub) -> None:
+def test_missing_local_folder_is_an_error(tmp_path: Path, client: Hub) -> None:
     name = str(tmp_path / "missing")
-    assert download.find_local(make_spec(name), hub=here) is None
+    assert download.find_local(make_spec(name), hub=client) is None
     with pytest.raises(ModelNotFound, match="does not exist"):
-        plan(name, here)
+        plan(name, client)
 
 
-def test_bytes_on_disk_and_remove(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
+def test_bytes_on_disk_and_remove(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.add("org/other", hub.repositories[tiny_repo])
     spec = make_spec(tiny_repo)
-    assert download.model_bytes_on_disk(spec, hub=here) == 0
-    done = fetch(tiny_repo, here)
-    other = fetch("org/other", here)
-    size = download.model_bytes_on_disk(spec, hub=here)
+    assert download.model_bytes_on_disk(spec, hub=client) == 0
+    done = fetch(tiny_repo, client)
+    other = fetch("org/other", client)
+    size = download.model_bytes_on_disk(spec, hub=client)
     assert size >= done.bytes
-    assert download.remove(spec, hub=here) == size
-    assert download.model_bytes_on_disk(spec, hub=here) == 0
-    assert download.find_local(spec, hub=here) is None
-    assert download.find_local(make_spec("org/other"), hub=here) == other.local
-    assert download.remove(spec, hub=here) == 0
-    assert fetch(tiny_repo, here).bytes == done.bytes
+    assert download.remove(spec, hub=client) == size
+    assert download.model_bytes_on_disk(spec, hub=client) == 0
+    assert download.find_local(spec, hub=client) is None
+    assert download.find_local(make_spec("org/other"), hub=client) == other.local
+    assert download.remove(spec, hub=client) == 0
+    assert fetch(tiny_repo, client).bytes == done.bytes
 
 
-def test_a_folder_of_the_user_is_never_removed(tiny_folder: Path, here: Hub) -> None:
+def test_local_folder_is_never_removed(tiny_folder: Path, client: Hub) -> None:
     spec = make_spec(str(tiny_folder))
     size = sum(path.stat().st_size for path in tiny_folder.rglob("*") if path.is_file())
-    assert download.model_bytes_on_disk(spec, hub=here) == size
-    with pytest.raises(CanvasError, match="your own"):
-        download.remove(spec, hub=here)
+    assert download.model_bytes_on_disk(spec, hub=client) == size
+    with pytest.raises(CanvasError, match="is a local model"):
+        download.remove(spec, hub=client)
     assert tiny_folder.is_dir()

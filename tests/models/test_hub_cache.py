@@ -1,4 +1,4 @@
-"""The cache on disk, as huggingface_hub leaves it."""
+"""The cache that the real huggingface_hub writes."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from huggingface_hub.utils import WeakFileLock
 
 from canvas.models import hub_cache, pipeline_files
 from canvas.models.hub_client import Hub
-from tests.hub import LocalHub
+from tests.hub_server import LocalHub
 
 
 @pytest.fixture
-def here(hub: LocalHub, tmp_path: Path) -> Hub:
+def client(hub: LocalHub, tmp_path: Path) -> Hub:
     return Hub(hub.url, tmp_path / "cache")
 
 
-def fetch(here: Hub, repo_id: str, revision: str | None = None) -> Path:
+def fetch(client: Hub, repo_id: str, revision: str | None = None) -> Path:
     path = snapshot_download(
-        repo_id, revision=revision, endpoint=here.endpoint, cache_dir=here.cache
+        repo_id, revision=revision, endpoint=client.endpoint, cache_dir=client.cache
     )
     return Path(path)
 
 
-def test_what_main_points_to_comes_first(here: Hub, tiny_repo: str) -> None:
-    main = fetch(here, tiny_repo)
+def test_snapshot_of_main_comes_first(client: Hub, tiny_repo: str) -> None:
+    main = fetch(client, tiny_repo)
     newer = main.with_name("f" * 40)
     newer.mkdir()
-    assert hub_cache.snapshots(here, tiny_repo) == [main, newer]
-    (here.folder(tiny_repo) / "refs" / "main").write_text(newer.name, encoding="utf-8")
-    assert hub_cache.snapshots(here, tiny_repo) == [newer, main]
+    assert hub_cache.snapshots(client, tiny_repo) == [main, newer]
+    (client.repo_folder(tiny_repo) / "refs" / "main").write_text(newer.name, encoding="utf-8")
+    assert hub_cache.snapshots(client, tiny_repo) == [newer, main]
 
 
-def test_the_listing_is_the_hubs(here: Hub, hub: LocalHub, tiny_repo: str) -> None:
-    folder = fetch(here, tiny_repo)
-    listing = hub_cache.listing(here, tiny_repo, folder.name)
-    assert listing == {path: file.stat().st_size for path, file in hub.files(tiny_repo).items()}
-    assert hub_cache.listing(here, tiny_repo, "0" * 40) is None
+def test_cached_tree_lists_all_files(client: Hub, hub: LocalHub, tiny_repo: str) -> None:
+    folder = fetch(client, tiny_repo)
+    tree = hub_cache.cached_tree(client, tiny_repo, folder.name)
+    assert tree == {path: file.stat().st_size for path, file in hub.files(tiny_repo).items()}
+    assert hub_cache.cached_tree(client, tiny_repo, "0" * 40) is None
 
 
-def test_a_snapshot_without_a_listing_is_judged_by_its_files(here: Hub, tiny_repo: str) -> None:
-    folder = fetch(here, tiny_repo)
+def test_snapshot_without_cached_tree_is_checked_by_its_files(client: Hub, tiny_repo: str) -> None:
+    folder = fetch(client, tiny_repo)
     assert pipeline_files.is_complete(folder)
     for name in ("diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.bin"):
         (folder / "unet" / name).unlink()
@@ -52,32 +52,32 @@ def test_a_snapshot_without_a_listing_is_judged_by_its_files(here: Hub, tiny_rep
     assert not pipeline_files.is_complete(folder)
 
 
-def test_only_abandoned_partial_files_are_removed(here: Hub, tiny_repo: str) -> None:
-    fetch(here, tiny_repo)
-    blobs = here.folder(tiny_repo) / "blobs"
-    whole = set(blobs.iterdir())
-    held, left = sorted(path.name for path in whole)[:2]
-    for name in (held, left):
-        (blobs / f"{name}.0123abcd.incomplete").write_bytes(b"half of it")
-    locks = here.cache / ".locks" / here.folder(tiny_repo).name
-    with WeakFileLock(locks / f"{held}.lock"):
-        hub_cache.remove_partial_files(here, tiny_repo)
-        assert set(blobs.iterdir()) - whole == {blobs / f"{held}.0123abcd.incomplete"}
-    hub_cache.remove_partial_files(here, tiny_repo)
-    assert set(blobs.iterdir()) == whole
+def test_only_abandoned_partial_files_are_removed(client: Hub, tiny_repo: str) -> None:
+    fetch(client, tiny_repo)
+    blobs = client.repo_folder(tiny_repo) / "blobs"
+    complete = set(blobs.iterdir())
+    locked, unlocked = sorted(path.name for path in complete)[:2]
+    for name in (locked, unlocked):
+        (blobs / f"{name}.0123abcd.incomplete").write_bytes(b"partial")
+    locks = client.cache / ".locks" / client.repo_folder(tiny_repo).name
+    with WeakFileLock(locks / f"{locked}.lock"):
+        hub_cache.remove_partial_files(client, tiny_repo)
+        assert set(blobs.iterdir()) - complete == {blobs / f"{locked}.0123abcd.incomplete"}
+    hub_cache.remove_partial_files(client, tiny_repo)
+    assert set(blobs.iterdir()) == complete
 
 
-def test_delete_takes_broken_off_downloads_too(here: Hub, tiny_repo: str) -> None:
-    fetch(here, tiny_repo)
-    half = here.folder("org/half")
-    (half / "blobs").mkdir(parents=True)
-    (half / "blobs" / "abc").write_bytes(b"123")
-    assert hub_cache.bytes_on_disk(here, ["org/half"]) == 3
-    hub_cache.delete(here, ["org/half"])
-    assert not half.exists()
-    assert hub_cache.bytes_on_disk(here, [tiny_repo]) > 0
+def test_delete_includes_incomplete_downloads(client: Hub, tiny_repo: str) -> None:
+    fetch(client, tiny_repo)
+    partial = client.repo_folder("org/partial")
+    (partial / "blobs").mkdir(parents=True)
+    (partial / "blobs" / "abc").write_bytes(b"123")
+    assert hub_cache.bytes_on_disk(client, ["org/partial"]) == 3
+    hub_cache.delete(client, ["org/partial"])
+    assert not partial.exists()
+    assert hub_cache.bytes_on_disk(client, [tiny_repo]) > 0
 
 
-def test_free_bytes_of_a_cache_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_free_bytes_of_a_missing_cache_folder(tmp_path: Path) -> None:
     assert hub_cache.free_bytes(Hub(cache_dir=tmp_path / "a" / "b" / "c")) > 0
     assert not (tmp_path / "a").exists()

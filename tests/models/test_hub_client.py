@@ -1,4 +1,4 @@
-"""The process that talks to the Hub: how it starts, fails and ends."""
+"""The child process for the Hub: how it starts, fails and exits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from canvas.errors import CanvasError, DiskFull, DownloadFailed, HubOffline
 from canvas.models import hub_worker
-from canvas.models.hub_client import ERROR_MESSAGES, PROGRAM, Hub, call, to_error
-from tests.hub import Fault, LocalHub
+from canvas.models.hub_client import ERROR_MESSAGES, WORKER_PATH, Hub, call, to_error
+from tests.hub_server import Fault, LocalHub
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLAN = """
@@ -33,12 +33,12 @@ except CanvasError as error:
 
 
 @pytest.fixture
-def here(hub: LocalHub, tmp_path: Path) -> Hub:
+def client(hub: LocalHub, tmp_path: Path) -> Hub:
     return Hub(hub.url, tmp_path / "cache", "secret")
 
 
 @pytest.mark.parametrize("kind", sorted(ERROR_MESSAGES))
-def test_every_failure_has_words(kind: str) -> None:
+def test_every_error_kind_has_a_complete_message(kind: str) -> None:
     event = {"error": kind, "detail": "a {detail}", "status": 500}
     error = to_error("org/model", event)
     assert isinstance(error, CanvasError)
@@ -46,61 +46,67 @@ def test_every_failure_has_words(kind: str) -> None:
     assert [name for _, name, _, _ in string.Formatter().parse(without) if name] == []
 
 
-def test_every_kind_that_is_told_has_words() -> None:
-    told = {kind for _, kind in hub_worker.KINDS}
-    assert told <= ERROR_MESSAGES.keys()
+def test_every_error_kind_has_a_message() -> None:
+    kinds = {kind for _, kind in hub_worker.ERROR_KINDS}
+    assert kinds <= ERROR_MESSAGES.keys()
     assert set().union(*hub_worker.RETRYABLE.values()) <= ERROR_MESSAGES.keys()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_becomes_full(number: int) -> None:
-    event = hub_worker.describe(OSError(number, os.strerror(number)))
+def test_full_disk_is_disk_full(number: int) -> None:
+    event = hub_worker.error_event(OSError(number, os.strerror(number)))
     error = to_error("org/model", event)
     assert isinstance(error, DiskFull)
-    assert "Free some space" in str(error)
+    assert "free some space" in str(error)
 
 
-def test_the_reason_inside_a_wrapped_failure_counts() -> None:
+def test_wrapped_exception_is_unwrapped() -> None:
     error = LocalEntryNotFoundError("cannot find the file")
     error.__cause__ = httpx2.ConnectError("refused")
-    assert isinstance(to_error("org/model", hub_worker.describe(error)), HubOffline)
+    assert isinstance(to_error("org/model", hub_worker.error_event(error)), HubOffline)
 
 
-def test_what_nobody_foresaw_is_not_put_into_words() -> None:
-    with pytest.raises(ValueError, match="odd"):
-        hub_worker.describe(ValueError("odd"))
+def test_unknown_exception_is_raised_again() -> None:
+    with pytest.raises(ValueError, match="unknown"):
+        hub_worker.error_event(ValueError("unknown"))
 
 
-def test_a_crash_of_the_process_is_told(here: Hub) -> None:
+def test_crash_of_the_process_is_download_failed(client: Hub) -> None:
     with pytest.raises(DownloadFailed, match="ended unexpectedly: KeyError: 'dance'"):
-        call(here, {"do": "dance", "repo_id": "org/model"})
+        call(client, {"action": "dance", "repo_id": "org/model"})
 
 
-def test_a_cache_that_cannot_be_written_is_told(
-    here: Hub, hub: LocalHub, tiny_repo: str, tmp_path: Path
+def test_unwritable_cache_is_download_failed(
+    client: Hub, hub: LocalHub, tiny_repo: str, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
-    files = {"vae/config.json": {"size": 1, "digest": "git:0"}}
-    task = {"do": "fetch", "repo_id": tiny_repo, "revision": hub.revision(tiny_repo)}
+    files = {"vae/config.json": {"size": 1, "etag": "0"}}
+    task = {"action": "fetch", "repo_id": tiny_repo, "revision": hub.revision(tiny_repo)}
     with pytest.raises(DownloadFailed, match="cache folder cannot be used"):
-        call(here, {**task, "files": files})
+        call(client, {**task, "files": files})
 
 
-def test_the_token_is_sent(here: Hub, hub: LocalHub, tiny_repo: str) -> None:
-    call(here, {"do": "list", "repo_id": tiny_repo})
+def test_token_is_sent(client: Hub, hub: LocalHub, tiny_repo: str) -> None:
+    call(client, {"action": "list", "repo_id": tiny_repo})
     assert hub.tokens == {"Bearer secret"}
 
 
-def test_the_process_ends_with_its_parent(hub: LocalHub, here: Hub, tiny_repo: str) -> None:
+def test_process_exits_when_stdin_closes(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[tiny_repo] = Fault.silent()
     child = subprocess.Popen(
-        [sys.executable, "-P", str(PROGRAM)],
+        [sys.executable, "-P", str(WORKER_PATH)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert child.stdin and child.stdout
-    task = {"do": "list", "repo_id": tiny_repo, "endpoint": hub.url, "token": None, "timeout": 600}
+    task = {
+        "action": "list",
+        "repo_id": tiny_repo,
+        "endpoint": hub.url,
+        "token": None,
+        "timeout": 600,
+    }
     child.stdin.write(json.dumps(task) + "\n")
     child.stdin.flush()
     assert json.loads(child.stdout.readline()) == {"bytes": 0}
@@ -113,7 +119,7 @@ def test_the_process_ends_with_its_parent(hub: LocalHub, here: Hub, tiny_repo: s
     ("variable", "expected"),
     [({}, "13 files"), ({"HF_HUB_OFFLINE": "1"}, "HubOffline HF_HUB_OFFLINE is set; unset it")],
 )
-def test_the_libraries_own_variables_count(
+def test_library_environment_variables_apply(
     hub: LocalHub, tiny_repo: str, tmp_path: Path, variable: dict[str, str], expected: str
 ) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), **variable}

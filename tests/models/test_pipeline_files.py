@@ -1,4 +1,4 @@
-"""The choice of files, for layouts as they are found on the Hub."""
+"""File selection for layouts of repositories on the Hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-SMALL = {
+CONFIG_FILES = {
     "model_index.json",
     "feature_extractor/preprocessor_config.json",
     "scheduler/scheduler_config.json",
@@ -38,7 +38,7 @@ SMALL = {
     "unet/config.json",
     "vae/config.json",
 }
-STRAY = {
+UNUSED = {
     "README.md",
     "images/fox.png",
     "v1-5-pruned.safetensors",
@@ -74,7 +74,7 @@ SHARDS = {f"unet/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in 
 
 
 @pytest.mark.parametrize(
-    ("there", "half_precision", "expected"),
+    ("present", "half_precision", "expected"),
     [
         (BIN | SAFE | BIN_16 | SAFE_16, False, SAFE),
         (BIN | SAFE | BIN_16 | SAFE_16, True, SAFE_16),
@@ -86,84 +86,88 @@ SHARDS = {f"unet/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in 
         (SAFE_16, False, SAFE_16),
     ],
 )
-def test_one_edition_for_all_parts(
-    there: set[str], half_precision: bool, expected: set[str]
+def test_one_weight_variant_for_all_components(
+    present: set[str], half_precision: bool, expected: set[str]
 ) -> None:
-    choice = select_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
-    assert set(choice.files) == expected | SMALL
-    assert len(choice.files) == len(set(choice.files))
+    selection = select_files(present | CONFIG_FILES | UNUSED, INDEX, half_precision=half_precision)
+    assert set(selection.files) == expected | CONFIG_FILES
+    assert len(selection.files) == len(set(selection.files))
 
 
 @given(st.sets(st.sampled_from(sorted(BIN | SAFE | BIN_16 | SAFE_16))), st.booleans())
-def test_every_choice_is_whole_or_refused(there: set[str], half_precision: bool) -> None:
-    editions = (SAFE, SAFE_16, BIN, BIN_16)
+def test_every_selection_is_complete_or_an_error(present: set[str], half_precision: bool) -> None:
+    variants = (SAFE, SAFE_16, BIN, BIN_16)
     try:
-        choice = select_files(there | SMALL | STRAY, INDEX, half_precision=half_precision)
+        selection = select_files(
+            present | CONFIG_FILES | UNUSED, INDEX, half_precision=half_precision
+        )
     except ModelCorrupted:
-        assert not any(edition <= there for edition in editions)
+        assert not any(variant <= present for variant in variants)
     else:
-        assert set(choice.files) - SMALL in editions
+        assert set(selection.files) - CONFIG_FILES in variants
 
 
-def test_all_shards_with_their_index() -> None:
-    there = SMALL | STRAY | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS
-    choice = select_files(there | {INDEX_FILE}, INDEX, half_precision=False)
-    assert SHARDS | {INDEX_FILE} <= set(choice.files)
-    assert choice.edition == WeightVariant("safetensors", None)
+def test_all_shards_are_selected_with_their_index() -> None:
+    present = CONFIG_FILES | UNUSED | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS
+    selection = select_files(present | {INDEX_FILE}, INDEX, half_precision=False)
+    assert SHARDS | {INDEX_FILE} <= set(selection.files)
+    assert selection.weights == WeightVariant("safetensors", None)
 
 
-@pytest.mark.parametrize("lost", [INDEX_FILE, min(SHARDS)])
-def test_shards_that_lack_one_are_refused(lost: str) -> None:
-    there = SMALL | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS | {INDEX_FILE}
+@pytest.mark.parametrize("missing", [INDEX_FILE, min(SHARDS)])
+def test_incomplete_shards_are_an_error(missing: str) -> None:
+    present = (
+        CONFIG_FILES | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS | {INDEX_FILE}
+    )
     with pytest.raises(ModelCorrupted, match="incomplete"):
-        select_files(there - {lost}, INDEX, half_precision=False)
+        select_files(present - {missing}, INDEX, half_precision=False)
 
 
-@pytest.mark.parametrize("lost", sorted(SMALL - {"model_index.json"}) + sorted(SAFE))
-def test_a_lost_file_is_named_by_its_part(lost: str) -> None:
-    with pytest.raises(ModelCorrupted, match=f"incomplete: {lost.partition('/')[0]}"):
-        select_files((SMALL | SAFE) - {lost}, INDEX, half_precision=False)
+@pytest.mark.parametrize("missing", sorted(CONFIG_FILES - {"model_index.json"}) + sorted(SAFE))
+def test_error_names_the_incomplete_component(missing: str) -> None:
+    with pytest.raises(ModelCorrupted, match=f"incomplete: {missing.partition('/')[0]}"):
+        select_files((CONFIG_FILES | SAFE) - {missing}, INDEX, half_precision=False)
 
 
-def test_parts_cannot_lead_out_of_the_folder() -> None:
+def test_component_names_cannot_leave_the_folder() -> None:
     index = {**INDEX, "..": ["diffusers", "UNet2DConditionModel"]}
-    there = SMALL | SAFE | {"../config.json", "../diffusion_pytorch_model.safetensors"}
-    choice = select_files(there, index, half_precision=False)
-    assert set(choice.files) == SMALL | SAFE
+    present = CONFIG_FILES | SAFE | {"../config.json", "../diffusion_pytorch_model.safetensors"}
+    selection = select_files(present, index, half_precision=False)
+    assert set(selection.files) == CONFIG_FILES | SAFE
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
-def test_an_index_that_is_none_is_refused(text: str | None) -> None:
+def test_invalid_index_is_an_error(text: str | None) -> None:
     with pytest.raises(ModelCorrupted, match="org/model"):
         pipeline_files.parse_index(text, "org/model")
 
 
-def test_an_index_without_parts_is_refused() -> None:
-    with pytest.raises(ModelCorrupted, match="all parts"):
+def test_index_without_components_is_an_error() -> None:
+    with pytest.raises(ModelCorrupted, match="all components"):
         select_files({"model_index.json"}, {"_class_name": "Odd"}, half_precision=False)
 
 
-def test_the_built_in_model_is_complete() -> None:
+def test_built_in_model_is_complete() -> None:
     assert pipeline_files.is_complete(Path(MODELS["starter"].name))
 
 
-@pytest.mark.parametrize("lost", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
-def test_a_folder_that_lacks_a_file_is_not_complete(
-    tiny_folder: Path, tmp_path: Path, lost: str
+@pytest.mark.parametrize("missing", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_folder_without_a_file_is_incomplete(
+    tiny_folder: Path, tmp_path: Path, missing: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
     assert pipeline_files.is_complete(folder)
-    (folder / lost).write_bytes(b"")
-    if lost.endswith(".json"):
-        (folder / lost).unlink()
+    (folder / missing).write_bytes(b"")
+    if missing.endswith(".json"):
+        (folder / missing).unlink()
     assert not pipeline_files.is_complete(folder)
 
 
-def test_a_whole_single_file_passes(tiny_folder: Path) -> None:
+def test_complete_single_file_is_valid(tiny_folder: Path) -> None:
     pipeline_files.check_single_file(tiny_folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_truncated_single_file_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+def test_truncated_single_file_is_an_error(tiny_folder: Path, tmp_path: Path) -> None:
     content = (tiny_folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(content[:-1])
     with pytest.raises(ModelCorrupted, match="damaged"):
@@ -181,13 +185,13 @@ def test_a_truncated_single_file_is_refused(tiny_folder: Path, tmp_path: Path) -
         len(header := json.dumps({"a": 1}).encode()).to_bytes(8, "little") + header,
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelCorrupted, match=r"not a safetensors file|damaged"):
         pipeline_files.check_single_file(tmp_path / "model.safetensors")
 
 
-def test_pickled_single_files_are_refused(tmp_path: Path) -> None:
+def test_pickled_single_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(ModelCorrupted, match=r"must be a \.safetensors file"):
         pipeline_files.check_single_file(tmp_path / "model.ckpt")

@@ -1,0 +1,300 @@
+"""A local HTTP server that acts as the Hub, with faults, for the real huggingface_hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+CHUNK = 64 * 1024
+
+
+@dataclass
+class Fault:
+    """A fault of a repository (`org/name`) or of one file (`org/name/path`).
+
+    `times`: number of requests that fail, None for all. `after`: bytes of the body to send first.
+    `method`: only "HEAD" or only "GET" requests fail.
+    """
+
+    status: int = 200
+    method: str = ""
+    error_code: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    times: int | None = None
+    after: int | None = None
+    stall: bool = False
+    pause: float = 0.0
+    damage: bool = False
+    lie_about_size: bool = False
+    redirect: bool = False
+
+    @classmethod
+    def gone(cls) -> Fault:
+        """A removed repository: the Hub responds with 401, not 404."""
+        return cls(status=401, error_code="RepoNotFound")
+
+    @classmethod
+    def gated(cls) -> Fault:
+        """A repository whose terms are not accepted."""
+        return cls(status=403, error_code="GatedRepo")
+
+    @classmethod
+    def no_entry(cls) -> Fault:
+        """A listed file that does not exist."""
+        return cls(status=404, error_code="EntryNotFound")
+
+    @classmethod
+    def errors(cls, times: int | None = None, method: str = "") -> Fault:
+        """Status 500 for `times` requests."""
+        return cls(status=500, times=times, method=method)
+
+    @classmethod
+    def too_many(cls, retry_after: int, times: int | None = None) -> Fault:
+        """Status 429 with the seconds to wait."""
+        return cls(status=429, headers={"Retry-After": str(retry_after)}, times=times)
+
+    @classmethod
+    def stalls(cls, after: int = 0) -> Fault:
+        """Sends `after` bytes of the body and keeps the connection open."""
+        return cls(after=after, stall=True)
+
+    @classmethod
+    def silent(cls) -> Fault:
+        """Accepts the connection and never responds."""
+        return cls(stall=True)
+
+    @classmethod
+    def breaks(cls, after: int, times: int | None = None) -> Fault:
+        """Sends `after` bytes of the body and closes the connection."""
+        return cls(after=after, times=times)
+
+    @classmethod
+    def short(cls, after: int) -> Fault:
+        """Sends a truncated file with a matching Content-Length."""
+        return cls(after=after, lie_about_size=True)
+
+    @classmethod
+    def slow(cls, pause: float) -> Fault:
+        """Waits `pause` seconds before each 64 KiB."""
+        return cls(pause=pause)
+
+    @classmethod
+    def damaged(cls) -> Fault:
+        """Sends other bytes of the right size."""
+        return cls(damage=True)
+
+    @classmethod
+    def redirected(cls) -> Fault:
+        """Redirects to another URL, as the Hub does for large files."""
+        return cls(redirect=True)
+
+
+class LocalHub:
+    """Serves folders as model repositories on a free port, and logs all `requests`."""
+
+    def __init__(self) -> None:
+        self.faults: dict[str, Fault] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.tokens: set[str] = set()
+        self.repositories: dict[str, Path] = {}
+        self.commits: dict[str, Path] = {}
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def add(self, repo_id: str, folder: Path) -> str:
+        """Serve a folder as a new commit of the repository and return it; earlier commits stay."""
+        self.repositories[repo_id] = folder
+        commit = self.revision(repo_id)
+        self.commits[commit] = folder
+        return commit
+
+    def revision(self, repo_id: str) -> str:
+        """The commit hash, made from names and sizes."""
+        sizes = [(path, file.stat().st_size) for path, file in self.files(repo_id).items()]
+        return hashlib.sha1(repr((repo_id, sizes)).encode()).hexdigest()  # noqa: S324 - as git does
+
+    def files(self, repo_id: str, commit: str = "") -> dict[str, Path]:
+        """Files on disk by path in the repository."""
+        folder = self.commits.get(commit, self.repositories[repo_id])
+        return {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    def fetched(self, repo_id: str) -> set[str]:
+        """The files that were downloaded."""
+        found = (re.fullmatch(rf"/{repo_id}/resolve/\w+/(.+)", path) for path in self.asked("GET"))
+        return {match[1] for match in found if match}
+
+    def asked(self, method: str) -> list[str]:
+        """The paths of all requests with that method."""
+        with self._lock:
+            return [path for verb, path in self.requests if verb == method]
+
+    def log(self, method: str, path: str, token: str) -> None:
+        """Log a request; called by the handler."""
+        with self._lock:
+            self.requests.append((method, path))
+            self.tokens.add(token)
+
+    def fault_at(self, method: str, *names: str) -> Fault:
+        """The fault of the first name that has one; decrements its `times`."""
+        with self._lock:
+            for name in names:
+                fault = self.faults.get(name)
+                if fault is None or fault.times == 0 or fault.method not in {"", method}:
+                    continue
+                if fault.times is not None:
+                    fault.times -= 1
+                return fault
+        return Fault()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Delay a response, at most until `close`."""
+        self._closing.wait(seconds)
+
+    def close(self) -> None:
+        """Stop the server and release stalled responses."""
+        self._closing.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def tree_entry(path: str, file: Path) -> dict[str, Any]:
+    """A file as in the tree API; weights are in LFS, everything else in git."""
+    content = file.read_bytes()
+    size = len(content)
+    git = hashlib.sha1(b"blob %d\0" % size + content).hexdigest()  # noqa: S324 - as git does
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": git}
+    if file.suffix in {".bin", ".safetensors", ".ckpt"}:
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
+    return entry
+
+
+def _etag(entry: dict[str, Any]) -> str:
+    return str(entry["lfs"]["oid"] if "lfs" in entry else entry["oid"])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """The routes that snapshot_download and list_repo_tree use."""
+
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._respond(body=False)
+
+    def do_GET(self) -> None:
+        self._respond(body=True)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: `LocalHub.requests` is the log."""
+
+    def _respond(self, *, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.log(self.command, path, self.headers.get("Authorization", ""))
+        try:
+            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
+                self._api(match[1], match[2] or "")
+            elif match := re.fullmatch(r"/(?:cdn/)?([^/]+/[^/]+)/resolve/(\w+)/(.+)", path):
+                self._file(match[1], match[2], match[3], body=body, on_cdn=path.startswith("/cdn/"))
+            else:
+                self._error(404, "EntryNotFound")
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # some tests kill the client
+
+    def _api(self, repo_id: str, route: str) -> None:
+        fault = self.hub.fault_at(self.command, repo_id)
+        if fault.status != 200:
+            self._error(fault.status, fault.error_code, fault.headers)
+        elif repo_id not in self.hub.repositories:
+            self._error(401, "RepoNotFound")
+        elif route.startswith("/tree/"):
+            self._json([tree_entry(*item) for item in self.hub.files(repo_id).items()], fault)
+        elif not route or route.startswith("/revision/"):
+            siblings = [{"rfilename": path} for path in self.hub.files(repo_id)]
+            sha = self.hub.revision(repo_id)
+            self._json({"id": repo_id, "sha": sha, "siblings": siblings}, fault)
+        else:
+            self._error(404, "EntryNotFound")
+
+    def _file(self, repo_id: str, sha: str, name: str, *, body: bool, on_cdn: bool) -> None:
+        fault = self.hub.fault_at(self.command, f"{repo_id}/{name}", repo_id)
+        if fault.status != 200:
+            return self._error(fault.status, fault.error_code, fault.headers)
+        if len(sha) == 40 and sha not in self.hub.commits:
+            return self._error(404, "RevisionNotFound")
+        if repo_id not in self.hub.repositories or name not in self.hub.files(repo_id, sha):
+            return self._error(404, "EntryNotFound")
+        file = self.hub.files(repo_id, sha)[name]
+        etag = _etag(tree_entry(name, file))
+        size = str(file.stat().st_size)
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
+        if fault.redirect and not on_cdn:
+            headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": size}
+            headers["Location"] = f"/cdn{self.path}"
+            return self._send(302, b"", headers, body=body)
+        content = file.read_bytes()
+        if fault.damage:
+            content = bytes(255 - byte for byte in content)
+        if fault.lie_about_size:
+            content = content[: fault.after]
+        start = int(re.sub(r"\D", "", self.headers.get("Range", "0")))
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], headers, fault, body=body)
+        return None
+
+    def _json(self, value: Any, fault: Fault) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, fault)
+
+    def _error(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        headers = {**(headers or {}), **({"X-Error-Code": code} if code else {})}
+        self._send(status, b"", headers)
+
+    def _send(
+        self,
+        status: int,
+        content: bytes,
+        headers: dict[str, str],
+        fault: Fault | None = None,
+        *,
+        body: bool = True,
+    ) -> None:
+        fault = fault or Fault()
+        if fault.stall and fault.after is None:
+            self.hub.wait()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not body:
+            return
+        end = len(content) if fault.after is None else min(fault.after, len(content))
+        for start in range(0, end, CHUNK):
+            if fault.pause:
+                self.hub.wait(fault.pause)
+            self.wfile.write(content[start : min(start + CHUNK, end)])
+        if fault.stall:
+            self.hub.wait()
+        if end < len(content):
+            self.close_connection = True
+
+
+def _handler_for(hub: LocalHub) -> type[_Handler]:
+    return type("Handler", (_Handler,), {"hub": hub})
