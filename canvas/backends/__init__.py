@@ -1,1 +1,1 @@
-"""Where a request is computed: in this process, in workers, or on other machines."""
+"""Backends that run generation tasks: in this process, in workers, or on remote servers."""

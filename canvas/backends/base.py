@@ -1,4 +1,4 @@
-"""What every painter takes: an order, and how it tells how far it is."""
+"""The task and the interface of all backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
-from canvas.errors import GenerationFailed
+from canvas.errors import CanvasError, GenerationFailed
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage, GenerationRequest, JobStatus, ProgressUpdate
 
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class GenerationTask:
-    """A resolved request with all that it needs; `local` is None where no model is loaded."""
+    """A resolved request with its inputs; `local` is None if no model is loaded here."""
 
     request: GenerationRequest
     spec: ModelSpec
@@ -29,55 +29,60 @@ class GenerationTask:
 
 
 class ProgressCallback(Protocol):
-    """Called with the job's new status, and with each step."""
+    """Called with each new status of the job and with each step."""
 
     def __call__(
         self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None
     ) -> None:
-        """Either may be left out."""
+        """Report one of the two."""
 
 
 class Backend(Protocol):
-    """A device with the models loaded on it; one thread has it paint at a time."""
+    """A device and the models loaded on it; runs one task at a time."""
 
     @property
     def device(self) -> Device:
-        """The device; found at the first use, which may wait."""
+        """The device; the first access may wait for its detection."""
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device when it has been found already; never waits."""
+        """The device if it is already detected; never waits."""
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        """Whether it has the model in memory; never waits."""
+        """Whether the model is in memory; never waits."""
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        """Have a model ready."""
+        """Load a model into memory."""
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Let a loaded model go; raises CanvasError while it paints."""
+        """Unload a model, and return whether it was loaded; raises CanvasError during a task."""
 
     def generate(
-        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
+        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        """The pictures, each as soon as it is done; raises WorkerDied where it may be tried again.
+        """Yield each image as soon as it is complete.
 
-        Raises GenerationCancelled within one step.
+        Raises GenerationCancelled within one step, and WorkerCrashed if the task may be run again.
         """
 
     def close(self) -> None:
-        """End after what it does now."""
+        """Release the backend after its current task."""
 
 
 def run_in_fresh_thread(function: Callable[..., Result], *args: Any) -> Result:
-    """Call a function in a new thread and return what it returns.
+    """Call a function in a new thread and return its result.
 
-    For work after OutOfMemory: oneDNN's code generator remembers an allocation that failed for
-    as long as its thread lives, and refuses whatever is new there.
+    For work after OutOfMemory: oneDNN's code generator remembers a failed allocation for the
+    lifetime of the thread, and rejects every new kernel.
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function, *args).result()
 
 
+def busy_error() -> CanvasError:
+    """The error for unloading a model during a task."""
+    return CanvasError("An image is being generated. Unload the model when it is finished.")
+
+
 class WorkerCrashed(GenerationFailed):
-    """The process that painted has ended; nothing is wrong with the order, as far as is known."""
+    """The worker process exited unexpectedly; the task is not known to be the cause."""

@@ -1,4 +1,4 @@
-"""The painter in this process: its device, the models loaded on it, and its checker."""
+"""Generates in this process: the device, the pipelines loaded on it, and the safety checker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from canvas.backends.base import GenerationTask, ProgressCallback
+from canvas.backends.base import GenerationTask, ProgressCallback, busy_error
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device, detect_device
 from canvas.engine.img2img import pipeline_task
@@ -24,19 +24,26 @@ from canvas.models.hub_client import Hub
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
-Record = Callable[[ModelEvent], Any]
+RecordEvent = Callable[[ModelEvent], Any]
 
 
 class LocalBackend:
-    """Alone touches the device. `record` gets every load; `of` painters share the processor."""
+    """The backend that uses the device itself; `record_event` is called for every model load.
+
+    `num_workers` backends in as many processes share the CPU cores and the memory.
+    """
 
     def __init__(
-        self, settings: Settings, record: Record, hub: Hub | None = None, of: int = 1
+        self,
+        settings: Settings,
+        record_event: RecordEvent,
+        hub: Hub | None = None,
+        num_workers: int = 1,
     ) -> None:
         self._settings = settings
-        self._record = record
+        self._record_event = record_event
         self._hub = hub
-        self._of = of
+        self._num_workers = num_workers
         self._device: Device | None = None
         self._pipelines: PipelineCache | None = None
         self._checker: ImageSafetyChecker | None = None
@@ -45,7 +52,7 @@ class LocalBackend:
 
     @property
     def device(self) -> Device:
-        """The device with its dtype; found by a short measurement at the first use."""
+        """The device with its dtype; the first access measures the CPU."""
         with self._device_lock:
             if self._device is None:
                 settings = self._settings
@@ -53,64 +60,63 @@ class LocalBackend:
                     settings.cache_dir,
                     settings.device,
                     settings.dtype,
-                    sharing=self._of,
-                    measured=not settings.zero_gpu,
+                    num_processes=self._num_workers,
+                    measure=not settings.zero_gpu,
                 )
             return self._device
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device when it has been found already; never waits."""
+        """The device if it is already detected; never waits."""
         return self._device
 
-    def worker_count(self) -> frozenset[str]:
-        """The sources of the models in memory."""
+    def loaded_models(self) -> frozenset[str]:
+        """The cache keys of the pipelines in memory."""
         return frozenset(self._pipelines.loaded() if self._pipelines else ())
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         """Whether the model is in memory."""
-        return cache_key(spec, preset) in self.worker_count()
+        return cache_key(spec, preset) in self.loaded_models()
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        """Have a model ready for plain pictures."""
+        """Load the text-to-image pipeline of a model."""
         with self._generate_lock:
             self._pipeline(spec, local)
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Let a loaded model go from memory; raises CanvasError while the device works."""
+        """Unload a model, and return whether it was loaded; raises CanvasError during a task."""
         if not self._generate_lock.acquire(timeout=1):
-            raise CanvasError("A picture is being made; free the model when it is done.")
+            raise busy_error()
         try:
             return self._pipelines is not None and self._pipelines.unload(spec)
         finally:
             self._generate_lock.release()
 
     def close(self) -> None:
-        """Nothing outlives this process."""
+        """Do nothing: all resources belong to this process."""
 
     def generate(
-        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
+        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        """The finished pictures of an order, one after the other."""
-        with (
-            self._generate_lock,
-            closing(self._pictures(order, tell, cancelled)) as pictures,
-        ):
-            for picture in pictures:
-                yield postprocess(picture, self._safety_checker())
+        """Yield the finished images of a task."""
+        with self._generate_lock, closing(self._run(task, on_progress, cancelled)) as images:
+            for image in images:
+                yield postprocess(image, self._safety_checker())
 
-    def _pictures(
-        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
+    def _run(
+        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        request, model = order.request, None
-        if order.local is not None and request.needs_model:
-            tell(status="loading")
-            pipeline = self._pipeline(order.spec, order.local, request)
-            model = LoadedPipeline(pipeline, order.spec, self.device, order.local.revision)
+        request, model = task.request, None
+        if task.local is not None and request.needs_model:
+            on_progress(status="loading")
+            pipeline = self._pipeline(task.spec, task.local, request)
+            model = LoadedPipeline(pipeline, task.spec, self.device, task.local.revision)
             if cancelled.is_set():
-                raise GenerationCancelled("Stopped before the first step.")
-        tell(status="running")
-        yield from run_task(request, order.inputs, model, lambda step: tell(step=step), cancelled)
+                raise GenerationCancelled("Cancelled before the first step.")
+        on_progress(status="running")
+        yield from run_task(
+            request, task.inputs, model, lambda step: on_progress(step=step), cancelled
+        )
 
     def _safety_checker(self) -> ImageSafetyChecker | None:
         if self._settings.safety_level == "full" and self._checker is None:
@@ -120,40 +126,39 @@ class LocalBackend:
     def _pipeline(
         self, spec: ModelSpec, local: LocalModel, request: GenerationRequest | None = None
     ) -> Any:
-        """The model's pipeline, in the variant that a request needs."""
+        """The pipeline for a request, or the text-to-image pipeline."""
         if self._pipelines is None:
-            self._pipelines = PipelineCache(self.device, self._budget(), hub=self._hub)
+            self._pipelines = PipelineCache(self.device, self._memory_budget(), hub=self._hub)
         preset = request.preset if request else "quality"
         if not self._pipelines.is_loaded(spec, preset):
-            with log_event(
-                self._record, ModelEvent(spec.key, "load", local.repo_id, local.revision)
-            ):
+            event = ModelEvent(spec.key, "load", local.repo_id, local.revision)
+            with log_event(self._record_event, event):
                 self._pipelines.get(spec, local, preset=preset)
         pipeline = self._pipelines.get(spec, local, preset=preset)
         if request is None:
             return pipeline
         return self._pipelines.get(spec, local, pipeline_task(pipeline, request), preset)
 
-    def _budget(self) -> int:
-        """Bytes for models: each GPU has memory of its own, the processor's is divided."""
-        whole = self._settings.memory_budget or default_budget(self.device)
-        return whole if self.device.name == "cuda" else whole // self._of
+    def _memory_budget(self) -> int:
+        """Bytes for models: workers have a GPU each, but share the memory of the CPU."""
+        budget = self._settings.memory_budget or default_budget(self.device)
+        return budget if self.device.name == "cuda" else budget // self._num_workers
 
 
 @contextmanager
-def log_event(record: Record, event: ModelEvent) -> Iterator[dict[str, Any]]:
-    """Record a download or load however it ends; the block adds facts to the yielded dict."""
+def log_event(record_event: RecordEvent, event: ModelEvent) -> Iterator[dict[str, Any]]:
+    """Record a download or load when the block ends; the block may add fields to the dict."""
     started = time.monotonic()
-    facts: dict[str, Any] = {"status": "failed"}
+    fields: dict[str, Any] = {"status": "failed"}
     try:
-        yield facts
-        facts["status"] = "complete"
+        yield fields
+        fields["status"] = "complete"
     except (GenerationCancelled, DownloadCancelled):
-        facts["status"] = "cancelled"
+        fields["status"] = "cancelled"
         raise
     except CanvasError as error:
-        facts["error"] = str(error)
+        fields["error"] = str(error)
         raise
     finally:
-        facts["download_time"] = time.monotonic() - started
-        record(replace(event, **facts))
+        fields["download_time"] = time.monotonic() - started
+        record_event(replace(event, **fields))

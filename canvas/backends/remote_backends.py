@@ -1,4 +1,4 @@
-"""The painter elsewhere: what it says before anything is sent, who may use it, and its way."""
+"""Remote backends: consent before anything is sent, access rules, and the calls themselves."""
 
 from __future__ import annotations
 
@@ -18,135 +18,131 @@ from canvas.models.hub_client import Hub
 from canvas.request import BACKENDS, HF_INFERENCE, LOCAL, REMOTE, GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
-TO_MACHINE = (
-    "Your prompt, settings and source pictures go to {host}, which makes the picture and keeps "
-    "a copy in its own history. It costs nothing but that machine's time."
+REMOTE_TERMS = (
+    "Your prompt, settings and source images are sent to {host}, which generates the image and "
+    "keeps a copy in its own history. You are not charged."
 )
-TO_ANY_PROVIDER = (
-    "Your prompt and settings go to Hugging Face Inference Providers (provider: the first in "
-    "your Hugging Face settings; model: {model}), with your token. Each picture is charged to "
-    "your Hugging Face account at the provider's price, from your credits first: see "
+AUTO_PROVIDER_TERMS = (
+    "Your prompt and settings are sent to Hugging Face Inference Providers (provider: the first in "
+    "your Hugging Face settings; model: {model}) with your token. Each image is charged to "
+    "your Hugging Face account at the provider's price; credits are used first. See "
     "https://huggingface.co/docs/inference-providers/pricing"
 )
-TO_PROVIDER = (
-    "Your prompt and settings go to Hugging Face Inference Providers (provider: {provider}; "
-    "model: {model}), with your token. Each picture is charged to your Hugging Face account at "
-    "the provider's price, from your credits first: see "
+PROVIDER_TERMS = (
+    "Your prompt and settings are sent to Hugging Face Inference Providers (provider: {provider}; "
+    "model: {model}) with your token. Each image is charged to your Hugging Face account at "
+    "the provider's price; credits are used first. See "
     "https://huggingface.co/docs/inference-providers/pricing"
 )
 NO_ADDRESS = "Set CANVAS_REMOTE to the address of the other Magic Canvas."
-LOCAL_MODEL = "{model} is a model of this computer and served nowhere: pick another."
+LOCAL_MODEL = "{model} is a local model, which inference providers do not have. Choose another."
 NO_ACCOUNT = (
-    "Set HF_TOKEN to a token from https://huggingface.co/settings/tokens that may use Inference "
-    "Providers."
+    "Set HF_TOKEN to a token that permits Inference Providers. Create one at "
+    "https://huggingface.co/settings/tokens."
 )
-UNTIL_THEN = "another place until then. {reason}"
-NOT_YET = (
-    "{terms} Nothing was sent yet. Agree first: by the button under Where on the page, --agree on "
-    'the command line, or "agree": true in a request to /v1/images/generations.'
+UNAVAILABLE = "{backend} is not available. {reason}"
+CONSENT_REQUIRED = (
+    '{terms} Nothing has been sent yet. To agree, use the button below "Run on" on the page, '
+    '--accept-terms on the command line, or "accept_terms": true in a request to '
+    "/v1/images/generations."
 )
-NOT_OPEN = (
-    "{place} is not open to visitors, as the owner of this server pays for it. Choose this "
-    "computer."
+NOT_FOR_VISITORS = (
+    "{backend} is not available to visitors, because the owner of this server pays for it. Choose "
+    "This computer."
 )
 
 
 class RemoteBackends:
-    """Inference providers and another Magic Canvas, behind the users' agreement.
+    """Inference providers and another Magic Canvas, usable after the user's consent.
 
-    An agreement counts for its owner, the place and, where models cost differently, the
-    model, until the program ends.
+    Consent is kept per owner, backend and, where prices depend on it, model, until the program
+    ends.
     """
 
     def __init__(self, settings: Settings, hub: Hub | None = None) -> None:
         self._settings = settings
         self._hub = hub
-        self._account = inference_providers.ProviderConfig(
+        self._provider = inference_providers.ProviderConfig(
             settings.provider_token, settings.provider
         )
-        self._machine = remote_canvas.RemoteServer(settings.remote or "", settings.remote_key or "")
-        self._agreed: set[tuple[str, str]] = set()
+        self._server = remote_canvas.RemoteServer(settings.remote or "", settings.remote_key or "")
+        self._consents: set[tuple[str, str]] = set()
         self._checker: ImageSafetyChecker | None = None
 
     def available(self) -> list[str]:
-        """The places that the page offers."""
+        """The backends that the page offers."""
         if not self._is_allowed:
             return [LOCAL]
-        return [LOCAL, HF_INFERENCE, REMOTE] if self._machine.address else [LOCAL, HF_INFERENCE]
+        return [LOCAL, HF_INFERENCE, REMOTE] if self._server.url else [LOCAL, HF_INFERENCE]
 
     @property
     def _is_allowed(self) -> bool:
-        """Strangers do not spend the owner's token; who has signed in is one of them, too."""
+        """Visitors do not spend the owner's token, even if they are signed in."""
         return not self._settings.is_public or self._settings.remote_for_visitors
 
-    def consent_text(self, where: str, spec: ModelSpec) -> LazyMessage:
-        """What using a place means: who gets what, and who pays."""
-        if where == REMOTE:
-            return LazyMessage(TO_MACHINE, host=self._machine.host)
-        which = self._account.provider
-        text = TO_ANY_PROVIDER if which == "auto" else TO_PROVIDER
-        return LazyMessage(text, provider=which, model=spec.name)
+    def consent_text(self, backend: str, spec: ModelSpec) -> LazyMessage:
+        """What a backend receives, and who pays."""
+        if backend == REMOTE:
+            return LazyMessage(REMOTE_TERMS, host=self._server.host)
+        provider = self._provider.provider
+        text = AUTO_PROVIDER_TERMS if provider == "auto" else PROVIDER_TERMS
+        return LazyMessage(text, provider=provider, model=spec.name)
 
-    def grant_consent(self, owner: str, where: str, spec: ModelSpec) -> None:
-        """Remember that the owner agrees to `terms`."""
-        self._agreed.add((owner, self.consent_text(where, spec)))
+    def grant_consent(self, owner: str, backend: str, spec: ModelSpec) -> None:
+        """Record that the owner agrees to `consent_text`."""
+        self._consents.add((owner, self.consent_text(backend, spec)))
 
-    def has_consent(self, owner: str, where: str, spec: ModelSpec) -> bool:
-        """Whether nothing need be asked."""
-        return where == LOCAL or (owner, self.consent_text(where, spec)) in self._agreed
+    def has_consent(self, owner: str, backend: str, spec: ModelSpec) -> bool:
+        """Whether the owner agreed, or need not."""
+        return backend == LOCAL or (owner, self.consent_text(backend, spec)) in self._consents
 
-    def unavailable_reason(self, where: str, spec: ModelSpec) -> LazyMessage | None:
-        """What is missing before a place can be used."""
-        if where == REMOTE and not self._machine.address:
+    def unavailable_reason(self, backend: str, spec: ModelSpec) -> LazyMessage | None:
+        """The setting that is missing for a backend."""
+        if backend == REMOTE and not self._server.url:
             return LazyMessage(NO_ADDRESS)
-        if where == HF_INFERENCE and spec.is_local:
+        if backend == HF_INFERENCE and spec.is_local:
             return LazyMessage(LOCAL_MODEL, model=spec.key)
-        if where == HF_INFERENCE and not self._account.has_token():
+        if backend == HF_INFERENCE and not self._provider.has_token():
             return LazyMessage(NO_ACCOUNT)
         return None
 
     def check(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> None:
-        """Raise the reason why this request must not be sent, or not yet."""
+        """Raise ContentBlocked, InvalidInput or ConsentRequired if it must not be sent (yet)."""
         if request.backend == LOCAL:
             return
+        backend = LazyMessage(BACKENDS[request.backend])
         if not self._is_allowed:
-            raise ContentBlocked(
-                LazyMessage(NOT_OPEN, place=LazyMessage(BACKENDS[request.backend]))
-            )
+            raise ContentBlocked(LazyMessage(NOT_FOR_VISITORS, backend=backend))
         if reason := self.unavailable_reason(request.backend, spec):
-            raise InvalidInput("backend", request.backend, LazyMessage(UNTIL_THEN, reason=reason))
+            message = LazyMessage(UNAVAILABLE, backend=backend, reason=reason)
+            raise InvalidInput("backend", request.backend, message=message)
         if request.backend == HF_INFERENCE:
-            inference_providers.check(request, spec)
+            inference_providers.check(request)
         if not self.has_consent(owner, request.backend, spec):
-            raise ConsentRequired(
-                LazyMessage(NOT_YET, terms=self.consent_text(request.backend, spec))
-            )
+            terms = self.consent_text(request.backend, spec)
+            raise ConsentRequired(LazyMessage(CONSENT_REQUIRED, terms=terms))
 
     def generate(
-        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
+        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        """The finished pictures of an order that has been checked."""
-        tell(status="running")
+        """Yield the finished images of a task that has passed `check`."""
+        on_progress(status="running")
         checker = self._safety_checker(cancelled)  # before anything is charged
-        with closing(self._pictures(order, tell, cancelled)) as pictures:
-            for picture in pictures:
-                yield postprocess(picture, checker)
+        with closing(self._run(task, on_progress, cancelled)) as images:
+            for image in images:
+                yield postprocess(image, checker)
 
-    def _pictures(
-        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
+    def _run(
+        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        request = order.request
-        if request.backend == HF_INFERENCE:
-            return inference_providers.generate(request, order.spec, self._account, cancelled)
-        pictures = order.inputs.images
-        return remote_canvas.generate(
-            request, pictures, self._machine, lambda step: tell(step=step), cancelled
-        )
+        if task.request.backend == HF_INFERENCE:
+            return inference_providers.generate(task, self._provider, cancelled)
+        return remote_canvas.generate(task, self._server, on_progress, cancelled)
 
     def _safety_checker(self, cancelled: threading.Event) -> ImageSafetyChecker | None:
         if self._settings.safety_level == "full" and self._checker is None:
             folder = safety.find_checker(hub=self._hub)
             folder = folder or safety.fetch_checker(lambda _: None, cancelled, hub=self._hub)
-            device = Device("cpu", "float32", "the place of the checker")
+            device = Device("cpu", "float32", "the safety checker of remote images")
             self._checker = ImageSafetyChecker(device, folder)
         return self._checker

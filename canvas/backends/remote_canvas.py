@@ -1,9 +1,7 @@
-"""Pictures by another Magic Canvas: the same request, sent to its address with a key."""
+"""Generates on another Magic Canvas, through its Gradio endpoint `/draw`."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import tempfile
 import threading
@@ -18,58 +16,72 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from canvas.errors import GenerationCancelled, LazyMessage, RemoteBackendError
+from canvas.backends.base import GenerationTask, ProgressCallback
+from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage, RemoteBackendError
+from canvas.image_formats import decode_base64
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
 
-STOPPED = "Server stopped."  # how the client tells that a server was ended properly
-POLL_INTERVAL = 0.1  # seconds between two looks at what the other has said
+STOPPED = "Server stopped."  # gradio_client's message for a server that shut down
+POLL_INTERVAL = 0.1  # seconds
+# In the server's error for a missing API key; version 0.1 had "keys make".
+MISSING_KEY_HINTS = ("keys create", "keys make")
+CONNECTION_LOST = (
+    "The connection to {host} was lost before the image was complete. Check that it still runs."
+)
+INCOMPATIBLE = "{host} is not a Magic Canvas of a compatible version."
+INVALID_KEY = (
+    "{host} rejected the API key. Create one there with `python -m canvas keys create NAME` and "
+    "set CANVAS_REMOTE_KEY."
+)
+UNREACHABLE = "{host} cannot be reached. Check that it runs and that CANVAS_REMOTE is its address."
 
 
 @dataclass(frozen=True)
 class RemoteServer:
-    """Another Magic Canvas; `key` is what `python -m canvas keys make NAME` gave there."""
+    """Another Magic Canvas; `api_key` was created there with `python -m canvas keys create`."""
 
-    address: str
-    key: str = ""
+    url: str
+    api_key: str = ""
 
     @property
     def host(self) -> str:
-        """Its name without what may be secret in an address."""
-        return urlsplit(self.address).hostname or self.address
+        """The host name, without the parts of the URL that may be secret."""
+        return urlsplit(self.url).hostname or self.url
 
 
 def generate(
-    request: GenerationRequest,
-    pictures: Mapping[str, Image.Image],
-    machine: RemoteServer,
-    on_step: Callable[[ProgressUpdate], None],
+    task: GenerationTask,
+    server: RemoteServer,
+    on_progress: ProgressCallback,
     cancelled: threading.Event,
 ) -> Generator[GeneratedImage]:
-    """The pictures of a resolved request, made and kept there, too; raises ElsewhereFailed."""
-    with tempfile.TemporaryDirectory() as folder, _translate_errors(machine):
-        client = _connect(machine, folder)
+    """Yield the images of a task, which the server keeps, too; raises RemoteBackendError."""
+    with tempfile.TemporaryDirectory() as folder, _translate_errors(server):
+        client = _connect(server, folder)
         try:
-            files = _files(pictures, Path(folder))
-            for index in range(request.num_images):
-                single = request.for_image(index)
+            files = _save_images(task.inputs.images, Path(folder))
+            num_images = task.request.num_images
+            for index in range(num_images):
+                request = task.request.for_image(index)
 
-                def tell(step: ProgressUpdate, index: int = index) -> None:
-                    on_step(replace(step, image_index=index, num_images=request.num_images))
+                def on_step(step: ProgressUpdate, index: int = index) -> None:
+                    step = replace(step, image_index=index, num_images=num_images)
+                    on_progress(step=step)
 
-                path, facts = _submit(client, single, files, tell, cancelled)
+                path, result = _submit(client, request, files, on_step, cancelled)
                 with Image.open(path) as image:
-                    yield _image(single, facts, image.convert("RGB"), machine)
+                    yield _to_image(request, result, image.convert("RGB"), server)
         finally:
             client.close()
 
 
-def _connect(machine: RemoteServer, folder: str) -> Any:
+def _connect(server: RemoteServer, folder: str) -> Any:
     from gradio_client import Client
 
-    headers = {"Authorization": f"Bearer {machine.key}"} if machine.key else {}
+    headers = {"Authorization": f"Bearer {server.api_key}"} if server.api_key else {}
     return Client(
-        machine.address,
-        token=False,  # the Hub's token is none of its business
+        server.url,
+        token=False,  # do not send the Hub's token
         headers=headers,
         verbose=False,
         download_files=folder,
@@ -77,13 +89,13 @@ def _connect(machine: RemoteServer, folder: str) -> Any:
     )
 
 
-def _files(pictures: Mapping[str, Image.Image], folder: Path) -> dict[str, Any]:
+def _save_images(images: Mapping[str, Image.Image], folder: Path) -> dict[str, Any]:
     from gradio_client import handle_file
 
     files = {}
-    for name, picture in pictures.items():
+    for name, image in images.items():
         path = folder / f"{name}.png"
-        picture.save(path)
+        image.save(path)
         files[name] = handle_file(path)
     return files
 
@@ -95,119 +107,94 @@ def _submit(
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
 ) -> tuple[str, dict[str, Any]]:
-    """One picture: where it was fetched to, and what the other says of it."""
+    """Generate one image; returns the path of its downloaded file and its settings."""
     if cancelled.is_set():
-        raise GenerationCancelled("Stopped.")
-    plain = {"backend": LOCAL, "image": None, "mask_image": None, "image_format": "png"}
-    fields = request.to_dict() | plain | {"watermark": ""}  # marked when it is kept here
+        raise GenerationCancelled("Cancelled.")
+    local = {"backend": LOCAL, "image": None, "mask_image": None, "image_format": "png"}
+    fields = request.to_dict() | local | {"watermark": ""}  # it is added when the image is saved
     job = client.submit(fields, files.get("image"), files.get("mask_image"), api_name="/draw")
-    seen = 0
+    num_seen = 0
     while not job.done():
         if cancelled.is_set():
             job.cancel()
-            raise GenerationCancelled("Stopped.")
-        said = job.outputs()[seen:]
-        seen += len(said)
-        for _, facts in said[-1:]:
-            if "num_steps" in facts:
-                on_step(_step(facts))
+            raise GenerationCancelled("Cancelled.")
+        outputs = job.outputs()[num_seen:]
+        num_seen += len(outputs)
+        for _, progress in outputs[-1:]:
+            if "num_steps" in progress:
+                on_step(_to_step(progress))
         time.sleep(POLL_INTERVAL)
-    path, facts = job.result()
-    return path, facts
+    path, result = job.result()
+    return path, result
 
 
-def _step(facts: Mapping[str, Any]) -> ProgressUpdate:
+def _to_step(progress: Mapping[str, Any]) -> ProgressUpdate:
     preview = None
-    if encoded := facts.get("preview"):
+    if encoded := progress.get("preview"):
         try:
-            preview = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-        except (binascii.Error, OSError):
-            preview = None  # a picture less on the way is no failure
+            preview = Image.open(io.BytesIO(decode_base64(encoded, "preview"))).convert("RGB")
+        except (InvalidInput, OSError):
+            preview = None  # a missing preview is not an error
     return ProgressUpdate(
-        facts["step"], facts["num_steps"], seconds_left=facts["seconds_left"], preview=preview
+        progress["step"],
+        progress["num_steps"],
+        seconds_left=progress["seconds_left"],
+        preview=preview,
     )
 
 
-def _image(
-    request: GenerationRequest, facts: Mapping[str, Any], image: Image.Image, machine: RemoteServer
+def _to_image(
+    request: GenerationRequest, result: Mapping[str, Any], image: Image.Image, server: RemoteServer
 ) -> GeneratedImage:
+    note = f"Generated by {server.host} on its {result['device']}."
     return GeneratedImage(
         request=request,
-        enhanced_prompt=str(facts["enhanced_prompt"]),
-        generation_time=float(facts["generation_time"]),
-        device=f"remote:{machine.host}",
-        dtype=str(facts["dtype"]),
-        model_revision=str(facts["model_revision"]),
-        notes=(*map(str, facts["notes"]), f"Made by {machine.host} on its {facts['device']}."),
+        enhanced_prompt=str(result["enhanced_prompt"]),
+        generation_time=float(result["generation_time"]),
+        device=f"remote:{server.host}",
+        dtype=str(result["dtype"]),
+        model_revision=str(result["model_revision"]),
+        notes=(*map(str, result["notes"]), note),
         image=image,
     )
 
 
 @contextmanager
-def _translate_errors(machine: RemoteServer) -> Iterator[None]:
+def _translate_errors(server: RemoteServer) -> Iterator[None]:
     import httpx
 
     try:
-        with _translate_connect_errors(machine):
+        with _translate_client_errors(server):
             yield
-    except CancelledError as error:  # the client's word for a connection that broke off
-        raise _connection_lost(machine) from error
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code in (401, 403):
-            raise _auth_error(machine) from error
-        raise _unreachable(machine) from error
+    except CancelledError as error:  # gradio_client raises it when the connection is lost
+        raise RemoteBackendError(LazyMessage(CONNECTION_LOST, host=server.host)) from error
     except (httpx.HTTPError, OSError) as error:
-        raise _unreachable(machine) from error
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        message = LazyMessage(UNREACHABLE, host=server.host)
+        if status in (401, 403):
+            message = LazyMessage(INVALID_KEY, host=server.host)
+        raise RemoteBackendError(message) from error
 
 
 @contextmanager
-def _translate_connect_errors(machine: RemoteServer) -> Iterator[None]:
+def _translate_client_errors(server: RemoteServer) -> Iterator[None]:
     from gradio_client.exceptions import AppError, AuthenticationError
     from gradio_client.utils import QueueError, TooManyRequestsError
 
     try:
         yield
     except AuthenticationError as error:
-        raise _auth_error(machine) from error
+        raise RemoteBackendError(LazyMessage(INVALID_KEY, host=server.host)) from error
     except AppError as error:
-        if "keys make" in str(error):  # what a Magic Canvas says to who brings no key
-            raise _auth_error(machine) from error
-        said = LazyMessage("{host} says: {reason}", host=machine.host, reason=error)
-        raise RemoteBackendError(said) from error
+        if any(hint in str(error) for hint in MISSING_KEY_HINTS):
+            raise RemoteBackendError(LazyMessage(INVALID_KEY, host=server.host)) from error
+        text = "{host} reported an error: {reason}"
+        raise RemoteBackendError(LazyMessage(text, host=server.host, reason=error)) from error
     except (QueueError, TooManyRequestsError) as error:
-        said = LazyMessage("{host} is too busy: try again in a minute.", host=machine.host)
-        raise RemoteBackendError(said) from error
-    except (ValueError, KeyError, TypeError) as error:  # no such function, or another answer
+        message = LazyMessage("{host} is busy. Try again in a minute.", host=server.host)
+        raise RemoteBackendError(message) from error
+    except (ValueError, KeyError, TypeError) as error:  # no such endpoint, or another result
+        message = LazyMessage(INCOMPATIBLE, host=server.host)
         if str(error) == STOPPED:
-            raise _connection_lost(machine) from error
-        text = "{host} answers, but not as a Magic Canvas of this version does."
-        raise RemoteBackendError(LazyMessage(text, host=machine.host)) from error
-
-
-def _auth_error(machine: RemoteServer) -> RemoteBackendError:
-    return RemoteBackendError(
-        LazyMessage(
-            "{host} refuses the key: make one there with `python -m canvas keys make NAME` and "
-            "set CANVAS_REMOTE_KEY.",
-            host=machine.host,
-        )
-    )
-
-
-def _connection_lost(machine: RemoteServer) -> RemoteBackendError:
-    return RemoteBackendError(
-        LazyMessage(
-            "{host} went away before the picture was there: see whether it still runs.",
-            host=machine.host,
-        )
-    )
-
-
-def _unreachable(machine: RemoteServer) -> RemoteBackendError:
-    return RemoteBackendError(
-        LazyMessage(
-            "{host} cannot be reached: see whether it runs, and whether CANVAS_REMOTE is its "
-            "address.",
-            host=machine.host,
-        )
-    )
+            message = LazyMessage(CONNECTION_LOST, host=server.host)
+        raise RemoteBackendError(message) from error

@@ -1,4 +1,4 @@
-"""Workers: painters in processes of their own, one a GPU, each with its share of the cores."""
+"""Worker processes: one per GPU, or as many as set, each with its share of the CPU cores."""
 
 from __future__ import annotations
 
@@ -11,96 +11,86 @@ from collections.abc import Generator
 from contextlib import closing, suppress
 from typing import Any
 
-from canvas.backends.base import Backend, GenerationTask, ProgressCallback, WorkerCrashed
-from canvas.backends.local import LocalBackend, Record
+from canvas.backends.base import (
+    Backend,
+    GenerationTask,
+    ProgressCallback,
+    WorkerCrashed,
+    busy_error,
+)
+from canvas.backends.local import LocalBackend, RecordEvent
 from canvas.backends.zerogpu import ZeroGpuBackend
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.pipeline_cache import cache_key
-from canvas.errors import CanvasError
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
+from canvas.platform import worker_environment
 from canvas.request import GeneratedImage
-from canvas.settings import Settings, worker_environment
+from canvas.settings import Settings
 
 Message = tuple[str, Any]
 SHUTDOWN_TIMEOUT = 5.0
-FINAL_MESSAGES = ("done", "error")  # the kinds of message that end an answer
+FINAL_MESSAGES = ("done", "error")
 
 
-def create_backends(settings: Settings, record: Record, hub: Hub | None = None) -> list[Backend]:
-    """One painter in this process, or as many workers as the settings say."""
+def create_backends(
+    settings: Settings, record_event: RecordEvent, hub: Hub | None = None
+) -> list[Backend]:
+    """One backend in this process, or the worker processes of the settings."""
     if settings.zero_gpu:
-        return [ZeroGpuBackend(settings, record, hub)]
-    number = settings.worker_count
-    if number == 1:
-        return [LocalBackend(settings, record, hub)]
-    one_by_one = threading.Lock()
+        return [ZeroGpuBackend(settings, record_event, hub)]
+    num_workers = settings.worker_count
+    if num_workers == 1:
+        return [LocalBackend(settings, record_event, hub)]
+    probe_lock = threading.Lock()
+    init_args = (settings, hub, num_workers)
     return [
-        SubprocessBackend((settings, hub, number), record, which, one_by_one)
-        for which in range(number)
+        SubprocessBackend(init_args, record_event, index, probe_lock)
+        for index in range(num_workers)
     ]
 
 
 class SubprocessBackend:
-    """A painter in a process of its own; where that has died, another takes its place.
+    """A backend in a worker process, which is replaced if it crashes.
 
-    `introduction` is what the worker is told at first: the settings, where models come
-    from, and how many workers there are. Workers find their devices `one_by_one`, as
-    measuring at the same time they could come to different ones.
+    `init_args` are the settings, the Hub and the number of workers. `probe_lock` has the workers
+    measure the device one at a time, as concurrent measurements could differ.
     """
 
     def __init__(
         self,
-        introduction: tuple[Settings, Hub | None, int],
-        record: Record,
-        which: int,
-        one_by_one: threading.Lock,
+        init_args: tuple[Settings, Hub | None, int],
+        record_event: RecordEvent,
+        index: int,
+        probe_lock: threading.Lock,
     ) -> None:
-        self._introduction = introduction
-        self._record = record
-        self._which = which
-        self._one_by_one = one_by_one
+        self._init_args = init_args
+        self._record_event = record_event
+        self._index = index
+        self._probe_lock = probe_lock
         self._device: Device | None = None
         self._loaded: frozenset[str] = frozenset()
-        self._talking = threading.Lock()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._loaded = frozenset()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "canvas.backends.subprocess_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=worker_environment(self._which),
-        )
-        self._messages: queue.Queue[Message | None] = queue.Queue()
-        reading = (self._process.stdout, self._messages)
-        threading.Thread(target=_read, args=reading, daemon=True).start()
-        self._send(self._introduction)
+        self._rpc_lock = threading.Lock()
+        self._spawn()
 
     @property
     def pid(self) -> int:
-        """The number of its process, which is another one after it has died."""
+        """The process id of the worker; changes after a crash."""
         return self._process.pid
 
     @property
     def device(self) -> Device:
-        """The device as the worker found it."""
+        """The device that the worker detected."""
         if self._device is None:
-            with self._talking:
-                self._find_device()
-        assert self._device is not None  # noqa: S101 - it was found
+            with self._rpc_lock:
+                self._detect_device()
+        assert self._device is not None  # noqa: S101 - it is detected
         return self._device
-
-    def _find_device(self) -> None:
-        if self._device is None:
-            with self._one_by_one:
-                *_, (_, self._device) = self._answers(("device",), threading.Event())
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device when the worker has told it already."""
+        """The device if it is already detected; never waits."""
         return self._device
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
@@ -108,38 +98,28 @@ class SubprocessBackend:
         return cache_key(spec, preset) in self._loaded
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        """Have the worker load a model."""
-        self._ask(("load", spec, local))
+        """Load a model in the worker."""
+        self._call(("load", spec, local))
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Have the worker let a model go; raises CanvasError while it paints."""
-        return bool(self._ask(("free", spec), patience=1))
-
-    def _ask(self, question: object, patience: float = -1) -> Any:
-        if not self._talking.acquire(timeout=patience):
-            raise CanvasError("A picture is being made; free the model when it is done.")
-        try:
-            self._find_device()
-            *_, (_, result) = self._answers(question, threading.Event())
-            return result
-        finally:
-            self._talking.release()
+        """Unload a model in the worker; raises CanvasError during a task."""
+        return bool(self._call(("unload", spec), timeout=1))
 
     def generate(
-        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
+        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        """The pictures of an order; raises WorkerDied when the process ended meanwhile."""
-        with self._talking:
-            self._find_device()
-            with closing(self._answers(order, cancelled)) as answers:
-                for kind, value in answers:
-                    if kind == "tell":
-                        tell(**value)
-                    elif kind == "picture":
+        """Yield the images of a task; raises WorkerCrashed if the process exits."""
+        with self._rpc_lock:
+            self._detect_device()
+            with closing(self._stream_replies(task, cancelled)) as replies:
+                for kind, value in replies:
+                    if kind == "progress":
+                        on_progress(**value)
+                    elif kind == "image":
                         yield value
 
     def close(self) -> None:
-        """End the process: it hears that its input has closed."""
+        """Stop the process by closing its stdin, or kill it after a timeout."""
         with suppress(OSError):
             self._stdin.close()
         try:
@@ -148,74 +128,100 @@ class SubprocessBackend:
             self._process.kill()
             self._process.wait()
 
+    def _spawn(self) -> None:
+        self._loaded = frozenset()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "canvas.backends.subprocess_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=worker_environment(self._index),
+        )
+        self._messages: queue.Queue[Message | None] = queue.Queue()
+        args = (self._process.stdout, self._messages)
+        threading.Thread(target=_read_messages, args=args, daemon=True).start()
+        self._send(self._init_args)
+
+    def _detect_device(self) -> None:
+        if self._device is None:
+            with self._probe_lock:
+                *_, (_, self._device) = self._stream_replies(("device",), threading.Event())
+
+    def _call(self, call: object, timeout: float = -1) -> Any:
+        if not self._rpc_lock.acquire(timeout=timeout):
+            raise busy_error()
+        try:
+            self._detect_device()
+            *_, (_, result) = self._stream_replies(call, threading.Event())
+            return result
+        finally:
+            self._rpc_lock.release()
+
     @property
     def _stdin(self) -> Any:
         assert self._process.stdin  # noqa: S101 - it is a pipe
         return self._process.stdin
 
     def _send(self, message: object) -> None:
-        with suppress(OSError):  # a worker that has ended is told of by its messages
+        with suppress(OSError):  # if the worker has exited, `_messages` ends
             pickle.dump(message, self._stdin)
             self._stdin.flush()
 
-    def _answers(self, question: object, cancelled: threading.Event) -> Generator[Message]:
-        """What the worker says until it is done; raises what it raised."""
-        if self._process.poll() is not None:  # it died while nobody asked it anything
-            self._died()
-        self._send(question)
+    def _stream_replies(self, call: object, cancelled: threading.Event) -> Generator[Message]:
+        """Yield the replies to a call up to the final one; raises the worker's error."""
+        if self._process.poll() is not None:  # it crashed while it was idle
+            self._replace_crashed()
+        self._send(call)
         kind = ""
         try:
             while kind not in FINAL_MESSAGES:
-                kind, value = self._next(cancelled)
+                kind, value = self._receive(cancelled)
                 if kind == "error":
                     raise value
                 yield kind, value
         finally:
-            if (
-                kind not in FINAL_MESSAGES
-            ):  # given up in the middle: what is still said belongs to nobody
+            if kind not in FINAL_MESSAGES:  # the caller stopped reading: drop what is left
                 cancelled.set()
                 while kind not in FINAL_MESSAGES:
-                    kind, _ = self._next(cancelled)
+                    kind, _ = self._receive(cancelled)
 
-    def _next(self, cancelled: threading.Event) -> Message:
-        """The next message; tells the worker when it shall stop."""
-        told = False
+    def _receive(self, cancelled: threading.Event) -> Message:
+        """Wait for the next message; forwards a cancellation to the worker."""
+        is_forwarded = False
         while True:
-            if cancelled.is_set() and not told:
+            if cancelled.is_set() and not is_forwarded:
                 self._send("cancel")
-                told = True
+                is_forwarded = True
             try:
                 message = self._messages.get(timeout=0.1)
             except queue.Empty:
                 continue
             if message is None:
-                return "error", self._died()
+                return "error", self._replace_crashed()
             kind, value = message
             if kind == "record":
-                self._record(value)
+                self._record_event(value)
             elif kind == "loaded":
                 self._loaded = value
             else:
                 return kind, value
 
-    def _died(self) -> WorkerCrashed:
-        """Put another process in the place of the dead one; the words for who waited for it."""
-        code = self._process.wait()
-        with suppress(OSError):  # what could not be said any more
+    def _replace_crashed(self) -> WorkerCrashed:
+        """Start a new process and return the error for the caller."""
+        status = self._process.wait()
+        with suppress(OSError):  # unsent data
             self._stdin.close()
-        self._begin()
+        self._spawn()
         return WorkerCrashed(
-            f"Worker {self._which + 1} ended in the middle of the work (status {code}); "
-            "most often another program, or the system, needed its memory."
+            f"Worker process {self._index + 1} exited unexpectedly (status {status}). The most "
+            "common cause is a lack of memory."
         )
 
 
-def _read(pipe: Any, messages: queue.Queue[Message | None]) -> None:
+def _read_messages(pipe: Any, messages: queue.Queue[Message | None]) -> None:
     with pipe:
         while True:
             try:
                 messages.put(pickle.load(pipe))  # noqa: S301 - from our own worker
-            except (EOFError, pickle.UnpicklingError):  # ended, perhaps in the middle of a word
+            except (EOFError, pickle.UnpicklingError):  # exited, perhaps within a message
                 messages.put(None)
                 return

@@ -1,7 +1,7 @@
-"""A worker: `python -m canvas.backends.subprocess_worker`, a worker process.
+"""The worker process: `python -m canvas.backends.subprocess_worker`.
 
-Messages are pickles in both directions; `workers.py` is the other end. When the input
-closes, because the program ended, the worker ends too, in the middle of whatever it does.
+Messages are pickles in both directions; `subprocess_pool` is the other end. The worker exits at
+once when its stdin closes, because the parent process ended.
 """
 
 from __future__ import annotations
@@ -13,100 +13,97 @@ import queue
 import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, BinaryIO
 
-from canvas.backends.base import GenerationTask
+from canvas.backends.base import GenerationTask, run_in_fresh_thread
 from canvas.backends.local import LocalBackend
 from canvas.errors import CanvasError, OutOfMemory, unexpected_error
+from canvas.platform import configure_runtime_env
 from canvas.request import ProgressUpdate
-from canvas.settings import configure_runtime_env
 
 Call = tuple[Any, threading.Event]
 
 
 class WorkerProcess:
-    """One painter, and the pipe to the program that it works for."""
+    """A LocalBackend that handles calls from a pipe."""
 
-    def __init__(self, orders: BinaryIO, answers: BinaryIO) -> None:
-        self._orders = orders
-        self._answers = answers
-        self._waiting: queue.Queue[Call] = queue.Queue()
-        settings, hub, of = pickle.load(orders)  # noqa: S301 - from our own program
-        self._painter = LocalBackend(settings, lambda event: self._say("record", event), hub, of)
+    def __init__(self, input_pipe: BinaryIO, output_pipe: BinaryIO) -> None:
+        self._input = input_pipe
+        self._output = output_pipe
+        self._calls: queue.Queue[Call] = queue.Queue()
+        settings, hub, num_workers = pickle.load(input_pipe)  # noqa: S301 - from our own program
+        record_event = partial(self._send, "record")
+        self._backend = LocalBackend(settings, record_event, hub, num_workers)
 
     def run(self) -> None:
-        """Answer orders for ever."""
+        """Handle calls for ever."""
         threading.Thread(target=self._read, daemon=True).start()
-        answer = self._answer
+        handle = self._handle
         while True:
-            question, cancelled = self._waiting.get()
+            call, cancelled = self._calls.get()
             try:
-                answer(question, cancelled)
+                handle(call, cancelled)
             except OutOfMemory as error:
-                self._say("error", error)
-                answer = self._answer_apart
+                self._send("error", error)
+                handle = partial(run_in_fresh_thread, self._handle)
             except CanvasError as error:
-                self._say("error", error)
+                self._send("error", error)
             except Exception as error:
-                logging.getLogger(__name__).exception("an order failed")
-                self._say("error", unexpected_error(error))
-
-    def _answer_apart(self, question: Any, cancelled: threading.Event) -> None:
-        """In a new thread: one that has met OutOfMemory must not compute again."""
-        with ThreadPoolExecutor(1) as fresh:
-            fresh.submit(self._answer, question, cancelled).result()
+                logging.getLogger(__name__).exception("a call failed")
+                self._send("error", unexpected_error(error))
 
     def _read(self) -> None:
-        """Orders each with an event of its own, so that no late word stops the next one."""
+        """Queue calls, each with its own event, so that a late "cancel" cannot stop the next."""
         cancelled = threading.Event()
         while True:
             try:
-                message = pickle.load(self._orders)  # noqa: S301 - from our own program
+                message = pickle.load(self._input)  # noqa: S301 - from our own program
             except EOFError:
                 os._exit(0)
             if message == "cancel":
                 cancelled.set()
             else:
                 cancelled = threading.Event()
-                self._waiting.put((message, cancelled))
+                self._calls.put((message, cancelled))
 
-    def _answer(self, question: Any, cancelled: threading.Event) -> None:
+    def _handle(self, call: Any, cancelled: threading.Event) -> None:
         result: object = None
         try:
-            match question:
+            match call:
                 case GenerationTask():
-                    with closing(
-                        self._painter.generate(question, self._tell, cancelled)
-                    ) as pictures:
-                        for picture in pictures:
-                            self._say("picture", picture)
+                    generator = self._backend.generate(call, self._on_progress, cancelled)
+                    with closing(generator) as images:
+                        for image in images:
+                            self._send("image", image)
                 case ("load", spec, local):
-                    self._painter.load(spec, local)
-                case ("free", spec):
-                    result = self._painter.unload(spec)
+                    self._backend.load(spec, local)
+                case ("unload", spec):
+                    result = self._backend.unload(spec)
                 case _:
-                    result = self._painter.device
+                    result = self._backend.device
         finally:
-            self._say("loaded", self._painter.worker_count())
-        self._say("done", result)
+            self._send("loaded", self._backend.loaded_models())
+        self._send("done", result)
 
-    def _tell(self, *, status: str | None = None, step: ProgressUpdate | None = None) -> None:
-        self._say("tell", {"status": status, "step": step})
+    def _on_progress(
+        self, *, status: str | None = None, step: ProgressUpdate | None = None
+    ) -> None:
+        self._send("progress", {"status": status, "step": step})
 
-    def _say(self, kind: str, value: object) -> None:
-        pickle.dump((kind, value), self._answers)
-        self._answers.flush()
+    def _send(self, kind: str, value: object) -> None:
+        pickle.dump((kind, value), self._output)
+        self._output.flush()
 
 
 def main() -> None:
-    """Work until the program that began this ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the program, which tells us
+    """Handle calls until the parent process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl+C
     configure_runtime_env()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    WorkerProcess(sys.stdin.buffer, answers).run()
+    output_pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not mix with messages
+    WorkerProcess(sys.stdin.buffer, output_pipe).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The painter of a ZeroGPU Space: each order borrows a GPU, in a process forked off for it."""
+"""Generates on a ZeroGPU Space: each task requests a GPU, in a process forked for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from canvas.backends.base import GenerationTask, ProgressCallback
-from canvas.backends.local import LocalBackend, Record
+from canvas.backends.local import LocalBackend, RecordEvent
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_seconds
@@ -24,113 +24,116 @@ from canvas.request import GeneratedImage, JobStatus, ProgressUpdate
 from canvas.settings import Settings
 
 Message = tuple[str, Any]
-# What a visitor's quota is charged for: too little breaks the picture off, too much is refused.
+# The duration is charged to the visitor's quota: too short ends the task, too long is rejected.
 MAX_DURATION = 120.0  # seconds
-STARTUP_SECONDS = 15.0  # seconds to move a model to the GPU, or to load it there
-DEFAULT_DURATION = 60.0  # seconds for models that nobody has estimated
-ASSUMED_GFLOPS = 30_000.0  # a second, of half an H200 at a UNet's kind of work, cautiously
+STARTUP_SECONDS = 15.0  # to move a model to the GPU, or to load it there
+DEFAULT_DURATION = 60.0  # seconds for models without an estimate
+ASSUMED_GFLOPS = 30_000.0  # per second, a low value for half an H200 running a UNet
 
 
-def gpu_duration(order: GenerationTask, device: Device) -> float:
-    """For how long an order needs the GPU, by the estimate of its work."""
-    request = order.request
-    fast = replace(device, gigaflops=ASSUMED_GFLOPS)
-    seconds = estimate_seconds(request, order.spec, fast)
+def gpu_duration(task: GenerationTask, device: Device) -> float:
+    """Seconds of GPU time to request for a task."""
+    gpu = replace(device, gflops=ASSUMED_GFLOPS)
+    seconds = estimate_seconds(task.request, task.spec, gpu)
     if seconds is None:
         return DEFAULT_DURATION
-    return min(MAX_DURATION, STARTUP_SECONDS + seconds * request.num_images)
+    return min(MAX_DURATION, STARTUP_SECONDS + seconds * task.request.num_images)
 
 
 class ZeroGpuBackend:
-    """Paints in the process that ZeroGPU forks off; only the order and its pictures travel.
+    """A LocalBackend whose tasks run in processes that ZeroGPU forks.
 
-    Models that are loaded before the page is served lie in memory as ZeroGPU wants it, on an
-    emulated "cuda", and every process inherits them; others are loaded there, on the real one.
-    Elsewhere than on ZeroGPU the package `spaces` leaves functions as they are, and all of it
-    happens in this process. It must be made before torch is imported.
+    Models loaded before the page is served are inherited by every process, on an emulated "cuda"
+    as ZeroGPU requires; other models are loaded there, on the real GPU. Outside ZeroGPU the
+    package `spaces` does not wrap functions, and everything runs in this process. The backend
+    must be created before torch is imported.
     """
 
-    def __init__(self, settings: Settings, record: Record, hub: Hub | None = None) -> None:
+    def __init__(
+        self, settings: Settings, record_event: RecordEvent, hub: Hub | None = None
+    ) -> None:
         import spaces
 
-        self._home = os.getpid()
-        self._record = record
-        self._local = LocalBackend(settings, self._record_at_home, hub)
-        self._on_gpu = spaces.GPU(self._work, duration=lambda _, seconds: round(seconds))
-
-    def _record_at_home(self, event: ModelEvent) -> None:
-        # A database connection must not be used in a process that has inherited it.
-        if os.getpid() == self._home:
-            self._record(event)
+        self._parent_pid = os.getpid()
+        self._record_event = record_event
+        self._local = LocalBackend(settings, self._record_in_parent, hub)
+        self._on_gpu = spaces.GPU(self._run_on_gpu, duration=lambda _, seconds: round(seconds))
 
     @property
     def device(self) -> Device:
-        """The GPU that will be borrowed, as `spaces` emulates it."""
+        """The GPU that tasks request, as `spaces` emulates it."""
         return self._local.device
 
     @property
     def device_if_known(self) -> Device | None:
-        """The same, when it has been looked at already."""
+        """The device if it is already detected; never waits."""
         return self._local.device_if_known
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        """Whether every process inherits the model."""
+        """Whether new processes inherit the model."""
         return self._local.is_loaded(spec, preset)
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        """Have a model ready for all processes to come."""
+        """Load a model for all later processes."""
         self._local.load(spec, local)
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Let a model go here; processes that live keep theirs."""
+        """Unload a model in this process; running tasks keep theirs."""
         return self._local.unload(spec)
 
     def close(self) -> None:
-        """ZeroGPU ends its processes itself."""
+        """Do nothing: ZeroGPU ends its processes."""
 
     def generate(
-        self, order: GenerationTask, tell: ProgressCallback, cancelled: threading.Event
+        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        """The pictures of an order; raises GenerationFailed with ZeroGPU's words if it refuses."""
+        """Yield the images of a task; raises GenerationFailed with ZeroGPU's message."""
         from gradio.exceptions import Error as GradioError
 
-        seconds = gpu_duration(order, self.device)
+        seconds = gpu_duration(task, self.device)
         try:
-            with closing(self._on_gpu(order, seconds)) as messages:
+            with closing(self._on_gpu(task, seconds)) as messages:
                 for kind, value in messages:
                     if cancelled.is_set():
-                        raise GenerationCancelled("Stopped.")
-                    if kind == "picture":
+                        raise GenerationCancelled("Cancelled.")
+                    if kind == "image":
                         yield value
                     elif kind == "error":
                         raise value
                     else:
-                        tell(**value)
+                        on_progress(**value)
         except GradioError as error:
             raise GenerationFailed(f"ZeroGPU: {error.message}") from error
 
-    def _work(self, order: GenerationTask, _: float) -> Generator[Message]:
-        """What happens where the GPU is: paint, and say everything in messages."""
-        told: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    def _record_in_parent(self, event: ModelEvent) -> None:
+        # A forked process must not use the inherited database connection.
+        if os.getpid() == self._parent_pid:
+            self._record_event(event)
+
+    def _run_on_gpu(self, task: GenerationTask, _: float) -> Generator[Message]:
+        """Run in the forked process: yield images, progress and errors as messages."""
+        messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         stop = threading.Event()
 
-        def tell(*, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
-            told.put(("tell", {"status": status, "step": step}))
+        def on_progress(
+            *, status: JobStatus | None = None, step: ProgressUpdate | None = None
+        ) -> None:
+            messages.put(("progress", {"status": status, "step": step}))
 
-        def paint() -> None:
+        def run() -> None:
             try:
-                for picture in self._local.generate(order, tell, stop):
-                    told.put(("picture", picture))
+                for image in self._local.generate(task, on_progress, stop):
+                    messages.put(("image", image))
             except CanvasError as error:
-                told.put(("error", error))
+                messages.put(("error", error))
             finally:
-                told.put(("end", None))
+                messages.put(("end", None))
 
         with ThreadPoolExecutor(1) as pool:
-            painted = pool.submit(paint)
+            future = pool.submit(run)
             try:
-                while (message := told.get())[0] != "end":
+                while (message := messages.get())[0] != "end":
                     yield message
-                painted.result()  # raises what nobody foresaw
+                future.result()  # raises unexpected exceptions
             finally:
                 stop.set()

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub and the router of the Inference Providers, for the real client."""
+"""A local server for the Hub and the router of Inference Providers, used by the real client."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def png(size: tuple[int, int] = (512, 256), color: str = "#204060") -> bytes:
 
 @dataclass
 class Router:
-    """Hub and router in one: lists who serves a model, and gives pictures or refuses."""
+    """State of the server: the providers of a model, and the response to requests."""
 
     status: int = 200
     body: bytes = field(default_factory=png)
     providers: dict[str, str] = field(default_factory=lambda: {"nscale": "sd/one"})
-    asked: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
-    let_go: threading.Event = field(default_factory=threading.Event)
+    requests: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    release: threading.Event = field(default_factory=threading.Event)
     hold: bool = False
-    answers_in_base64: bool = True
+    returns_base64: bool = True
     url: str = ""
 
     def posts(self) -> list[tuple[str, str, dict[str, Any]]]:
-        return [call for call in self.asked if call[2]]
+        return [call for call in self.requests if call[2]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -51,44 +51,48 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.router  # type: ignore[attr-defined]
 
     def do_GET(self) -> None:
-        self._note({})
+        self._record({})
         mapping = {
-            name: {"status": "live", "providerId": there, "task": "text-to-image"}
-            for name, there in self.router.providers.items()
+            name: {"status": "live", "providerId": provider_id, "task": "text-to-image"}
+            for name, provider_id in self.router.providers.items()
         }
-        facts = {"id": "a/b", "pipeline_tag": "text-to-image", "inferenceProviderMapping": mapping}
-        self._answer(200, json.dumps(facts).encode(), "application/json")
+        model_info = {
+            "id": "a/b",
+            "pipeline_tag": "text-to-image",
+            "inferenceProviderMapping": mapping,
+        }
+        self._respond(200, json.dumps(model_info).encode(), "application/json")
 
     def do_POST(self) -> None:
         length = int(self.headers["content-length"])
-        self._note(json.loads(self.rfile.read(length)))
+        self._record(json.loads(self.rfile.read(length)))
         if self.router.hold:
-            self.router.let_go.wait(300)
+            self.router.release.wait(300)
         content = self.router.body
         if self.router.status != 200:
-            content = json.dumps({"error": f"status {self.router.status}, it says"}).encode()
-        elif "nscale" in self.path and self.router.answers_in_base64:
+            content = json.dumps({"error": f"status {self.router.status}, server message"}).encode()
+        elif "nscale" in self.path and self.router.returns_base64:
             encoded = base64.b64encode(content).decode()
             content = json.dumps({"data": [{"b64_json": encoded}]}).encode()
-        self._answer(self.router.status, content, "image/png")
+        self._respond(self.router.status, content, "image/png")
 
-    def _note(self, body: dict[str, Any]) -> None:
-        self.router.asked.append((self.path, self.headers.get("authorization", ""), body))
+    def _record(self, body: dict[str, Any]) -> None:
+        self.router.requests.append((self.path, self.headers.get("authorization", ""), body))
 
-    def _answer(self, status: int, content: bytes, kind: str) -> None:
+    def _respond(self, status: int, content: bytes, content_type: str) -> None:
         self.send_response(status)
-        self.send_header("content-type", kind)
+        self.send_header("content-type", content_type)
         self.send_header("content-length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Keep the test's output clean."""
+        """Log nothing."""
 
 
 @contextmanager
 def running() -> Iterator[Router]:
-    """Stands where the real client looks for Hub and router: its constants say so."""
+    """Serve on a free port, and point the constants of the real client to it."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     router = Router(url=f"http://127.0.0.1:{server.server_port}")
     server.router = router  # type: ignore[attr-defined]
@@ -96,13 +100,13 @@ def running() -> Iterator[Router]:
     thread.start()
     _common._fetch_inference_provider_mapping.cache_clear()
     hf_inference._check_supported_task.cache_clear()
-    own = PROVIDERS["hf-inference"]["text-to-image"]
+    helper = PROVIDERS["hf-inference"]["text-to-image"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", router.url)
         patch.setattr(constants, "INFERENCE_PROXY_TEMPLATE", router.url + "/{provider}")
-        patch.setattr(own, "base_url", f"{router.url}/hf-inference")
+        patch.setattr(helper, "base_url", f"{router.url}/hf-inference")
         yield router
-    router.let_go.set()
+    router.release.set()
     server.shutdown()
     server.server_close()
     thread.join()

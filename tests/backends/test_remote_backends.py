@@ -1,4 +1,4 @@
-"""Pictures by an inference provider (the real client against a stand-in) and by another server."""
+"""Images from an inference provider (real client, local server) and from another Magic Canvas."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from canvas.settings import Settings
 from tests.app_server import serving
 from tests.backends.router import TOKEN, Router, png, running
 
-WISH = GenerationRequest(
-    "a fox, oil", model_key="small", width=512, height=256, seed=5, backend="huggingface"
+REQUEST = GenerationRequest(
+    "a fox, oil", model_key="small", width=512, height=256, seed=5, backend="hf-inference"
 )
 
 
@@ -47,186 +47,205 @@ def router() -> Iterator[Router]:
 
 
 def studio_with(settings: Settings, **changes: Any) -> Studio:
-    return Studio(replace(settings, **{"provider_token": TOKEN, "provider": "nscale", **changes}))
+    values = {"provider_token": TOKEN, "provider": "nscale", **changes}
+    return Studio(settings.model_copy(update=values))
 
 
-def agreed(studio: Studio, wish: GenerationRequest = WISH, owner: str = "local") -> None:
-    studio.remote_backends.grant_consent(owner, wish.backend, studio.models[wish.model_key])
+def grant_consent(
+    studio: Studio, request: GenerationRequest = REQUEST, owner: str = "local"
+) -> None:
+    studio.remote_backends.grant_consent(owner, request.backend, studio.models[request.model_key])
 
 
 @pytest.fixture
-def provided(settings: Settings, router: Router) -> Iterator[Studio]:
+def studio_with_provider(settings: Settings, router: Router) -> Iterator[Studio]:
     with studio_with(settings) as studio:
         yield studio
 
 
-def test_nothing_is_sent_before_the_user_agrees(provided: Studio, router: Router) -> None:
-    with pytest.raises(ConsentRequired) as refused:
-        provided.submit(WISH)
-    for word in ("nscale", "stable-diffusion-v1-5/stable-diffusion-v1-5", "charged", "--agree"):
-        assert word in str(refused.value)
-    assert router.asked == []
-    agreed(provided)
-    with pytest.raises(ConsentRequired, match="dreamshaper"):  # another model has another price
-        provided.submit(replace(WISH, model_key="dreamshaper"))
+def test_nothing_is_sent_before_consent(studio_with_provider: Studio, router: Router) -> None:
+    with pytest.raises(ConsentRequired) as raised:
+        studio_with_provider.submit(REQUEST)
+    for word in (
+        "nscale",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "charged",
+        "--accept-terms",
+    ):
+        assert word in str(raised.value)
+    assert router.requests == []
+    grant_consent(studio_with_provider)
+    with pytest.raises(ConsentRequired, match="dreamshaper"):  # prices depend on the model
+        studio_with_provider.submit(replace(REQUEST, model_key="dreamshaper"))
     with pytest.raises(ConsentRequired):
-        provided.submit(WISH, owner="ann")
-    assert router.asked == []
-    assert provided.jobs(None) == []
+        studio_with_provider.submit(REQUEST, owner="ann")
+    assert router.requests == []
+    assert studio_with_provider.jobs(None) == []
 
 
-def test_the_call_holds_what_was_asked_for(provided: Studio, router: Router) -> None:
-    agreed(provided)
-    wish = replace(WISH, num_images=2, negative_prompt="fog", style="cartoon", watermark="W")
-    pictures = provided.generate(wish)
+def test_request_to_the_provider_has_all_fields(
+    studio_with_provider: Studio, router: Router
+) -> None:
+    grant_consent(studio_with_provider)
+    request = replace(REQUEST, num_images=2, negative_prompt="fog", style="cartoon", watermark="W")
+    images = studio_with_provider.generate(request)
     assert len(router.posts()) == 2
     for number, (path, token, body) in enumerate(router.posts()):
         assert path == "/nscale/v1/images/generations"
         assert token == f"Bearer {TOKEN}"
         assert body["model"] == "sd/one"
-        assert body["prompt"] == pictures[0].enhanced_prompt != wish.prompt
+        assert body["prompt"] == images[0].enhanced_prompt != request.prompt
         assert body["seed"] == 5 + number
         assert body["size"] == "512x256"
         assert "fog" in body["negative_prompt"]
-    assert provided.recent() == pictures[::-1]
-    assert [picture.device for picture in pictures] == ["provider:nscale"] * 2
-    assert pictures[1].request.seed == 6
-    assert pictures[0].request.backend == "huggingface"
-    assert "provider chose" in pictures[0].notes[0]
+    assert studio_with_provider.recent() == images[::-1]
+    assert [image.device for image in images] == ["provider:nscale"] * 2
+    assert images[1].request.seed == 6
+    assert images[0].request.backend == "hf-inference"
+    assert "provider chose" in images[0].notes[0]
 
 
 @pytest.mark.parametrize("provider", ["auto", "hf-inference"])
-def test_other_ways_through_the_router(settings: Settings, router: Router, provider: str) -> None:
+def test_providers_auto_and_hf_inference(settings: Settings, router: Router, provider: str) -> None:
     with studio_with(settings, provider=provider) as studio:
-        agreed(studio)
-        [picture] = studio.generate(WISH)
-        with Image.open(studio.image_path(picture.filename)) as image:
-            assert image.getpixel((0, 0)) == (0x20, 0x40, 0x60)
+        grant_consent(studio)
+        [image] = studio.generate(REQUEST)
+        with Image.open(studio.image_path(image.filename)) as opened:
+            assert opened.getpixel((0, 0)) == (0x20, 0x40, 0x60)
     [(path, _, _)] = router.posts()
     assert path.startswith("/nscale/" if provider == "auto" else "/hf-inference/models/stable")
 
 
 @pytest.mark.parametrize(
-    ("status", "sentence"),
+    ("status", "message"),
     [
-        (401, "does not take the token"),
+        (401, "rejected the token"),
         (402, "credits .* used up"),
-        (403, "may not use Inference Providers"),
-        (404, "not served by nscale"),
-        (422, "refuses this request: .*it says"),
+        (403, "does not permit Inference Providers"),
+        (404, r"not available from the inference provider \(nscale\)"),
+        (422, "rejected the request: .*server message"),
         (429, "quota"),
-        (500, "fault of its own .status 500"),
-        (503, "too busy"),
+        (500, "failed .status 500"),
+        (503, "is busy"),
     ],
 )
-def test_refusals_are_told_in_words(
-    provided: Studio, router: Router, status: int, sentence: str
+def test_error_status_raises_a_clear_message(
+    studio_with_provider: Studio, router: Router, status: int, message: str
 ) -> None:
-    agreed(provided)
+    grant_consent(studio_with_provider)
     router.status = status
-    with pytest.raises(RemoteBackendError, match=sentence) as refused:
-        provided.generate(WISH)
-    assert TOKEN not in str(refused.value)
-    assert provided.recent() == []
+    with pytest.raises(RemoteBackendError, match=message) as raised:
+        studio_with_provider.generate(REQUEST)
+    assert TOKEN not in str(raised.value)
+    assert studio_with_provider.recent() == []
 
 
-def test_a_model_that_nobody_serves_is_said(provided: Studio, router: Router) -> None:
-    agreed(provided)
+def test_model_without_provider_is_an_error(studio_with_provider: Studio, router: Router) -> None:
+    grant_consent(studio_with_provider)
     router.providers = {}
-    with pytest.raises(RemoteBackendError, match="not served by nscale"):
-        provided.generate(WISH)
+    with pytest.raises(
+        RemoteBackendError, match=r"not available from the inference provider \(nscale\)"
+    ):
+        studio_with_provider.generate(REQUEST)
     assert router.posts() == []
 
 
-def test_what_is_no_picture_is_said(provided: Studio, router: Router) -> None:
-    agreed(provided)
+def test_response_without_image_is_an_error(studio_with_provider: Studio, router: Router) -> None:
+    grant_consent(studio_with_provider)
     for body in (b"<html>", b""):
         router.body = body
-        with pytest.raises(RemoteBackendError, match="sent no picture"):
-            provided.generate(WISH)
-    router.answers_in_base64 = False  # HTML where JSON is expected
-    with pytest.raises(RemoteBackendError, match="sent no picture"):
-        provided.generate(WISH)
+        with pytest.raises(RemoteBackendError, match="returned no image"):
+            studio_with_provider.generate(REQUEST)
+    router.returns_base64 = False  # HTML where JSON is expected
+    with pytest.raises(RemoteBackendError, match="returned no image"):
+        studio_with_provider.generate(REQUEST)
     router.body = b'{"data": []}'
-    with pytest.raises(RemoteBackendError, match="sent no picture"):
-        provided.generate(WISH)
+    with pytest.raises(RemoteBackendError, match="returned no image"):
+        studio_with_provider.generate(REQUEST)
 
 
-def test_an_address_that_nobody_answers_is_said(
-    provided: Studio, monkeypatch: pytest.MonkeyPatch
+def test_unreachable_hub_is_an_error(
+    studio_with_provider: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agreed(provided)
+    grant_consent(studio_with_provider)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(RemoteBackendError, match="cannot be reached"):
-        provided.generate(WISH)
+        studio_with_provider.generate(REQUEST)
 
 
-def test_a_job_elsewhere_is_stopped_and_holds_up_nobody(provided: Studio, router: Router) -> None:
-    agreed(provided)
+def test_remote_job_can_be_cancelled_and_does_not_block_local_jobs(
+    studio_with_provider: Studio, router: Router
+) -> None:
+    grant_consent(studio_with_provider)
     router.hold = True
-    away = provided.submit(WISH)
-    for seen in away.subscribe(timeout=0.1):
+    job = studio_with_provider.submit(REQUEST)
+    for update in job.subscribe(timeout=0.1):
         if router.posts():
-            assert seen.status == "running"
-            assert provided.generate(GenerationRequest("a fox", num_inference_steps=1))
-            away.cancel()
+            assert update.status == "running"
+            assert studio_with_provider.generate(GenerationRequest("a fox", num_inference_steps=1))
+            job.cancel()
             break
     with pytest.raises(GenerationCancelled, match="may be charged"):
-        away.wait(30)
+        job.wait(30)
 
 
-def test_without_its_checker_nothing_is_asked_for(
+def test_nothing_is_sent_without_the_safety_checker(
     settings: Settings, router: Router, tmp_path: Path
 ) -> None:
-    nowhere = Hub(endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", timeout=2)
-    full = replace(settings, provider_token=TOKEN, provider="nscale", safety="full")
-    with Studio(full, hub=nowhere) as studio:
-        agreed(studio)
+    offline = Hub(endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", timeout=2)
+    changed = settings.model_copy(
+        update={"provider_token": TOKEN, "provider": "nscale", "safety": "full"}
+    )
+    with Studio(changed, hub=offline) as studio:
+        grant_consent(studio)
         with pytest.raises(HubOffline):
-            studio.generate(WISH)
-    assert router.asked == []
+            studio.generate(REQUEST)
+    assert router.requests == []
 
 
-def test_what_cannot_be_asked_is_said_at_once(settings: Settings, router: Router) -> None:
+def test_unsupported_request_is_rejected_at_once(settings: Settings, router: Router) -> None:
     with studio_with(settings) as studio:
-        for changes, sentence in (
-            ({"model_key": "starter", "width": 256, "height": 256}, "served nowhere"),
-            ({"prompt_weighting": True}, "prompt_weighting"),
+        for changes, message in (
+            (
+                {"model_key": "starter", "width": 256, "height": 256},
+                "inference providers do not have",
+            ),
+            ({"prompt_weighting": True}, "Prompt weighting must be off with an inference provider"),
             ({"backend": "remote"}, "CANVAS_REMOTE"),
         ):
-            with pytest.raises(InvalidInput, match=sentence):
-                studio.submit(replace(WISH, **changes))
-    assert router.asked == []
+            with pytest.raises(InvalidInput, match=message):
+                studio.submit(replace(REQUEST, **changes))
+    assert router.requests == []
 
 
-def test_without_a_token_it_is_said(
+def test_missing_token_is_an_error(
     settings: Settings, router: Router, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with studio_with(settings, provider_token=None) as studio:
-        agreed(studio)
+        grant_consent(studio)
         with pytest.raises(InvalidInput, match="HF_TOKEN"):
-            studio.submit(WISH)
-    assert router.asked == []
+            studio.submit(REQUEST)
+    assert router.requests == []
 
 
-def test_visitors_do_not_spend_the_owners_token(settings: Settings, router: Router) -> None:
+def test_visitors_cannot_use_the_owners_token(settings: Settings, router: Router) -> None:
     visitor = "visitor-" + "0" * 32
     with studio_with(settings, public=True) as studio:
-        agreed(studio, owner=visitor)
+        grant_consent(studio, owner=visitor)
         with pytest.raises(ContentBlocked, match="owner of this server"):
-            studio.submit(WISH, visitor)
-        assert studio.remote_backends.available() == ["here"]
-    assert router.asked == []
+            studio.submit(REQUEST, visitor)
+        assert studio.remote_backends.available() == ["local"]
+    assert router.requests == []
     with studio_with(settings, public=True, remote_for_visitors=True) as studio:
         with pytest.raises(ConsentRequired):
-            studio.submit(WISH, visitor)
-        agreed(studio, owner=visitor)
-        assert studio.generate(WISH, visitor)
+            studio.submit(REQUEST, visitor)
+        grant_consent(studio, owner=visitor)
+        assert studio.generate(REQUEST, visitor)
 
 
-def test_the_settings_hide_their_secrets() -> None:
+def test_settings_hide_secrets() -> None:
     environ = {"HF_TOKEN": TOKEN, "CANVAS_REMOTE_KEY": "mc-key"}
     settings = Settings.from_environment(environ)
     assert settings.provider_token == TOKEN
@@ -238,22 +257,22 @@ def test_the_settings_hide_their_secrets() -> None:
 
 # Another Magic Canvas
 
-HERE = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=2)
-THERE = replace(HERE, backend="remote")
+LOCAL_REQUEST = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=2)
+REMOTE_REQUEST = replace(LOCAL_REQUEST, backend="remote")
 
 
 @pytest.fixture(scope="module")
-def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """A server that strangers can reach, so that it asks for a key."""
-    with serving(tmp_path_factory.mktemp("far"), public=True) as studio:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A public server, which requires an API key."""
+    with serving(tmp_path_factory.mktemp("server"), public=True) as studio:
         studio.key = ApiKeyStore(studio.database).create("laptop")  # type: ignore[attr-defined]
         yield studio
 
 
 @pytest.fixture
-def near(settings: Settings, far: Studio) -> Iterator[Studio]:
-    changes = {"remote": far.url, "remote_key": far.key}  # type: ignore[attr-defined]
-    with Studio(replace(settings, **changes)) as studio:
+def client(settings: Settings, server: Studio) -> Iterator[Studio]:
+    changes = {"remote": server.url, "remote_key": server.key}  # type: ignore[attr-defined]
+    with Studio(settings.model_copy(update=changes)) as studio:
         studio.remote_backends.grant_consent("local", "remote", studio.models["starter"])
         yield studio
 
@@ -263,96 +282,102 @@ def pixels(studio: Studio, filename: str) -> Image.Image:
         return picture.convert("RGB")
 
 
-def test_the_other_makes_it_and_both_keep_it(near: Studio, far: Studio) -> None:
-    job = near.submit(replace(THERE, num_images=2, image_format="webp"))
-    steps = [seen.progress for seen in job.subscribe()]
+def test_image_is_generated_remotely_and_saved_on_both_sides(
+    client: Studio, server: Studio
+) -> None:
+    job = client.submit(replace(REMOTE_REQUEST, num_images=2, image_format="webp"))
+    steps = [update.progress for update in job.subscribe()]
     first, second = job.wait()
-    kept_second, kept_first = far.recent("key-laptop")
+    server_second, server_first = server.recent("key-laptop")
     assert (first.request.seed, second.request.seed) == (7, 8)
     assert first.device == "remote:127.0.0.1"
     assert first.request.backend == "remote"
-    assert kept_first.request.backend == "here"
-    assert kept_first.device == "cpu"
-    assert first.enhanced_prompt == kept_first.enhanced_prompt
+    assert server_first.request.backend == "local"
+    assert server_first.device == "cpu"
+    assert first.enhanced_prompt == server_first.enhanced_prompt
     assert any(isinstance(step, ProgressUpdate) for step in steps)
-    assert near.recent() == [second, first]
-    assert near.device_if_known is None  # nothing was computed here
-    assert kept_second.request.seed == 8
+    assert client.recent() == [second, first]
+    assert client.device_if_known is None  # nothing was computed locally
+    assert server_second.request.seed == 8
 
 
-def test_the_pixels_are_the_same_there_and_here(near: Studio) -> None:
-    [there], [here] = near.generate(THERE), near.generate(HERE)
-    difference = ImageChops.difference(pixels(near, there.filename), pixels(near, here.filename))
-    assert difference.getbbox() is None
-
-
-def test_a_picture_is_sent_to_start_from(near: Studio) -> None:
-    handed = near.inputs.upload(png((128, 128)))
-    changes = {"task": "image_to_image", "image": handed.name, "strength": 0.5}
-    [there] = near.generate(replace(THERE, **changes))
-    [here] = near.generate(replace(HERE, **changes))
-    difference = ImageChops.difference(pixels(near, there.filename), pixels(near, here.filename))
-    assert difference.getbbox() is None
-
-
-def test_stopping_stops_it_there_too(near: Studio, far: Studio) -> None:
-    job = near.submit(
-        replace(THERE, num_inference_steps=150, prompt="a whale", width=256, height=256)
+def test_remote_image_equals_local_image(client: Studio) -> None:
+    [remote], [local] = client.generate(REMOTE_REQUEST), client.generate(LOCAL_REQUEST)
+    difference = ImageChops.difference(
+        pixels(client, remote.filename), pixels(client, local.filename)
     )
-    for seen in job.subscribe():
-        if isinstance(seen.progress, ProgressUpdate):
+    assert difference.getbbox() is None
+
+
+def test_source_image_is_uploaded(client: Studio) -> None:
+    upload = client.inputs.upload(png((128, 128)))
+    changes = {"task": "image_to_image", "image": upload.name, "strength": 0.5}
+    [remote] = client.generate(replace(REMOTE_REQUEST, **changes))
+    [local] = client.generate(replace(LOCAL_REQUEST, **changes))
+    difference = ImageChops.difference(
+        pixels(client, remote.filename), pixels(client, local.filename)
+    )
+    assert difference.getbbox() is None
+
+
+def test_cancelling_cancels_the_remote_job(client: Studio, server: Studio) -> None:
+    job = client.submit(
+        replace(REMOTE_REQUEST, num_inference_steps=150, prompt="a whale", width=256, height=256)
+    )
+    for update in job.subscribe():
+        if isinstance(update.progress, ProgressUpdate):
             job.cancel()
     with pytest.raises(GenerationCancelled):
         job.wait()
-    [theirs] = [job for job in far.jobs("key-laptop") if job.request.prompt == "a whale"]
+    [remote_job] = [job for job in server.jobs("key-laptop") if job.request.prompt == "a whale"]
     with pytest.raises(GenerationCancelled):
-        theirs.wait(60)
+        remote_job.wait(60)
 
 
-def test_a_refused_key_and_a_dead_address_are_said(settings: Settings, far: Studio) -> None:
-    for changes, sentence in (
-        ({"remote": far.url, "remote_key": "wrong"}, "refuses the key"),  # type: ignore[attr-defined]
+def test_invalid_key_and_unreachable_server_are_errors(settings: Settings, server: Studio) -> None:
+    for changes, message in (
+        ({"remote": server.url, "remote_key": "wrong"}, "rejected the API key"),  # type: ignore[attr-defined]
         ({"remote": "http://127.0.0.1:9"}, "cannot be reached"),
     ):
-        with Studio(replace(settings, **changes)) as studio:
+        with Studio(settings.model_copy(update=changes)) as studio:
             with pytest.raises(ConsentRequired, match="a copy in its own history"):
-                studio.submit(THERE)
+                studio.submit(REMOTE_REQUEST)
             studio.remote_backends.grant_consent("local", "remote", studio.models["starter"])
-            with pytest.raises(RemoteBackendError, match=sentence):
-                studio.generate(THERE)
+            with pytest.raises(RemoteBackendError, match=message):
+                studio.generate(REMOTE_REQUEST)
 
 
-class Wire(socketserver.ThreadingTCPServer):
-    """Stands between two machines, until it is cut."""
+class Proxy(socketserver.ThreadingTCPServer):
+    """A TCP proxy whose connections can be closed."""
 
     daemon_threads = True
 
     def __init__(self, to: tuple[str, int]) -> None:
-        super().__init__(("127.0.0.1", 0), WireEnd)
+        super().__init__(("127.0.0.1", 0), ProxyHandler)
         self.to = to
-        self.ends: list[socket.socket] = []
+        self.sockets: list[socket.socket] = []
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         self.shutdown()
         self.server_close()
-        for end in self.ends:
+        for connection in self.sockets:
             with suppress(OSError):  # closed already
-                end.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
 
-class WireEnd(socketserver.BaseRequestHandler):
-    server: Wire
+class ProxyHandler(socketserver.BaseRequestHandler):
+    server: Proxy
 
     def handle(self) -> None:
         with socket.create_connection(self.server.to) as there:
-            self.server.ends += [self.request, there]
-            back = threading.Thread(target=pass_on, args=(there, self.request), daemon=True)
+            self.server.sockets += [self.request, there]
+            back = threading.Thread(target=forward, args=(there, self.request), daemon=True)
             back.start()
-            pass_on(self.request, there)
+            forward(self.request, there)
             back.join()
 
 
-def pass_on(source: socket.socket, to: socket.socket) -> None:
+def forward(source: socket.socket, to: socket.socket) -> None:
     with suppress(OSError):
         while chunk := source.recv(65536):
             to.sendall(chunk)
@@ -360,43 +385,45 @@ def pass_on(source: socket.socket, to: socket.socket) -> None:
         to.shutdown(socket.SHUT_WR)
 
 
-def test_a_machine_that_goes_away_is_said(settings: Settings, far: Studio) -> None:
-    port = urlsplit(far.url).port  # type: ignore[attr-defined]
-    wire = Wire(("127.0.0.1", port))
-    threading.Thread(target=wire.serve_forever, daemon=True).start()
-    changes = {"remote": f"http://127.0.0.1:{wire.server_address[1]}", "remote_key": far.key}  # type: ignore[attr-defined]
-    with Studio(replace(settings, **changes)) as studio:
+def test_lost_connection_is_an_error(settings: Settings, server: Studio) -> None:
+    port = urlsplit(server.url).port  # type: ignore[attr-defined]
+    proxy = Proxy(("127.0.0.1", port))
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    changes = {"remote": f"http://127.0.0.1:{proxy.server_address[1]}", "remote_key": server.key}  # type: ignore[attr-defined]
+    with Studio(settings.model_copy(update=changes)) as studio:
         studio.remote_backends.grant_consent("local", "remote", studio.models["starter"])
-        job = studio.submit(replace(THERE, num_inference_steps=150, width=256, height=256))
-        for seen in job.subscribe():
-            if isinstance(seen.progress, ProgressUpdate):
-                wire.cut()
+        job = studio.submit(replace(REMOTE_REQUEST, num_inference_steps=150, width=256, height=256))
+        for update in job.subscribe():
+            if isinstance(update.progress, ProgressUpdate):
+                proxy.disconnect()
                 break
-        with pytest.raises(RemoteBackendError, match="went away"):
+        with pytest.raises(RemoteBackendError, match=r"connection to 127\.0\.0\.1 was lost"):
             job.wait(60)
 
 
-def test_what_the_other_refuses_is_said_in_its_words(near: Studio) -> None:
-    near.models["own"] = replace(near.models["starter"], key="own")
-    near.remote_backends.grant_consent("local", "remote", near.models["own"])
-    with pytest.raises(RemoteBackendError, match=r"127\.0\.0\.1 says: .*own.*one of starter"):
-        near.generate(replace(THERE, model_key="own"))
+def test_error_of_the_server_is_quoted(client: Studio) -> None:
+    client.models["own"] = replace(client.models["starter"], key="own")
+    client.remote_backends.grant_consent("local", "remote", client.models["own"])
+    with pytest.raises(
+        RemoteBackendError, match=r"127\.0\.0\.1 reported an error: Model must be one of starter.*own"
+    ):
+        client.generate(replace(REMOTE_REQUEST, model_key="own"))
 
 
-def test_the_command_line_takes_it(
-    near: Studio, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_cli_generates_remotely(
+    client: Studio, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = near.settings
+    settings = client.settings
     monkeypatch.setenv("CANVAS_REMOTE", settings.remote or "")
     monkeypatch.setenv("CANVAS_REMOTE_KEY", settings.remote_key or "")
     write_server_file(settings.data_dir, "http://127.0.0.1:9/")  # no server over this folder
-    line = ["generate", "a boat", "--steps", "1", "--where", "remote", "--json"]
+    line = ["generate", "a boat", "--steps", "1", "--backend", "remote", "--json"]
     line += ["--data-dir", str(settings.data_dir)]
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(SystemExit) as exited:
         cli.main(line)
-    assert leaving.value.code == 1
-    assert "--agree" in capfd.readouterr().err
-    with pytest.raises(SystemExit) as leaving:
-        cli.main([*line, "--agree"])
-    assert not leaving.value.code
+    assert exited.value.code == 1
+    assert "--accept-terms" in capfd.readouterr().err
+    with pytest.raises(SystemExit) as exited:
+        cli.main([*line, "--accept-terms"])
+    assert not exited.value.code
     assert json.loads(capfd.readouterr().out)["device"] == "remote:127.0.0.1"

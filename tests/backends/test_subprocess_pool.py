@@ -1,4 +1,4 @@
-"""Several workers over one queue, as real processes: what reaches the page, what a kill costs."""
+"""Worker processes behind one queue: images, progress, cancelling and crashes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from canvas import GenerationRequest, Studio
 from canvas.backends.base import WorkerCrashed
 from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
 from canvas.jobs.scheduler import MAX_ATTEMPTS
+from canvas.platform import visible_gpus, worker_environment
 from canvas.request import ProgressUpdate
-from canvas.settings import Settings, visible_gpus, worker_environment
+from canvas.settings import Settings
 
 LONG = GenerationRequest("an owl", seed=3, num_inference_steps=150, guidance_scale=2.0)
 SHORT = replace(LONG, num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """Two workers for all tests: each begins a process that has to import torch."""
-    folder = tmp_path_factory.mktemp("several")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """Two workers for all tests, as each process has to import torch."""
+    folder = tmp_path_factory.mktemp("workers")
     settings = Settings(
         data_dir=folder, cache_dir=folder / "cache", device="cpu", dtype="float32", workers=2
     )
@@ -37,8 +38,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         yield studio
 
 
-def workers() -> list[int]:
-    """The processes of the workers of this program."""
+def worker_pids() -> list[int]:
+    """The process ids of the workers of this process."""
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
@@ -48,7 +49,7 @@ def workers() -> list[int]:
 
 
 def kill_workers() -> None:
-    for pid in workers():
+    for pid in worker_pids():
         os.kill(pid, signal.SIGKILL)
 
 
@@ -57,132 +58,133 @@ def pixels(studio: Studio, filename: str) -> Image.Image:
         return picture.convert("RGB")
 
 
-def test_two_paint_at_once_and_tell_steps_and_previews(several: Studio) -> None:
-    jobs = [several.submit(replace(LONG, seed=seed), owner) for seed, owner in ((1, "a"), (2, "b"))]
-    together, previews = False, 0
+def test_two_jobs_run_at_once_with_steps_and_previews(pool: Studio) -> None:
+    jobs = [pool.submit(replace(LONG, seed=seed), owner) for seed, owner in ((1, "a"), (2, "b"))]
+    at_once, previews = False, 0
     for job in jobs[0].subscribe():
-        together |= [other.status for other in jobs] == ["running", "running"]
+        at_once |= [other.status for other in jobs] == ["running", "running"]
         previews += isinstance(job.progress, ProgressUpdate) and job.preview is not None
     [first], [second] = (job.wait() for job in jobs)
-    assert together
+    assert at_once
     assert previews
     assert (first.request.seed, second.request.seed) == (1, 2)
-    assert several.model_status("starter").location == "memory"
-    assert several.device.name == "cpu"
-    assert [event.model_name for event in several.database.model_events()] == ["starter"] * 2
-    assert several.unload_model("starter")
-    assert several.model_status("starter").location == "disk"
+    assert pool.model_status("starter").location == "memory"
+    assert pool.device.name == "cpu"
+    assert [event.model_name for event in pool.database.model_events()] == ["starter"] * 2
+    assert pool.unload_model("starter")
+    assert pool.model_status("starter").location == "disk"
 
 
-def test_the_pixels_are_those_of_one_process(several: Studio, studio: Studio) -> None:
-    wish = replace(SHORT, num_images=2, style="cartoon")
-    for one, other in zip(several.generate(wish), studio.generate(wish), strict=True):
+def test_images_equal_those_of_one_process(pool: Studio, studio: Studio) -> None:
+    request = replace(SHORT, num_images=2, style="cartoon")
+    for one, other in zip(pool.generate(request), studio.generate(request), strict=True):
         assert one.request == other.request
         difference = ImageChops.difference(
-            pixels(several, one.filename), pixels(studio, other.filename)
+            pixels(pool, one.filename), pixels(studio, other.filename)
         )
-        # Sums over another number of threads are rounded in another order.
+        # Sums depend on the number of threads: their rounding differs.
         assert max(high for _, high in difference.getextrema()) <= 1
 
 
-def test_a_job_is_stopped_within_a_step_and_the_worker_goes_on(several: Studio) -> None:
-    job = several.submit(LONG)
-    for seen in job.subscribe():
-        if isinstance(seen.progress, ProgressUpdate):
+def test_job_is_cancelled_within_a_step_and_the_worker_continues(pool: Studio) -> None:
+    job = pool.submit(LONG)
+    for update in job.subscribe():
+        if isinstance(update.progress, ProgressUpdate):
             job.cancel()
     with pytest.raises(GenerationCancelled):
         job.wait()
-    before = workers()
-    assert several.generate(SHORT)
-    assert workers() == before
+    before = worker_pids()
+    assert pool.generate(SHORT)
+    assert worker_pids() == before
 
 
-def test_a_wrong_request_fails_in_words_in_a_worker(several: Studio, tmp_path: Path) -> None:
+def test_error_of_a_worker_keeps_its_class_and_message(pool: Studio, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
-    entry = replace(several.models["starter"], key="broken", name=str(tmp_path / "broken"))
-    several.models["broken"] = entry
+    entry = replace(pool.models["starter"], key="broken", name=str(tmp_path / "broken"))
+    pool.models["broken"] = entry
     with pytest.raises(Exception, match=str(tmp_path / "broken")) as caught:
-        several.generate(replace(SHORT, model_key="broken"))
-    assert type(caught.value).__name__ == "ModelBroken"
-    assert several.generate(SHORT)
+        pool.generate(replace(SHORT, model_key="broken"))
+    assert type(caught.value).__name__ == "ModelCorrupted"
+    assert pool.generate(SHORT)
 
 
-def test_a_killed_worker_loses_no_job_and_no_picture_is_made_twice(several: Studio) -> None:
-    long = several.submit(replace(LONG, num_images=3, num_inference_steps=40), "eve")
-    others = [several.submit(replace(SHORT, seed=seed), "bob") for seed in range(4)]
-    for seen in long.subscribe():
-        if len(seen.images) == 1 and isinstance(seen.progress, ProgressUpdate):
+def test_job_of_a_killed_worker_continues_without_repeating_images(pool: Studio) -> None:
+    long = pool.submit(replace(LONG, num_images=3, num_inference_steps=40), "eve")
+    others = [pool.submit(replace(SHORT, seed=seed), "bob") for seed in range(4)]
+    for update in long.subscribe():
+        if len(update.images) == 1 and isinstance(update.progress, ProgressUpdate):
             break
     kill_workers()
     assert [image.request.seed for image in long.wait()] == [3, 4, 5]
     for job in others:
         assert len(job.wait()) == 1
-    assert len(several.recent("eve")) == 3
-    assert len(several.recent("bob")) == 4
-    assert 1 <= long.attempts < MAX_ATTEMPTS, (
-        "the other, dead too, may have been handed it in between"
-    )
-    assert len(workers()) == 2
+    assert len(pool.recent("eve")) == 3
+    assert len(pool.recent("bob")) == 4
+    assert 1 <= long.attempts < MAX_ATTEMPTS, "the other killed worker may have taken it in between"
+    assert len(worker_pids()) == 2
 
 
-def give_room(room: int | None) -> None:
-    """Let each worker take so many bytes of addresses more, or (None) any number."""
-    for pid in workers():
+def limit_memory(extra: int | None) -> None:
+    """Limit the address space of each worker to `extra` more bytes, or (None) lift the limit."""
+    for pid in worker_pids():
         worker = psutil.Process(pid)
         _, hard = worker.rlimit(psutil.RLIMIT_AS)
-        limit = hard if room is None else worker.memory_info().vms + room
+        limit = hard if extra is None else worker.memory_info().vms + extra
         worker.rlimit(psutil.RLIMIT_AS, (limit, hard))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited the Linux way")
-def test_a_worker_that_ran_out_of_memory_paints_the_same_again(several: Studio) -> None:
-    several.generate(SHORT)
-    before = workers()
-    wish = replace(SHORT, width=512, height=512, num_inference_steps=10)
-    job = several.submit(wish)
-    for seen in job.subscribe():
-        if isinstance(seen.progress, ProgressUpdate) and not seen.finished:
-            give_room(0)
-    give_room(None)
+@pytest.mark.skipif(sys.platform != "linux", reason="rlimit of another process needs Linux")
+def test_worker_generates_again_after_out_of_memory(pool: Studio) -> None:
+    pool.generate(SHORT)
+    before = worker_pids()
+    request = replace(SHORT, width=512, height=512, num_inference_steps=10)
+    job = pool.submit(request)
+    for update in job.subscribe():
+        if isinstance(update.progress, ProgressUpdate) and not update.finished:
+            limit_memory(0)
+    limit_memory(None)
     assert isinstance(job.error, OutOfMemory)
     for _ in range(2):
-        assert several.generate(wish)
-    assert workers() == before
+        assert pool.generate(request)
+    assert worker_pids() == before
 
 
-def test_workers_that_died_while_idle_are_no_matter(several: Studio) -> None:
-    several.generate(SHORT)
+def test_idle_workers_that_crashed_are_replaced(pool: Studio) -> None:
+    pool.generate(SHORT)
     kill_workers()
-    assert several.generate(SHORT)
+    assert pool.generate(SHORT)
 
 
-def test_a_job_that_kills_its_workers_fails_in_words(several: Studio) -> None:
-    job = several.submit(LONG)
-    for seen in job.subscribe():
-        if seen.status == "running" and isinstance(seen.progress, ProgressUpdate):
+def test_job_that_crashes_its_workers_fails(pool: Studio) -> None:
+    job = pool.submit(LONG)
+    for update in job.subscribe():
+        if update.status == "running" and isinstance(update.progress, ProgressUpdate):
             kill_workers()
-    with pytest.raises(WorkerCrashed, match="ended in the middle"):
+    with pytest.raises(WorkerCrashed, match="exited unexpectedly"):
         job.wait()
     assert job.attempts == MAX_ATTEMPTS
-    assert several.generate(SHORT)
+    assert pool.generate(SHORT)
 
 
-def test_jobs_go_where_their_model_is(several: Studio) -> None:
-    twin = several.settings.data_dir / "twin"
-    twin.symlink_to(several.models["starter"].name)
-    several.models["twin"] = replace(several.models["starter"], key="twin", name=str(twin))
-    several.unload_model("starter")
-    wishes = [replace(SHORT, model_key=key) for key in ("starter", "twin")]
-    before = len(several.database.model_events())
-    for job in [several.submit(wish) for wish in wishes]:
+def test_jobs_run_where_their_model_is_loaded(pool: Studio) -> None:
+    twin = pool.settings.data_dir / "twin"
+    twin.symlink_to(pool.models["starter"].name)
+    pool.models["twin"] = replace(pool.models["starter"], key="twin", name=str(twin))
+    pool.unload_model("starter")
+    requests = [replace(SHORT, model_key=key) for key in ("starter", "twin")]
+    before = len(pool.database.model_events())
+    for job in [pool.submit(request) for request in requests]:
         job.wait()
-    for wish in [*wishes, *reversed(wishes)] * 2:  # one at a time: both workers could take it
-        several.generate(wish)
-    loads = several.database.model_events()[: -before or None]
+    for request in [
+        *requests,
+        *reversed(requests),
+    ] * 2:  # one at a time, so that both workers are free
+        pool.generate(request)
+    loads = pool.database.model_events()[: -before or None]
     assert sorted(event.model_name for event in loads) == ["starter", "twin"]
 
 
-def test_workers_end_with_the_program(settings: Settings) -> None:
+def test_workers_exit_with_the_program(settings: Settings) -> None:
     program = (
         "import os, sys; from canvas import Studio; from canvas.settings import Settings\n"
         "import psutil\n"
@@ -202,19 +204,19 @@ def test_workers_end_with_the_program(settings: Settings) -> None:
     assert not alive
 
 
-def test_each_worker_has_its_part_of_the_cores_and_a_gpu_of_its_own(
+def test_each_worker_has_a_share_of_the_cores_and_its_own_gpu(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5a")
-    others = workers()
-    with Studio(replace(settings, workers=3)) as studio:
-        mine = set(workers()) - set(others)
+    others = worker_pids()
+    with Studio(settings.model_copy(update={"workers": 3})) as studio:
+        mine = set(worker_pids()) - set(others)
         seen = [psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"] for pid in mine]
         assert "1 core" in studio.device.reason
     assert sorted(seen) == ["4", "4", "GPU-5a"]
 
 
-def test_a_worker_a_gpu_unless_told(tmp_path: Path) -> None:
+def test_one_worker_per_gpu_by_default(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert visible_gpus({}, tmp_path) == ["0", "1"]
@@ -222,6 +224,6 @@ def test_a_worker_a_gpu_unless_told(tmp_path: Path) -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == []
     assert worker_environment(1, {}, tmp_path)["CUDA_VISIBLE_DEVICES"] == "1"
     assert Settings(workers=3).worker_count == 3
-    with pytest.raises(InvalidInput, match="workers"):
+    with pytest.raises(InvalidInput, match="Workers"):
         Settings.from_environment({"CANVAS_WORKERS": "0"})
     assert Settings(device="cpu").worker_count == 1

@@ -1,4 +1,4 @@
-"""`python -m tests.backends.throughput FOLDER WORKERS`: pictures a second with a core for each."""
+"""`python -m tests.backends.throughput FOLDER WORKERS`: images per second, one core per worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from canvas import GenerationRequest, Studio
 from canvas.settings import Settings
 
-PICTURES = 60
+NUM_IMAGES = 60
 
 
 def main(folder: Path, workers: int) -> None:
@@ -21,16 +21,16 @@ def main(folder: Path, workers: int) -> None:
     with Studio(settings) as studio:
         studio.warm_up()
         spec = studio.models["starter"]
-        while not all(painter.is_loaded(spec) for painter in studio.backends):
+        while not all(backend.is_loaded(spec) for backend in studio.backends):
             time.sleep(0.05)
-        # First-time work of the libraries, in every worker: at once, or one would do it all.
+        # Warm up every worker: concurrent jobs, or one worker would run them all.
         for job in [studio.submit(GenerationRequest("an owl", seed=seed)) for seed in range(8)]:
             job.wait()
         started = time.perf_counter()
-        jobs = [studio.submit(GenerationRequest("a fox", seed=seed)) for seed in range(PICTURES)]
+        jobs = [studio.submit(GenerationRequest("a fox", seed=seed)) for seed in range(NUM_IMAGES)]
         for job in jobs:
             job.wait()
-        sys.stdout.write(f"{PICTURES / (time.perf_counter() - started)}\n")
+        sys.stdout.write(f"{NUM_IMAGES / (time.perf_counter() - started)}\n")
 
 
 if __name__ == "__main__":
