@@ -51,7 +51,7 @@ def test_cpu_is_detected_with_a_reason(tmp_path: Path) -> None:
     assert detected.name == "cpu"
     assert detected.dtype in ("float32", "bfloat16")
     assert detected.torch_dtype is getattr(torch, detected.dtype)
-    assert "no GPU was detected" in detected.reason
+    assert "no GPU was found" in detected.reason
     assert "(measured)" in detected.reason
     assert torch.get_num_threads() == system_info.core_count()
 

@@ -38,12 +38,12 @@ def test_estimate_depends_on_size_guidance_and_speed() -> None:
     unguided = seconds("small", guidance_scale=1)
     assert unguided - decoding == pytest.approx((whole - decoding) / 2)
     assert seconds("small", width=256, height=256) == pytest.approx(whole / 4)
-    assert seconds("small", replace(CPU, gigaflops=200.0)) == pytest.approx(whole / 2)
+    assert seconds("small", replace(CPU, gflops=200.0)) == pytest.approx(whole / 2)
     assert seconds("starter") < whole / 50
 
 
 def test_kernel_launches_dominate_small_models_on_a_fast_device() -> None:
-    device = replace(CPU, gigaflops=1e9, layer_seconds=1e-5)
+    device = replace(CPU, gflops=1e9, kernel_launch_seconds=1e-5)
     quality, balanced, turbo = (
         seconds("starter", device, preset=preset) for preset in ("quality", "balanced", "turbo")
     )
@@ -72,7 +72,7 @@ def test_upscaling_with_detail_counts_overlapping_tiles() -> None:
 
 def test_estimate_is_none_without_the_speed_of_the_device() -> None:
     spec, request = MODELS["small"], GenerationRequest("a fox", model_key="small")
-    unknown = replace(CPU, gigaflops=None)
+    unknown = replace(CPU, gflops=None)
     assert estimate_seconds(request.with_defaults(spec), spec, unknown) is None
 
 

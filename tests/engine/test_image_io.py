@@ -191,7 +191,7 @@ def test_crop_of_less_than_8_pixels_changes_no_pixel() -> None:
 
 
 def test_invalid_colour_is_rejected() -> None:
-    with pytest.raises(InvalidInput, match=r"Fill color must be a colour .*'reddish'"):
+    with pytest.raises(InvalidInput, match=r"Fill colou?r must be a colour .*'reddish'"):
         parse_color("reddish")
 
 

@@ -56,7 +56,7 @@ def test_tiles_equal_a_single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     progress: list[tuple[int, int]] = []
     single_pass = np.asarray(upscale_image(image, 2, "illustration"), int)
     model = replace(SUPER_RESOLUTION_MODELS["illustration"], tile=48)
-    monkeypatch.setattr(super_resolution, "NETWORKS", {"illustration": model})
+    monkeypatch.setattr(super_resolution, "SUPER_RESOLUTION_MODELS", {"illustration": model})
     tiled = upscale_image(
         image, 2, "illustration", lambda done, total: progress.append((done, total))
     )
