@@ -14,7 +14,7 @@ import typer
 
 from canvas.errors import GenerationCancelled, InvalidInput, StorageError
 from canvas.files import atomic_write
-from canvas.jobs.job import format_progress
+from canvas.formatting import format_progress
 
 if TYPE_CHECKING:
     from canvas.jobs.job import Job
@@ -53,12 +53,12 @@ def with_examples(*lines: str) -> Callable[[Command], Command]:
     return add
 
 
-def load_settings(data_dir: Path | None, api_key: str | None = None) -> Settings:
+def load_settings(data_dir: Path | None, **options: Any) -> Settings:
     """Settings from the environment, overridden by command line options."""
     from canvas.settings import Settings
 
     folder = data_dir.expanduser() if data_dir else None
-    return Settings.from_environment(data_dir=folder, api_key=api_key)
+    return Settings.from_environment(data_dir=folder, **options)
 
 
 def print_line(text: str) -> None:

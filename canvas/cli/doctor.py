@@ -121,10 +121,10 @@ def check_hub_access() -> Iterator[Check]:
         yield Check("hub", True, message, warning=True)
         return
     yield Check("hub", True, "reachable")
-    if status.wrong:
-        yield Check("token", False, f"{status.wrong} and set HF_TOKEN")
-    elif status.name:
-        yield Check("token", True, f"account {status.name}")
+    if status.auth_error:
+        yield Check("token", False, f"{status.auth_error} and set HF_TOKEN")
+    elif status.user:
+        yield Check("token", True, f"account {status.user}")
     else:
         yield Check("token", True, "not set; only gated models need HF_TOKEN", warning=True)
 

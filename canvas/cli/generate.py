@@ -26,8 +26,8 @@ from canvas.cli.console import (
     write_file,
 )
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound, error_from_code
+from canvas.formatting import format_progress
 from canvas.image_formats import IMAGE_FORMATS
-from canvas.jobs.job import format_progress
 from canvas.request import LOCAL, LOCAL_OWNER, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
@@ -107,7 +107,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer req
     data_dir: DataDir = None,
 ) -> None:
     """Generate images from a prompt and print the paths of their files."""
-    settings = load_settings(data_dir, key)
+    settings = load_settings(data_dir, api_key=key)
     texts = _read_prompts(prompt, prompts)
     first = GenerationRequest(
         prompt=texts[0],
@@ -180,10 +180,12 @@ def _generate_via_server(
 
 
 def _request_body(request: GenerationRequest, *, accept_terms: bool) -> dict[str, Any]:
-    same = ("prompt", "negative_prompt", "style", "width", "height", "num_inference_steps")
-    same += ("guidance_scale", "scheduler", "seed", "backend")
+    same_names = (
+        *("prompt", "negative_prompt", "style", "width", "height", "num_inference_steps"),
+        *("guidance_scale", "scheduler", "seed", "backend"),
+    )
     return {
-        **{name: getattr(request, name) for name in same},
+        **{name: getattr(request, name) for name in same_names},
         "model": request.model_key,
         "n": request.num_images,
         "output_format": request.image_format,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,16 @@ import typer
 from typer.completion import completion_init
 
 from canvas.cli import bench, deploy_space, doctor, export_import, generate, keys, models
-from canvas.cli.console import AsJson, DataDir, print_error, print_json, print_line, with_examples
+from canvas.cli.console import (
+    AsJson,
+    DataDir,
+    load_settings,
+    print_error,
+    print_json,
+    print_line,
+    with_examples,
+)
+from canvas.engine import configure_process
 from canvas.errors import CanvasError, GenerationCancelled
 
 CANCELLED = GenerationCancelled.exit_code  # also of Ctrl+C, as in shells
@@ -85,21 +95,13 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
 ) -> None:
     """Start the web app and its APIs; stop with Ctrl+C."""
     from canvas.server.launch import launch
-    from canvas.settings import Settings
     from canvas.studio import Studio
 
-    settings = Settings.from_environment(
-        host=host,
-        port=port,
-        share=share or None,
-        auth=auth,
-        admin=admin,
-        workers=workers,
-        model=model,
-        data_dir=data_dir.expanduser() if data_dir else None,
-    )
+    options = {"host": host, "port": port, "auth": auth, "admin": admin, "workers": workers}
+    settings = load_settings(data_dir, share=share or None, model=model, **options)
     with Studio(settings) as studio:
-        page = launch(studio, block=False, quiet=json)
+        with redirect_stdout(sys.stderr if json else sys.stdout):  # Gradio prints the MCP address
+            page = launch(studio, block=False, quiet=json)
         if json:
             print_json({"url": page.local_url})
         page.block_thread()
@@ -133,6 +135,7 @@ app.command()(completion)
 
 def main(arguments: list[str] | None = None, program: str = "python -m canvas") -> None:
     """Run a command and exit with its code; errors are one line on stderr."""
+    configure_process()
     completion_init()  # typer calls it only for its own completion options
     try:
         code = app(

@@ -79,10 +79,10 @@ def test_hub_status_has_account_invalid_token_or_offline(monkeypatch: pytest.Mon
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         Thread(target=server.serve_forever, args=(0.05,)).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
-        assert check_hub(url, "hf_good").name == "ann"
+        assert check_hub(url, "hf_good").user == "ann"
         invalid = check_hub(url, "hf_bad")
-        assert "settings/tokens" in invalid.wrong
-        assert "hf_bad" not in invalid.wrong
+        assert "settings/tokens" in invalid.auth_error
+        assert "hf_bad" not in invalid.auth_error
         server.shutdown()
     assert "check the connection" in check_hub(url, "hf_good").offline
 

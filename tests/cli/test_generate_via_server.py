@@ -68,7 +68,7 @@ def test_running_server_generates_the_images(
     ("arguments", "code", "message"),
     [
         (["--model", "nope"], 2, "one of starter"),
-        (["--width", "4096"], 2, "128 to 512"),
+        (["--width", "4096"], 2, "between 128 and 512"),
     ],
 )
 def test_server_errors_have_local_exit_codes(
