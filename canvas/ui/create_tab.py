@@ -251,21 +251,18 @@ class CreateTab:
         """Restore the form from the browser's storage."""
         updates = self.form.restore(values[self._saved])
         backend = updates.get(self.form["backend"], LOCAL)
-        status = self._render_model_status(self.form.model_of(updates), backend)
-        return {**updates, self._model_status: status}
+        return updates | self._update_model_status(self.form.model_of(updates), backend)
 
     def on_model_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Set the defaults of the model and show its status."""
         fields = self.form.read(values)
-        status = self._render_model_status(fields["model_key"], fields["backend"])
         updates = self.form.update_for_model(fields["model_key"], fields["preset"])
-        return {**updates, self._model_status: status}
+        return updates | self._update_model_status(fields["model_key"], fields["backend"])
 
     def on_backend_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Show the model's status, which matters on this computer only."""
         fields = self.form.read(values)
-        status = self._render_model_status(fields["model_key"], fields["backend"])
-        return {self._model_status: status}
+        return self._update_model_status(fields["model_key"], fields["backend"])
 
     def on_preset_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Set the steps, guidance and scheduler of the preset."""
@@ -284,9 +281,8 @@ class CreateTab:
             return {self._model_status: error_line(error)}
         return {self._model_status: text_line(" · ".join(status.parts(gettext)))}
 
-    def _render_model_status(self, model_key: str, backend: str) -> str:
-        description = text_line(gettext(self._studio.models[model_key].description))
-        if backend != LOCAL:
-            return description
-        status = self._studio.model_status(model_key)
-        return description + text_line(" · ".join(status.parts(gettext)))
+    def _update_model_status(self, model_key: str, backend: str) -> dict[Any, Any]:
+        html = text_line(gettext(self._studio.models[model_key].description))
+        if backend == LOCAL:
+            html += text_line(" · ".join(self._studio.model_status(model_key).parts(gettext)))
+        return {self._model_status: html}

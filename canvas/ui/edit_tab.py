@@ -16,7 +16,7 @@ from canvas.errors import CanvasError, InvalidInput, LazyMessage
 from canvas.jobs.job import Job
 from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
 from canvas.ui.events import bind, current_owner, show_errors
-from canvas.ui.generation_form import ASPECT_RATIOS, preset_options, size_from_resolution
+from canvas.ui.generation_form import ASPECT_RATIOS, Form, preset_options, size_from_resolution
 from canvas.ui.html_panel import error_line, panel, render
 from canvas.ui.i18n import gettext
 from canvas.ui.pickers import LoraPicker
@@ -92,14 +92,14 @@ KEEP_SIZE = "Same as the image"
 BRUSH_COLORS = ("#ff2bd6", "#19e6ff", "#ffe600")  # stand out from most images
 
 
-class EditForm:
+class EditForm(Form):
     """The fields of the tab and their visibility; `fit_preview` shows the resized image."""
 
     def __init__(self, studio: Studio) -> None:
+        super().__init__()
         self._studio = studio
-        self._fields: dict[str, Any] = {}
         self._groups: dict[str, gr.Column] = {}
-        add = self._fields.__setitem__
+        add = self._widgets.__setitem__
         default_model = get_model(studio.settings.model, studio.models).key
         operations = [(operation.label, name) for name, operation in OPERATIONS.items()]
         add("operation", gr.Radio(operations, value="image_to_image", label="Task"))
@@ -147,14 +147,6 @@ class EditForm:
         self._groups[name] = gr.Column(visible=visible, elem_classes="edit-group")
         return self._groups[name]
 
-    def __getitem__(self, name: str) -> Any:
-        return self._fields[name]
-
-    @property
-    def widgets(self) -> set[Any]:
-        """All fields, as the inputs or outputs of an event."""
-        return set(self._fields.values())
-
     def bind_events(self, page: gr.Blocks) -> None:
         """Bind the events; call inside the page's context."""
         # Created here, not in the tab: components of a hidden tab are not mounted on page load
@@ -165,7 +157,7 @@ class EditForm:
         bind([operation.change, upscaler.change], self.toggle_groups, {operation, upscaler}, groups)
         bind(page.load, self.restore, {self._saved}, self.widgets)
         bind(
-            [field.change for field in self._fields.values()],
+            [self[name].change for name in self],
             self.save,
             self.widgets,
             {self._saved},
@@ -189,10 +181,6 @@ class EditForm:
             for name, group in self._groups.items()
         }
 
-    def read(self, values: Mapping[Any, Any]) -> dict[str, Any]:
-        """The values of the fields by name."""
-        return {name: values[field] for name, field in self._fields.items()}
-
     def save(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Save the form in the browser."""
         return {self._saved: self.read(values)}
@@ -200,8 +188,8 @@ class EditForm:
     def restore(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Restore the form from the browser's storage, unless it is not valid any more."""
         saved = values[self._saved]
-        unchanged: dict[Any, Any] = {field: gr.skip() for field in self._fields.values()}
-        if not isinstance(saved, dict) or set(saved) != set(self._fields):
+        unchanged: dict[Any, Any] = {widget: gr.skip() for widget in self.widgets}
+        if not isinstance(saved, dict) or set(saved) != set(self):
             return unchanged  # nothing was saved, or by another version
         if saved["operation"] not in OPERATIONS:
             return unchanged
@@ -210,7 +198,7 @@ class EditForm:
             self.to_request({**saved, "prompt": saved["prompt"] or "…"}, "image.png")
         except CanvasError:
             return unchanged
-        return {self._fields[name]: value for name, value in saved.items()}
+        return {self[name]: value for name, value in saved.items()}
 
     def to_request(self, fields: Mapping[str, Any], image_name: str) -> GenerationRequest:
         """The request of these values for a stored image, without a mask; raises InvalidInput."""

@@ -75,7 +75,7 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
     {
         "prompt": lambda models, spec: gr.Textbox(
             label="Prompt",
-            placeholder="Describe an image, for example: a fox in the snow, 3d",
+            placeholder="Describe an image: a fox in the snow, 3d",
             lines=1,
             max_lines=6,
             autofocus=True,
@@ -162,25 +162,11 @@ def _slider_range(spec: ModelSpec) -> dict[str, Any]:
     return {"minimum": spec.min_size, "maximum": spec.max_size, "step": spec.size_step}
 
 
-class GenerationForm:
-    """Renders the components and converts between their values and a `GenerationRequest`.
+class Form:
+    """Components by the name of the field that each of them edits."""
 
-    `available` are the models that can be selected; None means all.
-    """
-
-    def __init__(
-        self, models: Catalog, default_model: str, available: Sequence[str] | None = None
-    ) -> None:
-        self._models = models
-        choices = models if available is None else [*available, default_model]
-        self._available = tuple(dict.fromkeys(choices))
-        self._default_model = get_model(default_model, models)
+    def __init__(self) -> None:
         self._widgets: dict[str, Any] = {}
-
-    def render(self, *names: str) -> None:
-        """Create these components in the open layout."""
-        for name in names:
-            self._widgets[name] = COMPONENTS[name](self._available, self._default_model)
 
     def __getitem__(self, name: str) -> Any:
         return self._widgets[name]
@@ -196,6 +182,27 @@ class GenerationForm:
     def read(self, values: Mapping[Any, Any]) -> dict[str, Any]:
         """The values by field name, from the values that Gradio passes to a callback."""
         return {name: values[widget] for name, widget in self._widgets.items()}
+
+
+class GenerationForm(Form):
+    """Renders the components and converts between their values and a `GenerationRequest`.
+
+    `available` are the models that can be selected; None means all.
+    """
+
+    def __init__(
+        self, models: Catalog, default_model: str, available: Sequence[str] | None = None
+    ) -> None:
+        super().__init__()
+        self._models = models
+        choices = models if available is None else [*available, default_model]
+        self._available = tuple(dict.fromkeys(choices))
+        self._default_model = get_model(default_model, models)
+
+    def render(self, *names: str) -> None:
+        """Create these components in the open layout."""
+        for name in names:
+            self._widgets[name] = COMPONENTS[name](self._available, self._default_model)
 
     def to_request(self, fields: Mapping[str, Any]) -> GenerationRequest:
         """The request of these values by field name; raises InvalidInput."""
@@ -234,9 +241,8 @@ class GenerationForm:
 
     def reuse_settings(self, request: GenerationRequest, *, keep_seed: bool) -> dict[Any, Any]:
         """`update_from_request` with the request's seed or a random one."""
-        return self.update_from_request(
-            request if keep_seed else replace(request, seed=RANDOM_SEED)
-        )
+        seed = request.seed if keep_seed else RANDOM_SEED
+        return self.update_from_request(replace(request, seed=seed))
 
     def update_partial(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """`update_from_request` with some fields; the others get the defaults of the model."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -110,18 +109,15 @@ class StatisticsTab:
             token, number = gallery.delete_matching(self._query(values))
             result = render("cleanup_result.html", number=number, freed="", done=True)
         statistics = self.show(http_request)
-        return {
-            self._statistics: statistics,
-            self._cleanup_result: result,
-            self._undo: token,
-        }
+        return {self._statistics: statistics, self._cleanup_result: result, self._undo: token}
 
     def _query(self, values: Mapping[Any, Any]) -> Query:
-        query = Query(model_key=values[self._model] or None)
-        if values[self._keep]:
-            query = replace(query, favourite=False)
         days = min(max(values[self._age] or 0, 0), MAX_AGE)
-        return replace(query, until=datetime.now(UTC) - timedelta(days=days))
+        return Query(
+            model_key=values[self._model] or None,
+            favourite=False if values[self._keep] else None,
+            until=datetime.now(UTC) - timedelta(days=days),
+        )
 
     def _render_preview(self, gallery: UserGallery, values: Mapping[Any, Any]) -> str:
         number, size = gallery.totals(self._query(values))

@@ -6,6 +6,7 @@ import ast
 import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from string import Formatter
@@ -17,10 +18,10 @@ from playwright.sync_api import Browser, Page, expect
 from canvas import Studio
 from canvas.backends import inference_providers, remote_backends
 from canvas.catalog import ASSETS, MODELS
-from canvas.errors import CanvasError, InvalidInput, LazyMessage, error_classes
+from canvas.errors import CanvasError, InvalidInput, LazyMessage, error_classes, field_label
 from canvas.models import hub_client
 from canvas.presets import PRESETS
-from canvas.request import BACKENDS, IMAGE_FORMATS, TASKS
+from canvas.request import BACKENDS, IMAGE_FORMATS, TASKS, GenerationRequest
 from canvas.schedulers import SCHEDULERS
 from canvas.settings import Settings
 from canvas.styles import STYLES
@@ -103,6 +104,13 @@ def rendered() -> Iterator[tuple[str, str]]:
         yield text, "inference_providers.py, hub_client.py, remote_backends.py, request.py"
     for kind in error_classes().values():
         yield kind.title, "errors.py"
+    for field in fields(GenerationRequest):
+        yield field_label(field.name), "field_label in errors.py"
+    yield from texts_of_choices()
+
+
+def texts_of_choices() -> Iterator[tuple[str, str]]:
+    """The texts of models, presets, styles and tasks."""
     for spec in MODELS.values():
         texts = (spec.description, spec.speed, spec.quality, spec.size)
         yield from ((text, "catalog.py") for text in texts if not text[:1].isdigit())

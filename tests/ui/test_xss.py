@@ -43,7 +43,7 @@ def test_imported_prompts_and_names_are_escaped(page: Page, served: Studio, tmp_
     expect(dialog).to_contain_text("<img src=x onerror=window.hacked=3>.png")
     assert page.evaluate("window.hacked") is None
     assert dialog.locator("img[src='x'], script").count() == 0
-    served.image_repository.delete([image.id or 0 for image in served.recent()][:1], "local")
+    served.image_repository.trash.delete([image.id or 0 for image in served.recent()][:1], "local")
 
 
 def test_settings_loaded_from_an_image_are_escaped(page: Page, tmp_path: Path) -> None:
