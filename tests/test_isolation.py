@@ -322,11 +322,11 @@ def test_image_links_work_until_the_image_is_deleted(server: PublicServer, other
     assert response.headers["cache-control"] == "private, no-cache"
     revalidate = {"If-None-Match": response.headers["etag"]}
     assert other.client.get(first, headers=revalidate).status_code == 304
-    token, _ = server.studio.image_repository.delete([image.id or 0], "visitor-giver")
+    token, _ = server.studio.image_repository.trash.delete([image.id or 0], "visitor-giver")
     for link, etag in etags.items():
         for headers in ({}, {"If-None-Match": etag}, {"Range": "bytes=0-99"}):
             assert other.client.get(link, headers=headers).status_code in (403, 404), link
-    server.studio.image_repository.undo(token, "visitor-giver")
+    server.studio.image_repository.trash.undo(token, "visitor-giver")
     assert other.client.get(first).status_code == 200
     server.studio.image_repository.delete_all("visitor-giver")
     for link in links(server, image):

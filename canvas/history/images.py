@@ -61,18 +61,6 @@ class ImageRepository:
         except NotFound:
             return False
 
-    def delete(self, ids: Iterable[int], owner: str | None) -> tuple[str, int]:
-        """Delete images of an owner (None: of all); returns a token for `undo`, and how many."""
-        return self.trash.delete(ids, owner)
-
-    def undo(self, token: str, owner: str | None) -> int:
-        """Restore what `delete` removed in this session; raises NotFound."""
-        return self.trash.undo(token, owner)
-
-    def delete_matching(self, query: Query) -> tuple[str, int]:
-        """Delete all images that match; returns a token for `undo`, and how many."""
-        return self.trash.delete(self.database.ids(query), query.owner)
-
     def delete_all(self, owner: str) -> int:
         """Permanently delete everything of an owner; returns the number of images."""
         _, number = self.trash.delete(self.database.ids_of_owner(owner), owner)
@@ -211,15 +199,15 @@ class UserGallery:
 
     def delete(self, ids: Iterable[int]) -> tuple[str, int]:
         """Delete images; returns a token for `undo`, and how many."""
-        return self._repository.delete(ids, self.owner)
+        return self._repository.trash.delete(ids, self.owner)
 
     def delete_matching(self, query: Query) -> tuple[str, int]:
         """Delete all matching images; returns a token for `undo`, and how many."""
-        return self._repository.delete_matching(self._owned(query))
+        return self.delete(self._database.ids(self._owned(query)))
 
     def undo(self, token: str) -> int:
         """Restore deleted images; raises NotFound when it is too late."""
-        return self._repository.undo(token, self.owner)
+        return self._repository.trash.undo(token, self.owner)
 
     def delete_all(self) -> int:
         """Permanently delete everything of the owner; returns the number of images."""

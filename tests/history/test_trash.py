@@ -37,7 +37,7 @@ def test_delete_and_undo(
         repository.storage.path_of(saved),
         repository.storage.path_of(saved).read_bytes(),
     )
-    token, number = repository.delete([1], "local")
+    token, number = repository.trash.delete([1], "local")
     assert number == 1
     assert not path.exists()
     assert [name for name in files(repository) if not name.startswith(".trash/")] == []
@@ -48,7 +48,7 @@ def test_delete_and_undo(
         repository.database.rows("SELECT * FROM image_search WHERE image_search MATCH 'fox'") == []
     )
     assert repository.reconcile() == ReconcileResult()
-    assert repository.undo(token, "local") == 1
+    assert repository.trash.undo(token, "local") == 1
     assert path.read_bytes() == content
     assert repository.database.rows("SELECT * FROM generated_images") == row
     assert [image.id for image in repository.database.search(Query("fox"))] == [1]
@@ -58,31 +58,31 @@ def test_delete_and_undo(
 
 def test_owners_delete_and_restore_only_their_images(repository: ImageRepository) -> None:
     anna, berta = save_images(repository, "anna", "berta")
-    token, number = repository.delete(ids([anna, berta]), "anna")
+    token, number = repository.trash.delete(ids([anna, berta]), "anna")
     assert number == 1
     assert repository.database.recent(None) == [berta]
     with pytest.raises(NotFound, match="no longer be undone"):
-        repository.undo(token, "berta")
-    assert repository.undo(token, "anna") == 1
+        repository.trash.undo(token, "berta")
+    assert repository.trash.undo(token, "anna") == 1
     with pytest.raises(NotFound):
-        repository.undo(token, "anna")
+        repository.trash.undo(token, "anna")
     with pytest.raises(NotFound):
-        repository.undo("guessed", "anna")
+        repository.trash.undo("guessed", "anna")
 
 
 def test_delete_without_owner_deletes_images_of_all(repository: ImageRepository) -> None:
-    token, number = repository.delete(ids(save_images(repository, "anna", "berta")), None)
+    token, number = repository.trash.delete(ids(save_images(repository, "anna", "berta")), None)
     assert number == 2
-    assert repository.undo(token, None) == 2
+    assert repository.trash.undo(token, None) == 2
 
 
 def test_delete_in_batches(repository: ImageRepository) -> None:
     first = save_images(repository, "local")
     repository.database.save_images(make_image(filename=f"{n}.png") for n in range(1200))
-    token, number = repository.delete(repository.database.ids_of_owner("local"), "local")
+    token, number = repository.trash.delete(repository.database.ids_of_owner("local"), "local")
     assert number == 1201
     assert repository.database.count(Query()) == 0
-    assert repository.undo(token, "local") == 1201
+    assert repository.trash.undo(token, "local") == 1201
     assert repository.storage.path_of(first[0]).is_file()
 
 
@@ -92,7 +92,7 @@ def test_a_failed_delete_changes_nothing(repository: ImageRepository) -> None:
     (repository.storage.root / ".trash").write_text("")
     before = files(repository)
     with pytest.raises(StorageError):
-        repository.delete(ids(saved), "local")
+        repository.trash.delete(ids(saved), "local")
     assert files(repository) == before
     assert repository.database.count(Query()) == 2
 
@@ -112,17 +112,17 @@ def test_undo_expires(repository: ImageRepository) -> None:
 def test_save_purges_expired_deletions(repository: ImageRepository) -> None:
     now = [0.0]
     repository.trash = Trash(repository.database, repository.storage, clock=lambda: now[0])
-    repository.delete(ids(save_images(repository, "local")), "local")
+    repository.trash.delete(ids(save_images(repository, "local")), "local")
     now[0] = UNDO_SECONDS
     save_images(repository, "local")
     assert [name for name in files(repository) if name.startswith(".trash/")] == []
 
 
 def test_reconcile_purges_old_sessions(repository: ImageRepository) -> None:
-    token, _ = repository.delete(ids(save_images(repository, "local")), "local")
+    token, _ = repository.trash.delete(ids(save_images(repository, "local")), "local")
     ImageRepository(repository.database, repository.storage).reconcile()
-    assert repository.undo(token, "local") == 1  # the other session still runs
-    token, _ = repository.delete([1], "local")
+    assert repository.trash.undo(token, "local") == 1  # the other session still runs
+    token, _ = repository.trash.delete([1], "local")
     os.utime(repository.storage.root / ".trash" / token, (0, 0))
     ImageRepository(repository.database, repository.storage).reconcile()
     assert files(repository) == []
@@ -134,7 +134,7 @@ def test_delete_all_leaves_no_trace_of_an_owner(
     prompt = "unmistakable words about somebody"
     saved = [repository.save(make_image(owner="anna", prompt=f"{prompt} {n}")) for n in range(3)]
     other = repository.save(make_image(owner="berta"))
-    token, _ = repository.delete(ids(saved[:1]), "anna")
+    token, _ = repository.trash.delete(ids(saved[:1]), "anna")
     repository.database.mark_missing(ids(saved[1:2]))
     with repository.database.transaction() as connection:
         connection.execute(
@@ -142,7 +142,7 @@ def test_delete_all_leaves_no_trace_of_an_owner(
         )
     assert repository.delete_all("anna") == 2
     with pytest.raises(NotFound):
-        repository.undo(token, "anna")
+        repository.trash.undo(token, "anna")
     assert repository.database.recent(None) == [other]
     assert {name.split("/")[-1].split(".")[0] for name in files(repository)} == {
         other.filename.split(".")[0]
@@ -158,11 +158,11 @@ def test_delete_matching_deletes_what_totals_counted(repository: ImageRepository
     number, size = repository.database.totals(query)
     sizes = [image.file_size for image in repository.database.search(query)]
     assert (number, size) == (1, sum(sizes))
-    token, deleted = repository.delete_matching(query)
+    token, deleted = repository.trash.delete(repository.database.ids(query), query.owner)
     assert deleted == 1
     assert repository.database.totals(query) == (0, 0)
     assert repository.database.count(Query()) == 2
-    assert repository.undo(token, "local") == 1
+    assert repository.trash.undo(token, "local") == 1
 
 
 def test_set_favourite_by_owner(repository: ImageRepository) -> None:

@@ -67,7 +67,7 @@ def save(data_dir: Path, count: str = "100000") -> None:
         emit_saved(repository.path_of(image.filename))
         if number % 5 == 4 and count == "100000":
             emit("deleting", image.filename)
-            repository.delete([image.id or 0], "local")
+            repository.trash.delete([image.id or 0], "local")
 
 
 def migrate(data_dir: Path) -> None:

@@ -178,13 +178,13 @@ def test_clock_changes_lose_nothing(settings: Settings) -> None:
     with Studio(settings) as studio:
         with time_machine.travel(now + timedelta(days=400), tick=True):
             early = [studio.generate(REQUEST)[0] for _ in range(3)]
-            token, _ = studio.image_repository.delete([early[0].id or 0], "local")
+            token, _ = studio.image_repository.trash.delete([early[0].id or 0], "local")
             running = studio.submit(GenerationRequest("an owl", num_inference_steps=150))
             part = settings.outputs_dir / ".half.png.part"
             part.write_bytes(b"half")
         late = [studio.generate(REQUEST)[0] for _ in range(2)]
         running.wait()
-        assert studio.image_repository.undo(token, "local") == 1
+        assert studio.image_repository.trash.undo(token, "local") == 1
         with Studio(settings) as second:
             assert second.interrupted_jobs("local") == []
             assert {image.filename for image in second.recent()} >= {
