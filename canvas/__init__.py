@@ -1,4 +1,4 @@
-"""Magic Canvas: text to image on the machine that you have."""
+"""Magic Canvas: text to image on your own computer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["MODELS", "GenerationRequest", "Studio"]
 
 
 def __getattr__(name: str) -> Any:
-    # The studio is fetched on first use: words alone must not pay for the engine's imports.
+    # Imported on first use: it imports much more than the other two.
     if name == "Studio":
         from canvas.studio import Studio
 

@@ -1,4 +1,4 @@
-"""The models that can be picked: what each is, where it comes from, what it needs."""
+"""The model catalog: what each model is, where it is downloaded from, its defaults."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _PACKAGE = Path(__file__).resolve().parent
 ASSETS = next(
     folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if folder.is_dir()
 )
-# What a field of `models.toml` was called before version 0.2.
+# Fields of `models.toml` in version 0.1, still read.
 OLD_FIELD_NAMES: Mapping[str, str] = {"gigaflops": "gflops_per_step"}
 REQUIRED_FIELDS = ("name", "size", "speed", "quality", "resolution", "type")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One entry of the catalogue.
+    """A model of the catalog; models with the same `name` share one pipeline.
 
-    `name` is a Hub id, a local diffusers folder or a single `.safetensors` file;
-    `mirrors` are Hub ids tried in order when it is gone. `resolution` is the native
-    side in pixels. Pipelines of equal `name` are shared. `gflops_per_step` is what one pass of
-    the denoiser computes at the native size, in 10^9 operations; 0 means as its type does.
-    `prompt_tokens` is how many tokens of a prompt it reads, where its tokenizer takes more.
+    `name`: a Hub id, a diffusers folder or a single `.safetensors` file on this computer.
+    `mirrors`: Hub ids that are tried in order if `name` no longer exists.
+    `resolution`: native side in pixels.
+    `gflops_per_step`: GFLOP of one UNet call at that size; 0 uses the value of `type`.
+    `prompt_tokens`: tokens of a prompt that the model reads, if fewer than its tokenizer's limit.
     """
 
     key: str
@@ -54,27 +54,27 @@ class ModelSpec:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where it may come from, the preferred one first."""
+        """Where the model can be downloaded from, the preferred one first."""
         return (self.name, *self.mirrors)
 
     @property
     def is_local(self) -> bool:
-        """Whether `name` is a folder or file on this machine."""
+        """Whether `name` is a folder or file on this computer."""
         return Path(self.name).is_absolute() or Path(self.name).exists()
 
     @property
     def public_name(self) -> str:
-        """The Hub id, or the last part of a path: clients hear no folder of this machine."""
+        """The Hub id, or the last part of a local path, which hides the folder from clients."""
         return Path(self.name).name if self.is_local else self.name
 
     @property
     def min_size(self) -> int:
-        """Smallest side in pixels that still gives a picture."""
+        """Smallest side in pixels that gives usable images."""
         return max(64, self.resolution // 2)
 
     @property
     def max_size(self) -> int:
-        """Largest side in pixels; beyond twice the native one the model repeats itself."""
+        """Largest side in pixels; beyond twice the native one the model repeats the subject."""
         return self.resolution * 2
 
     @property
@@ -84,34 +84,35 @@ class ModelSpec:
 
 
 def parse_model(key: str, entry: object) -> ModelSpec:
-    """Check one catalogue entry; raises InvalidInput naming the wrong field."""
+    """Validate a catalog entry; raises InvalidInput naming the field."""
     if isinstance(entry, ModelSpec):
         return entry
     if not isinstance(key, str) or not key.strip() or len(key) > 64:
-        raise InvalidInput("model key", key, "a short name such as 'my-model'")
-    where = f"models.{key}"
+        raise InvalidInput("model key", key, "a name of at most 64 characters, such as my-model")
+    path = f"models.{key}"
     if not isinstance(entry, Mapping):
-        raise InvalidInput(where, entry, f"a table with the fields {', '.join(REQUIRED_FIELDS)}")
+        raise InvalidInput(path, entry, f"a table with the fields {', '.join(REQUIRED_FIELDS)}")
     entry = {OLD_FIELD_NAMES.get(name, name): value for name, value in entry.items()}
     known = {field.name for field in fields(ModelSpec)} - {"key"}
     for name in entry:
         if name not in known:
-            raise InvalidInput(f"{where}.{name}", entry[name], f"one of {', '.join(sorted(known))}")
+            message = f"{path}.{name} is unknown; the fields are {', '.join(sorted(known))}."
+            raise InvalidInput(f"{path}.{name}", entry[name], message=message)
     for name in REQUIRED_FIELDS:
         if name not in entry:
-            raise InvalidInput(f"{where}.{name}", None, "a value: the field is required")
+            raise InvalidInput(f"{path}.{name}", None, message=f"{path}.{name} is required.")
     checked = {
-        name: FIELD_VALIDATORS.get(name, validation.text)(f"{where}.{name}", value)
+        name: FIELD_VALIDATORS.get(name, validation.text)(f"{path}.{name}", value)
         for name, value in entry.items()
     }
     if not checked["name"]:
-        raise InvalidInput(f"{where}.name", "", "a Hub id, a diffusers folder or a file")
+        raise InvalidInput(f"{path}.name", "", "a Hub id, a diffusers folder or a file")
     return ModelSpec(key=key, **checked)
 
 
 def _texts(field: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise InvalidInput(field, value, "a list of texts")
+        raise InvalidInput(field, value, "a list of strings")
     return tuple(value)
 
 
@@ -133,7 +134,7 @@ FIELD_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 class Catalog(MutableMapping[str, ModelSpec]):
-    """Models by key, checked on assignment; one laid over `base` sees what is added there later."""
+    """Models by key, validated on assignment; also has the models of `base`, if given."""
 
     def __init__(self, base: Catalog | None = None) -> None:
         self._base = base
@@ -159,16 +160,18 @@ class Catalog(MutableMapping[str, ModelSpec]):
         return sum(1 for _ in self)
 
     def load(self, path: Path) -> None:
-        """Add the tables of a `models.toml`; nothing is added if one of them is wrong."""
+        """Add the tables of a `models.toml`; adds nothing if one of them is invalid."""
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidInput(str(path), str(error), "a TOML file with a table a model") from error
+            raise InvalidInput(
+                str(path), "", message=f"{path} is not valid TOML: {error}"
+            ) from error
         self._own.update({key: parse_model(key, entry) for key, entry in tables.items()})
 
 
 def get_model(key: str, models: Mapping[str, ModelSpec] | None = None) -> ModelSpec:
-    """The model of that key; raises UnknownModel listing what exists."""
+    """The model with that key; raises UnknownModel, which lists the keys."""
     models = MODELS if models is None else models
     if not isinstance(key, str) or key not in models:
         raise UnknownModel("model_key", key, f"one of {', '.join(models)}")
@@ -176,14 +179,14 @@ def get_model(key: str, models: Mapping[str, ModelSpec] | None = None) -> ModelS
 
 
 def default_catalog() -> Catalog:
-    """The catalogue as shipped; sizes are what a CPU fetches."""
+    """The built-in models; sizes are those of the download for a CPU."""
     small_sd = {
         "name": "OFA-Sys/small-stable-diffusion-v0",
         "size": "3.2 GB",
         "resolution": 512,
         "type": "stable_diffusion",
         "gflops_per_step": 523,
-        # Eight tensors differ in shape from SD1.5: its LoRAs do not fit.
+        # Eight tensors have other shapes than in SD 1.5, so its LoRAs do not fit.
         "accelerations": ["taesd"],
         "license": "openrail",
     }

@@ -54,7 +54,7 @@ def _rebuild(kind: type[CanvasError], args: tuple[Any, ...], state: dict[str, An
     return error
 
 
-# What a message calls a field, where that is not the name with spaces ("Model key").
+# Labels of fields in messages, where they are not the field names with spaces.
 FIELD_LABELS: Mapping[str, str] = {
     "num_inference_steps": "Steps",
     "guidance_scale": "Guidance",
@@ -62,15 +62,19 @@ FIELD_LABELS: Mapping[str, str] = {
     "image_format": "Image format",
     "model_key": "Model",
     "mask_image": "Mask",
+    "fill_color": "Fill colour",
     "loras": "LoRAs",
 }
 
 
 def field_label(field: str) -> str:
-    """How a message names a field: "guidance_scale" is "Guidance", "mask_blur" "Mask blur"."""
-    if field in FIELD_LABELS:
-        return FIELD_LABELS[field]
-    return f"{field[:1].upper()}{field[1:].replace('_', ' ')}" if field.isidentifier() else field
+    """The label of a field in messages: "Guidance" for guidance_scale, "Mask blur" for mask_blur.
+
+    Names that are not identifiers, and those of environment variables, stay as they are.
+    """
+    if field in FIELD_LABELS or not field.isidentifier() or field.isupper():
+        return FIELD_LABELS.get(field, field)
+    return f"{field[0].upper()}{field[1:].replace('_', ' ')}"
 
 
 class InvalidInput(CanvasError):
@@ -273,12 +277,12 @@ def error_classes() -> dict[str, type[CanvasError]]:
 
 
 def error_from_code(code: str, message: str) -> CanvasError:
-    """The error that another program reports: its class by its code."""
+    """The error that another program reports by its code."""
     kinds = {**error_classes(), "model_not_found": UnknownModel}
     return _rebuild(kinds.get(code, CanvasError), (message,), {})
 
 
 def unexpected_error(error: Exception) -> GenerationFailed:
-    """An exception of a library or a fault of ours, as an error that can be shown."""
+    """Wrap an exception that no code expected, so that it can be shown."""
     template = "Unexpected error: {kind}: {reason}"
     return GenerationFailed(LazyMessage(template, kind=type(error).__name__, reason=error))

@@ -1,4 +1,4 @@
-"""What is asked for, how far it is, and what comes out: the three words every layer speaks."""
+"""GenerationRequest, ProgressUpdate and GeneratedImage, which every layer uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import math
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import wraps
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from canvas import presets, validation
-from canvas.catalog import ModelSpec
+from canvas.catalog import MODELS, ModelSpec
 from canvas.errors import InvalidInput, LazyMessage
 from canvas.image_formats import IMAGE_FORMATS, data_url
 from canvas.schedulers import SCHEDULERS
@@ -23,6 +23,9 @@ from canvas.styles import STYLES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+JobStatus = Literal["queued", "downloading", "loading", "running", "done", "failed", "cancelled"]
+Validator = Callable[[str, Any], Any]
 
 LOCAL = "local"
 HF_INFERENCE = "hf-inference"
@@ -34,57 +37,114 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         REMOTE: "Another Magic Canvas",
     }
 )
-
-
 TASKS = ("text_to_image", "image_to_image", "inpaint", "upscale")
 RESIZE_MODES = ("crop", "pad", "stretch")
 UPSCALERS = ("lanczos", "illustration", "photo", "detail")
 SCALES = (2, 4)
+CLIENTS = ("page", "gradio", "mcp", "openai", "sdapi", "python", "cli")
+FINISHED_STATUSES: tuple[JobStatus, ...] = ("done", "failed", "cancelled")
+LOCAL_OWNER = "local"  # the owner of everything where nobody logs in
+RANDOM_SEED = -1
+MAX_SEED = 2**53 - 1  # the largest integer that JSON, JavaScript and SQLite all represent
+MAX_IMAGES = 16
+MIN_SIDE, MAX_SIDE = 64, 16384  # pixels
 MAX_LORAS = 8
 MAX_WATERMARK_LENGTH = 60  # characters
-MAX_OUTPAINT = 2048  # pixels a side
-# How much of a picture is redrawn where the request does not say.
+MAX_OUTPAINT = 2048  # pixels per side
 DEFAULT_STRENGTHS: Mapping[str, float] = MappingProxyType(
     {"image_to_image": 0.6, "inpaint": 1.0, "upscale": 0.3}
 )
-STRENGTH_TOLERANCE = 0.05  # of a strength
+STRENGTH_TOLERANCE = 0.05
 FILE_NAME = re.compile(r"[^\s/\\.][^/\\\x00-\x1f]{0,250}")
 COLOR = re.compile(r"#[0-9a-f]{6}")
+
+# Names and values of fields before version 0.2, which scripts, files and rows still use.
+OLD_FIELD_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "fit": "resize_mode",
+        "background": "fill_color",
+        "mask_feather": "mask_blur",
+        "extend": "outpaint",
+        "mode": "preset",
+        "where": "backend",
+    }
+)
+OLD_BACKENDS: Mapping[object, str] = MappingProxyType({"here": LOCAL, "huggingface": HF_INFERENCE})
+
+
+def rename_old_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Field values with old names and old backends replaced; present names take precedence."""
+    renamed = {new: values[old] for old, new in OLD_FIELD_NAMES.items() if old in values}
+    renamed |= {name: value for name, value in values.items() if name not in OLD_FIELD_NAMES}
+    if isinstance(renamed.get("backend"), str):
+        renamed["backend"] = OLD_BACKENDS.get(renamed["backend"], renamed["backend"])
+    return renamed
+
+
+def with_old_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`GeneratedImage.settings()` plus the old field names, for clients that still read them."""
+    old = {old: settings[new] for old, new in OLD_FIELD_NAMES.items() if new in settings}
+    return {**old, "channel": settings.get("client", ""), **settings}
+
+
+def img2img_steps(num_inference_steps: int, strength: float) -> tuple[int, int]:
+    """The length of the schedule, and how many of its last steps are computed.
+
+    As in diffusers, unless the first computed step would be more than STRENGTH_TOLERANCE off
+    `strength`: then the schedule is lengthened, computing at most `num_inference_steps`.
+    """
+    computed = int(num_inference_steps * strength)
+    if computed and strength - computed / num_inference_steps <= STRENGTH_TOLERANCE:
+        return num_inference_steps, computed
+    computed = math.ceil(num_inference_steps * strength - 1e-9)
+    return max(computed, round(computed / strength)), computed
+
+
+def _one_of(choices: Collection[str]) -> Validator:
+    return lambda field, value: validation.choice(field, value, choices)
+
+
+def _integer(low: int, high: int) -> Validator:
+    return lambda field, value: validation.integer(field, value, low, high)
+
+
+def _number(low: float, high: float) -> Validator:
+    return lambda field, value: validation.number(field, value, low, high)
+
+
+def _optional(validator: Validator) -> Validator:
+    return lambda field, value: None if value is None else validator(field, value)
+
+
+def _check_model_key(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(field, value, LazyMessage("the key of a model"))
+    return value
 
 
 def _check_bool(field: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InvalidInput(field, value, "true or false")
+        raise InvalidInput(field, value, LazyMessage("true or false"))
     return value
 
 
-def _check_file_name(field: str, value: object) -> str | None:
-    if value is None:
-        return None
+def _check_file_name(field: str, value: object) -> str:
     if not isinstance(value, str) or not FILE_NAME.fullmatch(validation.text(field, value)):
-        raise InvalidInput(field, value, "the name of a picture of the gallery or one handed in")
+        raise InvalidInput(field, value, LazyMessage("the name of a gallery image or an upload"))
     return value
-
-
-def _check_strength(field: str, value: object) -> float | None:
-    return None if value is None else validation.number(field, value, 0.01, 1)
 
 
 def _check_color(field: str, value: object) -> str:
     if not isinstance(value, str) or not COLOR.fullmatch(value.lower()):
-        raise InvalidInput(field, value, "a colour such as #ffffff")
+        raise InvalidInput(field, value, LazyMessage("a colour such as #ffffff"))
     return value.lower()
 
 
 def _check_outpaint(field: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or len(value) != 4:
-        raise InvalidInput(field, value, "four numbers of pixels: left, top, right, bottom")
+        raise InvalidInput(field, value, "a list of four sizes in pixels: left, top, right, bottom")
     sides = [validation.integer(field, side, 0, MAX_OUTPAINT) for side in value]
     return tuple(validation.multiple_of_8(field, side) for side in sides)
-
-
-def _check_seed(field: str, value: object) -> int | None:
-    return None if value is None else validation.integer(field, value, 0, 2**53 - 17)
 
 
 def _check_scale(field: str, value: object) -> int:
@@ -95,7 +155,7 @@ def _check_scale(field: str, value: object) -> int:
 
 
 def _check_loras(field: str, value: object) -> tuple[tuple[str, float], ...]:
-    allowed = f"at most {MAX_LORAS} pairs of a name and a weight from -4 to 4"
+    allowed = f"a list of at most {MAX_LORAS} pairs of a name and a weight between -4 and 4"
     if not isinstance(value, list | tuple) or len(value) > MAX_LORAS:
         raise InvalidInput(field, value, allowed)
     pairs = []
@@ -112,38 +172,42 @@ def _check_loras(field: str, value: object) -> tuple[tuple[str, float], ...]:
 def _check_watermark(field: str, value: object) -> str:
     text = validation.text(field, value)
     if len(text) > MAX_WATERMARK_LENGTH or "\n" in text:
-        raise InvalidInput(field, value, f"one line of at most {MAX_WATERMARK_LENGTH} characters")
+        allowed = LazyMessage(
+            "one line of at most {number} characters", number=MAX_WATERMARK_LENGTH
+        )
+        raise InvalidInput(field, value, allowed)
     return text
 
 
-def img2img_steps(num_inference_steps: int, strength: float) -> tuple[int, int]:
-    """The steps of the whole way from noise to picture, and how many of them, its last, are done.
-
-    As diffusers counts, but where so few steps would begin far from what the strength says:
-    then the way is made longer, and never more of it is done than was asked for.
-    """
-    done = int(num_inference_steps * strength)
-    if done and strength - done / num_inference_steps <= STRENGTH_TOLERANCE:
-        return num_inference_steps, done
-    done = math.ceil(num_inference_steps * strength - 1e-9)
-    return max(done, round(done / strength)), done
-
-
-FIELD_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
+# In the order in which errors are reported; `width` and `height` follow.
+FIELD_VALIDATORS: Mapping[str, Validator] = MappingProxyType(
     {
-        "task": lambda field, value: validation.choice(field, value, TASKS),
-        "image": _check_file_name,
-        "mask_image": _check_file_name,
-        "strength": _check_strength,
-        "resize_mode": lambda field, value: validation.choice(field, value, RESIZE_MODES),
+        "prompt": validation.text,
+        "negative_prompt": validation.text,
+        "style": _one_of(STYLES),
+        "image_format": _one_of(IMAGE_FORMATS),
+        "preset": _one_of(presets.PRESETS),
+        "backend": _one_of(BACKENDS),
+        "model_key": _check_model_key,
+        "seed": _integer(RANDOM_SEED, MAX_SEED),
+        "num_images": _integer(1, MAX_IMAGES),
+        "quality": _integer(1, 100),
+        "num_inference_steps": _optional(_integer(1, 150)),
+        "guidance_scale": _optional(_number(0, 30)),
+        "scheduler": _optional(_one_of(SCHEDULERS)),
+        "task": _one_of(TASKS),
+        "image": _optional(_check_file_name),
+        "mask_image": _optional(_check_file_name),
+        "strength": _optional(_number(0.01, 1)),
+        "resize_mode": _one_of(RESIZE_MODES),
         "fill_color": _check_color,
-        "mask_blur": lambda field, value: validation.integer(field, value, 0, 256),
+        "mask_blur": _integer(0, 256),
         "only_masked": _check_bool,
         "outpaint": _check_outpaint,
-        "variation_seed": _check_seed,
-        "variation_strength": lambda field, value: validation.number(field, value, 0, 1),
+        "variation_seed": _optional(_integer(0, MAX_SEED - MAX_IMAGES)),
+        "variation_strength": _number(0, 1),
         "scale": _check_scale,
-        "upscaler": lambda field, value: validation.choice(field, value, UPSCALERS),
+        "upscaler": _one_of(UPSCALERS),
         "loras": _check_loras,
         "prompt_weighting": _check_bool,
         "watermark": _check_watermark,
@@ -151,64 +215,14 @@ FIELD_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
 )
 
 
-CLIENTS = ("page", "gradio", "mcp", "openai", "sdapi", "python", "cli")  # doors for wishes
-MAX_SEED = 2**53 - 1  # the largest whole number that JSON, JavaScript and SQLite all keep
-RANDOM_SEED = -1
-LOCAL_OWNER = "local"  # the person at this computer, where nobody logs in
-INTEGER_RANGES = {"seed": (RANDOM_SEED, MAX_SEED), "num_images": (1, 16), "quality": (1, 100)}
-
-
-def _check_side(field: str, value: object) -> int:
-    return validation.multiple_of_8(field, validation.integer(field, value, 64, 16384))
-
-
-MODEL_DEFAULTED_FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
-    "width": _check_side,
-    "height": _check_side,
-    "num_inference_steps": lambda field, value: validation.integer(field, value, 1, 150),
-    "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
-    "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
-}
-
-
-# What fields and values were called before version 0.2; scripts, files and rows still use them.
-OLD_FIELD_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "fit": "resize_mode",
-        "background": "fill_color",
-        "mask_feather": "mask_blur",
-        "extend": "outpaint",
-        "mode": "preset",
-        "where": "backend",
-    }
-)
-OLD_BACKENDS: Mapping[object, str] = MappingProxyType({"here": LOCAL, "huggingface": HF_INFERENCE})
-
-
-def rename_old_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same fields under the names of today."""
-    renamed = {OLD_FIELD_NAMES.get(name, name): value for name, value in values.items()}
-    if isinstance(renamed.get("backend"), str):
-        renamed["backend"] = OLD_BACKENDS.get(renamed["backend"], renamed["backend"])
-    return renamed
-
-
-def with_old_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with each renamed field under its old name, too, for clients that read it."""
-    old = {old: settings[new] for old, new in OLD_FIELD_NAMES.items() if new in settings}
-    return {**old, "channel": settings.get("client", ""), **settings}
-
-
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A wish for pictures; what is None is filled from the model by `resolve`.
+    """What to generate; fields that are None get their values from `with_defaults`.
 
-    Raises InvalidInput naming the field, the value and what is allowed. Image i of
-    `num_images` is made with `seed + i`, so it can be made again alone; with a
-    `variation_seed`, the seed stays and that one counts up. `quality` (1 to 100) applies
-    to JPEG and WebP. `image` and `mask_image` are names of pictures that the studio keeps;
-    `extend` counts pixels left, top, right, bottom; `loras` are names with weights;
-    `mode` is one of `canvas.presets.MODES`, `where` one of `canvas.request.PLACES`.
+    Image i of `num_images` has `seed + i`, so that it can be generated again alone; with a
+    `variation_seed` that one counts up instead. `quality` (1 to 100) applies to JPEG and WebP.
+    `image` and `mask_image` are names of gallery images or uploads. `outpaint` are pixels to
+    add on the left, top, right and bottom, `loras` pairs of name and weight. Raises InvalidInput.
     """
 
     prompt: str
@@ -244,47 +258,40 @@ class GenerationRequest:
     backend: str = LOCAL
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {
-            "prompt": validation.text("prompt", self.prompt),
-            "negative_prompt": validation.text("negative_prompt", self.negative_prompt),
-            "style": validation.choice("style", self.style, STYLES),
-            "image_format": validation.choice("image_format", self.image_format, IMAGE_FORMATS),
-            "preset": validation.choice("preset", self.preset, presets.PRESETS),
-            "backend": validation.choice("backend", self.backend, BACKENDS),
-        }
-        for name, (low, high) in INTEGER_RANGES.items():
-            checked[name] = validation.integer(name, getattr(self, name), low, high)
-        for name, check in MODEL_DEFAULTED_FIELDS.items():
-            if (value := getattr(self, name)) is not None:
-                checked[name] = check(name, value)
-        for name, check in FIELD_VALIDATORS.items():
-            checked[name] = check(name, getattr(self, name))
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)  # how a frozen dataclass is normalised
+        for name, validator in FIELD_VALIDATORS.items():
+            # How a frozen dataclass sets its fields
+            object.__setattr__(self, name, validator(name, getattr(self, name)))
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, self._check_side(name, value))
         if not self.prompt and self.task != "upscale":
-            some = LazyMessage("some words that describe the picture")
-            raise InvalidInput("prompt", self.prompt, some)
-        if not isinstance(self.model_key, str):
-            raise InvalidInput("model_key", self.model_key, "the key of a model")
+            message = LazyMessage("Prompt must not be empty.")
+            raise InvalidInput("prompt", self.prompt, message=message)
         if self.seed + self.num_images - 1 > MAX_SEED:
-            raise InvalidInput("seed", self.seed, f"at most {MAX_SEED} for the last picture")
+            allowed = LazyMessage("at most {number}", number=MAX_SEED - self.num_images + 1)
+            raise InvalidInput("seed", self.seed, allowed)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationRequest:
-        """The inverse of `to_dict`; an unknown field raises InvalidInput."""
+        """The inverse of `to_dict`; raises InvalidInput, also for an unknown field."""
         values = rename_old_fields(values)
         known = {item.name for item in fields(cls)}
         for name in values:
             if name not in known:
-                raise InvalidInput(name, values[name], f"one of the fields {', '.join(known)}")
+                message = f"Unknown field {name!r}; the fields are {', '.join(sorted(known))}."
+                raise InvalidInput(name, values[name], message=message)
         return cls(**{"prompt": "", **values})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as JSON can hold them."""
+        """All fields by name, with values that JSON can represent."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def with_defaults(self, spec: ModelSpec) -> GenerationRequest:
-        """Fill what was left open from model and mode, and draw the seed; checks the size."""
+        """The request with the defaults of model and preset and a chosen seed.
+
+        Raises InvalidInput if the task lacks an image or the model does not support the size.
+        """
         self._check_required_inputs()
         seed = self.seed
         if seed == RANDOM_SEED:
@@ -304,18 +311,12 @@ class GenerationRequest:
         for name in ("width", "height") if self.is_single_pass else ():
             value = getattr(resolved, name)
             if not spec.min_size <= value <= spec.max_size:
-                allowed = LazyMessage(
-                    "{low} to {high} with the model {model}",
-                    low=spec.min_size,
-                    high=spec.max_size,
-                    model=spec.key,
-                )
-                raise InvalidInput(name, value, allowed)
+                raise self._invalid_size(name, value, spec)
         return resolved
 
     @property
     def cost_key(self) -> tuple[object, ...]:
-        """What decides how long it takes, of all that is asked for."""
+        """The values that determine how long a request takes."""
         return (
             *(self.model_key, self.task, self.preset, self.width, self.height, self.num_images),
             *(self.num_inference_steps, self.guidance_scale, self.strength, self.upscaler),
@@ -323,58 +324,89 @@ class GenerationRequest:
 
     @property
     def needs_model(self) -> bool:
-        """Whether a diffusion model has to be loaded for it."""
+        """Whether a diffusion model has to be loaded."""
         return self.task != "upscale" or self.upscaler == "detail"
 
     @property
     def is_single_pass(self) -> bool:
-        """Whether the model draws the whole picture at once, so that its limits of size count."""
+        """Whether the model generates the whole image at once, so that its size limits apply."""
         return self.task != "upscale" and not (self.task == "inpaint" and self.only_masked)
 
     @property
     def step_counts(self) -> tuple[int, int]:
-        """Of a resolved request: the steps from noise to picture, and how many of them are done."""
-        whole = self.num_inference_steps or 1
-        starts_from_noise = self.task == "text_to_image" or not self.needs_model
-        return (whole, whole) if starts_from_noise else img2img_steps(whole, self.strength or 1.0)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in OLD_FIELD_NAMES:
-            return getattr(self, OLD_FIELD_NAMES[name])
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def _check_required_inputs(self) -> None:
-        if self.task != "text_to_image" and self.image is None:
-            raise InvalidInput("image", None, f"a picture, which {self.task} starts from")
-        if self.task == "inpaint" and self.mask_image is None and not any(self.outpaint):
-            raise InvalidInput("mask_image", None, "a mask, or a side to extend the picture by")
+        """`img2img_steps` of a request with defaults; all steps for a text-to-image request."""
+        steps = self.num_inference_steps or 1
+        if self.task == "text_to_image" or not self.needs_model:
+            return steps, steps
+        return img2img_steps(steps, self.strength or 1.0)
 
     def for_image(self, index: int) -> GenerationRequest:
-        """The request that makes picture `index` of a resolved batch again, alone."""
+        """The request that generates image `index` of a batch alone; needs a chosen seed."""
         if self.variation_seed is not None:
             return replace(self, variation_seed=self.variation_seed + index, num_images=1)
         return replace(self, seed=self.seed + index, num_images=1)
 
     def remaining(self, done: int) -> GenerationRequest:
-        """The request for the pictures of a resolved batch that are left after `done` of them."""
+        """The request for the images of a batch after the first `done`."""
         return replace(self.for_image(done), num_images=self.num_images - done) if done else self
+
+    if not TYPE_CHECKING:  # type checkers accept the present names only
+
+        def __getattr__(self, name: str) -> Any:
+            if name in OLD_FIELD_NAMES:
+                return getattr(self, OLD_FIELD_NAMES[name])
+            raise AttributeError(f"'GenerationRequest' object has no attribute {name!r}")
+
+    def _check_side(self, name: str, value: object) -> int:
+        try:
+            return validation.multiple_of_8(
+                name, validation.integer(name, value, MIN_SIDE, MAX_SIDE)
+            )
+        except InvalidInput:
+            raise self._invalid_size(name, value, MODELS.get(self.model_key)) from None
+
+    def _invalid_size(self, name: str, value: object, spec: ModelSpec | None) -> InvalidInput:
+        if spec is None or not self.is_single_pass:
+            allowed = LazyMessage(
+                "a multiple of 8 between {low} and {high}", low=MIN_SIDE, high=MAX_SIDE
+            )
+        else:
+            allowed = LazyMessage(
+                "a multiple of 8 between {low} and {high} for the model {model}",
+                low=spec.min_size,
+                high=spec.max_size,
+                model=spec.key,
+            )
+        return InvalidInput(name, value, allowed)
+
+    def _check_required_inputs(self) -> None:
+        if self.task != "text_to_image" and self.image is None:
+            message = LazyMessage(
+                "The task {task} requires an image.", task=LazyMessage(self.task.replace("_", " "))
+            )
+            raise InvalidInput("image", None, message=message)
+        if self.task == "inpaint" and self.mask_image is None and not any(self.outpaint):
+            message = LazyMessage("Inpainting requires a mask, or pixels to add on a side.")
+            raise InvalidInput("mask_image", None, message=message)
 
 
 def _accept_old_names(init: Callable[..., None]) -> Callable[..., None]:
     @wraps(init)
     def wrapper(self: GenerationRequest, *args: Any, **values: Any) -> None:
-        init(self, *args, **rename_old_fields(values))
+        # `replace` passes the present name, too
+        old = {new: values.pop(old) for old, new in OLD_FIELD_NAMES.items() if old in values}
+        init(self, *args, **rename_old_fields({**values, **old}))
 
     return wrapper
 
 
-# `GenerationRequest(…, mode="turbo")` and `replace(request, where="here")` of older scripts.
+# For scripts with `GenerationRequest(…, mode="turbo")` or `replace(request, where="here")`.
 GenerationRequest.__init__ = _accept_old_names(GenerationRequest.__init__)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
 class ProgressUpdate:
-    """Progress of one picture: `step` of `num_steps` done, and a small preview now and then."""
+    """`step` of `num_steps` of one image is done; `preview` is a small image now and then."""
 
     step: int
     num_steps: int
@@ -385,17 +417,16 @@ class ProgressUpdate:
 
     @property
     def fraction(self) -> float:
-        """Share of the whole job that is done, 0 to 1."""
+        """The finished fraction of the whole job, 0 to 1."""
         return (self.image_index + self.step / self.num_steps) / self.num_images
 
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One finished picture: its pixels until it is kept, its settings, and where it lies.
+    """A generated image with its settings: pixels (`image`) until it is saved, then a file.
 
-    `request` is resolved and single: sending it again on the same machine gives the
-    same pixels. `notes` say what happened on the way (a fallback, a rounded value), `channel`
-    by which door the wish came in.
+    `request` is complete and for this image alone: the same request gives the same pixels on
+    the same machine. `notes` report fallbacks and rounded values.
     """
 
     request: GenerationRequest
@@ -406,7 +437,7 @@ class GeneratedImage:
     model_revision: str = ""
     notes: tuple[str, ...] = ()
     task: str = ""  # always that of the request
-    client: str = ""  # one of CHANNELS; empty for pictures of other programs
+    client: str = ""  # one of CLIENTS; empty for images of other programs
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     image: Image | None = field(default=None, repr=False, compare=False)
     id: int | None = None
@@ -416,21 +447,20 @@ class GeneratedImage:
     owner: str = LOCAL_OWNER
     favourite: bool = False
     parent_id: int | None = None
-    file: Path | None = field(default=None, repr=False, compare=False)  # when just made
+    file: Path | None = field(default=None, repr=False, compare=False)  # only just after saving
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", self.request.task)
 
     def _repr_html_(self) -> str | None:
-        """How a notebook shows the picture, as long as its file lies where it was kept."""
+        """The image in a notebook, while its file exists."""
         if self.file is None or not self.file.is_file():
             return None
-        words = html.escape(self.request.prompt)
         source = data_url(self.file.read_bytes(), self.request.image_format)
-        return f'<img src="{source}" alt="{words}">'
+        return f'<img src="{source}" alt="{html.escape(self.request.prompt)}">'
 
     def settings(self) -> dict[str, Any]:
-        """Everything that is known of the picture but its pixels and its place, for JSON."""
+        """All metadata except database id, owner and file, as JSON values."""
         return {
             **self.request.to_dict(),
             "enhanced_prompt": self.enhanced_prompt,
@@ -443,9 +473,3 @@ class GeneratedImage:
             "client": self.client,
             "created_at": self.created_at.isoformat(),
         }
-
-
-JobStatus = Literal["queued", "downloading", "loading", "running", "done", "failed", "cancelled"]
-
-
-FINISHED_STATUSES: tuple[JobStatus, ...] = ("done", "failed", "cancelled")

@@ -1,4 +1,4 @@
-"""The schedulers on offer: the field's names and the diffusers classes behind them."""
+"""Schedulers by their common names, with their diffusers classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SchedulerSpec:
-    """A class of `diffusers` and the configuration laid over the model's own."""
+    """A diffusers class, and options that override the model's scheduler configuration."""
 
     class_name: str
     options: Mapping[str, Any] = field(default_factory=dict)

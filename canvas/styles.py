@@ -1,4 +1,4 @@
-"""The styles that can be laid over any prompt, by name."""
+"""Prompt styles by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Style:
-    """Words put after the prompt, and words put after the negative prompt."""
+    """Words appended to the prompt and to the negative prompt."""
 
     words: str = ""
     negative_words: str = ""

@@ -1,30 +1,29 @@
-"""Checks of single values; each returns the clean value or raises InvalidInput."""
+"""Validators of single values; each returns the clean value or raises InvalidInput."""
 
 from __future__ import annotations
 
 import ipaddress
-import math
 import unicodedata
 from collections.abc import Collection
 
 from canvas.errors import InvalidInput, LazyMessage
 
-MAX_TEXT = 10_000
+MAX_TEXT = 10_000  # characters
 
 
 def text(field: str, value: object) -> str:
-    """A stripped text of at most MAX_TEXT characters without control characters; None is empty."""
+    """A stripped string of at most MAX_TEXT characters without control characters; None is ""."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise InvalidInput(field, value, "a text")
+        raise InvalidInput(field, value, LazyMessage("text"))
     if len(value) > MAX_TEXT:
         raise InvalidInput(
             field, value, LazyMessage("at most {number} characters", number=f"{MAX_TEXT:,}")
         )
     value = value.replace("\r\n", "\n").replace("\r", "\n")
     for character in value:
-        # Cc: control characters, Cs: halves of surrogate pairs, which no file can hold
+        # Cc: control characters; Cs: lone surrogates, which cannot be encoded
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
             raise InvalidInput(field, character, LazyMessage("text without control characters"))
     return value.strip()
@@ -33,25 +32,24 @@ def text(field: str, value: object) -> str:
 def number(field: str, value: object, low: float, high: float) -> float:
     """A number within the inclusive bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        allowed = LazyMessage("a number from {low} to {high}", low=f"{low:g}", high=f"{high:g}")
+        allowed = LazyMessage("a number between {low} and {high}", low=f"{low:g}", high=f"{high:g}")
         raise InvalidInput(field, value, allowed)
     return float(value)
 
 
 def integer(field: str, value: object, low: int, high: int) -> int:
-    """A whole number within the inclusive bounds; 512.0 counts as 512."""
-    allowed = LazyMessage("a whole number from {low} to {high}", low=low, high=high)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidInput(field, value, allowed)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidInput(field, value, allowed)
-    if value != int(value) or not low <= value <= high:
-        raise InvalidInput(field, value, allowed)
-    return int(value)
+    """An integer within the inclusive bounds; a float such as 512.0 is accepted."""
+    # The range excludes NaN and infinity; math.isfinite would fail for huge integers.
+    if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+        whole = int(value)
+        if whole == value:
+            return whole
+    allowed = LazyMessage("a whole number between {low} and {high}", low=low, high=high)
+    raise InvalidInput(field, value, allowed)
 
 
 def multiple_of_8(field: str, value: int) -> int:
-    """A size in pixels that the latents (1/8 of it) can hold."""
+    """A size in pixels that is divisible by 8, the downsampling factor of the VAE."""
     if value % 8:
         lower = value // 8 * 8
         allowed = LazyMessage(
@@ -69,7 +67,7 @@ def choice(field: str, value: object, choices: Collection[str]) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine itself can reach that address."""
+    """Whether only this computer can reach the address."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

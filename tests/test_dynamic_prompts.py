@@ -16,7 +16,7 @@ from canvas.jobs.limits import Limits
 def wildcards(tmp_path: Path) -> Path:
     folder = tmp_path / "wildcards"
     folder.mkdir()
-    (folder / "animals.txt").write_text("\ufefffox\n\n# no line\n  owl  \n", encoding="utf-8")
+    (folder / "animals.txt").write_text("\ufefffox\n\n# comment\n  owl  \n", encoding="utf-8")
     (folder / "big_cats.txt").write_text("lion\n")
     (folder / "empty.txt").write_text("# nothing\n")
     (tmp_path / "secret.txt").write_text("secret\n")
@@ -50,28 +50,28 @@ def wildcards(tmp_path: Path) -> Path:
         ("C:\\new", ["C:\\new"]),
     ],
 )
-def test_what_a_prompt_stands_for(wildcards: Path, prompt: str, expected: list[str]) -> None:
+def test_expand(wildcards: Path, prompt: str, expected: list[str]) -> None:
     assert expand(prompt, wildcards) == expected
 
 
 @pytest.mark.parametrize(
-    ("prompt", "words"),
+    ("prompt", "message"),
     [
-        ("a __plant__", "animals, big_cats"),
-        ("a __empty__", "at least one line"),
-        ("{a|b}" * 7, f"at most {MAX_PROMPTS}"),
-        ("{a|b}" * 3000, f"at most {MAX_PROMPTS}"),
-        ("{" * 50 + "a|b" + "}" * 50, "braces in each other"),
+        ("a __plant__", r'no wildcard list "plant" \(existing: animals, big_cats, empty\)'),
+        ("a __empty__", 'list "empty" is empty'),
+        ("{a|b}" * 7, f"at most {MAX_PROMPTS} prompts"),
+        ("{a|b}" * 3000, f"at most {MAX_PROMPTS} prompts"),
+        ("{" * 50 + "a|b" + "}" * 50, "nested at most 5 deep"),
     ],
 )
-def test_what_is_too_much_or_missing_is_said(wildcards: Path, prompt: str, words: str) -> None:
-    with pytest.raises(InvalidInput, match=words) as caught:
+def test_invalid_prompts_are_rejected(wildcards: Path, prompt: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
         expand(prompt, wildcards)
     assert caught.value.field == "prompt"
 
 
 @given(st.text(alphabet="ab{}|\\_ ", max_size=60))
-def test_any_text_ends_in_prompts_or_a_sentence(prompt: str) -> None:
+def test_any_text_expands_or_raises_invalid_input(prompt: str) -> None:
     try:
         found = expand(prompt, Path("nowhere"))
     except InvalidInput:
@@ -81,22 +81,22 @@ def test_any_text_ends_in_prompts_or_a_sentence(prompt: str) -> None:
         assert found == [prompt]
 
 
-def test_a_studio_queues_all_or_none(studio: Studio) -> None:
-    wish = GenerationRequest("{red|blue} fox, {snow|desert}", num_inference_steps=1, seed=4)
-    assert [one.prompt for one in studio.expand_prompt(wish)][:2] == [
+def test_submit_expanded_queues_all_or_none(studio: Studio) -> None:
+    request = GenerationRequest("{red|blue} fox, {snow|desert}", num_inference_steps=1, seed=4)
+    assert [each.prompt for each in studio.expand_prompt(request)][:2] == [
         "red fox, snow",
         "red fox, desert",
     ]
     studio._limits = Limits(max_queued=3)
     with pytest.raises(QueueFull):
-        studio.submit_expanded(wish)
+        studio.submit_expanded(request)
     assert studio.jobs("local") == []
     studio._limits = Limits()
-    jobs = studio.submit_expanded(wish)
+    jobs = studio.submit_expanded(request)
     assert len(jobs) == 4
     for job in jobs:
-        [picture] = job.wait()
-        assert picture.request.seed == 4
-    assert {picture.request.prompt for picture in studio.recent()} == {
-        one.prompt for one in studio.expand_prompt(wish)
+        [image] = job.wait()
+        assert image.request.seed == 4
+    assert {image.request.prompt for image in studio.recent()} == {
+        each.prompt for each in studio.expand_prompt(request)
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canvas import MODELS, GenerationRequest
-from canvas.errors import CanvasError, InvalidInput
-from canvas.request import IMAGE_FORMATS, MAX_SEED, RESIZE_MODES, SCALES, TASKS, UPSCALERS
+from canvas.errors import InvalidInput, field_label
+from canvas.image_formats import IMAGE_FORMATS
+from canvas.request import (
+    HF_INFERENCE,
+    LOCAL,
+    MAX_SEED,
+    OLD_FIELD_NAMES,
+    RESIZE_MODES,
+    SCALES,
+    TASKS,
+    UPSCALERS,
+    GeneratedImage,
+    img2img_steps,
+    with_old_names,
+)
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
@@ -27,17 +41,17 @@ requests = st.builds(
     scheduler=st.none() | st.sampled_from(sorted(SCHEDULERS)),
     seed=st.integers(-1, MAX_SEED - 16),
     num_images=st.integers(1, 16),
-    image_format=st.sampled_from(IMAGE_FORMATS),
+    image_format=st.sampled_from(sorted(IMAGE_FORMATS)),
     quality=st.integers(1, 100),
     task=st.sampled_from(TASKS),
     image=st.none() | st.just("a" * 64 + ".png"),
     mask_image=st.none() | st.just("b" * 64 + ".png"),
     strength=st.none() | st.floats(0.01, 1),
-    fit=st.sampled_from(RESIZE_MODES),
-    background=st.sampled_from(["#ffffff", "#0a1b2c"]),
+    resize_mode=st.sampled_from(RESIZE_MODES),
+    fill_color=st.sampled_from(["#ffffff", "#0a1b2c"]),
     mask_blur=st.integers(0, 256),
     only_masked=st.booleans(),
-    extend=st.tuples(*[st.integers(0, 256).map(lambda n: n * 8)] * 4),
+    outpaint=st.tuples(*[st.integers(0, 256).map(lambda n: n * 8)] * 4),
     variation_seed=st.none() | st.integers(0, MAX_SEED - 16),
     variation_strength=st.floats(0, 1),
     scale=st.sampled_from(SCALES),
@@ -89,12 +103,12 @@ requests = st.builds(
         ("mask_image", "a\nb"),
         ("strength", 0),
         ("strength", 1.5),
-        ("fit", "squeeze"),
-        ("background", "red"),
-        ("mask_feather", -1),
+        ("resize_mode", "squeeze"),
+        ("fill_color", "red"),
+        ("mask_blur", -1),
         ("only_masked", "yes"),
-        ("extend", (8, 8)),
-        ("extend", (7, 0, 0, 0)),
+        ("outpaint", (8, 8)),
+        ("outpaint", (7, 0, 0, 0)),
         ("variation_seed", -1),
         ("variation_strength", 2),
         ("scale", 3),
@@ -106,39 +120,60 @@ requests = st.builds(
         ("prompt_weighting", 1),
         ("watermark", "two\nlines"),
         ("watermark", "m" * 61),
+        ("preset", "fast"),
+        ("backend", "elsewhere"),
     ],
 )
-def test_bad_values_get_a_sentence(field: str, value: Any) -> None:
+def test_invalid_values_are_rejected(field: str, value: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
         GenerationRequest(**{"prompt": "a fox", field: value})
-    sentence = str(caught.value)
+    message = str(caught.value)
     assert caught.value.field == field
-    assert sentence.startswith(f"{field}: ")
-    assert "allowed is" in sentence
-    assert len(sentence) < 400
+    assert message.startswith(f"{field_label(field)} must ")
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prompt", " ", "Prompt must not be empty."),
+        ("num_images", 17, "Number of images must be a whole number between 1 and 16 (got 17)."),
+        ("guidance_scale", "high", "Guidance must be a number between 0 and 30 (got 'high')."),
+        ("fill_color", "red", "Fill colour must be a colour such as #ffffff (got 'red')."),
+        (
+            "width",
+            513,
+            "Width must be a multiple of 8 between 128 and 512 for the model starter (got 513).",
+        ),
+    ],
+)
+def test_messages(field: str, value: Any, message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        GenerationRequest(**{"prompt": "a fox", field: value})
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("prompt", ["🦊 in ❄️", "ثعلب في الثلج", "狐", "two\nlines", "a\tb"])
-def test_words_of_all_kinds_are_kept(prompt: str) -> None:
+def test_prompts_in_any_script_are_kept(prompt: str) -> None:
     assert GenerationRequest(prompt).prompt == prompt
 
 
-def test_line_endings_become_newlines() -> None:
+def test_line_endings_are_normalized() -> None:
     assert GenerationRequest("a\r\nb\rc").prompt == "a\nb\nc"
 
 
 @given(requests)
-def test_dictionary_and_back(request: GenerationRequest) -> None:
+def test_from_dict_inverts_to_dict(request: GenerationRequest) -> None:
     assert GenerationRequest.from_dict(request.to_dict()) == request
     assert GenerationRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
 
 
-def test_unknown_field_is_named() -> None:
+def test_from_dict_names_an_unknown_field() -> None:
     with pytest.raises(InvalidInput, match="cfg_scale"):
         GenerationRequest.from_dict({"prompt": "a fox", "cfg_scale": 7})
 
 
-def test_resolve_fills_from_the_model() -> None:
+def test_with_defaults_takes_values_of_the_model() -> None:
     request = GenerationRequest("a fox").with_defaults(STARTER)
     assert (request.width, request.height) == (STARTER.resolution, STARTER.resolution)
     assert request.num_inference_steps == STARTER.num_inference_steps
@@ -148,50 +183,53 @@ def test_resolve_fills_from_the_model() -> None:
     assert request.with_defaults(STARTER) == request
 
 
-def test_guidance_of_zero_is_a_choice() -> None:
+def test_with_defaults_keeps_a_guidance_of_zero() -> None:
     assert GenerationRequest("a fox", guidance_scale=0).with_defaults(STARTER).guidance_scale == 0
 
 
-def test_resolve_checks_the_size_against_the_model() -> None:
-    with pytest.raises(InvalidInput, match=r"width: 1024 .* with the model starter"):
+def test_with_defaults_checks_the_size() -> None:
+    allowed = "a multiple of 8 between 128 and 512 for the model starter"
+    with pytest.raises(InvalidInput, match=f"Width must be {allowed}"):
         GenerationRequest("a fox", width=1024).with_defaults(STARTER)
+    request = GenerationRequest("a fox", width=2048, model_key="mine")
+    small = replace(STARTER, key="mine", resolution=1024)
+    assert request.with_defaults(small).width == 2048
 
 
-def test_single_is_the_picture_of_the_batch_alone() -> None:
+def test_for_image_has_the_seed_of_that_image() -> None:
     batch = GenerationRequest("a fox", seed=5, num_images=3).with_defaults(STARTER)
     assert batch.for_image(2).seed == 7
     assert batch.for_image(2).num_images == 1
 
 
-def test_last_seed_of_a_batch_must_fit() -> None:
-    with pytest.raises(InvalidInput, match="seed"):
+def test_the_last_seed_of_a_batch_has_the_same_limit() -> None:
+    with pytest.raises(InvalidInput, match="Seed must be at most"):
         GenerationRequest("a fox", seed=MAX_SEED, num_images=2)
 
 
-def test_every_error_is_a_canvas_error() -> None:
-    assert issubclass(InvalidInput, CanvasError)
-
-
 @pytest.mark.parametrize(
-    ("fields", "missing"),
+    ("fields", "missing", "message"),
     [
-        ({"task": "image_to_image"}, "image"),
-        ({"task": "upscale"}, "image"),
-        ({"task": "inpaint", "image": "a.png"}, "mask_image"),
+        ({"task": "image_to_image"}, "image", "task image to image requires an image"),
+        ({"task": "upscale"}, "image", "task upscale requires an image"),
+        ({"task": "inpaint", "image": "a.png"}, "mask_image", "requires a mask"),
     ],
 )
-def test_resolve_names_what_a_task_lacks(fields: dict[str, Any], missing: str) -> None:
-    with pytest.raises(InvalidInput, match=f"^{missing}: None"):
+def test_with_defaults_names_the_missing_input(
+    fields: dict[str, Any], missing: str, message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
         GenerationRequest("a fox", **fields).with_defaults(STARTER)
+    assert caught.value.field == missing
 
 
-def test_strength_follows_from_the_task() -> None:
+def test_the_default_strength_depends_on_the_task() -> None:
     for task, strength in (("text_to_image", None), ("image_to_image", 0.6), ("inpaint", 1.0)):
         request = GenerationRequest("a fox", task=task, image="a.png", mask_image="b.png")
         assert request.with_defaults(STARTER).strength == strength
 
 
-def test_only_what_the_model_draws_at_once_is_held_to_its_size() -> None:
+def test_size_limits_apply_to_a_single_pass_only() -> None:
     for fields in ({"task": "upscale"}, {"task": "inpaint", "only_masked": True}):
         request = GenerationRequest(
             "a fox", width=2048, height=2048, image="a.png", mask_image="b.png", **fields
@@ -199,14 +237,79 @@ def test_only_what_the_model_draws_at_once_is_held_to_its_size() -> None:
         assert request.with_defaults(STARTER).width == 2048
 
 
-def test_enlarging_needs_no_words() -> None:
+def test_upscaling_needs_no_prompt() -> None:
     assert (
         GenerationRequest("", task="upscale", image="a.png").with_defaults(STARTER).num_images == 1
     )
 
 
-def test_variations_count_their_own_seed() -> None:
+def test_for_image_counts_the_variation_seed() -> None:
     batch = GenerationRequest("a fox", seed=5, num_images=4, variation_seed=9).with_defaults(
         STARTER
     )
     assert (batch.for_image(3).seed, batch.for_image(3).variation_seed) == (5, 12)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "expected"),
+    [
+        (20, 0.9, (20, 18)),
+        (30, 0.75, (30, 22)),  # as in diffusers
+        (20, 1.0, (20, 20)),
+        (20, 0.01, (100, 1)),
+        (4, 0.5, (4, 2)),
+        (4, 0.6, (5, 3)),  # two of four would be a strength of 0.5
+        (4, 0.88, (5, 4)),  # three of four would be a strength of 0.75
+        (4, 0.95, (4, 4)),
+        (4, 0.1, (10, 1)),
+        (1, 0.6, (2, 1)),
+    ],
+)
+def test_img2img_steps(steps: int, strength: float, expected: tuple[int, int]) -> None:
+    assert img2img_steps(steps, strength) == expected
+
+
+@given(st.integers(4, 150), st.floats(0.01, 1))
+def test_img2img_steps_are_near_the_strength_and_never_more(steps: int, strength: float) -> None:
+    schedule, computed = img2img_steps(steps, strength)
+    assert 1 <= computed <= steps
+    assert computed <= schedule
+    assert abs(computed / schedule - strength) <= 0.1 + 1e-9
+
+
+OLD_VALUES = {
+    "fit": "pad",
+    "background": "#000000",
+    "mask_feather": 3,
+    "extend": (8, 0, 0, 0),
+    "mode": "turbo",
+    "where": "remote",
+}
+
+
+def test_old_field_names_still_work() -> None:
+    assert OLD_VALUES.keys() == OLD_FIELD_NAMES.keys()
+    old_names: Any = OLD_VALUES
+    request: Any = GenerationRequest("a fox", **old_names)
+    assert request == GenerationRequest.from_dict({"prompt": "a fox", **OLD_VALUES})
+    assert request == replace(GenerationRequest("a fox"), **OLD_VALUES)
+    for old, new in OLD_FIELD_NAMES.items():
+        assert getattr(request, old) == getattr(request, new) == OLD_VALUES[old]
+    assert not request.to_dict().keys() & OLD_VALUES.keys()
+    with pytest.raises(AttributeError, match="frames"):
+        _ = request.frames
+
+
+@pytest.mark.parametrize(("old", "new"), [("here", LOCAL), ("huggingface", HF_INFERENCE)])
+def test_old_backends_still_work(old: str, new: str) -> None:
+    for name in ("where", "backend"):
+        assert GenerationRequest.from_dict({"prompt": "a fox", name: old}).backend == new
+
+
+def test_with_old_names_adds_the_old_names() -> None:
+    request = GenerationRequest("a fox", preset="turbo").with_defaults(STARTER)
+    image = GeneratedImage(request, "a fox", 1.0, "cpu", "float32", client="cli")
+    settings = with_old_names(image.settings())
+    assert settings["mode"] == settings["preset"] == "turbo"
+    assert settings["channel"] == settings["client"] == "cli"
+    assert settings.keys() >= OLD_FIELD_NAMES.keys()
