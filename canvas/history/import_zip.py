@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from canvas.errors import StorageError
 from canvas.history.database import Database
@@ -48,23 +48,11 @@ ZIP_ERRORS = (
 )
 
 
-class Source(Protocol):
-    """Files by name; `names` and `read` raise StorageError, `errors` collects what was skipped."""
-
-    errors: list[str]
-
-    def names(self) -> list[str]:
-        """The names of files with the suffix of an image."""
-
-    def read(self, name: str) -> bytes:
-        """The content of a file."""
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines of `metadata.jsonl`, if there is one."""
-
-
 class FolderSource:
-    """The images in a folder and its subfolders; links are not followed."""
+    """The images in a folder and its subfolders; links are not followed.
+
+    `names` and `read` raise StorageError; `errors` collects what was skipped.
+    """
 
     def __init__(self, root: Path) -> None:
         self.errors: list[str] = []
@@ -92,7 +80,7 @@ class FolderSource:
             raise StorageError(f"{name}: cannot be read ({error.strerror}).") from error
 
     def lines(self) -> Iterator[bytes]:
-        """The lines of `metadata.jsonl` in the folder itself."""
+        """The lines of `metadata.jsonl`, if the folder has one."""
         path = self._root / METADATA_JSONL
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
@@ -100,7 +88,7 @@ class FolderSource:
 
 
 class ZipSource:
-    """The images in a ZIP, which is not unpacked to disk."""
+    """Like FolderSource for a ZIP, which is not unpacked to disk."""
 
     def __init__(self, path: Path) -> None:
         self.errors: list[str] = []
@@ -205,7 +193,7 @@ def import_zip(database: Database, storage: ImageStorage, path: Path, owner: str
 class _Import:
     database: Database
     storage: ImageStorage
-    source: Source
+    source: FolderSource | ZipSource
     owner: str
     added: int = 0
     duplicates: int = 0
