@@ -89,7 +89,7 @@ class RandomVisitor:
         self.browser.session = f"{self.rng.getrandbits(40):010x}"
 
     def poll(self) -> bytes:
-        return self.call(self.browser.event("look_1"))
+        return self.call(self.browser.event("poll_1"))
 
     def stop(self) -> None:
         self.call(self.browser.event("stop"))
@@ -98,7 +98,7 @@ class RandomVisitor:
         jobs = re.findall(rb'data-job=\\?"(\w{32})', self.poll())
         if jobs:
             click = {"action": "remove", "job": self.rng.choice(jobs).decode()}
-            self.call(self.browser.event("act"), click)
+            self.call(self.browser.event("on_click"), click)
 
 
 SCALES = [
