@@ -162,36 +162,27 @@ def _to_image(
 @contextmanager
 def _translate_errors(server: RemoteServer) -> Iterator[None]:
     import httpx
-
-    try:
-        with _translate_client_errors(server):
-            yield
-    except CancelledError as error:  # gradio_client raises it when the connection is lost
-        raise RemoteBackendError(LazyMessage(CONNECTION_LOST, host=server.host)) from error
-    except (httpx.HTTPError, OSError) as error:
-        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
-        message = LazyMessage(UNREACHABLE, host=server.host)
-        if status in (401, 403):
-            message = LazyMessage(INVALID_KEY, host=server.host)
-        raise RemoteBackendError(message) from error
-
-
-@contextmanager
-def _translate_client_errors(server: RemoteServer) -> Iterator[None]:
     from gradio_client.exceptions import AppError, AuthenticationError
     from gradio_client.utils import QueueError, TooManyRequestsError
 
     try:
         yield
-    except AuthenticationError as error:
-        raise RemoteBackendError(LazyMessage(INVALID_KEY, host=server.host)) from error
-    except AppError as error:
-        if any(hint in str(error) for hint in MISSING_KEY_HINTS):
-            raise RemoteBackendError(LazyMessage(INVALID_KEY, host=server.host)) from error
-        text = "{host} reported an error: {reason}"
-        raise RemoteBackendError(LazyMessage(text, host=server.host, reason=error)) from error
+    except CancelledError as error:  # gradio_client raises it when the connection is lost
+        raise RemoteBackendError(LazyMessage(CONNECTION_LOST, host=server.host)) from error
+    except (AuthenticationError, AppError) as error:
+        message = LazyMessage("{host} reported an error: {reason}", host=server.host, reason=error)
+        hints = (hint in str(error) for hint in MISSING_KEY_HINTS)
+        if isinstance(error, AuthenticationError) or any(hints):
+            message = LazyMessage(INVALID_KEY, host=server.host)
+        raise RemoteBackendError(message) from error
     except (QueueError, TooManyRequestsError) as error:
         message = LazyMessage("{host} is busy. Try again in a minute.", host=server.host)
+        raise RemoteBackendError(message) from error
+    except (httpx.HTTPError, OSError) as error:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        message = LazyMessage(UNREACHABLE, host=server.host)
+        if status in (401, 403):
+            message = LazyMessage(INVALID_KEY, host=server.host)
         raise RemoteBackendError(message) from error
     except (ValueError, KeyError, TypeError) as error:  # no such endpoint, or another result
         message = LazyMessage(INCOMPATIBLE, host=server.host)

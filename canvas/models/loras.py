@@ -36,7 +36,7 @@ NOT_SAFETENSORS = (
 
 @dataclass(frozen=True)
 class Lora:
-    """What the header of a LoRA file says; its weights are not loaded."""
+    """The header of a LoRA file; its weights are not loaded."""
 
     name: str
     path: Path

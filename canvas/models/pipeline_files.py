@@ -41,17 +41,15 @@ class WeightVariant:
 
 
 # `.bin` only if a component lacks safetensors; fp16 for fp32 only if there is nothing else.
-PREFERENCE_FP16 = (
-    WeightVariant("safetensors", "fp16"),
-    WeightVariant("safetensors", None),
-    WeightVariant("bin", "fp16"),
-    WeightVariant("bin", None),
+PREFERENCE_FP16 = tuple(
+    WeightVariant(suffix, variant)
+    for suffix in ("safetensors", "bin")
+    for variant in ("fp16", None)
 )
-PREFERENCE_FP32 = (
-    WeightVariant("safetensors", None),
-    WeightVariant("bin", None),
-    WeightVariant("safetensors", "fp16"),
-    WeightVariant("bin", "fp16"),
+PREFERENCE_FP32 = tuple(
+    WeightVariant(suffix, variant)
+    for variant in (None, "fp16")
+    for suffix in ("safetensors", "bin")
 )
 
 

@@ -278,8 +278,8 @@ def client(settings: Settings, server: Studio) -> Iterator[Studio]:
 
 
 def pixels(studio: Studio, filename: str) -> Image.Image:
-    with Image.open(studio.image_path(filename)) as picture:
-        return picture.convert("RGB")
+    with Image.open(studio.image_path(filename)) as file:
+        return file.convert("RGB")
 
 
 def test_image_is_generated_remotely_and_saved_on_both_sides(
@@ -369,11 +369,11 @@ class ProxyHandler(socketserver.BaseRequestHandler):
     server: Proxy
 
     def handle(self) -> None:
-        with socket.create_connection(self.server.to) as there:
-            self.server.sockets += [self.request, there]
-            back = threading.Thread(target=forward, args=(there, self.request), daemon=True)
+        with socket.create_connection(self.server.to) as upstream:
+            self.server.sockets += [self.request, upstream]
+            back = threading.Thread(target=forward, args=(upstream, self.request), daemon=True)
             back.start()
-            forward(self.request, there)
+            forward(self.request, upstream)
             back.join()
 
 
@@ -405,7 +405,8 @@ def test_error_of_the_server_is_quoted(client: Studio) -> None:
     client.models["own"] = replace(client.models["starter"], key="own")
     client.remote_backends.grant_consent("local", "remote", client.models["own"])
     with pytest.raises(
-        RemoteBackendError, match=r"127\.0\.0\.1 reported an error: Model must be one of starter.*own"
+        RemoteBackendError,
+        match=r"127\.0\.0\.1 reported an error: Model must be one of starter.*own",
     ):
         client.generate(replace(REMOTE_REQUEST, model_key="own"))
 

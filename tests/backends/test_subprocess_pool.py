@@ -54,8 +54,8 @@ def kill_workers() -> None:
 
 
 def pixels(studio: Studio, filename: str) -> Image.Image:
-    with Image.open(studio.image_path(filename)) as picture:
-        return picture.convert("RGB")
+    with Image.open(studio.image_path(filename)) as file:
+        return file.convert("RGB")
 
 
 def test_two_jobs_run_at_once_with_steps_and_previews(pool: Studio) -> None:
@@ -224,6 +224,6 @@ def test_one_worker_per_gpu_by_default(tmp_path: Path) -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, tmp_path) == []
     assert worker_environment(1, {}, tmp_path)["CUDA_VISIBLE_DEVICES"] == "1"
     assert Settings(workers=3).worker_count == 3
-    with pytest.raises(InvalidInput, match="Workers"):
+    with pytest.raises(InvalidInput, match="CANVAS_WORKERS"):
         Settings.from_environment({"CANVAS_WORKERS": "0"})
     assert Settings(device="cpu").worker_count == 1
