@@ -170,7 +170,7 @@ def download_text(job: Job) -> str:
     if progress.bytes_per_second:
         parts.append(f"{format_bytes(int(progress.bytes_per_second))}/s")
     parts += _time_left(progress.seconds_left)
-    name = progress.what or job.model_key
+    name = progress.label or job.model_key
     return gettext("Downloading {model}: {progress}", model=name, progress=" · ".join(parts))
 
 
