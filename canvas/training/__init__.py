@@ -1,1 +1,1 @@
-"""The recipe of the built-in model: from openly licensed drawings to `assets/starter/`."""
+"""The training recipe of the built-in model; the rest of the app does not import it."""

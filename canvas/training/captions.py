@@ -1,4 +1,4 @@
-"""What a scene may be called: article, order, synonyms, style and place in many ways."""
+"""Caption templates and vocabulary of the scenes."""
 
 from random import Random
 
@@ -25,10 +25,10 @@ STYLE_PHRASES = (", {}", ", {} style", " in {} style", ", as a {} picture")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 SIZES = {"tiny": ("tiny", "small", "little"), "huge": ("huge", "big", "giant")}
 POSITIONS = {"left": ("on the left",), "right": ("on the right",)}
-# What people write around a prompt and what must change nothing.
-OPENINGS = ("a picture of", "a drawing of", "an illustration of", "an image of", "a photo of")
+# Common prompt boilerplate, which must not change the image.
+PREFIXES = ("a picture of", "a drawing of", "an illustration of", "an image of", "a photo of")
 ADJECTIVES = ("cute", "happy", "lovely", "pretty", "nice", "funny", "friendly", "sweet", "young")
-PRAISE = (
+QUALITY_TAGS = (
     "high quality",
     "highly detailed",
     "masterpiece",
@@ -38,9 +38,6 @@ PRAISE = (
     "professional",
     "sharp focus",
     "4k",
-)
-TAIL = (
-    *PRAISE,
     "trending on artstation",
     "soft light",
     "cinematic lighting",
@@ -64,12 +61,8 @@ TAIL = (
     "ultra realistic",
     "depth of field",
 )
-
-
-def article(words: str) -> str:
-    """`a fox`, `an owl`; none before plurals and stuffs."""
-    last = words.rsplit(maxsplit=1)[-1]
-    if last in {
+MASS_NOUNS = frozenset(
+    {
         "milk",
         "coffee",
         "wine",
@@ -85,7 +78,77 @@ def article(words: str) -> str:
         "chocolate",
         "bacon",
         "candy",
-    }:
+    }
+)
+IRREGULAR_PLURALS = {
+    "mouse": "mice",
+    "goose": "geese",
+    "sheep": "sheep",
+    "fish": "fish",
+    "tooth": "teeth",
+    "deer": "deer",
+    "wolf": "wolves",
+    "scarf": "scarves",
+}
+# Words held out of all scene captions, with the concepts that count as correct; for evaluation.
+NEAR_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "puppy": ("dog",),
+    "kitten": ("cat",),
+    "bunny": ("rabbit",),
+    "piglet": ("pig",),
+    "calf": ("cow",),
+    "pony": ("horse",),
+    "lamb": ("sheep", "ram"),
+    "duckling": ("duck", "chick"),
+    "serpent": ("snake",),
+    "toad": ("frog",),
+    "tortoise": ("turtle",),
+    "alligator": ("crocodile",),
+    "grizzly": ("bear",),
+    "wasp": ("bee",),
+    "moth": ("butterfly",),
+    "vessel": ("ship", "sailboat", "speedboat"),
+    "yacht": ("sailboat", "speedboat"),
+    "jet": ("airplane",),
+    "chopper": ("helicopter",),
+    "lorry": ("truck", "semi truck"),
+    "sedan": ("car", "suv"),
+    "cottage": ("house", "hut"),
+    "fortress": ("castle",),
+    "chapel": ("church",),
+    "clinic": ("hospital",),
+    "cheeseburger": ("hamburger",),
+    "muffin": ("cupcake",),
+    "biscuit": ("cookie",),
+    "espresso": ("coffee",),
+    "ale": ("beer",),
+    "gift": ("present",),
+    "necklace": ("ring", "diamond"),
+    "blossom": ("cherry blossom", "daisy"),
+    "pine": ("fir tree",),
+    "toadstool": ("mushroom",),
+    "lamp": ("light bulb", "flashlight", "paper lantern"),
+    "computer": ("laptop", "desktop computer"),
+    "trainers": ("running shoe",),
+    "spectacles": ("glasses",),
+    "android": ("robot",),
+    "spook": ("ghost",),
+    "infant": ("baby",),
+    "cosmonaut": ("astronaut",),
+    "rucksack": ("backpack",),
+    "cycle": ("bicycle",),
+    "parcel": ("package",),
+    "blade": ("swords", "kitchen knife"),
+    "flames": ("fire",),
+    "orb": ("crystal ball",),
+    "squirrel": ("chipmunk", "hamster"),
+}
+
+
+def article(words: str) -> str:
+    """The words with an indefinite article (`a fox`, `an owl`); none for plurals and mass nouns."""
+    last = words.rsplit(maxsplit=1)[-1]
+    if last in MASS_NOUNS:
         return words
     if (last.endswith("s") and not last.endswith(("ss", "us", "is"))) or last == "dice":
         return words
@@ -93,20 +156,10 @@ def article(words: str) -> str:
 
 
 def plural(words: str) -> str:
-    """`three apples`: the plural of the last word, by the common rules."""
-    irregular = {
-        "mouse": "mice",
-        "goose": "geese",
-        "sheep": "sheep",
-        "fish": "fish",
-        "tooth": "teeth",
-        "deer": "deer",
-        "wolf": "wolves",
-        "scarf": "scarves",
-    }
+    """The plural of the last word, by common rules: `red apples`."""
     head, _, last = words.rpartition(" ")
-    if last in irregular:
-        last = irregular[last]
+    if last in IRREGULAR_PLURALS:
+        last = IRREGULAR_PLURALS[last]
     elif last.endswith(("s", "x", "ch", "sh")):
         last = last if last.endswith("s") else f"{last}es"
     elif last.endswith("y") and last[-2:-1] not in "aeiou":
@@ -117,7 +170,7 @@ def plural(words: str) -> str:
 
 
 def place_phrase(place: str, rng: Random) -> str:
-    """One of the ways to say where."""
+    """A random phrase for the place or plain colour."""
     if place in COLOURS:
         return rng.choice(COLOUR_PHRASES).format(place)
     phrases = PLACE_PHRASES[place]
@@ -125,7 +178,7 @@ def place_phrase(place: str, rng: Random) -> str:
 
 
 def subject_phrase(words: list[str], count: int, size: str, rng: Random) -> str:
-    """The things alone: `a tiny fox`, `three apples`, `a fox and a moon`."""
+    """The subject without place and style: `a tiny fox`, `three apples`, `a fox and a moon`."""
     if count > 1:
         return f"{NUMBERS[count]} {plural(words[0])}"
     size_word = rng.choice(SIZES[size]) + " " if size else ""
@@ -138,7 +191,7 @@ def subject_phrase(words: list[str], count: int, size: str, rng: Random) -> str:
 
 
 def caption(subject: str, place: str, style: str, position: str, rng: Random) -> str:
-    """The whole prompt; an empty place or style is left out."""
+    """The full caption; an empty place or style is omitted."""
     where = place_phrase(place, rng) if place else ""
     if position:
         side = rng.choice(POSITIONS[position])
@@ -155,10 +208,10 @@ def caption(subject: str, place: str, style: str, position: str, rng: Random) ->
         else:
             text = f"{style}, {text}"
     if rng.random() < 0.05:
-        text = f"{rng.choice(OPENINGS)} {text}"
+        text = f"{rng.choice(PREFIXES)} {text}"
     if rng.random() < 0.12:
-        most = rng.choice((3, 3, len(TAIL)))
-        text += ", " + ", ".join(rng.sample(TAIL, rng.randint(1, most)))
+        most = rng.choice((3, 3, len(QUALITY_TAGS)))
+        text += ", " + ", ".join(rng.sample(QUALITY_TAGS, rng.randint(1, most)))
     if rng.random() < 0.1:
         text = text[0].upper() + text[1:] + rng.choice(("", "."))
     return text

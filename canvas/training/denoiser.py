@@ -1,4 +1,4 @@
-"""The denoiser: a small UNet2DConditionModel that learns to paint the named drawings in place."""
+"""The denoiser: a small UNet2DConditionModel, trained on cached latents."""
 
 import copy
 import logging
@@ -8,45 +8,39 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
-from canvas.training.attention import AttentionGuide
-from canvas.training.cache import Encoders, SceneCache
-from canvas.training.checkpoints import (
-    Clock,
-    Mean,
-    autocast,
-    load_checkpoint,
-    memory_format,
-    save_checkpoint,
-)
-from canvas.training.parallel import Team
-from canvas.training.presets import Preset
-from canvas.training.source import open_source
-from canvas.training.sprites import Sprites
-from canvas.training.steps import open_steps
+from canvas.training.assets import SpriteSet
+from canvas.training.attention_supervision import AttentionSupervision
+from canvas.training.config import TrainingConfig
+from canvas.training.dataset import make_dataset
+from canvas.training.distributed import ProcessGroup
+from canvas.training.latent_cache import FrozenEncoders, LatentRingBuffer
+from canvas.training.time_budget import EMAMetric, TimeBudget, load_checkpoint, save_checkpoint
+from canvas.training.train_step import autocast, make_train_step, memory_format
 
 logger = logging.getLogger(__name__)
-GUIDE_WEIGHT = 0.1  # of the loss that tells the cross-attention where to look
-DECAY_FROM = 0.6  # share of the training after which the learning rate falls to zero
+ATTENTION_LOSS_WEIGHT = 0.1
+DECAY_START = 0.6  # progress from which the learning rate decays to zero
+MAX_EMA_DECAY = 0.998
 
 
-def build_denoiser(preset: Preset) -> UNet2DConditionModel:
-    """The block types of Stable Diffusion 1, cross-attention everywhere on the way up."""
-    levels = len(preset.unet_channels)
+def build_denoiser(config: TrainingConfig) -> UNet2DConditionModel:
+    """The block types of Stable Diffusion 1, with cross-attention in all up blocks."""
+    levels = len(config.unet_channels)
     return UNet2DConditionModel(
-        sample_size=preset.latent_size,
-        in_channels=preset.latent_channels,
-        out_channels=preset.latent_channels,
-        block_out_channels=preset.unet_channels,
+        sample_size=config.latent_size,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=config.unet_channels,
         down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (levels - 1)),
         up_block_types=("CrossAttnUpBlock2D",) * levels,
-        layers_per_block=preset.unet_layers,
-        attention_head_dim=preset.unet_heads,
-        cross_attention_dim=preset.text_hidden,
+        layers_per_block=config.unet_layers,
+        attention_head_dim=config.unet_heads,
+        cross_attention_dim=config.text_hidden_size,
     )
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise, rescaled to end in pure noise; v-prediction; trailing steps."""
+    """Stable Diffusion's betas with zero terminal SNR, v-prediction, trailing timesteps."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -59,113 +53,128 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def spread_timesteps(count: int, steps: int, generator: torch.Generator) -> torch.Tensor:
-    """One timestep from each of `count` equal parts of the schedule, at random within it."""
+def stratified_timesteps(
+    count: int, num_train_timesteps: int, generator: torch.Generator
+) -> torch.Tensor:
+    """One random timestep from each of `count` equal intervals of the schedule."""
     device = generator.device
-    parts = torch.arange(count, device=device)
-    parts = parts + torch.rand(count, generator=generator, device=device)
-    return (parts / count * steps).long().clamp(max=steps - 1)
+    positions = torch.arange(count, device=device)
+    positions = positions + torch.rand(count, generator=generator, device=device)
+    return (positions / count * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def learning_rate(peak: float, step: int, share: float) -> float:
-    """Warm up over 200 steps, hold, and fall to zero from DECAY_FROM to the end."""
-    falling = (1 - share) / (1 - DECAY_FROM)
-    return peak * min(1.0, (step + 1) / 200) * max(0.0, min(1.0, falling))
+def learning_rate_schedule(step: int, progress: float) -> float:
+    """Warm-up over 200 steps, constant, linear decay from DECAY_START; a factor of the peak."""
+    decay = (1 - progress) / (1 - DECAY_START)
+    return min(1.0, (step + 1) / 200) * max(0.0, min(1.0, decay))
 
 
 @torch.no_grad()
-def follow(ema: nn.Module, model: nn.Module, step: int) -> None:
-    """Move the running average of the weights a little towards them."""
-    amount = 1 - min(0.998, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), amount)
+def update_ema(ema: nn.Module, model: nn.Module, step: int) -> None:
+    """Update the averaged weights; the decay grows with the steps."""
+    decay = min(MAX_EMA_DECAY, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
 class DenoisingLoss:
-    """Mean squared error of the velocity (Salimans and Ho 2022), all timesteps alike."""
+    """Mean squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), unweighted."""
 
-    def __init__(self, model: UNet2DConditionModel, guide: AttentionGuide) -> None:
+    def __init__(self, model: UNet2DConditionModel, supervision: AttentionSupervision) -> None:
         self.model = model
-        self.guide = guide
+        self.supervision = supervision
         self.scheduler = build_scheduler()
 
-    def batch(
-        self, latents: torch.Tensor, hidden: torch.Tensor, generator: torch.Generator
+    def make_batch(
+        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, ...]:
-        """What a call wants: latents, text, noise and timesteps."""
+        """The arguments of a call: latents, prompt embeddings, noise and timesteps."""
         total = self.scheduler.config.num_train_timesteps
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        return latents, hidden, noise, spread_timesteps(len(latents), total, generator)
+        timesteps = stratified_timesteps(len(latents), total, generator)
+        return latents, prompt_embeds, noise, timesteps
 
     def __call__(
         self,
         latents: torch.Tensor,
-        hidden: torch.Tensor,
+        prompt_embeds: torch.Tensor,
         noise: torch.Tensor,
         timesteps: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """The whole loss, the error alone, and how far the guided heads are from their tokens."""
+        """The total loss, the denoising loss and the attention loss."""
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         velocity = self.scheduler.get_velocity(latents, noise, timesteps)
         noisy = noisy.contiguous(memory_format=memory_format(latents.device))
         with autocast(latents.device):
-            output = self.model(noisy, timesteps, hidden).sample
-        error = (output.float() - velocity).square().mean()
-        looking = self.guide.loss()
-        return error + GUIDE_WEIGHT * looking, error, looking
+            output = self.model(noisy, timesteps, prompt_embeds).sample
+        denoising_loss = (output.float() - velocity).square().mean()
+        attention_loss = self.supervision.loss()
+        total = denoising_loss + ATTENTION_LOSS_WEIGHT * attention_loss
+        return total, denoising_loss, attention_loss
 
 
-def train_denoiser(team: Team, sprites: Sprites, preset: Preset, work: Path, clock: Clock) -> None:
-    """Train until the clock ends, resuming exactly; writes the averaged weights to `unet/`."""
-    device = clock.device
-    model = build_denoiser(preset).to(device, memory_format=memory_format(device)).train()
+def train_denoiser(
+    process_group: ProcessGroup,
+    sprites: SpriteSet,
+    config: TrainingConfig,
+    work: Path,
+    budget: TimeBudget,
+) -> None:
+    """Train the UNet and save its averaged weights in `unet/`; resumes from a checkpoint."""
+    device = budget.device
+    model = build_denoiser(config).to(device, memory_format=memory_format(device)).train()
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=preset.unet_learning_rate,
+        lr=config.unet_learning_rate,
         betas=(0.9, 0.99),
         weight_decay=0.01,
         fused=True,
     )
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     state = load_checkpoint(work / "denoiser.pt", **parts)
-    step, spent = state.get("step", 0), state.get("spent", 0.0)
-    team.share_weights(model)
-    losses = DenoisingLoss(model, AttentionGuide(model, preset.grid, preset.guide_every))
-    steps = open_steps(team, optimizer, losses, preset.graphs)
-    seed = 3 + step * 10 + team.rank
-    source = open_source("scenes", sprites, preset, work, device, seed)
-    cache = SceneCache(source, Encoders(work, device), preset.cache_size // team.size)
+    step = first_step = state.get("step", 0)
+    process_group.broadcast_weights(model)
+    supervision = AttentionSupervision(model, config.token_grid, config.attention_loss_every)
+    loss_function = DenoisingLoss(model, supervision)
+    train_step = make_train_step(process_group, optimizer, loss_function, config.cuda_graphs)
+    seed = 3 + step * 10 + process_group.rank
+    dataset = make_dataset("scenes", sprites, config, work, device, seed)
+    encoders = FrozenEncoders(work, device)
+    cache = LatentRingBuffer(dataset, encoders, config.cache_size // process_group.size)
     generator = torch.Generator(device).manual_seed(seed)
-    batch, fresh = preset.unet_batch // team.size, preset.fresh_per_step // team.size
-    for _ in range(0, preset.first_scenes // team.size, 8 * fresh):
-        cache.add(8 * fresh)
-    clock.begin(spent)
-    mean, over, first = Mean(0.01, state.get("mean", 0.0), step), False, step
-    while not over:
+    batch_size = config.unet_batch_size // process_group.size
+    new_samples = 8 * (config.new_samples_per_step // process_group.size)  # every eighth step
+    for _ in range(0, config.cache_warmup // process_group.size, new_samples):
+        cache.add(new_samples)
+    budget.start(state.get("elapsed", 0.0))
+    metric, done = EMAMetric(decay=0.99, value=state.get("mean", 0.0), count=step), False
+    while not done:
         if step % 8 == 0:
-            cache.add(8 * fresh)
-        share, over = team.agree(clock.share, clock.is_over)
-        rate = learning_rate(preset.unet_learning_rate, step, share)
-        latents, hidden = cache.draw(batch, generator)
-        _, error, looking = steps(rate, *losses.batch(latents, hidden, generator))
-        if team.leads:
-            follow(ema, model, step)
+            cache.add(new_samples)
+        progress, done = process_group.broadcast_values(budget.progress, budget.is_exhausted)
+        learning_rate = config.unet_learning_rate * learning_rate_schedule(step, progress)
+        latents, prompt_embeds = cache.sample(batch_size, generator)
+        batch = loss_function.make_batch(latents, prompt_embeds, generator)
+        _, denoising_loss, attention_loss = train_step(learning_rate, *batch)
+        if process_group.is_main:
+            update_ema(ema, model, step)
         step += 1
-        mean.add(error)
-        if team.leads and clock.is_report_due(bool(over)):
+        metric.update(denoising_loss)
+        if process_group.is_main and budget.is_report_due(bool(done)):
             logger.info(
-                "denoiser %.1f%% step %d samples %d (%.0f /s) loss %.4f rate %.2e, look %.2f",
-                100 * share,
+                "denoiser %.1f%% step %d samples %d (%.0f samples/s) loss %.4f attention loss %.2f"
+                " learning rate %.2e",
+                100 * progress,
                 step,
-                step * preset.unet_batch,
-                (step - first) * preset.unet_batch / clock.run_seconds,
-                mean.value,
-                rate,
-                float(looking.detach()),
+                step * config.unet_batch_size,
+                (step - first_step) * config.unet_batch_size / budget.run_seconds,
+                metric.value,
+                float(attention_loss.detach()),
+                learning_rate,
             )
-        if team.leads and clock.is_save_due(bool(over)):
-            rest = {"step": step, "spent": clock.spent, "mean": mean.value}
-            save_checkpoint(work / "denoiser.pt", **parts, **rest)
-            if share < DECAY_FROM:  # to go on from with more minutes later
-                save_checkpoint(work / "denoiser-before-decay.pt", **parts, **rest)
+        if process_group.is_main and budget.is_save_due(bool(done)):
+            numbers = {"step": step, "elapsed": budget.elapsed, "mean": metric.value}
+            save_checkpoint(work / "denoiser.pt", **parts, **numbers)
+            if progress < DECAY_START:  # to continue later with more minutes
+                save_checkpoint(work / "denoiser-before-decay.pt", **parts, **numbers)
             ema.save_pretrained(work / "unet")

@@ -1,4 +1,4 @@
-"""The stages of the recipe, one function each, and the options that all of them read."""
+"""The stages of the recipe, and the options that they share."""
 
 import json
 import logging
@@ -11,155 +11,189 @@ from pathlib import Path
 
 import torch
 
-from canvas.training import autoencoder, classifier, decoder, denoiser, text
-from canvas.training.banks import make_banks
-from canvas.training.checkpoints import Clock, pick_device
-from canvas.training.evaluate import Settings, evaluate, time_pipeline
-from canvas.training.export import export_model, write_card
-from canvas.training.layers import prepare_layers
-from canvas.training.parallel import Team, run_team
-from canvas.training.presets import Preset
+from canvas.training.assets import SpriteSet, build_sprites
+from canvas.training.autoencoder import train_autoencoder
+from canvas.training.config import TrainingConfig
+from canvas.training.contact_sheet import write_contact_sheet
+from canvas.training.decoder_finetune import finetune_decoder
+from canvas.training.denoiser import train_denoiser
+from canvas.training.distributed import ProcessGroup, launch
+from canvas.training.eval_classifier import load_classifier, train_classifier
+from canvas.training.evaluate import EvalConfig, evaluate, time_pipeline
+from canvas.training.export import export_model, load_metrics, write_card
+from canvas.training.precompute import build_precomputed_arrays
 from canvas.training.sampling import Sampler
-from canvas.training.sheet import contact_sheet
-from canvas.training.sprites import Sprites, build_sprites
-from canvas.training.tokens import prepare_tokenizer
+from canvas.training.text_encoder import train_text_encoder
+from canvas.training.time_budget import TimeBudget
+from canvas.training.token_targets import compute_token_targets
+from canvas.training.tokenizer import prepare_tokenizer
+from canvas.training.train_step import pick_device
 
-# Minutes of each training stage, by preset; the README says what they took.
+# Minutes of each training stage, by preset.
 MINUTES = {
-    "cpu": {"autoencoder": 40, "text": 45, "denoiser": 75, "decoder": 50, "judge": 15},
-    "gpu": {"autoencoder": 1.5, "text": 2.1, "denoiser": 2.3, "decoder": 1.0, "judge": 0.8},
+    "cpu": {"autoencoder": 40, "text": 45, "denoiser": 75, "decoder": 50, "classifier": 15},
+    "gpu": {"autoencoder": 1.5, "text": 2.1, "denoiser": 2.3, "decoder": 1.0, "classifier": 0.8},
+}
+# Names in the work folders of earlier versions.
+OLD_FILES = {
+    "judge.pt": "classifier.pt",
+    "judge-training.pt": "classifier-training.pt",
+    "near.json": "synonyms.json",
+    "layers.pt": "token_targets.pt",
+    "words.npy": "synonyms.npy",
+    "vae-start": "vae-init",
+    "vae-finished": "vae-finetuned",
 }
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """The options of the command line."""
 
     stages: tuple[str, ...]
-    preset: Preset
-    preset_name: str
+    config: TrainingConfig
+    preset: str
     work: Path
     packages: Path
     target: Path
     minutes: float | None
     stop_after: float | None
-    until: float | None  # of the monotonic clock: when all trainings are to be done
+    deadline: float | None  # for all trainings, in seconds of the monotonic clock
     report_every: float
-    steps: int
+    num_inference_steps: int
     guidance_scale: float
-    beside: tuple[str, ...]  # stages that run in a process of their own meanwhile
+    parallel_stages: tuple[str, ...]  # run in separate processes meanwhile
 
-    def clock(self, stage: str) -> Clock:
-        """A clock for the stage's minutes."""
-        minutes = self.minutes or MINUTES[self.preset_name][stage]
-        deadline = None if self.until is None else time.monotonic() + self._share(stage)
-        return Clock(minutes, pick_device(), self.report_every, self.stop_after, deadline)
+    def budget(self, stage: str) -> TimeBudget:
+        """The time budget of a training stage."""
+        minutes = self.minutes or MINUTES[self.preset][stage]
+        deadline = None if self.deadline is None else time.monotonic() + self._seconds_left(stage)
+        return TimeBudget(minutes, pick_device(), self.report_every, self.stop_after, deadline)
 
-    def _share(self, stage: str) -> float:
-        """Seconds: of those left for this and later stages, in proportion to the usual minutes."""
-        usual = MINUTES[self.preset_name]
-        later = self.stages[self.stages.index(stage) :]
-        left = max(0.0, (self.until or 0.0) - time.monotonic())
-        return left * usual[stage] / sum(usual.get(name, 0) for name in later)
+    def _seconds_left(self, stage: str) -> float:
+        """The stage's part of the time until the deadline, in proportion to MINUTES."""
+        minutes = MINUTES[self.preset]
+        remaining = self.stages[self.stages.index(stage) :]
+        left = max(0.0, (self.deadline or 0.0) - time.monotonic())
+        return left * minutes[stage] / sum(minutes.get(name, 0) for name in remaining)
+
+    @property
+    def eval_config(self) -> EvalConfig:
+        """The sampling parameters for the evaluation."""
+        return EvalConfig(self.num_inference_steps, self.guidance_scale)
 
 
 @cache
-def load_sprites(work: Path) -> Sprites:
-    """The drawings, decoded once."""
-    return Sprites.load(work / "sprites")
+def load_sprites(work: Path) -> SpriteSet:
+    """The sprites, decoded once per process."""
+    return SpriteSet.load(work / "sprites")
 
 
-def start_log() -> None:
-    """Lines with their time."""
+def rename_old_files(work: Path) -> None:
+    """Give the files of earlier versions their current names."""
+    for old, new in OLD_FILES.items():
+        if (work / old).exists() and not (work / new).exists():
+            (work / old).rename(work / new)
+
+
+def configure_logging() -> None:
+    """Log with timestamps."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
 
-def _in_team(team: Team, train: Callable[..., None], stage: str, options: Options) -> None:
-    start_log()
+def _train_process(
+    process_group: ProcessGroup, train: Callable[..., None], stage: str, options: Options
+) -> None:
+    configure_logging()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     sprites = load_sprites(options.work)
-    train(team, sprites, options.preset, options.work, options.clock(stage))
+    train(process_group, sprites, options.config, options.work, options.budget(stage))
 
 
 def _train(train: Callable[..., None], stage: str, options: Options) -> None:
-    workers = 1 if torch.cuda.is_available() else options.preset.workers
-    run_team(workers, options.work, _in_team, train, stage, options)
+    num_processes = 1 if torch.cuda.is_available() else options.config.workers
+    launch(num_processes, options.work, _train_process, train, stage, options)
 
 
 def stage_sprites(options: Options) -> None:
-    """Render the drawings."""
-    name = options.preset.things_file
-    things_file = Path(__file__).with_name(name) if name else None
-    build_sprites(options.preset, options.packages, things_file).save(options.work / "sprites")
+    """Render the sprites."""
+    name = options.config.concepts_file
+    concepts_file = Path(__file__).with_name(name) if name else None
+    build_sprites(options.config, options.packages, concepts_file).save(options.work / "sprites")
 
 
-def stage_banks(options: Options) -> None:
-    """Make the near words and the tokenizer; for a GPU also scenes, backgrounds and placements."""
+def stage_precompute(options: Options) -> None:
+    """Build synonyms and tokenizer; for a GPU also scenes, backgrounds and overlays."""
     sprites = load_sprites(options.work)
-    prepare_tokenizer(sprites, options.preset, options.work, options.packages)
-    if options.preset.table_rows:
-        make_banks(sprites, options.preset, options.work)
+    prepare_tokenizer(sprites, options.config, options.work, options.packages)
+    if options.config.precomputed_scenes:
+        build_precomputed_arrays(sprites, options.config, options.work)
 
 
 def stage_text(options: Options) -> None:
-    """Encode the drawings, train the text encoder."""
+    """Compute the token targets and train the text encoder."""
     sprites = load_sprites(options.work)
-    prepare_layers(sprites, options.preset, options.work, pick_device())
-    _train(text.train_text, "text", options)
+    compute_token_targets(sprites, options.config, options.work, pick_device())
+    _train(train_text_encoder, "text", options)
 
 
 def stage_evaluate(options: Options) -> None:
     """Measure the exported model and write its card."""
     sprites = load_sprites(options.work)
-    judge = classifier.load_judge(options.work, len(sprites.things))
-    settings = Settings(options.steps, options.guidance_scale)
+    classifier = load_classifier(options.work, len(sprites.concepts))
     sampler = Sampler(options.target, pick_device())
-    figures = evaluate(sampler, judge, sprites, options.preset.picture_size, settings)
-    figures |= time_pipeline(options.target, settings)
-    (options.work / "figures.json").write_text(json.dumps(figures, indent=1))
+    size, config = options.config.output_size, options.eval_config
+    metrics = evaluate(sampler, classifier, sprites, size, config)
+    metrics |= time_pipeline(options.target, config)
+    (options.work / "metrics.json").write_text(json.dumps(metrics, indent=1))
     write_card(options.work, options.target, sprites)
 
 
-def stage_modes(options: Options) -> None:
-    """Hold Balanced against Quality and write it into the card; fails where it is too far."""
-    from canvas.training.modes import compare_modes, modes_figures
+def stage_preset_regression(options: Options) -> None:
+    """Compare Balanced with Quality and write the card; exits with an error if they differ."""
+    from canvas.training.preset_regression import compare_presets, preset_metrics
 
     sprites = load_sprites(options.work)
-    judge = classifier.load_judge(options.work, len(sprites.things))
-    quality, balanced = compare_modes(options.target, judge, sprites)
-    path = options.work / "figures.json"
-    figures = json.loads(path.read_text()) if path.exists() else {}
-    figures |= modes_figures(quality, balanced)
-    path.write_text(json.dumps(figures, indent=1))
+    classifier = load_classifier(options.work, len(sprites.concepts))
+    quality, balanced = compare_presets(options.target, classifier, sprites)
+    metrics = load_metrics(options.work) | preset_metrics(quality, balanced)
+    (options.work / "metrics.json").write_text(json.dumps(metrics, indent=1))
     write_card(options.work, options.target, sprites)
     if not balanced.is_close_to(quality):
-        sys.exit("Balanced is too far from Quality: see canvas/modes.py.")
+        sys.exit("Balanced differs too much from Quality; adjust it in canvas/presets.py.")
 
 
-def stage_sheet(options: Options) -> None:
-    """Draw 64 prompts with the exported model."""
-    path = options.work / "sheet.png"
+def stage_contact_sheet(options: Options) -> None:
+    """Generate images of 64 prompts with the exported model."""
+    path = options.work / "contact-sheet.png"
     sampler = Sampler(options.target, pick_device())
-    contact_sheet(sampler, path, options.steps, options.guidance_scale)
+    write_contact_sheet(sampler, path, options.num_inference_steps, options.guidance_scale)
 
 
 def stage_export(options: Options) -> None:
-    """Write the model and its card."""
+    """Write the pipeline and its card."""
     export_model(options.work, options.target)
     write_card(options.work, options.target, load_sprites(options.work))
 
 
 STAGES: dict[str, Callable[[Options], None]] = {
     "sprites": stage_sprites,
-    "banks": stage_banks,
-    "autoencoder": lambda o: _train(autoencoder.train_autoencoder, "autoencoder", o),
+    "precompute": stage_precompute,
+    "autoencoder": lambda options: _train(train_autoencoder, "autoencoder", options),
     "text": stage_text,
-    "denoiser": lambda o: _train(denoiser.train_denoiser, "denoiser", o),
-    "decoder": lambda o: _train(decoder.train_decoder, "decoder", o),
-    "judge": lambda o: _train(classifier.train_judge, "judge", o),
+    "denoiser": lambda options: _train(train_denoiser, "denoiser", options),
+    "decoder": lambda options: _train(finetune_decoder, "decoder", options),
+    "classifier": lambda options: _train(train_classifier, "classifier", options),
     "export": stage_export,
-    "sheet": stage_sheet,
+    "contact-sheet": stage_contact_sheet,
     "evaluate": stage_evaluate,
-    "modes": stage_modes,
+    "preset-regression": stage_preset_regression,
+}
+# Former names that the command line still accepts.
+OLD_STAGES = {
+    "banks": "precompute",
+    "judge": "classifier",
+    "sheet": "contact-sheet",
+    "modes": "preset-regression",
 }

@@ -1,7 +1,8 @@
-"""The whole recipe in miniature: 20 things of our own, a few steps, no network."""
+"""The whole recipe at a small scale: 20 concepts, a few steps, no network."""
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,37 +15,43 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from canvas.training import autoencoder, classifier, decoder, denoiser, text
-from canvas.training.checkpoints import Clock
-from canvas.training.evaluate import Settings, evaluate, time_pipeline
-from canvas.training.export import export_model, modes_line, write_card
-from canvas.training.layers import prepare_layers
-from canvas.training.modes import ModeFigures, modes_figures
-from canvas.training.packages import ART_PACKAGES, NAMES_PACKAGE, ArtPackage, fetch
-from canvas.training.parallel import Team
-from canvas.training.presets import CPU
+from canvas.training.__main__ import parse_options
+from canvas.training.art_packages import ART_PACKAGES, NAMES_PACKAGE, ArtPackage, fetch
+from canvas.training.assets import SpriteSet, build_sprites
+from canvas.training.autoencoder import train_autoencoder
+from canvas.training.config import CPU
+from canvas.training.contact_sheet import write_contact_sheet
+from canvas.training.decoder_finetune import finetune_decoder
+from canvas.training.denoiser import train_denoiser
+from canvas.training.distributed import ProcessGroup
+from canvas.training.eval_classifier import load_classifier, train_classifier
+from canvas.training.evaluate import EvalConfig, evaluate, time_pipeline
+from canvas.training.export import export_model, preset_comparison, write_card
+from canvas.training.preset_regression import PresetMetrics, preset_metrics
 from canvas.training.sampling import Sampler
-from canvas.training.sheet import contact_sheet
-from canvas.training.sprites import Sprites, build_sprites
-from canvas.training.tokens import prepare_tokenizer
+from canvas.training.stages import rename_old_files
+from canvas.training.text_encoder import train_text_encoder
+from canvas.training.time_budget import TimeBudget
+from canvas.training.token_targets import compute_token_targets
+from canvas.training.tokenizer import prepare_tokenizer
 
 MINI = replace(
     CPU,
     image_size=64,
     sprite_size=48,
-    things_file=None,
+    concepts_file=None,
     vae_channels=8,
-    vae_batch=4,
+    vae_batch_size=4,
     decoder_channels=12,
-    decoder_batch=4,
+    decoder_batch_size=4,
     vocabulary_size=900,
-    text_hidden=64,
+    text_hidden_size=64,
     text_layers=1,
-    text_batch=4,
+    text_batch_size=4,
     unet_channels=(32, 64),
-    unet_batch=4,
+    unet_batch_size=4,
     cache_size=32,
-    fresh_per_step=1,
+    new_samples_per_step=1,
 )
 COLOURS = ("red", "green", "blue", "orange", "purple")
 SHAPES = {
@@ -73,10 +80,10 @@ def svg_icons() -> bytes:
 
 
 def webp_disc(colour: str) -> bytes:
-    picture = Image.new("RGBA", (32, 32))
-    ImageDraw.Draw(picture).ellipse((4, 4, 28, 28), fill=colour)
+    image = Image.new("RGBA", (32, 32))
+    ImageDraw.Draw(image).ellipse((4, 4, 28, 28), fill=colour)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", lossless=True)
+    image.save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 
@@ -104,118 +111,165 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
-    sprites = build_sprites(MINI, packages, things_file=None)
+    sprites = build_sprites(MINI, packages, concepts_file=None)
     sprites.save(work / "sprites")
-    (work / "near.json").write_text(json.dumps([[] for _ in sprites.things]))
+    (work / "synonyms.json").write_text(json.dumps([[] for _ in sprites.concepts]))
     prepare_tokenizer(sprites, MINI, work)
-    autoencoder.train_autoencoder(Team(), sprites, MINI, work, short_clock())
-    prepare_layers(sprites, MINI, work, torch.device("cpu"))
-    for train in (
-        text.train_text,
-        denoiser.train_denoiser,
-        decoder.train_decoder,
-        classifier.train_judge,
-    ):
-        train(Team(), sprites, MINI, work, short_clock())
+    train_autoencoder(ProcessGroup(), sprites, MINI, work, short_budget())
+    compute_token_targets(sprites, MINI, work, torch.device("cpu"))
+    for train in (train_text_encoder, train_denoiser, finetune_decoder, train_classifier):
+        train(ProcessGroup(), sprites, MINI, work, short_budget())
     return work
 
 
-def short_clock(seconds: float = 1.0, **options: float) -> Clock:
-    return Clock(seconds / 60, torch.device("cpu"), **options)
+def short_budget(seconds: float = 1.0, **options: float) -> TimeBudget:
+    return TimeBudget(seconds / 60, torch.device("cpu"), **options)
 
 
-def test_the_drawings_are_found_under_their_names(trained: Path) -> None:
-    sprites = Sprites.load(trained / "sprites")
-    assert [thing.name for thing in sprites.things] == NAMES
+def test_sprites_are_rendered_for_their_concepts(trained: Path) -> None:
+    sprites = SpriteSet.load(trained / "sprites")
+    assert [concept.name for concept in sprites.concepts] == NAMES
     assert len(sprites.pixels) == len(NAMES) * len(MINI.styles)
-    red_disc = sprites.pictures[sprites.index[NAMES.index("red disc"), 0]]
-    middle = red_disc.getpixel((red_disc.width // 2, red_disc.height // 2))
-    assert middle == pytest.approx((255, 0, 0, 255), abs=4)
+    red_disc = sprites.images[sprites.index[NAMES.index("red disc"), 0]]
+    centre = red_disc.getpixel((red_disc.width // 2, red_disc.height // 2))
+    assert centre == pytest.approx((255, 0, 0, 255), abs=4)
 
 
-def test_the_model_loads_and_draws_as_every_other_pipeline(trained: Path, tmp_path: Path) -> None:
+def test_exported_model_works_in_a_diffusers_pipeline(trained: Path, tmp_path: Path) -> None:
     export_model(trained, tmp_path)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a red disc in the snow", num_inference_steps=2).images[0]
-    assert picture.size == (MINI.picture_size, MINI.picture_size)
-    stored = [path.stat().st_size for path in tmp_path.rglob("*.safetensors")]
-    assert len(stored) == 3
+    image = pipeline("a red disc in the snow", num_inference_steps=2).images[0]
+    assert image.size == (MINI.output_size, MINI.output_size)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
-def test_the_figures_are_written_into_the_card(trained: Path, tmp_path: Path) -> None:
+def test_card_contains_the_metrics(trained: Path, tmp_path: Path) -> None:
     export_model(trained, tmp_path)
-    sprites = Sprites.load(trained / "sprites")
-    judge = classifier.load_judge(trained, len(sprites.things))
-    settings = Settings(steps=2, guidance_scale=1.0, single=8, pairs=4)
+    sprites = SpriteSet.load(trained / "sprites")
+    classifier = load_classifier(trained, len(sprites.concepts))
+    config = EvalConfig(num_inference_steps=2, guidance_scale=1.0, num_singles=8, num_pairs=4)
     sampler = Sampler(tmp_path, torch.device("cpu"))
-    figures = evaluate(sampler, judge, sprites, MINI.picture_size, settings)
-    figures |= time_pipeline(tmp_path, settings, runs=1)
-    assert 0 <= figures["thing_top1"] <= figures["thing_top5"] <= 1
-    assert figures["variety_percent"] > 0
-    (trained / "figures.json").write_text(json.dumps(figures))
+    metrics = evaluate(sampler, classifier, sprites, MINI.output_size, config)
+    metrics |= time_pipeline(tmp_path, config, runs=1)
+    assert 0 <= metrics["concept_top1"] <= metrics["concept_top5"] <= 1
+    assert metrics["diversity_percent"] > 0
+    (trained / "metrics.json").write_text(json.dumps(metrics))
     write_card(trained, tmp_path, sprites)
     card = (tmp_path / "README.md").read_text()
     assert "{{" not in card
-    assert f"{100 * figures['place']:.1f} %" in card
+    assert f"{100 * metrics['place']:.1f} %" in card
     assert "@lobehub/fluent-emoji-3d` | 1.0.0" in card
 
 
-def test_balanced_is_told_in_the_card_and_held_to_quality() -> None:
-    quality = ModeFigures("quality", 4, 1.0, 98.4, 99.0, 0.1)
-    balanced = replace(quality, mode="balanced", ssim=0.95, thing_top1=96.9)
+def test_balanced_must_be_close_to_quality_in_ssim_and_accuracy() -> None:
+    quality = PresetMetrics("quality", 4, 1.0, 98.4, 99.0, 0.1)
+    balanced = replace(quality, preset="balanced", ssim=0.95, concept_top1=96.9)
     assert balanced.is_close_to(quality)
     assert not replace(balanced, ssim=0.89).is_close_to(quality)
-    assert not replace(balanced, thing_top1=96.0).is_close_to(quality)
-    line = modes_line(modes_figures(quality, balanced))
-    assert "SSIM 0.950, thing right 96.9 % against 98.4 %" in line
-    assert "not measured" in modes_line({})
+    assert not replace(balanced, concept_top1=96.0).is_close_to(quality)
+    sentence = preset_comparison(preset_metrics(quality, balanced))
+    assert "SSIM 0.950, top-1 accuracy 96.9 % and 98.4 %" in sentence
+    assert "not measured" in preset_comparison({})
 
 
-def test_the_sheet_shows_every_prompt(trained: Path, tmp_path: Path) -> None:
+def test_contact_sheet_shows_every_prompt(trained: Path, tmp_path: Path) -> None:
     export_model(trained, tmp_path)
     sampler = Sampler(tmp_path, torch.device("cpu"))
     prompts = ("a red disc", "a blue bar at night", "a green box, flat")
-    contact_sheet(sampler, tmp_path / "sheet.png", 2, 1.0, columns=2, prompts=prompts)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * (MINI.picture_size + 6), 2 * (MINI.picture_size + 18))
+    path = tmp_path / "sheet.png"
+    write_contact_sheet(sampler, path, 2, 1.0, columns=2, prompts=prompts)
+    with Image.open(path) as sheet:
+        assert sheet.size == (2 * (MINI.output_size + 6), 2 * (MINI.output_size + 18))
 
 
 @pytest.mark.parametrize(
     ("train", "name"),
     [
-        (denoiser.train_denoiser, "denoiser.pt"),
-        (decoder.train_decoder, "decoder.pt"),
-        (text.train_text, "text.pt"),
+        (train_denoiser, "denoiser.pt"),
+        (finetune_decoder, "decoder.pt"),
+        (train_text_encoder, "text.pt"),
     ],
 )
-def test_an_interrupted_training_goes_on_where_it_stopped(
+def test_interrupted_training_resumes_at_its_step(
     trained: Path, train: Callable[..., None], name: str
 ) -> None:
     (trained / name).unlink()
-    sprites = Sprites.load(trained / "sprites")
-    clock = short_clock(8.0, stop_after=1.5 / 60)
-    train(Team(), sprites, MINI, trained, clock)
+    sprites = SpriteSet.load(trained / "sprites")
+    budget = short_budget(8.0, stop_after=1.5 / 60)
+    train(ProcessGroup(), sprites, MINI, trained, budget)
     first = torch.load(trained / name, weights_only=True)
-    assert 0 < clock.share < 1
-    clock = short_clock(8.0, stop_after=1.0 / 60)
-    train(Team(), sprites, MINI, trained, clock)
+    assert 0 < budget.progress < 1
+    with_old_names(trained / name)
+    train(ProcessGroup(), sprites, MINI, trained, short_budget(8.0, stop_after=1.0 / 60))
     second = torch.load(trained / name, weights_only=True)
     assert second["step"] > first["step"]
-    assert second["spent"] > first["spent"]
+    assert second["elapsed"] > first["elapsed"]
     steps = {float(state["step"]) for state in second["optimizer"]["state"].values()}
     assert steps == {float(second["step"])}
 
 
-def test_a_missing_package_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_old_names(path: Path) -> None:
+    """Rewrite the checkpoint as earlier versions named its entries."""
+    old = {
+        "elapsed": "spent",
+        "probe_heads": "reader",
+        "discriminator": "critic",
+        "discriminator_optimizer": "critics",
+    }
+    state = torch.load(path, weights_only=True)
+    state = {old.get(name, name): part for name, part in state.items()}
+    if "reader" in state:
+        state["reader"] = {
+            name.replace("tokens.", "layer."): weight for name, weight in state["reader"].items()
+        }
+    torch.save(state, path)
+
+
+def test_work_folders_of_earlier_versions_are_read(trained: Path, tmp_path: Path) -> None:
+    state = torch.load(trained / "classifier.pt", weights_only=True)
+    state["side"] = state.pop("input_size")
+    state["model"] = {
+        name.replace("concepts.", "things."): weight for name, weight in state["model"].items()
+    }
+    torch.save(state, tmp_path / "judge.pt")
+    shutil.copytree(trained / "sprites", tmp_path / "sprites")
+    concepts_file = tmp_path / "sprites" / "concepts.json"
+    meta = json.loads(concepts_file.read_text())
+    meta["things"] = meta.pop("concepts")
+    concepts_file.with_name("things.json").write_text(json.dumps(meta))
+    concepts_file.unlink()
+
+    rename_old_files(tmp_path)
+    assert load_classifier(tmp_path, len(NAMES)).input_size == MINI.classifier_size
+    concepts = SpriteSet.load(tmp_path / "sprites").concepts
+    assert concepts == SpriteSet.load(trained / "sprites").concepts
+
+
+def test_missing_package_error_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"npm pack emojibase-data"):
         fetch(NAMES_PACKAGE, tmp_path)
 
 
-def test_the_command_line_trains_in_two_processes(trained: Path) -> None:
-    (trained / "judge.pt").unlink()
-    line = ["judge", "--work", str(trained), "--minutes", "0.02", "--workers", "2"]
+def test_former_stage_and_option_names_are_aliases() -> None:
+    line = "banks text judge --beside sheet modes --until 9e9 --plain-steps --steps 8 --guidance 2"
+    with pytest.raises(SystemExit):  # preset-regression is not run beside others
+        parse_options(line.split())
+    options = parse_options(line.replace(" modes", "").split())
+    assert options.stages == ("precompute", "text", "classifier")
+    assert options.parallel_stages == ("contact-sheet",)
+    assert options.deadline is not None
+    assert not options.config.cuda_graphs
+    assert (options.num_inference_steps, options.guidance_scale) == (8, 2.0)
+    assert parse_options(["modes"]).stages == ("preset-regression",)
+
+
+def test_command_line_trains_in_two_processes(trained: Path) -> None:
+    (trained / "classifier.pt").unlink()
+    line = ["classifier", "--work", str(trained), "--minutes", "0.02", "--workers", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "canvas.training", *line],
         capture_output=True,
@@ -223,4 +277,4 @@ def test_the_command_line_trains_in_two_processes(trained: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert classifier.load_judge(trained, len(NAMES))
+    assert load_classifier(trained, len(NAMES))
