@@ -63,7 +63,7 @@ def test_errors_are_explained(in_session: Callable[..., Any]) -> None:
         lambda session: session.call_tool("generate", {"prompt": "a", "width": 513})
     )
     assert result.isError
-    assert "512 or 520" in result.content[0].text
+    assert "a multiple of 8" in result.content[0].text
 
 
 @pytest.mark.parametrize("with_progress", [False, True])

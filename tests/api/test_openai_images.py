@@ -22,7 +22,7 @@ INVALID: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": ["a"]}, "prompt", "a valid string"),
     ({"size": "0x0"}, "size", "Width"),
     ({"size": "7x256"}, "size", "Width"),
-    ({"size": "257x256"}, "size", "256 or 264"),
+    ({"size": "257x256"}, "size", "a multiple of 8"),
     ({"size": "1000000000x256"}, "size", "(got 1000000000)"),
     ({"size": "big"}, "size", "Size must be WIDTHxHEIGHT in pixels, or auto (got 'big')."),
     ({"n": 1000}, "n", "less than or equal to 16"),
