@@ -82,8 +82,11 @@ def rename_old_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_old_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`GeneratedImage.settings()` plus the old field names, for clients that still read them."""
+    """`GeneratedImage.settings()` plus the old names and values, for clients that read them."""
     old = {old: settings[new] for old, new in OLD_FIELD_NAMES.items() if new in settings}
+    if "where" in old:
+        old_backends = {new: old for old, new in OLD_BACKENDS.items()}
+        old["where"] = old_backends.get(old["where"], old["where"])
     return {**old, "channel": settings.get("client", ""), **settings}
 
 

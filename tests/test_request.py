@@ -312,4 +312,5 @@ def test_with_old_names_adds_the_old_names() -> None:
     settings = with_old_names(image.settings())
     assert settings["mode"] == settings["preset"] == "turbo"
     assert settings["channel"] == settings["client"] == "cli"
+    assert (settings["backend"], settings["where"]) == ("local", "here")
     assert settings.keys() >= OLD_FIELD_NAMES.keys()

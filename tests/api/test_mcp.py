@@ -52,7 +52,7 @@ def test_generate_returns_the_image_and_reports_progress(
         assert returned.tobytes() == stored.tobytes()
     assert image.filename in result.content[1].text
     assert "'seed': 41" in result.content[2].text
-    assert "'where': " in result.content[2].text, "old field names are included"
+    assert "'where': 'here'" in result.content[2].text, "the old name and value of backend"
     assert notifications == sorted(notifications)
     assert any("of 30" in str(message) for _, _, message in notifications)
     assert all(total == 1.0 for _, total, _ in notifications)

@@ -303,7 +303,7 @@ def test_commands_and_options_of_version_0_1_are_accepted(
     capfd.readouterr()
     assert run("generate", "fox", "--steps", "1", "--where", "here", "--agree", "--json") == 0
     image = json.loads(capfd.readouterr().out)
-    assert image["backend"] == image["where"] == "local"
+    assert (image["backend"], image["where"]) == ("local", "here")
     assert image["preset"] == image["mode"]
     assert image["client"] == image["channel"] == "cli"
     assert run("generate", "fox", "--where", "remote") == 2
