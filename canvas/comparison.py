@@ -1,28 +1,27 @@
-"""Compares models: one prompt and seed over several of them or their modes, as ordinary jobs."""
+"""Comparisons of models and presets with one prompt and seed, as ordinary jobs."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import product
 
 from canvas import validation
 from canvas.catalog import get_model
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, LazyMessage
 from canvas.history.comparisons import Comparison
 from canvas.jobs.job import Job
 from canvas.presets import PRESETS
 from canvas.request import RANDOM_SEED, GeneratedImage, GenerationRequest
 from canvas.studio import Studio
 
-MAX_ENTRIES = 12  # pictures of a comparison
+MAX_ENTRIES = 12
 
 
 @dataclass(frozen=True)
 class ComparisonEntry:
-    """One picture of a comparison: its request, the job that makes it, or what came of that."""
+    """One request of a comparison with its job, if that is known, and its image."""
 
     request: GenerationRequest
     job: Job | None
@@ -30,83 +29,92 @@ class ComparisonEntry:
 
     @property
     def active(self) -> bool:
-        """Whether it is still to come."""
+        """Whether the job is unfinished."""
         return self.job is not None and not self.job.finished
 
 
 class ComparisonService:
-    """Begins comparisons, finds their pictures, counts votes."""
+    """Starts comparisons, collects their images and takes votes."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self._kept = studio.comparisons
+        self._comparisons = studio.comparisons
 
     def plan(
-        self, asked: GenerationRequest, models: Sequence[str], presets: Sequence[str]
+        self, request: GenerationRequest, models: Sequence[str], presets: Sequence[str]
     ) -> list[GenerationRequest]:
-        """A request for each model in each mode, all with one seed, each in its model's size.
+        """The request for each model with each preset, with one seed and each model's defaults.
 
-        Raises InvalidInput where there is nothing to compare, or too much.
+        Raises InvalidInput for fewer than two combinations or more than MAX_ENTRIES.
         """
         for preset in presets:
-            validation.choice("modes", preset, PRESETS)
-        keys = [get_model(key, self._studio.models).key for key in models]
-        if not 2 <= len(keys) * len(presets) <= MAX_ENTRIES:
-            raise InvalidInput(
-                "models × modes", f"{len(keys)} × {len(presets)}", f"2 to {MAX_ENTRIES} pictures"
+            validation.choice("presets", preset, PRESETS)
+        specs = [get_model(key, self._studio.models) for key in models]
+        number = len(specs) * len(presets)
+        if not 2 <= number <= MAX_ENTRIES:
+            message = LazyMessage(
+                "Choose models and presets with 2 to {allowed} combinations (got {number}).",
+                allowed=MAX_ENTRIES,
+                number=number,
             )
-        seed = random.randrange(2**32) if asked.seed == RANDOM_SEED else asked.seed
+            raise InvalidInput("models", number, message=message)
+        seed = random.randrange(2**32) if request.seed == RANDOM_SEED else request.seed
         return [
-            replace(asked, model_key=key, preset=preset, seed=seed, num_images=1)
-            for key, preset in product(keys, presets)
+            replace(
+                request, model_key=spec.key, preset=preset, seed=seed, num_images=1
+            ).with_defaults(spec)
+            for spec, preset in product(specs, presets)
         ]
 
     def start(
         self,
-        asked: GenerationRequest,
+        request: GenerationRequest,
         models: Sequence[str],
         presets: Sequence[str],
         *,
         blind: bool,
         owner: str,
     ) -> Comparison:
-        """Queue all pictures or none; raises what `plan` and `Studio.submit` raise."""
-        began = datetime.now(UTC)
-        jobs = self._studio.submit_many(self.plan(asked, models, presets), owner, "page")
-        requests = [job.request for job in jobs if job.request]
-        if blind:
-            random.shuffle(requests)
-        return self._kept.add(owner, requests, blind=blind, created_at=began)
+        """Queue all requests or none; raises what `plan` and `Studio.submit` raise."""
+        requests = self.plan(request, models, presets)
+        shown = random.sample(requests, len(requests)) if blind else requests
+        comparison = self._comparisons.add(owner, shown, blind=blind)
+        try:
+            self._studio.submit_many(requests, owner, "page")
+        except BaseException:
+            self._comparisons.delete(comparison)
+            raise
+        return comparison
 
     def entries(self, comparison: Comparison) -> list[ComparisonEntry]:
-        """The pictures in the order shown, as far as they are."""
+        """The requests in the order shown, with their jobs and images so far."""
         jobs = {job.request: job for job in self._studio.jobs(comparison.owner)}
-        found = []
-        for place, request in enumerate(comparison.requests):
-            job = jobs.get(request)
-            waiting = job is not None and not job.finished
-            image = None if waiting else self._kept.find_image(comparison, place)
-            found.append(ComparisonEntry(request, job, image))
-        return found
+        images = self._comparisons.images(comparison)
+        entries = [
+            ComparisonEntry(request, jobs.get(request), image)
+            for request, image in zip(comparison.requests, images, strict=True)
+        ]
+        return [replace(entry, image=None) if entry.active else entry for entry in entries]
 
     def latest(self, owner: str, limit: int) -> list[Comparison]:
-        """The owner's comparisons, the newest first."""
-        return self._kept.latest(owner, limit)
+        """The owner's comparisons, newest first."""
+        return self._comparisons.latest(owner, limit)
 
     def get(self, comparison_id: str, owner: str) -> Comparison:
-        """One comparison of this owner; raises NotFound for any other."""
-        return self._kept.get(comparison_id, owner)
+        """A comparison of this owner; raises NotFound."""
+        return self._comparisons.get(comparison_id, owner)
 
-    def vote(self, comparison: Comparison, place: int) -> None:
-        """Choose a picture, once all are done; raises InvalidInput before, or for a gap."""
-        contenders = self.entries(comparison)
-        places = [number for number, one in enumerate(contenders) if one.image]
-        if any(one.active for one in contenders) or place not in places:
-            raise InvalidInput("vote", place, "a finished picture, once all of them are done")
-        self._kept.vote(comparison, place)
+    def vote(self, comparison: Comparison, position: int) -> None:
+        """Vote for an image; raises InvalidInput before all jobs are finished."""
+        entries = self.entries(comparison)
+        positions = [index for index, entry in enumerate(entries) if entry.image]
+        if any(entry.active for entry in entries) or position not in positions:
+            message = LazyMessage("Vote for one of the images when all of them are finished.")
+            raise InvalidInput("vote", position, message=message)
+        self._comparisons.vote(comparison, position)
 
     def stop(self, comparison: Comparison) -> None:
-        """Stop what is still to come."""
-        for contender in self.entries(comparison):
-            if contender.job:
-                contender.job.cancel()
+        """Cancel the unfinished jobs."""
+        for entry in self.entries(comparison):
+            if entry.job:
+                entry.job.cancel()

@@ -1,4 +1,4 @@
-"""What picking a model means, in one line: where it is, what to fetch, how long it takes."""
+"""The status of a model: where it is, what to download, and how long an image takes."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from typing import Literal
 from canvas.catalog import ModelSpec
 from canvas.formatting import format_bytes, format_duration
 
-TYPICAL_BANDWIDTH = 100e6 / 8  # bytes a second of a usual connection
+TYPICAL_BANDWIDTH = 100e6 / 8  # bytes per second
 ModelLocation = Literal["memory", "disk", "hub"]
 
 
 def format_text(text: str, **values: object) -> str:
-    """The text with its `{names}` filled in; the page puts its own translation in this place."""
+    """Fill in the `{names}` of a text; the page passes its own `gettext` instead."""
     return text.format(**values)
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """Where a model is. Bytes are None when nobody asked, seconds when nothing is known."""
+    """Where a model is.
+
+    `missing_bytes` is None if the Hub was not asked; `seconds` are those of one image, None if
+    unknown.
+    """
 
     key: str
     location: ModelLocation
@@ -31,41 +35,30 @@ class ModelStatus:
 
     @property
     def download_size(self) -> str:
-        """How much is to be downloaded where nothing is there, in words."""
+        """The size of the download as text; without `missing_bytes` that of the catalog."""
         return self.spec.size if self.missing_bytes is None else format_bytes(self.missing_bytes)
 
     @property
     def text(self) -> str:
-        """What picking the model means, for a user."""
+        """The status in one line of English."""
         return " · ".join(self.parts())
 
     def parts(self, gettext: Callable[..., str] = format_text) -> list[str]:
-        """The parts of the sentence, the place first."""
-        free, resolution = format_bytes(self.free_bytes), self.spec.resolution
-        to_fetch = gettext("{size} to download", size=self.download_size)
-        if self.missing_bytes is not None:
-            time = format_duration(self.missing_bytes / TYPICAL_BANDWIDTH)
-            to_fetch = gettext("{to_fetch}, {time} at 100 Mbit/s", to_fetch=to_fetch, time=time)
-        place = {
-            "memory": gettext("in memory"),
-            "disk": gettext("on disk"),
-            "hub": gettext("{to_fetch}, {free} free", to_fetch=to_fetch, free=free),
-        }[self.location]
-        parts = [place, gettext("native {size}", size=f"{resolution} × {resolution}")]
-        if self.location == "hub" and self.spec.license:
-            parts.insert(1, gettext("licence {name}", name=self.spec.license))
+        """The parts of `text` in the language of `gettext`, the location first."""
+        resolution = self.spec.resolution
+        if self.location == "hub":
+            parts = [gettext("{size} download", size=self.download_size)]
+            if self.missing_bytes is not None:
+                duration = format_duration(self.missing_bytes / TYPICAL_BANDWIDTH)
+                parts.append(gettext("{time} at 100 Mbit/s", time=duration))
+            free = format_bytes(self.free_bytes)
+            parts = [", ".join([*parts, gettext("{size} of disk space free", size=free)])]
+            if self.spec.license:
+                parts.append(gettext("licence {name}", name=self.spec.license))
+        else:
+            parts = [gettext("in memory") if self.location == "memory" else gettext("on disk")]
+        parts.append(gettext("native {size}", size=f"{resolution} × {resolution}"))
         if self.seconds is not None:
-            parts.append(gettext("about {time} a picture here", time=format_duration(self.seconds)))
+            duration = format_duration(self.seconds)
+            parts.append(gettext("about {time} per image on this computer", time=duration))
         return parts
-
-
-def describe_model(
-    spec: ModelSpec,
-    where: ModelLocation,
-    *,
-    missing_bytes: int | None,
-    free_bytes: int,
-    seconds: float | None,
-) -> ModelStatus:
-    """The state of a model."""
-    return ModelStatus(spec.key, where, missing_bytes, free_bytes, spec, seconds)

@@ -1,10 +1,12 @@
-"""The one door for every front end: wishes go in, pictures come out and are kept."""
+"""Studio, the facade over jobs, models and stored images that every front end uses."""
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from canvas import dynamic_prompts
 from canvas.backends.base import Backend
@@ -13,7 +15,6 @@ from canvas.catalog import MODELS, Catalog, get_model
 from canvas.engine import prompts, safety
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_duration
-from canvas.engine.optimizations import malloc
 from canvas.errors import NotFound
 from canvas.history.api_keys import ApiKeyStore
 from canvas.history.comparisons import Comparisons
@@ -24,22 +25,47 @@ from canvas.history.pending_jobs import PendingJob, PendingJobStore
 from canvas.history.statistics import DiskUse, ModelTotals, disk_use, generation_totals
 from canvas.jobs import limits
 from canvas.jobs.inputs import InputResolver
-from canvas.jobs.job import Job
-from canvas.jobs.notebook import ImageList, wait_with_progress
+from canvas.jobs.job import ImageList, Job, wait_with_progress
 from canvas.jobs.queue import JobRegistry
-from canvas.jobs.scheduler import JobScheduler
-from canvas.model_status import ModelLocation, ModelStatus, describe_model
+from canvas.jobs.scheduler import CHECKER, JobScheduler
+from canvas.model_status import ModelLocation, ModelStatus
 from canvas.models.hub_client import Hub
-from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
-from canvas.settings import Settings, configure_runtime_env
+from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
+from canvas.settings import Settings
+
+# Attributes of `Studio` in version 0.1, which still work.
+OLD_NAMES = {
+    "store": "database",
+    "gallery": "image_repository",
+    "shelf": "inputs",
+    "elsewhere": "remote_backends",
+    "painters": "backends",
+    "expand": "expand_prompt",
+    "submit_all": "submit_expanded",
+    "submit_each": "submit_many",
+    "interrupted": "interrupted_jobs",
+    "resume": "resume_job",
+    "dismiss": "dismiss_job",
+    "seconds_to_wait": "queue_wait",
+    "offered": "available_models",
+    "download": "download_model",
+    "free": "unload_model",
+    "remove": "delete_model",
+    "bytes_on_disk": "model_bytes_on_disk",
+    "bytes_of_extras": "addons_download_size",
+    "model_state": "model_status",
+    "prompt_fit": "token_budget",
+    "collection": "user_gallery",
+    "picture_path": "image_path",
+}
 
 
 class Studio:
-    """Joins the engine and the history; every front end makes pictures through `submit`.
+    """Submits jobs, and gives access to models and stored images.
 
-    Use it as a context manager, or call `close`. Raises StorageError when the data
-    folder cannot be used, InvalidInput for a wrong `models.toml`. `hub` says where models
-    come from; by default what huggingface_hub takes from its environment.
+    Close it, or use it as a context manager. `hub` says where models are downloaded from, by
+    default as huggingface_hub is configured. Raises StorageError if the data folder cannot be
+    used, and InvalidInput for an invalid `models.toml`.
     """
 
     def __init__(
@@ -49,8 +75,6 @@ class Studio:
         hub: Hub | None = None,
     ) -> None:
         self.settings = settings or Settings.from_environment()
-        configure_runtime_env()
-        malloc.single_arena()
         self.models = Catalog(models)
         if self.settings.models_file.is_file():
             self.models.load(self.settings.models_file)
@@ -64,20 +88,30 @@ class Studio:
         self.api_keys = ApiKeyStore(self.database)
         self.comparisons = Comparisons(self.database)
         self.inputs = InputResolver(self.settings, self.image_repository, hub)
+        self.remote_backends = RemoteBackends(self.settings, hub)
         self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
         self._jobs = JobRegistry()
         self._pending_jobs = PendingJobStore(self.database)
         self._closing = False
-        self.remote_backends = RemoteBackends(self.settings, hub)
         self._scheduler = JobScheduler(
             self.settings,
             self.models,
             self.remote_backends,
-            keep=self._save_image,
-            record=self.database.record_download,
-            gather=self.inputs.resolve_inputs,
+            save_image=self._save_image,
+            record_event=self.database.save_model_event,
+            load_inputs=self.inputs.load_inputs,
             hub=hub,
         )
+
+    if not TYPE_CHECKING:  # type checkers accept the present names only
+
+        def __getattr__(self, name: str) -> Any:
+            if name not in OLD_NAMES:
+                raise AttributeError(f"'Studio' object has no attribute {name!r}")
+            warnings.warn(
+                f"Studio.{name} is now Studio.{OLD_NAMES[name]}", DeprecationWarning, stacklevel=2
+            )
+            return getattr(self, OLD_NAMES[name])
 
     def __enter__(self) -> Studio:
         return self
@@ -86,9 +120,9 @@ class Studio:
         self.close()
 
     def close(self) -> None:
-        """Stop what runs, let the workers end, close the database.
+        """Cancel all jobs, stop the threads and close the database.
 
-        Jobs that were not done are offered to their owners at the next start.
+        Unfinished jobs are `interrupted_jobs` after the next start.
         """
         self._closing = True
         for job in self._jobs.for_owner():
@@ -96,212 +130,229 @@ class Studio:
         self._scheduler.close()
         self.database.close()
 
-    # Asking for pictures and models
+    # Jobs
 
     def submit(
-        self, request: GenerationRequest, owner: str = "local", channel: str = "python"
+        self, request: GenerationRequest, owner: str = LOCAL_OWNER, client: str = "python"
     ) -> Job:
-        """Queue a wish; raises InvalidInput, QueueFull or Blocked before anything is queued."""
-        return self.submit_many([request], owner, channel)[0]
+        """Queue a request; raises InvalidInput, QueueFull, ContentBlocked or ConsentRequired."""
+        return self.submit_many([request], owner, client)[0]
 
     def expand_prompt(self, request: GenerationRequest) -> list[GenerationRequest]:
-        """The requests that a prompt with choices or lists stands for; see `combinations`."""
-        prompts = dynamic_prompts.expand(request.prompt, self.settings.data_dir / "wildcards")
-        return [replace(request, prompt=prompt) for prompt in prompts]
+        """The requests that a dynamic prompt stands for; see `dynamic_prompts.expand`."""
+        expanded = dynamic_prompts.expand(request.prompt, self.settings.wildcards_dir)
+        return [replace(request, prompt=prompt) for prompt in expanded]
 
     def submit_expanded(
-        self, request: GenerationRequest, owner: str = "local", channel: str = "python"
+        self, request: GenerationRequest, owner: str = LOCAL_OWNER, client: str = "python"
     ) -> list[Job]:
-        """Queue all that `expand` gives, or nothing; raises what `submit` raises."""
-        return self.submit_many(self.expand_prompt(request), owner, channel)
+        """`submit_many` for the requests of `expand_prompt`."""
+        return self.submit_many(self.expand_prompt(request), owner, client)
 
     def submit_many(
-        self, wishes: list[GenerationRequest], owner: str = "local", channel: str = "python"
+        self, requests: list[GenerationRequest], owner: str = LOCAL_OWNER, client: str = "python"
     ) -> list[Job]:
-        """Queue several wishes, or nothing; raises what `submit` raises."""
-        unfinished = sum(1 for job in self._jobs.for_owner(owner) if not job.finished)
-        accepted: list[tuple[Job, GenerationRequest]] = []
-        for asked in wishes:
-            spec = get_model(asked.model_key, self.models)
+        """Queue all requests, or none; raises what `submit` raises."""
+        num_queued = sum(1 for job in self._jobs.for_owner(owner) if not job.finished)
+        accepted: list[tuple[Job, bool]] = []
+        for request in requests:
+            spec = get_model(request.model_key, self.models)
             if self.settings.safety_level != "off":
-                safety.check_prompt(asked.prompt)
-            wish = self.inputs.resolve_request(asked, spec, owner)
-            self.remote_backends.check(wish, spec, owner)
-            self._limits.check(wish, unfinished + len(accepted))
-            here = wish.backend == LOCAL  # the checker is the server's own affair
-            if here and not self._scheduler.is_ready(spec, wish, checker=False):
+                safety.check_prompt(request.prompt)
+            resolved = self.inputs.resolve_request(request, spec, owner)
+            self.remote_backends.check(resolved, spec, owner)
+            self._limits.check(resolved, num_queued + len(accepted))
+            missing: set[str] = set()
+            if resolved.backend == LOCAL:
+                missing = self._scheduler.missing(spec, resolved)
+            if missing - {CHECKER}:  # the checker is the server's own requirement
                 self._limits.check_download(spec.key)
-            job = Job(owner, "generate", spec.key, wish, channel, on_finish=self._on_job_finished)
-            accepted.append((job, wish))
-        for job, wish in accepted:
-            self._pending_jobs.add(PendingJob(job.id, owner, wish, job.created_at))
-        return [self._start(job) for job, _ in accepted]
+            job = Job(
+                owner, "generate", spec.key, resolved, client, on_finish=self._on_job_finished
+            )
+            accepted.append((job, not missing))
+        for job, _ in accepted:
+            assert job.request is not None  # noqa: S101 - given above
+            self._pending_jobs.add(PendingJob(job.id, owner, job.request, job.created_at))
+        return [self._start(job, ready=ready) for job, ready in accepted]
+
+    def generate(self, request: GenerationRequest, owner: str = LOCAL_OWNER) -> ImageList:
+        """Submit a request and wait; returns the saved images or raises the job's error."""
+        return wait_with_progress(self.submit(request, owner))
+
+    def download_model(self, model_key: str, owner: str = LOCAL_OWNER) -> Job:
+        """Download a model without loading it; raises ContentBlocked on a public server."""
+        self._limits.check_download(get_model(model_key, self.models).key)
+        return self._start(Job(owner, "download", model_key), ready=False)
 
     def interrupted_jobs(self, owner: str) -> list[PendingJob]:
-        """The owner's jobs that an earlier server did not finish; `resume` or `dismiss` them."""
+        """The owner's jobs that an earlier process did not finish."""
         return self._pending_jobs.orphaned(owner)
 
     def resume_job(self, job_id: str, owner: str) -> Job:
-        """Run an interrupted job again; raises NotFound when there is none."""
+        """Submit an interrupted job again; raises NotFound."""
         job = self.submit(self._pending_jobs.get(job_id, owner).request, owner, "page")
         self._pending_jobs.remove(job_id)
         return job
 
     def dismiss_job(self, job_id: str, owner: str) -> None:
-        """Forget an interrupted job; raises NotFound when there is none."""
+        """Delete an interrupted job; raises NotFound."""
         self._pending_jobs.remove(self._pending_jobs.get(job_id, owner).id)
+
+    def jobs(self, owner: str | None) -> list[Job]:
+        """The owner's jobs (None: those of all), oldest first; finished ones for an hour."""
+        return self._jobs.for_owner(owner)
+
+    def job(self, job_id: str, owner: str) -> Job:
+        """A job of this owner; raises NotFound."""
+        job = self._jobs.get(job_id)
+        if job is None or job.owner != owner:
+            raise NotFound(f"There is no job {job_id!r}; it may have finished long ago.")
+        return job
+
+    def queue_position(self, job: Job) -> int:
+        """How many jobs are ahead; 0 if the job runs or is next on a free device."""
+        return len(self._scheduler.jobs_ahead_of(job, self._jobs.for_owner()))
+
+    def queue_wait(self, job: Job) -> float | None:
+        """The estimated seconds until a waiting job starts; None if unknown."""
+        seconds = 0.0
+        estimates: dict[object, float | None] = {}  # hundreds may wait, most of them alike
+        for other in self._scheduler.jobs_ahead_of(job, self._jobs.for_owner()):
+            cost_key = other.request.cost_key if other.request else None
+            if other.request and cost_key not in estimates:
+                estimates[cost_key] = self.estimate(other.request)
+            if (estimate := estimates.get(cost_key)) is None:
+                return None
+            done = other.progress.fraction if isinstance(other.progress, ProgressUpdate) else 0.0
+            seconds += estimate * (1 - done)
+        return seconds / len(self.backends)
+
+    def _start(self, job: Job, *, ready: bool) -> Job:
+        self._jobs.add(job)
+        self._scheduler.put(job, ready=ready)
+        return job
 
     def _on_job_finished(self, job: Job) -> None:
         if not self._closing:
             self._pending_jobs.remove_eventually(job.id)
 
-    def generate(self, request: GenerationRequest, owner: str = "local") -> ImageList:
-        """Submit and wait; returns the kept pictures or raises the reason why there are none."""
-        return wait_with_progress(self.submit(request, owner))
+    def _save_image(self, image: GeneratedImage, job: Job) -> GeneratedImage:
+        parent_id = self.inputs.parent_id(image.request, job.owner)
+        saved = self.image_repository.save(
+            replace(image, owner=job.owner, client=job.client, parent_id=parent_id)
+        )
+        self.comparisons.add_image(saved)
+        return saved
 
-    def download_model(self, model_key: str, owner: str = "local") -> Job:
-        """Fetch a model to the disk without loading it; raises Blocked on a public server."""
-        self._limits.check_download(get_model(model_key, self.models).key)
-        return self._start(Job(owner, "download", model_key))
-
-    def _start(self, job: Job) -> Job:
-        self._jobs.add(job)
-        self._scheduler.put(job)
-        return job
-
-    def jobs(self, owner: str | None) -> list[Job]:
-        """The owner's jobs (None: everybody's), the oldest first; ended ones for an hour."""
-        return self._jobs.for_owner(owner)
-
-    def job(self, job_id: str, owner: str) -> Job:
-        """One job of this owner; raises NotFound for any other."""
-        job = self._jobs.get(job_id)
-        if job is None or job.owner != owner:
-            raise NotFound(f"There is no job {job_id!r}; it may have ended long ago.")
-        return job
-
-    def queue_position(self, job: Job) -> int:
-        """How many jobs are before this one; 0 when it runs or is next on a free device."""
-        return len(self._scheduler.jobs_ahead_of(job, self._jobs.for_owner()))
-
-    def queue_wait(self, job: Job) -> float | None:
-        """Seconds until this job's turn, by what such jobs took; None when nothing is known."""
-        seconds = 0.0
-        known: dict[object, float | None] = {}  # hundreds may wait, most of them alike
-        for other in self._scheduler.jobs_ahead_of(job, self._jobs.for_owner()):
-            effort = other.request.cost_key if other.request else None
-            if other.request and effort not in known:
-                known[effort] = self.estimate(other.request)
-            if (whole := known.get(effort)) is None:
-                return None
-            done = other.progress.fraction if isinstance(other.progress, ProgressUpdate) else 0.0
-            seconds += whole * (1 - done)
-        return seconds / len(self.backends)
-
-    # What is known before a picture is made
+    # Device and models
 
     @property
     def device(self) -> Device:
-        """The device with its dtype; found by a short measurement at the first use."""
+        """The device with its dtype; detected by a short measurement on first use."""
         return self._scheduler.device
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device when it has been found already; never waits."""
+        """The device if it is already detected; never waits."""
         return self._scheduler.device_if_known
 
     @property
     def backends(self) -> list[Backend]:
-        """Who makes pictures here: one in this process, or several workers."""
+        """The local backends: one in this process, or several workers."""
         return self._scheduler.backends
 
     def warm_up(self, *, wait: bool = False) -> None:
-        """Find the device and load the preselected model, in the background or now."""
+        """Detect the device and load the default model, in the background unless `wait`."""
         self._scheduler.warm_up(get_model(self.settings.model, self.models), wait=wait)
-
-    def unload_model(self, model_key: str) -> bool:
-        """Let a loaded model go from memory; raises CanvasError while the device works."""
-        return self._scheduler.unload(get_model(model_key, self.models))
 
     @property
     def available_models(self) -> list[str]:
-        """The models that may be picked: on a public server those that need no download."""
-        may, find_local = self._limits.allow_downloads, self._scheduler.find_local
-        return [key for key, spec in self.models.items() if may or find_local(spec)]
+        """The keys of the models to choose from: on a public server those on disk."""
+        allow, find_local = self._limits.allow_downloads, self._scheduler.find_local
+        return [key for key, spec in self.models.items() if allow or find_local(spec)]
+
+    def model_status(self, model_key: str, *, ask_hub: bool = False) -> ModelStatus:
+        """Where a model is and what using it takes; the exact download size with `ask_hub`."""
+        spec = get_model(model_key, self.models)
+        location: ModelLocation = "hub"
+        missing_bytes = None
+        if self._scheduler.is_loaded(spec):
+            location = "memory"
+        elif self._scheduler.find_local(spec) is not None:
+            location = "disk"
+        elif ask_hub:
+            missing_bytes = self._scheduler.plan_download(spec).missing_bytes
+        seconds = self.estimate(GenerationRequest("…", model_key=model_key))
+        free_bytes = shutil.disk_usage(self.settings.data_dir).free
+        return ModelStatus(spec.key, location, missing_bytes, free_bytes, spec, seconds)
+
+    def is_loaded(self, model_key: str) -> bool:
+        """Whether a model is in memory; never waits for the database."""
+        return self._scheduler.is_loaded(get_model(model_key, self.models))
+
+    def unload_model(self, model_key: str) -> bool:
+        """Unload a model from memory; raises CanvasError while it generates."""
+        return self._scheduler.unload(get_model(model_key, self.models))
+
+    def delete_model(self, model_key: str) -> int:
+        """Delete the download of a model and return the freed bytes; its images stay."""
+        return self._scheduler.delete_model(get_model(model_key, self.models))
 
     def model_bytes_on_disk(self, model_key: str) -> int:
-        """What a downloaded model takes on the disk."""
+        """The bytes of a downloaded model."""
         return self._scheduler.model_bytes_on_disk(get_model(model_key, self.models))
 
     def addons_download_size(self, request: GenerationRequest) -> int:
-        """About how much its mode fetches once beside the model, with its first picture."""
+        """The approximate bytes that the preset downloads once with its first image."""
         spec = get_model(request.model_key, self.models)
         return self._scheduler.addons_download_size(spec, request.preset)
 
-    def delete_model(self, model_key: str) -> int:
-        """Delete a model's download; returns the bytes won. Pictures made with it stay."""
-        return self._scheduler.delete_model(get_model(model_key, self.models))
-
     def estimate(self, request: GenerationRequest) -> float | None:
-        """Seconds that a request will take once its model is loaded; None when unknown."""
+        """The estimated seconds of a request once its model is loaded; None if unknown."""
         device = self._scheduler.device_if_known
         if device is None or request.backend != LOCAL:
             return None
         spec = get_model(request.model_key, self.models)
         return estimate_duration(request, spec, device, self.database.seconds_per_step)
 
-    def model_status(self, model_key: str, *, ask_hub: bool = False) -> ModelStatus:
-        """Where a model is and what picking it means; asks the Hub for bytes only when told to."""
-        spec = get_model(model_key, self.models)
-        where: ModelLocation = "hub"
-        missing = None
-        if self._scheduler.is_loaded(spec):
-            where = "memory"
-        elif self._scheduler.find_local(spec) is not None:
-            where = "disk"
-        elif ask_hub:
-            missing = self._scheduler.plan_download(spec).missing_bytes
-        seconds = self.estimate(GenerationRequest("a picture", model_key=model_key))
-        free = shutil.disk_usage(self.settings.data_dir).free
-        return describe_model(spec, where, missing_bytes=missing, free_bytes=free, seconds=seconds)
-
     def enhanced_prompt(self, request: GenerationRequest) -> str:
-        """The prompt as the model will get it."""
+        """The prompt with style and trigger words, as the model gets it."""
         return prompts.enhance_prompt(request, get_model(request.model_key, self.models))
 
     def token_budget(self, request: GenerationRequest) -> prompts.TokenBudget:
-        """How much of the enhanced prompt the model can read."""
+        """Which part of the enhanced prompt the model reads."""
         spec = get_model(request.model_key, self.models)
         text = prompts.enhance_prompt(request, spec)
-        local = self._scheduler.find_local(spec)
-        fit = (
-            prompts.truncate_to_limit(text, local, spec) if local else prompts.estimate_tokens(text)
-        )
-        # With weights a long prompt goes to the model in several parts.
-        return replace(fit, kept=text, truncated="") if request.prompt_weighting else fit
+        if local := self._scheduler.find_local(spec):
+            budget = prompts.truncate_to_limit(text, local, spec)
+        else:
+            budget = prompts.estimate_tokens(text)
+        # With prompt weighting a long prompt is encoded in several chunks.
+        return replace(budget, kept=text, truncated="") if request.prompt_weighting else budget
 
-    # What was made
+    # Stored images
 
     def recent(
-        self, owner: str | None = "local", limit: int = 24, offset: int = 0
+        self, owner: str | None = LOCAL_OWNER, limit: int = 24, offset: int = 0
     ) -> list[GeneratedImage]:
-        """The owner's pictures (None: everybody's), the newest first."""
+        """The owner's images (None: those of all), newest first."""
         return self.database.recent(owner, limit, offset)
 
     def user_gallery(self, owner: str) -> UserGallery:
-        """All that an owner made; to the administrator everybody's can be seen, too."""
+        """The images of an owner; the administrator can also see those of others."""
         return UserGallery(self.image_repository, owner, sees_all=owner == self.settings.admin)
 
-    def image(self, image_id: int, owner: str = "local") -> GeneratedImage:
-        """One picture that this owner may see; raises NotFound for any other."""
+    def image(self, image_id: int, owner: str = LOCAL_OWNER) -> GeneratedImage:
+        """An image that this owner may see; raises NotFound."""
         return self.user_gallery(owner).image(image_id)
 
     def image_path(self, filename: str, thumbnail: bool = False) -> Path:
-        """The file of a picture or of its thumbnail, by the name that cannot be guessed."""
+        """The path of an image or its thumbnail by its file name, which cannot be guessed."""
         return self.image_repository.path_of(filename, thumbnail)
 
     def image_by_filename(self, filename: str) -> GeneratedImage:
-        """The image stored under a file name that cannot be guessed; raises NotFound."""
+        """The image with that file name, of any owner; raises NotFound."""
         image = self.database.image_by_filename(filename)
         if image is None:
             raise NotFound("There is no such image.")
@@ -313,18 +364,12 @@ class Studio:
 
     def disk_use(self) -> DiskUse:
         """The bytes of images, thumbnails and the database."""
-        return disk_use(self.database, self.image_repository.folder)
+        return disk_use(self.database, self.image_repository.storage)
 
     def clear_thumbnails(self) -> int:
-        """Delete all thumbnails, which are made again when they are shown; returns the bytes."""
-        return self.image_repository.folder.clear_thumbnails()
+        """Delete all thumbnails, which are recreated on demand; returns the freed bytes."""
+        return self.image_repository.storage.clear_thumbnails()
 
     def generation_totals(self) -> list[ModelTotals]:
         """Images and seconds by model, of all owners."""
         return generation_totals(self.database)
-
-    def _save_image(self, image: GeneratedImage, job: Job) -> GeneratedImage:
-        parent = self.inputs.parent_id(image.request, job.owner)
-        return self.image_repository.save(
-            replace(image, owner=job.owner, client=job.client, parent_id=parent)
-        )

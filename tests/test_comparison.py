@@ -1,4 +1,4 @@
-"""Comparing models with the real built-in one."""
+"""Comparisons with the built-in model."""
 
 from __future__ import annotations
 
@@ -6,70 +6,83 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.comparison import ComparisonService
-from canvas.errors import InvalidInput, NotFound
+from canvas.errors import InvalidInput, NotFound, QueueFull
+from canvas.jobs.limits import Limits
 from canvas.settings import Settings
 
-MODES = ("quality", "turbo")
+PAIR = ("quality", "turbo")
 
 
-def asked(**settings: object) -> GenerationRequest:
-    return GenerationRequest.from_dict({"prompt": "a fox", "num_inference_steps": 2, **settings})
+def make_request(**fields: object) -> GenerationRequest:
+    return GenerationRequest.from_dict({"prompt": "a fox", "num_inference_steps": 2, **fields})
 
 
-def test_one_seed_for_all_and_a_picture_each(studio: Studio) -> None:
-    comparing = ComparisonService(studio)
-    made = comparing.start(asked(), ["starter"], MODES, blind=False, owner="local")
+def test_a_comparison_has_one_seed_and_one_image_per_entry(studio: Studio) -> None:
+    service = ComparisonService(studio)
+    comparison = service.start(make_request(), ["starter"], PAIR, blind=False, owner="local")
     for job in studio.jobs("local"):
         job.wait()
-    contenders = comparing.entries(made)
-    assert [one.request.preset for one in contenders] == list(MODES)
-    assert len({one.request.seed for one in contenders}) == 1
-    pictures = [one.image for one in contenders]
-    assert [image and image.request for image in pictures] == list(made.requests)
-    assert all(image and image.generation_time > 0 for image in pictures)
-    assert {image.id for image in studio.recent()} == {image.id for image in pictures if image}
+    entries = service.entries(comparison)
+    assert [entry.request.preset for entry in entries] == list(PAIR)
+    assert len({entry.request.seed for entry in entries}) == 1
+    images = [entry.image for entry in entries]
+    assert [image and image.request for image in images] == list(comparison.requests)
+    assert all(image and image.generation_time > 0 for image in images)
+    assert {image.id for image in studio.recent()} == {image.id for image in images if image}
 
 
-def test_a_vote_waits_for_all_pictures(studio: Studio) -> None:
-    comparing = ComparisonService(studio)
-    long = asked(num_inference_steps=150)
-    made = comparing.start(long, ["starter"], MODES, blind=True, owner="local")
-    with pytest.raises(InvalidInput, match="once all of them are done"):
-        comparing.vote(made, 0)
-    comparing.stop(made)
+def test_vote_raises_until_all_images_are_finished(studio: Studio) -> None:
+    service = ComparisonService(studio)
+    long = make_request(num_inference_steps=150)
+    comparison = service.start(long, ["starter"], PAIR, blind=True, owner="local")
+    with pytest.raises(InvalidInput, match="when all of them are finished"):
+        service.vote(comparison, 0)
+    service.stop(comparison)
     for job in studio.jobs("local"):
-        job.subscribe()
+        list(job.subscribe())
     with pytest.raises(NotFound):
-        comparing.get(made.id, "stranger")
+        service.get(comparison.id, "stranger")
 
 
-def test_what_is_found_again_after_a_restart(settings: Settings) -> None:
+def test_comparisons_survive_a_restart(settings: Settings) -> None:
     with Studio(settings) as studio:
-        comparing = ComparisonService(studio)
-        made = comparing.start(asked(seed=3), ["starter"], MODES, blind=True, owner="local")
+        service = ComparisonService(studio)
+        comparison = service.start(
+            make_request(seed=3), ["starter"], PAIR, blind=True, owner="local"
+        )
         for job in studio.jobs("local"):
             job.wait()
-        comparing.vote(made, 1)
+        service.vote(comparison, 1)
     with Studio(settings) as studio:
-        comparing = ComparisonService(studio)
-        [again] = comparing.latest("local", 5)
+        service = ComparisonService(studio)
+        [again] = service.latest("local", 5)
         assert again.chosen == 1
-        assert all(one.image and one.job is None for one in comparing.entries(again))
+        assert all(entry.image and entry.job is None for entry in service.entries(again))
 
 
 @pytest.mark.parametrize(
-    ("models", "modes", "said"),
+    ("models", "chosen", "message"),
     [
-        (["starter"], ["quality"], "1 × 1"),
-        ([], ["quality"], "0 × 1"),
-        (["starter", "tiny", "small", "portrait", "mini-sd"], [*MODES, "balanced"], "5 × 3"),
-        (["nonsense"], MODES, "nonsense"),
-        (["starter"], ["quick", "quality"], "modes: 'quick'"),
+        (["starter"], ["quality"], r"got 1\)"),
+        ([], ["quality"], r"got 0\)"),
+        (["starter", "tiny", "small", "portrait", "mini-sd"], [*PAIR, "balanced"], r"got 15\)"),
+        (["nonsense"], PAIR, "nonsense"),
+        (["starter"], ["quick", "quality"], "Presets must be one of"),
     ],
 )
-def test_what_cannot_be_compared_is_said(
-    studio: Studio, models: list[str], presets: list[str], said: str
+def test_start_rejects_invalid_comparisons(
+    studio: Studio, models: list[str], chosen: list[str], message: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=said):
-        ComparisonService(studio).start(asked(), models, presets, blind=False, owner="local")
+    with pytest.raises(InvalidInput, match=message):
+        ComparisonService(studio).start(make_request(), models, chosen, blind=False, owner="local")
+    assert studio.jobs("local") == []
+    assert ComparisonService(studio).latest("local", 5) == []
+
+
+def test_a_queue_that_is_full_starts_no_comparison(studio: Studio) -> None:
+    studio._limits = Limits(max_queued=1)
+    service = ComparisonService(studio)
+    with pytest.raises(QueueFull):
+        service.start(make_request(), ["starter"], PAIR, blind=False, owner="local")
+    assert service.latest("local", 5) == []
     assert studio.jobs("local") == []

@@ -1,33 +1,23 @@
-"""Comparisons: one prompt and seed over several models and modes, and which picture was chosen."""
+"""Comparisons of models and presets, and the votes on them."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from canvas.errors import InvalidInput, NotFound
+from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.history.database import Database
 from canvas.history.rows import from_row, parse_time, timestamp
 from canvas.request import GeneratedImage, GenerationRequest
 
-# By what a picture of a request is found, beside its mode: field and column.
-COLUMNS: Mapping[str, str] = {
-    "model_key": "model_used",
-    "prompt": "prompt",
-    "seed": "seed",
-    "width": "image_width",
-    "height": "image_height",
-    "num_inference_steps": "num_inference_steps",
-}
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """Resolved requests in the order shown; `chosen` is the place of the one voted for."""
+    """Requests with defaults in the order shown; `chosen` is the position of the winner."""
 
     id: str
     owner: str
@@ -39,7 +29,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class VoteCount:
-    """In how many voted comparisons a model took part in a mode, and how many of them it won."""
+    """In how many comparisons with a vote a model and preset took part and won."""
 
     model_key: str
     preset: str
@@ -48,91 +38,105 @@ class VoteCount:
 
 
 class Comparisons:
-    """The comparisons in the database of `store`; they and their votes outlive the pictures."""
+    """The comparisons in a database; with their votes they outlive the images."""
 
-    def __init__(self, store: Database) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def add(
-        self,
-        owner: str,
-        requests: Iterable[GenerationRequest],
-        *,
-        blind: bool = False,
-        created_at: datetime | None = None,
+        self, owner: str, requests: Sequence[GenerationRequest], *, blind: bool = False
     ) -> Comparison:
-        """Remember what is compared from then on."""
-        made = Comparison(
-            secrets.token_hex(16),
-            owner,
-            tuple(requests),
-            blind,
-            None,
-            created_at or datetime.now(UTC),
+        """Store a new comparison; do it before the jobs start, see `add_image`."""
+        comparison = Comparison(
+            secrets.token_hex(16), owner, tuple(requests), blind, None, datetime.now(UTC)
         )
-        with self._store.transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO comparisons (id, owner, requests, blind, created_at) "
-                "VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO comparisons (id, owner, requests, image_ids, blind, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 [
-                    made.id,
+                    comparison.id,
                     owner,
-                    json.dumps([request.to_dict() for request in made.requests]),
+                    json.dumps([request.to_dict() for request in comparison.requests]),
+                    json.dumps([None] * len(comparison.requests)),
                     int(blind),
-                    timestamp(made.created_at),
+                    timestamp(comparison.created_at),
                 ],
             )
-        return made
+        return comparison
+
+    def delete(self, comparison: Comparison) -> None:
+        """Delete a comparison."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM comparisons WHERE id = ?", [comparison.id])
 
     def latest(self, owner: str, limit: int) -> list[Comparison]:
-        """The owner's comparisons, the newest first."""
-        rows = self._store.rows(
+        """The owner's comparisons, newest first."""
+        rows = self._database.rows(
             "SELECT * FROM comparisons WHERE owner = ? ORDER BY created_at DESC LIMIT ?",
             [owner, limit],
         )
-        return [_comparison_of(row) for row in rows]
+        return [_from_row(row) for row in rows]
 
     def get(self, comparison_id: str, owner: str) -> Comparison:
-        """One comparison of this owner; raises NotFound for any other."""
-        rows = self._store.rows(
+        """A comparison of this owner; raises NotFound."""
+        rows = self._database.rows(
             "SELECT * FROM comparisons WHERE id = ? AND +owner = ?", [comparison_id, owner]
         )
         if not rows:
             raise NotFound(f"There is no comparison {comparison_id!r}.")
-        return _comparison_of(rows[0])
+        return _from_row(rows[0])
 
-    def find_image(self, comparison: Comparison, place: int) -> GeneratedImage | None:
-        """What was made of a request since the comparison began; None while there is nothing."""
-        request = comparison.requests[place]
-        conditions = " AND ".join(f"+{column} = :{name}" for name, column in COLUMNS.items())
-        rows = self._store.rows(
-            f"SELECT * FROM generated_images WHERE owner = :owner AND missing = 0 "  # noqa: S608
-            f"AND created_at >= :since AND {conditions} "
-            "AND coalesce(json_extract(options, '$.preset'), "
-            "json_extract(options, '$.mode'), 'quality') = :preset "
-            "ORDER BY created_at LIMIT 1",
-            {
-                "owner": comparison.owner,
-                "since": timestamp(comparison.created_at),
-                "preset": request.preset,
-                **{name: getattr(request, name) for name in COLUMNS},
-            },
+    def add_image(self, image: GeneratedImage) -> None:
+        """Add a saved image to the comparisons of its owner that wait for its request."""
+        waiting = self._database.rows(
+            "SELECT * FROM comparisons WHERE owner = ? AND created_at <= ? "
+            "AND image_ids LIKE '%null%'",
+            [image.owner, timestamp(image.created_at)],
         )
-        return from_row(rows[0]) if rows else None
+        for row in waiting:
+            requests, image_ids = _from_row(row).requests, json.loads(row["image_ids"])
+            for position, request in enumerate(requests):
+                if request == image.request and image_ids[position] is None:
+                    self._set_image(row["id"], position, image.id)
 
-    def vote(self, comparison: Comparison, place: int) -> None:
-        """Choose the picture at that place, once and for all."""
-        if not 0 <= place < len(comparison.requests):
-            raise InvalidInput("place", place, f"0 to {len(comparison.requests) - 1}")
-        with self._store.transaction() as connection:
+    def _set_image(self, comparison_id: str, position: int, image_id: int | None) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE comparisons SET image_ids = json_set(image_ids, ?, ?) WHERE id = ?",
+                [f"$[{position}]", image_id, comparison_id],
+            )
+
+    def images(self, comparison: Comparison) -> list[GeneratedImage | None]:
+        """The image of each request; None if there is none yet or it was deleted."""
+        rows = self._database.rows(
+            "SELECT key AS position, generated_images.* FROM comparisons, "
+            "json_each(comparisons.image_ids) "
+            "JOIN generated_images ON generated_images.id = value "
+            "WHERE comparisons.id = ? AND missing = 0",
+            [comparison.id],
+        )
+        found = {row["position"]: from_row(row) for row in rows}
+        return [found.get(position) for position in range(len(comparison.requests))]
+
+    def vote(self, comparison: Comparison, position: int) -> None:
+        """Choose the image at that position; a later vote changes nothing."""
+        if not 0 <= position < len(comparison.requests):
+            allowed = LazyMessage(
+                "a whole number between {low} and {high}",
+                low=0,
+                high=len(comparison.requests) - 1,
+            )
+            raise InvalidInput("position", position, allowed)
+        with self._database.transaction() as connection:
             connection.execute(
                 "UPDATE comparisons SET chosen = ? WHERE id = ? AND chosen IS NULL",
-                [place, comparison.id],
+                [position, comparison.id],
             )
 
     def tally(self, owner: str | None) -> tuple[VoteCount, ...]:
-        """An owner's (None: everybody's) votes by model and mode, the most successful first."""
-        rows = self._store.rows(
+        """The votes of an owner (None: of all) by model and preset, best rate first."""
+        rows = self._database.rows(
             "SELECT json_extract(value, '$.model_key') AS model_key, "
             "coalesce(json_extract(value, '$.preset'), json_extract(value, '$.mode')) AS preset, "
             "sum(key = chosen) AS chosen, "
@@ -144,7 +148,7 @@ class Comparisons:
         return tuple(VoteCount(**row) for row in rows)
 
 
-def _comparison_of(row: Mapping[str, Any]) -> Comparison:
+def _from_row(row: Mapping[str, Any]) -> Comparison:
     requests = tuple(GenerationRequest.from_dict(each) for each in json.loads(row["requests"]))
     return Comparison(
         row["id"],

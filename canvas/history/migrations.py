@@ -141,6 +141,25 @@ CREATE INDEX comparisons_of_owner ON comparisons (owner, created_at);
 """
 
 
+COMPARISON_IMAGES = """
+UPDATE comparisons SET image_ids = (
+    SELECT json_group_array((
+        SELECT id FROM generated_images
+        WHERE owner = comparisons.owner AND missing = 0 AND created_at >= comparisons.created_at
+        AND +model_used = json_extract(value, '$.model_key')
+        AND +prompt = json_extract(value, '$.prompt')
+        AND +seed = json_extract(value, '$.seed')
+        AND +image_width = json_extract(value, '$.width')
+        AND +image_height = json_extract(value, '$.height')
+        AND +num_inference_steps = json_extract(value, '$.num_inference_steps')
+        AND coalesce(json_extract(options, '$.mode'), 'quality')
+        = coalesce(json_extract(value, '$.mode'), 'quality')
+        ORDER BY created_at LIMIT 1
+    )) FROM json_each(comparisons.requests)
+)
+"""
+
+
 def _execute_all(connection: sqlite3.Connection, script: str) -> None:
     # Connection.executescript would commit the transaction of the migration.
     statement = ""
@@ -196,6 +215,12 @@ def m007_channels(connection: sqlite3.Connection) -> None:
     _add_columns(connection, "generated_images", {"channel": "TEXT NOT NULL DEFAULT ''"})
 
 
+def m008_comparison_images(connection: sqlite3.Connection) -> None:
+    """The image ids of comparisons; those of existing ones are found by their requests."""
+    _add_columns(connection, "comparisons", {"image_ids": "TEXT NOT NULL DEFAULT '[]'"})
+    connection.execute(COMPARISON_IMAGES)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     m001_initial,
     m002_reproducible_records,
@@ -204,6 +229,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     m005_api_keys,
     m006_comparisons,
     m007_channels,
+    m008_comparison_images,
 )
 
 
@@ -230,8 +256,8 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     if version > len(MIGRATIONS):
         raise StorageError(
             f"The database {path} was written by a newer Magic Canvas (schema version {version}, "
-            f"supported up to {len(MIGRATIONS)}). Update the program, or choose another folder with "
-            "--data-dir."
+            f"supported up to {len(MIGRATIONS)}). Update the program, or choose another folder "
+            "with --data-dir."
         )
     return version
 

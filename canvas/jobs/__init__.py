@@ -1,1 +1,1 @@
-"""Jobs, their queue, and the scheduler that gives them to backends."""
+"""Jobs: queue, scheduler and the inputs of requests."""

@@ -1,4 +1,4 @@
-"""What a request is made from beside its words: pictures handed in or kept, and LoRA files."""
+"""The inputs that requests name: uploads, gallery images and LoRA files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from canvas.catalog import ModelSpec
 from canvas.engine import img2img, super_resolution
 from canvas.engine.generate import GenerationInputs
 from canvas.engine.image_io import decode_image, flatten_alpha, resize_to_fit
-from canvas.errors import NotFound
+from canvas.errors import LazyMessage, NotFound
 from canvas.history.images import ImageRepository
 from canvas.history.uploads import Uploads, referenced_uploads
 from canvas.models import loras
 from canvas.models.hub_client import Hub
-from canvas.models.loras import Lora, find_loras, get_lora, parse_lora_tags, read_lora
+from canvas.models.loras import Lora
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
 CLEANUP_INTERVAL = 600.0  # seconds
-MAX_SIDE = 4096  # pixels; no model draws more
-IMAGE_FIELDS = ("image", "mask_image")
+MAX_SIDE = 4096  # pixels, the largest result of any task
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture that was handed in: `name` is what a request's `image` or `mask_image` takes."""
+    """A stored upload; `name` is the value for a request's `image` or `mask_image`."""
 
     name: str
     width: int
@@ -37,114 +36,116 @@ class Upload:
     notes: tuple[str, ...] = ()
 
 
-def lora_names(request: GenerationRequest) -> list[str]:
-    """The LoRAs of its field and of its prompt."""
-    return [name for name, _ in (*request.loras, *parse_lora_tags(request.prompt)[1])]
+def requested_loras(request: GenerationRequest) -> tuple[tuple[str, float], ...]:
+    """Names and weights of the LoRAs in the field and in the prompt."""
+    return (*request.loras, *loras.parse_lora_tags(request.prompt)[1])
 
 
 class InputResolver:
-    """Finds what requests name, for the owner who may see it."""
+    """Stores uploads, and loads the inputs of requests if their owner may use them."""
 
     def __init__(
-        self, settings: Settings, gallery: ImageRepository, hub: Hub | None = None
+        self, settings: Settings, repository: ImageRepository, hub: Hub | None = None
     ) -> None:
         self._uploads = Uploads(settings.uploads_dir)
-        self._loras = settings.loras_dir
-        self._fetches = not settings.is_public
-        self._gallery = gallery
-        self._swept = -math.inf
+        self._loras_dir = settings.loras_dir
+        self._allow_downloads = not settings.is_public
+        self._repository = repository
+        self._last_cleanup = -math.inf
         self._hub = hub
 
     def upload(self, source: bytes | Path | Image.Image, field: str = "image") -> Upload:
-        """Keep a picture for requests; raises InvalidInput for what is none, or too large."""
-        picture = decode_image(source, field)
-        image, notes = picture.image, picture.notes
+        """Store an image, at most MAX_SIDE pixels wide and high; raises InvalidInput."""
+        decoded = decode_image(source, field)
+        image, notes = decoded.image, decoded.notes
         if max(image.size) > MAX_SIDE:
-            notes = (*notes, f"The picture was made smaller, to {MAX_SIDE} pixels.")
+            notes = (*notes, f"The image was reduced to {MAX_SIDE} pixels.")
             image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
         return Upload(self._uploads.add(image), image.width, image.height, notes)
 
     def open_image(self, name: str, owner: str | None) -> Image.Image:
-        """The pixels of what was handed in, or of an own picture; raises NotFound."""
-        kept = self.find_image(name, owner)
-        if kept is None:
+        """The pixels of an upload or of the owner's gallery image; raises NotFound."""
+        image = self.find_image(name, owner)
+        if image is None:
             return self._uploads.open(name)
-        path = self._gallery.folder.path_of(kept)
+        path = self._repository.storage.path_of(image)
         if not path.is_file():
-            raise NotFound(f"The file of the picture {name} is missing.")
+            raise NotFound(f"The file of the image {name} is missing.")
         return decode_image(path).image
 
-    def cleanup(self) -> None:
-        """Now and then let go of handed in pictures that nothing was or will be made from."""
-        if time.monotonic() - self._swept > CLEANUP_INTERVAL:
-            self._swept = time.monotonic()
-            self._uploads.cleanup(referenced_uploads(self._gallery.store))
-
     def find_image(self, name: str, owner: str | None) -> GeneratedImage | None:
-        """The picture of the gallery of that file name, where this owner may see it."""
-        image = self._gallery.store.image_by_filename(name)
+        """The gallery image with that file name, if the owner (None: anyone) may see it."""
+        image = self._repository.database.image_by_filename(name)
         return image if image is not None and owner in (None, image.owner) else None
 
     def parent_id(self, request: GenerationRequest, owner: str) -> int | None:
-        """The id of the kept picture that a request starts from, if it starts from one."""
+        """The id of the gallery image that a request starts from."""
         parent = self.find_image(request.image, owner) if request.image else None
         return parent.id if parent else None
 
     def list_loras(self) -> dict[str, Lora]:
-        """The LoRA files that there are, by name."""
-        return find_loras(self._loras)
-
-    def resolve_inputs(self, request: GenerationRequest, owner: str) -> GenerationInputs:
-        """What the request names; raises NotFound or InvalidInput for what cannot be had."""
-        names = {
-            name: getattr(request, name) for name in IMAGE_FIELDS if request.task != "text_to_image"
-        }
-        pictures = {name: self.open_image(value, owner) for name, value in names.items() if value}
-        wanted = (*request.loras, *parse_lora_tags(request.prompt)[1])
-        found = ((self.get_lora(name), weight) for name, weight in wanted)
-        return GenerationInputs(pictures, tuple((lora, weight) for lora, weight in found if lora))
-
-    def preview_fit(self, picture: Image.Image, request: GenerationRequest) -> Image.Image:
-        """A picture as the model will get it, for a look before."""
-        size = (request.width or picture.width, request.height or picture.height)
-        return resize_to_fit(
-            flatten_alpha(picture, request.fill_color),
-            size,
-            request.resize_mode,
-            request.fill_color,
-        )
+        """The files in the LoRA folder by name."""
+        return loras.list_loras(self._loras_dir)
 
     def get_lora(self, name: str) -> Lora | None:
-        """The LoRA of the folder, or of the Hub; None where it has to be fetched first.
+        """A LoRA in the folder or the Hub cache; None if it can be downloaded.
 
-        Raises NotFound for none of the folder, InvalidInput for a bad file.
+        Raises NotFound, or InvalidInput for an invalid file.
         """
         if not loras.is_hub_name(name):
-            return get_lora(name, self._loras)
+            return loras.get_lora(name, self._loras_dir)
         path = loras.find(name, hub=self._hub)
-        if path is None and not self._fetches:
-            raise NotFound(f"The LoRA {name} is not on this server, and visitors cannot fetch it.")
-        # By its whole name: most files of the Hub have the same
-        return replace(read_lora(path), name=name) if path else None
+        if path is None and not self._allow_downloads:
+            message = LazyMessage(
+                "The LoRA {name} is not installed on this server, and visitors cannot download it.",
+                name=name,
+            )
+            raise NotFound(message)
+        # With its full name, as many files on the Hub have the same one.
+        return replace(loras.read_lora(path), name=name) if path else None
 
     def lora_download_size(self, name: str) -> int:
-        """Bytes that fetching a LoRA of the Hub takes; asks the Hub."""
-        return loras.resolve_files(name, hub=self._hub).size
+        """The bytes of a LoRA on the Hub; asks the Hub."""
+        return loras.plan_download(name, hub=self._hub).total_bytes
+
+    def load_inputs(self, request: GenerationRequest, owner: str) -> GenerationInputs:
+        """The images and the present LoRAs of a request; raises NotFound or InvalidInput."""
+        names = {"image": request.image, "mask_image": request.mask_image}
+        if request.task == "text_to_image":
+            names = {}
+        images = {field: self.open_image(name, owner) for field, name in names.items() if name}
+        found = [(self.get_lora(name), weight) for name, weight in requested_loras(request)]
+        return GenerationInputs(images, tuple((lora, weight) for lora, weight in found if lora))
 
     def resolve_request(
         self, request: GenerationRequest, spec: ModelSpec, owner: str
     ) -> GenerationRequest:
-        """`request.resolve`, with the size of its picture, after a look at all that it names."""
-        self.cleanup()
-        materials = self.resolve_inputs(request, owner)
-        picture = materials.images.get("image")
-        if picture is None:
+        """`request.with_defaults` with the size of its image; raises what `load_inputs` raises."""
+        self._cleanup()
+        images = self.load_inputs(request, owner).images
+        if "image" not in images:
             return request.with_defaults(spec)
-        width, height = img2img.output_size(request, picture.size, spec)
-        if request.task == "upscale":  # its size follows from the scale alone
-            super_resolution.check_size(picture.size, request.scale)
+        size = images["image"].size
+        width, height = img2img.output_size(request, size, spec)
+        if request.task == "upscale":  # the size follows from the scale alone
+            super_resolution.check_size(size, request.scale)
             return replace(request, width=width, height=height).with_defaults(spec)
         sized = replace(request, width=request.width or width, height=request.height or height)
         resolved = sized.with_defaults(spec)
-        img2img.prepare_inputs(resolved, materials.images, spec)  # what is wrong is said at once
+        img2img.prepare_inputs(resolved, images, spec)  # reports a wrong mask before queueing
         return resolved
+
+    def preview_fit(self, image: Image.Image, request: GenerationRequest) -> Image.Image:
+        """An image as the model will get it."""
+        return resize_to_fit(
+            flatten_alpha(image, request.fill_color),
+            (request.width or image.width, request.height or image.height),
+            request.resize_mode,
+            request.fill_color,
+        )
+
+    def _cleanup(self) -> None:
+        """Delete unused uploads, at most every CLEANUP_INTERVAL."""
+        if time.monotonic() - self._last_cleanup > CLEANUP_INTERVAL:
+            self._last_cleanup = time.monotonic()
+            self._uploads.cleanup(referenced_uploads(self._repository.database))

@@ -1,9 +1,11 @@
-"""How far something is, in a number and in words, for whoever waits for it."""
+"""A job: its status, its progress, and waiting for its images."""
 
 from __future__ import annotations
 
 import secrets
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
@@ -12,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from canvas.errors import CanvasError, GenerationCancelled
-from canvas.formatting import format_bytes, format_duration
+from canvas.formatting import format_progress
 from canvas.request import (
     FINISHED_STATUSES,
     GeneratedImage,
@@ -21,15 +23,17 @@ from canvas.request import (
     ProgressUpdate,
 )
 
+BAR_FORMAT = "{desc} |{bar:24}| {percentage:3.0f} %{postfix}"
+
 
 @dataclass(eq=False)
 class Job:
-    """One thing to do for one owner; lives on when the tab that asked for it is closed.
+    """A generation or download of one owner, independent of the browser tab that submitted it.
 
-    `request` is None for a download; `channel` is one of `request.CLIENTS`. `progress` is the
-    engine's latest word: a `ProgressUpdate` of a picture or the bytes of a download. `id` cannot be
-    guessed. `on_finish` is called once, before the watchers hear of the end. `context` is that
-    of whoever asked: ZeroGPU finds there whose quota to charge.
+    `request` is None for a download. `client` is one of `request.CLIENTS`. `progress` is the
+    latest `ProgressUpdate` or `DownloadProgress`. `id` cannot be guessed. `on_finish` is called
+    once, before subscribers see the end. `context` is that of the submitter: ZeroGPU reads from
+    it whose quota to charge.
     """
 
     owner: str
@@ -40,7 +44,7 @@ class Job:
     id: str = field(default_factory=lambda: secrets.token_hex(16))
     status: JobStatus = "queued"
     progress: Any = None
-    preview: Any = field(default=None, repr=False)  # the latest small PIL picture
+    preview: Any = field(default=None, repr=False)  # the latest small PIL image
     images: list[GeneratedImage] = field(default_factory=list)
     error: CanvasError | None = None
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -49,18 +53,18 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
     on_finish: Callable[[Job], None] | None = field(default=None, repr=False)
     context: Context = field(default_factory=copy_context, repr=False)
-    attempts: int = 0  # that ended with the death of a worker
-    skipped: int = 0  # times that a later job went before
-    version: int = 0
+    attempts: int = 0  # that ended with a crashed worker
+    skipped: int = 0  # times that a later job was taken first
+    version: int = 0  # counts the changes
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the status is done, failed or cancelled."""
         return self.status in FINISHED_STATUSES
 
     def update(self, **changes: Any) -> None:
-        """Set attributes and wake the watchers; a finished job stays as it ended."""
+        """Set attributes and wake subscribers; does nothing once the job is finished."""
         with self._changed:
             if self.finished:
                 return
@@ -69,7 +73,7 @@ class Job:
             now = datetime.now(UTC)
             if self.status not in ("queued", *FINISHED_STATUSES) and self.started_at is None:
                 self.started_at = now
-            if self.finished:  # from now on it is only remembered, for an hour
+            if self.finished:  # kept for an hour, so release what is large
                 self.finished_at = now
                 self.preview, self.context = None, Context()
             try:
@@ -82,43 +86,45 @@ class Job:
     def report_progress(
         self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None
     ) -> None:
-        """Take in what a painter tells; steps of the pictures that are left count on."""
+        """The backend's callback; after a restart `step` counts only the remaining images."""
         changes: dict[str, Any] = {} if status is None else {"status": status}
         if step is not None:
-            whole = self.request.num_images if self.request else 1
-            done = whole - step.num_images
+            num_images = self.request.num_images if self.request else 1
+            done = num_images - step.num_images
             changes["progress"] = replace(
-                step, image_index=step.image_index + done, num_images=whole, preview=None
+                step, image_index=step.image_index + done, num_images=num_images, preview=None
             )
             changes["preview"] = step.preview or self.preview
         self.update(**changes)
 
-    def _is_newer(self, version: int) -> bool:
-        return self.version != version
-
     def cancel(self) -> None:
-        """Ask the work to stop: at once when it waits, within one step when it runs."""
+        """Cancel at once while queued, otherwise within one step."""
         self.cancelled.set()
         if self.status == "queued":
-            self.update(status="cancelled", error=GenerationCancelled("Stopped before it began."))
+            self.update(
+                status="cancelled", error=GenerationCancelled("Cancelled before it started.")
+            )
 
     def subscribe(self, timeout: float | None = None) -> Iterator[Job]:
         """Yield this job now and after every change until it is finished.
 
-        Changes that come quicker than they are read fall into one. With a `timeout` in
-        seconds it also yields when nothing happened for that long.
+        Changes that are faster than the subscriber are merged. With a `timeout` in seconds it
+        also yields when nothing has changed for that long.
         """
-        seen = -1
+        version = -1
         while True:
             with self._changed:
-                self._changed.wait_for(partial(self._is_newer, seen), timeout)
-                seen, finished = self.version, self.finished
+                self._changed.wait_for(partial(self._is_newer, version), timeout)
+                version, finished = self.version, self.finished
             yield self
             if finished:
                 return
 
+    def _is_newer(self, version: int) -> bool:
+        return self.version != version
+
     def wait(self, timeout: float | None = None) -> list[GeneratedImage]:
-        """Block until it is finished; returns the pictures or raises why there are none."""
+        """Block until the job is finished; returns its images or raises its error."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.finished, timeout):
                 raise CanvasError(f"The job is still {self.status} after {timeout:g} seconds.")
@@ -127,20 +133,35 @@ class Job:
         return self.images
 
 
-def format_progress(status: str, progress: Any) -> tuple[float, str]:
-    """How far a job is, 0 to 1, and what to say of it."""
-    if progress is None:
-        return 0.0, status
-    if isinstance(progress, ProgressUpdate):
-        note = f"step {progress.step} of {progress.num_steps}"
-        if progress.num_images > 1:
-            note = f"picture {progress.image_index + 1} of {progress.num_images}, {note}"
-        return progress.fraction, note + _format_seconds_left(progress.seconds_left)
-    done, total = progress.bytes_done, progress.bytes_total
-    rate = format_bytes(int(progress.bytes_per_second))
-    note = f"{format_bytes(done)} of {format_bytes(total)}, {rate}/s"
-    return done / total if total else 1.0, note + _format_seconds_left(progress.seconds_left)
+class ImageList(list[GeneratedImage]):
+    """Images that a notebook displays when they are the last value of a cell."""
+
+    def _repr_html_(self) -> str:
+        return "\n".join(image._repr_html_() or "" for image in self)
 
 
-def _format_seconds_left(seconds: float | None) -> str:
-    return "" if seconds is None else f", {format_duration(seconds)} left"
+def wait_with_progress(job: Job) -> ImageList:
+    """`Job.wait`, with a progress bar in notebooks; an interrupt cancels the job."""
+    try:
+        if _in_notebook():
+            _show_progress_bar(job)
+        return ImageList(job.wait())
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")  # loaded in any notebook, perhaps not installed elsewhere
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def _show_progress_bar(job: Job) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without ipywidgets tqdm shows a text bar, and warns
+        from tqdm.auto import tqdm
+    title = job.request.prompt[:40] if job.request else job.model_key
+    with tqdm(total=1.0, desc=title, bar_format=BAR_FORMAT, leave=False) as bar:
+        for _ in job.subscribe():
+            bar.n, text = format_progress(job.status, job.progress)
+            bar.set_postfix_str(text)

@@ -1,4 +1,4 @@
-"""Fair scheduling of waiting jobs, and the registry of all jobs."""
+"""The fair queue of waiting jobs, and the registry of all jobs."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from collections.abc import Callable
 from canvas.jobs.job import Job
 
 Affinity = Callable[[Job], bool]
-
-
-LOOKAHEAD = 8  # jobs among which a taker looks for one that suits it
-
-
-MAX_SKIPS = 3  # times that a job lets others go before
+LOOKAHEAD = 8  # jobs among which a worker looks for one that it prefers
+MAX_SKIPS = 3  # times that a job can be skipped
+KEEP_SECONDS = 3600.0  # that finished jobs are kept
 
 
 class JobQueue:
-    """Jobs waiting for workers; owners take turns, so that nobody waits behind a flood."""
+    """Jobs that wait for workers, scheduled round-robin between owners."""
 
     def __init__(self) -> None:
         self._turns: deque[str] = deque()
         self._waiting: dict[str, deque[Job]] = {}
-        self._idle: list[Affinity] = []  # of those who are waiting in `take`
+        self._idle: list[Affinity] = []  # of the workers that wait in `take`
         self._changed = threading.Condition()
         self._closed = False
 
     def put(self, job: Job, *, first: bool = False) -> None:
-        """Add a job behind its owner's others, or before everybody's."""
+        """Add a job after its owner's other jobs, or (`first`) before all jobs."""
         with self._changed:
             waiting = self._waiting.setdefault(job.owner, deque())
             if first:
@@ -41,41 +38,41 @@ class JobQueue:
                     self._turns.append(job.owner)
             self._changed.notify_all()
 
-    def take(self, suits: Affinity | None = None) -> Job | None:
-        """Block for the next job that was not cancelled meanwhile; None when closed.
+    def take(self, prefers: Affinity | None = None) -> Job | None:
+        """Block for the next job that is not cancelled; None once the queue is closed.
 
-        `suits` says for which jobs a taker is best: those it takes sooner than others, and
-        a job that suits another idle taker it leaves to that one.
+        A worker takes a job that it `prefers` before others, and leaves a job that another idle
+        worker prefers to that one.
         """
-        mine = suits or (lambda job: False)
+        own = prefers or (lambda job: False)
         with self._changed:
-            self._idle.append(mine)
+            self._idle.append(own)
             try:
                 while True:
                     if self._closed:
                         return None
-                    if job := self._pick(mine):
+                    if job := self._pick(own):
                         self._remove(job)
                         return job
                     self._changed.wait()
             finally:
-                self._idle.remove(mine)
+                self._idle.remove(own)
                 self._changed.notify_all()
 
-    def _pick(self, mine: Affinity) -> Job | None:
+    def _pick(self, own: Affinity) -> Job | None:
         order = self._order()
         if not order:
             return None
         candidates = order[:LOOKAHEAD] if order[0].skipped < MAX_SKIPS else order[:1]
-        others = [suits for suits in self._idle if suits is not mine]
-        free = [job for job in candidates if not any(suits(job) for suits in others)]
-        found = next(filter(mine, candidates), free[0] if free else None)
+        others = [prefers for prefers in self._idle if prefers is not own]
+        free = [job for job in candidates if not any(prefers(job) for prefers in others)]
+        found = next(filter(own, candidates), free[0] if free else None)
         if found and found is not order[0]:
             order[0].skipped += 1
         return found
 
     def _remove(self, job: Job) -> None:
-        """Take a job out; its owner has had a turn. Forgets those that were cancelled."""
+        """Remove a job and all cancelled ones of its owner, whose turn is over."""
         left = deque(j for j in self._waiting[job.owner] if j is not job and not j.finished)
         self._turns.remove(job.owner)
         if left:
@@ -85,7 +82,7 @@ class JobQueue:
             del self._waiting[job.owner]
 
     def snapshot(self) -> list[Job]:
-        """The waiting jobs in the order in which they will be taken."""
+        """The waiting jobs in the order in which `take` would return them."""
         with self._changed:
             return self._order()
 
@@ -104,22 +101,22 @@ class JobQueue:
         return order
 
     def close(self) -> None:
-        """Let the workers go home."""
+        """Make every `take` return None."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class JobRegistry:
-    """All jobs that are alive, and the finished ones for a while, by owner."""
+    """All unfinished jobs, and finished ones for `keep_seconds`, by id and owner."""
 
-    def __init__(self, keep_seconds: float = 3600.0) -> None:
+    def __init__(self, keep_seconds: float = KEEP_SECONDS) -> None:
         self._jobs: dict[str, Job] = {}
         self._keep_seconds = keep_seconds
         self._lock = threading.Lock()
 
     def add(self, job: Job) -> None:
-        """Remember a job; forgets those that ended long ago."""
+        """Register a job and remove those that finished long ago."""
         oldest = time.time() - self._keep_seconds
         with self._lock:
             self._jobs = {
@@ -130,11 +127,11 @@ class JobRegistry:
             self._jobs[job.id] = job
 
     def get(self, job_id: str) -> Job | None:
-        """The job of that id, whoever owns it."""
+        """The job with that id, of any owner."""
         with self._lock:
             return self._jobs.get(job_id)
 
     def for_owner(self, owner: str | None = None) -> list[Job]:
-        """The jobs of one owner (None: everybody's), the oldest first."""
+        """The jobs of one owner (None: of all), oldest first."""
         with self._lock:
             return [job for job in self._jobs.values() if owner in (None, job.owner)]

@@ -1,20 +1,21 @@
-"""The threads behind the studio: one fetches models, one goes with each painter."""
+"""Runs jobs: worker threads for downloads, for each local backend and for remote backends."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import Any
 
-from canvas.backends.base import Backend, GenerationTask, WorkerCrashed
+from canvas.backends.base import Backend, GenerationTask, WorkerCrashed, run_in_fresh_thread
 from canvas.backends.local import log_event
 from canvas.backends.remote_backends import RemoteBackends
 from canvas.backends.subprocess_pool import create_backends
 from canvas.catalog import Catalog, ModelSpec, get_model
+from canvas.engine import safety
 from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
 from canvas.errors import (
@@ -24,262 +25,309 @@ from canvas.errors import (
     OutOfMemory,
     unexpected_error,
 )
-from canvas.formatting import format_bytes, format_duration
-from canvas.history.database import ModelEvent
-from canvas.jobs.dependencies import DownloadProgressLogger, ModelDependencies
+from canvas.formatting import format_bytes, format_duration, format_progress
+from canvas.history.rows import ModelEvent
+from canvas.jobs.inputs import requested_loras
 from canvas.jobs.job import Job
 from canvas.jobs.queue import JobQueue
-from canvas.models import download
+from canvas.models import addons, download, loras
+from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
 log = logging.getLogger(__name__)
-REMOTE_CONCURRENCY = 4  # jobs that are elsewhere at the same time
-MAX_ATTEMPTS = 3  # at a job whose worker dies: it may be the job that kills it
+REMOTE_CONCURRENCY = 4  # remote jobs at the same time
+MAX_ATTEMPTS = 3  # of a job whose worker crashes, since the job may be the cause
+LOG_INTERVAL = 5.0  # seconds between log lines of a download
+CHECKER = "safety checker"  # see `JobScheduler.missing`
 
 
 class JobScheduler:
-    """Runs jobs: downloads in one thread, pictures in one a painter.
+    """Runs jobs; threads start with the first job that needs them.
 
-    `gather` finds what a request of an owner names beside its words.
-    `keep` gets every finished picture with its job and returns it as kept; `record`
-    gets every download and load.
+    `load_inputs` resolves the images and LoRAs of a request for an owner. `save_image` gets
+    every finished image with its job and returns the saved one. `record_event` gets every
+    download and load of a model.
     """
 
     def __init__(
         self,
         settings: Settings,
         models: Catalog,
-        elsewhere: RemoteBackends,
-        keep: Callable[[GeneratedImage, Job], GeneratedImage],
-        record: Callable[[ModelEvent], Any],
-        gather: Callable[[GenerationRequest, str], GenerationInputs],
+        remote_backends: RemoteBackends,
+        save_image: Callable[[GeneratedImage, Job], GeneratedImage],
+        record_event: Callable[[ModelEvent], Any],
+        load_inputs: Callable[[GenerationRequest, str], GenerationInputs],
         hub: Hub | None = None,
     ) -> None:
         self._models = models
-        self._keep = keep
-        self._record = record
-        self._gather = gather
+        self._save_image = save_image
+        self._record_event = record_event
+        self._load_inputs = load_inputs
         self._hub = hub
-        self._dependencies = ModelDependencies(settings, hub)
+        self._checks_images = settings.safety_level == "full"
+        self._backends = create_backends(settings, record_event, hub)
         self._download_queue = JobQueue()
         self._generate_queue = JobQueue()
         self._remote_queue = JobQueue()
-        self._painters = create_backends(settings, record, hub)
+        remote_loop = partial(self._remote_loop, remote_backends)
+        self._loops: dict[JobQueue, list[tuple[str, Callable[[], None]]]] = {  # not started yet
+            self._download_queue: [("canvas-download", self._download_loop)],
+            self._generate_queue: [
+                ("canvas-generate", partial(self._generate_loop, backend))
+                for backend in self._backends
+            ],
+            self._remote_queue: [("canvas-remote", remote_loop)] * REMOTE_CONCURRENCY,
+        }
         self._threads: list[threading.Thread] = []
-        self._start(self._download_loop)
-        for painter in self._painters:
-            self._start(self._generate_loop, painter)
-        for _ in range(REMOTE_CONCURRENCY):
-            self._start(self._remote_loop, elsewhere)
 
-    def put(self, job: Job) -> None:
-        """Queue a job where it has to begin: at the download, at a painter, or elsewhere."""
+    def put(self, job: Job, *, ready: bool) -> None:
+        """Queue a job; one that is not `ready` starts with its downloads."""
         if _is_remote(job):
-            self._remote_queue.put(job)
-            return
-        ready = job.request and self.is_ready(get_model(job.model_key, self._models), job.request)
-        (self._generate_queue if ready else self._download_queue).put(job)
+            self._enqueue(self._remote_queue, job)
+        else:
+            self._enqueue(self._generate_queue if ready else self._download_queue, job)
 
-    def is_ready(self, spec: ModelSpec, request: GenerationRequest, checker: bool = True) -> bool:
-        """Whether what a request asks for, and the safety checker, needs no download."""
-        has_model = not request.needs_model or self.find_local(spec) is not None
-        return has_model and self._dependencies.all_present(request, spec, checker)
+    def missing(self, spec: ModelSpec, request: GenerationRequest) -> set[str]:
+        """What a request needs that is not on disk; makes no network request."""
+        needs_model = request.needs_model and self.find_local(spec) is None
+        return self._missing_addons(spec, request) | ({"model"} if needs_model else set())
+
+    def _missing_addons(self, spec: ModelSpec, request: GenerationRequest) -> set[str]:
+        missing = set(self._missing_loras(request))
+        if request.needs_model:
+            missing.update(addons.missing(request.preset, spec, hub=self._hub))
+        if self._checks_images and safety.find_checker(hub=self._hub) is None:
+            missing.add(CHECKER)
+        return missing
+
+    def _missing_loras(self, request: GenerationRequest) -> list[str]:
+        names = (name for name, _ in requested_loras(request) if loras.is_hub_name(name))
+        return [name for name in names if loras.find(name, hub=self._hub) is None]
 
     def addons_download_size(self, spec: ModelSpec, preset: str) -> int:
-        """About how much the first picture of that mode fetches beside the model."""
-        return self._dependencies.download_size(preset, spec)
+        """The approximate bytes of the add-ons of a preset that are not on disk."""
+        missing = addons.missing(preset, spec, hub=self._hub)
+        return sum(addons.ADDONS[name].size for name in missing)
 
     def jobs_ahead_of(self, job: Job, jobs: list[Job]) -> list[Job]:
-        """Those of `jobs` that are painted or will be before this one, if that waits."""
+        """The jobs that run or will run before a waiting job; empty if it does not wait."""
         waiting = (self._remote_queue if _is_remote(job) else self._generate_queue).snapshot()
         if job not in waiting:
             return []
-        working = [
+        running = [
             other
             for other in jobs
             if other.status in ("loading", "running") and _is_remote(other) == _is_remote(job)
         ]
-        return working + waiting[: waiting.index(job)]
+        return running + waiting[: waiting.index(job)]
 
     def close(self) -> None:
-        """End the threads after what they do now, then the painters."""
-        self._download_queue.close()
-        self._generate_queue.close()
-        self._remote_queue.close()
+        """Stop the threads after their current jobs, then the backends."""
+        for queue in (self._download_queue, self._generate_queue, self._remote_queue):
+            queue.close()
         for thread in self._threads:
             thread.join(timeout=30)
-        for painter in self._painters:
-            painter.close()
+        for backend in self._backends:
+            backend.close()
 
     @property
     def backends(self) -> list[Backend]:
-        """Who makes pictures here: one in this process, or several workers."""
-        return list(self._painters)
+        """The local backends: one in this process, or several workers."""
+        return list(self._backends)
 
     @property
     def device(self) -> Device:
-        """The device with its dtype; found by a short measurement at the first use."""
-        return self.device_if_known or self._painters[0].device
+        """The device with its dtype; detected by a short measurement on first use."""
+        return self.device_if_known or self._backends[0].device
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device when it has been found already; never waits."""
-        known = (painter.device_if_known for painter in self._painters)
+        """The device if it is already detected; never waits."""
+        known = (backend.device_if_known for backend in self._backends)
         return next((device for device in known if device), None)
 
     def find_local(self, spec: ModelSpec) -> download.LocalModel | None:
-        """The model where it is complete on this disk; asks no network."""
+        """The model if it is complete on disk; makes no network request."""
         return download.find_local(spec, hub=self._hub)
 
     def plan_download(
         self, spec: ModelSpec, cancelled: threading.Event | None = None
     ) -> download.DownloadPlan:
-        """What to fetch for this device, 16-bit weights where it works with them; asks the Hub."""
+        """The files to download for this device, in 16 bits if it supports that; asks the Hub."""
         half = self.device.dtype != "float32"
         return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
 
     def model_bytes_on_disk(self, spec: ModelSpec) -> int:
-        """What the model takes in the cache of downloads."""
+        """The bytes of a model in the Hub cache."""
         return download.model_bytes_on_disk(spec, hub=self._hub)
 
     def delete_model(self, spec: ModelSpec) -> int:
-        """Free a model from memory and delete its download; returns the bytes won."""
+        """Unload a model and delete its download; returns the freed bytes."""
         self.unload(spec)
         return download.remove(spec, hub=self._hub)
 
     def is_loaded(self, spec: ModelSpec) -> bool:
-        """Whether a model's pipeline is in memory."""
-        return any(painter.is_loaded(spec) for painter in self._painters)
+        """Whether a model is in memory."""
+        return any(backend.is_loaded(spec) for backend in self._backends)
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Let a loaded model go from memory; raises CanvasError while it is painted with."""
-        return any([painter.unload(spec) for painter in self._painters])
+        """Unload a model from memory; raises CanvasError while it generates."""
+        return any([backend.unload(spec) for backend in self._backends])
 
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
-        """Have every painter find its device and load a model that is on disk."""
-        for painter in self._painters:
-            if wait:  # in this very thread: on ZeroGPU no other may place models
-                self._warm_up(painter, spec)
+        """Detect the device of every backend and load a model that is on disk."""
+        for backend in self._backends:
+            if wait:  # in this thread: on ZeroGPU no other may place models
+                self._warm_up(backend, spec)
             else:
-                self._start(self._warm_up, painter, spec)
+                self._start_thread("canvas-warm-up", partial(self._warm_up, backend, spec))
 
-    def _start(self, task: Callable[..., None], *arguments: Any) -> None:
-        """In a thread of its own; `close` waits for its end."""
-        thread = threading.Thread(target=task, args=arguments, daemon=True)
-        self._threads.append(thread)
+    def _enqueue(self, queue: JobQueue, job: Job, *, first: bool = False) -> None:
+        queue.put(job, first=first)
+        for name, loop in self._loops.pop(queue, ()):
+            self._start_thread(name, loop)
+
+    def _start_thread(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)  # `close` waits for it
         thread.start()
 
-    def _warm_up(self, painter: Backend, spec: ModelSpec) -> None:
+    def _warm_up(self, backend: Backend, spec: ModelSpec) -> None:
         local = self.find_local(spec)
         if local is None:
             return
         try:
-            painter.load(spec, local)
-        except CanvasError as error:  # said again, to the user, when the model is asked for
+            backend.load(spec, local)
+        except CanvasError as error:  # the first job that needs the model reports it again
             log.warning("%s", error)
 
     def _download_loop(self) -> None:
         while (job := self._download_queue.take()) is not None:
-            self._run_job(job, self._fetch)
+            self._run_job(job, self._download)
+            if job.status == "queued":
+                self._enqueue(self._generate_queue, job)
 
-    def _generate_loop(self, painter: Backend) -> None:
-        def suits(job: Job) -> bool:
+    def _generate_loop(self, backend: Backend) -> None:
+        def prefers(job: Job) -> bool:
             spec, request = self._models.get(job.model_key), job.request
-            return bool(spec and request and painter.is_loaded(spec, request.preset))
+            return bool(spec and request and backend.is_loaded(spec, request.preset))
 
-        alone, make = len(self._painters) == 1, self._prepare_and_run
-        while (job := self._generate_queue.take(None if alone else suits)) is not None:
-            self._run_job(job, partial(make, painter=painter))
-            if alone and isinstance(job.error, OutOfMemory):  # workers see to it themselves
-                make = self._run_in_fresh_thread
+        alone = len(self._backends) == 1
+        run: Callable[[Job], None] = partial(self._generate, backend)
+        while (job := self._generate_queue.take(None if alone else prefers)) is not None:
+            self._run_job(job, run)
+            if alone and isinstance(job.error, OutOfMemory):  # workers do this themselves
+                run = partial(run_in_fresh_thread, self._generate, backend)
 
-    def _remote_loop(self, elsewhere: RemoteBackends) -> None:
+    def _remote_loop(self, backend: RemoteBackends) -> None:
         while (job := self._remote_queue.take()) is not None:
-            self._run_job(job, lambda job: self._run(job, elsewhere, None))
+            self._run_job(job, partial(self._run, backend, None))
 
-    def _run_job(self, job: Job, task: Callable[[Job], None]) -> None:
+    def _run_job(self, job: Job, run: Callable[[Job], None]) -> None:
+        # Queue it outside of the context, which two threads must not enter at the same time.
         try:
-            job.context.run(task, job)
+            job.context.run(run, job)
+        except _FilesDeleted:
+            self._enqueue(self._download_queue, job)
         except (GenerationCancelled, DownloadCancelled) as error:
             job.update(status="cancelled", error=error)
         except WorkerCrashed as error:
             self._requeue(job, error)
         except CanvasError as error:
             job.update(status="failed", error=error)
-        except Exception as error:  # the thread must survive any job, and say so
+        except Exception as error:  # the thread must survive any job
             log.exception("job %s failed", job.id)
             job.update(status="failed", error=unexpected_error(error))
 
     def _requeue(self, job: Job, error: WorkerCrashed) -> None:
-        """Run a job again whose worker died, unless it has outlived too many of them."""
+        """Run a job again after its worker crashed, at most MAX_ATTEMPTS times."""
         log.warning("%s", error)
         job.attempts += 1
         if job.cancelled.is_set():
-            job.update(status="cancelled", error=GenerationCancelled("Stopped."))
+            job.update(status="cancelled", error=GenerationCancelled("Cancelled."))
         elif job.attempts >= MAX_ATTEMPTS:
             job.update(status="failed", error=error)
         else:
             job.update(status="queued", progress=None, preview=None)
-            self._generate_queue.put(job, first=True)
+            self._enqueue(self._generate_queue, job, first=True)
 
-    def _fetch(self, job: Job) -> None:
-        spec = get_model(job.model_key, self._models)
-        if job.request is None or not self.is_ready(spec, job.request):
+    def _download(self, job: Job) -> None:
+        """Download what a job needs; a generation is "queued" again afterwards."""
+        spec, request = get_model(job.model_key, self._models), job.request
+        on_progress = DownloadReporter(job)
+        needs_model = request is None or request.needs_model
+        missing_model = needs_model and self.find_local(spec) is None
+        if request is None or missing_model or self._missing_addons(spec, request):
             job.update(status="downloading")
-        needed = job.request is None or job.request.needs_model
-        if needed and self.find_local(spec) is None:
-            self._download(job, spec)
-        if job.request is None:
+        if missing_model:
+            self._download_model(job, spec, on_progress)
+        if request is None:
             job.update(status="done")
-        else:
-            self._dependencies.fetch(job.request, spec, DownloadProgressLogger(job), job.cancelled)
-            job.update(status="queued", progress=None)
-            self._generate_queue.put(job)
-
-    def _download(self, job: Job, spec: ModelSpec) -> None:
-        with log_event(self._record, ModelEvent(spec.key, "download", spec.name)) as facts:
-            plan = self.plan_download(spec, cancelled=job.cancelled)
-            facts.update(repo_id=plan.repo_id, revision=plan.revision)
-            log.info(
-                "%s: fetching %s of %s", spec.key, format_bytes(plan.missing_bytes), plan.repo_id
-            )
-            done = download.download(
-                spec,
-                plan,
-                on_progress=DownloadProgressLogger(job),
-                cancelled=job.cancelled,
-                hub=self._hub,
-            )
-            facts.update(bytes=done.bytes, file_count=done.file_count)
-            log.info("%s: fetched in %s", spec.key, format_duration(done.seconds))
-
-    def _run_in_fresh_thread(self, job: Job, painter: Backend) -> None:
-        """In a new thread: one that has met OutOfMemory must not compute again."""
-        with ThreadPoolExecutor(1) as fresh:
-            fresh.submit(self._prepare_and_run, job, painter).result()
-
-    def _prepare_and_run(self, job: Job, painter: Backend) -> None:
-        assert job.request is not None  # noqa: S101 - only generate jobs come here
-        spec = get_model(job.model_key, self._models)
-        local = self.find_local(spec)
-        if not self.is_ready(spec, job.request):  # removed while the job waited
-            self._download_queue.put(job)
             return
-        self._run(job, painter, local)
+        if request.needs_model:
+            addons.fetch(request.preset, spec, on_progress, job.cancelled, hub=self._hub)
+        for name in self._missing_loras(request):
+            loras.fetch(name, on_progress, job.cancelled, hub=self._hub)
+        if self._checks_images and safety.find_checker(hub=self._hub) is None:
+            safety.fetch_checker(on_progress, job.cancelled, hub=self._hub)
+        job.update(status="queued", progress=None)
+
+    def _download_model(self, job: Job, spec: ModelSpec, on_progress: DownloadReporter) -> None:
+        with log_event(self._record_event, ModelEvent(spec.key, "download", spec.name)) as event:
+            plan = self.plan_download(spec, cancelled=job.cancelled)
+            event.update(repo_id=plan.repo_id, revision=plan.revision)
+            size = format_bytes(plan.missing_bytes)
+            log.info("%s: downloading %s of %s", spec.key, size, plan.repo_id)
+            result = download.download(
+                spec, plan, on_progress=on_progress, cancelled=job.cancelled, hub=self._hub
+            )
+            event.update(bytes=result.bytes, file_count=result.file_count)
+            log.info("%s: downloaded in %s", spec.key, format_duration(result.seconds))
+
+    def _generate(self, backend: Backend, job: Job) -> None:
+        assert job.request is not None  # noqa: S101 - downloads are in another queue
+        spec = get_model(job.model_key, self._models)
+        local = self.find_local(spec) if job.request.needs_model else None
+        missing_model = job.request.needs_model and local is None
+        if missing_model or self._missing_addons(spec, job.request):
+            raise _FilesDeleted
+        self._run(backend, local, job)
 
     def _run(
-        self, job: Job, painter: Backend | RemoteBackends, local: download.LocalModel | None
+        self, backend: Backend | RemoteBackends, local: download.LocalModel | None, job: Job
     ) -> None:
-        assert job.request is not None  # noqa: S101 - only generate jobs come here
+        assert job.request is not None  # noqa: S101 - downloads are in another queue
         spec = get_model(job.model_key, self._models)
-        materials = self._gather(job.request, job.owner)
-        order = GenerationTask(job.request.remaining(len(job.images)), spec, local, materials)
-        with closing(painter.generate(order, job.report_progress, job.cancelled)) as pictures:
-            for picture in pictures:
-                job.update(images=[*job.images, self._keep(picture, job)])
+        # Loaded now and not when the job was submitted: the decoded images of many waiting jobs
+        # would fill the memory.
+        inputs = self._load_inputs(job.request, job.owner)
+        task = GenerationTask(job.request.remaining(len(job.images)), spec, local, inputs)
+        with closing(backend.generate(task, job.report_progress, job.cancelled)) as images:
+            for image in images:
+                job.update(images=[*job.images, self._save_image(image, job)])
         job.update(status="done")
+
+
+class _FilesDeleted(Exception):
+    """Files that a waiting job needs were deleted: it has to download them again."""
+
+
+class DownloadReporter:
+    """Reports the progress of a download to its job, and every LOG_INTERVAL to the log."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._last_logged = time.monotonic()
+
+    def __call__(self, progress: DownloadProgress) -> None:
+        """Report the progress."""
+        self._job.update(progress=progress)
+        if time.monotonic() - self._last_logged >= LOG_INTERVAL:
+            self._last_logged = time.monotonic()
+            _, text = format_progress(self._job.status, progress)
+            log.info("%s: %s", progress.label or self._job.model_key, text)
 
 
 def _is_remote(job: Job) -> bool:

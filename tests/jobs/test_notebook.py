@@ -1,4 +1,4 @@
-"""A notebook that is really executed: a bar while it waits, then the picture itself."""
+"""An executed notebook: a progress bar, then the images."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ studio = Studio(settings)
 """
 CELLS = (
     "studio.generate(GenerationRequest('a <fox>', num_inference_steps=30, num_images=2))",
-    "[picture] = studio.generate(GenerationRequest('a hat', image_format='webp', "
-    "num_inference_steps=1))\npicture",
+    "[image] = studio.generate(GenerationRequest('a hat', image_format='webp', "
+    "num_inference_steps=1))\nimage",
     "studio.close()",
 )
 
@@ -44,37 +44,37 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     return [cell.outputs for cell in notebook.cells]
 
 
-def pictures_in(output: Any) -> list[Image.Image]:
+def images_in(output: Any) -> list[Image.Image]:
     found = re.findall(r'src="data:image/\w+;base64,([^"]+)"', output["data"]["text/html"])
     return [Image.open(io.BytesIO(base64.b64decode(content))) for content in found]
 
 
-def test_the_pictures_show_themselves(outputs: list[list[Any]]) -> None:
+def test_images_are_displayed(outputs: list[list[Any]]) -> None:
     shown = outputs[1][-1]
     assert shown["output_type"] == "execute_result"
-    assert [picture.size for picture in pictures_in(shown)] == [(256, 256)] * 2
+    assert [image.size for image in images_in(shown)] == [(256, 256)] * 2
     assert 'alt="a &lt;fox&gt;"' in shown["data"]["text/html"]
 
 
-def test_a_bar_tells_how_far_it_is(outputs: list[list[Any]]) -> None:
-    words = "".join(output.get("text", "") for output in outputs[1])
-    assert "a <fox>" in words
-    assert re.search(r"picture \d of 2, step \d+ of 30", words)
+def test_a_progress_bar_is_shown(outputs: list[list[Any]]) -> None:
+    text = "".join(output.get("text", "") for output in outputs[1])
+    assert "a <fox>" in text
+    assert re.search(r"image \d of 2, step \d+ of 30", text)
 
 
-def test_one_picture_shows_itself_in_its_format(outputs: list[list[Any]]) -> None:
-    [picture] = pictures_in(outputs[2][-1])
-    assert picture.format == "WEBP"
+def test_an_image_is_displayed_in_its_format(outputs: list[list[Any]]) -> None:
+    [image] = images_in(outputs[2][-1])
+    assert image.format == "WEBP"
 
 
-def test_a_script_sees_no_bar(studio: Studio, capfd: pytest.CaptureFixture[str]) -> None:
-    [picture] = studio.generate(GenerationRequest("a hat", num_inference_steps=1))
+def test_scripts_show_no_progress_bar(studio: Studio, capfd: pytest.CaptureFixture[str]) -> None:
+    [image] = studio.generate(GenerationRequest("a hat", num_inference_steps=1))
     assert capfd.readouterr() == ("", "")
-    assert picture.file == studio.image_path(picture.filename)
+    assert image.file == studio.image_path(image.filename)
 
 
-def test_a_picture_without_its_file_is_told_in_words(studio: Studio) -> None:
-    [picture] = studio.generate(GenerationRequest("a hat", num_inference_steps=1))
-    assert picture.file is not None
-    picture.file.unlink()
-    assert picture._repr_html_() is None
+def test_an_image_without_its_file_is_shown_as_text(studio: Studio) -> None:
+    [image] = studio.generate(GenerationRequest("a hat", num_inference_steps=1))
+    assert image.file is not None
+    image.file.unlink()
+    assert image._repr_html_() is None

@@ -11,9 +11,9 @@ from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
 from canvas.settings import Settings
 from tests.conftest import TINY_REPO, make_spec
-from tests.hub import Fault, LocalHub
+from tests.hub_server import Fault, LocalHub
 
-PICTURE = GenerationRequest("a fox", model_key="tiny-test", num_inference_steps=1)
+REQUEST = GenerationRequest("a fox", model_key="tiny-test", num_inference_steps=1)
 
 
 @pytest.fixture
@@ -28,31 +28,31 @@ def events(studio: Studio) -> list[tuple[str, str]]:
     return [(event.event, event.status) for event in reversed(studio.database.model_events())]
 
 
-def test_a_model_is_fetched_loaded_and_recorded(online: Studio, tiny_repo: str) -> None:
-    state = online.model_status("tiny-test", ask_hub=True)
-    job = online.submit(PICTURE)
+def test_a_model_is_downloaded_loaded_and_recorded(online: Studio, tiny_repo: str) -> None:
+    status = online.model_status("tiny-test", ask_hub=True)
+    job = online.submit(REQUEST)
     seen = [(step.status, type(step.progress)) for step in job.subscribe()]
-    [picture] = job.wait()
+    [image] = job.wait()
     assert ("downloading", DownloadProgress) in seen
-    assert len(picture.model_revision) == 40
+    assert len(image.model_revision) == 40
     assert events(online) == [("download", "complete"), ("load", "complete")]
     download = online.database.model_events()[-1]
     assert download.repo_id == tiny_repo
-    assert download.bytes == state.missing_bytes
+    assert download.bytes == status.missing_bytes
     assert online.model_status("tiny-test").location == "memory"
-    assert online.delete_model("tiny-test") >= state.missing_bytes
+    assert online.delete_model("tiny-test") >= status.missing_bytes
     assert online.model_status("tiny-test").location == "hub"
 
 
-def test_a_model_that_is_gone_is_said_and_recorded(online: Studio) -> None:
+def test_a_model_that_does_not_exist_is_recorded(online: Studio) -> None:
     with pytest.raises(ModelNotFound, match=TINY_REPO):
-        online.generate(PICTURE)
+        online.generate(REQUEST)
     assert events(online) == [("download", "failed")]
     assert online.database.model_events()[0].error
     assert online.generate(GenerationRequest("a fox", num_inference_steps=1))
 
 
-def test_a_download_can_be_stopped_while_pictures_are_made(
+def test_a_download_can_be_cancelled_while_images_are_generated(
     online: Studio,
     hub: LocalHub,
     tiny_repo: str,
