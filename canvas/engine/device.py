@@ -51,8 +51,7 @@ class Device:
         """`dtype` as a torch dtype."""
         import torch
 
-        dtype = getattr(torch, self.dtype)
-        assert isinstance(dtype, torch.dtype)  # noqa: S101 - DTYPES holds nothing else
+        dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
 
@@ -146,11 +145,8 @@ def _with_cuda_speed(device: Device) -> Device:
 def _with_cpu_speed(device: Device, cache_dir: Path) -> Device:
     speeds = _cached_speeds(cache_dir)
     seconds = speeds.get(device.dtype)  # float16 is not measured
-    return replace(
-        device,
-        gflops=PROBE_GFLOP / seconds if seconds else None,
-        kernel_launch_seconds=speeds[KERNEL_LAUNCH],
-    )
+    gflops = PROBE_GFLOP / seconds if seconds else None
+    return replace(device, gflops=gflops, kernel_launch_seconds=speeds[KERNEL_LAUNCH])
 
 
 def _probe_workload(dtype: torch.dtype, device: str = "cpu", batch: int = 1) -> Callable[[], Any]:

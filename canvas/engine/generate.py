@@ -191,22 +191,17 @@ def _translate_errors(
     except (MemoryError, RuntimeError, ValueError) as error:
         if system_info.is_out_of_memory(error):
             system_info.release_memory()
-            raise OutOfMemory(
-                LazyMessage(
-                    "Ran out of memory at {size}. {suggestion}",
-                    size=f"{request.width}x{request.height}",
-                    suggestion=suggest_size(request, spec, device),
-                )
-            ) from error
-        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise GenerationFailed(
-            LazyMessage(
-                "The model {model} could not generate this image ({reason}). Try another "
-                "scheduler, size or number of steps.",
-                model=spec.key,
-                reason=first_line,
-            )
-        ) from error
+            text = "Ran out of memory at {size}. {suggestion}"
+            size, suggestion = "{}x{}".format(*_size(request)), suggest_size(request, spec, device)
+            raise OutOfMemory(LazyMessage(text, size=size, suggestion=suggestion)) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        message = LazyMessage(
+            "The model {model} could not generate this image ({reason}). Try another scheduler, "
+            "size or number of steps.",
+            model=spec.key,
+            reason=reason,
+        )
+        raise GenerationFailed(message) from error
 
 
 def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
@@ -217,12 +212,11 @@ def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
     import torch
 
     if not latents.isfinite().all():
-        raise GenerationFailed(
-            LazyMessage(
-                "The latents contain NaN or infinity. Try another scheduler or a lower guidance; "
-                "if every image fails, start with CANVAS_DTYPE=float32."
-            )
+        message = LazyMessage(
+            "The latents contain NaN or infinity. Try another scheduler or a lower guidance; if "
+            "every image fails, start with CANVAS_DTYPE=float32."
         )
+        raise GenerationFailed(message)
     vae = pipeline.vae
     dtype = vae.dtype
     # Every AutoencoderKL has force_upcast; only SDXL's pipelines need it, and have upcast_vae.
@@ -264,12 +258,11 @@ def _is_empty(pixels: torch.Tensor) -> bool:
 
 def _to_pil(pixels: torch.Tensor, pipeline: Any) -> Image:
     if not pixels.isfinite().all():
-        raise GenerationFailed(
-            LazyMessage(
-                "The decoded pixels contain NaN or infinity, even in float32. Try another seed or "
-                "scheduler."
-            )
+        message = LazyMessage(
+            "The decoded pixels contain NaN or infinity, even in float32. Try another seed or "
+            "scheduler."
         )
+        raise GenerationFailed(message)
     image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]
     return image
 

@@ -41,15 +41,9 @@ def decode_image(source: bytes | Path | Image.Image, field: str = "image") -> De
     with _translate_errors(field, name):
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if size > MAX_BYTES:
-            raise InvalidInput(
-                field,
-                name,
-                message=LazyMessage(
-                    "An image file must not be larger than {allowed} MB (got {size} MB).",
-                    allowed=MAX_BYTES // 10**6,
-                    size=size // 10**6,
-                ),
-            )
+            text = "An image file must not be larger than {allowed} MB (got {size} MB)."
+            message = LazyMessage(text, allowed=MAX_BYTES // 10**6, size=size // 10**6)
+            raise InvalidInput(field, name, message=message)
         file = source if isinstance(source, Path) else io.BytesIO(source)
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image, field)
@@ -112,19 +106,15 @@ def _translate_errors(field: str, name: str) -> Iterator[None]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
     except UnidentifiedImageError as error:
-        message = LazyMessage(
-            "Cannot read {file}: it is not an image. Use one of the formats {formats}.",
-            file=name,
-            formats=", ".join(FORMATS),
-        )
+        text = "Cannot read {file}: it is not an image. Use one of the formats {formats}."
+        message = LazyMessage(text, file=name, formats=", ".join(FORMATS))
         raise InvalidInput(field, name, message=message) from error
     except Image.DecompressionBombError as error:
         raise InvalidInput(field, name, message=_too_large()) from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        message = LazyMessage(
-            "Cannot read {file}: the image is damaged ({reason}).", file=name, reason=reason
-        )
+        text = "Cannot read {file}: the image is damaged ({reason})."
+        message = LazyMessage(text, file=name, reason=reason)
         raise InvalidInput(field, name, message=message) from error
 
 
@@ -133,11 +123,8 @@ def _check_size(image: Image.Image, field: str) -> None:
     if width * height > MAX_PIXELS:
         raise InvalidInput(field, f"{width}x{height}", message=_too_large())
     if min(width, height) < MIN_SIDE:
-        message = LazyMessage(
-            "An image must be at least {allowed} pixels wide and high (got {size}).",
-            allowed=MIN_SIDE,
-            size=f"{width}x{height}",
-        )
+        text = "An image must be at least {allowed} pixels wide and high (got {size})."
+        message = LazyMessage(text, allowed=MIN_SIDE, size=f"{width}x{height}")
         raise InvalidInput(field, f"{width}x{height}", message=message)
 
 

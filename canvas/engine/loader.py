@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.catalog import ModelSpec
 from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.lora_adapters import check_compatible
@@ -24,14 +23,13 @@ from canvas.errors import (
     ModelUnavailable,
     OutOfMemory,
 )
-from canvas.models import pipeline_files
-from canvas.models.addons import ADDONS, TAESD
-from canvas.models.addons import find as find_addon
+from canvas.models import addons, pipeline_files
 from canvas.models.hub_client import Hub
 from canvas.models.loras import read_lora
 from canvas.presets import DISTILLED_LORA
 
 if TYPE_CHECKING:
+    from canvas.catalog import ModelSpec
     from canvas.models.download import LocalModel
 
 logger = logging.getLogger(__name__)
@@ -76,14 +74,13 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
         *(ImportError, EOFError, MemoryError, pickle.UnpicklingError, SafetensorError),
     ) as error:
         if system_info.is_out_of_memory(error):
-            raise OutOfMemory(
-                LazyMessage(
-                    "The model {model} does not fit into the memory of the device {device}. Close "
-                    "other programs or choose a smaller model.",
-                    model=spec.key,
-                    device=device.name,
-                )
-            ) from error
+            message = LazyMessage(
+                "The model {model} does not fit into the memory of the device {device}. Close "
+                "other programs or choose a smaller model.",
+                model=spec.key,
+                device=device.name,
+            )
+            raise OutOfMemory(message) from error
         raise _load_error(spec, local.path, str(error)) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -132,15 +129,14 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
     except OSError as error:
         if config.is_dir() or not path.exists():
             raise
-        raise HubOffline(
-            LazyMessage(
-                "{file} holds weights only, and its configuration could not be downloaded. Connect "
-                "to the internet once, or put the pipeline's configuration files into a folder "
-                "{folder} beside it.",
-                file=path.name,
-                folder=config.name,
-            )
-        ) from error
+        message = LazyMessage(
+            "{file} holds weights only, and its configuration could not be downloaded. Connect to "
+            "the internet once, or put the pipeline's configuration files into a folder {folder} "
+            "beside it.",
+            file=path.name,
+            folder=config.name,
+        )
+        raise HubOffline(message) from error
 
 
 def _load_error(spec: ModelSpec, path: Path, problem: str) -> ModelCorrupted:
@@ -273,16 +269,12 @@ def _converted_path(local: LocalModel, device: Device) -> Path | None:
 
 def fuse_distilled_lora(pipeline: Any, *, hub: Hub | None = None) -> None:
     """Fuse the few-step LoRA into the UNet, so that it takes no time per step."""
-    path = _require_addon(DISTILLED_LORA, hub) / ADDONS[DISTILLED_LORA].files[0]
+    path = _require_addon(DISTILLED_LORA, hub) / addons.ADDONS[DISTILLED_LORA].files[0]
     try:
         check_compatible(read_lora(path), pipeline)
     except InvalidInput as error:
-        raise ModelUnavailable(
-            LazyMessage(
-                "The few-step weights do not fit this model ({reason}). Choose another preset.",
-                reason=error,
-            )
-        ) from error
+        text = "The few-step weights do not fit this model ({reason}). Choose another preset."
+        raise ModelUnavailable(LazyMessage(text, reason=error.args[0])) from error
     pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -294,7 +286,7 @@ def with_taesd(pipeline: Any, *, hub: Hub | None = None) -> Any:
 
     if isinstance(pipeline.vae, AutoencoderTiny):
         return pipeline
-    folder = _require_addon(TAESD, hub)
+    folder = _require_addon(addons.TAESD, hub)
     with FROM_PRETRAINED_LOCK:
         vae = AutoencoderTiny.from_pretrained(
             str(folder), dtype=pipeline.vae.dtype, local_files_only=True
@@ -306,15 +298,14 @@ def with_taesd(pipeline: Any, *, hub: Hub | None = None) -> Any:
 
 
 def _require_addon(name: str, hub: Hub | None) -> Path:
-    folder = find_addon(name, hub=hub)
+    folder = addons.find(name, hub=hub)
     if folder is None:
-        addon = ADDONS[name]
-        raise ModelUnavailable(
-            LazyMessage(
-                "The preset Turbo needs {repo_id} ({size} MB), which is not downloaded. Connect to "
-                "the internet once, or choose Balanced.",
-                repo_id=addon.repo_id,
-                size=f"{addon.size / 1e6:.0f}",
-            )
+        addon = addons.ADDONS[name]
+        message = LazyMessage(
+            "The preset Turbo needs {repo_id} ({size} MB), which is not downloaded. Connect to the "
+            "internet once, or choose Balanced.",
+            repo_id=addon.repo_id,
+            size=f"{addon.size / 1e6:.0f}",
         )
+        raise ModelUnavailable(message)
     return folder

@@ -25,12 +25,10 @@ def to_mask(image: Image.Image) -> Image.Image:
 def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
     """Raise InvalidInput unless the mask has the size of its image and is not empty."""
     if mask.size != size:
-        message = LazyMessage(
-            "The mask must have the size of the image, {size} (got {mask_size}).",
-            size=f"{size[0]}x{size[1]}",
-            mask_size=f"{mask.width}x{mask.height}",
-        )
-        raise InvalidInput("mask_image", f"{mask.width}x{mask.height}", message=message)
+        text = "The mask must have the size of the image, {size} (got {mask_size})."
+        mask_size = f"{mask.width}x{mask.height}"
+        message = LazyMessage(text, size=f"{size[0]}x{size[1]}", mask_size=mask_size)
+        raise InvalidInput("mask_image", mask_size, message=message)
     _bbox(mask)
 
 

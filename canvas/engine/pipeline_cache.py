@@ -217,15 +217,14 @@ def check_memory(request: GenerationRequest, spec: ModelSpec, device: Device) ->
     needed = _decoding_bytes(request.width, request.height, device)
     free = free_device_memory(device)
     if needed > free:
-        raise OutOfMemory(
-            LazyMessage(
-                "{size} needs {needed} of memory, but only {free} are free. {suggestion}",
-                size=f"{request.width}x{request.height}",
-                needed=f"{needed / 1e9:.2f} GB",
-                free=f"{free / 1e9:.2f} GB",
-                suggestion=suggest_size(request, spec, device),
-            )
+        message = LazyMessage(
+            "{size} needs {needed} of memory, but only {free} are free. {suggestion}",
+            size=f"{request.width}x{request.height}",
+            needed=f"{needed / 1e9:.2f} GB",
+            free=f"{free / 1e9:.2f} GB",
+            suggestion=suggest_size(request, spec, device),
         )
+        raise OutOfMemory(message)
 
 
 def suggest_size(request: GenerationRequest, spec: ModelSpec, device: Device) -> LazyMessage:

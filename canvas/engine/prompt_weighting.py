@@ -59,15 +59,12 @@ def parse(prompt: str) -> Fragments:
     return _merge(fragments)
 
 
-def _parse_weight(text: str) -> float:
-    weight = float(text.strip(":)").strip())
+def _parse_weight(syntax: str) -> float:
+    weight = float(syntax.strip(":)").strip())
     if not 0 <= weight <= MAX_WEIGHT:
-        message = LazyMessage(
-            "Weights in the prompt must be from 0 to {maximum} (got {value}).",
-            maximum=f"{MAX_WEIGHT:g}",
-            value=f"{weight:g}",
-        )
-        raise InvalidInput("prompt", text, message=message)
+        text = "Weights in the prompt must be from 0 to {maximum} (got {value})."
+        message = LazyMessage(text, maximum=f"{MAX_WEIGHT:g}", value=f"{weight:g}")
+        raise InvalidInput("prompt", syntax, message=message)
     return weight
 
 
@@ -103,13 +100,9 @@ def encode_weighted_prompt(pipeline: Any, prompt: str, negative_prompt: str) -> 
         encoders.append(pipeline.text_encoder_2)
     with torch.no_grad():
         provider = _embeddings_provider(pipeline, encoders)
-        prompt_embeds, negative_prompt_embeds = _pad_embeds(
-            provider, *(_encode(provider, text) for text in (prompt, negative_prompt))
-        )
-        arguments = {
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-        }
+        embeds = [_encode(provider, text) for text in (prompt, negative_prompt)]
+        names = ("prompt_embeds", "negative_prompt_embeds")
+        arguments = dict(zip(names, _pad_embeds(provider, *embeds), strict=True))
         if len(encoders) > 1:
             arguments["pooled_prompt_embeds"] = _encode_pooled(pipeline, prompt)
             arguments["negative_pooled_prompt_embeds"] = _encode_pooled(pipeline, negative_prompt)

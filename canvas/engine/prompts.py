@@ -99,12 +99,8 @@ def _load_tokenizer(folder: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelCorrupted(
-            LazyMessage(
-                "The tokenizer of the model {model} cannot be read. Download the model again.",
-                model=folder.parent.name,
-            )
-        ) from error
+        text = "The tokenizer of the model {model} cannot be read. Download the model again."
+        raise ModelCorrupted(LazyMessage(text, model=folder.parent.name)) from error
 
 
 def _append_missing(text: str, words: str) -> str:

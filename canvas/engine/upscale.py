@@ -16,9 +16,10 @@ from canvas.engine.generate import generate
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.multidiffusion import tile_count, tiled_pipeline
 from canvas.engine.optimizations import deepcache
+from canvas.engine.step_callback import raise_if_cancelled
 from canvas.engine.super_resolution import upscale_image
 from canvas.engine.unet_hooks import round_up_size
-from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage
+from canvas.errors import InvalidInput, LazyMessage
 from canvas.presets import PRESETS
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
@@ -51,8 +52,7 @@ def run_upscale(
     image = resize_to_fit(
         flatten_alpha(image, request.fill_color), size, request.resize_mode, request.fill_color
     )
-    if cancelled.is_set():
-        raise GenerationCancelled("Stopped.")
+    raise_if_cancelled(cancelled)
     if model is None:
         progress = EtaEstimator()
         upscaled = upscale_image(
@@ -62,12 +62,13 @@ def run_upscale(
         )
     else:
         upscaled = _upscale_diffusion(request, image, model, on_step, cancelled)
+    device = model.device if model else Device("cpu", "float32", "")
     return GeneratedImage(
         request=request,
         enhanced_prompt=request.prompt,
         generation_time=time.perf_counter() - started,
-        device=model.device.name if model else "cpu",
-        dtype=model.device.dtype if model else "float32",
+        device=device.name,
+        dtype=device.dtype,
         model_revision=model.model_revision if model else "",
         image=upscaled,
     )
@@ -139,8 +140,7 @@ class TileProgress:
 
     def on_tile(self, done: int) -> None:
         """Report a tile; raises GenerationCancelled."""
-        if self._cancelled.is_set():
-            raise GenerationCancelled("Stopped.")
+        raise_if_cancelled(self._cancelled)
         if done % self._num_tiles:  # the last tile of a step is reported by on_step
             self._report(done)
 
