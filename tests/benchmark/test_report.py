@@ -56,7 +56,9 @@ def test_json_report_with_old_field_names_is_read() -> None:
 
 
 def test_table_shows_the_method() -> None:
-    head, _, plain, quality, overhead, unet = report.format_table(replace(REPORT, extrapolated=True))
+    head, _, plain, quality, overhead, unet = report.format_table(
+        replace(REPORT, extrapolated=True)
+    )
     assert "extrapolated" in head
     assert "3.00" in quality
     assert plain.split()[-1] == "1.00"

@@ -81,12 +81,12 @@ def test_function_is_run_then_captured_then_replayed() -> None:
         calls.append(tensor.shape)
         return (tensor * 2 + more,)
 
-    recorded = CudaGraphCallable(double)
-    results = [recorded(torch.full((3,), float(n), device="cuda"), more=1.0)[0] for n in range(5)]
+    captured = CudaGraphCallable(double)
+    results = [captured(torch.full((3,), float(n), device="cuda"), more=1.0)[0] for n in range(5)]
     assert len(calls) == 2, "later calls are replayed"
     for number, tensor in enumerate(results):
         assert tensor.tolist() == [2.0 * number + 1] * 3, "results are not overwritten"
-    assert recorded(torch.zeros(3, device="cuda"), more=5.0)[0].tolist() == [5.0] * 3
+    assert captured(torch.zeros(3, device="cuda"), more=5.0)[0].tolist() == [5.0] * 3
     assert len(calls) == 3, "another number needs another graph"
 
 
@@ -97,12 +97,12 @@ def test_number_of_graphs_is_limited() -> None:
         calls.append(1)
         return (tensor + 0,)
 
-    recorded = CudaGraphCallable(same)
+    captured = CudaGraphCallable(same)
     for size in range(1, MAX_GRAPHS + 3):
         for _ in range(3):
-            recorded(torch.ones(size, device="cuda"))
+            captured(torch.ones(size, device="cuda"))
     assert len(calls) == 2 * (MAX_GRAPHS + 2)
-    recorded(torch.ones(1, device="cuda"))
+    captured(torch.ones(1, device="cuda"))
     assert len(calls) == 2 * (MAX_GRAPHS + 2) + 1, "the oldest was evicted"
 
 
