@@ -1,4 +1,4 @@
-"""The administrator sees everybody's pictures, and nobody else does."""
+"""Only the administrator sees the images of all owners."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import io
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -26,20 +26,20 @@ from tests.visitors import Visitor
 ADMIN, OTHERS = "ada", ("local", "key-desk", "visitor-0123")
 
 
-def keep(studio: Studio, owner: str) -> GeneratedImage:
+def save_image(studio: Studio, owner: str) -> GeneratedImage:
     request = GenerationRequest(f"a secret of {owner}", seed=1, num_inference_steps=1)
     resolved = request.with_defaults(get_model("starter", studio.models))
     pixels = Image.new("RGB", (128, 128))
-    made = GeneratedImage(resolved, "", 1.0, "cpu", "float32", image=pixels, owner=owner)
-    return studio.image_repository.save(made)
+    image = GeneratedImage(resolved, "", 1.0, "cpu", "float32", image=pixels, owner=owner)
+    return studio.image_repository.save(image)
 
 
 @dataclass
-class Place:
+class Server:
     studio: Studio
     url: str
     key: str
-    pictures: dict[str, GeneratedImage]
+    images: dict[str, GeneratedImage]
 
     def logged_in(self) -> Visitor:
         visitor = Visitor(self.url, cookies=False)
@@ -55,21 +55,23 @@ class Place:
 
 
 @pytest.fixture(params=[ADMIN, None], ids=["with an administrator", "without"])
-def place(
+def server(
     request: pytest.FixtureRequest, settings: Settings, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
-    settings = replace(settings, port=0, auth=(ADMIN, "pw"), admin=request.param)
+) -> Iterator[Server]:
+    settings = settings.model_copy(
+        update={"port": 0, "auth": (ADMIN, "pw"), "admin": request.param}
+    )
     with Studio(settings) as studio:
-        pictures = {owner: keep(studio, owner) for owner in (ADMIN, *OTHERS)}
+        images = {owner: save_image(studio, owner) for owner in (ADMIN, *OTHERS)}
         page = launch(studio, block=False)
-        yield Place(studio, page.local_url, ApiKeyStore(studio.database).create("desk"), pictures)
+        yield Server(studio, page.local_url, ApiKeyStore(studio.database).create("desk"), images)
         page.close()
     gc.collect()  # Gradio leaves event loops open; see tests/api/conftest.py
 
 
 def gallery_of(visitor: Visitor, whose: str) -> bytes:
-    event = visitor.event("show_first")
-    return visitor.call(event, visitor.data_of(event, Whose=whose))
+    event = visitor.event("show_first_page")
+    return visitor.call(event, visitor.inputs_of(event, Owner=whose))
 
 
 def prompts_in(archive: bytes) -> set[str]:
@@ -78,66 +80,66 @@ def prompts_in(archive: bytes) -> set[str]:
     return {owner for owner in (ADMIN, *OTHERS) if f"a secret of {owner}" in lines}
 
 
-def test_only_the_administrator_sees_all_on_the_page(place: Place) -> None:
-    visitor = place.logged_in()
-    mine, all_of_them = gallery_of(visitor, "mine"), gallery_of(visitor, "everybody's")
+def test_only_the_administrator_sees_all_images_on_the_page(server: Server) -> None:
+    visitor = server.logged_in()
+    mine, all_of_them = gallery_of(visitor, "mine"), gallery_of(visitor, "all users")
     visitor.close()
-    seen = {owner for owner in OTHERS if f"a secret of {owner}".encode() in all_of_them}
-    assert seen == (set(OTHERS) if place.studio.settings.admin else set())
-    for page in (mine, all_of_them):
+    seen = {owner for owner in OTHERS if f"a secret of {owner}".encode() in everything}
+    assert seen == (set(OTHERS) if server.studio.settings.admin else set())
+    for page in (own, everything):
         assert f"a secret of {ADMIN}".encode() in page
-    assert not any(f"a secret of {owner}".encode() in mine for owner in OTHERS)
+    assert not any(f"a secret of {owner}".encode() in own for owner in OTHERS)
 
 
-def test_only_the_administrator_exports_all(place: Place) -> None:
-    visitor = place.logged_in()
-    theirs = visitor.client.get("/export.zip?everybody=1").content
+def test_only_the_administrator_exports_all(server: Server) -> None:
+    visitor = server.logged_in()
+    everything = visitor.client.get("/export.zip?everybody=1").content
     own = visitor.client.get("/export.zip").content
     visitor.close()
-    everybody = {ADMIN, *OTHERS} if place.studio.settings.admin else {ADMIN}
-    assert prompts_in(theirs) == everybody
+    everybody = {ADMIN, *OTHERS} if server.studio.settings.admin else {ADMIN}
+    assert prompts_in(everything) == everybody
     assert prompts_in(own) == {ADMIN}
-    with place.with_key() as desk:
+    with server.with_key() as desk:
         assert prompts_in(desk.get("/export.zip?everybody=1").content) == {"key-desk"}
 
 
-def test_who_is_no_administrator_sees_nothing_of_another(place: Place) -> None:
+def test_other_owners_see_their_own_images_only(server: Server) -> None:
     for owner in OTHERS:
-        mine = place.studio.user_gallery(owner)
-        for other, image in place.pictures.items():
+        gallery = server.studio.user_gallery(owner)
+        for other, image in server.images.items():
             if other == owner:
-                assert mine.image(image.id or 0) == image
+                assert gallery.image(image.id or 0) == image
                 continue
             with pytest.raises(NotFound):
-                mine.image(image.id or 0)
+                gallery.image(image.id or 0)
         for query in (Query(), Query(owner=ADMIN), Query(owner="local")):
-            assert [image.owner for image in mine.search(query)] == [owner]
-            assert mine.count(query) == 1
+            assert [image.owner for image in gallery.search(query)] == [owner]
+            assert gallery.count(query) == 1
 
 
-def test_the_administrator_sees_and_does_not_touch(place: Place) -> None:
-    mine = place.studio.user_gallery(ADMIN)
-    ids = [image.id or 0 for image in place.pictures.values()]
-    before = place.studio.database.recent(None)
-    assert mine.favourite(ids, True) == 1
-    token, number = mine.delete(ids)
+def test_the_administrator_cannot_change_images_of_others(server: Server) -> None:
+    gallery = server.studio.user_gallery(ADMIN)
+    ids = [image.id or 0 for image in server.images.values()]
+    before = server.studio.database.recent(None)
+    assert gallery.favourite(ids, True) == 1
+    token, number = gallery.delete(ids)
     assert number == 1
-    mine.undo(token)
-    mine.favourite(ids, False)
-    assert mine.totals(Query(owner=None))[0] == 1
-    assert mine.delete_all() == 1
-    left = place.studio.database.recent(None)
-    assert left == [image for image in before if image.owner != ADMIN]
+    gallery.undo(token)
+    gallery.favourite(ids, False)
+    assert gallery.totals(Query(owner=None))[0] == 1
+    assert gallery.delete_all() == 1
+    remaining = server.studio.database.recent(None)
+    assert remaining == [image for image in before if image.owner != ADMIN]
 
 
-def test_single_pictures_and_another_owners_query(place: Place) -> None:
-    mine: Any = place.studio.user_gallery(ADMIN)
-    image = place.pictures["local"]
-    if place.studio.settings.admin:
-        assert place.studio.image(image.id or 0, ADMIN) == image
-        assert mine.count(Query(owner="local")) == 1
-        assert mine.count(Query()) == 1 + len(OTHERS)
+def test_single_images_and_queries_for_another_owner(server: Server) -> None:
+    gallery: Any = server.studio.user_gallery(ADMIN)
+    image = server.images["local"]
+    if server.studio.settings.admin:
+        assert server.studio.image(image.id or 0, ADMIN) == image
+        assert gallery.count(Query(owner="local")) == 1
+        assert gallery.count(Query()) == 1 + len(OTHERS)
     else:
         with pytest.raises(NotFound):
-            place.studio.image(image.id or 0, ADMIN)
-        assert [one.owner for one in mine.search(Query(owner="local"))] == [ADMIN]
+            server.studio.image(image.id or 0, ADMIN)
+        assert [found.owner for found in gallery.search(Query(owner="local"))] == [ADMIN]

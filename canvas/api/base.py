@@ -19,7 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, MissingApiKey
+from canvas.errors import (
+    CanvasError,
+    GenerationCancelled,
+    InvalidInput,
+    MissingApiKey,
+    field_label,
+)
 from canvas.image_formats import encode_base64
 
 if TYPE_CHECKING:
@@ -39,7 +45,6 @@ class BodyTooLarge(CanvasError):
 
     code = "body_too_large"
     http_status = 413
-    title = "Request too large"
 
     def __init__(self) -> None:
         super().__init__(f"The request body must be at most {MAX_BODY // 2**20} MiB.")
@@ -88,8 +93,8 @@ def invalid_body(error: RequestValidationError | ValidationError) -> InvalidInpu
     if first["type"] == "json_invalid" or not location:
         return _invalid_json()
     field, message = ".".join(location), str(first["msg"])
-    if not message.startswith("Input should be "):
-        return InvalidInput(field, first.get("input"), message=f"{field}: {message}.")
+    if first["type"] == "missing":
+        return InvalidInput(field, None, message=f"{field_label(field)} is required.")
     allowed = message.removeprefix("Input should be ").partition(", unable to parse")[0]
     return InvalidInput(field, first.get("input"), allowed)
 

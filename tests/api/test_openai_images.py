@@ -152,6 +152,11 @@ def test_invalid_values_are_error_objects(
     assert served.recent() == before
 
 
+def test_a_missing_prompt_is_an_error(url: str) -> None:
+    response = httpx.post(f"{url}/v1/images/generations", json={"n": 1})
+    assert response.json()["error"]["message"] == "Prompt is required."
+
+
 def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as error:
         client.images.generate(prompt="a fox", model="dall-e-3")
