@@ -60,7 +60,7 @@ def test_nothing_is_sent_before_the_user_agrees(visit: Page, router: Router) -> 
     consent = visit.locator("#consent")
     visit.locator("#settings-button").click()
     choose(visit, "backend", "Hugging Face Inference Providers")
-    expect(consent).to_contain_text("starter is a model of this computer")
+    expect(consent).to_contain_text("starter is a local model")
     choose(visit, "model", "small")
     expect(consent).to_contain_text("provider: nscale")
     expect(consent).to_contain_text("stable-diffusion-v1-5/stable-diffusion-v1-5")
@@ -68,7 +68,7 @@ def test_nothing_is_sent_before_the_user_agrees(visit: Page, router: Router) -> 
     visit.locator("#prompt textarea").fill("a blue field")
     visit.locator("#generate").click()
     expect(visit.get_by_text("Consent required", exact=True)).to_be_visible()
-    expect(visit.locator("#presetl-status")).not_to_contain_text("download")
+    expect(visit.locator("#model-status")).not_to_contain_text("download")
     assert router.posts() == []
 
     consent.get_by_role("button", name="I agree").click()
@@ -91,7 +91,7 @@ def test_a_public_page_offers_only_its_own_computer(
             visitor = context.new_page()
             visitor.goto(page.local_url)
             visitor.locator("#settings-button").click()
-            visitor.locator("#presetl").wait_for()
+            visitor.locator("#model").wait_for()
             expect(visitor.locator("#backend")).to_have_count(0)
         page.close()
     gc.collect()

@@ -211,7 +211,7 @@ def test_turbo_shows_its_download_and_what_it_lacks(page: Page) -> None:
     """`tiny` uses the tiny decoder, but there is no distilled LoRA for it."""
     page.get_by_label("Prompt", exact=True).fill("a quick hare")
     open_settings(page)
-    page.locator("#presetl input").click()
+    page.locator("#model input").click()
     page.get_by_role("option", name="tiny", exact=True).click()
     page.locator("#preset").get_by_text("Turbo").click()
     note = page.locator("#summary .text-line").nth(1)
@@ -258,7 +258,7 @@ def test_the_number_of_expanded_prompts_is_shown_before(page: Page, served: Stud
     page.get_by_label("Prompt", exact=True).fill("a {red|blue} __animals__")
     expect(page.locator("#summary")).to_contain_text("8 images")
     page.get_by_label("Prompt", exact=True).fill("{a|b|c|d|e} {a|b|c|d|e} {a|b|c|d|e}")
-    expect(page.locator("#summary")).to_contain_text("at most 100 pictures of one prompt")
+    expect(page.locator("#summary")).to_contain_text("at most 100 prompts")
     assert len(served.jobs("local")) == before
 
 

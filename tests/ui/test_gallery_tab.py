@@ -55,7 +55,7 @@ def test_search_filters_the_grid(gallery: Page) -> None:
     gallery.get_by_label("Search").fill("nosuchword")
     expect(gallery.locator("#gallery")).to_contain_text("No matches")
     gallery.get_by_label("Search").fill("purple ladder")
-    expect(gallery.locator("#gallery .grid-headerer")).to_contain_text("1 image")
+    expect(gallery.locator("#gallery .grid-header")).to_contain_text("1 image")
 
 
 def test_size_and_dates_filter_the_grid_and_the_export(
@@ -71,7 +71,7 @@ def test_size_and_dates_filter_the_grid_and_the_export(
     )
     served.image_repository.save(old)
     page.get_by_role("tab", name="Gallery").click()
-    head = page.locator("#gallery .grid-headerer")
+    head = page.locator("#gallery .grid-header")
     page.get_by_label("Size").click()
     page.get_by_role("option", name="64 × 72").click()
     expect(head).to_contain_text("1 image")
