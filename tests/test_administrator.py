@@ -66,7 +66,7 @@ def server(
         page = launch(studio, block=False)
         yield Server(studio, page.local_url, ApiKeyStore(studio.database).create("desk"), images)
         page.close()
-    gc.collect()  # Gradio leaves event loops open; see tests/api/conftest.py
+    gc.collect()  # Gradio leaves event loops open; see tests/app_server.py
 
 
 def gallery_of(visitor: Visitor, whose: str) -> bytes:
@@ -82,7 +82,7 @@ def prompts_in(archive: bytes) -> set[str]:
 
 def test_only_the_administrator_sees_all_images_on_the_page(server: Server) -> None:
     visitor = server.logged_in()
-    mine, all_of_them = gallery_of(visitor, "mine"), gallery_of(visitor, "all users")
+    own, everything = gallery_of(visitor, "mine"), gallery_of(visitor, "all users")
     visitor.close()
     seen = {owner for owner in OTHERS if f"a secret of {owner}".encode() in everything}
     assert seen == (set(OTHERS) if server.studio.settings.admin else set())
