@@ -84,6 +84,13 @@ def test_installed_command_generates_an_image(command: Path, options: dict[str, 
         assert image.size == (256, 256)
 
 
+def test_bench_is_not_installed(command: Path, options: dict[str, Any]) -> None:
+    done = subprocess.run([command, "bench"], **options, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "source repository" in done.stderr
+
+
 def test_installed_command_serves_by_default(command: Path, options: dict[str, Any]) -> None:
     arguments = [command, "--port", "0", "--json"]
     with subprocess.Popen(arguments, **options, stdout=subprocess.PIPE) as server:

@@ -104,7 +104,7 @@ def upload(space_id: str, files: list[SpaceFile], *, private: bool = False) -> s
 
     Files of an earlier version below `FOLDERS` are deleted; other files of the Space stay.
     """
-    from httpx import HTTPError
+    from httpx2 import HTTPError  # the HTTP client of huggingface_hub
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

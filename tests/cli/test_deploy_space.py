@@ -122,6 +122,14 @@ def test_hub_errors_have_a_message(hub: SpaceHub, status: int, message: str) -> 
     assert "Traceback" not in done.stderr
 
 
+def test_unreachable_hub_has_a_message(hub: SpaceHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "url", "http://127.0.0.1:9")  # nothing listens there
+    done = deploy(hub, "ann/canvas", "--yes")
+    assert done.returncode == 1
+    assert "The upload to ann/canvas failed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_invalid_token_is_not_printed(hub: SpaceHub) -> None:
     invalid = "hf_" + "x" * 30
     done = deploy(hub, "ann/canvas", "--yes", token=invalid)
