@@ -1,4 +1,4 @@
-"""Fixtures for every test: a studio on a fresh data folder, with the built-in model."""
+"""Fixtures for all tests: a studio with a new data folder, tiny models, a local Hub."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ TINY_REPO = "tiny/diffusion"
 
 
 def pytest_configure() -> None:
-    """Quieten the libraries before any test module imports them."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two processes of tests share the cores
+    """Set the environment variables of the libraries before test modules import them."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two test processes share the cores
     configure_process()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes for all; none where one file, or what is long and measured, runs alone."""
+    """Two processes, or none for single files and for the long tests, which measure."""
     alone = config.option.markexpr == "long" or all(".py" in path for path in config.args)
     return 0 if alone else 2
 
 
 @pytest.fixture
 def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    # float32 on the CPU, so that no test depends on what a machine measured.
+    # float32 on the CPU: the tests must not depend on the measured speed of this machine.
     cache = tmp_path_factory.getbasetemp() / "cache"
     data = tmp_path / "data"
     return Settings(data_dir=data, cache_dir=cache, device="cpu", dtype="float32", port=0)
@@ -46,7 +46,7 @@ def studio(settings: Settings) -> Iterator[Studio]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder of safetensors, 64 x 64 pixels; read only, copy it to change it."""
+    """A diffusers folder of safetensors, 64 x 64 pixels; do not change it."""
     return make_tiny_pipeline(tmp_path_factory.mktemp("tiny") / "safetensors")
 
 
@@ -58,19 +58,19 @@ def tiny_bin_folder(tiny_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_full_folder(tiny_folder: Path) -> Path:
-    """The same pipeline with all that the SD1.5 repository has: fp16, `.bin`, single files …"""
+    """The same pipeline with all files that the SD 1.5 repository has: fp16, `.bin`, single files."""
     return make_full_layout(tiny_folder, tiny_folder.with_name("full"))
 
 
 @pytest.fixture(scope="session")
 def tiny_spec(tiny_folder: Path) -> ModelSpec:
-    """The tiny pipeline as a catalogue entry on this machine's disk."""
+    """The tiny pipeline as a model on disk."""
     return make_spec(str(tiny_folder))
 
 
 @pytest.fixture
 def hub() -> Iterator[LocalHub]:
-    """An empty Hub on this machine: `hub.add(repo_id, folder)`, `hub.faults[...]`, `hub.url`."""
+    """An empty local Hub: `hub.add(repo_id, folder)`, `hub.faults[...]`, `hub.url`."""
     server = LocalHub()
     yield server
     server.close()
@@ -78,13 +78,13 @@ def hub() -> Iterator[LocalHub]:
 
 @pytest.fixture
 def tiny_repo(hub: LocalHub, tiny_full_folder: Path) -> str:
-    """The id under which the local Hub serves the tiny pipeline in full."""
+    """The id of the full tiny pipeline on the local Hub."""
     hub.add(TINY_REPO, tiny_full_folder)
     return TINY_REPO
 
 
 def make_spec(name: str, key: str = "tiny-test", mirrors: tuple[str, ...] = ()) -> ModelSpec:
-    """A catalogue entry for that folder, file or repository."""
+    """A model of that folder, file or repository."""
     return parse_model(
         key,
         {

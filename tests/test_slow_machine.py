@@ -1,4 +1,4 @@
-"""A processor without 16-bit units: everything works in float32, and the page says why."""
+"""A CPU without 16-bit units: everything works in float32, and the page shows why."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from canvas.settings import Settings
 from canvas.ui.html_panel import render
 
 
-@pytest.fixture(params=["measured", "asked for"])
-def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Studio, str]]:
-    """A studio where bfloat16 was measured to be slow, or float32 was asked for; and the words."""
+@pytest.fixture(params=["measured", "requested"])
+def slow_studio(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Studio, str]]:
+    """A studio where bfloat16 was measured to be slow or float32 requested, and the reason."""
     cache = tmp_path / "cache"
-    detect_device(cache, "cpu")  # writes the measurement under this machine's name
+    detect_device(cache, "cpu")  # writes the measurements of this machine
     path = cache / "speeds.json"
     (key,) = json.loads(path.read_text())
     path.write_text(json.dumps({key: {"float32": 0.01, "bfloat16": 0.03, "layer": 1e-5}}))
     settings = Settings(data_dir=tmp_path, cache_dir=cache, device="cpu")
-    words = "bfloat16 takes 3.0 times as long as float32"
-    if request.param == "asked for":
-        settings, words = settings.model_copy(update={"dtype": "float32"}), "float32 as requested"
+    reason = "bfloat16 takes 3.0 times as long as float32"
+    if request.param == "requested":
+        settings, reason = settings.model_copy(update={"dtype": "float32"}), "float32 as requested"
     with Studio(settings) as studio:
-        yield studio, words
+        yield studio, reason
 
 
-def test_every_mode_works_and_the_page_says_why(slow: tuple[Studio, str]) -> None:
-    studio, words = slow
+def test_every_preset_works_and_the_page_shows_why(slow_studio: tuple[Studio, str]) -> None:
+    studio, reason = slow_studio
     for preset in PRESETS:
-        wish = GenerationRequest("a fox", seed=1, preset=preset, num_inference_steps=2)
-        [picture] = studio.generate(wish)
-        assert (picture.device, picture.dtype) == ("cpu", "float32")
+        request = GenerationRequest("a fox", seed=1, preset=preset, num_inference_steps=2)
+        [image] = studio.generate(request)
+        assert (image.device, image.dtype) == ("cpu", "float32")
     page = render("models.html", rows=[], device=studio.device_if_known, public=False)
-    assert words in page
+    assert reason in page
     assert studio.estimate(GenerationRequest("a fox", preset="turbo"))

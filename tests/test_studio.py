@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
@@ -15,37 +18,40 @@ from canvas.errors import (
     GenerationCancelled,
     InvalidInput,
     NotFound,
+    RemoteBackendError,
     StorageError,
     UnknownModel,
 )
-from canvas.request import ProgressUpdate
+from canvas.jobs.scheduler import REMOTE_CONCURRENCY
+from canvas.request import REMOTE, ProgressUpdate
 from canvas.settings import Settings
+from canvas.studio import OLD_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 FOX = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=2)
 
 
 def pixels(studio: Studio, filename: str) -> Image.Image:
-    with Image.open(studio.image_path(filename)) as picture:
-        return picture.convert("RGB")
+    with Image.open(studio.image_path(filename)) as image:
+        return image.convert("RGB")
 
 
-def test_prompt_to_picture_to_history(studio: Studio, settings: Settings) -> None:
+def test_a_generation_is_stored_and_logged(studio: Studio, settings: Settings) -> None:
     job = studio.submit(FOX)
     seen = list(job.subscribe())
     assert seen[-1].status == "done"
     assert isinstance(job.progress, ProgressUpdate)
-    [picture] = job.wait()
-    assert picture.request == FOX.with_defaults(studio.models["starter"])
-    assert (settings.data_dir / picture.filepath).is_file()
-    assert studio.recent() == [picture]
+    [image] = job.wait()
+    assert image.request == FOX.with_defaults(studio.models["starter"])
+    assert (settings.data_dir / image.filepath).is_file()
+    assert studio.recent() == [image]
     rows = sqlite3.connect(settings.database_path).execute(
         "select model_name, event, status from model_downloads"
     )
     assert rows.fetchall() == [("starter", "load", "complete")]
 
 
-def test_a_picture_of_a_batch_can_be_made_again_alone(studio: Studio) -> None:
+def test_an_image_of_a_batch_can_be_generated_again_alone(studio: Studio) -> None:
     batch = GenerationRequest("a fox", seed=7, num_inference_steps=2, num_images=2)
     second = studio.generate(batch)[1]
     again = studio.generate(second.request)[0]
@@ -56,7 +62,7 @@ def test_a_picture_of_a_batch_can_be_made_again_alone(studio: Studio) -> None:
     assert difference.getbbox() is None
 
 
-def test_a_job_waiting_is_taken_out_and_a_running_one_stops(studio: Studio) -> None:
+def test_cancel_a_waiting_and_a_running_job(studio: Studio) -> None:
     running = studio.submit(GenerationRequest("a fox", num_inference_steps=150))
     waiting = studio.submit(FOX)
     assert studio.queue_position(waiting) <= 1
@@ -71,36 +77,34 @@ def test_a_job_waiting_is_taken_out_and_a_running_one_stops(studio: Studio) -> N
     assert studio.generate(FOX)  # the next request works
 
 
-def test_what_is_wrong_is_said_before_anything_is_queued(studio: Studio) -> None:
+def test_invalid_requests_are_not_queued(studio: Studio) -> None:
     with pytest.raises(UnknownModel, match="starter"):
         studio.submit(GenerationRequest("a fox", model_key="nothing"))
-    with pytest.raises(InvalidInput, match="width"):
+    with pytest.raises(InvalidInput, match="Width"):
         studio.submit(GenerationRequest("a fox", width=1024))
     assert studio.jobs("local") == []
 
 
-def test_owners_see_their_own(studio: Studio) -> None:
+def test_jobs_and_images_of_other_owners_are_not_found(studio: Studio) -> None:
     job = studio.submit(FOX, owner="ann")
-    [picture] = job.wait()
-    assert picture.id is not None
+    [image] = job.wait()
+    assert image.id is not None
     assert studio.recent("bob") == []
     assert studio.jobs("bob") == []
     with pytest.raises(NotFound):
         studio.job(job.id, "bob")
     with pytest.raises(NotFound):
-        studio.image(picture.id, "bob")
-    assert studio.image(picture.id, "ann") == picture
+        studio.image(image.id, "bob")
+    assert studio.image(image.id, "ann") == image
 
 
-def test_a_picture_path_is_no_way_to_other_files(studio: Studio) -> None:
+def test_image_path_rejects_other_files(studio: Studio) -> None:
     for name in ("../ai_images.db", "/etc/passwd", "", "\0", "%2e%2e/ai_images.db", "nothing.png"):
         with pytest.raises(NotFound):
             studio.image_path(name)
 
 
-def test_a_broken_model_fails_in_words_and_the_next_request_works(
-    studio: Studio, tmp_path: Path
-) -> None:
+def test_a_broken_model_fails_and_the_next_job_works(studio: Studio, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     studio.models["broken"] = {
         "name": str(tmp_path / "broken"),
@@ -116,17 +120,17 @@ def test_a_broken_model_fails_in_words_and_the_next_request_works(
     assert studio.generate(FOX)
 
 
-def test_the_state_of_a_model_is_told(studio: Studio) -> None:
+def test_model_status_follows_download_and_memory(studio: Studio) -> None:
     assert studio.model_status("starter").location == "disk"
-    assert "to download" in studio.model_status("small").text
+    assert "4.3 GB download" in studio.model_status("small").text
     studio.generate(FOX)
     assert studio.model_status("starter").text.startswith("in memory")
-    assert "a picture here" in studio.model_status("starter").text
+    assert "per image on this computer" in studio.model_status("starter").text
     assert studio.unload_model("starter")
     assert studio.model_status("starter").location == "disk"
 
 
-def test_the_users_models_are_read_at_the_start(settings: Settings) -> None:
+def test_models_toml_is_loaded_at_the_start(settings: Settings) -> None:
     settings.data_dir.mkdir()
     settings.models_file.write_text(
         '[mine]\nname = "a/b"\nsize = "1 GB"\nspeed = "Fast"\nquality = "Good"\n'
@@ -135,17 +139,17 @@ def test_the_users_models_are_read_at_the_start(settings: Settings) -> None:
     with Studio(settings) as studio:
         assert studio.models["mine"].name == "a/b"
     settings.models_file.write_text('[mine]\nname = "a/b"\nsteps = 4\n')
-    with pytest.raises(InvalidInput, match=r"mine\.steps"):
+    with pytest.raises(InvalidInput, match=r"models\.mine\.steps is unknown"):
         Studio(settings)
 
 
-def test_an_unusable_data_folder_is_named(tmp_path: Path) -> None:
+def test_an_unusable_data_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="data_dir"):
+    with pytest.raises(StorageError, match=r"data folder .*--data-dir"):
         Studio(Settings(data_dir=tmp_path / "file"))
 
 
-def test_a_database_that_is_none_is_left_alone(settings: Settings) -> None:
+def test_a_file_that_is_not_a_database_is_not_overwritten(settings: Settings) -> None:
     settings.data_dir.mkdir()
     settings.database_path.write_bytes(b"not a database" * 1000)
     with pytest.raises(StorageError, match=r"ai_images\.db"):
@@ -153,15 +157,15 @@ def test_a_database_that_is_none_is_left_alone(settings: Settings) -> None:
     assert settings.database_path.read_bytes() == b"not a database" * 1000
 
 
-def test_pictures_outlive_the_studio(settings: Settings) -> None:
+def test_images_are_persistent(settings: Settings) -> None:
     with Studio(settings) as studio:
-        [picture] = studio.generate(FOX)
+        [image] = studio.generate(FOX)
     with Studio(settings) as studio:
-        assert studio.recent() == [picture]
+        assert studio.recent() == [image]
 
 
-def test_what_a_dead_server_left_is_offered_again(settings: Settings) -> None:
-    program = (
+def test_jobs_of_a_killed_process_can_be_resumed(settings: Settings) -> None:
+    code = (
         "import os, sys; from pathlib import Path\n"
         "from canvas import GenerationRequest, Studio\n"
         "from canvas.settings import Settings\n"
@@ -169,22 +173,74 @@ def test_what_a_dead_server_left_is_offered_again(settings: Settings) -> None:
         "studio.submit(GenerationRequest('an owl', num_inference_steps=150), owner='ann')\n"
         "os._exit(9)\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(settings.data_dir)], cwd=ROOT, check=False)
+    subprocess.run([sys.executable, "-c", code, str(settings.data_dir)], cwd=ROOT, check=False)
     with Studio(settings) as studio:
-        [left] = studio.interrupted_jobs("ann")
-        assert left.request.prompt == "an owl"
+        [pending] = studio.interrupted_jobs("ann")
+        assert pending.request.prompt == "an owl"
         assert studio.interrupted_jobs("bob") == []
         with pytest.raises(NotFound):
-            studio.resume_job(left.id, "bob")
-        job = studio.resume_job(left.id, "ann")
+            studio.resume_job(pending.id, "bob")
+        job = studio.resume_job(pending.id, "ann")
         assert studio.interrupted_jobs("ann") == []
-        assert job.request == left.request
+        assert job.request == pending.request
         job.cancel()
 
 
-def test_what_warms_up_ends_with_the_studio(settings: Settings) -> None:
+def test_warm_up_threads_end_with_the_studio(settings: Settings) -> None:
     before = set(threading.enumerate())
     with Studio(settings) as studio:
         studio.warm_up()
         assert set(threading.enumerate()) > before
     assert set(threading.enumerate()) <= before
+
+
+PROCESS_STATE = """
+import ctypes, os, sys, threading
+from pathlib import Path
+from unittest.mock import patch
+before = dict(os.environ)
+from canvas import GenerationRequest, Studio
+from canvas.settings import Settings
+settings = Settings(data_dir=Path(sys.argv[1]), device="cpu", dtype="float32")
+with patch("ctypes.CDLL", side_effect=AssertionError("mallopt")), Studio(settings):
+    print(os.environ == before, [thread.name for thread in threading.enumerate()])
+"""
+
+
+def test_a_studio_changes_nothing_in_its_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROCESS_STATE, str(tmp_path)]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "True ['MainThread']", done.stderr
+
+
+def test_threads_start_with_the_first_job_that_needs_them(settings: Settings) -> None:
+    def names() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if "canvas-" in thread.name]
+
+    with Studio(settings.model_copy(update={"remote": "http://127.0.0.1:9"})) as studio:
+        assert names() == []
+        studio.generate(FOX)
+        assert names() == ["canvas-generate"]
+        studio.remote_backends.grant_consent("local", REMOTE, studio.models["starter"])
+        with pytest.raises(RemoteBackendError):
+            studio.generate(replace(FOX, backend=REMOTE))
+        assert names() == ["canvas-generate"] + ["canvas-remote"] * REMOTE_CONCURRENCY
+    assert names() == []
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_old_names_work_with_a_warning(studio: Studio, name: str) -> None:
+    studio_of_old: Any = studio
+    with pytest.warns(
+        DeprecationWarning, match=rf"Studio\.{name} is now Studio\.{OLD_NAMES[name]}"
+    ):
+        assert getattr(studio_of_old, name) == getattr(studio, OLD_NAMES[name])
+    assert name not in dir(studio)
+
+
+def test_unknown_names_raise_attribute_error(studio: Studio) -> None:
+    with pytest.raises(AttributeError, match="brush"):
+        _ = studio.brush  # type: ignore[attr-defined]

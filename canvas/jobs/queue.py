@@ -127,7 +127,6 @@ class JobRegistry:
             self._jobs[job.id] = job
 
     def get(self, job_id: str) -> Job | None:
-        """The job with that id, of any owner."""
         with self._lock:
             return self._jobs.get(job_id)
 

@@ -160,7 +160,6 @@ class JobScheduler:
         return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
 
     def model_bytes_on_disk(self, spec: ModelSpec) -> int:
-        """The bytes of a model in the Hub cache."""
         return download.model_bytes_on_disk(spec, hub=self._hub)
 
     def delete_model(self, spec: ModelSpec) -> int:
@@ -169,7 +168,6 @@ class JobScheduler:
         return download.remove(spec, hub=self._hub)
 
     def is_loaded(self, spec: ModelSpec) -> bool:
-        """Whether a model is in memory."""
         return any(backend.is_loaded(spec) for backend in self._backends)
 
     def unload(self, spec: ModelSpec) -> bool:
@@ -322,7 +320,6 @@ class DownloadReporter:
         self._last_logged = time.monotonic()
 
     def __call__(self, progress: DownloadProgress) -> None:
-        """Report the progress."""
         self._job.update(progress=progress)
         if time.monotonic() - self._last_logged >= LOG_INTERVAL:
             self._last_logged = time.monotonic()

@@ -48,13 +48,9 @@ def make_mask_layer(box: tuple[int, int, int, int] = (100, 60, 159, 119)) -> Ima
     return layer
 
 
-def test_image_to_image_of_a_gallery_image_records_its_parent(
-    studio: Studio, settings: Settings
-) -> None:
+def test_image_to_image_of_a_gallery_image_records_its_parent(studio: Studio, settings: Settings) -> None:
     [parent] = studio.generate(make_request())
-    two = studio.generate(
-        make_request(task="image_to_image", image=parent.filename, strength=0.4, num_images=2)
-    )
+    two = studio.generate(make_request(task="image_to_image", image=parent.filename, strength=0.4, num_images=2))
     assert [child.parent_id for child in two] == [parent.id] * 2
     assert [child.task for child in two] == ["image_to_image"] * 2
     assert (pixels(studio, two[0]) != pixels(studio, two[1])).any()
@@ -76,9 +72,7 @@ def test_image_to_image_of_a_gallery_image_records_its_parent(
 def test_inpaint_and_outpaint_an_upload(studio: Studio) -> None:
     image = studio.inputs.upload(make_scene())
     mask = studio.inputs.upload(make_mask_layer(), "mask_image")
-    [changed] = studio.generate(
-        make_request(task="inpaint", image=image.name, mask_image=mask.name)
-    )
+    [changed] = studio.generate(make_request(task="inpaint", image=image.name, mask_image=mask.name))
     difference = (pixels(studio, changed) != np.asarray(make_scene(), int)).any(-1)
     inside = np.zeros_like(difference)
     inside[60:120, 100:160] = True
@@ -96,9 +90,7 @@ def test_lanczos_upscaling_loads_no_model(studio: Studio, settings: Settings) ->
     name = studio.inputs.upload(make_scene()).name
     [larger] = studio.generate(GenerationRequest("", task="upscale", image=name, scale=4))
     assert pixels(studio, larger).shape == (768, 1024, 3)
-    loads = (
-        sqlite3.connect(settings.database_path).execute("select * from model_downloads").fetchall()
-    )
+    loads = sqlite3.connect(settings.database_path).execute("select * from model_downloads").fetchall()
     assert loads == []
 
 
@@ -213,9 +205,7 @@ def test_a_blocked_prompt_is_rejected_before_queueing(settings: Settings) -> Non
 
 
 def test_the_checker_is_downloaded_and_blocked_images_are_not_stored(
-    settings: Settings,
-    hub: LocalHub,
-    tmp_path: Path,
+    settings: Settings, hub: LocalHub, tmp_path: Path
 ) -> None:
     """With the real checker class and random weights that flag everything."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -226,9 +216,7 @@ def test_the_checker_is_downloaded_and_blocked_images_are_not_stored(
     model = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
     model.concept_embeds_weights.data.fill_(-2)
     model.save_pretrained(tmp_path / "checker")
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(
-        tmp_path / "checker"
-    )
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "checker")
     hub.add(safety.CHECKER, tmp_path / "checker")
     source = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with Studio(settings.model_copy(update={"safety": "full"}), hub=source) as studio:
@@ -271,9 +259,7 @@ def lora_hub(hub: LocalHub, tmp_path: Path) -> LocalHub:
     return hub
 
 
-def test_a_lora_of_the_hub_is_downloaded_and_applied(
-    settings: Settings, lora_hub: LocalHub, tmp_path: Path
-) -> None:
+def test_a_lora_of_the_hub_is_downloaded_and_applied(settings: Settings, lora_hub: LocalHub, tmp_path: Path) -> None:
     source = Hub(endpoint=lora_hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with Studio(settings, hub=source) as studio:
         [plain] = studio.generate(make_request())
@@ -295,9 +281,7 @@ def test_a_lora_of_the_hub_is_downloaded_and_applied(
         assert (pixels(studio, tagged) == pixels(studio, named)).all()
 
 
-def test_invalid_loras_of_the_hub_are_rejected(
-    settings: Settings, lora_hub: LocalHub, tmp_path: Path
-) -> None:
+def test_invalid_loras_of_the_hub_are_rejected(settings: Settings, lora_hub: LocalHub, tmp_path: Path) -> None:
     source = Hub(endpoint=lora_hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with Studio(settings, hub=source) as studio:
         with pytest.raises(InvalidInput, match=r"a colon: hail\.safetensors, rain\.safetensors"):
@@ -308,9 +292,7 @@ def test_invalid_loras_of_the_hub_are_rejected(
             studio.generate(make_request(loras=(("me/nothing", 1),)))
 
 
-def test_visitors_cannot_download_loras(
-    settings: Settings, lora_hub: LocalHub, tmp_path: Path
-) -> None:
+def test_visitors_cannot_download_loras(settings: Settings, lora_hub: LocalHub, tmp_path: Path) -> None:
     source = Hub(endpoint=lora_hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with (
         Studio(settings.model_copy(update={"public": True}), hub=source) as studio,
@@ -331,8 +313,6 @@ def test_prompt_weighting_reads_long_prompts_completely(studio: Studio) -> None:
 
 def test_weights_are_plain_text_without_prompt_weighting(studio: Studio) -> None:
     [plain] = studio.generate(make_request(prompt="a (fox:1.7) in the snow"))
-    [weighted] = studio.generate(
-        make_request(prompt="a (fox:1.7) in the snow", prompt_weighting=True)
-    )
+    [weighted] = studio.generate(make_request(prompt="a (fox:1.7) in the snow", prompt_weighting=True))
     assert (pixels(studio, plain) != pixels(studio, weighted)).any()
     assert (plain.request.prompt_weighting, weighted.request.prompt_weighting) == (False, True)

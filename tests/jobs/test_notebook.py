@@ -28,8 +28,7 @@ studio = Studio(settings)
 """
 CELLS = (
     "studio.generate(GenerationRequest('a <fox>', num_inference_steps=30, num_images=2))",
-    "[image] = studio.generate(GenerationRequest('a hat', image_format='webp', "
-    "num_inference_steps=1))\nimage",
+    "[image] = studio.generate(GenerationRequest('a hat', image_format='webp', num_inference_steps=1))\nimage",
     "studio.close()",
 )
 

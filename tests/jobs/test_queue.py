@@ -92,9 +92,7 @@ def test_a_finished_job_releases_preview_and_context() -> None:
     page.set("request")
     job = make_job("ann")
     assert page in job.context
-    job.report_progress(
-        status="running", step=ProgressUpdate(1, 4, preview=Image.new("RGB", (64, 64)))
-    )
+    job.report_progress(status="running", step=ProgressUpdate(1, 4, preview=Image.new("RGB", (64, 64))))
     assert job.preview is not None
     assert job.progress == ProgressUpdate(1, 4)
     assert job.progress.preview is None
@@ -159,10 +157,7 @@ def test_take_leaves_a_job_to_the_idle_worker_that_prefers_it() -> None:
         queue.put(for_model(key))
     for worker in workers:
         worker.join(timeout=30)
-    assert {key: job and job.model_key for key, job in taken.items()} == {
-        "starter": "starter",
-        "tiny": "tiny",
-    }
+    assert {key: job and job.model_key for key, job in taken.items()} == {"starter": "starter", "tiny": "tiny"}
 
 
 def test_put_first_goes_before_all_jobs() -> None:

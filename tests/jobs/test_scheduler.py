@@ -52,11 +52,7 @@ def test_a_model_that_does_not_exist_is_recorded(online: Studio) -> None:
     assert online.generate(GenerationRequest("a fox", num_inference_steps=1))
 
 
-def test_a_download_can_be_cancelled_while_images_are_generated(
-    online: Studio,
-    hub: LocalHub,
-    tiny_repo: str,
-) -> None:
+def test_a_download_can_be_cancelled_while_images_are_generated(online: Studio, hub: LocalHub, tiny_repo: str) -> None:
     hub.faults[f"{tiny_repo}/unet/diffusion_pytorch_model.safetensors"] = Fault.stalls(after=100)
     job = online.download_model("tiny-test")
     assert next(seen for seen in job.subscribe() if seen.status == "downloading")
@@ -65,3 +61,16 @@ def test_a_download_can_be_cancelled_while_images_are_generated(
     with pytest.raises(DownloadCancelled):
         job.wait(timeout=30)
     assert events(online)[-1] == ("download", "cancelled")
+
+
+def test_a_model_deleted_while_its_job_waits_is_downloaded_again(online: Studio, tiny_repo: str) -> None:
+    online.download_model("tiny-test").wait()
+    running = online.submit(GenerationRequest("a fox", num_inference_steps=150))
+    waiting = online.submit(REQUEST)
+    assert waiting.status == "queued"
+    online.delete_model("tiny-test")
+    running.cancel()
+    statuses = {update.status for update in waiting.subscribe()}
+    assert waiting.wait()
+    assert "downloading" in statuses
+    assert events(online) == [("download", "complete")] * 2 + [("load", "complete")]
