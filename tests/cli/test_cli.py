@@ -416,14 +416,6 @@ def test_invalid_bench_options_exit_with_2(
     assert message in capfd.readouterr().err
 
 
-def test_bench_needs_the_source_repository(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "canvas.benchmark", None)
-    assert run("bench") == 1
-    assert "copy of the source repository" in capfd.readouterr().err
-
-
 def test_print_json_replaces_infinity_with_null(capfd: pytest.CaptureFixture[str]) -> None:
     print_json({"rows": [{"psnr": float("inf")}, {"psnr": 21.5}]})
     assert json.loads(capfd.readouterr().out) == {"rows": [{"psnr": None}, {"psnr": 21.5}]}
