@@ -15,9 +15,7 @@ from canvas.schedulers import SCHEDULERS
 MODEL_TYPES = ("stable_diffusion", "stable_diffusion_xl", "auto")
 _PACKAGE = Path(__file__).resolve().parent
 # An installed wheel has the assets inside the package, a checkout beside it.
-ASSETS = next(
-    folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if folder.is_dir()
-)
+ASSETS = next(folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if folder.is_dir())
 # Fields of `models.toml` in version 0.1, still read.
 OLD_FIELD_NAMES: Mapping[str, str] = {"gigaflops": "gflops_per_step"}
 REQUIRED_FIELDS = ("name", "size", "speed", "quality", "resolution", "type")
@@ -102,8 +100,7 @@ def parse_model(key: str, entry: object) -> ModelSpec:
         if name not in entry:
             raise InvalidInput(f"{path}.{name}", None, message=f"{path}.{name} is required.")
     checked = {
-        name: FIELD_VALIDATORS.get(name, validation.text)(f"{path}.{name}", value)
-        for name, value in entry.items()
+        name: FIELD_VALIDATORS.get(name, validation.text)(f"{path}.{name}", value) for name, value in entry.items()
     }
     if not checked["name"]:
         raise InvalidInput(f"{path}.name", "", "a Hub id, a diffusers folder or a file")
@@ -164,9 +161,7 @@ class Catalog(MutableMapping[str, ModelSpec]):
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidInput(
-                str(path), "", message=f"{path} is not valid TOML: {error}"
-            ) from error
+            raise InvalidInput(str(path), "", message=f"{path} is not valid TOML: {error}") from error
         self._own.update({key: parse_model(key, entry) for key, entry in tables.items()})
 
 

@@ -29,7 +29,6 @@ class ComparisonEntry:
 
     @property
     def active(self) -> bool:
-        """Whether the job is unfinished."""
         return self.job is not None and not self.job.finished
 
 
@@ -60,20 +59,12 @@ class ComparisonService:
             raise InvalidInput("models", number, message=message)
         seed = random.randrange(2**32) if request.seed == RANDOM_SEED else request.seed
         return [
-            replace(
-                request, model_key=spec.key, preset=preset, seed=seed, num_images=1
-            ).with_defaults(spec)
+            replace(request, model_key=spec.key, preset=preset, seed=seed, num_images=1).with_defaults(spec)
             for spec, preset in product(specs, presets)
         ]
 
     def start(
-        self,
-        request: GenerationRequest,
-        models: Sequence[str],
-        presets: Sequence[str],
-        *,
-        blind: bool,
-        owner: str,
+        self, request: GenerationRequest, models: Sequence[str], presets: Sequence[str], *, blind: bool, owner: str
     ) -> Comparison:
         """Queue all requests or none; raises what `plan` and `Studio.submit` raise."""
         requests = self.plan(request, models, presets)
@@ -101,7 +92,6 @@ class ComparisonService:
         return self._comparisons.latest(owner, limit)
 
     def get(self, comparison_id: str, owner: str) -> Comparison:
-        """A comparison of this owner; raises NotFound."""
         return self._comparisons.get(comparison_id, owner)
 
     def vote(self, comparison: Comparison, position: int) -> None:
@@ -114,7 +104,6 @@ class ComparisonService:
         self._comparisons.vote(comparison, position)
 
     def stop(self, comparison: Comparison) -> None:
-        """Cancel the unfinished jobs."""
         for entry in self.entries(comparison):
             if entry.job:
                 entry.job.cancel()

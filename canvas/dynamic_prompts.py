@@ -83,8 +83,7 @@ def _read_wildcard(name: str, wildcards_dir: Path) -> list[str]:
     if not path.is_file():
         existing = ", ".join(sorted(file.stem for file in wildcards_dir.glob("*.txt")))
         message = LazyMessage(
-            'There is no wildcard list "{name}" (existing: {names}). Add {file} to the data '
-            "folder.",
+            'There is no wildcard list "{name}" (existing: {names}). Add {file} to the data folder.',
             name=name,
             names=existing or LazyMessage("none"),
             file=f"wildcards/{name}.txt",
@@ -92,9 +91,7 @@ def _read_wildcard(name: str, wildcards_dir: Path) -> list[str]:
         raise InvalidInput("prompt", value, message=message)
     if path.stat().st_size > MAX_FILE_BYTES:
         number = f"{MAX_FILE_BYTES:,}"
-        message = LazyMessage(
-            'The wildcard list "{name}" is larger than {number} bytes.', name=name, number=number
-        )
+        message = LazyMessage('The wildcard list "{name}" is larger than {number} bytes.', name=name, number=number)
         raise InvalidInput("prompt", value, message=message)
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     lines = [line.strip() for line in text.splitlines()]

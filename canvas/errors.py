@@ -88,9 +88,7 @@ class InvalidInput(CanvasError):
     exit_code = 2
     title = "Invalid value"
 
-    def __init__(
-        self, field: str, value: object, allowed: str = "", *, message: str | None = None
-    ) -> None:
+    def __init__(self, field: str, value: object, allowed: str = "", *, message: str | None = None) -> None:
         shown = value if isinstance(value, int | float) else repr(value)
         if len(str(shown)) > 80:
             shown = f"{str(shown)[:60]}… ({len(str(shown))} characters)"
@@ -133,10 +131,7 @@ class MissingApiKey(CanvasError):
     title = "API key required"
 
     def __init__(self, how: str = "send it as 'Authorization: Bearer KEY'") -> None:
-        super().__init__(
-            "Missing or invalid API key. Create one with `python -m canvas keys create NAME` "
-            f"and {how}."
-        )
+        super().__init__(f"Missing or invalid API key. Create one with `python -m canvas keys create NAME` and {how}.")
 
 
 class QueueFull(CanvasError):

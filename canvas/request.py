@@ -31,11 +31,7 @@ LOCAL = "local"
 HF_INFERENCE = "hf-inference"
 REMOTE = "remote"
 BACKENDS: Mapping[str, str] = MappingProxyType(
-    {
-        LOCAL: "This computer",
-        HF_INFERENCE: "Hugging Face Inference Providers",
-        REMOTE: "Another Magic Canvas",
-    }
+    {LOCAL: "This computer", HF_INFERENCE: "Hugging Face Inference Providers", REMOTE: "Another Magic Canvas"}
 )
 TASKS = ("text_to_image", "image_to_image", "inpaint", "upscale")
 RESIZE_MODES = ("crop", "pad", "stretch")
@@ -51,9 +47,7 @@ MIN_SIDE, MAX_SIDE = 64, 16384  # pixels
 MAX_LORAS = 8
 MAX_WATERMARK_LENGTH = 60  # characters
 MAX_OUTPAINT = 2048  # pixels per side
-DEFAULT_STRENGTHS: Mapping[str, float] = MappingProxyType(
-    {"image_to_image": 0.6, "inpaint": 1.0, "upscale": 0.3}
-)
+DEFAULT_STRENGTHS: Mapping[str, float] = MappingProxyType({"image_to_image": 0.6, "inpaint": 1.0, "upscale": 0.3})
 STRENGTH_TOLERANCE = 0.05
 FILE_NAME = re.compile(r"[^\s/\\.][^/\\\x00-\x1f]{0,250}")
 COLOR = re.compile(r"#[0-9a-f]{6}")
@@ -175,9 +169,7 @@ def _check_loras(field: str, value: object) -> tuple[tuple[str, float], ...]:
 def _check_watermark(field: str, value: object) -> str:
     text = validation.text(field, value)
     if len(text) > MAX_WATERMARK_LENGTH or "\n" in text:
-        allowed = LazyMessage(
-            "one line of at most {number} characters", number=MAX_WATERMARK_LENGTH
-        )
+        allowed = LazyMessage("one line of at most {number} characters", number=MAX_WATERMARK_LENGTH)
         raise InvalidInput(field, value, allowed)
     return text
 
@@ -362,17 +354,13 @@ class GenerationRequest:
 
     def _check_side(self, name: str, value: object) -> int:
         try:
-            return validation.multiple_of_8(
-                name, validation.integer(name, value, MIN_SIDE, MAX_SIDE)
-            )
+            return validation.multiple_of_8(name, validation.integer(name, value, MIN_SIDE, MAX_SIDE))
         except InvalidInput:
             raise self._invalid_size(name, value, MODELS.get(self.model_key)) from None
 
     def _invalid_size(self, name: str, value: object, spec: ModelSpec | None) -> InvalidInput:
         if spec is None or not self.is_single_pass:
-            allowed = LazyMessage(
-                "a multiple of 8 between {low} and {high}", low=MIN_SIDE, high=MAX_SIDE
-            )
+            allowed = LazyMessage("a multiple of 8 between {low} and {high}", low=MIN_SIDE, high=MAX_SIDE)
         else:
             allowed = LazyMessage(
                 "a multiple of 8 between {low} and {high} for the model {model}",
@@ -384,9 +372,7 @@ class GenerationRequest:
 
     def _check_required_inputs(self) -> None:
         if self.task != "text_to_image" and self.image is None:
-            message = LazyMessage(
-                "The task {task} requires an image.", task=LazyMessage(self.task.replace("_", " "))
-            )
+            message = LazyMessage("The task {task} requires an image.", task=LazyMessage(self.task.replace("_", " ")))
             raise InvalidInput("image", None, message=message)
         if self.task == "inpaint" and self.mask_image is None and not any(self.outpaint):
             message = LazyMessage("Inpainting requires a mask, or pixels to add on a side.")

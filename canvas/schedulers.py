@@ -19,9 +19,7 @@ class SchedulerSpec:
 SCHEDULERS = MappingProxyType(
     {
         "DPM++ 2M": SchedulerSpec("DPMSolverMultistepScheduler"),
-        "DPM++ 2M Karras": SchedulerSpec(
-            "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}
-        ),
+        "DPM++ 2M Karras": SchedulerSpec("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
         "UniPC": SchedulerSpec("UniPCMultistepScheduler"),
         "DEIS": SchedulerSpec("DEISMultistepScheduler"),
         "Euler": SchedulerSpec("EulerDiscreteScheduler"),

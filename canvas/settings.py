@@ -17,12 +17,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from canvas import platform, validation
 from canvas.errors import InvalidInput, StorageError
@@ -59,9 +54,7 @@ class Settings(BaseSettings):
     Raises InvalidInput.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, enable_decoding=False, extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, enable_decoding=False, extra="forbid", frozen=True)
 
     data_dir: Path = Path()
     cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "magic-canvas")
@@ -102,9 +95,7 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     @classmethod
-    def from_environment(
-        cls, environ: Mapping[str, str] | None = None, **overrides: Any
-    ) -> Settings:
+    def from_environment(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Settings from `environ` (default: the process's), then the overrides that are not None.
 
         Raises InvalidInput naming the variable or the override.
@@ -133,13 +124,9 @@ class Settings(BaseSettings):
         parser = argparse.ArgumentParser(prog="app.py", description="Magic Canvas")
         parser.add_argument("--host", help="address to listen on; 0.0.0.0 for all interfaces")
         parser.add_argument("--port", help="port to listen on")
-        parser.add_argument(
-            "--share", action="store_true", default=None, help="create a public link"
-        )
+        parser.add_argument("--share", action="store_true", default=None, help="create a public link")
         parser.add_argument("--auth", metavar="USER:PASSWORD", help="require a login")
-        parser.add_argument(
-            "--admin", metavar="USER", help="login that sees the images of all users"
-        )
+        parser.add_argument("--admin", metavar="USER", help="login that sees the images of all users")
         parser.add_argument("--data-dir", help="folder of ai_images.db and outputs/")
         parser.add_argument("--workers", metavar="N", help="worker processes (default: 1 per GPU)")
         parser.add_argument("--model", metavar="KEY", help="default model")
@@ -176,9 +163,7 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="wrap")  # the last one: it wraps the others
     @classmethod
-    def _explain(
-        cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
-    ) -> object:
+    def _explain(cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
         """Raise InvalidInput instead of pydantic's errors; clean up strings."""
         field = info.field_name or ""
         if isinstance(value, str) and field not in ("data_dir", "cache_dir"):
@@ -235,12 +220,10 @@ class Settings(BaseSettings):
 
     @property
     def uploads_dir(self) -> Path:
-        """The folder of uploaded images."""
         return self.data_dir / "inputs"
 
     @property
     def loras_dir(self) -> Path:
-        """The folder of the user's LoRA files."""
         return self.data_dir / "loras"
 
     @property
@@ -250,7 +233,6 @@ class Settings(BaseSettings):
 
     @property
     def outputs_dir(self) -> Path:
-        """The folder of the generated images."""
         return self.data_dir / "outputs"
 
     @property

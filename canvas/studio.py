@@ -68,12 +68,7 @@ class Studio:
     used, and InvalidInput for an invalid `models.toml`.
     """
 
-    def __init__(
-        self,
-        settings: Settings | None = None,
-        models: Catalog = MODELS,
-        hub: Hub | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings | None = None, models: Catalog = MODELS, hub: Hub | None = None) -> None:
         self.settings = settings or Settings.from_environment()
         self.models = Catalog(models)
         if self.settings.models_file.is_file():
@@ -81,9 +76,7 @@ class Studio:
         get_model(self.settings.model, self.models)
         self.settings.make_data_dir()
         self.database = Database(self.settings.database_path)
-        self.image_repository = ImageRepository(
-            self.database, ImageStorage(self.settings.outputs_dir)
-        )
+        self.image_repository = ImageRepository(self.database, ImageStorage(self.settings.outputs_dir))
         self.image_repository.reconcile()
         self.api_keys = ApiKeyStore(self.database)
         self.comparisons = Comparisons(self.database)
@@ -108,9 +101,7 @@ class Studio:
         def __getattr__(self, name: str) -> Any:
             if name not in OLD_NAMES:
                 raise AttributeError(f"'Studio' object has no attribute {name!r}")
-            warnings.warn(
-                f"Studio.{name} is now Studio.{OLD_NAMES[name]}", DeprecationWarning, stacklevel=2
-            )
+            warnings.warn(f"Studio.{name} is now Studio.{OLD_NAMES[name]}", DeprecationWarning, stacklevel=2)
             return getattr(self, OLD_NAMES[name])
 
     def __enter__(self) -> Studio:
@@ -132,9 +123,7 @@ class Studio:
 
     # Jobs
 
-    def submit(
-        self, request: GenerationRequest, owner: str = LOCAL_OWNER, client: str = "python"
-    ) -> Job:
+    def submit(self, request: GenerationRequest, owner: str = LOCAL_OWNER, client: str = "python") -> Job:
         """Queue a request; raises InvalidInput, QueueFull, ContentBlocked or ConsentRequired."""
         return self.submit_many([request], owner, client)[0]
 
@@ -167,9 +156,7 @@ class Studio:
                 missing = self._scheduler.missing(spec, resolved)
             if missing - {CHECKER}:  # the checker is the server's own requirement
                 self._limits.check_download(spec.key)
-            job = Job(
-                owner, "generate", spec.key, resolved, client, on_finish=self._on_job_finished
-            )
+            job = Job(owner, "generate", spec.key, resolved, client, on_finish=self._on_job_finished)
             accepted.append((job, not missing))
         for job, _ in accepted:
             assert job.request is not None  # noqa: S101 - given above
@@ -239,9 +226,7 @@ class Studio:
 
     def _save_image(self, image: GeneratedImage, job: Job) -> GeneratedImage:
         parent_id = self.inputs.parent_id(image.request, job.owner)
-        saved = self.image_repository.save(
-            replace(image, owner=job.owner, client=job.client, parent_id=parent_id)
-        )
+        saved = self.image_repository.save(replace(image, owner=job.owner, client=job.client, parent_id=parent_id))
         self.comparisons.add_image(saved)
         return saved
 
@@ -333,9 +318,7 @@ class Studio:
 
     # Stored images
 
-    def recent(
-        self, owner: str | None = LOCAL_OWNER, limit: int = 24, offset: int = 0
-    ) -> list[GeneratedImage]:
+    def recent(self, owner: str | None = LOCAL_OWNER, limit: int = 24, offset: int = 0) -> list[GeneratedImage]:
         """The owner's images (None: those of all), newest first."""
         return self.database.recent(owner, limit, offset)
 

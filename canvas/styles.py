@@ -18,8 +18,7 @@ STYLES = MappingProxyType(
     {
         "none": Style(),
         "photorealistic": Style(
-            "photorealistic, highly detailed, natural light, sharp focus",
-            "drawing, painting, cartoon, blurry",
+            "photorealistic, highly detailed, natural light, sharp focus", "drawing, painting, cartoon, blurry"
         ),
         "artistic": Style("oil painting, expressive brush strokes, rich colours", "photo, blurry"),
         "cartoon": Style("cartoon, bold outlines, bright flat colours", "photo, realistic, blurry"),

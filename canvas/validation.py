@@ -18,9 +18,7 @@ def text(field: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidInput(field, value, LazyMessage("text"))
     if len(value) > MAX_TEXT:
-        raise InvalidInput(
-            field, value, LazyMessage("at most {number} characters", number=f"{MAX_TEXT:,}")
-        )
+        raise InvalidInput(field, value, LazyMessage("at most {number} characters", number=f"{MAX_TEXT:,}"))
     value = value.replace("\r\n", "\n").replace("\r", "\n")
     for character in value:
         # Cc: control characters; Cs: lone surrogates, which cannot be encoded
@@ -52,9 +50,7 @@ def multiple_of_8(field: str, value: int) -> int:
     """A size in pixels that is divisible by 8, the downsampling factor of the VAE."""
     if value % 8:
         lower = value // 8 * 8
-        allowed = LazyMessage(
-            "a multiple of 8, such as {lower} or {higher}", lower=lower, higher=lower + 8
-        )
+        allowed = LazyMessage("a multiple of 8, such as {lower} or {higher}", lower=lower, higher=lower + 8)
         raise InvalidInput(field, value, allowed)
     return value
 

@@ -24,12 +24,7 @@ T = TypeVar("T")
 def serving(data_dir: Path, **options: Any) -> Iterator[Studio]:
     """A served studio with these settings; its address is `url`, its Blocks are `page`."""
     settings = Settings(
-        data_dir=data_dir,
-        cache_dir=data_dir / "cache",
-        port=0,
-        device="cpu",
-        dtype="float32",
-        **options,
+        data_dir=data_dir, cache_dir=data_dir / "cache", port=0, device="cpu", dtype="float32", **options
     )
     with Studio(settings) as studio:
         page = launch(studio, block=False)
@@ -44,9 +39,7 @@ def serving(data_dir: Path, **options: Any) -> Iterator[Studio]:
 
 
 def run_in_mcp_session(
-    url: str,
-    function: Callable[[ClientSession], Awaitable[T]],
-    headers: dict[str, str] | None = None,
+    url: str, function: Callable[[ClientSession], Awaitable[T]], headers: dict[str, str] | None = None
 ) -> T:
     """The result of a coroutine function of a session of the official MCP client."""
 

@@ -128,11 +128,7 @@ class LocalHub:
     def files(self, repo_id: str, commit: str = "") -> dict[str, Path]:
         """Files on disk by path in the repository."""
         folder = self.commits.get(commit, self.repositories[repo_id])
-        return {
-            path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
     def fetched(self, repo_id: str) -> set[str]:
         """The files that were downloaded."""
@@ -268,13 +264,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"", headers)
 
     def _send(
-        self,
-        status: int,
-        content: bytes,
-        headers: dict[str, str],
-        fault: Fault | None = None,
-        *,
-        body: bool = True,
+        self, status: int, content: bytes, headers: dict[str, str], fault: Fault | None = None, *, body: bool = True
     ) -> None:
         fault = fault or Fault()
         if fault.stall and fault.after is None:

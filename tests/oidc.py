@@ -33,12 +33,7 @@ class Provider:
         claims = {"iss": self.url, "aud": self.client_id, "iat": now, "exp": now + 3600}
         claims |= {"nonce": self.nonces.pop(code), **self.person}
         id_token = jwt.encode({"alg": "RS256", "kid": "one"}, claims, self.key)
-        return {
-            "access_token": "none",
-            "token_type": "bearer",
-            "expires_in": 3600,
-            "id_token": id_token,
-        }
+        return {"access_token": "none", "token_type": "bearer", "expires_in": 3600, "id_token": id_token}
 
     def close(self) -> None:
         """Stop serving."""

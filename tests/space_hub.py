@@ -66,8 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif match[2] == "tree":
             files = self.hub.spaces[match[1]].items()
             entries = [
-                {"type": "file", "path": path, "size": len(content), "oid": _sha1(content)}
-                for path, content in files
+                {"type": "file", "path": path, "size": len(content), "oid": _sha1(content)} for path, content in files
             ]
             self._respond(200, entries)
         else:

@@ -58,9 +58,7 @@ class Server:
 def server(
     request: pytest.FixtureRequest, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    settings = settings.model_copy(
-        update={"port": 0, "auth": (ADMIN, "pw"), "admin": request.param}
-    )
+    settings = settings.model_copy(update={"port": 0, "auth": (ADMIN, "pw"), "admin": request.param})
     with Studio(settings) as studio:
         images = {owner: save_image(studio, owner) for owner in (ADMIN, *OTHERS)}
         page = launch(studio, block=False)

@@ -19,9 +19,7 @@ ENTRY = {
 
 
 def test_the_built_in_models() -> None:
-    assert list(MODELS) == [
-        *("starter", "tiny", "small", "dreamshaper", "openjourney", "mini-sd", "portrait")
-    ]
+    assert list(MODELS) == [*("starter", "tiny", "small", "dreamshaper", "openjourney", "mini-sd", "portrait")]
     assert MODELS["tiny"].name == MODELS["mini-sd"].name
     assert MODELS["portrait"].trigger_words == "portrait+ style"
     assert "runwayml/stable-diffusion-v1-5" in MODELS["small"].mirrors
@@ -95,9 +93,7 @@ def test_models_file(tmp_path: Path) -> None:
     assert models["mine"].trigger_words == "mine style"
 
 
-@pytest.mark.parametrize(
-    "text", ["[mine", '[mine]\nname = "a/b"', 'mine = "a/b"', "\N{BOM}\x00", "[a]\nsteps = 3"]
-)
+@pytest.mark.parametrize("text", ["[mine", '[mine]\nname = "a/b"', 'mine = "a/b"', "\N{BOM}\x00", "[a]\nsteps = 3"])
 def test_an_invalid_models_file_adds_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "models.toml"
     path.write_text(text)

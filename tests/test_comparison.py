@@ -47,9 +47,7 @@ def test_vote_raises_until_all_images_are_finished(studio: Studio) -> None:
 def test_comparisons_survive_a_restart(settings: Settings) -> None:
     with Studio(settings) as studio:
         service = ComparisonService(studio)
-        comparison = service.start(
-            make_request(seed=3), ["starter"], PAIR, blind=True, owner="local"
-        )
+        comparison = service.start(make_request(seed=3), ["starter"], PAIR, blind=True, owner="local")
         for job in studio.jobs("local"):
             job.wait()
         service.vote(comparison, 1)
@@ -70,9 +68,7 @@ def test_comparisons_survive_a_restart(settings: Settings) -> None:
         (["starter"], ["quick", "quality"], "Presets must be one of"),
     ],
 )
-def test_start_rejects_invalid_comparisons(
-    studio: Studio, models: list[str], chosen: list[str], message: str
-) -> None:
+def test_start_rejects_invalid_comparisons(studio: Studio, models: list[str], chosen: list[str], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         ComparisonService(studio).start(make_request(), models, chosen, blind=False, owner="local")
     assert studio.jobs("local") == []

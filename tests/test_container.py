@@ -93,18 +93,9 @@ def test_only_the_program_is_copied(built: Path) -> None:
 @pytest.mark.parametrize(("device", "code"), [("cpu", 0), ("cuda", 0), ("tpu", 1)])
 def test_packages_are_installed(built: Path, device: str, code: int) -> None:
     [install] = [text for text in arguments_of("RUN") if "requirements.txt" in text]
-    environ = {
-        **os.environ,
-        "DEVICE": device,
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-    }
+    environ = {**os.environ, "DEVICE": device, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     done = subprocess.run(
-        ["sh", "-ec", PIP + install],
-        cwd=built,
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
+        ["sh", "-ec", PIP + install], cwd=built, env=environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == code, done.stderr
     assert ("tpu" in done.stderr) == bool(code)
@@ -120,9 +111,7 @@ def test_health_check_succeeds_after_start(built: Path, tmp_path: Path) -> None:
     [start] = [json.loads(text) for text in arguments_of("CMD")]
     [health] = [json.loads(text.partition("CMD ")[2]) for text in arguments_of("HEALTHCHECK")]
     check = [sys.executable, *health[1:]]
-    with subprocess.Popen(
-        [sys.executable, *start[1:]], cwd=built, env=environ, stderr=subprocess.DEVNULL
-    ) as server:
+    with subprocess.Popen([sys.executable, *start[1:]], cwd=built, env=environ, stderr=subprocess.DEVNULL) as server:
         while subprocess.run(check, env=environ, capture_output=True, check=False).returncode:
             assert server.poll() is None, "the server ended"
         server.terminate()
@@ -138,9 +127,7 @@ def test_it_runs_as_an_unprivileged_user() -> None:
 
 def test_dockerfile_passes_hadolint() -> None:
     linter = Path(sys.executable).with_name("hadolint")
-    done = subprocess.run(
-        [str(linter), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([str(linter), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

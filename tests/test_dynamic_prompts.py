@@ -27,16 +27,10 @@ def wildcards(tmp_path: Path) -> Path:
     ("prompt", "expected"),
     [
         ("a fox", ["a fox"]),
-        (
-            "{red|blue} fox, {snow|desert}",
-            ["red fox, snow", "red fox, desert", "blue fox, snow", "blue fox, desert"],
-        ),
+        ("{red|blue} fox, {snow|desert}", ["red fox, snow", "red fox, desert", "blue fox, snow", "blue fox, desert"]),
         ("{a|{b|c} d}", ["a", "b d", "c d"]),
         ("{|big }fox", ["fox", "bigfox"]),
-        (
-            "__animals__ and __animals__",
-            ["fox and fox", "fox and owl", "owl and fox", "owl and owl"],
-        ),
+        ("__animals__ and __animals__", ["fox and fox", "fox and owl", "owl and fox", "owl and owl"]),
         ("a __big_cats__", ["a lion"]),
         ("{__animals__|cat}", ["fox", "owl", "cat"]),
         ("{red|red} fox", ["red fox"]),
@@ -83,10 +77,7 @@ def test_any_text_expands_or_raises_invalid_input(prompt: str) -> None:
 
 def test_submit_expanded_queues_all_or_none(studio: Studio) -> None:
     request = GenerationRequest("{red|blue} fox, {snow|desert}", num_inference_steps=1, seed=4)
-    assert [each.prompt for each in studio.expand_prompt(request)][:2] == [
-        "red fox, snow",
-        "red fox, desert",
-    ]
+    assert [each.prompt for each in studio.expand_prompt(request)][:2] == ["red fox, snow", "red fox, desert"]
     studio._limits = Limits(max_queued=3)
     with pytest.raises(QueueFull):
         studio.submit_expanded(request)

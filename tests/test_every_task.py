@@ -28,9 +28,7 @@ def studio_and_model(
 ) -> Iterator[tuple[Studio, str]]:
     with Studio(settings) as studio:
         if request.param == "tiny":
-            studio.models["tiny-sd"] = make_spec(
-                str(request.getfixturevalue("tiny_folder")), "tiny-sd"
-            )
+            studio.models["tiny-sd"] = make_spec(str(request.getfixturevalue("tiny_folder")), "tiny-sd")
         if request.param == "xl":
             folder = make_tiny_xl(tmp_path_factory.mktemp("xl"))
             studio.models["tiny-xl"] = {**XL, "name": str(folder), "type": "stable_diffusion_xl"}
@@ -106,10 +104,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("upscaler", ["lanczos", "illustration", "photo", "detail"])
 def test_upscaling_1024_four_times_uses_less_than_3_gb(upscaler: str, tmp_path: Path) -> None:
-    if (
-        upscaler in super_resolution.SUPER_RESOLUTION_MODELS
-        and not super_resolution.is_ncnn_available()
-    ):
+    if upscaler in super_resolution.SUPER_RESOLUTION_MODELS and not super_resolution.is_ncnn_available():
         pytest.skip("the optional packages are not installed")
     command = [sys.executable, "-c", MEASURE, str(tmp_path), upscaler]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

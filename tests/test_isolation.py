@@ -78,9 +78,7 @@ def settings_of(kind: str, folder: Path, environ: pytest.MonkeyPatch) -> Setting
 
 
 @pytest.fixture(scope="module", params=["public", pytest.param("space", marks=pytest.mark.long)])
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PublicServer]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublicServer]:
     environ = pytest.MonkeyPatch()
     settings = settings_of(request.param, tmp_path_factory.mktemp("public"), environ)
     with Studio(settings) as studio:
@@ -123,9 +121,7 @@ def other(request: pytest.FixtureRequest, server: PublicServer) -> Iterator[Visi
     visitor.close()
 
 
-def assert_no_secrets(
-    server: PublicServer, response: bytes, request: object, sent: str = ""
-) -> None:
+def assert_no_secrets(server: PublicServer, response: bytes, request: object, sent: str = "") -> None:
     """`sent` is the content of the request, which the response may repeat."""
     for name, secret in server.secrets().items():
         if secret.decode("latin-1") not in sent:
@@ -239,17 +235,10 @@ def traversals(server: PublicServer) -> list[str]:
     absolute = [database, quote(database, safe=""), quote(quote(database, safe=""), safe="")]
     absolute += [f"{database}%00.png", f"/{database}", f"file://{database}", "/etc/passwd"]
     absolute += [f"{outputs}/../{name}", f"{outputs}/%2e%2e/{name}", f"{outputs}/./../{name}"]
-    absolute += [
-        f"{database}-wal",
-        f"{data}/models.toml",
-        "/proc/self/environ",
-        "/proc/self/cmdline",
-    ]
+    absolute += [f"{database}-wal", f"{data}/models.toml", "/proc/self/environ", "/proc/self/cmdline"]
     shares = ["//host/share/x.png", "\\\\host\\share\\x.png", "%5c%5chost%5cshare", "C:\\x.png"]
     folders = [str(data), str(outputs), str(day), f"{outputs}/.thumbnails", f"{outputs}/.trash"]
-    links = [
-        f"{outputs}/{link}" for link in ("link.png", "again.png", "notes.txt", "root/etc/passwd")
-    ]
+    links = [f"{outputs}/{link}" for link in ("link.png", "again.png", "notes.txt", "root/etc/passwd")]
     return [*relative, *absolute, *shares, *folders, *[f"{f}/" for f in folders], *links]
 
 
@@ -297,20 +286,13 @@ def test_gradio_monitoring_is_off(server: PublicServer, other: Visitor) -> None:
 
 def links(server: PublicServer, image: GeneratedImage) -> list[str]:
     name, path = image.filename, server.studio.settings.data_dir.resolve() / image.filepath
-    return [
-        f"/pictures/{name}",
-        f"/thumbnails/{name}",
-        f"/downloads/{name}",
-        f"/gradio_api/file={path}",
-    ]
+    return [f"/pictures/{name}", f"/thumbnails/{name}", f"/downloads/{name}", f"/gradio_api/file={path}"]
 
 
 def test_image_links_work_until_the_image_is_deleted(server: PublicServer, other: Visitor) -> None:
     for job in server.studio.jobs(None):  # the last test that needs them is above
         job.cancel()
-    [image] = server.studio.generate(
-        GenerationRequest("a gift", num_inference_steps=1), "visitor-giver"
-    )
+    [image] = server.studio.generate(GenerationRequest("a gift", num_inference_steps=1), "visitor-giver")
     etags = {}
     for link in links(server, image):
         response = other.client.get(link)

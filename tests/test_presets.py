@@ -16,11 +16,7 @@ SMALL, STARTER, TINY = MODELS["small"], MODELS["starter"], MODELS["tiny"]
 
 def test_quality_has_the_defaults_of_the_model() -> None:
     for spec in MODELS.values():
-        assert preset_defaults("quality", spec) == (
-            spec.num_inference_steps,
-            spec.guidance_scale,
-            spec.scheduler,
-        )
+        assert preset_defaults("quality", spec) == (spec.num_inference_steps, spec.guidance_scale, spec.scheduler)
 
 
 def test_balanced_takes_fewer_steps_with_a_second_order_scheduler() -> None:
@@ -59,11 +55,7 @@ def test_with_defaults_fills_only_fields_that_are_none() -> None:
     custom = GenerationRequest(
         "a fox", preset="balanced", num_inference_steps=9, guidance_scale=2.0, scheduler="UniPC"
     ).with_defaults(STARTER)
-    assert (custom.num_inference_steps, custom.guidance_scale, custom.scheduler) == (
-        9,
-        2.0,
-        "UniPC",
-    )
+    assert (custom.num_inference_steps, custom.guidance_scale, custom.scheduler) == (9, 2.0, "UniPC")
     assert custom.with_defaults(STARTER) == custom
 
 

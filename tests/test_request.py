@@ -140,11 +140,7 @@ def test_invalid_values_are_rejected(field: str, value: Any) -> None:
         ("num_images", 17, "Number of images must be a whole number between 1 and 16 (got 17)."),
         ("guidance_scale", "high", "Guidance must be a number between 0 and 30 (got 'high')."),
         ("fill_color", "red", "Fill colour must be a colour such as #ffffff (got 'red')."),
-        (
-            "width",
-            513,
-            "Width must be a multiple of 8 between 128 and 512 for the model starter (got 513).",
-        ),
+        ("width", 513, "Width must be a multiple of 8 between 128 and 512 for the model starter (got 513)."),
     ],
 )
 def test_messages(field: str, value: Any, message: str) -> None:
@@ -215,9 +211,7 @@ def test_the_last_seed_of_a_batch_has_the_same_limit() -> None:
         ({"task": "inpaint", "image": "a.png"}, "mask_image", "requires a mask"),
     ],
 )
-def test_with_defaults_names_the_missing_input(
-    fields: dict[str, Any], missing: str, message: str
-) -> None:
+def test_with_defaults_names_the_missing_input(fields: dict[str, Any], missing: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message) as caught:
         GenerationRequest("a fox", **fields).with_defaults(STARTER)
     assert caught.value.field == missing
@@ -231,22 +225,16 @@ def test_the_default_strength_depends_on_the_task() -> None:
 
 def test_size_limits_apply_to_a_single_pass_only() -> None:
     for fields in ({"task": "upscale"}, {"task": "inpaint", "only_masked": True}):
-        request = GenerationRequest(
-            "a fox", width=2048, height=2048, image="a.png", mask_image="b.png", **fields
-        )
+        request = GenerationRequest("a fox", width=2048, height=2048, image="a.png", mask_image="b.png", **fields)
         assert request.with_defaults(STARTER).width == 2048
 
 
 def test_upscaling_needs_no_prompt() -> None:
-    assert (
-        GenerationRequest("", task="upscale", image="a.png").with_defaults(STARTER).num_images == 1
-    )
+    assert GenerationRequest("", task="upscale", image="a.png").with_defaults(STARTER).num_images == 1
 
 
 def test_for_image_counts_the_variation_seed() -> None:
-    batch = GenerationRequest("a fox", seed=5, num_images=4, variation_seed=9).with_defaults(
-        STARTER
-    )
+    batch = GenerationRequest("a fox", seed=5, num_images=4, variation_seed=9).with_defaults(STARTER)
     assert (batch.for_image(3).seed, batch.for_image(3).variation_seed) == (5, 12)
 
 

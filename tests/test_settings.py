@@ -80,18 +80,10 @@ def test_repr_hides_secrets() -> None:
     [
         ("CANVAS_KEY", "CANVAS_API_KEY", "api_key", "abc", "abc"),
         ("CANVAS_LASTING", "CANVAS_PERSISTENT", "persistent", "no", False),
-        (
-            "CANVAS_ELSEWHERE_FOR_VISITORS",
-            "CANVAS_REMOTE_FOR_VISITORS",
-            "remote_for_visitors",
-            "1",
-            True,
-        ),
+        ("CANVAS_ELSEWHERE_FOR_VISITORS", "CANVAS_REMOTE_FOR_VISITORS", "remote_for_visitors", "1", True),
     ],
 )
-def test_old_variables_still_work(
-    old: str, new: str, field: str, value: str, expected: object
-) -> None:
+def test_old_variables_still_work(old: str, new: str, field: str, value: str, expected: object) -> None:
     assert getattr(Settings.from_environment({old: value}), field) == expected
     assert getattr(Settings.from_environment({new: value}), field) == expected
     both = Settings.from_environment({new: value, old: "0"})
@@ -101,7 +93,7 @@ def test_old_variables_still_work(
 def test_hf_token_is_the_default_of_the_provider_token() -> None:
     environ = {"HF_TOKEN": "hf"}
     assert Settings.from_environment(environ).provider_token == "hf"  # noqa: S105
-    environ["CANVAS_PROVIDER_TOKEN"] = "own"
+    environ |= {"CANVAS_PROVIDER_TOKEN": "own"}
     assert Settings.from_environment(environ).provider_token == "own"  # noqa: S105
 
 

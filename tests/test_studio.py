@@ -45,9 +45,7 @@ def test_a_generation_is_stored_and_logged(studio: Studio, settings: Settings) -
     assert image.request == FOX.with_defaults(studio.models["starter"])
     assert (settings.data_dir / image.filepath).is_file()
     assert studio.recent() == [image]
-    rows = sqlite3.connect(settings.database_path).execute(
-        "select model_name, event, status from model_downloads"
-    )
+    rows = sqlite3.connect(settings.database_path).execute("select model_name, event, status from model_downloads")
     assert rows.fetchall() == [("starter", "load", "complete")]
 
 
@@ -56,9 +54,7 @@ def test_an_image_of_a_batch_can_be_generated_again_alone(studio: Studio) -> Non
     second = studio.generate(batch)[1]
     again = studio.generate(second.request)[0]
     assert second.request.seed == 8
-    difference = ImageChops.difference(
-        pixels(studio, second.filename), pixels(studio, again.filename)
-    )
+    difference = ImageChops.difference(pixels(studio, second.filename), pixels(studio, again.filename))
     assert difference.getbbox() is None
 
 
@@ -133,8 +129,7 @@ def test_model_status_follows_download_and_memory(studio: Studio) -> None:
 def test_models_toml_is_loaded_at_the_start(settings: Settings) -> None:
     settings.data_dir.mkdir()
     settings.models_file.write_text(
-        '[mine]\nname = "a/b"\nsize = "1 GB"\nspeed = "Fast"\nquality = "Good"\n'
-        'resolution = 512\ntype = "auto"\n'
+        '[mine]\nname = "a/b"\nsize = "1 GB"\nspeed = "Fast"\nquality = "Good"\nresolution = 512\ntype = "auto"\n'
     )
     with Studio(settings) as studio:
         assert studio.models["mine"].name == "a/b"
@@ -210,9 +205,7 @@ with patch("ctypes.CDLL", side_effect=AssertionError("mallopt")), Studio(setting
 def test_a_studio_changes_nothing_in_its_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROCESS_STATE, str(tmp_path)]
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True ['MainThread']", done.stderr
 
 
@@ -234,9 +227,7 @@ def test_threads_start_with_the_first_job_that_needs_them(settings: Settings) ->
 @pytest.mark.parametrize("name", OLD_NAMES)
 def test_old_names_work_with_a_warning(studio: Studio, name: str) -> None:
     studio_of_old: Any = studio
-    with pytest.warns(
-        DeprecationWarning, match=rf"Studio\.{name} is now Studio\.{OLD_NAMES[name]}"
-    ):
+    with pytest.warns(DeprecationWarning, match=rf"Studio\.{name} is now Studio\.{OLD_NAMES[name]}"):
         assert getattr(studio_of_old, name) == getattr(studio, OLD_NAMES[name])
     assert name not in dir(studio)
 

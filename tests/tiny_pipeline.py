@@ -21,29 +21,14 @@ VAE: dict[str, Any] = {
     "norm_num_groups": 4,
     "sample_size": 64,
 }
-UNET: dict[str, Any] = {
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "sample_size": 8,
-}
-NOISE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
+UNET: dict[str, Any] = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 8}
+NOISE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def make_tiny_pipeline(folder: Path) -> Path:
     """Save the pipeline as a diffusers folder of safetensors; its native size is 64 x 64."""
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        PNDMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer(folder / "tokenizer")
@@ -96,10 +81,7 @@ def make_full_layout(source: Path, folder: Path) -> Path:
     for name in ("unet/diffusion_pytorch_model.non_ema", "v1-5-pruned", "v1-5-pruned-emaonly"):
         for suffix in (".safetensors", ".bin" if "/" in name else ".ckpt"):
             Path(f"{folder / name}{suffix}").write_bytes(UNUSED_CONTENT)
-    _add_checker(
-        folder,
-        ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"),
-    )
+    _add_checker(folder, ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"))
     (folder / "README.md").write_text("# A tiny model\n", encoding="utf-8")
     (folder / ".gitattributes").write_text("*.bin filter=lfs\n", encoding="utf-8")
     return folder

@@ -12,12 +12,7 @@ CROSS_ATTENTION = 64
 def make_tiny_xl(folder: Path) -> Path:
     """Save the pipeline as a diffusers folder of safetensors; its native size is 64 x 64."""
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        EulerDiscreteScheduler,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)

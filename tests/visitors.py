@@ -69,9 +69,7 @@ class Visitor:
 
     def inputs_of(self, event: dict[str, Any], **values: Any) -> list[Any]:
         """Initial values of an event's inputs; `values` by label, with _ for spaces."""
-        components = {
-            component["id"]: component["props"] for component in self.config["components"]
-        }
+        components = {component["id"]: component["props"] for component in self.config["components"]}
         by_label = {name.replace("_", " "): value for name, value in values.items()}
         inputs = [components.get(number, {}) for number in event["inputs"]]
         return [by_label.get(self._label(props), props.get("value")) for props in inputs]

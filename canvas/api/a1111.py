@@ -14,27 +14,14 @@ from PIL import ImageOps
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from canvas.api.base import (
-    ApiRoute,
-    encode_preview,
-    read_as_base64,
-    require_owner,
-    upload_image,
-    wait_for_job,
-)
+from canvas.api.base import ApiRoute, encode_preview, read_as_base64, require_owner, upload_image, wait_for_job
 from canvas.catalog import get_model
 from canvas.engine import system_info
 from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, StorageError
 from canvas.history.infotext import read_infotext, read_sampler, write_infotext
 from canvas.history.metadata import read_text
 from canvas.image_formats import decode_base64
-from canvas.request import (
-    UPSCALERS,
-    GeneratedImage,
-    GenerationRequest,
-    ProgressUpdate,
-    with_old_names,
-)
+from canvas.request import UPSCALERS, GeneratedImage, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
@@ -308,9 +295,7 @@ class A1111Api:
     def schedulers(self) -> Response:
         """List the noise schedules of the samplers."""
         fixed = {"aliases": None, "default_rho": -1, "need_inner_model": False}
-        return JSONResponse(
-            [{"name": name, "label": label, **fixed} for name, label in SCHEDULES.items()]
-        )
+        return JSONResponse([{"name": name, "label": label, **fixed} for name, label in SCHEDULES.items()])
 
     def upscalers(self) -> Response:
         """List the upscalers."""
@@ -364,9 +349,7 @@ class A1111Api:
         mask = await run_sync(self._studio.inputs.open_image, name, None)
         return await upload_image(self._studio, ImageOps.invert(mask.convert("L")), field)
 
-    async def _submit(
-        self, request: GenerationRequest, params: TextToImage, http_request: Request
-    ) -> Response:
+    async def _submit(self, request: GenerationRequest, params: TextToImage, http_request: Request) -> Response:
         owner = require_owner(http_request)
         job = await run_sync(self._studio.submit, request, owner, "sdapi")
         try:
@@ -375,9 +358,7 @@ class A1111Api:
             images = job.images
         return await run_sync(self._images_response, job, images, params)
 
-    def _images_response(
-        self, job: Job, images: list[GeneratedImage], params: TextToImage
-    ) -> Response:
+    def _images_response(self, job: Job, images: list[GeneratedImage], params: TextToImage) -> Response:
         sent = images if params.send_images else []
         return JSONResponse(
             {

@@ -19,13 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from canvas.errors import (
-    CanvasError,
-    GenerationCancelled,
-    InvalidInput,
-    MissingApiKey,
-    field_label,
-)
+from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, MissingApiKey, field_label
 from canvas.image_formats import encode_base64
 
 if TYPE_CHECKING:

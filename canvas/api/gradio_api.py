@@ -144,9 +144,7 @@ class GenerateApi:
         params["task"] = "image_to_image"
         if params["mask_image"]:
             params["task"] = "inpaint"
-            params["mask_image"] = await upload_file(
-                self.studio, params["mask_image"], "mask_image"
-            )
+            params["mask_image"] = await upload_file(self.studio, params["mask_image"], "mask_image")
         return await self._submit(params, caller)
 
     @job_function("image", "image_id", "scale", "upscaler", image="The image to upscale.")
@@ -220,9 +218,7 @@ class ModelsApi:
         ]
 
     @api_signature(dict)
-    async def download_model(
-        self, model_key: str, http_request: gr.Request | None = None
-    ) -> AsyncIterator[dict]:
+    async def download_model(self, model_key: str, http_request: gr.Request | None = None) -> AsyncIterator[dict]:
         """Download a model, so that its first image does not have to wait for it.
 
         Downloads can be gigabytes and take minutes; each update has the bytes so far.
@@ -254,9 +250,7 @@ class HistoryApi:
         self._studio = studio
 
     @api_signature(list[dict])
-    def history(
-        self, limit: int = 20, offset: int = 0, http_request: gr.Request | None = None
-    ) -> list[dict]:
+    def history(self, limit: int = 20, offset: int = 0, http_request: gr.Request | None = None) -> list[dict]:
         """List your images with their settings, the newest first.
 
         Args:

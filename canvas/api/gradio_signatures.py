@@ -86,19 +86,12 @@ def job_function(
         inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
         *map(_parameter, names),
         inspect.Parameter(
-            "http_request",
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=None,
-            annotation=gr.Request | None,
+            "http_request", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=gr.Request | None
         ),
     ]
-    signature = inspect.Signature(
-        parameters, return_annotation=GenericAlias(tuple, (gr.FileData, dict))
-    )
+    signature = inspect.Signature(parameters, return_annotation=GenericAlias(tuple, (gr.FileData, dict)))
 
-    def decorate(
-        method: Callable[..., Awaitable[Job]],
-    ) -> Callable[..., AsyncIterator[Result]]:
+    def decorate(method: Callable[..., Awaitable[Job]]) -> Callable[..., AsyncIterator[Result]]:
         @wraps(method)
         async def function(*args: Any, **kwargs: Any) -> AsyncIterator[Result]:
             bound = signature.bind(*args, **kwargs)
@@ -230,12 +223,7 @@ def _file_data(studio: Studio, image: GeneratedImage) -> File:
 
 def job_progress(studio: Studio, job: Job) -> dict[str, Any]:
     """Status and progress of a job. May wait for the database."""
-    answer: dict[str, Any] = {
-        "job_id": job.id,
-        "kind": job.kind,
-        "model_key": job.model_key,
-        "status": job.status,
-    }
+    answer: dict[str, Any] = {"job_id": job.id, "kind": job.kind, "model_key": job.model_key, "status": job.status}
     if job.error:
         answer["error"] = str(job.error)
     if job.status == "queued":

@@ -74,9 +74,7 @@ class McpClient:
         if headers is not None:
             return self._client.submit(*values, api_name=api_name, headers=headers)
         request = self._server.mcp_server.request_context.request
-        headers = {
-            name: request.headers[name] for name in CREDENTIAL_HEADERS if name in request.headers
-        }
+        headers = {name: request.headers[name] for name in CREDENTIAL_HEADERS if name in request.headers}
         return _read_resource(self._client.submit(*values, api_name=api_name, headers=headers))
 
 

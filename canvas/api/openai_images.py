@@ -84,9 +84,7 @@ class ImageRequest(BaseModel):
     scheduler: str | None = None
     seed: int | None = None
     progress: bool | None = None
-    client: Literal["openai", "cli"] | None = Field(
-        None, validation_alias=AliasChoices("client", "channel")
-    )
+    client: Literal["openai", "cli"] | None = Field(None, validation_alias=AliasChoices("client", "channel"))
     backend: str | None = Field(None, validation_alias=AliasChoices("backend", "where"))
     accept_terms: bool | None = Field(None, validation_alias=AliasChoices("accept_terms", "agree"))
 
@@ -123,7 +121,6 @@ class OpenAIRoute(ApiRoute):
 
     @staticmethod
     def error_response_for(error: CanvasError) -> Response:
-        """OpenAI's error object."""
         return JSONResponse(_error_body(error), error.http_status)
 
 
@@ -186,9 +183,7 @@ class OpenAIImagesApi:
             request = replace(request, task="inpaint", mask_image=name)
         return await self._submit(request, params, http_request)
 
-    async def _submit(
-        self, request: GenerationRequest, params: ImageRequest, http_request: Request
-    ) -> Response:
+    async def _submit(self, request: GenerationRequest, params: ImageRequest, http_request: Request) -> Response:
         owner = require_owner(http_request)
         if params.accept_terms:
             spec = get_model(request.model_key, self._studio.models)
@@ -200,9 +195,7 @@ class OpenAIImagesApi:
         images = await wait_for_job(job, http_request)
         return await run_sync(self._image_response, images, params, http_request)
 
-    def _image_response(
-        self, images: list[GeneratedImage], params: ImageRequest, http_request: Request
-    ) -> Response:
+    def _image_response(self, images: list[GeneratedImage], params: ImageRequest, http_request: Request) -> Response:
         data: list[dict[str, Any]] = []
         for image in images:
             if params.response_format == "b64_json":

@@ -200,11 +200,8 @@ class StudioCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metric families."""
         images = CounterMetricFamily("canvas_pictures", "Images, by model.", labels=["model"])
-        seconds = CounterMetricFamily(
-            "canvas_generation_seconds", "Seconds of generation, by model.", labels=["model"]
-        )
+        seconds = CounterMetricFamily("canvas_generation_seconds", "Seconds of generation, by model.", labels=["model"])
         for totals in self._studio.generation_totals():
             images.add_metric([totals.model_key], totals.images)
             seconds.add_metric([totals.model_key], totals.seconds)

@@ -31,9 +31,7 @@ class GenerationTask:
 class ProgressCallback(Protocol):
     """Called with each new status of the job and with each step."""
 
-    def __call__(
-        self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None
-    ) -> None:
+    def __call__(self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
         """Report one of the two."""
 
 

@@ -30,30 +30,18 @@ UNSUPPORTED_FIELDS: tuple[tuple[str, Any, str], ...] = (
     ("prompt_weighting", False, "off"),
 )
 ERROR_MESSAGES: Mapping[int, str] = {
-    401: "Hugging Face rejected the token. Create a new one at "
-    "https://huggingface.co/settings/tokens.",
-    402: "The credits for Inference Providers are used up. See "
-    "https://huggingface.co/settings/billing.",
-    403: "The token does not permit Inference Providers. Allow them at "
-    "https://huggingface.co/settings/tokens.",
+    401: "Hugging Face rejected the token. Create a new one at https://huggingface.co/settings/tokens.",
+    402: "The credits for Inference Providers are used up. See https://huggingface.co/settings/billing.",
+    403: "The token does not permit Inference Providers. Allow them at https://huggingface.co/settings/tokens.",
     404: "{model} is not available from the inference provider ({provider}). Choose another model.",
-    410: "{model} is no longer available from the inference provider ({provider}). Choose another "
-    "model.",
+    410: "{model} is no longer available from the inference provider ({provider}). Choose another model.",
     429: "The rate limit of the inference provider ({provider}) or your quota is exceeded. Wait, "
     "or see https://huggingface.co/settings/billing.",
-    503: "The inference provider ({provider}) is busy or still loading {model}. Try again in a "
-    "minute.",
+    503: "The inference provider ({provider}) is busy or still loading {model}. Try again in a minute.",
 }
 UNREADABLE = "The response of the inference provider ({provider}) cannot be read; see the log."
 # What the library raises for a response without an image.
-NO_IMAGE = (
-    UnidentifiedImageError,
-    json.JSONDecodeError,
-    binascii.Error,
-    UnicodeError,
-    LookupError,
-    TypeError,
-)
+NO_IMAGE = (UnidentifiedImageError, json.JSONDecodeError, binascii.Error, UnicodeError, LookupError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -77,9 +65,7 @@ def check(request: GenerationRequest) -> None:
             raise InvalidInput(field, value, f"{label} with an inference provider")
 
 
-def generate(
-    task: GenerationTask, config: ProviderConfig, cancelled: threading.Event
-) -> Generator[GeneratedImage]:
+def generate(task: GenerationTask, config: ProviderConfig, cancelled: threading.Event) -> Generator[GeneratedImage]:
     """Yield the images of a task; raises RemoteBackendError."""
     prompt = enhance_prompt(task.request, task.spec)
     for index in range(task.request.num_images):
@@ -100,9 +86,7 @@ def generate(
         )
 
 
-def _call_cancellable(
-    call: Callable[[], Any], config: ProviderConfig, cancelled: threading.Event
-) -> Any:
+def _call_cancellable(call: Callable[[], Any], config: ProviderConfig, cancelled: threading.Event) -> Any:
     """Return what `call` returns, or stop waiting for it on cancellation."""
     results: queue.Queue[tuple[Any, RemoteBackendError | None]] = queue.Queue()
 
@@ -153,9 +137,7 @@ def _call(prompt: str, request: GenerationRequest, spec: ModelSpec, config: Prov
     except HfHubHTTPError as error:
         raise RemoteBackendError(_error_message(error, names)) from error
     except TimeoutError as error:
-        message = LazyMessage(
-            "The inference provider ({provider}) did not respond in time.", **names
-        )
+        message = LazyMessage("The inference provider ({provider}) did not respond in time.", **names)
         raise RemoteBackendError(message) from error
     except NO_IMAGE as error:
         message = LazyMessage("The inference provider ({provider}) returned no image.", **names)

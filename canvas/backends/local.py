@@ -34,11 +34,7 @@ class LocalBackend:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        record_event: RecordEvent,
-        hub: Hub | None = None,
-        num_workers: int = 1,
+        self, settings: Settings, record_event: RecordEvent, hub: Hub | None = None, num_workers: int = 1
     ) -> None:
         self._settings = settings
         self._record_event = record_event
@@ -67,7 +63,6 @@ class LocalBackend:
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device if it is already detected; never waits."""
         return self._device
 
     def loaded_models(self) -> frozenset[str]:
@@ -75,11 +70,9 @@ class LocalBackend:
         return frozenset(self._pipelines.loaded() if self._pipelines else ())
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        """Whether the model is in memory."""
         return cache_key(spec, preset) in self.loaded_models()
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        """Load the text-to-image pipeline of a model."""
         with self._generate_lock:
             self._pipeline(spec, local)
 
@@ -98,7 +91,6 @@ class LocalBackend:
     def generate(
         self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
     ) -> Generator[GeneratedImage]:
-        """Yield the finished images of a task."""
         with self._generate_lock, closing(self._run(task, on_progress, cancelled)) as images:
             for image in images:
                 yield postprocess(image, self._safety_checker())
@@ -114,18 +106,14 @@ class LocalBackend:
             if cancelled.is_set():
                 raise GenerationCancelled("Cancelled before the first step.")
         on_progress(status="running")
-        yield from run_task(
-            request, task.inputs, model, lambda step: on_progress(step=step), cancelled
-        )
+        yield from run_task(request, task.inputs, model, lambda step: on_progress(step=step), cancelled)
 
     def _safety_checker(self) -> ImageSafetyChecker | None:
         if self._settings.safety_level == "full" and self._checker is None:
             self._checker = ImageSafetyChecker(self.device, find_checker(hub=self._hub))
         return self._checker
 
-    def _pipeline(
-        self, spec: ModelSpec, local: LocalModel, request: GenerationRequest | None = None
-    ) -> Any:
+    def _pipeline(self, spec: ModelSpec, local: LocalModel, request: GenerationRequest | None = None) -> Any:
         """The pipeline for a request, or the text-to-image pipeline."""
         if self._pipelines is None:
             self._pipelines = PipelineCache(self.device, self._memory_budget(), hub=self._hub)

@@ -37,8 +37,7 @@ PROVIDER_TERMS = (
 NO_ADDRESS = "Set CANVAS_REMOTE to the address of the other Magic Canvas."
 LOCAL_MODEL = "{model} is a local model, which inference providers do not have. Choose another."
 NO_ACCOUNT = (
-    "Set HF_TOKEN to a token that permits Inference Providers. Create one at "
-    "https://huggingface.co/settings/tokens."
+    "Set HF_TOKEN to a token that permits Inference Providers. Create one at https://huggingface.co/settings/tokens."
 )
 UNAVAILABLE = "{backend} is not available. {reason}"
 CONSENT_REQUIRED = (
@@ -47,8 +46,7 @@ CONSENT_REQUIRED = (
     "/v1/images/generations."
 )
 NOT_FOR_VISITORS = (
-    "{backend} is not available to visitors, because the owner of this server pays for it. Choose "
-    "This computer."
+    "{backend} is not available to visitors, because the owner of this server pays for it. Choose This computer."
 )
 
 
@@ -62,9 +60,7 @@ class RemoteBackends:
     def __init__(self, settings: Settings, hub: Hub | None = None) -> None:
         self._settings = settings
         self._hub = hub
-        self._provider = inference_providers.ProviderConfig(
-            settings.provider_token, settings.provider
-        )
+        self._provider = inference_providers.ProviderConfig(settings.provider_token, settings.provider)
         self._server = remote_canvas.RemoteServer(settings.remote or "", settings.remote_key or "")
         self._consents: set[tuple[str, str]] = set()
         self._checker: ImageSafetyChecker | None = None

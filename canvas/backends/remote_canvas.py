@@ -25,13 +25,10 @@ STOPPED = "Server stopped."  # gradio_client's message for a server that shut do
 POLL_INTERVAL = 0.1  # seconds
 # In the server's error for a missing API key; version 0.1 had "keys make".
 MISSING_KEY_HINTS = ("keys create", "keys make")
-CONNECTION_LOST = (
-    "The connection to {host} was lost before the image was complete. Check that it still runs."
-)
+CONNECTION_LOST = "The connection to {host} was lost before the image was complete. Check that it still runs."
 INCOMPATIBLE = "{host} is not a Magic Canvas of a compatible version."
 INVALID_KEY = (
-    "{host} rejected the API key. Create one there with `python -m canvas keys create NAME` and "
-    "set CANVAS_REMOTE_KEY."
+    "{host} rejected the API key. Create one there with `python -m canvas keys create NAME` and set CANVAS_REMOTE_KEY."
 )
 UNREACHABLE = "{host} cannot be reached. Check that it runs and that CANVAS_REMOTE is its address."
 
@@ -50,10 +47,7 @@ class RemoteServer:
 
 
 def generate(
-    task: GenerationTask,
-    server: RemoteServer,
-    on_progress: ProgressCallback,
-    cancelled: threading.Event,
+    task: GenerationTask, server: RemoteServer, on_progress: ProgressCallback, cancelled: threading.Event
 ) -> Generator[GeneratedImage]:
     """Yield the images of a task, which the server keeps, too; raises RemoteBackendError."""
     with tempfile.TemporaryDirectory() as folder, _translate_errors(server):
@@ -136,10 +130,7 @@ def _to_step(progress: Mapping[str, Any]) -> ProgressUpdate:
         except (InvalidInput, OSError):
             preview = None  # a missing preview is not an error
     return ProgressUpdate(
-        progress["step"],
-        progress["num_steps"],
-        seconds_left=progress["seconds_left"],
-        preview=preview,
+        progress["step"], progress["num_steps"], seconds_left=progress["seconds_left"], preview=preview
     )
 
 

@@ -11,13 +11,7 @@ from collections.abc import Generator
 from contextlib import closing, suppress
 from typing import Any
 
-from canvas.backends.base import (
-    Backend,
-    GenerationTask,
-    ProgressCallback,
-    WorkerCrashed,
-    busy_error,
-)
+from canvas.backends.base import Backend, GenerationTask, ProgressCallback, WorkerCrashed, busy_error
 from canvas.backends.local import LocalBackend, RecordEvent
 from canvas.backends.zerogpu import ZeroGpuBackend
 from canvas.catalog import ModelSpec
@@ -34,9 +28,7 @@ SHUTDOWN_TIMEOUT = 5.0
 FINAL_MESSAGES = ("done", "error")
 
 
-def create_backends(
-    settings: Settings, record_event: RecordEvent, hub: Hub | None = None
-) -> list[Backend]:
+def create_backends(settings: Settings, record_event: RecordEvent, hub: Hub | None = None) -> list[Backend]:
     """One backend in this process, or the worker processes of the settings."""
     if settings.zero_gpu:
         return [ZeroGpuBackend(settings, record_event, hub)]
@@ -45,10 +37,7 @@ def create_backends(
         return [LocalBackend(settings, record_event, hub)]
     probe_lock = threading.Lock()
     init_args = (settings, hub, num_workers)
-    return [
-        SubprocessBackend(init_args, record_event, index, probe_lock)
-        for index in range(num_workers)
-    ]
+    return [SubprocessBackend(init_args, record_event, index, probe_lock) for index in range(num_workers)]
 
 
 class SubprocessBackend:
@@ -90,19 +79,15 @@ class SubprocessBackend:
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device if it is already detected; never waits."""
         return self._device
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        """Whether the worker has the model in memory."""
         return cache_key(spec, preset) in self._loaded
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        """Load a model in the worker."""
         self._call(("load", spec, local))
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Unload a model in the worker; raises CanvasError during a task."""
         return bool(self._call(("unload", spec), timeout=1))
 
     def generate(

@@ -38,7 +38,6 @@ class WorkerProcess:
         self._backend = LocalBackend(settings, record_event, hub, num_workers)
 
     def run(self) -> None:
-        """Handle calls for ever."""
         threading.Thread(target=self._read, daemon=True).start()
         handle = self._handle
         while True:
@@ -87,9 +86,7 @@ class WorkerProcess:
             self._send("loaded", self._backend.loaded_models())
         self._send("done", result)
 
-    def _on_progress(
-        self, *, status: str | None = None, step: ProgressUpdate | None = None
-    ) -> None:
+    def _on_progress(self, *, status: str | None = None, step: ProgressUpdate | None = None) -> None:
         self._send("progress", {"status": status, "step": step})
 
     def _send(self, kind: str, value: object) -> None:

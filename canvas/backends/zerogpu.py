@@ -49,9 +49,7 @@ class ZeroGpuBackend:
     must be created before torch is imported.
     """
 
-    def __init__(
-        self, settings: Settings, record_event: RecordEvent, hub: Hub | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, record_event: RecordEvent, hub: Hub | None = None) -> None:
         import spaces
 
         self._parent_pid = os.getpid()
@@ -66,7 +64,6 @@ class ZeroGpuBackend:
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device if it is already detected; never waits."""
         return self._local.device_if_known
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
@@ -74,7 +71,6 @@ class ZeroGpuBackend:
         return self._local.is_loaded(spec, preset)
 
     def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        """Load a model for all later processes."""
         self._local.load(spec, local)
 
     def unload(self, spec: ModelSpec) -> bool:
@@ -115,9 +111,7 @@ class ZeroGpuBackend:
         messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         stop = threading.Event()
 
-        def on_progress(
-            *, status: JobStatus | None = None, step: ProgressUpdate | None = None
-        ) -> None:
+        def on_progress(*, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
             messages.put(("progress", {"status": status, "step": step}))
 
         def run() -> None:

@@ -101,16 +101,12 @@ def load_benchmark_model(
         return model
     local = find_local(spec)
     if local is None:
-        raise ModelNotFound(
-            f"The model {spec.key} is not downloaded. Run `python -m canvas download {spec.key}`."
-        )
+        raise ModelNotFound(f"The model {spec.key} is not downloaded. Run `python -m canvas download {spec.key}`.")
     model = BenchmarkModel(spec, device)
     if optimized:
         model.optimized = PipelineCache(device).get(spec, local)
     if baseline:
-        model.baseline = DiffusionPipeline.from_pretrained(
-            str(local.path), dtype=baseline_dtype(device)
-        )
+        model.baseline = DiffusionPipeline.from_pretrained(str(local.path), dtype=baseline_dtype(device))
         model.baseline.set_progress_bar_config(disable=True)
         model.baseline.to(device.name)
     return model
@@ -137,9 +133,9 @@ def overhead_ratio(model: BenchmarkModel, side: int, steps: int | None, rounds: 
     The median of several images after a warm-up, each with an empty prompt cache. `steps`
     defaults to the model's.
     """
-    request = GenerationRequest(
-        PROMPT, seed=1, width=side, height=side, num_inference_steps=steps
-    ).with_defaults(model.spec)
+    request = GenerationRequest(PROMPT, seed=1, width=side, height=side, num_inference_steps=steps).with_defaults(
+        model.spec
+    )
     ratios = []
     with _time_modules(model.optimized) as seconds:
         for _ in range(rounds + 1):
@@ -232,10 +228,7 @@ class StageTimings:
         sample, prompt_embeds = _unet_inputs(pipeline, self._side)
         timestep = torch.tensor(500.0, device=unet.device)
         with apply_deepcache(pipeline, list(kinds)):
-            return {
-                kind: time_call(lambda: unet(sample, timestep, prompt_embeds, return_dict=False))
-                for kind in kinds
-            }
+            return {kind: time_call(lambda: unet(sample, timestep, prompt_embeds, return_dict=False)) for kind in kinds}
 
     def _decode(self, pipeline: Any) -> float:
         import torch

@@ -36,16 +36,12 @@ def peak_memory(spec: ModelSpec | None, device: Device, side: int, variant: str)
     return peak
 
 
-def _send_peak(
-    sender: Any, spec: ModelSpec | None, device: Device, side: int, variant: str
-) -> None:
+def _send_peak(sender: Any, spec: ModelSpec | None, device: Device, side: int, variant: str) -> None:
     optimized = variant == "optimized"
     steps = STEPS_ON_GPU if device.name == "cuda" else 1
     model = load_benchmark_model(spec, device, baseline=not optimized, optimized=optimized)
     if optimized:
-        request = GenerationRequest(
-            PROMPT, seed=1, width=side, height=side, num_inference_steps=steps
-        )
+        request = GenerationRequest(PROMPT, seed=1, width=side, height=side, num_inference_steps=steps)
         model.generate_optimized(request.with_defaults(model.spec))
     else:
         model.generate_baseline(side, steps, slicing=variant == "sliced")

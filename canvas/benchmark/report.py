@@ -20,8 +20,7 @@ def format_table(report: BenchmarkReport) -> list[str]:
     head = f"{report.model}, {report.size} × {report.size}, {report.device} {report.dtype}"
     lines = [
         f"{head} on {_machine(report)}; {_method(report)}",
-        f"{'':22}{'steps':>6}{'seconds':>9}{'a step':>8}"
-        f"{'ratio':>7}{'memory':>9}{'SSIM':>7}{'PSNR':>7}",
+        f"{'':22}{'steps':>6}{'seconds':>9}{'a step':>8}{'ratio':>7}{'memory':>9}{'SSIM':>7}{'PSNR':>7}",
     ]
     for row in report.rows:
         memory, ssim, psnr = _optional_columns(row)
@@ -32,8 +31,7 @@ def format_table(report: BenchmarkReport) -> list[str]:
     at_most = "at most " if report.extrapolated else ""
     return [
         *lines,
-        f"Overhead of Quality outside text encoder, UNet and VAE: {at_most}"
-        f"{report.overhead_ratio:.1%}.",
+        f"Overhead of Quality outside text encoder, UNet and VAE: {at_most}{report.overhead_ratio:.1%}.",
         f"UNet: {report.unet_tflops:.3g} of {report.peak_tflops:.3g} TFLOPS, "
         f"{report.peak_ratio:.0%} of the speed of matrix products.",
     ]

@@ -9,12 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from canvas.benchmark import model_under_test, similarity
-from canvas.benchmark.model_under_test import (
-    PROMPT,
-    BenchmarkModel,
-    StageTimings,
-    load_benchmark_model,
-)
+from canvas.benchmark.model_under_test import PROMPT, BenchmarkModel, StageTimings, load_benchmark_model
 from canvas.benchmark.peak_memory import peak_memory
 from canvas.engine import system_info
 from canvas.engine.device import Device
@@ -149,10 +144,7 @@ def _requests(model: BenchmarkModel, side: int) -> dict[str, GenerationRequest]:
 def _end_to_end(model: BenchmarkModel, side: int, rounds: int) -> list[Result]:
     variants: dict[str, tuple[int, Callable[[], Image]]] = {
         BASELINE: (BASELINE_STEPS, lambda: model.generate_baseline(side, BASELINE_STEPS)),
-        SLICED: (
-            SLICED_STEPS,
-            lambda: model.generate_baseline(side, SLICED_STEPS, slicing=True),
-        ),
+        SLICED: (SLICED_STEPS, lambda: model.generate_baseline(side, SLICED_STEPS, slicing=True)),
     }
     for preset, preset_request in _requests(model, side).items():
         variants[preset] = (
@@ -186,10 +178,7 @@ def _extrapolate(model: BenchmarkModel, side: int, seconds: dict[str, float]) ->
     """Add up the stages: text encoding, UNet calls of each kind, decoding."""
     stages: dict[str, tuple[int, dict[str, int]]] = {
         name: (steps, {"baseline text": 2, unet: steps, "baseline decode": 1})
-        for name, steps, unet in (
-            (BASELINE, BASELINE_STEPS, "baseline unet"),
-            (SLICED, SLICED_STEPS, "sliced unet"),
-        )
+        for name, steps, unet in ((BASELINE, BASELINE_STEPS, "baseline unet"), (SLICED, SLICED_STEPS, "sliced unet"))
     }
     for preset, request in _requests(model, side).items():
         steps = request.num_inference_steps or 1
@@ -217,19 +206,11 @@ def _results(totals: dict[str, tuple[int, float]]) -> list[Result]:
     """Results from steps and seconds by name."""
     baseline = totals[BASELINE][1]
     return [
-        Result(name, steps, seconds, seconds / steps, baseline / seconds)
-        for name, (steps, seconds) in totals.items()
+        Result(name, steps, seconds, seconds / steps, baseline / seconds) for name, (steps, seconds) in totals.items()
     ]
 
 
-def _with_memory(
-    rows: tuple[Result, ...], spec: ModelSpec | None, device: Device, side: int
-) -> tuple[Result, ...]:
+def _with_memory(rows: tuple[Result, ...], spec: ModelSpec | None, device: Device, side: int) -> tuple[Result, ...]:
     variants = {BASELINE: "baseline", SLICED: "sliced"}
-    peaks = {
-        variant: peak_memory(spec, device, side, variant)
-        for variant in (*variants.values(), "optimized")
-    }
-    return tuple(
-        replace(row, peak_memory=peaks[variants.get(row.name, "optimized")]) for row in rows
-    )
+    peaks = {variant: peak_memory(spec, device, side, variant) for variant in (*variants.values(), "optimized")}
+    return tuple(replace(row, peak_memory=peaks[variants.get(row.name, "optimized")]) for row in rows)

@@ -59,12 +59,7 @@ def synthetic_spec() -> ModelSpec:
 
 def build_synthetic(dtype: torch.dtype, device: str) -> Any:
     """The pipeline, with the tokenizer of the built-in model."""
-    from diffusers import (
-        AutoencoderKL,
-        PNDMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     pipeline: Any = StableDiffusionPipeline(

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        "--data-dir", metavar="DIR", help="Folder of ai_images.db and outputs/.", show_default=False
-    ),
+    typer.Option("--data-dir", metavar="DIR", help="Folder of ai_images.db and outputs/.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 

@@ -42,15 +42,10 @@ class SpaceFile:
     size: int
 
 
-@with_examples(
-    "python -m canvas deploy USER/NAME --dry-run",
-    "python -m canvas deploy USER/NAME --private",
-)
+@with_examples("python -m canvas deploy USER/NAME --dry-run", "python -m canvas deploy USER/NAME --private")
 def deploy(
     space_id: Annotated[str, typer.Argument(metavar="USER/NAME", help="Id of the Space.")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files without uploading them.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files without uploading them.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Create a private Space.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: AsJson = False,
@@ -110,9 +105,7 @@ def upload(space_id: str, files: list[SpaceFile], *, private: bool = False) -> s
 
     api = HfApi()
     try:
-        url = api.create_repo(
-            space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True
-        )
+        url = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         api.upload_folder(
             repo_id=space_id,
             repo_type="space",

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from canvas.cli.console import (
-    AsJson,
-    DataDir,
-    load_settings,
-    print_error,
-    print_json,
-    print_line,
-    with_examples,
-)
+from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_json, print_line, with_examples
 from canvas.errors import CanvasError
 from canvas.formatting import format_bytes
 
@@ -129,10 +121,7 @@ def check_hub_access() -> Iterator[Check]:
         yield Check("token", True, "not set; only gated models need HF_TOKEN", warning=True)
 
 
-@with_examples(
-    "python -m canvas doctor",
-    "python -m canvas doctor --rebuild",
-)
+@with_examples("python -m canvas doctor", "python -m canvas doctor --rebuild")
 def doctor(
     json: AsJson = False,
     rebuild: Annotated[

@@ -30,20 +30,13 @@ if TYPE_CHECKING:
 STDOUT = "-"
 
 
-@with_examples(
-    "python -m canvas export images.zip",
-    "python -m canvas export boats.zip --text boat --format webp",
-)
+@with_examples("python -m canvas export images.zip", "python -m canvas export boats.zip --text boat --format webp")
 def export(
     target: Annotated[str, typer.Argument(metavar="FILE.zip", help="Output file; - is stdout.")],
     text: Annotated[str, typer.Option(help="Only images with these words in the prompt.")] = "",
-    model: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Only images of this model.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="KEY", help="Only images of this model.")] = None,
     favourites: Annotated[bool, typer.Option("--favourites", help="Only favourites.")] = False,
-    image_format: Annotated[
-        str | None, typer.Option("--format", help="Convert to png, jpeg or webp.")
-    ] = None,
+    image_format: Annotated[str | None, typer.Option("--format", help="Convert to png, jpeg or webp.")] = None,
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -53,9 +46,7 @@ def export(
 
     query = Query(text=text, owner=LOCAL_OWNER, model_key=model, favourite=favourites or None)
     with _open_storage(data_dir) as (database, storage):
-        chunks = export_zip(
-            database, storage, query, image_format=image_format, filename=Path(target).name
-        )
+        chunks = export_zip(database, storage, query, image_format=image_format, filename=Path(target).name)
         if target == STDOUT:
             for chunk in chunks:
                 sys.stdout.buffer.write(chunk)
@@ -67,10 +58,7 @@ def export(
                 print_line(target)
 
 
-@with_examples(
-    "python -m canvas import images.zip",
-    "python -m canvas import ~/Pictures/generated",
-)
+@with_examples("python -m canvas import images.zip", "python -m canvas import ~/Pictures/generated")
 def import_(
     source: Annotated[Path, typer.Argument(metavar="PATH", help="A ZIP file or a folder.")],
     json: AsJson = False,

@@ -60,48 +60,30 @@ def _complete_model() -> list[str]:
 )
 def generate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requires
     prompt: Annotated[
-        str | None,
-        typer.Argument(metavar="PROMPT", help="The prompt; - reads one per line from stdin."),
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads one per line from stdin.")
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Read one prompt per line from a file.")
-    ] = None,
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="Read one prompt per line from a file.")] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY", help="A key that `models` lists.", autocompletion=_complete_model
-        ),
+        str | None, typer.Option(metavar="KEY", help="A key that `models` lists.", autocompletion=_complete_model)
     ] = None,
     width: Annotated[int | None, number_option("width", "a multiple of 8", int)] = None,
     height: Annotated[int | None, number_option("height", "a multiple of 8", int)] = None,
-    steps: Annotated[
-        int | None, number_option("steps", "a whole number from 1 to 150", int)
-    ] = None,
-    guidance: Annotated[
-        float | None, number_option("guidance", "a number from 0 to 30", float)
-    ] = None,
+    steps: Annotated[int | None, number_option("steps", "a whole number from 1 to 150", int)] = None,
+    guidance: Annotated[float | None, number_option("guidance", "a number from 0 to 30", float)] = None,
     seed: Annotated[int, number_option("seed", "a whole number, or -1 for random", int)] = -1,
     style: Annotated[
         str, typer.Option(help="Such as photorealistic or anime.", autocompletion=lambda: STYLES)
     ] = "none",
     negative: Annotated[str, typer.Option(help="Negative prompt: what to avoid.")] = "",
-    scheduler: Annotated[
-        str | None, typer.Option(help="Such as 'Euler a'.", autocompletion=lambda: SCHEDULERS)
-    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Such as 'Euler a'.", autocompletion=lambda: SCHEDULERS)] = None,
     count: Annotated[int, number_option("count", "a whole number from 1 to 16", int)] = 1,
     backend: Annotated[str, typer.Option(help="local, hf-inference or remote.")] = LOCAL,
-    accept_terms: Annotated[
-        bool, typer.Option("--accept-terms", help="Accept the terms of a remote backend.")
-    ] = False,
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of a remote backend.")] = False,
     output: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout."),
+        str | None, typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout.")
     ] = None,
     key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY", help="API key for a server that requires one (or CANVAS_API_KEY)."
-        ),
+        str | None, typer.Option(metavar="KEY", help="API key for a server that requires one (or CANVAS_API_KEY).")
     ] = None,
     json: AsJson = False,
     data_dir: DataDir = None,
@@ -153,11 +135,7 @@ def _generate_local(
 
 
 def _generate_via_server(
-    server: RunningServer,
-    settings: Settings,
-    requests: list[GenerationRequest],
-    *,
-    accept_terms: bool,
+    server: RunningServer, settings: Settings, requests: list[GenerationRequest], *, accept_terms: bool
 ) -> Iterator[SavedImage]:
     from canvas.history.database import Database
     from canvas.history.image_files import ImageStorage
@@ -214,9 +192,7 @@ def _stream_image_ids(url: str, api_key: str | None, body: dict[str, Any], title
     return ids
 
 
-def _stream_events(
-    url: str, body: dict[str, Any], headers: dict[str, str]
-) -> Iterator[dict[str, Any]]:
+def _stream_events(url: str, body: dict[str, Any], headers: dict[str, str]) -> Iterator[dict[str, Any]]:
     try:
         with httpx.stream("POST", url, json=body, headers=headers, timeout=TIMEOUT) as response:
             if response.is_error:
@@ -235,9 +211,7 @@ def _with_titles(requests: list[GenerationRequest]) -> Iterator[tuple[str, Gener
         yield (f"{number} of {len(requests)}: {title}" if len(requests) > 1 else title), request
 
 
-def _write_output(
-    image: GeneratedImage, stored: Path, output: str | None, *, as_json: bool
-) -> None:
+def _write_output(image: GeneratedImage, stored: Path, output: str | None, *, as_json: bool) -> None:
     if output == STDOUT:
         sys.stdout.buffer.write(stored.read_bytes())
         sys.stdout.buffer.flush()
@@ -288,9 +262,7 @@ def _read_prompts(prompt: str | None, file: str | None) -> list[str]:
         else:
             content = Path(str(file)).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        message = (
-            f"Prompts cannot be read from {file or STDIN!r} ({error}); pass a UTF-8 text file."
-        )
+        message = f"Prompts cannot be read from {file or STDIN!r} ({error}); pass a UTF-8 text file."
         raise InvalidInput("prompts", file, message=message) from error
     texts = [line.strip() for line in content.splitlines() if line.strip()]
     if not texts:

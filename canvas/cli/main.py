@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import sys
 from contextlib import redirect_stdout
@@ -11,16 +12,8 @@ from typing import Annotated, Literal
 import typer
 from typer.completion import completion_init
 
-from canvas.cli import bench, deploy_space, doctor, export_import, generate, keys, models
-from canvas.cli.console import (
-    AsJson,
-    DataDir,
-    load_settings,
-    print_error,
-    print_json,
-    print_line,
-    with_examples,
-)
+from canvas.cli import deploy_space, doctor, export_import, generate, keys, models
+from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_json, print_line, with_examples
 from canvas.engine import configure_process
 from canvas.errors import CanvasError, GenerationCancelled
 
@@ -49,46 +42,26 @@ SCRIPT_CALLS = {
 }
 
 
-@with_examples(
-    'eval "$(python -m canvas completion bash)"',
-    "python -m canvas completion fish | source",
-)
-def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell.")],
-) -> None:
+@with_examples('eval "$(python -m canvas completion bash)"', "python -m canvas completion fish | source")
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell.")]) -> None:
     """Print a script that defines the shell command `canvas` with completion."""
     from typer.completion import get_completion_script
 
     run = f"env PYTHONPATH={shlex.quote(str(ROOT))} {shlex.quote(sys.executable)} -m canvas"
-    script = get_completion_script(
-        prog_name=SHELL_NAME, complete_var=COMPLETE_VARIABLE, shell=shell
-    )
+    script = get_completion_script(prog_name=SHELL_NAME, complete_var=COMPLETE_VARIABLE, shell=shell)
     by_name, by_path = SCRIPT_CALLS[shell]
     print_line(SHELL_FUNCTIONS[shell].format(name=SHELL_NAME, run=run))
     print_line(script.replace(by_name, by_path.format(run=run)))
 
 
-@with_examples(
-    "python -m canvas serve --port 8000",
-    "python -m canvas serve --host 0.0.0.0 --auth ann:secret",
-)
+@with_examples("python -m canvas serve --port 8000", "python -m canvas serve --host 0.0.0.0 --auth ann:secret")
 def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requires
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 for any free port.")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all interfaces.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any free port.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Create a public link.")] = False,
-    auth: Annotated[
-        str | None, typer.Option(metavar="USER:PASSWORD", help="Require a login.")
-    ] = None,
-    admin: Annotated[
-        str | None, typer.Option(metavar="USER", help="Login that sees the images of all users.")
-    ] = None,
-    workers: Annotated[
-        str | None, typer.Option(metavar="N", help="Worker processes; one per GPU by default.")
-    ] = None,
+    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Require a login.")] = None,
+    admin: Annotated[str | None, typer.Option(metavar="USER", help="Login that sees the images of all users.")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per GPU by default.")] = None,
     model: Annotated[str | None, typer.Option(metavar="KEY", help="Default model.")] = None,
     json: AsJson = False,
     data_dir: DataDir = None,
@@ -105,6 +78,24 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
         if json:
             print_json({"url": page.local_url})
         page.block_thread()
+
+
+def _bench_app() -> typer.Typer:
+    if importlib.util.find_spec("canvas.benchmark") is not None:
+        from canvas.benchmark.command import app as bench_app
+
+        return bench_app
+    stub = typer.Typer(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+
+    @stub.callback(invoke_without_command=True)
+    def bench() -> None:
+        """Not part of the installed package."""
+        raise CanvasError(
+            "The benchmarks are not part of the installed package; run `python -m canvas bench` in a copy of the "
+            "source repository."
+        )
+
+    return stub
 
 
 app = typer.Typer(
@@ -125,7 +116,7 @@ app.command()(models.models)
 app.command()(models.download)
 app.command()(export_import.export)
 app.command("import")(export_import.import_)
-app.add_typer(bench.app, name="bench")
+app.add_typer(_bench_app(), name="bench")
 app.add_typer(keys.app, name="keys")
 app.command()(doctor.doctor)
 app.command()(deploy_space.deploy)
@@ -138,12 +129,7 @@ def main(arguments: list[str] | None = None, program: str = "python -m canvas") 
     configure_process()
     completion_init()  # typer calls it only for its own completion options
     try:
-        code = app(
-            arguments,
-            prog_name=program,
-            standalone_mode=False,
-            complete_var=COMPLETE_VARIABLE,
-        )
+        code = app(arguments, prog_name=program, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
         if code == CANCELLED:  # typer turns Ctrl+C into this code without a message
             print_error("Cancelled.")
     except CanvasError as error:

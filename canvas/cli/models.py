@@ -7,24 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from canvas.cli.console import (
-    AsJson,
-    DataDir,
-    load_settings,
-    print_json,
-    print_line,
-    wait,
-    with_examples,
-)
+from canvas.cli.console import AsJson, DataDir, load_settings, print_json, print_line, wait, with_examples
 
 if TYPE_CHECKING:
     from canvas.model_status import ModelStatus
 
 
-@with_examples(
-    "python -m canvas models",
-    "python -m canvas models --json",
-)
+@with_examples("python -m canvas models", "python -m canvas models --json")
 def models(json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the models with their status and description."""
     from canvas.studio import Studio
@@ -40,9 +29,7 @@ def models(json: AsJson = False, data_dir: DataDir = None) -> None:
                 print_line(f"{'':{width}}  {spec.description or spec.name}")
 
 
-@with_examples(
-    "python -m canvas download small",
-)
+@with_examples("python -m canvas download small")
 def download(
     model_key: Annotated[str, typer.Argument(metavar="KEY", help="A key that `models` lists.")],
     json: AsJson = False,

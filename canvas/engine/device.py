@@ -48,7 +48,6 @@ class Device:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as a torch dtype."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -56,12 +55,7 @@ class Device:
 
 
 def detect_device(
-    cache_dir: Path,
-    name: str | None = None,
-    dtype: str | None = None,
-    *,
-    num_processes: int = 1,
-    measure: bool = True,
+    cache_dir: Path, name: str | None = None, dtype: str | None = None, *, num_processes: int = 1, measure: bool = True
 ) -> Device:
     """Select the device and dtype, and set torch's number of threads to the usable cores.
 

@@ -8,12 +8,7 @@ from dataclasses import replace
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.multidiffusion import tile_count
-from canvas.engine.optimizations.deepcache import (
-    CACHED,
-    CACHED_STEP_COST,
-    cache_schedule,
-    unet_calls_per_step,
-)
+from canvas.engine.optimizations.deepcache import CACHED, CACHED_STEP_COST, cache_schedule, unet_calls_per_step
 from canvas.models import addons
 from canvas.presets import PRESETS
 from canvas.request import GenerationRequest

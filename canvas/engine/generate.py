@@ -72,9 +72,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     enhanced_prompt = enhance_prompt(request, spec)
     prompts = (enhanced_prompt, enhance_negative_prompt(request))
     if spec.prompt_tokens and not request.prompt_weighting:
-        prompt, negative_prompt = (
-            text_within_limit(text, pipeline.tokenizer, spec) for text in prompts
-        )
+        prompt, negative_prompt = (text_within_limit(text, pipeline.tokenizer, spec) for text in prompts)
         prompts = (prompt, negative_prompt)
 
     hooks = UNetHooks(pipeline)
@@ -122,9 +120,7 @@ def _denoise(
     guided = (request.guidance_scale or 0) > 1
     width, height = round_up_size(pipeline, _size(request))
     arguments: dict[str, Any] = {
-        **encode_prompt_cached(
-            pipeline, prompts, guided=guided, weighting=request.prompt_weighting
-        ),
+        **encode_prompt_cached(pipeline, prompts, guided=guided, weighting=request.prompt_weighting),
         "width": width,
         "height": height,
         "num_inference_steps": request.num_inference_steps,
@@ -183,9 +179,7 @@ def _decode_image(latents: Any, pipeline: Any, hooks: UNetHooks) -> tuple[Image,
 
 
 @contextmanager
-def _translate_errors(
-    request: GenerationRequest, spec: ModelSpec, device: Device
-) -> Iterator[None]:
+def _translate_errors(request: GenerationRequest, spec: ModelSpec, device: Device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, ValueError) as error:
@@ -259,8 +253,7 @@ def _is_empty(pixels: torch.Tensor) -> bool:
 def _to_pil(pixels: torch.Tensor, pipeline: Any) -> Image:
     if not pixels.isfinite().all():
         message = LazyMessage(
-            "The decoded pixels contain NaN or infinity, even in float32. Try another seed or "
-            "scheduler."
+            "The decoded pixels contain NaN or infinity, even in float32. Try another seed or scheduler."
         )
         raise GenerationFailed(message)
     image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]

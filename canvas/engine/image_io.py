@@ -59,9 +59,7 @@ def flatten_alpha(image: Image.Image, fill_color: str = "#ffffff") -> Image.Imag
     return Image.alpha_composite(canvas, image).convert("RGB")
 
 
-def resize_to_fit(
-    image: Image.Image, size: tuple[int, int], resize_mode: str, fill_color: str
-) -> Image.Image:
+def resize_to_fit(image: Image.Image, size: tuple[int, int], resize_mode: str, fill_color: str) -> Image.Image:
     """Resize to `size`: `crop` cuts the excess, `pad` adds borders, `stretch` distorts.
 
     No pixel changes if the image has that size, or exceeds it by less than the 8 pixels
@@ -164,10 +162,7 @@ def _to_srgb(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
     if profile and source.mode in ("RGB", "CMYK", "L"):
         try:
             converted = ImageCms.profileToProfile(
-                source,
-                ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-                ImageCms.createProfile("sRGB"),
-                outputMode="RGB",
+                source, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
             )
         except (ImageCms.PyCMSError, OSError):
             notes.append("Ignored a colour profile that cannot be read.")

@@ -88,18 +88,14 @@ class BlendedLatentCallback:
     Diffusion", arXiv 2206.02779), but rejects others, such as the built-in model's sixteen.
     """
 
-    def __init__(
-        self, image: Image.Image, mask: Image.Image, seed: int, next_callback: OnStepEnd
-    ) -> None:
+    def __init__(self, image: Image.Image, mask: Image.Image, seed: int, next_callback: OnStepEnd) -> None:
         self._image = image
         self._mask = mask
         self._seed = seed
         self._next_callback = next_callback
         self._encoded: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def __call__(
-        self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Put the original's latents, at this step's noise level, back outside the mask."""
         changed = self._next_callback(pipeline, step, timestep, tensors)
         latents = changed.get("latents", tensors["latents"])
@@ -113,15 +109,11 @@ class BlendedLatentCallback:
             original = pipeline.scheduler.add_noise(original, noise, next_timestep)
         return {**changed, "latents": (original * (1 - mask) + latents * mask).to(latents.dtype)}
 
-    def _encode(
-        self, pipeline: Any, latents: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _encode(self, pipeline: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The original's latents, noise of their shape, and the mask at their size."""
         import numpy as np
         import torch
-        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
-            retrieve_latents,
-        )
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
         vae = pipeline.vae
         pixels = pipeline.image_processor.preprocess(self._image).to(vae.device, vae.dtype)
@@ -163,9 +155,7 @@ def _in_channels(pipeline: Any) -> int:
     return getattr(config, "in_channels", 4)
 
 
-def prepare_inputs(
-    request: GenerationRequest, images: InputImages, spec: ModelSpec
-) -> PreparedEdit | None:
+def prepare_inputs(request: GenerationRequest, images: InputImages, spec: ModelSpec) -> PreparedEdit | None:
     """Fit the input images to a resolved request; None for text to image.
 
     Raises InvalidInput for an unusable mask, or margins that leave no room for the image.
@@ -192,15 +182,11 @@ def prepare_inputs(
     if not request.only_masked:
         return PreparedEdit(original, original, (0, 0, *original.size), mask, request.mask_blur)
     box = masks.mask_bbox(mask)
-    masked_area = original.crop(box).resize(
-        masks.inpaint_size(box, spec.resolution), Image.Resampling.LANCZOS
-    )
+    masked_area = original.crop(box).resize(masks.inpaint_size(box, spec.resolution), Image.Resampling.LANCZOS)
     return PreparedEdit(masked_area, original, box, mask, request.mask_blur)
 
 
-def output_size(
-    request: GenerationRequest, size: tuple[int, int], spec: ModelSpec
-) -> tuple[int, int]:
+def output_size(request: GenerationRequest, size: tuple[int, int], spec: ModelSpec) -> tuple[int, int]:
     """The default width and height of the result for an input image of that size.
 
     Both are multiples of 8. What the model generates in a single pass is scaled to the

@@ -9,28 +9,19 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from canvas.catalog import ModelSpec
 from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.lora_adapters import check_compatible
 from canvas.engine.optimizations.cpu_attention import enable_chunked_attention
-from canvas.errors import (
-    HubOffline,
-    InvalidInput,
-    LazyMessage,
-    ModelCorrupted,
-    ModelUnavailable,
-    OutOfMemory,
-)
+from canvas.errors import HubOffline, InvalidInput, LazyMessage, ModelCorrupted, ModelUnavailable, OutOfMemory
 from canvas.models import addons, pipeline_files
+from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
 from canvas.models.loras import read_lora
 from canvas.presets import DISTILLED_LORA
-
-if TYPE_CHECKING:
-    from canvas.catalog import ModelSpec
-    from canvas.models.download import LocalModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +30,7 @@ PIPELINE_CLASSES = {
     "stable_diffusion_xl": "StableDiffusionXLPipeline",
     "auto": "AutoPipelineForText2Image",
 }
-NO_SAFETY_CHECKER = {
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
-}
+NO_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 CONVERTED_DIR = "converted"
 MIN_FREE_BYTES = 2_000_000_000  # that a converted copy must leave on the disk
 # from_pretrained builds models on the meta device by patching torch.nn.Module in the whole
@@ -197,11 +184,7 @@ def _estimate_file(path: Path, itemsize: int) -> int:
         return 0
     try:
         header = pipeline_files.read_safetensors_header(path)
-        return sum(
-            math.prod(tensor["shape"]) * itemsize
-            for name, tensor in header.items()
-            if name != "__metadata__"
-        )
+        return sum(math.prod(tensor["shape"]) * itemsize for name, tensor in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
@@ -288,9 +271,7 @@ def with_taesd(pipeline: Any, *, hub: Hub | None = None) -> Any:
         return pipeline
     folder = _require_addon(addons.TAESD, hub)
     with FROM_PRETRAINED_LOCK:
-        vae = AutoencoderTiny.from_pretrained(
-            str(folder), dtype=pipeline.vae.dtype, local_files_only=True
-        )
+        vae = AutoencoderTiny.from_pretrained(str(folder), dtype=pipeline.vae.dtype, local_files_only=True)
     components = {**pipeline.components, "vae": vae.to(pipeline.device)}
     variant = type(pipeline)(**components, requires_safety_checker=False)
     variant.set_progress_bar_config(disable=True)

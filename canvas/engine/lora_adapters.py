@@ -9,14 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from canvas.errors import InvalidInput, LazyMessage
-from canvas.models.loras import (
-    BASE_MODELS,
-    DOWN_WEIGHT,
-    UNET_PREFIXES,
-    Lora,
-    is_cross_attention,
-    unet_tensors,
-)
+from canvas.models.loras import BASE_MODELS, DOWN_WEIGHT, UNET_PREFIXES, Lora, is_cross_attention, unet_tensors
 
 # Names in the layout of the original SDXL code; diffusers converts them when it loads the file.
 ORIGINAL_LAYOUT = re.compile(r"(input_blocks|output_blocks|middle_block)[._]")
@@ -65,8 +58,7 @@ def check_compatible(lora: Lora, pipeline: Any) -> None:
 
 def _mismatch(lora: Lora, reason: str, family: str | None = None) -> InvalidInput:
     message = LazyMessage(
-        "The LoRA {lora}, made for {base_model}, does not fit this model ({reason}). Choose a LoRA "
-        "for {family}.",
+        "The LoRA {lora}, made for {base_model}, does not fit this model ({reason}). Choose a LoRA for {family}.",
         lora=lora.name,
         base_model=lora.base_model or LazyMessage("an unknown base model"),
         reason=reason,
@@ -111,10 +103,7 @@ def _adapter_name(lora: Lora) -> str:
 def _load(pipeline: Any, lora: Lora, name: str) -> None:
     try:
         pipeline.load_lora_weights(
-            str(lora.path.parent),
-            weight_name=lora.path.name,
-            adapter_name=name,
-            local_files_only=True,
+            str(lora.path.parent), weight_name=lora.path.name, adapter_name=name, local_files_only=True
         )
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]

@@ -60,9 +60,7 @@ def feather(mask: Image.Image, radius: int) -> Image.Image:
     return faded if faded.histogram()[255] else feather(mask, radius // 2)
 
 
-def composite(
-    original: Image.Image, changed: Image.Image, mask: Image.Image, blur: int = 0
-) -> Image.Image:
+def composite(original: Image.Image, changed: Image.Image, mask: Image.Image, blur: int = 0) -> Image.Image:
     """`changed` inside the mask, the exact pixels of `original` outside."""
     return Image.composite(changed, original, feather(mask, blur))
 

@@ -31,10 +31,7 @@ def tile_count(size: tuple[int, int], side: int, scale: int) -> int:
 
 
 def blend_tiles(
-    compute: Callable[[torch.Tensor], torch.Tensor],
-    sample: torch.Tensor,
-    side: int,
-    scales: tuple[int, int] = (1, 1),
+    compute: Callable[[torch.Tensor], torch.Tensor], sample: torch.Tensor, side: int, scales: tuple[int, int] = (1, 1)
 ) -> torch.Tensor:
     """Apply `compute` to each tile of `side` latents and blend the outputs.
 
@@ -43,9 +40,7 @@ def blend_tiles(
     scale_in, scale_out = scales
     height, width = (length // scale_in for length in sample.shape[-2:])
     result = total = None
-    for rows, columns in product(
-        tile_spans(height, side, side // 4), tile_spans(width, side, side // 4)
-    ):
+    for rows, columns in product(tile_spans(height, side, side // 4), tile_spans(width, side, side // 4)):
         tile = compute(sample[_slices(rows, columns, scale_in)]).float()
         if result is None or total is None:
             result = tile.new_zeros((*tile.shape[:2], height * scale_out, width * scale_out))
@@ -77,9 +72,7 @@ class TiledUNetForward:
     DeepCache keeps features between steps. `on_tile` is called with the number of tiles done.
     """
 
-    def __init__(
-        self, forwards: Sequence[Any], side: int, scale: int, on_tile: Callable[[int], None]
-    ) -> None:
+    def __init__(self, forwards: Sequence[Any], side: int, scale: int, on_tile: Callable[[int], None]) -> None:
         self._forwards = forwards
         self._side = side  # pixels
         self._scale = scale
@@ -110,9 +103,7 @@ class TiledUNetForward:
 
 
 @contextmanager
-def tiled_pipeline(
-    pipeline: Any, side: int, forwards: Sequence[Any], on_tile: Callable[[int], None]
-) -> Iterator[None]:
+def tiled_pipeline(pipeline: Any, side: int, forwards: Sequence[Any], on_tile: Callable[[int], None]) -> Iterator[None]:
     """Let the pipeline process tiles of `side` pixels inside the block.
 
     `forwards` holds the UNet's forward method for each tile.
@@ -129,9 +120,7 @@ def tiled_pipeline(
             del module.forward
 
 
-def _tiled_vae(
-    forward: Any, side: int, scales: tuple[int, int], sample: torch.Tensor, *args: Any
-) -> torch.Tensor:
+def _tiled_vae(forward: Any, side: int, scales: tuple[int, int], sample: torch.Tensor, *args: Any) -> torch.Tensor:
     return blend_tiles(lambda tile: forward(tile, *args), sample, side, scales).to(sample.dtype)
 
 

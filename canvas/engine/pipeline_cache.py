@@ -6,26 +6,21 @@ import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from canvas.catalog import ModelSpec
 from canvas.engine import loader, system_info
 from canvas.engine.device import Device
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
 from canvas.models import addons
+from canvas.models.download import LocalModel
+from canvas.models.hub_client import Hub
 from canvas.presets import uses_distilled_lora
-
-if TYPE_CHECKING:
-    from canvas.catalog import ModelSpec
-    from canvas.models.download import LocalModel
-    from canvas.models.hub_client import Hub
-    from canvas.request import GenerationRequest
+from canvas.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
-TASK_PIPELINES = {
-    "image_to_image": "AutoPipelineForImage2Image",
-    "inpaint": "AutoPipelineForInpainting",
-}
+TASK_PIPELINES = {"image_to_image": "AutoPipelineForImage2Image", "inpaint": "AutoPipelineForInpainting"}
 # The rest is for activations, other programs and the file cache.
 CPU_MEMORY_FRACTION = 0.6
 GPU_MEMORY_FRACTION = 0.8
@@ -50,22 +45,14 @@ class PipelineCache:
     `loaded` never wait.
     """
 
-    def __init__(
-        self, device: Device, memory_budget: int | None = None, *, hub: Hub | None = None
-    ) -> None:
+    def __init__(self, device: Device, memory_budget: int | None = None, *, hub: Hub | None = None) -> None:
         self.device = device
         self.memory_budget = memory_budget or default_budget(device)
         self._hub = hub
         self._lock = threading.RLock()
         self._by_source: OrderedDict[str, CachedPipeline] = OrderedDict()
 
-    def get(
-        self,
-        spec: ModelSpec,
-        local: LocalModel,
-        task: str = "text_to_image",
-        preset: str = "quality",
-    ) -> Any:
+    def get(self, spec: ModelSpec, local: LocalModel, task: str = "text_to_image", preset: str = "quality") -> Any:
         """The diffusers pipeline for a task and preset, loaded if needed.
 
         The tasks of a model share its weights; with a distilled LoRA it counts as another
@@ -92,7 +79,6 @@ class PipelineCache:
             return entry.variants[task, use_taesd]
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        """Whether the model is in memory."""
         return cache_key(spec, preset) in self._by_source
 
     def loaded(self) -> dict[str, int]:
@@ -109,7 +95,6 @@ class PipelineCache:
             return bool(keys)
 
     def clear(self) -> None:
-        """Unload all models."""
         with self._lock:
             self._by_source.clear()
             self._release()
@@ -137,8 +122,7 @@ class PipelineCache:
         Raises OutOfMemory if they do not fit into the free memory even then.
         """
         while self._by_source and (
-            sum(self.loaded().values()) + size > self.memory_budget
-            or size > free_device_memory(self.device)
+            sum(self.loaded().values()) + size > self.memory_budget or size > free_device_memory(self.device)
         ):
             name, _ = self._by_source.popitem(last=False)
             logger.info("Unloading %s to make room for %s", name, spec.name)
@@ -233,9 +217,7 @@ def suggest_size(request: GenerationRequest, spec: ModelSpec, device: Device) ->
     free = free_device_memory(device)
     longer = max(request.width, request.height)
     for side in range(longer - spec.size_step, spec.min_size - 1, -spec.size_step):
-        width, height = (
-            max(64, n * side // longer // 8 * 8) for n in (request.width, request.height)
-        )
+        width, height = (max(64, n * side // longer // 8 * 8) for n in (request.width, request.height))
         if _decoding_bytes(width, height, device) <= free:
             return LazyMessage("{size} would fit.", size=f"{width}x{height}")
     text = "Only {free} are free. Close other programs or choose a smaller model."

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from PIL.Image import Image
+
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
 # RGB (-1 to 1) of each of the four scaled latent channels of Stable Diffusion 1, from the
 # Hugging Face forum, "Decoding latents to RGB without upscaling".
-SD1_FACTORS = (
-    (0.298, 0.207, 0.208),
-    (0.187, 0.286, 0.173),
-    (-0.158, 0.189, 0.264),
-    (-0.184, -0.271, -0.473),
-)
+SD1_FACTORS = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
 # RGB (0 to 255) of the unscaled latents of SDXL, from the Hugging Face blog, "Explaining
 # the SDXL latent space".
 SDXL_FACTORS = ((60, 60, 60), (-60, -5, 10), (25, 15, -5), (-70, -50, -35))

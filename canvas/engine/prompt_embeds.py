@@ -35,9 +35,7 @@ class EmbeddingCache:
         return self._by_key[key]
 
 
-def encode_prompt_cached(
-    pipeline: Any, prompts: tuple[str, str], *, guided: bool, weighting: bool
-) -> dict[str, Any]:
+def encode_prompt_cached(pipeline: Any, prompts: tuple[str, str], *, guided: bool, weighting: bool) -> dict[str, Any]:
     """The pipeline's arguments for the prompt and the negative prompt.
 
     The negative prompt is encoded only for classifier-free guidance (`guided`) or with
@@ -50,9 +48,7 @@ def encode_prompt_cached(
     loras = _active_loras(pipeline)
     if weighting:
         key = (*loras, prompt, negative_prompt, "weights")
-        return dict(
-            cache.get(key, lambda: encode_weighted_prompt(pipeline, prompt, negative_prompt))
-        )
+        return dict(cache.get(key, lambda: encode_weighted_prompt(pipeline, prompt, negative_prompt)))
     embeddings = dict(cache.get((*loras, prompt), lambda: _encode(pipeline, prompt)))
     if guided:
         key = (*loras, negative_prompt)

@@ -111,9 +111,7 @@ def encode_weighted_prompt(pipeline: Any, prompt: str, negative_prompt: str) -> 
 
 def supports_weighting(pipeline: Any) -> bool:
     """Whether the pipeline uses CLIP text encoders only, as Stable Diffusion and SDXL do."""
-    return type(pipeline).__name__.startswith("StableDiffusion") and not hasattr(
-        pipeline, "text_encoder_3"
-    )
+    return type(pipeline).__name__.startswith("StableDiffusion") and not hasattr(pipeline, "text_encoder_3")
 
 
 def _embeddings_provider(pipeline: Any, encoders: list[Any]) -> Any:
@@ -151,10 +149,7 @@ def _pad_embeds(provider: Any, *embeds: torch.Tensor) -> list[torch.Tensor]:
 
     longest = max(tensor.shape[1] for tensor in embeds)
     empty = _encode(provider, "")
-    return [
-        torch.cat([tensor] + [empty] * ((longest - tensor.shape[1]) // empty.shape[1]), dim=1)
-        for tensor in embeds
-    ]
+    return [torch.cat([tensor] + [empty] * ((longest - tensor.shape[1]) // empty.shape[1]), dim=1) for tensor in embeds]
 
 
 def _encode_pooled(pipeline: Any, prompt: str) -> torch.Tensor:

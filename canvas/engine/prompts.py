@@ -6,16 +6,14 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from canvas.catalog import ModelSpec
 from canvas.errors import LazyMessage, ModelCorrupted
+from canvas.models.download import LocalModel
 from canvas.models.loras import parse_lora_tags
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
-
-if TYPE_CHECKING:
-    from canvas.models.download import LocalModel
 
 CLIP_LIMIT = 77
 # How CLIP's tokenizer splits a text first: letters, single digits, other signs.

@@ -6,18 +6,16 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL.Image import Image
+
+from canvas.engine.device import Device
 from canvas.engine.loader import FROM_PRETRAINED_LOCK
 from canvas.errors import ContentBlocked, LazyMessage, ModelCorrupted
 from canvas.models import download, hub_cache
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from canvas.engine.device import Device
 
 LEVELS = ("off", "prompt", "full")
 CHECKER = "CompVis/stable-diffusion-safety-checker"  # of Stable Diffusion 1, 1.2 GB
@@ -60,10 +58,7 @@ def find_checker(*, hub: Hub | None = None) -> Path | None:
 
 
 def fetch_checker(
-    on_progress: Callable[[DownloadProgress], None],
-    cancelled: threading.Event,
-    *,
-    hub: Hub | None = None,
+    on_progress: Callable[[DownloadProgress], None], cancelled: threading.Event, *, hub: Hub | None = None
 ) -> Path:
     """Download the safety checker; raises a subclass of ModelUnavailable."""
     hub = hub or Hub()
@@ -113,9 +108,7 @@ class ImageSafetyChecker:
 
             try:
                 with FROM_PRETRAINED_LOCK:
-                    model: Any = StableDiffusionSafetyChecker.from_pretrained(
-                        self._folder, local_files_only=True
-                    )
+                    model: Any = StableDiffusionSafetyChecker.from_pretrained(self._folder, local_files_only=True)
                 extractor = CLIPImageProcessor.from_pretrained(self._folder, local_files_only=True)
             except (OSError, ValueError) as error:
                 message = LazyMessage(

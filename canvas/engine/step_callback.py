@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from PIL.Image import Image
 
 from canvas.engine.preview import Preview
 from canvas.errors import GenerationCancelled
 from canvas.request import GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
-    import threading
-
     import torch
-    from PIL.Image import Image
 
     from canvas.engine.unet_hooks import UNetHooks
 

@@ -61,8 +61,7 @@ def check_size(size: tuple[int, int], scale: int) -> None:
     width, height = (side * scale for side in size)
     if width * height > MAX_PIXELS:
         message = LazyMessage(
-            "The upscaled image must have at most {allowed} million pixels (got {size}). Use a "
-            "smaller image or scale.",
+            "The upscaled image must have at most {allowed} million pixels (got {size}). Use a smaller image or scale.",
             allowed=MAX_PIXELS // 10**6,
             size=f"{width}x{height}",
         )
@@ -92,19 +91,13 @@ def upscale_image(
 
 
 def _run_tiled(
-    image: Image.Image,
-    model: SuperResolutionModel,
-    scale: int,
-    on_tile: OnTile,
-    cancelled: threading.Event,
+    image: Image.Image, model: SuperResolutionModel, scale: int, on_tile: OnTile, cancelled: threading.Event
 ) -> Image.Image:
     import numpy as np
 
     net = _load(model.files[scale])
     padding = model.receptive_field
-    padded = np.pad(
-        np.asarray(image.convert("RGB")), ((padding,) * 2, (padding,) * 2, (0, 0)), mode="edge"
-    )
+    padded = np.pad(np.asarray(image.convert("RGB")), ((padding,) * 2, (padding,) * 2, (0, 0)), mode="edge")
     result = np.empty((image.height * scale, image.width * scale, 3), np.uint8)
     corners = list(product(range(0, image.height, model.tile), range(0, image.width, model.tile)))
     for done, (top, left) in enumerate(corners):
@@ -114,9 +107,9 @@ def _run_tiled(
         tile = padded[top : top + height + 2 * padding, left : left + width + 2 * padding]
         upscaled = _run(net, tile)
         edge = padding * scale
-        result[top * scale : (top + height) * scale, left * scale : (left + width) * scale] = (
-            upscaled[edge : edge + height * scale, edge : edge + width * scale]
-        )
+        result[top * scale : (top + height) * scale, left * scale : (left + width) * scale] = upscaled[
+            edge : edge + height * scale, edge : edge + width * scale
+        ]
     on_tile(len(corners), len(corners))
     return Image.fromarray(result)
 
@@ -137,8 +130,7 @@ def _load(name: str) -> Any:
     net.opt.num_threads = system_info.core_count()
     if net.load_param(str(folder / f"{name}.param")) or net.load_model(str(folder / f"{name}.bin")):
         message = LazyMessage(
-            "The weights of the super-resolution model {name} are damaged. Reinstall the package "
-            "{package}.",
+            "The weights of the super-resolution model {name} are damaged. Reinstall the package {package}.",
             name=name,
             package=WEIGHTS_PACKAGE.replace("_", "-"),
         )

@@ -108,9 +108,7 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
     for group in _cgroups(root, "cpu"):
         quota, period = [*_read(group / "cpu.max").split(), "", ""][:2]
         if not quota:
-            quota, period = (
-                _read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
-            )
+            quota, period = (_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
         if quota.isdecimal() and period.isdecimal() and int(period):
             yield int(quota) / int(period)
 
@@ -125,9 +123,7 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[int, int]]:
             limit, used = _read(group / limit_file).strip(), _read(group / use_file).strip()
             # In v1 "no limit" is a number near 2^63.
             if limit.isdecimal() and int(limit) < 2**60:
-                files = dict(
-                    line.split(" ", 1) for line in _read(group / "memory.stat").splitlines()
-                )
+                files = dict(line.split(" ", 1) for line in _read(group / "memory.stat").splitlines())
                 yield int(limit), int(used or 0) - int(files.get(cache, 0))
 
 

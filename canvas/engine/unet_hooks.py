@@ -42,7 +42,6 @@ class UNetHooks:
 
     @contextmanager
     def attached(self) -> Iterator[UNetHooks]:
-        """Attach the hooks inside the block."""
         handles: list[Any] = []
         if self._unet is not None:
             handles = [

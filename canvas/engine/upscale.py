@@ -49,9 +49,7 @@ def run_upscale(
     assert request.width and request.height  # noqa: S101 - the request is resolved
     started = time.perf_counter()
     size = (request.width // request.scale, request.height // request.scale)
-    image = resize_to_fit(
-        flatten_alpha(image, request.fill_color), size, request.resize_mode, request.fill_color
-    )
+    image = resize_to_fit(flatten_alpha(image, request.fill_color), size, request.resize_mode, request.fill_color)
     raise_if_cancelled(cancelled)
     if model is None:
         progress = EtaEstimator()
@@ -126,11 +124,7 @@ class TileProgress:
     """Reports progress in tiles; every denoising step of a large image has `num_tiles`."""
 
     def __init__(
-        self,
-        pipeline: Any,
-        num_tiles: int,
-        on_step: Callable[[ProgressUpdate], None],
-        cancelled: threading.Event,
+        self, pipeline: Any, num_tiles: int, on_step: Callable[[ProgressUpdate], None], cancelled: threading.Event
     ) -> None:
         self._pipeline = pipeline
         self._num_tiles = num_tiles

@@ -42,23 +42,17 @@ class ApiKeyStore:
         # A plain digest is enough: 256 random bits cannot be guessed.
         secret = PREFIX + secrets.token_urlsafe(32)
         with self._database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO api_keys (name, digest) VALUES (?, ?)", [name, _digest(secret)]
-            )
+            connection.execute("INSERT INTO api_keys (name, digest) VALUES (?, ?)", [name, _digest(secret)])
         return secret
 
     def get_owner(self, secret: str) -> str | None:
         """The owner of the key with this secret; None if there is none."""
-        rows = self._database.rows(
-            "SELECT name, created_at FROM api_keys WHERE digest = ?", [_digest(secret)]
-        )
+        rows = self._database.rows("SELECT name, created_at FROM api_keys WHERE digest = ?", [_digest(secret)])
         return ApiKey(**rows[0]).owner if rows else None
 
     def list(self) -> list[ApiKey]:
         """All keys, oldest first."""
-        rows = self._database.rows(
-            "SELECT name, created_at FROM api_keys ORDER BY created_at, name"
-        )
+        rows = self._database.rows("SELECT name, created_at FROM api_keys ORDER BY created_at, name")
         return [ApiKey(**row) for row in rows]
 
     def revoke(self, name: str) -> None:

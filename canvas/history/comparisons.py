@@ -43,17 +43,12 @@ class Comparisons:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(
-        self, owner: str, requests: Sequence[GenerationRequest], *, blind: bool = False
-    ) -> Comparison:
+    def add(self, owner: str, requests: Sequence[GenerationRequest], *, blind: bool = False) -> Comparison:
         """Store a new comparison; do it before the jobs start, see `add_image`."""
-        comparison = Comparison(
-            secrets.token_hex(16), owner, tuple(requests), blind, None, datetime.now(UTC)
-        )
+        comparison = Comparison(secrets.token_hex(16), owner, tuple(requests), blind, None, datetime.now(UTC))
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO comparisons (id, owner, requests, image_ids, blind, created_at) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO comparisons (id, owner, requests, image_ids, blind, created_at) VALUES (?, ?, ?, ?, ?, ?)",
                 [
                     comparison.id,
                     owner,
@@ -66,23 +61,19 @@ class Comparisons:
         return comparison
 
     def delete(self, comparison: Comparison) -> None:
-        """Delete a comparison."""
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM comparisons WHERE id = ?", [comparison.id])
 
     def latest(self, owner: str, limit: int) -> list[Comparison]:
         """The owner's comparisons, newest first."""
         rows = self._database.rows(
-            "SELECT * FROM comparisons WHERE owner = ? ORDER BY created_at DESC LIMIT ?",
-            [owner, limit],
+            "SELECT * FROM comparisons WHERE owner = ? ORDER BY created_at DESC LIMIT ?", [owner, limit]
         )
         return [_from_row(row) for row in rows]
 
     def get(self, comparison_id: str, owner: str) -> Comparison:
         """A comparison of this owner; raises NotFound."""
-        rows = self._database.rows(
-            "SELECT * FROM comparisons WHERE id = ? AND +owner = ?", [comparison_id, owner]
-        )
+        rows = self._database.rows("SELECT * FROM comparisons WHERE id = ? AND +owner = ?", [comparison_id, owner])
         if not rows:
             raise NotFound(f"There is no comparison {comparison_id!r}.")
         return _from_row(rows[0])
@@ -90,8 +81,7 @@ class Comparisons:
     def add_image(self, image: GeneratedImage) -> None:
         """Add a saved image to the comparisons of its owner that wait for its request."""
         waiting = self._database.rows(
-            "SELECT * FROM comparisons WHERE owner = ? AND created_at <= ? "
-            "AND image_ids LIKE '%null%'",
+            "SELECT * FROM comparisons WHERE owner = ? AND created_at <= ? AND image_ids LIKE '%null%'",
             [image.owner, timestamp(image.created_at)],
         )
         for row in waiting:
@@ -122,16 +112,11 @@ class Comparisons:
     def vote(self, comparison: Comparison, position: int) -> None:
         """Choose the image at that position; a later vote changes nothing."""
         if not 0 <= position < len(comparison.requests):
-            allowed = LazyMessage(
-                "a whole number between {low} and {high}",
-                low=0,
-                high=len(comparison.requests) - 1,
-            )
+            allowed = LazyMessage("a whole number between {low} and {high}", low=0, high=len(comparison.requests) - 1)
             raise InvalidInput("position", position, allowed)
         with self._database.transaction() as connection:
             connection.execute(
-                "UPDATE comparisons SET chosen = ? WHERE id = ? AND chosen IS NULL",
-                [position, comparison.id],
+                "UPDATE comparisons SET chosen = ? WHERE id = ? AND chosen IS NULL", [position, comparison.id]
             )
 
     def tally(self, owner: str | None) -> tuple[VoteCount, ...]:
@@ -151,10 +136,5 @@ class Comparisons:
 def _from_row(row: Mapping[str, Any]) -> Comparison:
     requests = tuple(GenerationRequest.from_dict(each) for each in json.loads(row["requests"]))
     return Comparison(
-        row["id"],
-        row["owner"],
-        requests,
-        bool(row["blind"]),
-        row["chosen"],
-        parse_time(row["created_at"]),
+        row["id"], row["owner"], requests, bool(row["blind"]), row["chosen"], parse_time(row["created_at"])
     )

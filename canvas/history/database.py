@@ -43,10 +43,7 @@ ERROR_MESSAGES = {
         "or choose another one with --data-dir."
     ),
     ("is full",): "The disk of {path} is full. Free some space and try again.",
-    ("disk I/O",): (
-        "The disk of {path} cannot be written ({reason}). If it is full, free some space and "
-        "try again."
-    ),
+    ("disk I/O",): ("The disk of {path} cannot be written ({reason}). If it is full, free some space and try again."),
     ("malformed", "corrupt"): (
         "The database {path} is damaged ({reason}). Stop the server and run "
         "`python -m canvas doctor --rebuild`, which rebuilds it from the images."
@@ -116,21 +113,16 @@ class Database:
             return [replace(image, id=_save_image(connection, image)) for image in images]
 
     def image(self, image_id: int) -> GeneratedImage | None:
-        """The image of that id, or None."""
         return self._one("SELECT * FROM generated_images WHERE id = ?", [image_id])
 
     def image_by_filename(self, name: str) -> GeneratedImage | None:
-        """The image whose file has that name, or None."""
-        return self._one(
-            "SELECT * FROM generated_images WHERE filename = ? ORDER BY id DESC LIMIT 1", [name]
-        )
+        return self._one("SELECT * FROM generated_images WHERE filename = ? ORDER BY id DESC LIMIT 1", [name])
 
     def recent(self, owner: str | None, limit: int = 50, offset: int = 0) -> list[GeneratedImage]:
         """The newest images that have a file, of one owner or (None) of all."""
         return self.search(Query(owner=owner, limit=limit, offset=offset))
 
     def search(self, query: Query) -> list[GeneratedImage]:
-        """One page of matching images."""
         common = self.rows(*queries.matches(query, COMMON_MATCHES))[0]["matches"] == COMMON_MATCHES
         return [from_row(row) for row in self.rows(*queries.page(query, common))]
 
@@ -214,10 +206,7 @@ class Database:
     def files(self) -> dict[int, tuple[str, str, bool]]:
         """`(filepath, filename, missing)` of every image by id."""
         rows = self.rows("SELECT id, filepath, filename, missing FROM generated_images")
-        return {
-            row["id"]: (row["filepath"] or "", row["filename"], bool(row["missing"]))
-            for row in rows
-        }
+        return {row["id"]: (row["filepath"] or "", row["filename"], bool(row["missing"])) for row in rows}
 
     def mark_missing(self, image_ids: Iterable[int], missing: bool = True) -> None:
         """Mark or unmark the files of these images as missing."""
@@ -227,9 +216,7 @@ class Database:
                 [(int(missing), image_id) for image_id in image_ids],
             )
 
-    def rows(
-        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()
-    ) -> list[dict[str, Any]]:
+    def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """All rows of a SELECT statement."""
         with self._lock, self._wrap_errors():
             return [dict(row) for row in self._connection.execute(sql, parameters)]
@@ -291,8 +278,7 @@ def _insert(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) 
 def _save_image(connection: sqlite3.Connection, image: GeneratedImage) -> int:
     # Another process that reconciles may have added a row for the file already.
     known = connection.execute(
-        "SELECT id FROM generated_images WHERE filename = ? AND filepath = ?",
-        [image.filename, image.filepath],
+        "SELECT id FROM generated_images WHERE filename = ? AND filepath = ?", [image.filename, image.filepath]
     ).fetchone()
     if known is None or not image.filename:
         return _insert(connection, "generated_images", to_row(image))

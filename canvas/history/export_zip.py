@@ -106,10 +106,7 @@ class _Export:
                 for _ in self._add_image(archive, image):
                     yield buffer.take()
             exported = list(self.sizes)
-            for name, texts in (
-                (METADATA_JSONL, self._jsonl(exported)),
-                (METADATA_CSV, self._csv(exported)),
-            ):
+            for name, texts in ((METADATA_JSONL, self._jsonl(exported)), (METADATA_CSV, self._csv(exported))):
                 for _ in _add_text(archive, name, texts):
                     yield buffer.take()
             if self.errors:

@@ -99,7 +99,6 @@ class ImageStorage:
         _unlink(self._thumbnail_path(path))
 
     def thumbnails(self) -> list[Path]:
-        """All thumbnail files."""
         folder = self.root / THUMBNAILS_FOLDER
         return [path for path in folder.rglob("*.webp") if path.is_file()]
 
@@ -165,6 +164,5 @@ def _unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
-            f"The file {path} cannot be deleted ({error.strerror}). Check the permissions of its "
-            "folder and try again."
+            f"The file {path} cannot be deleted ({error.strerror}). Check the permissions of its folder and try again."
         ) from error

@@ -82,8 +82,7 @@ class ImageRepository:
         new = [
             image
             for filepath in sorted(on_disk - known)
-            if filepath.rpartition("/")[2] not in known_names
-            and (image := self._from_file(filepath)) is not None
+            if filepath.rpartition("/")[2] not in known_names and (image := self._from_file(filepath)) is not None
         ]
         self.database.save_images(new)
         lost: list[int] = []
@@ -161,7 +160,6 @@ class UserGallery:
         return image
 
     def search(self, query: Query) -> list[GeneratedImage]:
-        """One page of matching images."""
         return self._database.search(self._visible(query))
 
     def count(self, query: Query) -> int:
@@ -173,20 +171,13 @@ class UserGallery:
         rows = self._database.rows(*queries.sizes(self._visible(query)))
         return [(row["width"], row["height"]) for row in rows]
 
-    def export(
-        self, query: Query, image_format: str | None = None, quality: int = 95
-    ) -> Iterator[bytes]:
+    def export(self, query: Query, image_format: str | None = None, quality: int = 95) -> Iterator[bytes]:
         """The matching images as the chunks of a ZIP; see `export_zip`."""
         return export_zip(
-            self._database,
-            self._repository.storage,
-            self._visible(query),
-            image_format=image_format,
-            quality=quality,
+            self._database, self._repository.storage, self._visible(query), image_format=image_format, quality=quality
         )
 
     def import_zip(self, path: Path) -> ImportResult:
-        """Add the images of a ZIP."""
         return import_zip(self._database, self._repository.storage, path, self.owner)
 
     def totals(self, query: Query) -> tuple[int, int]:
@@ -214,5 +205,4 @@ class UserGallery:
         return self._repository.delete_all(self.owner)
 
     def statistics(self) -> Statistics:
-        """Statistics of the owner's images."""
         return compute_statistics(self._database, self.owner)

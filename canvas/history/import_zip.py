@@ -176,9 +176,7 @@ class ImportResult:
     errors: tuple[str, ...] = ()
 
 
-def import_folder(
-    database: Database, storage: ImageStorage, path: Path, owner: str
-) -> ImportResult:
+def import_folder(database: Database, storage: ImageStorage, path: Path, owner: str) -> ImportResult:
     """Copy the images of a folder; raises StorageError if there is no such folder."""
     return _Import(database, storage, FolderSource(path), owner).run()
 
@@ -201,9 +199,7 @@ class _Import:
 
     def run(self) -> ImportResult:
         # In a new data folder the images keep their ids.
-        keep_ids = not self.database.rows(
-            "SELECT 1 FROM sqlite_sequence WHERE name = 'generated_images'"
-        )
+        keep_ids = not self.database.rows("SELECT 1 FROM sqlite_sequence WHERE name = 'generated_images'")
         names = dict.fromkeys(self.source.names())
         for line in self.source.lines():
             record = _parse_record(line)
@@ -245,8 +241,7 @@ class _Import:
                 if image is not None and image.owner == self.owner and self._path_of(image):
                     return image
         same_size = self.database.rows(
-            "SELECT id FROM generated_images WHERE file_size = ? AND +owner = ?",
-            [len(content), self.owner],
+            "SELECT id FROM generated_images WHERE file_size = ? AND +owner = ?", [len(content), self.owner]
         )
         for row in same_size:
             image = self.database.image(row["id"])
@@ -259,9 +254,7 @@ class _Import:
         row = {"filepath": image.filepath, "filename": image.filename}
         return self.storage.path_for_row(row)
 
-    def _add(
-        self, image: GeneratedImage, name: str, content: bytes, keep_id: bool
-    ) -> GeneratedImage:
+    def _add(self, image: GeneratedImage, name: str, content: bytes, keep_id: bool) -> GeneratedImage:
         filename = PurePosixPath(name).name
         suffix = IMAGE_FORMATS[image.request.image_format].suffix
         is_ours = FILENAME_PATTERN.fullmatch(filename) and filename.endswith(suffix)
@@ -270,11 +263,7 @@ class _Import:
         parent_id = self.new_ids.get(image.parent_id) if image.parent_id is not None else None
         keep_id = keep_id and bool(image.id) and not self.database.image(image.id or 0)
         image = replace(
-            image,
-            id=image.id if keep_id else None,
-            filename=filename,
-            owner=self.owner,
-            parent_id=parent_id,
+            image, id=image.id if keep_id else None, filename=filename, owner=self.owner, parent_id=parent_id
         )
         saved = self.storage.add(image, content)
         self.storage.thumbnail(saved)
@@ -294,10 +283,7 @@ def image_from_file(content: bytes, record: Mapping[str, Any], name: str) -> Gen
     with open_image(io.BytesIO(content), name) as pixels:
         size, image_format = pixels.size, str(pixels.format).lower()
         if size[0] * size[1] > MAX_PIXELS:
-            raise StorageError(
-                f"{name}: images must have at most {MAX_PIXELS:,} pixels "
-                f"(got {size[0]} × {size[1]})."
-            )
+            raise StorageError(f"{name}: images must have at most {MAX_PIXELS:,} pixels (got {size[0]} × {size[1]}).")
         pixels.load()
     image = image_from_dict(record) if record else read_settings(io.BytesIO(content))
     if image is None:

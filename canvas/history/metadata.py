@@ -133,9 +133,7 @@ def _short_infotext(image: GeneratedImage) -> str:
     request = image.request
     if len(request.prompt) + len(request.negative_prompt) > 2 * SHORT_PROMPT:
         request = replace(
-            request,
-            prompt=request.prompt[:SHORT_PROMPT],
-            negative_prompt=request.negative_prompt[:SHORT_PROMPT],
+            request, prompt=request.prompt[:SHORT_PROMPT], negative_prompt=request.negative_prompt[:SHORT_PROMPT]
         )
     return write_infotext(replace(image, request=request))
 

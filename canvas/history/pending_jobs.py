@@ -43,15 +43,8 @@ class PendingJobStore:
         """Store a job of this process."""
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO unfinished_jobs (id, owner, request, server, created_at) "
-                "VALUES (?, ?, ?, ?, ?)",
-                [
-                    job.id,
-                    job.owner,
-                    json.dumps(job.request.to_dict()),
-                    self._process,
-                    job.created_at.isoformat(),
-                ],
+                "INSERT INTO unfinished_jobs (id, owner, request, server, created_at) VALUES (?, ?, ?, ?, ?)",
+                [job.id, job.owner, json.dumps(job.request.to_dict()), self._process, job.created_at.isoformat()],
             )
 
     def remove(self, job_id: str) -> None:
@@ -73,9 +66,7 @@ class PendingJobStore:
 
     def orphaned(self, owner: str) -> list[PendingJob]:
         """The owner's jobs whose process no longer runs, oldest first."""
-        rows = self._database.rows(
-            "SELECT * FROM unfinished_jobs WHERE owner = ? ORDER BY created_at", [owner]
-        )
+        rows = self._database.rows("SELECT * FROM unfinished_jobs WHERE owner = ? ORDER BY created_at", [owner])
         return [
             PendingJob(
                 row["id"],

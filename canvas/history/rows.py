@@ -11,14 +11,7 @@ from typing import Any
 
 from canvas import validation
 from canvas.errors import InvalidInput
-from canvas.request import (
-    CLIENTS,
-    MAX_SEED,
-    RANDOM_SEED,
-    GeneratedImage,
-    GenerationRequest,
-    rename_old_fields,
-)
+from canvas.request import CLIENTS, MAX_SEED, RANDOM_SEED, GeneratedImage, GenerationRequest, rename_old_fields
 
 # Columns of generated_images and the request fields they hold; other fields go to `options`.
 REQUEST_COLUMNS = {
@@ -112,9 +105,7 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
     An invalid value becomes the default, with a note.
     """
     values = rename_old_fields(values)
-    request, problems = _request_or_defaults(
-        {name: value for name, value in values.items() if name in REQUEST_FIELDS}
-    )
+    request, problems = _request_or_defaults({name: value for name, value in values.items() if name in REQUEST_FIELDS})
     notes = values.get("notes")
     notes = [_text(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
     return GeneratedImage(

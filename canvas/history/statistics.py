@@ -73,15 +73,11 @@ def compute_statistics(database: Database, owner: str | None) -> Statistics:
         return database.rows(sql, {"owner": owner})
 
     def count_by(name: str, order: str) -> dict[str, int]:
-        rows = select(
-            f"ifnull({name}, '') AS name, count(*) AS images", f"GROUP BY name ORDER BY {order}"
-        )
+        rows = select(f"ifnull({name}, '') AS name, count(*) AS images", f"GROUP BY name ORDER BY {order}")
         return {row["name"]: row["images"] for row in rows}
 
     (totals,) = select(
-        "count(*) AS images, ifnull(sum(favourite), 0) AS favourites, "
-        "ifnull(sum(generation_time), 0.0) AS seconds",
-        "",
+        "count(*) AS images, ifnull(sum(favourite), 0) AS favourites, ifnull(sum(generation_time), 0.0) AS seconds", ""
     )
     times = select(
         "model_used AS model_key, image_width AS width, image_height AS height, "
@@ -111,9 +107,7 @@ def generation_totals(database: Database) -> list[ModelTotals]:
 
 def disk_use(database: Database, storage: ImageStorage) -> DiskUse:
     """The disk use: images as recorded, thumbnails as found on disk."""
-    (row,) = database.rows(
-        "SELECT ifnull(sum(file_size), 0) AS bytes FROM generated_images WHERE missing = 0"
-    )
+    (row,) = database.rows("SELECT ifnull(sum(file_size), 0) AS bytes FROM generated_images WHERE missing = 0")
     thumbnails = sum(path.stat().st_size for path in storage.thumbnails())
     return DiskUse(images=row["bytes"], thumbnails=thumbnails)
 

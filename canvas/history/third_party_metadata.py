@@ -20,13 +20,7 @@ from sd_parsers.exceptions import ParserError
 from sd_parsers.parsers import FooocusParser, InvokeAIParser, NovelAIParser
 
 from canvas.catalog import MODELS, ModelSpec
-from canvas.history.infotext import (
-    ImportedSettings,
-    check_values,
-    read_infotext,
-    read_number,
-    read_sampler,
-)
+from canvas.history.infotext import ImportedSettings, check_values, read_infotext, read_number, read_sampler
 from canvas.history.metadata import read_settings, read_text
 
 # Sampler names of ComfyUI, Fooocus, InvokeAI and NovelAI, without the prefix `k_` of the last two.
@@ -87,9 +81,7 @@ WIDGETS = {
 }
 
 
-def read_metadata(
-    source: Path | IO[bytes], models: Mapping[str, ModelSpec] | None = None
-) -> ImportedSettings:
+def read_metadata(source: Path | IO[bytes], models: Mapping[str, ModelSpec] | None = None) -> ImportedSettings:
     """The settings in an image of this or another program; the image is not decoded.
 
     Models are looked up in `models` (default: the catalog). Raises StorageError for a file that
@@ -145,11 +137,7 @@ def _read_a1111(texts: Mapping[str, str]) -> ImportedSettings:
 
 def _read_with_sd_parsers(texts: Mapping[str, str]) -> ImportedSettings:
     """Settings of InvokeAI, NovelAI and Fooocus."""
-    safe = {
-        name: text
-        for name, text in texts.items()
-        if name not in QUADRATIC_TEXTS or len(text) <= MAX_QUADRATIC
-    }
+    safe = {name: text for name, text in texts.items() if name not in QUADRATIC_TEXTS or len(text) <= MAX_QUADRATIC}
     if "invokeai_metadata" in safe:
         safe["invokeai_metadata"] = _prepare_invokeai(safe["invokeai_metadata"])
     for parser in SD_PARSERS:
@@ -188,15 +176,10 @@ def _from_prompt_info(info: PromptInfo) -> ImportedSettings:
     if info.generator is Generators.FOOOCUS:  # "(896, 1152)"; its numbers are texts
         sides = re.findall(r"\d+", str(found.get("resolution")))
         found |= zip(("width", "height"), sides, strict=False)
-        found = {
-            name: read_number(value) if isinstance(value, str) else value
-            for name, value in found.items()
-        }
+        found = {name: read_number(value) if isinstance(value, str) else value for name, value in found.items()}
     values = {
         "prompt": " ".join(str(prompt) for prompt in sampler.prompts if prompt.value),
-        "negative_prompt": ", ".join(
-            str(prompt) for prompt in sampler.negative_prompts if prompt.value
-        ),
+        "negative_prompt": ", ".join(str(prompt) for prompt in sampler.negative_prompts if prompt.value),
         "width": found.get("width"),
         "height": found.get("height"),
         "seed": found.get("seed"),
@@ -256,11 +239,7 @@ def _workflow_to_graph(workflow: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_graph(values: Mapping[str, Any]) -> ImportedSettings:
     graph = _Graph(values)
-    upstream = {
-        name: list(graph.upstream(name))
-        for name in graph.inputs
-        if graph.class_type(name) in SAMPLER_NODES
-    }
+    upstream = {name: list(graph.upstream(name)) for name in graph.inputs if graph.class_type(name) in SAMPLER_NODES}
     if not upstream:
         return ImportedSettings()
     # The first pass decides the content of the image; later ones refine it.
@@ -288,10 +267,7 @@ def _read_graph(values: Mapping[str, Any]) -> ImportedSettings:
     }
     denoise = graph.value(first, "denoise")
     if isinstance(denoise, int | float) and denoise < 1:
-        warnings.append(
-            f"The image was made from another image with strength {denoise}; "
-            "the file does not contain it."
-        )
+        warnings.append(f"The image was made from another image with strength {denoise}; the file does not contain it.")
     unsupported = {graph.class_type(name) for name in upstream[first]} - SUPPORTED_NODES
     warnings += [f"The node {kind[:60]} is not supported." for kind in sorted(unsupported)]
     return check_values(found, warnings)

@@ -36,12 +36,7 @@ class Trash:
     counts seconds.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        storage: ImageStorage,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, database: Database, storage: ImageStorage, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._storage = storage
         self._clock = clock
@@ -70,9 +65,7 @@ class Trash:
         with self._lock:
             deletion = self._deletions.get(token)
             if deletion is None or (owner is not None and deletion.owner != owner):
-                raise NotFound(
-                    LazyMessage("This can no longer be undone: the images are permanently deleted.")
-                )
+                raise NotFound(LazyMessage("This can no longer be undone: the images are permanently deleted."))
             self._restore(deletion)
             del self._deletions[token]
         return len(deletion.rows)
@@ -133,6 +126,5 @@ def _move_all(moves: Iterable[tuple[Path, Path]]) -> None:
         for old, new in reversed(done):
             new.replace(old)
         raise StorageError(
-            f"The image {old} cannot be moved ({error.strerror}). Check the permissions of its "
-            "folder and try again."
+            f"The image {old} cannot be moved ({error.strerror}). Check the permissions of its folder and try again."
         ) from error

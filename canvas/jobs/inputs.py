@@ -44,9 +44,7 @@ def requested_loras(request: GenerationRequest) -> tuple[tuple[str, float], ...]
 class InputResolver:
     """Stores uploads, and loads the inputs of requests if their owner may use them."""
 
-    def __init__(
-        self, settings: Settings, repository: ImageRepository, hub: Hub | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, repository: ImageRepository, hub: Hub | None = None) -> None:
         self._uploads = Uploads(settings.uploads_dir)
         self._loras_dir = settings.loras_dir
         self._allow_downloads = not settings.is_public
@@ -97,8 +95,7 @@ class InputResolver:
         path = loras.find(name, hub=self._hub)
         if path is None and not self._allow_downloads:
             message = LazyMessage(
-                "The LoRA {name} is not installed on this server, and visitors cannot download it.",
-                name=name,
+                "The LoRA {name} is not installed on this server, and visitors cannot download it.", name=name
             )
             raise NotFound(message)
         # With its full name, as many files on the Hub have the same one.
@@ -117,9 +114,7 @@ class InputResolver:
         found = [(self.get_lora(name), weight) for name, weight in requested_loras(request)]
         return GenerationInputs(images, tuple((lora, weight) for lora, weight in found if lora))
 
-    def resolve_request(
-        self, request: GenerationRequest, spec: ModelSpec, owner: str
-    ) -> GenerationRequest:
+    def resolve_request(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
         """`request.with_defaults` with the size of its image; raises what `load_inputs` raises."""
         self._cleanup()
         images = self.load_inputs(request, owner).images

@@ -15,13 +15,7 @@ from typing import Any, Literal
 
 from canvas.errors import CanvasError, GenerationCancelled
 from canvas.formatting import format_progress
-from canvas.request import (
-    FINISHED_STATUSES,
-    GeneratedImage,
-    GenerationRequest,
-    JobStatus,
-    ProgressUpdate,
-)
+from canvas.request import FINISHED_STATUSES, GeneratedImage, GenerationRequest, JobStatus, ProgressUpdate
 
 BAR_FORMAT = "{desc} |{bar:24}| {percentage:3.0f} %{postfix}"
 
@@ -83,9 +77,7 @@ class Job:
                 self.version += 1
                 self._changed.notify_all()
 
-    def report_progress(
-        self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None
-    ) -> None:
+    def report_progress(self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
         """The backend's callback; after a restart `step` counts only the remaining images."""
         changes: dict[str, Any] = {} if status is None else {"status": status}
         if step is not None:
@@ -101,9 +93,7 @@ class Job:
         """Cancel at once while queued, otherwise within one step."""
         self.cancelled.set()
         if self.status == "queued":
-            self.update(
-                status="cancelled", error=GenerationCancelled("Cancelled before it started.")
-            )
+            self.update(status="cancelled", error=GenerationCancelled("Cancelled before it started."))
 
     def subscribe(self, timeout: float | None = None) -> Iterator[Job]:
         """Yield this job now and after every change until it is finished.

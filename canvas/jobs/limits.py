@@ -47,14 +47,11 @@ class Limits:
             size = f"{request.num_images} × {request.width} × {request.height}"
             max_steps = self.max_pixel_steps // pixels
             message = LazyMessage(
-                "{size} pixels are too many for this server. Generate a smaller image or fewer "
-                "images.",
-                size=size,
+                "{size} pixels are too many for this server. Generate a smaller image or fewer images.", size=size
             )
             if max_steps:
                 message = LazyMessage(
-                    "Steps must be at most {allowed} on this server for {size} pixels (got "
-                    "{steps}).",
+                    "Steps must be at most {allowed} on this server for {size} pixels (got {steps}).",
                     allowed=max_steps,
                     size=size,
                     steps=steps,

@@ -88,10 +88,7 @@ class JobQueue:
 
     def _order(self) -> list[Job]:
         turns = deque(self._turns)
-        waiting = {
-            owner: deque(job for job in jobs if not job.finished)
-            for owner, jobs in self._waiting.items()
-        }
+        waiting = {owner: deque(job for job in jobs if not job.finished) for owner, jobs in self._waiting.items()}
         order: list[Job] = []
         while turns:
             owner = turns.popleft()

@@ -18,13 +18,7 @@ from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.engine import safety
 from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
-from canvas.errors import (
-    CanvasError,
-    DownloadCancelled,
-    GenerationCancelled,
-    OutOfMemory,
-    unexpected_error,
-)
+from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, OutOfMemory, unexpected_error
 from canvas.formatting import format_bytes, format_duration, format_progress
 from canvas.history.rows import ModelEvent
 from canvas.jobs.inputs import requested_loras
@@ -75,8 +69,7 @@ class JobScheduler:
         self._loops: dict[JobQueue, list[tuple[str, Callable[[], None]]]] = {  # not started yet
             self._download_queue: [("canvas-download", self._download_loop)],
             self._generate_queue: [
-                ("canvas-generate", partial(self._generate_loop, backend))
-                for backend in self._backends
+                ("canvas-generate", partial(self._generate_loop, backend)) for backend in self._backends
             ],
             self._remote_queue: [("canvas-remote", remote_loop)] * REMOTE_CONCURRENCY,
         }
@@ -117,9 +110,7 @@ class JobScheduler:
         if job not in waiting:
             return []
         running = [
-            other
-            for other in jobs
-            if other.status in ("loading", "running") and _is_remote(other) == _is_remote(job)
+            other for other in jobs if other.status in ("loading", "running") and _is_remote(other) == _is_remote(job)
         ]
         return running + waiting[: waiting.index(job)]
 
@@ -152,9 +143,7 @@ class JobScheduler:
         """The model if it is complete on disk; makes no network request."""
         return download.find_local(spec, hub=self._hub)
 
-    def plan_download(
-        self, spec: ModelSpec, cancelled: threading.Event | None = None
-    ) -> download.DownloadPlan:
+    def plan_download(self, spec: ModelSpec, cancelled: threading.Event | None = None) -> download.DownloadPlan:
         """The files to download for this device, in 16 bits if it supports that; asks the Hub."""
         half = self.device.dtype != "float32"
         return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
@@ -278,9 +267,7 @@ class JobScheduler:
             event.update(repo_id=plan.repo_id, revision=plan.revision)
             size = format_bytes(plan.missing_bytes)
             log.info("%s: downloading %s of %s", spec.key, size, plan.repo_id)
-            result = download.download(
-                spec, plan, on_progress=on_progress, cancelled=job.cancelled, hub=self._hub
-            )
+            result = download.download(spec, plan, on_progress=on_progress, cancelled=job.cancelled, hub=self._hub)
             event.update(bytes=result.bytes, file_count=result.file_count)
             log.info("%s: downloaded in %s", spec.key, format_duration(result.seconds))
 
@@ -293,9 +280,7 @@ class JobScheduler:
             raise _FilesDeleted
         self._run(backend, local, job)
 
-    def _run(
-        self, backend: Backend | RemoteBackends, local: download.LocalModel | None, job: Job
-    ) -> None:
+    def _run(self, backend: Backend | RemoteBackends, local: download.LocalModel | None, job: Job) -> None:
         assert job.request is not None  # noqa: S101 - downloads are in another queue
         spec = get_model(job.model_key, self._models)
         # Loaded now and not when the job was submitted: the decoded images of many waiting jobs

@@ -28,26 +28,15 @@ class Addon:
 
 ADDONS = MappingProxyType(
     {
-        DISTILLED_LORA: Addon(
-            "ByteDance/Hyper-SD",
-            ("Hyper-SD15-4steps-lora.safetensors",),
-            269_000_000,
-        ),
-        TAESD: Addon(
-            "madebyollin/taesd",
-            ("config.json", "diffusion_pytorch_model.safetensors"),
-            10_000_000,
-        ),
+        DISTILLED_LORA: Addon("ByteDance/Hyper-SD", ("Hyper-SD15-4steps-lora.safetensors",), 269_000_000),
+        TAESD: Addon("madebyollin/taesd", ("config.json", "diffusion_pytorch_model.safetensors"), 10_000_000),
     }
 )
 
 
 def required(preset: str, spec: ModelSpec) -> tuple[str, ...]:
     """The add-ons that the preset uses and the model supports."""
-    used = {
-        DISTILLED_LORA: PRESETS[preset].distilled_lora,
-        TAESD: PRESETS[preset].tiny_decoder,
-    }
+    used = {DISTILLED_LORA: PRESETS[preset].distilled_lora, TAESD: PRESETS[preset].tiny_decoder}
     return tuple(name for name in ADDONS if used[name] and name in spec.accelerations)
 
 

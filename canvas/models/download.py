@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from canvas.catalog import ModelSpec
-from canvas.errors import (
-    CanvasError,
-    DiskFull,
-    HubOffline,
-    LazyMessage,
-    ModelCorrupted,
-    ModelGated,
-    ModelNotFound,
-)
+from canvas.errors import CanvasError, DiskFull, HubOffline, LazyMessage, ModelCorrupted, ModelGated, ModelNotFound
 from canvas.models import hub_cache, pipeline_files
 from canvas.models.hub_client import Hub, call
 
@@ -103,11 +95,7 @@ def find_local(spec: ModelSpec, *, hub: Hub | None = None) -> LocalModel | None:
 
 
 def plan_download(
-    spec: ModelSpec,
-    *,
-    half_precision: bool,
-    hub: Hub | None = None,
-    cancelled: threading.Event | None = None,
+    spec: ModelSpec, *, half_precision: bool, hub: Hub | None = None, cancelled: threading.Event | None = None
 ) -> DownloadPlan:
     """Plan the download from the first repository that has the model.
 
@@ -122,9 +110,7 @@ def plan_download(
         try:
             listing = call(hub, {"action": "list", "repo_id": repo_id}, cancelled=cancelled)
             index = pipeline_files.parse_index(listing["index"], repo_id)
-            selection = pipeline_files.select_files(
-                listing["files"], index, half_precision=half_precision
-            )
+            selection = pipeline_files.select_files(listing["files"], index, half_precision=half_precision)
             return _plan(hub, repo_id, listing, selection.files)
         except (ModelNotFound, ModelGated, ModelCorrupted) as error:
             errors[repo_id] = error
@@ -134,10 +120,7 @@ def plan_download(
 
 
 def plan_files(
-    hub: Hub,
-    repo_id: str,
-    select: Callable[[Iterable[str]], Iterable[str]],
-    cancelled: threading.Event | None = None,
+    hub: Hub, repo_id: str, select: Callable[[Iterable[str]], Iterable[str]], cancelled: threading.Event | None = None
 ) -> DownloadPlan:
     """Plan the download of the files that `select` returns for the names of all files.
 
@@ -220,8 +203,7 @@ def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
     hub = hub or Hub()
     if spec.is_local:
         raise CanvasError(
-            f"{spec.name} is a local model and is not deleted by this program. Delete its files "
-            "yourself."
+            f"{spec.name} is a local model and is not deleted by this program. Delete its files yourself."
         )
     before = model_bytes_on_disk(spec, hub=hub)
     hub_cache.delete(hub, spec.sources)
@@ -231,16 +213,13 @@ def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
 class ProgressMeter:
     """Turns byte counts into DownloadProgress."""
 
-    def __init__(
-        self, total: int, on_progress: Callable[[DownloadProgress], None], label: str = ""
-    ) -> None:
+    def __init__(self, total: int, on_progress: Callable[[DownloadProgress], None], label: str = "") -> None:
         self._total = total
         self._label = label
         self._on_progress = on_progress
         self._samples: deque[tuple[float, int]] = deque()
 
     def __call__(self, done: int) -> None:
-        """Report that `done` bytes are on disk."""
         now = time.monotonic()
         self._samples.append((now, done))
         while now - self._samples[0][0] > RATE_SECONDS:
@@ -275,14 +254,8 @@ def _plan(hub: Hub, repo_id: str, listing: Mapping[str, Any], names: Iterable[st
     )
 
 
-def _missing_files(
-    hub: Hub, repo_id: str, revision: str, files: Iterable[PlannedFile]
-) -> list[PlannedFile]:
-    return [
-        file
-        for file in files
-        if not hub_cache.has_file(hub, repo_id, revision, file.path, file.etag, file.size)
-    ]
+def _missing_files(hub: Hub, repo_id: str, revision: str, files: Iterable[PlannedFile]) -> list[PlannedFile]:
+    return [file for file in files if not hub_cache.has_file(hub, repo_id, revision, file.path, file.etag, file.size)]
 
 
 def _check_disk_space(hub: Hub, name: str, needed: int) -> None:

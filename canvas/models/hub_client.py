@@ -34,19 +34,14 @@ RETRY = "Complete files are kept; try again."
 ERROR_MESSAGES: Mapping[str, tuple[type[CanvasError], str]] = {
     "gated": (
         ModelGated,
-        "{repo_id} is a gated repository: accept the terms at https://huggingface.co/{repo_id} "
-        "and set HF_TOKEN.",
+        "{repo_id} is a gated repository: accept the terms at https://huggingface.co/{repo_id} and set HF_TOKEN.",
     ),
     "bad_token": (
         ModelGated,
-        "The Hub rejected the token. Create a new one at https://huggingface.co/settings/tokens "
-        "and set HF_TOKEN.",
+        "The Hub rejected the token. Create a new one at https://huggingface.co/settings/tokens and set HF_TOKEN.",
     ),
     "gone": (ModelNotFound, "{repo_id} does not exist on the Hub or is private."),
-    "no_repo_id": (
-        ModelNotFound,
-        "{repo_id} is neither a local file or folder nor a repository ID.",
-    ),
+    "no_repo_id": (ModelNotFound, "{repo_id} is neither a local file or folder nor a repository ID."),
     "no_file": (ModelCorrupted, "{repo_id} lists a file that the Hub does not have: {detail}"),
     "offline": (HubOffline, "The Hub cannot be reached; check the connection."),
     "offline_mode": (HubOffline, "HF_HUB_OFFLINE is set; unset it to download."),
@@ -54,15 +49,9 @@ ERROR_MESSAGES: Mapping[str, tuple[type[CanvasError], str]] = {
     "broken": (DownloadFailed, "The connection was lost repeatedly ({detail}). {retry}"),
     "short": (DownloadFailed, "A file arrived incomplete repeatedly. {retry}"),
     "damaged": (DownloadFailed, "A file arrived damaged and was removed ({detail}). {retry}"),
-    "too_many": (
-        DownloadFailed,
-        "The rate limit of the Hub is exceeded. Set HF_TOKEN, or try again in a few minutes.",
-    ),
+    "too_many": (DownloadFailed, "The rate limit of the Hub is exceeded. Set HF_TOKEN, or try again in a few minutes."),
     "server": (DownloadFailed, "The Hub returned an error (status {status}). {retry}"),
-    "disk_full": (
-        DiskFull,
-        "The disk is full. Complete files are kept; free some space and try again.",
-    ),
+    "disk_full": (DiskFull, "The disk is full. Complete files are kept; free some space and try again."),
     "disk": (DownloadFailed, "The cache folder cannot be used: {detail}."),
 }
 HubEvent = dict[str, Any]
@@ -104,13 +93,7 @@ def call(
     `task["action"]` is "list" or "fetch". `on_bytes` is called in this thread.
     """
     cancelled = cancelled or threading.Event()
-    task = {
-        **task,
-        "endpoint": hub.endpoint,
-        "cache_dir": str(hub.cache),
-        "token": hub.token,
-        "timeout": hub.timeout,
-    }
+    task = {**task, "endpoint": hub.endpoint, "cache_dir": str(hub.cache), "token": hub.token, "timeout": hub.timeout}
     last_bytes = -1
     with _child_process(task) as (lines, stderr):
         for event in _events(lines, hub.timeout, cancelled):
@@ -130,9 +113,7 @@ def to_error(repo_id: str, event: HubEvent) -> CanvasError:
     return kind(LazyMessage(message, repo_id=repo_id, retry=LazyMessage(RETRY), **event))
 
 
-def _events(
-    lines: queue.Queue[str | None], timeout: float, cancelled: threading.Event
-) -> Iterator[HubEvent]:
+def _events(lines: queue.Queue[str | None], timeout: float, cancelled: threading.Event) -> Iterator[HubEvent]:
     """Events until the child process ends; raises DownloadCancelled, or DownloadFailed."""
     warning, deadline = "", time.monotonic() + STARTUP_TIMEOUT
     while True:
@@ -155,9 +136,7 @@ def _events(
 
 
 @contextmanager
-def _child_process(
-    task: Mapping[str, Any],
-) -> Iterator[tuple[queue.Queue[str | None], IO[bytes]]]:
+def _child_process(task: Mapping[str, Any]) -> Iterator[tuple[queue.Queue[str | None], IO[bytes]]]:
     """Start the worker; yields its lines of output (None at the end) and its stderr."""
     with tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(  # noqa: S603 - our own program, started by its path
@@ -202,8 +181,7 @@ def _crash_message(stderr: IO[bytes]) -> str:
 def _stalled(timeout: float, warning: str) -> DownloadFailed:
     reason = f" ({warning})" if warning else ""
     return DownloadFailed(
-        f"The Hub sent nothing for {timeout:.0f} seconds{reason}. "
-        "Complete files are kept; try again later."
+        f"The Hub sent nothing for {timeout:.0f} seconds{reason}. Complete files are kept; try again later."
     )
 
 
@@ -229,15 +207,11 @@ def check_hub(endpoint: str | None = None, token: str | None = None) -> HubStatu
     try:
         response = httpx.get(url, headers=headers, timeout=STATUS_TIMEOUT, follow_redirects=True)
     except httpx.HTTPError as error:
-        return HubStatus(
-            offline=f"cannot be reached ({type(error).__name__}); check the connection"
-        )
+        return HubStatus(offline=f"cannot be reached ({type(error).__name__}); check the connection")
     if response.status_code >= 500:
         return HubStatus(offline=f"returned status {response.status_code}; try again later")
     if token and response.status_code in (401, 403):
-        return HubStatus(
-            auth_error="is invalid; create a new one at https://huggingface.co/settings/tokens"
-        )
+        return HubStatus(auth_error="is invalid; create a new one at https://huggingface.co/settings/tokens")
     if token and response.is_success:
         return HubStatus(user=str(response.json().get("name", "")))
     return HubStatus()

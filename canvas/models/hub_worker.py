@@ -50,10 +50,7 @@ ERROR_KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], 
     ((httpx2.NetworkError, httpx2.RemoteProtocolError), "broken"),
 )
 # Planning without a connection fails at once.
-RETRYABLE = {
-    "list": {"server", "broken"},
-    "fetch": {"server", "broken", "timeout", "offline", "short"},
-}
+RETRYABLE = {"list": {"server", "broken"}, "fetch": {"server", "broken", "timeout", "offline", "short"}}
 
 
 class ChecksumMismatch(Exception):
@@ -71,7 +68,6 @@ class EventWriter:
         self._changed = False
 
     def send(self, **event: Any) -> None:
-        """Write one event."""
         with self._lock:
             self._output.write(json.dumps(event) + "\n")
             self._output.flush()
@@ -129,7 +125,6 @@ class WarningForwarder(logging.Handler):
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the first line of a warning."""
         self._writer.send(warning=record.getMessage().splitlines()[0][:300])
 
 
@@ -162,9 +157,7 @@ def list_files(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
 def fetch(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
     """Download the files of the task into the cache and verify their checksums."""
     cache = Path(task["cache_dir"])
-    folder = (
-        cache / f"models--{task['repo_id'].replace('/', '--')}" / "snapshots" / task["revision"]
-    )
+    folder = cache / f"models--{task['repo_id'].replace('/', '--')}" / "snapshots" / task["revision"]
     files: dict[str, dict[str, Any]] = task["files"]
     for name, file in files.items():
         # The library would take a file of another size for the complete one.
@@ -205,9 +198,7 @@ def _verify(path: Path, file: dict[str, Any], writer: EventWriter) -> None:
             writer.count("written", 0)
     if size != file["size"] or digest.hexdigest() != file["etag"]:
         _remove(path)
-        raise ChecksumMismatch(
-            f"{path.name}: {size} of {file['size']} bytes, other content than listed"
-        )
+        raise ChecksumMismatch(f"{path.name}: {size} of {file['size']} bytes, other content than listed")
 
 
 def error_event(error: BaseException) -> dict[str, Any]:
@@ -234,9 +225,7 @@ def error_event(error: BaseException) -> dict[str, Any]:
 
 
 def with_retries(
-    action: Callable[[dict[str, Any], EventWriter], dict[str, Any]],
-    task: dict[str, Any],
-    writer: EventWriter,
+    action: Callable[[dict[str, Any], EventWriter], dict[str, Any]], task: dict[str, Any], writer: EventWriter
 ) -> dict[str, Any]:
     """Run an action, again after temporary failures; returns its result or an `error` event."""
     for delay in (*BACKOFF, None):

@@ -15,23 +15,15 @@ from canvas.models.download import DownloadPlan, DownloadProgress
 from canvas.models.hub_client import Hub
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-LORA_TAG = re.compile(
-    r"<lora:(?P<name>[^:<>]+(?::[^:<>]+\.safetensors)?)(?::(?P<weight>[+-]?\d*\.?\d+))?>"
-)
-HUB_NAME = re.compile(
-    r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<file>[^:<>\\]+\.safetensors))?"
-)
+LORA_TAG = re.compile(r"<lora:(?P<name>[^:<>]+(?::[^:<>]+\.safetensors)?)(?::(?P<weight>[+-]?\d*\.?\d+))?>")
+HUB_NAME = re.compile(r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<file>[^:<>\\]+\.safetensors))?")
 DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # of diffusers' trainers
-DOWN_WEIGHT = re.compile(
-    r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.(?:\w+\.)?weight$"
-)
+DOWN_WEIGHT = re.compile(r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.(?:\w+\.)?weight$")
 UNET_PREFIXES = ("lora_unet_", "unet.", "base_model.model.unet.")
 # By the width of the text embeddings that cross-attention reads.
 BASE_MODELS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 MAX_TRIGGER_WORDS = 8
-NOT_SAFETENSORS = (
-    "The LoRA {name} is not a .safetensors file; other formats can run code and are not loaded."
-)
+NOT_SAFETENSORS = "The LoRA {name} is not a .safetensors file; other formats can run code and are not loaded."
 
 
 @dataclass(frozen=True)
@@ -87,9 +79,7 @@ def read_lora(path: Path) -> Lora:
 
 def parse_lora_tags(prompt: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     """The prompt without `<lora:name:0.8>` tags, and their names and weights (default 1)."""
-    tags = tuple(
-        (match["name"].strip(), float(match["weight"] or 1)) for match in LORA_TAG.finditer(prompt)
-    )
+    tags = tuple((match["name"].strip(), float(match["weight"] or 1)) for match in LORA_TAG.finditer(prompt))
     if not tags:
         return prompt, ()
     text = re.sub(r"\s{2,}", " ", LORA_TAG.sub("", prompt))
@@ -128,26 +118,18 @@ def find(name: str, *, hub: Hub | None = None) -> Path | None:
     return None
 
 
-def plan_download(
-    name: str, *, hub: Hub | None = None, cancelled: threading.Event | None = None
-) -> DownloadPlan:
+def plan_download(name: str, *, hub: Hub | None = None, cancelled: threading.Event | None = None) -> DownloadPlan:
     """Plan the download of its one file; raises InvalidInput if the name must include the file."""
     repo_id, file = _parse_hub_name(name)
 
     def select(names: Iterable[str]) -> list[str]:
-        return [
-            file or _select_file(name, [each for each in names if each.endswith(".safetensors")])
-        ]
+        return [file or _select_file(name, [each for each in names if each.endswith(".safetensors")])]
 
     return download.plan_files(hub or Hub(), repo_id, select, cancelled)
 
 
 def fetch(
-    name: str,
-    on_progress: Callable[[DownloadProgress], None],
-    cancelled: threading.Event,
-    *,
-    hub: Hub | None = None,
+    name: str, on_progress: Callable[[DownloadProgress], None], cancelled: threading.Event, *, hub: Hub | None = None
 ) -> Path:
     """Download a LoRA of the Hub; raises ModelUnavailable or InvalidInput."""
     hub = hub or Hub()

@@ -42,14 +42,10 @@ class WeightVariant:
 
 # `.bin` only if a component lacks safetensors; fp16 for fp32 only if there is nothing else.
 PREFERENCE_FP16 = tuple(
-    WeightVariant(suffix, variant)
-    for suffix in ("safetensors", "bin")
-    for variant in ("fp16", None)
+    WeightVariant(suffix, variant) for suffix in ("safetensors", "bin") for variant in ("fp16", None)
 )
 PREFERENCE_FP32 = tuple(
-    WeightVariant(suffix, variant)
-    for variant in (None, "fp16")
-    for suffix in ("safetensors", "bin")
+    WeightVariant(suffix, variant) for variant in (None, "fp16") for suffix in ("safetensors", "bin")
 )
 
 
@@ -61,9 +57,7 @@ class FileSelection:
     weights: WeightVariant
 
 
-def select_files(
-    files: Iterable[str], index: Mapping[str, Any], *, half_precision: bool
-) -> FileSelection:
+def select_files(files: Iterable[str], index: Mapping[str, Any], *, half_precision: bool) -> FileSelection:
     """The files that the components in `model_index.json` need, with one variant of the weights.
 
     The safety checker is left out. Raises ModelCorrupted naming the incomplete components.
@@ -71,10 +65,7 @@ def select_files(
     names = set(files)
     components = {component: _files_of(component, names) for component in _components(index)}
     configs = [
-        f"{component}/{name}"
-        for component, own in components.items()
-        for name in own
-        if not WEIGHTS.fullmatch(name)
+        f"{component}/{name}" for component, own in components.items() for name in own if not WEIGHTS.fullmatch(name)
     ]
     incomplete = sorted(name for name, own in components.items() if not _has_config(name, own))
     if incomplete or not components:
@@ -112,9 +103,7 @@ def parse_index(text: str | None, source: str) -> dict[str, Any]:
 def file_sizes(folder: Path) -> dict[str, int]:
     """Relative path to bytes for the files of the first two levels, without broken links."""
     found = [*folder.glob("*"), *folder.glob("*/*")]
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
 
 
 def select_local_files(folder: Path, *, half_precision: bool = False) -> FileSelection:
@@ -157,8 +146,7 @@ def check_single_file(path: Path) -> None:
     """Raise ModelCorrupted unless it is a complete `.safetensors` file; reads only its header."""
     if path.suffix != ".safetensors":
         raise ModelCorrupted(
-            f"A single-file model must be a .safetensors file (got {path}). Convert it, or use a "
-            "diffusers folder."
+            f"A single-file model must be a .safetensors file (got {path}). Convert it, or use a diffusers folder."
         )
     try:
         header = read_safetensors_header(path)
@@ -168,9 +156,7 @@ def check_single_file(path: Path) -> None:
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ModelCorrupted(f"{path} is not a safetensors file. Download it again.") from error
     if (size := path.stat().st_size) != expected:
-        raise ModelCorrupted(
-            f"{path} is damaged: {size:,} bytes instead of {expected:,}. Download it again."
-        )
+        raise ModelCorrupted(f"{path} is damaged: {size:,} bytes instead of {expected:,}. Download it again.")
 
 
 def _components(index: Mapping[str, Any]) -> list[str]:
@@ -186,11 +172,7 @@ def _components(index: Mapping[str, Any]) -> list[str]:
 def _files_of(component: str, names: set[str]) -> set[str]:
     prefix = f"{component}/"
     own = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    return {
-        name
-        for name in own
-        if "/" not in name and (WEIGHTS.fullmatch(name) or Path(name).suffix in SMALL_FILES)
-    }
+    return {name for name in own if "/" not in name and (WEIGHTS.fullmatch(name) or Path(name).suffix in SMALL_FILES)}
 
 
 def _config_file(component: str) -> str | None:

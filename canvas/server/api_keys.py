@@ -35,13 +35,7 @@ class ApiKeyMiddleware:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        api_keys: ApiKeyStore,
-        required: bool,
-        login_required: bool,
-        internal_token: str,
+        self, app: ASGIApp, *, api_keys: ApiKeyStore, required: bool, login_required: bool, internal_token: str
     ) -> None:
         self._app = app
         self._api_keys = api_keys
@@ -50,7 +44,6 @@ class ApiKeyMiddleware:
         self._internal_token = internal_token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return

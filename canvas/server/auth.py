@@ -124,7 +124,6 @@ class LoginThrottleMiddleware:
         self._throttle = throttle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         if not is_post or not scope["path"].rstrip("/").endswith("/login"):
             await self._app(scope, receive, send)

@@ -44,7 +44,6 @@ class IdentityMiddleware:
         self._get_hf_account = get_hf_account
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return

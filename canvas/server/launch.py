@@ -12,13 +12,7 @@ from starlette.middleware import Middleware
 
 from canvas.engine import configure_process
 from canvas.server.api_keys import ApiKeyMiddleware
-from canvas.server.auth import (
-    LOGIN_HINT,
-    Login,
-    LoginThrottleMiddleware,
-    current_user,
-    use_sessions,
-)
+from canvas.server.auth import LOGIN_HINT, Login, LoginThrottleMiddleware, current_user, use_sessions
 from canvas.server.discovery import write_server_file
 from canvas.server.identity import IdentityMiddleware, hugging_face_account
 from canvas.server.rate_limits import UploadLimitMiddleware
@@ -58,10 +52,7 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         auth=login,
         auth_message=LOGIN_HINT if login else None,
         i18n=page.i18n_instance,
-        app_kwargs={
-            "routes": build_routes(studio),
-            "middleware": _build_middleware(studio, login, internal_token),
-        },
+        app_kwargs={"routes": build_routes(studio), "middleware": _build_middleware(studio, login, internal_token)},
         mcp_server=True,
         enable_monitoring=False,
         run_history=False,  # it keeps prompts in the browser, where we cannot delete them

@@ -29,9 +29,7 @@ class UploadLimitMiddleware:
     BYTES = 500 * 2**20
     WINDOW = 3600.0  # seconds
 
-    def __init__(
-        self, app: ASGIApp, *, public: bool, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, public: bool, now: Callable[[], float] = time.monotonic) -> None:
         self._app = app
         self._public = public
         self._now = now
@@ -40,7 +38,6 @@ class UploadLimitMiddleware:
         self._bytes: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         path = scope.get("path", "").rstrip("/")
         if scope["type"] != "http" or scope["method"] != "POST" or not path.endswith("/upload"):
             await self._app(scope, receive, send)

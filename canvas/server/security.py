@@ -70,8 +70,6 @@ class SecurityHeadersMiddleware:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
-
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -90,7 +88,6 @@ class HostOriginMiddleware:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         app = self._app
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
@@ -119,7 +116,6 @@ class CrossSiteCookieMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         if scope["type"] in ("http", "websocket"):
             headers = MutableHeaders(scope=scope)
             is_link = headers.get("sec-fetch-mode") == "navigate"
@@ -132,15 +128,12 @@ class CrossSiteCookieMiddleware:
 class FileAccessMiddleware:
     """Restricts Gradio's file routes in `outputs_dir` to stored images, and to local files."""
 
-    def __init__(
-        self, app: ASGIApp, *, outputs_dir: Path, is_stored_image: Callable[[Path], bool]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, outputs_dir: Path, is_stored_image: Callable[[Path], bool]) -> None:
         self._app = app
         self._outputs_dir = outputs_dir.resolve()
         self._is_stored_image = is_stored_image
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         app, path = self._app, scope.get("path", "")
         match = FILE_ROUTE.search(path)
         if SSRF_ROUTES.search(path) or (match and not await run_sync(self._is_allowed, match[1])):

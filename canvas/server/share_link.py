@@ -34,7 +34,6 @@ class ShareLink:
         self.ready.set()
 
     def failed(self, reason: str) -> None:
-        """Record why there is no link."""
         self.reason = reason
         self.ready.set()
 

@@ -9,14 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from canvas.training.config import PRESETS
-from canvas.training.stages import (
-    OLD_STAGES,
-    STAGES,
-    Options,
-    configure_logging,
-    load_sprites,
-    rename_old_files,
-)
+from canvas.training.stages import OLD_STAGES, STAGES, Options, configure_logging, load_sprites, rename_old_files
 
 # Without preset-regression, which is not part of a training.
 ALL = tuple(name for name in STAGES if name != "preset-regression")

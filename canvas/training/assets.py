@@ -132,16 +132,12 @@ def select_concepts(entries: list[dict[str, Any]], concepts_file: Path | None) -
         label = entry["label"]
         if selected is not None:
             words = selected.get(label)
-        elif entry.get("group") in (None, *EXCLUDED_GROUPS) or (
-            entry.get("subgroup") in EXCLUDED_SUBGROUPS
-        ):
+        elif entry.get("group") in (None, *EXCLUDED_GROUPS) or (entry.get("subgroup") in EXCLUDED_SUBGROUPS):
             words = None
         else:
             words = (label.lower(),)
         if words:
-            concepts.append(
-                Concept(words[0], words, label, entry["hexcode"], tuple(entry.get("tags", ())))
-            )
+            concepts.append(Concept(words[0], words, label, entry["hexcode"], tuple(entry.get("tags", ()))))
     missing = set(selected or ()) - {concept.label for concept in concepts}
     if missing:
         raise ValueError(f"{concepts_file}: not in emojibase: {sorted(missing)}")
@@ -185,9 +181,7 @@ def _resize_webps(tarball: Path, concepts: list[Concept], size: int) -> dict[int
     return sprites
 
 
-def render_package(
-    package: ArtPackage, tarball: Path, concepts: list[Concept], size: int
-) -> dict[int, Image.Image]:
+def render_package(package: ArtPackage, tarball: Path, concepts: list[Concept], size: int) -> dict[int, Image.Image]:
     """The package's sprites by concept index; concepts that it lacks are omitted."""
     render = _resize_webps if package.name.startswith("@lobehub/") else _render_icons
     return render(tarball, concepts, size)
@@ -213,10 +207,4 @@ def build_sprites(config: TrainingConfig, packages: Path, concepts_file: Path | 
                 pixels.append(np.asarray(image))
                 concept_of.append(row)
                 style_of.append(style)
-    return SpriteSet(
-        concepts,
-        np.stack(pixels),
-        np.array(concept_of, np.int32),
-        np.array(style_of, np.int32),
-        versions,
-    )
+    return SpriteSet(concepts, np.stack(pixels), np.array(concept_of, np.int32), np.array(style_of, np.int32), versions)

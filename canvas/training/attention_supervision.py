@@ -31,9 +31,7 @@ class AttentionSupervision:
     def __init__(self, model: UNet2DConditionModel, grid: TokenGrid, every: int = 1) -> None:
         self._every = every  # scores one of so many samples, as attention scores take much memory
         device, side = model.device, model.config.sample_size
-        self._tokens = {
-            cells**2: token_of_cells(cells, grid).to(device) for cells in (side, side // 2)
-        }
+        self._tokens = {cells**2: token_of_cells(cells, grid).to(device) for cells in (side, side // 2)}
         self._inputs: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
         for block in model.up_blocks[-2:]:
             for transformer in block.attentions:
@@ -53,8 +51,7 @@ class AttentionSupervision:
             target = self._tokens[cells].repeat(count)
             scores = _attention_scores(module, hidden, text)
             losses.extend(
-                nn.functional.cross_entropy(head.flatten(0, 1), target, ignore_index=-1)
-                for head in scores.unbind(1)
+                nn.functional.cross_entropy(head.flatten(0, 1), target, ignore_index=-1) for head in scores.unbind(1)
             )
         self._inputs.clear()
         return torch.stack(losses).mean()
@@ -65,7 +62,6 @@ def _attention_scores(module: Any, hidden: torch.Tensor, text: torch.Tensor) -> 
     with autocast(hidden.device):
         query, key = module.to_q(hidden), module.to_k(text)
     query, key = (
-        part.float().unflatten(-1, (module.heads, -1))[:, :, NUM_UNSUPERVISED_HEADS:]
-        for part in (query, key)
+        part.float().unflatten(-1, (module.heads, -1))[:, :, NUM_UNSUPERVISED_HEADS:] for part in (query, key)
     )
     return torch.einsum("nchd,nthd->nhct", query, key) * module.scale

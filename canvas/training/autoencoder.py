@@ -57,9 +57,7 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def measure(
-    model: nn.Module, sprites: SpriteSet, config: TrainingConfig, count: int = 96
-) -> tuple[float, float]:
+def measure(model: nn.Module, sprites: SpriteSet, config: TrainingConfig, count: int = 96) -> tuple[float, float]:
     """PSNR in dB on new scenes, and the standard deviation of their latents."""
     model.eval()
     device = next(model.parameters()).device
@@ -72,11 +70,7 @@ def measure(
 
 
 def train_autoencoder(
-    process_group: ProcessGroup,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
-    budget: TimeBudget,
+    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
 ) -> None:
     """Train `vae/`, starting from `vae-init/` if it exists; resumes from a checkpoint."""
     device = budget.device
@@ -84,11 +78,7 @@ def train_autoencoder(
     model = AutoencoderTiny.from_pretrained(init) if init.exists() else build_autoencoder(config)
     model = model.float().to(device, memory_format=memory_format(device)).train()
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.vae_learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=0,
-        fused=True,
+        model.parameters(), lr=config.vae_learning_rate, betas=(0.9, 0.98), weight_decay=0, fused=True
     )
     parts = {"model": model, "optimizer": optimizer}
     state = load_checkpoint(work / "autoencoder.pt", **parts)

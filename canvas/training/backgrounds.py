@@ -30,14 +30,10 @@ def shade(colour: Colour, rng: Random, spread: int = 10) -> Colour:
 def gradient(size: int, top: Colour, bottom: Colour) -> Image.Image:
     """A vertical gradient."""
     mask = Image.linear_gradient("L").resize((size, size))
-    return Image.composite(
-        Image.new("RGB", (size, size), bottom), Image.new("RGB", (size, size), top), mask
-    )
+    return Image.composite(Image.new("RGB", (size, size), bottom), Image.new("RGB", (size, size), top), mask)
 
 
-def ellipse(
-    draw: ImageDraw.ImageDraw, centre: tuple[float, float], radii: tuple[float, float], fill: Colour
-) -> None:
+def ellipse(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radii: tuple[float, float], fill: Colour) -> None:
     """Draw a filled ellipse around a centre."""
     (x, y), (rx, ry) = centre, radii
     draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=fill)
@@ -93,12 +89,7 @@ def beach(size: int, rng: Random) -> Image.Image:
     horizon = size * rng.uniform(0.44, 0.5)
     draw.rectangle((0, horizon, size, size), fill=shade((46, 160, 196), rng))
     if rng.random() < 0.5:
-        ellipse(
-            draw,
-            (rng.choice((0.15, 0.85)) * size, 0.15 * size),
-            (0.08 * size,) * 2,
-            (255, 226, 110),
-        )
+        ellipse(draw, (rng.choice((0.15, 0.85)) * size, 0.15 * size), (0.08 * size,) * 2, (255, 226, 110))
     ground(image, rng, shade((242, 214, 150), rng), 0.34)
     return image
 
@@ -191,10 +182,7 @@ def forest(size: int, rng: Random) -> Image.Image:
     while x < size * 1.05:
         top, half = size * rng.uniform(0.05, 0.25), size * rng.uniform(0.09, 0.13)
         draw.rectangle((x - half * 0.2, size * 0.5, x + half * 0.2, size * 0.75), fill=(96, 66, 44))
-        draw.polygon(
-            [(x, top), (x - half, size * 0.64), (x + half, size * 0.64)],
-            fill=shade((36, 96, 60), rng, 14),
-        )
+        draw.polygon([(x, top), (x - half, size * 0.64), (x + half, size * 0.64)], fill=shade((36, 96, 60), rng, 14))
         x += size * rng.uniform(0.14, 0.2)
     ground(image, rng, shade((74, 128, 62), rng), 0.34)
     return image
@@ -208,11 +196,7 @@ def rain(size: int, rng: Random) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.randint(20, 28)):
         x, y = rng.uniform(0, size), rng.uniform(0, size)
-        draw.line(
-            (x, y, x - size * 0.025, y + size * 0.08),
-            fill=(206, 226, 244),
-            width=max(1, size // 90),
-        )
+        draw.line((x, y, x - size * 0.025, y + size * 0.08), fill=(206, 226, 244), width=max(1, size // 90))
     return image
 
 
@@ -223,16 +207,10 @@ def mountains(size: int, rng: Random) -> Image.Image:
     for start in (0.0, 0.42, 0.78):
         x, top = (start + rng.uniform(0, 0.2)) * size, rng.uniform(0.1, 0.28) * size
         half, foot = 0.42 * size, 0.75 * size
-        draw.polygon(
-            [(x, top), (x - half, foot), (x + half, foot)], fill=shade((122, 130, 148), rng)
-        )
+        draw.polygon([(x, top), (x - half, foot), (x + half, foot)], fill=shade((122, 130, 148), rng))
         cap = 0.24
         draw.polygon(
-            [
-                (x, top),
-                (x - half * cap, top + (foot - top) * cap),
-                (x + half * cap, top + (foot - top) * cap),
-            ],
+            [(x, top), (x - half * cap, top + (foot - top) * cap), (x + half * cap, top + (foot - top) * cap)],
             fill=(248, 250, 252),
         )
     ground(image, rng, shade((104, 160, 88), rng), 0.32)
@@ -250,9 +228,7 @@ def room(size: int, rng: Random) -> Image.Image:
     draw.rectangle((left, top, left + 0.26 * size, top + 0.3 * size), fill=(250, 248, 244))
     for column in (0, 1):
         x = left + (0.03 + 0.11 * column) * size
-        draw.rectangle(
-            (x, top + 0.03 * size, x + 0.09 * size, top + 0.27 * size), fill=(150, 206, 244)
-        )
+        draw.rectangle((x, top + 0.03 * size, x + 0.09 * size, top + 0.27 * size), fill=(150, 206, 244))
     return image
 
 

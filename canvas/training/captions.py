@@ -182,9 +182,7 @@ def subject_phrase(words: list[str], count: int, size: str, rng: Random) -> str:
     if count > 1:
         return f"{NUMBERS[count]} {plural(words[0])}"
     size_word = rng.choice(SIZES[size]) + " " if size else ""
-    named = [
-        article(size_word + word) if rng.random() < 0.85 else size_word + word for word in words
-    ]
+    named = [article(size_word + word) if rng.random() < 0.85 else size_word + word for word in words]
     if rng.random() < 0.06:
         named[0] = article(f"{rng.choice(ADJECTIVES)} {size_word}{words[0]}")
     return rng.choice((" and ", " and ", " next to ", " with ")).join(named)

@@ -31,11 +31,7 @@ class CaptionMode:
     synonyms: bool = False
 
 
-CAPTION_MODES = {
-    "scenes": CaptionMode(0.22),
-    "synonyms": CaptionMode(0.35, synonyms=True),
-    "pairs": CaptionMode(0.5),
-}
+CAPTION_MODES = {"scenes": CaptionMode(0.22), "synonyms": CaptionMode(0.35, synonyms=True), "pairs": CaptionMode(0.5)}
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -60,11 +56,7 @@ class OnTheFlyDataset:
     """Generates every scene on the CPU, about a thousand per second and process."""
 
     def __init__(
-        self,
-        scenes: SceneGenerator,
-        mode: CaptionMode,
-        device: torch.device,
-        tokenizer: CLIPTokenizer,
+        self, scenes: SceneGenerator, mode: CaptionMode, device: torch.device, tokenizer: CLIPTokenizer
     ) -> None:
         self.scenes = scenes
         self.mode = mode
@@ -113,9 +105,7 @@ class BatchCompositor:
     def render(self, batch: SceneBatch, generator: torch.Generator) -> torch.Tensor:
         """Images of the scenes with random backgrounds, [n, 3, h, w] in [-1, 1]."""
         place, variants = batch.place, self.backgrounds.shape[1]
-        variant = torch.randint(
-            0, variants, (len(batch),), generator=generator, device=self.backgrounds.device
-        )
+        variant = torch.randint(0, variants, (len(batch),), generator=generator, device=self.backgrounds.device)
         images = self.backgrounds[place, variant].float()
         has_ground = self._has_ground[place].view(-1, 1, 1, 1)
         sprites, placements = batch.sprites, batch.placements
@@ -195,12 +185,7 @@ def make_scene_generator(
 
 
 def make_dataset(
-    mode: str,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
-    device: torch.device,
-    seed: int,
+    mode: str, sprites: SpriteSet, config: TrainingConfig, work: Path, device: torch.device, seed: int
 ) -> SceneDataset:
     """The dataset of a mode in CAPTION_MODES; precomputed ones of `synonyms` have no images."""
     if not config.precomputed_scenes:

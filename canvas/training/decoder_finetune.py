@@ -64,16 +64,12 @@ class PatchDiscriminator(nn.Module):
 
 
 def adaptive_gan_loss(
-    reconstruction: torch.Tensor,
-    discriminator: PatchDiscriminator,
-    generated: torch.Tensor,
-    last_weight: nn.Parameter,
+    reconstruction: torch.Tensor, discriminator: PatchDiscriminator, generated: torch.Tensor, last_weight: nn.Parameter
 ) -> torch.Tensor:
     """The reconstruction loss plus the GAN loss, weighted by their gradients at `last_weight`."""
     gan = -discriminator(generated).float().mean()
     reconstruction_norm, gan_norm = (
-        torch.autograd.grad(loss, last_weight, retain_graph=True)[0].norm()
-        for loss in (reconstruction, gan)
+        torch.autograd.grad(loss, last_weight, retain_graph=True)[0].norm() for loss in (reconstruction, gan)
     )
     weight = GAN_WEIGHT * reconstruction_norm / gan_norm.clamp(min=1e-4)
     return reconstruction + weight.detach().clamp(max=100) * gan
@@ -90,10 +86,7 @@ class DenoisedPairs:
 
     @torch.no_grad()
     def sample(
-        self,
-        count: int,
-        generator: torch.Generator,
-        start_step_weights: tuple[float, ...] = START_STEP_WEIGHTS,
+        self, count: int, generator: torch.Generator, start_step_weights: tuple[float, ...] = START_STEP_WEIGHTS
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents of unit variance, images, and where these are the target, bool [n, 1, h, w]."""
         pixels, batch = self.dataset.sample_images(count)
@@ -108,9 +101,7 @@ class DenoisedPairs:
             latents = torch.where((start == step).view(-1, 1, 1, 1), noisy, latents)
             active = start <= step
             if active.any():
-                latents[active] = self.sampler.step(
-                    latents[active], prompt_embeds[active], timestep
-                )
+                latents[active] = self.sampler.step(latents[active], prompt_embeds[active], timestep)
         is_target = self.dataset.foreground_mask(batch) | (start > 0).view(-1, 1, 1, 1)
         return latents, pixels, is_target
 
@@ -190,11 +181,7 @@ class FixedEvalSet:
 
 
 def finetune_decoder(
-    process_group: ProcessGroup,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
-    budget: TimeBudget,
+    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
 ) -> None:
     """Train `vae-finetuned/`; resumes from a checkpoint."""
     device = budget.device
@@ -209,9 +196,7 @@ def finetune_decoder(
         fused=True,
     )
     discriminator = PatchDiscriminator(config.discriminator_width).to(device).train()
-    discriminator_optimizer = torch.optim.AdamW(
-        discriminator.parameters(), betas=(0.5, 0.9), weight_decay=0
-    )
+    discriminator_optimizer = torch.optim.AdamW(discriminator.parameters(), betas=(0.5, 0.9), weight_decay=0)
     parts = {
         "model": model,
         "optimizer": optimizer,
@@ -227,9 +212,7 @@ def finetune_decoder(
     output_config = replace(config, image_size=config.output_size)
     train_pairs, eval_pairs = (
         DenoisedPairs(
-            make_dataset("scenes", sprites, output_config, work, device, each),
-            sampler,
-            config.decoder_upscale,
+            make_dataset("scenes", sprites, output_config, work, device, each), sampler, config.decoder_upscale
         )
         for each in (seed, 987_654)
     )
@@ -247,9 +230,7 @@ def finetune_decoder(
             model, discriminator, sampler.encoders, pairs, corner
         )
         process_group.backward_and_step(optimizer, decoder_loss + encoder_loss, learning_rate)
-        process_group.backward_and_step(
-            discriminator_optimizer, discriminator_loss, 2 * learning_rate
-        )
+        process_group.backward_and_step(discriminator_optimizer, discriminator_loss, 2 * learning_rate)
         step += 1
         if eval_set and budget.is_report_due(bool(done)):
             encoded_psnr, denoised_psnr = eval_set.measure(model)

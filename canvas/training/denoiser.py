@@ -53,9 +53,7 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def stratified_timesteps(
-    count: int, num_train_timesteps: int, generator: torch.Generator
-) -> torch.Tensor:
+def stratified_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:
     """One random timestep from each of `count` equal intervals of the schedule."""
     device = generator.device
     positions = torch.arange(count, device=device)
@@ -94,11 +92,7 @@ class DenoisingLoss:
         return latents, prompt_embeds, noise, timesteps
 
     def __call__(
-        self,
-        latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        noise: torch.Tensor,
-        timesteps: torch.Tensor,
+        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """The total loss, the denoising loss and the attention loss."""
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
@@ -113,22 +107,14 @@ class DenoisingLoss:
 
 
 def train_denoiser(
-    process_group: ProcessGroup,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
-    budget: TimeBudget,
+    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
 ) -> None:
     """Train the UNet and save its averaged weights in `unet/`; resumes from a checkpoint."""
     device = budget.device
     model = build_denoiser(config).to(device, memory_format=memory_format(device)).train()
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.unet_learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=0.01,
-        fused=True,
+        model.parameters(), lr=config.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     state = load_checkpoint(work / "denoiser.pt", **parts)
@@ -162,8 +148,7 @@ def train_denoiser(
         metric.update(denoising_loss)
         if process_group.is_main and budget.is_report_due(bool(done)):
             logger.info(
-                "denoiser %.1f%% step %d samples %d (%.0f samples/s) loss %.4f attention loss %.2f"
-                " learning rate %.2e",
+                "denoiser %.1f%% step %d samples %d (%.0f samples/s) loss %.4f attention loss %.2f learning rate %.2e",
                 100 * progress,
                 step,
                 step * config.unet_batch_size,

@@ -32,9 +32,7 @@ class ProcessGroup:
             for parameter in model.parameters():
                 distributed.broadcast(parameter.data, src=0)
 
-    def backward_and_step(
-        self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float
-    ) -> None:
+    def backward_and_step(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float) -> None:
         """One optimizer step along the averaged and clipped gradients of all processes."""
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -52,9 +50,7 @@ class ProcessGroup:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         flat /= self.size
-        for gradient, part in zip(
-            gradients, flat.split([g.numel() for g in gradients]), strict=True
-        ):
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def broadcast_values(self, *numbers: float) -> list[float]:
@@ -66,9 +62,7 @@ class ProcessGroup:
         return shared.tolist()
 
 
-def _process_main(
-    rank: int, size: int, init_method: str, task: Callable[..., None], args: tuple[Any, ...]
-) -> None:
+def _process_main(rank: int, size: int, init_method: str, task: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=init_method, rank=rank, world_size=size)
     try:
@@ -87,9 +81,6 @@ def launch(size: int, work: Path, task: Callable[..., None], *args: Any) -> None
     rendezvous_file = work / f"rendezvous-{os.getpid()}"
     rendezvous_file.unlink(missing_ok=True)
     multiprocessing.start_processes(
-        _process_main,
-        (size, f"file://{rendezvous_file.resolve()}", task, args),
-        nprocs=size,
-        start_method="spawn",
+        _process_main, (size, f"file://{rendezvous_file.resolve()}", task, args), nprocs=size, start_method="spawn"
     )
     rendezvous_file.unlink(missing_ok=True)

@@ -13,12 +13,7 @@ from canvas.training.config import TrainingConfig
 from canvas.training.dataset import make_dataset
 from canvas.training.distributed import ProcessGroup
 from canvas.training.scene_table import PAD, SceneBatch
-from canvas.training.time_budget import (
-    TimeBudget,
-    load_checkpoint,
-    load_state,
-    save_checkpoint,
-)
+from canvas.training.time_budget import TimeBudget, load_checkpoint, load_state, save_checkpoint
 from canvas.training.train_step import memory_format
 
 logger = logging.getLogger(__name__)
@@ -65,9 +60,7 @@ class SceneClassifier(nn.Module):
             ),
         )
         self.wide = nn.Sequential(
-            nn.Conv2d(wide, wide * 4 // 3, 3, padding=1, bias=False),
-            nn.BatchNorm2d(wide * 4 // 3),
-            nn.ReLU(),
+            nn.Conv2d(wide, wide * 4 // 3, 3, padding=1, bias=False), nn.BatchNorm2d(wide * 4 // 3), nn.ReLU()
         )
         self.concepts = nn.Conv2d(wide * 4 // 3, num_concepts, 1)
         self.style = nn.Linear(wide * 2, len(STYLES))
@@ -94,9 +87,7 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return pixels + amount * (blurred - pixels) + noise
 
 
-def classifier_loss(
-    logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: SceneBatch
-) -> torch.Tensor:
+def classifier_loss(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: SceneBatch) -> torch.Tensor:
     """Soft cross-entropy of the concepts, cross-entropy of style and background."""
     concepts, style, place = (each.float() for each in logits)
     present = (batch.concepts != PAD).float()
@@ -110,20 +101,14 @@ def classifier_loss(
 
 
 def train_classifier(
-    process_group: ProcessGroup,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
-    budget: TimeBudget,
+    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
 ) -> None:
     """Train `classifier.pt`; resumes from a checkpoint."""
     device = budget.device
     size = {"input_size": config.classifier_size, "width": config.classifier_width}
     model = SceneClassifier(len(sprites.concepts), **size)
     model = model.to(device, memory_format=memory_format(device)).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     parts = {"model": model, "optimizer": optimizer}
     state = load_checkpoint(work / "classifier-training.pt", **parts)
     process_group.broadcast_weights(model)

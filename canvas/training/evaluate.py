@@ -18,13 +18,7 @@ from canvas.training.captions import COLOUR_PHRASES, NEAR_SYNONYMS, PLACE_PHRASE
 from canvas.training.dataset import to_tensor
 from canvas.training.eval_classifier import SceneClassifier
 from canvas.training.sampling import Sampler
-from canvas.training.scene_generator import (
-    DEFAULT_STYLE,
-    Scene,
-    SceneGenerator,
-    is_held_out,
-    is_held_out_pair,
-)
+from canvas.training.scene_generator import DEFAULT_STYLE, Scene, SceneGenerator, is_held_out, is_held_out_pair
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +82,7 @@ def near_synonym_scenes(sprites: SpriteSet, rng: Random) -> list[Scene]:
 
 
 @torch.no_grad()
-def classify(
-    classifier: SceneClassifier, pixels: torch.Tensor, scenes: list[Scene]
-) -> dict[str, float]:
+def classify(classifier: SceneClassifier, pixels: torch.Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Accuracies, 0 to 1: `top1`, `top5`, `both` concepts of a pair, `style`, `place`."""
     concepts, style, place = classifier(pixels.cpu().float())
     ranking = concepts.argsort(dim=1, descending=True).tolist()
@@ -103,9 +95,7 @@ def classify(
             "style": predicted_style == scene.style,
             "place": predicted_place == scene.place,
         }
-        for scene, ranked, predicted_style, predicted_place in zip(
-            scenes, ranking, styles, places, strict=True
-        )
+        for scene, ranked, predicted_style, predicted_place in zip(scenes, ranking, styles, places, strict=True)
     ]
     return {name: float(np.mean([each[name] for each in results])) for name in results[0]}
 
@@ -130,9 +120,7 @@ def composite_reference(sprites: SpriteSet, size: int, scenes: list[Scene]) -> t
     return to_tensor(np.stack([np.asarray(generator.render(scene)) for scene in scenes]))
 
 
-def diversity(
-    sampler: Sampler, scenes: list[Scene], config: EvalConfig, num_seeds: int = 4
-) -> float:
+def diversity(sampler: Sampler, scenes: list[Scene], config: EvalConfig, num_seeds: int = 4) -> float:
     """Mean absolute difference of images of one prompt and different seeds, in % of the range."""
     images = [sample(sampler, scenes, config, seed=9_000 + 1_000 * i) for i in range(num_seeds)]
     differences = [(a - b).abs().mean() / 2 for a, b in combinations(images, 2)]
@@ -140,11 +128,7 @@ def diversity(
 
 
 def evaluate(
-    sampler: Sampler,
-    classifier: SceneClassifier,
-    sprites: SpriteSet,
-    size: int,
-    config: EvalConfig,
+    sampler: Sampler, classifier: SceneClassifier, sprites: SpriteSet, size: int, config: EvalConfig
 ) -> dict[str, float]:
     """All metrics; accuracies are 0 to 1, those of composited scenes start with `reference_`."""
     rng = Random(4242)
@@ -155,11 +139,7 @@ def evaluate(
     on_singles = classify(classifier, sample(sampler, singles, config, seed=1), singles)
     seconds = (time.monotonic() - started) / len(singles)
     on_pairs = classify(classifier, sample(sampler, pairs, config, seed=2), pairs)
-    on_synonyms = (
-        classify(classifier, sample(sampler, synonyms, config, seed=3), synonyms)
-        if synonyms
-        else {}
-    )
+    on_synonyms = classify(classifier, sample(sampler, synonyms, config, seed=3), synonyms) if synonyms else {}
     reference = classify(classifier, composite_reference(sprites, size, singles), singles)
     pair_reference = classify(classifier, composite_reference(sprites, size, pairs), pairs)
     metrics = {
@@ -202,7 +182,4 @@ def time_pipeline(folder: Path, config: EvalConfig, runs: int = 3) -> dict[str, 
             guidance_scale=config.guidance_scale,
             generator=torch.Generator().manual_seed(seed),
         )
-    return {
-        "load_seconds": loaded - started,
-        "seconds_per_image": (time.monotonic() - loaded) / runs,
-    }
+    return {"load_seconds": loaded - started, "seconds_per_image": (time.monotonic() - loaded) / runs}

@@ -70,8 +70,7 @@ def metrics_table(metrics: dict[str, float]) -> str:
     )
     lines = ["| accuracy | generated images | composited scenes |", "|---|---|---|"]
     lines += [
-        f"| {name} | {_percent(metrics, key)} | {_percent(metrics, reference)} |"
-        for name, key, reference in rows
+        f"| {name} | {_percent(metrics, key)} | {_percent(metrics, reference)} |" for name, key, reference in rows
     ]
     return "\n".join(lines)
 
@@ -104,9 +103,7 @@ def art_table(sprites: SpriteSet) -> str:
 def _list_styles(sprites: SpriteSet) -> str:
     styles = sorted(STYLES[style] for style in sprites.styles)
     fallbacks = ", ".join(
-        f"`{style}` is treated as `{STYLE_FALLBACK[style]}`"
-        for style in STYLE_FALLBACK
-        if style not in styles
+        f"`{style}` is treated as `{STYLE_FALLBACK[style]}`" for style in STYLE_FALLBACK if style not in styles
     )
     return ", ".join(f"`{style}`" for style in styles) + (f" ({fallbacks})" if fallbacks else "")
 
@@ -115,8 +112,7 @@ def write_card(work: Path, target: Path, sprites: SpriteSet) -> None:
     """Write the model card, `README.md`, from `card.md`, the metrics and `training.md`."""
     metrics = load_metrics(work)
     unet, text_encoder, vae = (
-        json.loads((target / component / "config.json").read_text())
-        for component in ("unet", "text_encoder", "vae")
+        json.loads((target / component / "config.json").read_text()) for component in ("unet", "text_encoder", "vae")
     )
     downsampling = 2 ** (len(vae["block_out_channels"]) - 1)
     num_tokens = text_encoder["max_position_embeddings"]

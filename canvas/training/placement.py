@@ -18,22 +18,17 @@ PLACEMENTS: dict[str, tuple[tuple[float, float, float], ...]] = {
 }
 
 
-def place_sprite(
-    sprite: Image.Image, placement: str, size: int
-) -> Iterator[tuple[Image.Image, int, int]]:
+def place_sprite(sprite: Image.Image, placement: str, size: int) -> Iterator[tuple[Image.Image, int, int]]:
     """Each resized copy of the sprite, with left and top in pixels."""
     for x, y, side in PLACEMENTS[placement]:
         scale = side * size / max(sprite.size)
         resized = sprite.resize(
-            (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))),
-            Image.Resampling.BILINEAR,
+            (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.BILINEAR
         )
         yield resized, round(x * size - resized.width / 2), round(y * size - resized.height / 2)
 
 
-def render_shadow(
-    size: int, sprite: Image.Image, left: int, top: int
-) -> tuple[Image.Image, int, int]:
+def render_shadow(size: int, sprite: Image.Image, left: int, top: int) -> tuple[Image.Image, int, int]:
     """The soft shadow below a placed sprite, as a mask with left and top."""
     x, y = left + sprite.width / 2, top + sprite.height
     rx, ry = sprite.width * 0.42, max(1.5, sprite.width * 0.06)
@@ -53,6 +48,4 @@ def render_overlay(sprite: Image.Image, placement: str, size: int) -> np.ndarray
         soft, x, y = render_shadow(size, resized, left, top)
         below = shadow.crop((x, y, x + soft.width, y + soft.height))
         shadow.paste(ImageChops.lighter(below, soft), (x, y))
-    return np.concatenate(
-        [np.asarray(colour).transpose(2, 0, 1), [np.asarray(alpha)], [np.asarray(shadow)]]
-    )
+    return np.concatenate([np.asarray(colour).transpose(2, 0, 1), [np.asarray(alpha)], [np.asarray(shadow)]])

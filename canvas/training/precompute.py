@@ -21,12 +21,7 @@ from transformers import CLIPTokenizer
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS, render_background
 from canvas.training.config import TrainingConfig
-from canvas.training.dataset import (
-    CAPTION_MODES,
-    array_path,
-    make_scene_generator,
-    precompute_error_path,
-)
+from canvas.training.dataset import CAPTION_MODES, array_path, make_scene_generator, precompute_error_path
 from canvas.training.placement import PLACEMENTS, render_overlay
 from canvas.training.scene_table import NUM_FIELDS, SceneBatch
 from canvas.training.tokenizer import FastBatchTokenizer
@@ -58,9 +53,7 @@ def _part_path(work: Path, name: str) -> Path:
     return work / f"{name}.npy.part"
 
 
-def _array_spec(
-    name: str, sprites: SpriteSet, config: TrainingConfig
-) -> tuple[type, tuple[int, ...]]:
+def _array_spec(name: str, sprites: SpriteSet, config: TrainingConfig) -> tuple[type, tuple[int, ...]]:
     """Type and shape."""
     image = (config.image_size, config.image_size)
     if name == "backgrounds":
@@ -70,9 +63,7 @@ def _array_spec(
     return np.int16, (config.precomputed_scenes, NUM_FIELDS + config.token_grid.num_tokens)
 
 
-def _run_processes(
-    names: tuple[str, ...], sprites: SpriteSet, config: TrainingConfig, work: Path
-) -> None:
+def _run_processes(names: tuple[str, ...], sprites: SpriteSet, config: TrainingConfig, work: Path) -> None:
     # Forked processes inherit modules and sprites; spawned ones take ten seconds to start.
     context = multiprocessing.get_context("fork")
     world_size = os.cpu_count() or 1
@@ -92,18 +83,10 @@ def _run_processes(
 
 
 def _fill(
-    names: tuple[str, ...],
-    rank: int,
-    world_size: int,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
+    names: tuple[str, ...], rank: int, world_size: int, sprites: SpriteSet, config: TrainingConfig, work: Path
 ) -> None:
     """Fill this process's part of the arrays."""
-    fill_functions: dict[str, Callable[..., None]] = {
-        "backgrounds": _fill_backgrounds,
-        "overlays": _fill_overlays,
-    }
+    fill_functions: dict[str, Callable[..., None]] = {"backgrounds": _fill_backgrounds, "overlays": _fill_overlays}
     for name in names:
         array = np.load(_part_path(work, name), mmap_mode="r+")
         if name in fill_functions:
@@ -132,13 +115,7 @@ def _fill_overlays(
 
 
 def _fill_table(
-    name: str,
-    table: np.ndarray,
-    rank: int,
-    world_size: int,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
+    name: str, table: np.ndarray, rank: int, world_size: int, sprites: SpriteSet, config: TrainingConfig, work: Path
 ) -> None:
     mode = CAPTION_MODES[name]
     seed = 1000 * (1 + list(CAPTION_MODES).index(name)) + rank

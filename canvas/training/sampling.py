@@ -20,9 +20,7 @@ class Sampler:
         self.scheduler = DDIMScheduler.from_pretrained(path) if path.exists() else build_scheduler()
 
     @torch.no_grad()
-    def sample(
-        self, prompts: list[str], num_inference_steps: int, guidance_scale: float, seed: int
-    ) -> torch.Tensor:
+    def sample(self, prompts: list[str], num_inference_steps: int, guidance_scale: float, seed: int) -> torch.Tensor:
         """Images [n, 3, h, w] in [-1, 1]; a guidance scale of 1 or less disables guidance."""
         config = self.unet.config
         prompt_embeds = self.encoders.encode_captions(prompts)
@@ -36,11 +34,7 @@ class Sampler:
 
     @torch.no_grad()
     def step(
-        self,
-        latents: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        timestep: torch.Tensor,
-        guidance_scale: float = 1.0,
+        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, timestep: torch.Tensor, guidance_scale: float = 1.0
     ) -> torch.Tensor:
         """The latents after the scheduler step at the timestep."""
         use_guidance = guidance_scale > 1

@@ -103,11 +103,7 @@ def caption_words(concepts: list[Concept]) -> list[list[str]]:
     return [
         [concept.name]
         + [word for word in concept.words[1:] if word not in excluded]
-        + [
-            tag
-            for tag in concept.tags
-            if len(owners[tag]) == 1 and tag not in excluded and tag not in concept.words
-        ]
+        + [tag for tag in concept.tags if len(owners[tag]) == 1 and tag not in excluded and tag not in concept.words]
         for concept in concepts
     ]
 

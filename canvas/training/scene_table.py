@@ -24,9 +24,7 @@ class SceneBatch:
     table: torch.Tensor
 
     @classmethod
-    def from_scenes(
-        cls, scenes: list[Scene], sprites: SpriteSet, token_ids: np.ndarray | None = None
-    ) -> "SceneBatch":
+    def from_scenes(cls, scenes: list[Scene], sprites: SpriteSet, token_ids: np.ndarray | None = None) -> "SceneBatch":
         """The scenes with the token ids of their captions, if given."""
         table = np.array([list(_fields(scene, sprites)) for scene in scenes], np.int16)
         if token_ids is not None:

@@ -101,9 +101,7 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
 
 
-def _train_process(
-    process_group: ProcessGroup, train: Callable[..., None], stage: str, options: Options
-) -> None:
+def _train_process(process_group: ProcessGroup, train: Callable[..., None], stage: str, options: Options) -> None:
     configure_logging()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -191,9 +189,4 @@ STAGES: dict[str, Callable[[Options], None]] = {
     "preset-regression": stage_preset_regression,
 }
 # Former names that the command line still accepts.
-OLD_STAGES = {
-    "banks": "precompute",
-    "judge": "classifier",
-    "sheet": "contact-sheet",
-    "modes": "preset-regression",
-}
+OLD_STAGES = {"banks": "precompute", "judge": "classifier", "sheet": "contact-sheet", "modes": "preset-regression"}

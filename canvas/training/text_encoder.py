@@ -66,11 +66,7 @@ def text_loss(
     unexplained = (prediction - targets.of(batch)).square().mean() / targets.variance
     summary = hidden[:, SUMMARY_TOKEN]
     loss = 10 * unexplained
-    for head, labels in (
-        (heads.place, batch.caption_place),
-        (heads.layout, batch.layout),
-        (heads.style, batch.style),
-    ):
+    for head, labels in ((heads.place, batch.caption_place), (heads.layout, batch.layout), (heads.style, batch.style)):
         loss = loss + 0.1 * nn.functional.cross_entropy(head(summary).float(), labels)
     return loss, unexplained.detach()
 
@@ -81,11 +77,7 @@ def learning_rate_schedule(step: int, progress: float) -> float:
 
 
 def train_text_encoder(
-    process_group: ProcessGroup,
-    sprites: SpriteSet,
-    config: TrainingConfig,
-    work: Path,
-    budget: TimeBudget,
+    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
 ) -> None:
     """Train `text_encoder/`; resumes from a checkpoint."""
     device = budget.device
@@ -95,11 +87,7 @@ def train_text_encoder(
     heads = ProbeHeads(config.text_hidden_size, targets.size)
     modules = nn.ModuleList((model.train(), heads)).to(device)
     optimizer = torch.optim.AdamW(
-        modules.parameters(),
-        lr=config.text_learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        fused=True,
+        modules.parameters(), lr=config.text_learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     parts = {"model": model, "probe_heads": heads, "optimizer": optimizer}
     state = load_checkpoint(work / "text.pt", **parts)

@@ -113,10 +113,7 @@ class EMAMetric:
 
 def save_checkpoint(path: Path, **parts: Any) -> None:
     """Save modules, optimizers and plain numbers by name, atomically."""
-    state = {
-        name: part.state_dict() if hasattr(part, "state_dict") else part
-        for name, part in parts.items()
-    }
+    state = {name: part.state_dict() if hasattr(part, "state_dict") else part for name, part in parts.items()}
     with atomic_write(path) as file:
         torch.save(state, file)
 

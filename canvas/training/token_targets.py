@@ -40,9 +40,7 @@ class TokenTargets:
         return self.values[batch.sprites, batch.placements].float().sum(1)
 
 
-def compute_token_targets(
-    sprites: SpriteSet, config: TrainingConfig, work: Path, device: torch.device
-) -> None:
+def compute_token_targets(sprites: SpriteSet, config: TrainingConfig, work: Path, device: torch.device) -> None:
     """Encode every sprite in every placement into `token_targets.pt` unless it exists."""
     if (work / "token_targets.pt").exists():
         return
@@ -52,17 +50,12 @@ def compute_token_targets(
     values = []
     for start in range(0, len(sprites.images), SPRITE_BATCH_SIZE):
         stop = min(len(sprites.images), start + SPRITE_BATCH_SIZE)
-        if precomputed is None:
-            overlays = _render_overlays(sprites, config, start, stop)
-        else:
-            overlays = precomputed[start:stop]
+        overlays = _render_overlays(sprites, config, start, stop) if precomputed is None else precomputed[start:stop]
         values.append(_encode(vae, overlays.to(device), config.token_grid).half().cpu())
     torch.save(torch.cat(values), work / "token_targets.pt")
 
 
-def _render_overlays(
-    sprites: SpriteSet, config: TrainingConfig, start: int, stop: int
-) -> torch.Tensor:
+def _render_overlays(sprites: SpriteSet, config: TrainingConfig, start: int, stop: int) -> torch.Tensor:
     overlays = [
         [render_overlay(image, placement, config.image_size) for placement in PLACEMENTS]
         for image in sprites.images[start:stop]

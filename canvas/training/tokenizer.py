@@ -29,9 +29,7 @@ def train_tokenizer(corpus: list[str], vocabulary_size: int, max_length: int) ->
     backend.train_from_iterator([*corpus, *characters], trainer)
     model = json.loads(backend.to_str())["model"]
     return CLIPTokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(merge) for merge in model["merges"]],
-        model_max_length=max_length,
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=max_length
     )
 
 
@@ -67,9 +65,7 @@ class FastBatchTokenizer:
         return ids
 
 
-def prepare_tokenizer(
-    sprites: SpriteSet, config: TrainingConfig, work: Path, packages: Path | None = None
-) -> None:
+def prepare_tokenizer(sprites: SpriteSet, config: TrainingConfig, work: Path, packages: Path | None = None) -> None:
     """Train `tokenizer/` on captions and synonyms unless it exists."""
     if (work / "tokenizer").exists():
         return

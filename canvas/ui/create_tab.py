@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from canvas.errors import CanvasError
 from canvas.history.third_party_metadata import read_metadata
 from canvas.request import LOCAL, RANDOM_SEED
+from canvas.studio import Studio
 from canvas.ui import result_panel
 from canvas.ui.events import bind, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm
 from canvas.ui.html_panel import error_line, panel, text_line
 from canvas.ui.i18n import gettext
 from canvas.ui.pickers import BackendPicker, LoraPicker
-
-if TYPE_CHECKING:
-    from canvas.studio import Studio
 
 POLL_BUSY = 0.4  # seconds between polls while a job of this owner is active
 POLL_IDLE = 2.5  # seconds between polls otherwise: another tab or program may start a job
@@ -39,15 +37,11 @@ class CreateTab:
             self.form.render("prompt")
             self._enhanced_prompt = panel("enhanced-prompt")
             with gr.Row(elem_id="prompt-actions"):
-                self._settings_button = gr.Button(
-                    "Settings", elem_id="settings-button", size="sm", scale=0
-                )
+                self._settings_button = gr.Button("Settings", elem_id="settings-button", size="sm", scale=0)
                 self._summary = panel("summary")
                 self.form.render("preset")
                 self._stop = gr.Button("Stop", elem_id="stop", scale=0, visible=False)
-                self._generate = gr.Button(
-                    "Generate", variant="primary", elem_id="generate", scale=0
-                )
+                self._generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=0)
         with gr.Row(elem_id="workspace"):
             with gr.Column(elem_id="result"):
                 self._current = panel("current-result")
@@ -76,7 +70,6 @@ class CreateTab:
         )
 
     def bind_events(self, page: gr.Blocks) -> None:
-        """Bind the events; call inside the page's context."""
         form = self.form
         panels = {self._current, self._queue, self._recent, self._stop, self._timer}
         bind(
@@ -95,10 +88,7 @@ class CreateTab:
         bind(self._timer.tick, self.poll, polled, live, queue=False)
         bind(page.load, self.poll, polled, live)
         bind(page.load, self.restore, {self._saved}, form.widgets | {self._model_status}).then(
-            self.update_summary_on_load,
-            form.widgets,
-            {self._summary, form["preset"]},
-            api_visibility="private",
+            self.update_summary_on_load, form.widgets, {self._summary, form["preset"]}, api_visibility="private"
         )
         self._bind_form()
         self._lora_picker.bind_events(page, form["prompt"])
@@ -115,9 +105,9 @@ class CreateTab:
             queue=False,
         )
         status = {self._model_status}
-        bind(
-            form["model_key"].input, self.on_model_change, form.widgets, form.widgets | status
-        ).then(self.show_download_size, form.widgets, status, api_visibility="private")
+        bind(form["model_key"].input, self.on_model_change, form.widgets, form.widgets | status).then(
+            self.show_download_size, form.widgets, status, api_visibility="private"
+        )
         bind(form["backend"].input, self.on_backend_change, form.widgets, status)
         bind(form["preset"].input, self.on_preset_change, form.widgets, form.widgets)
         exact_size = [form["width"], form["height"]]
@@ -145,9 +135,7 @@ class CreateTab:
                 job.cancel()
         return self._panels(owner, values[self.selected])
 
-    def on_click(
-        self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request
-    ) -> dict[Any, Any]:
+    def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """An action of the result, the queue, the recent images or the examples."""
         owner, selected = current_owner(http_request), values[self.selected]
         if event.action == "example":
@@ -189,12 +177,8 @@ class CreateTab:
         panels = self._panels(owner, selected)
         # Clicks write the panels, too: when a job changes its status, everything is sent again
         state = (selected, [(job.id, job.status) for job in self._studio.jobs(owner)])
-        hashes = {
-            index: hash(str((content, state))) for index, content in enumerate(panels.values())
-        }
-        changed = [
-            index for index in hashes if values[self._last_rendered].get(index) != hashes[index]
-        ]
+        hashes = {index: hash(str((content, state))) for index, content in enumerate(panels.values())}
+        changed = [index for index in hashes if values[self._last_rendered].get(index) != hashes[index]]
         if not changed:
             return {self._last_rendered: gr.skip()}
         items = list(panels.items())
@@ -220,15 +204,9 @@ class CreateTab:
         try:
             request = self.form.to_request(fields | {"prompt": prompt or "…"})
             requests = self._studio.expand_prompt(request)
-            enhanced = (
-                result_panel.render_enhanced_prompt(self._studio, requests[0]) if prompt else ""
-            )
+            enhanced = result_panel.render_enhanced_prompt(self._studio, requests[0]) if prompt else ""
         except CanvasError as error:  # in the line, as a toast for every key would be too much
-            return {
-                self._enhanced_prompt: "",
-                self._summary: error_line(error),
-                self._saved: fields,
-            }
+            return {self._enhanced_prompt: "", self._summary: error_line(error), self._saved: fields}
         summary = text_line(result_panel.request_summary(request, len(requests)))
         if note := result_panel.preset_note(self._studio, request):
             summary += text_line(note)
@@ -236,9 +214,7 @@ class CreateTab:
             self._enhanced_prompt: enhanced,
             self._summary: summary,
             self._saved: fields,
-            self.form["preset"]: gr.Radio(
-                choices=result_panel.preset_choices(self._studio, request)
-            ),
+            self.form["preset"]: gr.Radio(choices=result_panel.preset_choices(self._studio, request)),
         }
 
     def update_summary_on_load(self, values: dict[Any, Any]) -> dict[Any, Any]:

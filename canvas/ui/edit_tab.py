@@ -7,25 +7,22 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
+from PIL import Image
 
 from canvas.catalog import get_model
 from canvas.errors import CanvasError, InvalidInput, LazyMessage
 from canvas.jobs.job import Job
 from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
+from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, show_errors
 from canvas.ui.generation_form import ASPECT_RATIOS, Form, preset_options, size_from_resolution
 from canvas.ui.html_panel import error_line, panel, render
 from canvas.ui.i18n import gettext
 from canvas.ui.pickers import LoraPicker
 from canvas.ui.result_panel import preview_url, render_images, render_progress, render_recent
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from canvas.studio import Studio
 
 
 class Operation(NamedTuple):
@@ -46,16 +43,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             0.5,
         ),
         "seed_variation": Operation(
-            "Seed variation",
-            "text_to_image",
-            "Varies one of your images by blending its seed with new ones.",
-            0.3,
+            "Seed variation", "text_to_image", "Varies one of your images by blending its seed with new ones.", 0.3
         ),
         "inpaint": Operation(
-            "Inpaint",
-            "inpaint",
-            "Replaces the area that you paint over. The rest stays unchanged.",
-            0.9,
+            "Inpaint", "inpaint", "Replaces the area that you paint over. The rest stays unchanged.", 0.9
         ),
         "outpaint": Operation("Outpaint", "inpaint", "Adds this many pixels on each side."),
         "upscale": Operation("Upscale", "upscale", "Increases the resolution of the image.", 0.3),
@@ -117,15 +108,9 @@ class EditForm(Form):
                 label = side.capitalize()
                 add(side, gr.Number(0, label=label, step=8, precision=0, min_width=90))
         with self._group("strength"):
-            add(
-                "strength",
-                gr.Slider(0.05, 1, value=0.5, step=0.05, label="Strength", buttons=[]),
-            )
+            add("strength", gr.Slider(0.05, 1, value=0.5, step=0.05, label="Strength", buttons=[]))
         with self._group("num_images"):
-            add(
-                "num_images",
-                gr.Slider(1, 4, value=4, step=1, label="Number of images", buttons=[]),
-            )
+            add("num_images", gr.Slider(1, 4, value=4, step=1, label="Number of images", buttons=[]))
         with self._group("mask"):
             add("only_masked", gr.Checkbox(label="Only the masked area, at full resolution"))
             add("mask_blur", gr.Slider(0, 64, value=8, step=1, label="Mask blur", buttons=[]))
@@ -148,7 +133,6 @@ class EditForm(Form):
         return self._groups[name]
 
     def bind_events(self, page: gr.Blocks) -> None:
-        """Bind the events; call inside the page's context."""
         # Created here, not in the tab: components of a hidden tab are not mounted on page load
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-edit", secret="form")  # noqa: S106 - no secret: the visitor's own form
         operation, upscaler = self["operation"], self["upscaler"]
@@ -176,13 +160,9 @@ class EditForm(Form):
         operation = values[self["operation"]]
         if operation == "upscale" and values[self["upscaler"]] == "detail":
             operation = DETAIL
-        return {
-            group: gr.Column(visible=operation in FIELD_GROUPS[name])
-            for name, group in self._groups.items()
-        }
+        return {group: gr.Column(visible=operation in FIELD_GROUPS[name]) for name, group in self._groups.items()}
 
     def save(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Save the form in the browser."""
         return {self._saved: self.read(values)}
 
     def restore(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -258,17 +238,11 @@ class EditTab:
                 self._result = panel("edit-result")
 
     def bind_events(self, page: gr.Blocks, tab: gr.Tab) -> None:
-        """Bind the events; call inside the page's context."""
         form, source = self._form, {self._source}
         inputs = {self._editor, self._source, *form.widgets}
         bind(tab.select, self.show, source, {self._recent, self._notes})
         bind(self._recent.click, self.on_recent_click, source, self.load_image_outputs)
-        bind(
-            self._result.click,
-            self.on_result_click,
-            source,
-            {*self.load_image_outputs, self._result},
-        )
+        bind(self._result.click, self.on_result_click, source, {*self.load_image_outputs, self._result})
         form.bind_events(page)
         resized_by = ("aspect_ratio", "resize_mode", "fill_color", "operation", "model_key")
         editor_changes = [self._editor.upload, self._editor.clear, self._source.change]
@@ -330,15 +304,11 @@ class EditTab:
             self._form["strength"]: OPERATIONS[operation].strength if operation else gr.skip(),
         }
 
-    def on_recent_click(
-        self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request
-    ) -> dict[Any, Any]:
+    def on_recent_click(self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """Load a recent image into the editor."""
         return self.load_image(int(event.image), current_owner(http_request))
 
-    def on_result_click(
-        self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request
-    ) -> dict[Any, Any]:
+    def on_result_click(self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """Show one image of the result, or load it into the editor."""
         owner = current_owner(http_request)
         if event.action == "edit":
@@ -346,9 +316,7 @@ class EditTab:
         image = self._studio.image(int(event.image), owner)
         return {self._result: render_images([image], in_editor=True)}
 
-    def generate(
-        self, values: Mapping[Any, Any], http_request: gr.Request
-    ) -> Iterator[dict[Any, Any]]:
+    def generate(self, values: Mapping[Any, Any], http_request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Submit the request and show the job until it is finished; it outlives the tab."""
         owner = current_owner(http_request)
         job = show_errors(self._submit)(values, owner)
@@ -363,10 +331,7 @@ class EditTab:
             show_errors(job.wait)()  # raises the error
 
     def _buttons(self, *, running: bool) -> dict[Any, Any]:
-        return {
-            self._generate: gr.Button(visible=not running),
-            self._stop: gr.Button(visible=running),
-        }
+        return {self._generate: gr.Button(visible=not running), self._stop: gr.Button(visible=running)}
 
     def stop(self, values: Mapping[Any, Any], http_request: gr.Request) -> None:
         """Cancel the job that is shown."""
@@ -394,9 +359,7 @@ class EditTab:
             return request
         return replace(request, mask_image=self._upload_mask(content.get("layers") or [], image))
 
-    def _seed_variation(
-        self, fields: Mapping[str, Any], source: str, owner: str
-    ) -> GenerationRequest:
+    def _seed_variation(self, fields: Mapping[str, Any], source: str, owner: str) -> GenerationRequest:
         """The request of the loaded image with a variation seed."""
         image = self._studio.inputs.find_image(source, owner)
         if image is None or image.task != "text_to_image":

@@ -58,11 +58,7 @@ def bind(
     """
     if callback is not None and not inspect.isgeneratorfunction(callback):
         callback = show_errors(callback)
-    defaults = {
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "concurrency_limit": None,
-    }
+    defaults = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
     return gr.on(triggers, callback, inputs, outputs, **{**defaults, **options})
 
 

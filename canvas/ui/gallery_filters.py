@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from canvas import validation
+from canvas.history.images import UserGallery
 from canvas.history.queries import SORTS, Query, from_query_params, parse_datetime
 from canvas.request import TASKS
+from canvas.studio import Studio
 from canvas.styles import STYLES
 from canvas.ui.events import bind
 from canvas.ui.i18n import gettext
-
-if TYPE_CHECKING:
-    from canvas.history.images import UserGallery
-    from canvas.studio import Studio
 
 DAYS = {"any time": 0, "last day": 1, "last week": 7, "last month": 30, "last year": 365}
 CUSTOM_RANGE = "custom range"
@@ -30,11 +28,7 @@ class GalleryFilters:
     def __init__(self, studio: Studio) -> None:
         with gr.Row(elem_id="filters"):
             self._text = gr.Textbox(
-                label="Search",
-                placeholder='fox "in the snow" -night',
-                min_width=220,
-                scale=3,
-                elem_id="search",
+                label="Search", placeholder='fox "in the snow" -night', min_width=220, scale=3, elem_id="search"
             )
             self._model = self._choice("Model", [("all", ""), *studio.models])
             self._style = self._choice("Style", [("all", ""), *STYLES])
@@ -50,14 +44,10 @@ class GalleryFilters:
     def _choice(self, label: str, choices: list[Any], *, visible: bool = True) -> gr.Dropdown:
         first = choices[0]
         value = first[1] if isinstance(first, tuple) else first
-        return gr.Dropdown(
-            choices, value=value, label=label, min_width=120, scale=1, visible=visible
-        )
+        return gr.Dropdown(choices, value=value, label=label, min_width=120, scale=1, visible=visible)
 
     def _day(self, label: str) -> gr.DateTime:
-        return gr.DateTime(
-            label=label, include_time=False, type="string", min_width=130, scale=1, visible=False
-        )
+        return gr.DateTime(label=label, include_time=False, type="string", min_width=130, scale=1, visible=False)
 
     @property
     def widgets(self) -> set[Any]:
@@ -100,11 +90,8 @@ class GalleryFilters:
         }
 
     def is_active(self, values: Mapping[Any, Any]) -> bool:
-        """Whether any filter is set."""
         filters = (self._text, self._model, self._style, self._task, self._size, self._favourites)
-        return any(values[widget] for widget in filters) or values[self._created] != next(
-            iter(DAYS)
-        )
+        return any(values[widget] for widget in filters) or values[self._created] != next(iter(DAYS))
 
     def query(self, values: Mapping[Any, Any], owner: str) -> Query:
         """The query of the filters, over this owner's images or those of all users."""

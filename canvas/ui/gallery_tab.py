@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from canvas.formatting import format_bytes, format_duration
+from canvas.history.images import UserGallery
 from canvas.history.queries import to_query_params
 from canvas.request import IMAGE_FORMATS, GeneratedImage
+from canvas.studio import Studio
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.edit_tab import EditTab
 from canvas.ui.events import bind, current_owner, run_while_selected, toast_html
 from canvas.ui.gallery_filters import GalleryFilters
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import gettext
-
-if TYPE_CHECKING:
-    from canvas.history.images import UserGallery
-    from canvas.studio import Studio
 
 PAGE_SIZE = 48  # images
 POLL_INTERVAL = 1.0  # seconds between checks for images that other programs made
@@ -63,13 +61,10 @@ class GalleryTab:
         self._timer = gr.Timer(POLL_INTERVAL, active=False)
         self._filters = GalleryFilters(studio)
         self._grid = panel("gallery")
-        self._import = gr.UploadButton(
-            "Import a ZIP", file_types=[".zip"], size="sm", elem_id="import"
-        )
+        self._import = gr.UploadButton("Import a ZIP", file_types=[".zip"], size="sm", elem_id="import")
         self._detail = panel("image-detail")
 
     def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
-        """Bind the events; call inside the page's context."""
         inputs = self._filters.widgets | {self._state}
         outputs = {self._grid, self._detail, self._state, self._last_rendered}
         self._filters.bind_events()
@@ -106,9 +101,7 @@ class GalleryTab:
         """Show the first page of the filtered images."""
         return self._render(values, GalleryState(), self._gallery(http_request))
 
-    def on_click(
-        self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request
-    ) -> dict[Any, Any]:
+    def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """An action of the grid or the detail view."""
         gallery, state = self._gallery(http_request), values[self._state]
         if event.action in ("page", "toggle", "select", "unselect"):
@@ -131,18 +124,12 @@ class GalleryTab:
             result = gallery.import_zip(path)
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload
-        text = gettext(
-            "{new} imported, {known} already in the gallery.",
-            new=result.added,
-            known=result.duplicates,
-        )
+        text = gettext("{new} imported, {known} already in the gallery.", new=result.added, known=result.duplicates)
         title = gettext("Import finished")
         gr.Info(toast_html(title, " ".join([text, *result.errors[:5]])))
         return self._render(values, GalleryState(), gallery)
 
-    def _navigate(
-        self, state: GalleryState, event: gr.EventData, gallery: UserGallery
-    ) -> GalleryState:
+    def _navigate(self, state: GalleryState, event: gr.EventData, gallery: UserGallery) -> GalleryState:
         if event.action == "page":
             return replace(state, page=max(0, int(event.page)))
         if event.action == "toggle":
@@ -153,11 +140,7 @@ class GalleryTab:
         return GalleryState(page=state.page, selecting=event.action == "select")
 
     def _mutate(
-        self,
-        values: dict[Any, Any],
-        state: GalleryState,
-        event: gr.EventData,
-        gallery: UserGallery,
+        self, values: dict[Any, Any], state: GalleryState, event: gr.EventData, gallery: UserGallery
     ) -> dict[Any, Any]:
         ids = [int(event.image)] if hasattr(event, "image") else list(state.selected)
         if event.action == "favourite":
@@ -192,9 +175,7 @@ class GalleryTab:
         self._studio.submit(request, gallery.owner, "page")
         return {**updates, self._create.selected: None}
 
-    def _render(
-        self, values: dict[Any, Any], state: GalleryState, gallery: UserGallery
-    ) -> dict[Any, Any]:
+    def _render(self, values: dict[Any, Any], state: GalleryState, gallery: UserGallery) -> dict[Any, Any]:
         query = self._filters.query(values, gallery.owner)
         total = gallery.count(query)
         pages = max(1, -(-total // PAGE_SIZE))
@@ -211,12 +192,7 @@ class GalleryTab:
             export_params={**to_query_params(export), **everybody},
             formats=IMAGE_FORMATS,
         )
-        return {
-            self._grid: html,
-            self._state: state,
-            self._last_rendered: hash(html),
-            self._detail: "",
-        }
+        return {self._grid: html, self._state: state, self._last_rendered: hash(html), self._detail: ""}
 
 
 def render_detail(image: GeneratedImage, owner: str) -> str:

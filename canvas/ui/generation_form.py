@@ -14,14 +14,7 @@ from canvas import validation
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.errors import CanvasError
 from canvas.presets import PRESETS, preset_defaults
-from canvas.request import (
-    BACKENDS,
-    IMAGE_FORMATS,
-    LOCAL,
-    RANDOM_SEED,
-    GenerationRequest,
-    rename_old_fields,
-)
+from canvas.request import BACKENDS, IMAGE_FORMATS, LOCAL, RANDOM_SEED, GenerationRequest, rename_old_fields
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
@@ -62,7 +55,6 @@ class ResolutionSlider(gr.Slider):
     is_template = True  # private: use the front end of gr.Slider
 
     def preprocess(self, payload: float) -> float:
-        """The value unchanged."""
         return payload
 
 
@@ -83,14 +75,9 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
             container=False,
             elem_id="prompt",
         ),
-        "model_key": lambda models, spec: gr.Dropdown(
-            list(models), value=spec.key, label="Model", elem_id="model"
-        ),
+        "model_key": lambda models, spec: gr.Dropdown(list(models), value=spec.key, label="Model", elem_id="model"),
         "backend": lambda models, spec: gr.Dropdown(
-            [(label, backend) for backend, label in BACKENDS.items()],
-            value=LOCAL,
-            label="Run on",
-            elem_id="backend",
+            [(label, backend) for backend, label in BACKENDS.items()], value=LOCAL, label="Run on", elem_id="backend"
         ),
         "preset": lambda models, spec: gr.Radio(
             preset_options(),
@@ -102,9 +89,7 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
             elem_classes="pills",
         ),
         "style": lambda models, spec: gr.Dropdown(list(STYLES), value="none", label="Style"),
-        "num_images": lambda models, spec: gr.Slider(
-            1, 16, value=1, step=1, label="Number of images", buttons=[]
-        ),
+        "num_images": lambda models, spec: gr.Slider(1, 16, value=1, step=1, label="Number of images", buttons=[]),
         "seed": lambda models, spec: gr.Number(
             -1, label="Seed", info="-1 for a random seed", precision=0, elem_id="seed"
         ),
@@ -117,34 +102,22 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
         "guidance_scale": lambda models, spec: gr.Slider(
             0, 30, value=spec.guidance_scale, step=0.1, label="Guidance", buttons=[]
         ),
-        "scheduler": lambda models, spec: gr.Dropdown(
-            list(SCHEDULERS), value=spec.scheduler, label="Scheduler"
-        ),
+        "scheduler": lambda models, spec: gr.Dropdown(list(SCHEDULERS), value=spec.scheduler, label="Scheduler"),
         # 0, not None: Gradio's number field turns None into 0 when it is rendered
         "width": lambda models, spec: gr.Number(
             0, label="Exact width", info="0 uses the resolution", precision=0, min_width=100, step=8
         ),
         "height": lambda models, spec: gr.Number(
-            0,
-            label="Exact height",
-            info="0 uses the resolution",
-            precision=0,
-            min_width=100,
-            step=8,
+            0, label="Exact height", info="0 uses the resolution", precision=0, min_width=100, step=8
         ),
         "image_format": lambda models, spec: gr.Dropdown(
             list(IMAGE_FORMATS), value="png", label="Image format", min_width=120
         ),
-        "quality": lambda models, spec: gr.Slider(
-            1, 100, value=95, step=1, label="JPEG and WebP quality", buttons=[]
-        ),
+        "quality": lambda models, spec: gr.Slider(1, 100, value=95, step=1, label="JPEG and WebP quality", buttons=[]),
         "prompt_weighting": lambda models, spec: gr.Checkbox(
-            label="Prompt weighting",
-            info="Enables (word:1.3), [word], BREAK and prompts over 77 tokens",
+            label="Prompt weighting", info="Enables (word:1.3), [word], BREAK and prompts over 77 tokens"
         ),
-        "watermark": lambda models, spec: gr.Textbox(
-            label="Watermark", placeholder="None", max_lines=1, max_length=60
-        ),
+        "watermark": lambda models, spec: gr.Textbox(label="Watermark", placeholder="None", max_lines=1, max_length=60),
         # Not fields of a request: these two set width and height while the exact ones are 0
         "resolution": lambda models, spec: ResolutionSlider(
             **_slider_range(spec), value=spec.resolution, label="Resolution", buttons=[]
@@ -190,9 +163,7 @@ class GenerationForm(Form):
     `available` are the models that can be selected; None means all.
     """
 
-    def __init__(
-        self, models: Catalog, default_model: str, available: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, models: Catalog, default_model: str, available: Sequence[str] | None = None) -> None:
         super().__init__()
         self._models = models
         choices = models if available is None else [*available, default_model]

@@ -84,10 +84,7 @@ def translate_blocks(page: gr.Blocks) -> None:
             block.choices = [(_i18n_key(label, keys), value) for label, value in choices]
     tables = {ENGLISH: {text: text for text in keys}, **{name: catalog(name) for name in LANGUAGES}}
     page.i18n_instance = gr.I18n(
-        **{
-            name: {key: table[text] for text, key in keys.items() if text in table}
-            for name, table in tables.items()
-        }
+        **{name: {key: table[text] for text, key in keys.items() if text in table} for name, table in tables.items()}
     )
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
+from canvas.catalog import ModelSpec
 from canvas.jobs.job import Job
 from canvas.model_status import ModelStatus
+from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, run_while_selected
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import gettext
 from canvas.ui.result_panel import download_text
-
-if TYPE_CHECKING:
-    from canvas.catalog import ModelSpec
-    from canvas.studio import Studio
 
 POLL_INTERVAL = 1.0  # seconds between polls while the tab is selected
 
@@ -31,7 +29,6 @@ class ModelsTab:
         self._last_rendered = gr.State("")
 
     def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
-        """Bind the events; call inside the page's context."""
         outputs = [self._table, self._last_rendered]
         run_while_selected(self._timer, tab, all_tabs)
         bind(tab.select, self.show, None, outputs)
@@ -39,12 +36,10 @@ class ModelsTab:
         bind(self._table.click, self.on_click, None, outputs)
 
     def show(self, http_request: gr.Request) -> tuple[str, str]:
-        """Show the table."""
         html = self._render(current_owner(http_request))
         return html, html
 
     def poll(self, last_rendered: str, http_request: gr.Request) -> tuple[Any, Any]:
-        """Update the table if it has changed."""
         html = self._render(current_owner(http_request))
         return (gr.skip(), gr.skip()) if html == last_rendered else (html, html)
 
@@ -63,23 +58,15 @@ class ModelsTab:
 
     def _render(self, owner: str) -> str:
         jobs = self._studio.jobs(owner)
-        rows = [
-            self._row(spec, self._studio.model_status(key), jobs)
-            for key, spec in self._studio.models.items()
-        ]
+        rows = [self._row(spec, self._studio.model_status(key), jobs) for key, spec in self._studio.models.items()]
         return render(
-            "models.html",
-            rows=rows,
-            device=self._studio.device_if_known,
-            public=self._studio.settings.is_public,
+            "models.html", rows=rows, device=self._studio.device_if_known, public=self._studio.settings.is_public
         )
 
     def _row(self, spec: ModelSpec, status: ModelStatus, jobs: list[Job]) -> dict[str, Any]:
         model_jobs = [job for job in jobs if job.model_key == spec.key]
         downloads = (
-            job
-            for job in model_jobs
-            if job.status == "downloading" or (job.kind == "download" and not job.finished)
+            job for job in model_jobs if job.status == "downloading" or (job.kind == "download" and not job.finished)
         )
         job = next(downloads, None)
         latest = model_jobs[-1] if model_jobs else None

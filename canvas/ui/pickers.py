@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -11,13 +11,11 @@ from canvas.catalog import get_model
 from canvas.errors import CanvasError
 from canvas.formatting import format_bytes
 from canvas.request import BACKENDS, LOCAL
+from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm
 from canvas.ui.html_panel import error_line, panel, render
 from canvas.ui.i18n import gettext, translate_message
-
-if TYPE_CHECKING:
-    from canvas.studio import Studio
 
 
 class BackendPicker:
@@ -36,7 +34,6 @@ class BackendPicker:
         self._consent = panel("consent")
 
     def bind_events(self) -> None:
-        """Bind the events; call inside the page's context."""
         # Not the whole form: its size may have the range of the model that was just selected
         inputs = [self._form["backend"], self._form["model_key"]]
         bind([widget.change for widget in inputs], self.show, inputs, self._consent)
@@ -55,9 +52,7 @@ class BackendPicker:
             agreed=remote.has_consent(current_owner(http_request), backend, spec),
         )
 
-    def grant_consent(
-        self, backend: str, model_key: str, event: gr.EventData, http_request: gr.Request
-    ) -> str:
+    def grant_consent(self, backend: str, model_key: str, event: gr.EventData, http_request: gr.Request) -> str:
         """Record consent to the terms above the button, even if the form has changed since."""
         spec = get_model(str(event.model), self._studio.models)
         owner = current_owner(http_request)

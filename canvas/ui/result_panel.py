@@ -6,7 +6,8 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+from PIL.Image import Image
 
 from canvas.errors import CanvasError, NotFound
 from canvas.formatting import format_bytes, format_duration
@@ -14,13 +15,9 @@ from canvas.image_formats import data_url
 from canvas.jobs.job import Job
 from canvas.presets import PRESETS, distilled_lora_missing
 from canvas.request import BACKENDS, LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
+from canvas.studio import Studio
 from canvas.ui.html_panel import render
 from canvas.ui.i18n import error_text, gettext, ngettext
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from canvas.studio import Studio
 
 MAX_RECENT = 24  # images below the result
 MIN_SHOWN_SECONDS = 0.1
@@ -248,9 +245,7 @@ def preset_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str
 
 
 def _with_preset(request: GenerationRequest, preset: str) -> GenerationRequest:
-    return replace(
-        request, preset=preset, num_inference_steps=None, guidance_scale=None, scheduler=None
-    )
+    return replace(request, preset=preset, num_inference_steps=None, guidance_scale=None, scheduler=None)
 
 
 def preset_note(studio: Studio, request: GenerationRequest) -> str:

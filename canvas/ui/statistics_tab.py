@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
 from canvas.formatting import format_bytes, format_duration
+from canvas.history.images import UserGallery
 from canvas.history.queries import Query
 from canvas.history.statistics import Statistics
+from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import gettext
-
-if TYPE_CHECKING:
-    from canvas.history.images import UserGallery
-    from canvas.studio import Studio
 
 NUM_DAYS = 60  # of the chart by day
 MAX_BARS = 8  # of a chart
@@ -34,9 +32,7 @@ class StatisticsTab:
         self._cleanup = gr.Accordion("Clean up", open=False, elem_id="cleanup")
         with self._cleanup:
             with gr.Row():
-                self._age = gr.Number(
-                    90, label="Older than (days)", precision=0, minimum=0, min_width=140
-                )
+                self._age = gr.Number(90, label="Older than (days)", precision=0, minimum=0, min_width=140)
                 models = [("all models", ""), *((key, key) for key in studio.models)]
                 self._model = gr.Dropdown(models, value="", label="Model", min_width=160)
                 self._keep = gr.Checkbox(True, label="Keep favourites", min_width=160)
@@ -44,7 +40,6 @@ class StatisticsTab:
         self._undo = gr.State("")  # token of the last cleanup
 
     def bind_events(self, tab: gr.Tab) -> None:
-        """Bind the events; call inside the page's context."""
         inputs = {self._age, self._model, self._keep, self._undo}
         bind(tab.select, self.show, None, self._statistics)
         bind(
@@ -97,9 +92,7 @@ class StatisticsTab:
         """Show how many images would be deleted and how much space that frees."""
         return {self._cleanup_result: self._render_preview(self._gallery(http_request), values)}
 
-    def on_cleanup_click(
-        self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request
-    ) -> dict[Any, Any]:
+    def on_cleanup_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """Delete the previewed images, or undo that."""
         gallery = self._gallery(http_request)
         if event.action == "undo":
@@ -140,8 +133,7 @@ def charts(statistics: Statistics) -> list[dict[str, Any]]:
     """The bar charts, each with its title, bars and kind (a CSS class)."""
     styles = {gettext(name or "none"): number for name, number in statistics.by_style.items()}
     times = {
-        f"{row.model_key}, {row.width} × {row.height}": row.seconds
-        for row in statistics.by_model_and_size[:MAX_BARS]
+        f"{row.model_key}, {row.width} × {row.height}": row.seconds for row in statistics.by_model_and_size[:MAX_BARS]
     }
     result = [
         _chart(gettext("By model"), _bars(statistics.by_model, "{:,.0f}")),

@@ -6,12 +6,8 @@ import gradio as gr
 from gradio.themes.utils import colors, fonts, sizes
 
 SHADES = ("50", "100", "200", "300", "400", "500", "600", "700", "800", "900", "950")
-VERMILION = (
-    "#fdf3ef #fbe4dc #f7c9ba #f1a58e #ea8065 #dd5c3e #c4452b #a33722 #84301f #6d2b1e #3b130c"
-)
-WARM_GREY = (
-    "#fbf9f6 #f4f1ec #e9e4dc #d6cfc6 #a8a09c #7d757b #5f5862 #463f4a #2d2832 #1f1b24 #151219"
-)
+VERMILION = "#fdf3ef #fbe4dc #f7c9ba #f1a58e #ea8065 #dd5c3e #c4452b #a33722 #84301f #6d2b1e #3b130c"
+WARM_GREY = "#fbf9f6 #f4f1ec #e9e4dc #d6cfc6 #a8a09c #7d757b #5f5862 #463f4a #2d2832 #1f1b24 #151219"
 
 
 def canvas_theme() -> gr.themes.Base:

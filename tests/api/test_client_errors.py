@@ -95,8 +95,7 @@ def test_gradio_rejects_invalid_bodies(url: str, served: Studio, body: bytes | N
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [None, {}, {"prompt": 7}, {"prompt": "a", "colour": 1}, {"prompt": "x" * TOO_LARGE}],
+    "arguments", [None, {}, {"prompt": 7}, {"prompt": "a", "colour": 1}, {"prompt": "x" * TOO_LARGE}]
 )
 def test_mcp_reports_invalid_arguments(url: str, served: Studio, arguments: Any) -> None:
     before = served.recent()

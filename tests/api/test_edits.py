@@ -64,11 +64,7 @@ def assert_only_right_half_changed(before: np.ndarray, after: np.ndarray) -> Non
 def test_gradio_inpaints(client: Client, served: Studio, start: Path, tmp_path: Path) -> None:
     right_half().save(tmp_path / "mask.png")
     file, settings = client.predict(
-        "a green tree",
-        handle_file(start),
-        mask_image=handle_file(tmp_path / "mask.png"),
-        **FAST,
-        api_name="/edit",
+        "a green tree", handle_file(start), mask_image=handle_file(tmp_path / "mask.png"), **FAST, api_name="/edit"
     )
     assert settings["task"] == "inpaint"
     assert_only_right_half_changed(pixels_of(start), pixels_of(file))
@@ -95,9 +91,7 @@ def test_gradio_rejects_files_that_were_not_uploaded(url: str, path: Any, name: 
 
 
 @pytest.mark.parametrize("name", ["edit", "upscale"])
-def test_gradio_starts_from_an_image_id(
-    client: Client, served: Studio, start: Path, name: str
-) -> None:
+def test_gradio_starts_from_an_image_id(client: Client, served: Studio, start: Path, name: str) -> None:
     image_id = served.image_by_filename(start.name).id
     params = {"prompt": "a green tree", "num_inference_steps": 4} if name == "edit" else {}
     client.predict(**params, image_id=image_id, api_name=f"/{name}")
@@ -112,10 +106,7 @@ def test_mcp_inpaints(url: str, start: Path) -> None:
         return "data:image/png;base64," + base64.b64encode(content).decode()
 
     arguments = {"prompt": "a tree", "num_inference_steps": 4}
-    arguments |= {
-        "image": data_url(start.read_bytes()),
-        "mask_image": data_url(to_png(right_half())),
-    }
+    arguments |= {"image": data_url(start.read_bytes()), "mask_image": data_url(to_png(right_half()))}
     result = run_in_mcp_session(url, lambda session: session.call_tool("edit", arguments))
     assert not result.isError, result.content
     after = pixels_of(base64.b64decode(result.content[0].data))
@@ -139,25 +130,17 @@ def test_openai_edit(openai_client: openai.OpenAI, served: Studio, start: Path) 
     assert content == served.image_path(image.filename).read_bytes()
 
 
-def test_openai_edit_inpaints_where_the_mask_is_transparent(
-    openai_client: openai.OpenAI, start: Path
-) -> None:
+def test_openai_edit_inpaints_where_the_mask_is_transparent(openai_client: openai.OpenAI, start: Path) -> None:
     mask = Image.new("RGBA", (256, 256))
     mask.putalpha(right_half().point(lambda value: 255 - value))
     response = openai_client.images.edit(
-        image=start.read_bytes(),
-        mask=to_png(mask),
-        prompt="a green tree",
-        response_format="b64_json",
-        extra_body=FAST,
+        image=start.read_bytes(), mask=to_png(mask), prompt="a green tree", response_format="b64_json", extra_body=FAST
     )
     after = pixels_of(base64.b64decode(response.data[0].b64_json))
     assert_only_right_half_changed(pixels_of(start), after)
 
 
-def test_openai_variation_uses_the_embedded_prompt(
-    openai_client: openai.OpenAI, served: Studio, start: Path
-) -> None:
+def test_openai_variation_uses_the_embedded_prompt(openai_client: openai.OpenAI, served: Studio, start: Path) -> None:
     openai_client.images.create_variation(image=start.open("rb"), n=2, extra_body=FAST)
     second, first = served.recent(limit=2)
     assert first.request.prompt == second.request.prompt == "a red boat on a lake"
@@ -177,16 +160,9 @@ def test_openai_variation_uses_the_embedded_prompt(
     ],
 )
 def test_openai_names_the_invalid_field_of_a_form(
-    url: str,
-    start: Path,
-    path: str,
-    values: dict[str, str],
-    files: dict[str, bytes | None],
-    param: str,
+    url: str, start: Path, path: str, values: dict[str, str], files: dict[str, bytes | None], param: str
 ) -> None:
-    sent = {
-        name: start.read_bytes() if content is None else content for name, content in files.items()
-    }
+    sent = {name: start.read_bytes() if content is None else content for name, content in files.items()}
     response = httpx.post(f"{url}/v1/images/{path}", data=values, files=sent or None)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
@@ -208,11 +184,7 @@ def test_a1111_img2img_and_inpainting(url: str, served: Studio, start: Path) -> 
 
 
 def test_a1111_upscales(url: str, start: Path) -> None:
-    body = {
-        "image": base64.b64encode(start.read_bytes()).decode(),
-        "upscaling_resize": 4,
-        "upscaler_1": "Lanczos",
-    }
+    body = {"image": base64.b64encode(start.read_bytes()).decode(), "upscaling_resize": 4, "upscaler_1": "Lanczos"}
     address = f"{url}/sdapi/v1/extra-single-image"
     result = httpx.post(address, json=body, timeout=60).json()
     assert pixels_of(base64.b64decode(result["image"])).shape == (1024, 1024, 3)

@@ -15,15 +15,11 @@ from canvas.request import GeneratedImage
 
 @pytest.fixture(scope="module")
 def images(served: Studio) -> list[GeneratedImage]:
-    return served.generate(
-        GenerationRequest("a green hat", num_inference_steps=1, seed=3, num_images=2)
-    )
+    return served.generate(GenerationRequest("a green hat", num_inference_steps=1, seed=3, num_images=2))
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
-def test_download_keeps_the_settings_in_every_format(
-    url: str, images: list[GeneratedImage], image_format: str
-) -> None:
+def test_download_keeps_the_settings_in_every_format(url: str, images: list[GeneratedImage], image_format: str) -> None:
     address = f"{url}/downloads/{images[0].filename}?image_format={image_format}"
     response = httpx.get(address)
     assert response.headers["content-type"] == f"image/{image_format}"

@@ -82,9 +82,7 @@ def test_parameters_have_names_and_types(client: Client) -> None:
     parameters = endpoint["/generate"]["parameters"]
     assert [parameter["parameter_name"] for parameter in parameters] == PARAMETERS
     assert all(parameter["python_type"]["type"] for parameter in parameters)
-    assert [item["parameter_name"] for item in parameters if not item["parameter_has_default"]] == [
-        "prompt"
-    ]
+    assert [item["parameter_name"] for item in parameters if not item["parameter_has_default"]] == ["prompt"]
 
 
 def test_only_the_api_functions_are_published(client: Client) -> None:
@@ -94,9 +92,7 @@ def test_only_the_api_functions_are_published(client: Client) -> None:
 
 
 def test_generate_returns_the_stored_file(client: Client, served: Studio) -> None:
-    file, settings = client.predict(
-        "a red boat", num_inference_steps=2, seed=7, api_name="/generate"
-    )
+    file, settings = client.predict("a red boat", num_inference_steps=2, seed=7, api_name="/generate")
     [image] = served.recent(limit=1)
     assert Path(file).read_bytes() == served.image_path(image.filename).read_bytes()
     assert "a red boat" in read_text(Path(file))["parameters"]
@@ -117,12 +113,8 @@ def test_settings_have_the_old_field_names_too(client: Client, served: Studio) -
     assert not any(f'"{old}"' in text for text in embedded.values() for old in OLD_FIELD_NAMES)
 
 
-@pytest.mark.parametrize(
-    "values", [{"where": "here"}, {"where": "local"}, {"backend": "here"}, {"backend": "local"}]
-)
-def test_the_backend_has_its_old_name_and_values_too(
-    client: Client, served: Studio, values: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("values", [{"where": "here"}, {"where": "local"}, {"backend": "here"}, {"backend": "local"}])
+def test_the_backend_has_its_old_name_and_values_too(client: Client, served: Studio, values: dict[str, str]) -> None:
     client.predict("a fox", num_inference_steps=1, **values, api_name="/generate")
     assert served.recent(limit=1)[0].request.backend == "local"
 
@@ -143,9 +135,7 @@ def test_the_client_header_has_its_old_name_too(header: str) -> None:
 
 
 def test_a_batch_has_a_file_per_image(client: Client, served: Studio) -> None:
-    _, settings = client.predict(
-        "a tree", num_inference_steps=1, seed=3, num_images=2, api_name="/generate"
-    )
+    _, settings = client.predict("a tree", num_inference_steps=1, seed=3, num_images=2, api_name="/generate")
     first, second = map(pixels_of, settings["pictures"])
     assert first != second
     [image] = served.generate(GenerationRequest("a tree", num_inference_steps=1, seed=4))
@@ -153,9 +143,7 @@ def test_a_batch_has_a_file_per_image(client: Client, served: Studio) -> None:
 
 
 @pytest.mark.parametrize(("values", "message"), INVALID)
-def test_invalid_values_are_explained(
-    client: Client, served: Studio, values: dict[str, Any], message: str
-) -> None:
+def test_invalid_values_are_explained(client: Client, served: Studio, values: dict[str, Any], message: str) -> None:
     before = served.recent()
     with pytest.raises(AppError) as error:
         client.predict(**{"prompt": "a fox", **values}, api_name="/generate")
@@ -182,27 +170,12 @@ def test_cancelling_a_call_cancels_the_job(client: Client, served: Studio) -> No
 
 
 def test_a_client_that_disconnects_cancels_the_job(url: str, served: Studio) -> None:
-    data = [
-        "a gradio client disconnects",
-        "",
-        "starter",
-        None,
-        None,
-        150,
-        None,
-        -1,
-        "none",
-        1,
-        "local",
-        None,
-    ]
+    data = ["a gradio client disconnects", "", "starter", None, None, 150, None, -1, "none", 1, "local", None]
     with httpx.stream("GET", event_url(url, data), timeout=60) as response:
         for line in response.iter_lines():
             if "job_id" in line:
                 break
-    [job] = [
-        job for job in served.jobs("local") if job.request.prompt == "a gradio client disconnects"
-    ]
+    [job] = [job for job in served.jobs("local") if job.request.prompt == "a gradio client disconnects"]
     assert wait_until_finished(job) == "cancelled"
 
 

@@ -33,18 +33,14 @@ def test_tools_and_parameters_are_described(in_session: Callable[..., Any]) -> N
         assert parameter["description"], name
 
 
-def test_generate_returns_the_image_and_reports_progress(
-    in_session: Callable[..., Any], served: Studio
-) -> None:
+def test_generate_returns_the_image_and_reports_progress(in_session: Callable[..., Any], served: Studio) -> None:
     notifications: list[tuple[float, float | None, str | None]] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
         notifications.append((progress, total, message))
 
     arguments = {"prompt": "a red boat", "num_inference_steps": 30, "seed": 41}
-    result = in_session(
-        lambda session: session.call_tool("generate", arguments, progress_callback=on_progress)
-    )
+    result = in_session(lambda session: session.call_tool("generate", arguments, progress_callback=on_progress))
     [image] = served.recent(limit=1)
     assert not result.isError
     returned = Image.open(io.BytesIO(base64.b64decode(result.content[0].data)))
@@ -59,9 +55,7 @@ def test_generate_returns_the_image_and_reports_progress(
 
 
 def test_errors_are_explained(in_session: Callable[..., Any]) -> None:
-    result = in_session(
-        lambda session: session.call_tool("generate", {"prompt": "a", "width": 513})
-    )
+    result = in_session(lambda session: session.call_tool("generate", {"prompt": "a", "width": 513}))
     assert result.isError
     assert "a multiple of 8" in result.content[0].text
 

@@ -49,9 +49,7 @@ def decode(content: str) -> Image.Image:
 
 
 def test_base64_is_the_stored_file(client: OpenAI, served: Studio) -> None:
-    response = client.images.generate(
-        prompt="a red boat", response_format="b64_json", extra_body={**FAST, "seed": 21}
-    )
+    response = client.images.generate(prompt="a red boat", response_format="b64_json", extra_body={**FAST, "seed": 21})
     [image] = served.recent(limit=1)
     content = base64.b64decode(response.data[0].b64_json)
     assert content == served.image_path(image.filename).read_bytes()
@@ -60,9 +58,7 @@ def test_base64_is_the_stored_file(client: OpenAI, served: Studio) -> None:
 
 
 def test_urls_can_be_downloaded(client: OpenAI) -> None:
-    response = client.images.generate(
-        prompt="a tree", n=2, size="128x256", output_format="webp", extra_body=FAST
-    )
+    response = client.images.generate(prompt="a tree", n=2, size="128x256", output_format="webp", extra_body=FAST)
     for item in response.data:
         file = httpx.get(item.url)
         assert file.headers["content-type"] == "image/webp"
@@ -84,14 +80,9 @@ def test_unknown_fields_are_ignored(client: OpenAI) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"client": "cli", "backend": "local", "accept_terms": False},
-        {"channel": "cli", "where": "here", "agree": False},
-    ],
+    [{"client": "cli", "backend": "local", "accept_terms": False}, {"channel": "cli", "where": "here", "agree": False}],
 )
-def test_our_fields_have_their_old_names_too(
-    client: OpenAI, served: Studio, fields: dict[str, Any]
-) -> None:
+def test_our_fields_have_their_old_names_too(client: OpenAI, served: Studio, fields: dict[str, Any]) -> None:
     client.images.generate(prompt="a tree", extra_body={**FAST, **fields})
     [image] = served.recent(limit=1)
     assert image.client == "cli"
@@ -104,9 +95,7 @@ def test_accepting_the_terms_grants_consent(
 ) -> None:
     granted: list[tuple[str, str]] = []
     monkeypatch.setattr(
-        served.remote_backends,
-        "grant_consent",
-        lambda owner, backend, spec: granted.append((owner, backend)),
+        served.remote_backends, "grant_consent", lambda owner, backend, spec: granted.append((owner, backend))
     )
     client.images.generate(prompt="a tree", extra_body={**FAST, field: True})
     assert granted == [("local", "local")]
@@ -115,10 +104,7 @@ def test_accepting_the_terms_grants_consent(
 def test_a_stream_has_partial_images_and_the_result(client: OpenAI) -> None:
     events = list(
         client.images.generate(
-            prompt="a boat",
-            stream=True,
-            partial_images=2,
-            extra_body={"num_inference_steps": 12, "seed": 3},
+            prompt="a boat", stream=True, partial_images=2, extra_body={"num_inference_steps": 12, "seed": 3}
         )
     )
     *partial, last = events
@@ -166,10 +152,7 @@ def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
 
 def test_an_error_in_a_stream_is_raised_by_the_client(client: OpenAI, served: Studio) -> None:
     stream = client.images.generate(
-        prompt="a slow boat",
-        stream=True,
-        partial_images=1,
-        extra_body={"num_inference_steps": 150},
+        prompt="a slow boat", stream=True, partial_images=1, extra_body={"num_inference_steps": 150}
     )
     [job] = [job for job in served.jobs("local") if job.request.prompt == "a slow boat"]
     job.cancel()

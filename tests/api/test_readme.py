@@ -13,11 +13,7 @@ from canvas.cli import main as cli
 from tests.app_server import run_in_mcp_session
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
-SECTION = (
-    README.read_text(encoding="utf-8")
-    .partition("## Use it from other programs")[2]
-    .partition("\n## ")[0]
-)
+SECTION = README.read_text(encoding="utf-8").partition("## Use it from other programs")[2].partition("\n## ")[0]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", SECTION, re.DOTALL)
 ADDRESS = "127.0.0.1:7860"
 

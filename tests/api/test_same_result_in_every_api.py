@@ -86,13 +86,7 @@ def with_cli(studio: Studio, tmp_path: Path) -> bytes:
     return pixels_of((tmp_path / "out.png").read_bytes())
 
 
-CLIENTS = {
-    "gradio": with_gradio,
-    "mcp": with_mcp,
-    "openai": with_openai,
-    "sdapi": with_a1111,
-    "cli": with_cli,
-}
+CLIENTS = {"gradio": with_gradio, "mcp": with_mcp, "openai": with_openai, "sdapi": with_a1111, "cli": with_cli}
 
 
 @pytest.fixture(scope="module")

@@ -56,11 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             name: {"status": "live", "providerId": provider_id, "task": "text-to-image"}
             for name, provider_id in self.router.providers.items()
         }
-        model_info = {
-            "id": "a/b",
-            "pipeline_tag": "text-to-image",
-            "inferenceProviderMapping": mapping,
-        }
+        model_info = {"id": "a/b", "pipeline_tag": "text-to-image", "inferenceProviderMapping": mapping}
         self._respond(200, json.dumps(model_info).encode(), "application/json")
 
     def do_POST(self) -> None:

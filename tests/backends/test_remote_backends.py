@@ -35,9 +35,7 @@ from canvas.settings import Settings
 from tests.app_server import serving
 from tests.backends.router import TOKEN, Router, png, running
 
-REQUEST = GenerationRequest(
-    "a fox, oil", model_key="small", width=512, height=256, seed=5, backend="hf-inference"
-)
+REQUEST = GenerationRequest("a fox, oil", model_key="small", width=512, height=256, seed=5, backend="hf-inference")
 
 
 @pytest.fixture
@@ -51,9 +49,7 @@ def studio_with(settings: Settings, **changes: Any) -> Studio:
     return Studio(settings.model_copy(update=values))
 
 
-def grant_consent(
-    studio: Studio, request: GenerationRequest = REQUEST, owner: str = "local"
-) -> None:
+def grant_consent(studio: Studio, request: GenerationRequest = REQUEST, owner: str = "local") -> None:
     studio.remote_backends.grant_consent(owner, request.backend, studio.models[request.model_key])
 
 
@@ -66,12 +62,7 @@ def studio_with_provider(settings: Settings, router: Router) -> Iterator[Studio]
 def test_nothing_is_sent_before_consent(studio_with_provider: Studio, router: Router) -> None:
     with pytest.raises(ConsentRequired) as raised:
         studio_with_provider.submit(REQUEST)
-    for word in (
-        "nscale",
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "charged",
-        "--accept-terms",
-    ):
+    for word in ("nscale", "stable-diffusion-v1-5/stable-diffusion-v1-5", "charged", "--accept-terms"):
         assert word in str(raised.value)
     assert router.requests == []
     grant_consent(studio_with_provider)
@@ -83,9 +74,7 @@ def test_nothing_is_sent_before_consent(studio_with_provider: Studio, router: Ro
     assert studio_with_provider.jobs(None) == []
 
 
-def test_request_to_the_provider_has_all_fields(
-    studio_with_provider: Studio, router: Router
-) -> None:
+def test_request_to_the_provider_has_all_fields(studio_with_provider: Studio, router: Router) -> None:
     grant_consent(studio_with_provider)
     request = replace(REQUEST, num_images=2, negative_prompt="fog", style="cartoon", watermark="W")
     images = studio_with_provider.generate(request)
@@ -143,9 +132,7 @@ def test_error_status_raises_a_clear_message(
 def test_model_without_provider_is_an_error(studio_with_provider: Studio, router: Router) -> None:
     grant_consent(studio_with_provider)
     router.providers = {}
-    with pytest.raises(
-        RemoteBackendError, match=r"not available from the inference provider \(nscale\)"
-    ):
+    with pytest.raises(RemoteBackendError, match=r"not available from the inference provider \(nscale\)"):
         studio_with_provider.generate(REQUEST)
     assert router.posts() == []
 
@@ -164,9 +151,7 @@ def test_response_without_image_is_an_error(studio_with_provider: Studio, router
         studio_with_provider.generate(REQUEST)
 
 
-def test_unreachable_hub_is_an_error(
-    studio_with_provider: Studio, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_hub_is_an_error(studio_with_provider: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     grant_consent(studio_with_provider)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(RemoteBackendError, match="cannot be reached"):
@@ -189,13 +174,9 @@ def test_remote_job_can_be_cancelled_and_does_not_block_local_jobs(
         job.wait(30)
 
 
-def test_nothing_is_sent_without_the_safety_checker(
-    settings: Settings, router: Router, tmp_path: Path
-) -> None:
+def test_nothing_is_sent_without_the_safety_checker(settings: Settings, router: Router, tmp_path: Path) -> None:
     offline = Hub(endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", timeout=2)
-    changed = settings.model_copy(
-        update={"provider_token": TOKEN, "provider": "nscale", "safety": "full"}
-    )
+    changed = settings.model_copy(update={"provider_token": TOKEN, "provider": "nscale", "safety": "full"})
     with Studio(changed, hub=offline) as studio:
         grant_consent(studio)
         with pytest.raises(HubOffline):
@@ -206,10 +187,7 @@ def test_nothing_is_sent_without_the_safety_checker(
 def test_unsupported_request_is_rejected_at_once(settings: Settings, router: Router) -> None:
     with studio_with(settings) as studio:
         for changes, message in (
-            (
-                {"model_key": "starter", "width": 256, "height": 256},
-                "inference providers do not have",
-            ),
+            ({"model_key": "starter", "width": 256, "height": 256}, "inference providers do not have"),
             ({"prompt_weighting": True}, "Prompt weighting must be off with an inference provider"),
             ({"backend": "remote"}, "CANVAS_REMOTE"),
         ):
@@ -282,9 +260,7 @@ def pixels(studio: Studio, filename: str) -> Image.Image:
         return file.convert("RGB")
 
 
-def test_image_is_generated_remotely_and_saved_on_both_sides(
-    client: Studio, server: Studio
-) -> None:
+def test_image_is_generated_remotely_and_saved_on_both_sides(client: Studio, server: Studio) -> None:
     job = client.submit(replace(REMOTE_REQUEST, num_images=2, image_format="webp"))
     steps = [update.progress for update in job.subscribe()]
     first, second = job.wait()
@@ -303,9 +279,7 @@ def test_image_is_generated_remotely_and_saved_on_both_sides(
 
 def test_remote_image_equals_local_image(client: Studio) -> None:
     [remote], [local] = client.generate(REMOTE_REQUEST), client.generate(LOCAL_REQUEST)
-    difference = ImageChops.difference(
-        pixels(client, remote.filename), pixels(client, local.filename)
-    )
+    difference = ImageChops.difference(pixels(client, remote.filename), pixels(client, local.filename))
     assert difference.getbbox() is None
 
 
@@ -314,16 +288,12 @@ def test_source_image_is_uploaded(client: Studio) -> None:
     changes = {"task": "image_to_image", "image": upload.name, "strength": 0.5}
     [remote] = client.generate(replace(REMOTE_REQUEST, **changes))
     [local] = client.generate(replace(LOCAL_REQUEST, **changes))
-    difference = ImageChops.difference(
-        pixels(client, remote.filename), pixels(client, local.filename)
-    )
+    difference = ImageChops.difference(pixels(client, remote.filename), pixels(client, local.filename))
     assert difference.getbbox() is None
 
 
 def test_cancelling_cancels_the_remote_job(client: Studio, server: Studio) -> None:
-    job = client.submit(
-        replace(REMOTE_REQUEST, num_inference_steps=150, prompt="a whale", width=256, height=256)
-    )
+    job = client.submit(replace(REMOTE_REQUEST, num_inference_steps=150, prompt="a whale", width=256, height=256))
     for update in job.subscribe():
         if isinstance(update.progress, ProgressUpdate):
             job.cancel()
@@ -404,10 +374,7 @@ def test_lost_connection_is_an_error(settings: Settings, server: Studio) -> None
 def test_error_of_the_server_is_quoted(client: Studio) -> None:
     client.models["own"] = replace(client.models["starter"], key="own")
     client.remote_backends.grant_consent("local", "remote", client.models["own"])
-    with pytest.raises(
-        RemoteBackendError,
-        match=r"127\.0\.0\.1 reported an error: Model must be one of starter.*own",
-    ):
+    with pytest.raises(RemoteBackendError, match=r"127\.0\.0\.1 reported an error: Model must be one of starter.*own"):
         client.generate(replace(REMOTE_REQUEST, model_key="own"))
 
 

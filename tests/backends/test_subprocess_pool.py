@@ -31,9 +31,7 @@ SHORT = replace(LONG, num_inference_steps=2)
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """Two workers for all tests, as each process has to import torch."""
     folder = tmp_path_factory.mktemp("workers")
-    settings = Settings(
-        data_dir=folder, cache_dir=folder / "cache", device="cpu", dtype="float32", workers=2
-    )
+    settings = Settings(data_dir=folder, cache_dir=folder / "cache", device="cpu", dtype="float32", workers=2)
     with Studio(settings) as studio:
         yield studio
 
@@ -79,9 +77,7 @@ def test_images_equal_those_of_one_process(pool: Studio, studio: Studio) -> None
     request = replace(SHORT, num_images=2, style="cartoon")
     for one, other in zip(pool.generate(request), studio.generate(request), strict=True):
         assert one.request == other.request
-        difference = ImageChops.difference(
-            pixels(pool, one.filename), pixels(studio, other.filename)
-        )
+        difference = ImageChops.difference(pixels(pool, one.filename), pixels(studio, other.filename))
         # Sums depend on the number of threads: their rounding differs.
         assert max(high for _, high in difference.getextrema()) <= 1
 
@@ -175,10 +171,7 @@ def test_jobs_run_where_their_model_is_loaded(pool: Studio) -> None:
     before = len(pool.database.model_events())
     for job in [pool.submit(request) for request in requests]:
         job.wait()
-    for request in [
-        *requests,
-        *reversed(requests),
-    ] * 2:  # one at a time, so that both workers are free
+    for request in [*requests, *reversed(requests)] * 2:  # one at a time, so that both workers are free
         pool.generate(request)
     loads = pool.database.model_events()[: -before or None]
     assert sorted(event.model_name for event in loads) == ["starter", "twin"]
@@ -193,10 +186,7 @@ def test_workers_exit_with_the_program(settings: Settings) -> None:
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(settings.data_dir)],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", program, str(settings.data_dir)], capture_output=True, text=True, check=False
     )
     left = [psutil.Process(int(pid)) for pid in done.stdout.split() if psutil.pid_exists(int(pid))]
     _, alive = psutil.wait_procs(left, timeout=60)

@@ -12,13 +12,7 @@ from PIL import Image, ImageChops
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.backends.base import GenerationTask
-from canvas.backends.zerogpu import (
-    DEFAULT_DURATION,
-    MAX_DURATION,
-    STARTUP_SECONDS,
-    ZeroGpuBackend,
-    gpu_duration,
-)
+from canvas.backends.zerogpu import DEFAULT_DURATION, MAX_DURATION, STARTUP_SECONDS, ZeroGpuBackend, gpu_duration
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.errors import CanvasError, GenerationCancelled
@@ -27,9 +21,7 @@ from canvas.request import ProgressUpdate
 from canvas.settings import Settings
 
 SPEC = MODELS["starter"]
-REQUEST = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=3).with_defaults(
-    SPEC
-)
+REQUEST = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=3).with_defaults(SPEC)
 TASK = GenerationTask(REQUEST, SPEC, LocalModel(Path(SPEC.name), SPEC.name))
 GPU = Device("cuda", "float16", "requested")
 
@@ -61,9 +53,7 @@ def test_tasks_and_messages_are_small_and_picklable(backend: ZeroGpuBackend) -> 
     assert len(pickle.loads(pickle.dumps(messages))) == len(messages)  # noqa: S301 - our own
 
 
-def test_image_equals_that_of_the_local_backend(
-    settings: Settings, studio: Studio, tmp_path: Path
-) -> None:
+def test_image_equals_that_of_the_local_backend(settings: Settings, studio: Studio, tmp_path: Path) -> None:
     [expected] = studio.generate(REQUEST)
     space_settings = settings.model_copy(update={"zero_gpu": True, "data_dir": tmp_path / "space"})
     with Studio(space_settings) as space:
@@ -100,9 +90,7 @@ def test_error_of_the_gpu_process_is_raised(backend: ZeroGpuBackend, tmp_path: P
 @pytest.mark.parametrize(("key", "steps", "images"), [("starter", 4, 1), ("small", 50, 16)])
 def test_duration_grows_with_the_work(key: str, steps: int, images: int) -> None:
     spec = MODELS[key]
-    request = GenerationRequest(
-        "a fox", model_key=key, num_inference_steps=steps, num_images=images
-    )
+    request = GenerationRequest("a fox", model_key=key, num_inference_steps=steps, num_images=images)
     seconds = gpu_duration(GenerationTask(request.with_defaults(spec), spec), GPU)
     assert STARTUP_SECONDS < seconds <= MAX_DURATION
     more = replace(request, num_inference_steps=steps * 2).with_defaults(spec)

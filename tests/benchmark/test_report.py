@@ -19,10 +19,7 @@ REPORT = BenchmarkReport(
     cores=2,
     device="cpu",
     dtype="bfloat16",
-    rows=(
-        Result("plain diffusers", 25, 1.5, 0.06, 1.0),
-        Result("quality", 12, 0.5, 0.04, 3.0, 500_000_000, 1.0, 99.0),
-    ),
+    rows=(Result("plain diffusers", 25, 1.5, 0.06, 1.0), Result("quality", 12, 0.5, 0.04, 3.0, 500_000_000, 1.0, 99.0)),
     extrapolated=False,
     rounds=5,
     peak_tflops=0.912,
@@ -56,9 +53,7 @@ def test_json_report_with_old_field_names_is_read() -> None:
 
 
 def test_table_shows_the_method() -> None:
-    head, _, plain, quality, overhead, unet = report.format_table(
-        replace(REPORT, extrapolated=True)
-    )
+    head, _, plain, quality, overhead, unet = report.format_table(replace(REPORT, extrapolated=True))
     assert "extrapolated" in head
     assert "3.00" in quality
     assert plain.split()[-1] == "1.00"

@@ -133,9 +133,7 @@ def test_prompts_are_read_from_a_file(workdir: Path, capfd: pytest.CaptureFixtur
     assert output.err == ""
 
 
-def test_each_image_is_printed_when_it_is_finished(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_each_image_is_printed_when_it_is_finished(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "prompts.txt").write_text("a boat\na tree\n", encoding="utf-8")
     (workdir / "out-2.png").mkdir()  # cannot be written over
     command = ["generate", "--prompts", "prompts.txt", "--steps", "1", "--output", "out.png"]
@@ -165,9 +163,7 @@ def test_help_has_examples(command: str, capfd: pytest.CaptureFixture[str]) -> N
     assert "--json" in output or command == "completion"
 
 
-def test_bash_completes_commands_options_and_values(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_bash_completes_commands_options_and_values(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("completion", "bash") == 0
     script = capfd.readouterr().out + (
         'complete_line() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _canvas_completion; '
@@ -175,16 +171,12 @@ def test_bash_completes_commands_options_and_values(
         "complete_line canvas gen; complete_line canvas generate --style pho\n"
         "complete_line canvas generate --model st; canvas keys list --json && echo ok\n"
     )
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=workdir, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["bash", "-c", script], cwd=workdir, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["generate", "photorealistic", "starter", "ok"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_completion_scripts_of_zsh_and_fish_run_the_module(
-    shell: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_completion_scripts_of_zsh_and_fish_run_the_module(shell: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("completion", shell) == 0
     output = capfd.readouterr().out
     assert output.count(f"{sys.executable} -m canvas") == (3 if shell == "fish" else 2)
@@ -217,17 +209,13 @@ def test_nul_byte_in_stdin_is_rejected(
     assert "without control characters" in capfd.readouterr().err
 
 
-def test_unusable_data_folder_exits_with_4(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_data_folder_exits_with_4(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "file").write_text("no folder", encoding="utf-8")
     assert run("models", "--data-dir", "file") == 4
     assert "--data-dir" in capfd.readouterr().err
 
 
-def test_invalid_database_file_exits_with_4(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_database_file_exits_with_4(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "ai_images.db").write_bytes(b"not a database at all" * 100)
     assert run("generate", "fox", "--steps", "1") == 4
     assert "is not a database" in capfd.readouterr().err
@@ -253,9 +241,7 @@ def test_error_classes_have_exit_codes(error: Any, code: int) -> None:
     assert error.exit_code == code
 
 
-def test_models_lists_models_as_text_and_json(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_models_lists_models_as_text_and_json(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("models") == 0
     assert "starter" in capfd.readouterr().out
     assert run("models", "--json") == 0
@@ -265,23 +251,17 @@ def test_models_lists_models_as_text_and_json(
     assert starter["gflops_per_step"] == starter["gigaflops"]
 
 
-def test_download_of_a_model_on_disk_returns_at_once(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_download_of_a_model_on_disk_returns_at_once(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("download", "starter", "--json") == 0
     assert json.loads(capfd.readouterr().out)["location"] == "disk"
 
 
-def test_download_of_an_unknown_model_exits_with_2(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_download_of_an_unknown_model_exits_with_2(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("download", "nope") == 2
     assert "one of starter" in capfd.readouterr().err
 
 
-def test_key_is_created_listed_and_revoked(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_key_is_created_listed_and_revoked(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("keys", "create", "laptop") == 0
     secret = capfd.readouterr().out.strip()
     assert run("keys", "list", "--json") == 0
@@ -295,9 +275,7 @@ def test_key_is_created_listed_and_revoked(
     assert "'laptop'" in capfd.readouterr().err
 
 
-def test_commands_and_options_of_version_0_1_are_accepted(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_and_options_of_version_0_1_are_accepted(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("keys", "make", "laptop") == 0
     assert run("keys", "withdraw", "laptop") == 0
     capfd.readouterr()
@@ -312,9 +290,7 @@ def test_commands_and_options_of_version_0_1_are_accepted(
     assert "--where" not in capfd.readouterr().out
 
 
-def test_exported_images_can_be_imported_once(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_exported_images_can_be_imported_once(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "a boat", "--steps", "1", "--count", "2") == 0
     assert run("export", "all.zip") == 0
     with zipfile.ZipFile("all.zip") as archive:
@@ -366,9 +342,7 @@ def test_doctor_checks_everything(
     assert {"data folder", "model starter"} <= set(checks)
 
 
-def test_doctor_reports_a_damaged_database(
-    workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_reports_a_damaged_database(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "ai_images.db").write_bytes(b"not a database at all" * 100)
     assert run("doctor") == 1
     assert "FAIL database" in capfd.readouterr().out
@@ -382,9 +356,7 @@ def test_help_does_not_import_heavy_libraries() -> None:
         "except SystemExit:\n"
         "    sys.exit(bool({'torch', 'gradio', 'PIL', 'huggingface_hub'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "generate" in done.stdout
 

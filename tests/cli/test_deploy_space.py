@@ -23,9 +23,7 @@ def hub() -> Iterator[SpaceHub]:
     server.close()
 
 
-def deploy(
-    hub: SpaceHub, *arguments: str, answer: str = "", token: str = TOKEN
-) -> subprocess.CompletedProcess[str]:
+def deploy(hub: SpaceHub, *arguments: str, answer: str = "", token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     """Run in a process: huggingface_hub reads the environment when it is imported."""
     environ = {
         **os.environ,
@@ -50,14 +48,11 @@ def test_dry_run_lists_exactly_the_tracked_files(hub: SpaceHub) -> None:
     assert done.returncode == 0, done.stderr
     listed = {line["path"]: line["size"] for line in map(json.loads, done.stdout.splitlines())}
     assert listed == {path: (ROOT / path).stat().st_size for path in listed}
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     expected = {"README.md", "LICENSE", "app.py", "requirements.txt"} | {
         path
         for path in tracked
-        if path.startswith(("canvas/", "assets/"))
-        and not path.startswith(("canvas/training/", "assets/screenshots/"))
+        if path.startswith(("canvas/", "assets/")) and not path.startswith(("canvas/training/", "assets/screenshots/"))
     }
     assert set(listed) == expected
     assert hub.spaces == {}

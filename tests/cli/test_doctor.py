@@ -25,8 +25,7 @@ def test_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "ok", "warning"),
-    [(10**9, False, False), (3 * 10**9, True, True), (9**11, True, False)],
+    ("free", "ok", "warning"), [(10**9, False, False), (3 * 10**9, True, True), (9**11, True, False)]
 )
 def test_low_memory_fails_or_warns(free: int, ok: bool, warning: bool) -> None:
     check = doctor.check_memory(free, 16 * 10**9)
@@ -34,9 +33,7 @@ def test_low_memory_fails_or_warns(free: int, ok: bool, warning: bool) -> None:
     assert ("close other programs" in check.message) == (not ok or warning)
 
 
-def test_nvidia_driver_without_cuda_build_of_torch_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nvidia_driver_without_cuda_build_of_torch_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     cpu = Device("cpu", "float32", "because no GPU was found")
     assert doctor.check_gpu(cpu).ok

@@ -40,18 +40,7 @@ def test_running_server_generates_the_images(
     # A second Studio would fail.
     monkeypatch.setattr("canvas.studio.Studio.__init__", lambda *_: pytest.fail("two studios"))
     output = tmp_path / "out.webp"
-    command = [
-        "generate",
-        "a boat",
-        "--steps",
-        "2",
-        "--seed",
-        "5",
-        "--width",
-        "128",
-        "--count",
-        "2",
-    ]
+    command = ["generate", "a boat", "--steps", "2", "--seed", "5", "--width", "128", "--count", "2"]
     folder = ["--data-dir", str(server.settings.data_dir)]
     assert run(*command, *folder, "--output", str(output), "--json") == 0
     first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines())
@@ -66,17 +55,10 @@ def test_running_server_generates_the_images(
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
-    [
-        (["--model", "nope"], 2, "one of starter"),
-        (["--width", "4096"], 2, "between 128 and 512"),
-    ],
+    [(["--model", "nope"], 2, "one of starter"), (["--width", "4096"], 2, "between 128 and 512")],
 )
 def test_server_errors_have_local_exit_codes(
-    server: Studio,
-    capfd: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
+    server: Studio, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     folder = ["--data-dir", str(server.settings.data_dir)]
     assert run("generate", "a boat", *arguments, *folder) == code
@@ -122,9 +104,7 @@ def test_api_key_is_sent_to_a_server_that_requires_one(
 def test_missing_or_invalid_key_exits_with_5(
     server_with_login: Studio, capfd: pytest.CaptureFixture[str], key: list[str]
 ) -> None:
-    assert (
-        run("generate", "a boat", *key, "--data-dir", str(server_with_login.settings.data_dir)) == 5
-    )
+    assert run("generate", "a boat", *key, "--data-dir", str(server_with_login.settings.data_dir)) == 5
     output = capfd.readouterr()
     assert output.out == ""
     assert len(output.err.splitlines()) == 1

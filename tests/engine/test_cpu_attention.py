@@ -8,11 +8,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
-from canvas.engine.optimizations.cpu_attention import (
-    QUERY_CHUNK,
-    ChunkedAttnProcessor,
-    enable_chunked_attention,
-)
+from canvas.engine.optimizations.cpu_attention import QUERY_CHUNK, ChunkedAttnProcessor, enable_chunked_attention
 
 
 class CountingProcessor(AttnProcessor2_0):
@@ -43,9 +39,7 @@ def test_chunks_give_the_original_result(attention: Attention, tokens: int) -> N
 
 
 @torch.no_grad()
-def test_cross_attention_and_short_sequences_use_the_original_processor(
-    attention: Attention,
-) -> None:
+def test_cross_attention_and_short_sequences_use_the_original_processor(attention: Attention) -> None:
     original = CountingProcessor()
     attention.set_processor(ChunkedAttnProcessor(original))
     attention(torch.randn(1, 600, 32), encoder_hidden_states=torch.randn(1, 7, 32))

@@ -18,13 +18,7 @@ from canvas.engine.device import Device, detect_device
 from canvas.engine.generate import generate
 from canvas.engine.lora_adapters import applied_loras
 from canvas.engine.optimizations.cuda_graphs import MAX_GRAPHS, CudaGraphCallable
-from canvas.engine.optimizations.deepcache import (
-    CACHE_ATTRIBUTE,
-    CACHED,
-    COND_ONLY,
-    FULL,
-    apply_deepcache,
-)
+from canvas.engine.optimizations.deepcache import CACHE_ATTRIBUTE, CACHED, COND_ONLY, FULL, apply_deepcache
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.models.download import LocalModel
 from canvas.models.loras import read_lora
@@ -106,9 +100,7 @@ def test_number_of_graphs_is_limited() -> None:
     assert len(calls) == 2 * (MAX_GRAPHS + 2) + 1, "the oldest was evicted"
 
 
-@pytest.mark.parametrize(
-    "schedule", [[FULL] * 6, [FULL, COND_ONLY, CACHED, FULL, COND_ONLY, CACHED]]
-)
+@pytest.mark.parametrize("schedule", [[FULL] * 6, [FULL, COND_ONLY, CACHED, FULL, COND_ONLY, CACHED]])
 @torch.no_grad()
 def test_replayed_passes_equal_the_model(schedule: list[str]) -> None:
     unet = make_unet(3, 2).cuda()

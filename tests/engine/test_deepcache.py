@@ -7,13 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.engine.optimizations.deepcache import (
-    CACHED,
-    COND_ONLY,
-    FULL,
-    apply_deepcache,
-    cache_schedule,
-)
+from canvas.engine.optimizations.deepcache import CACHED, COND_ONLY, FULL, apply_deepcache, cache_schedule
 from canvas.presets import PRESETS
 
 
@@ -68,9 +62,7 @@ def test_cached_step_uses_the_new_input() -> None:
     unet = make_unet()
     sample, embeds = torch.randn(1, 4, 16, 16), torch.randn(1, 5, 16)
     with apply_deepcache(Pipeline(unet), [FULL, CACHED, CACHED]):
-        first, second, third = (
-            unet(sample + offset, 500, embeds, return_dict=False)[0] for offset in (0, 0.1, 0.2)
-        )
+        first, second, third = (unet(sample + offset, 500, embeds, return_dict=False)[0] for offset in (0, 0.1, 0.2))
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
     exact = unet(sample + 0.1, 500, embeds, return_dict=False)[0]

@@ -11,12 +11,7 @@ import pytest
 
 from canvas import MODELS, GenerationRequest
 from canvas.engine.device import Device
-from canvas.engine.estimate import (
-    SMALL_MODEL_DECODING,
-    VAE_DECODING,
-    estimate_duration,
-    estimate_seconds,
-)
+from canvas.engine.estimate import SMALL_MODEL_DECODING, VAE_DECODING, estimate_duration, estimate_seconds
 from canvas.history.database import Database
 from canvas.request import GeneratedImage
 
@@ -63,8 +58,7 @@ def test_estimate_depends_on_the_preset() -> None:
 def test_upscaling_with_detail_counts_overlapping_tiles() -> None:
     options = {"task": "upscale", "image": "a.png", "upscaler": "detail", "scale": 2}
     one, four = (
-        seconds("starter", width=side, height=side, **options)
-        for side in (STARTER.resolution, STARTER.resolution * 2)
+        seconds("starter", width=side, height=side, **options) for side in (STARTER.resolution, STARTER.resolution * 2)
     )
     decoding = STARTER.resolution**2 * SMALL_MODEL_DECODING / (100 * 0.7)
     assert four - 4 * decoding == pytest.approx(9 * (one - decoding))

@@ -108,9 +108,7 @@ def test_quality_equals_plain_diffusers(tiny: Any, tiny_spec: ModelSpec) -> None
     """In float32, with the same scheduler, seed and steps."""
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
-    request = make_request(
-        tiny_spec, scheduler="Euler a", guidance_scale=5.0, negative_prompt="a house"
-    )
+    request = make_request(tiny_spec, scheduler="Euler a", guidance_scale=5.0, negative_prompt="a house")
     ours = render(tiny, request, tiny_spec)
     plain = StableDiffusionPipeline.from_pretrained(tiny_spec.name)
     plain.scheduler = EulerAncestralDiscreteScheduler.from_config(plain.scheduler.config)
@@ -127,16 +125,8 @@ def test_quality_equals_plain_diffusers(tiny: Any, tiny_spec: ModelSpec) -> None
     assert same(ours, theirs)
 
 
-@settings(
-    max_examples=6,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    seed=st.integers(0, 2**53 - 10),
-    num_images=st.integers(2, 4),
-    scheduler=st.sampled_from(sorted(SCHEDULERS)),
-)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**53 - 10), num_images=st.integers(2, 4), scheduler=st.sampled_from(sorted(SCHEDULERS)))
 def test_image_of_a_batch_is_reproducible_alone(
     tiny: Any, tiny_spec: ModelSpec, seed: int, num_images: int, scheduler: str
 ) -> None:
@@ -175,9 +165,7 @@ def test_guidance_and_seed_change_the_image(starter: Any) -> None:
 
 def test_progress_is_reported_per_step(starter: Any) -> None:
     steps: list[ProgressUpdate] = []
-    render_batch(
-        starter, make_request(STARTER, num_inference_steps=4, num_images=2), on_step=steps.append
-    )
+    render_batch(starter, make_request(STARTER, num_inference_steps=4, num_images=2), on_step=steps.append)
     assert [(step.image_index, step.step) for step in steps] == [
         (image, step) for image in (0, 1) for step in (1, 2, 3, 4)
     ]
@@ -193,9 +181,7 @@ def test_previews_have_a_delay_and_an_interval(starter: Any) -> None:
     seen: list[tuple[float, Any]] = []
     began = time.perf_counter()
     request = make_request(STARTER, num_inference_steps=100)
-    render_batch(
-        starter, request, on_step=lambda step: seen.append((time.perf_counter(), step.preview))
-    )
+    render_batch(starter, request, on_step=lambda step: seen.append((time.perf_counter(), step.preview)))
     first = next(preview for _, preview in seen if preview is not None)
     assert max(first.size) >= 128
     times = [moment for moment, preview in seen if preview is not None]
@@ -328,11 +314,7 @@ print(len(render(128)))
 @pytest.mark.skipif(sys.platform != "linux", reason="setrlimit limits memory on Linux only")
 def test_out_of_memory_suggests_a_size() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SHORT_OF_MEMORY],
-        cwd=ASSETS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", SHORT_OF_MEMORY], cwd=ASSETS.parent, capture_output=True, text=True, check=False
     )
     before, during, _ = done.stdout.splitlines()
     assert before.startswith("1024x1024 needs 4.61 GB of memory, "), done.stderr

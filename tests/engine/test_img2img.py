@@ -34,9 +34,7 @@ def cache() -> PipelineCache:
 
 
 @pytest.fixture(scope="module", params=["starter", "tiny", "xl"])
-def spec(
-    request: pytest.FixtureRequest, tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory
-) -> ModelSpec:
+def spec(request: pytest.FixtureRequest, tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     if request.param == "xl":
         entry = {
             "name": str(make_tiny_xl(tmp_path_factory.mktemp("xl"))),
@@ -113,9 +111,7 @@ def ssim(first: Image.Image, second: Image.Image) -> float:
     return float((top / below).mean())
 
 
-def test_strength_controls_the_similarity_to_the_input(
-    cache: PipelineCache, spec: ModelSpec
-) -> None:
+def test_strength_controls_the_similarity_to_the_input(cache: PipelineCache, spec: ModelSpec) -> None:
     # The VAE limits how similar the result can be, and an image from the prompt alone is similar
     # by chance. The scene is inverted, because otherwise it looks like the prompt.
     size = (spec.resolution, spec.resolution)
@@ -124,8 +120,7 @@ def test_strength_controls_the_similarity_to_the_input(
     [reconstructed] = render(cache, spec, images, strength=0.01, guidance_scale=1, **options)
     [by_chance] = render(cache, spec, num_inference_steps=20)
     low, high = (
-        ssim(render(cache, spec, images, strength=strength, **options)[0], reconstructed)
-        for strength in (0.1, 0.9)
+        ssim(render(cache, spec, images, strength=strength, **options)[0], reconstructed) for strength in (0.1, 0.9)
     )
     assert low > high + 0.1
     assert high < ssim(by_chance, reconstructed) + 0.1
@@ -160,9 +155,7 @@ def test_presets_follow_the_schedule_of_the_denoising_steps(
     try:
         options: dict[str, Any] = {"task": task, "strength": 0.5, "scheduler": "DDIM"}
         options["guidance_scale"] = 4.0
-        render(
-            cache, spec, images, updates.append, preset=preset, num_inference_steps=12, **options
-        )
+        render(cache, spec, images, updates.append, preset=preset, num_inference_steps=12, **options)
     finally:
         hook.remove()
         inner.remove()
@@ -172,23 +165,17 @@ def test_presets_follow_the_schedule_of_the_denoising_steps(
 
 
 @pytest.mark.parametrize("mask_blur", [0, 8])
-def test_inpaint_leaves_unmasked_pixels_as_they_were(
-    cache: PipelineCache, spec: ModelSpec, mask_blur: int
-) -> None:
+def test_inpaint_leaves_unmasked_pixels_as_they_were(cache: PipelineCache, spec: ModelSpec, mask_blur: int) -> None:
     size = (spec.resolution * 2, spec.resolution * 2)
     image, mask = make_scene(size), make_mask(size)
-    [result] = render(
-        cache, spec, {"image": image, "mask_image": mask}, task="inpaint", mask_blur=mask_blur
-    )
+    [result] = render(cache, spec, {"image": image, "mask_image": mask}, task="inpaint", mask_blur=mask_blur)
     changed = (np.asarray(result, int) != np.asarray(image, int)).any(-1)
     masked = np.asarray(mask) > 0
     assert not changed[~masked].any()
     assert changed[masked].mean() > 0.5
 
 
-def test_only_masked_inpaints_at_the_model_resolution(
-    cache: PipelineCache, spec: ModelSpec
-) -> None:
+def test_only_masked_inpaints_at_the_model_resolution(cache: PipelineCache, spec: ModelSpec) -> None:
     size = (spec.resolution * 4, spec.resolution * 3)
     image, mask = make_scene(size), Image.new("L", size)
     ImageDraw.Draw(mask).rectangle((100, 40, 139, 79), fill=255)
@@ -200,9 +187,7 @@ def test_only_masked_inpaints_at_the_model_resolution(
     assert changed[np.asarray(mask) > 0].any()
 
 
-def test_outpaint_keeps_the_image_and_fills_the_margins(
-    cache: PipelineCache, spec: ModelSpec
-) -> None:
+def test_outpaint_keeps_the_image_and_fills_the_margins(cache: PipelineCache, spec: ModelSpec) -> None:
     side = spec.resolution
     image = make_scene((side, side))
     outpaint = (0, 0, side // 2, 16)
@@ -213,14 +198,10 @@ def test_outpaint_keeps_the_image_and_fills_the_margins(
     assert added.std() > 1
 
 
-def test_variation_strength_interpolates_between_two_seeds(
-    cache: PipelineCache, spec: ModelSpec
-) -> None:
+def test_variation_strength_interpolates_between_two_seeds(cache: PipelineCache, spec: ModelSpec) -> None:
     [first] = render(cache, spec)
     [second] = render(cache, spec, seed=8)
-    variations = [
-        render(cache, spec, variation_seed=8, variation_strength=s)[0] for s in (0, 0.3, 1)
-    ]
+    variations = [render(cache, spec, variation_seed=8, variation_strength=s)[0] for s in (0, 0.3, 1)]
     assert variations[0].tobytes() == first.tobytes()
     assert variations[2].tobytes() == second.tobytes()
     change = np.asarray(variations[1], float) - np.asarray(first, float)
@@ -236,9 +217,7 @@ def test_variation_of_a_batch_is_reproducible_alone(cache: PipelineCache, spec: 
     assert again.tobytes() == variations[2].tobytes()
 
 
-def test_prompt_weights_apply_only_with_prompt_weighting(
-    cache: PipelineCache, spec: ModelSpec
-) -> None:
+def test_prompt_weights_apply_only_with_prompt_weighting(cache: PipelineCache, spec: ModelSpec) -> None:
     prompt = GenerationRequest("a (fox:1.6) in the snow", model_key=spec.key, seed=7)
     images = {}
     for weighting in (False, True):
@@ -288,13 +267,9 @@ def resolved(**fields: Any) -> GenerationRequest:
 
 def test_mask_of_another_size_and_empty_mask_are_rejected() -> None:
     with pytest.raises(InvalidInput, match=r"mask.*256x256.*64x64"):
-        prepare_inputs(
-            resolved(), {"image": make_scene(), "mask_image": make_mask((64, 64))}, STARTER
-        )
+        prepare_inputs(resolved(), {"image": make_scene(), "mask_image": make_mask((64, 64))}, STARTER)
     with pytest.raises(InvalidInput, match="mask is empty"):
-        prepare_inputs(
-            resolved(), {"image": make_scene(), "mask_image": Image.new("L", (256, 256))}, STARTER
-        )
+        prepare_inputs(resolved(), {"image": make_scene(), "mask_image": Image.new("L", (256, 256))}, STARTER)
 
 
 def test_outpaint_margins_must_leave_room_for_the_image() -> None:
@@ -304,9 +279,7 @@ def test_outpaint_margins_must_leave_room_for_the_image() -> None:
 
 def test_mask_is_resized_like_the_image() -> None:
     image, mask = make_scene((512, 256)), make_mask((512, 256))
-    edit = prepare_inputs(
-        resolved(resize_mode="crop"), {"image": image, "mask_image": mask}, STARTER
-    )
+    edit = prepare_inputs(resolved(resize_mode="crop"), {"image": image, "mask_image": mask}, STARTER)
     assert edit is not None
     assert edit.mask is not None
     assert edit.original.tobytes() == image.crop((128, 0, 384, 256)).tobytes()
@@ -318,9 +291,7 @@ def test_mask_is_resized_like_the_image() -> None:
     st.sampled_from(["image_to_image", "inpaint", "upscale"]),
     st.sampled_from([(0, 0, 0, 0), (128, 0, 0, 64)]),
 )
-def test_output_size_is_valid(
-    size: tuple[int, int], task: str, outpaint: tuple[int, int, int, int]
-) -> None:
+def test_output_size_is_valid(size: tuple[int, int], task: str, outpaint: tuple[int, int, int, int]) -> None:
     request = GenerationRequest("a fox", task=task, outpaint=outpaint, **NAMES)
     result = output_size(request, size, STARTER)
     if task == "upscale":

@@ -92,9 +92,7 @@ def test_folder_of_the_user_is_not_changed(tiny_bin_folder: Path, tmp_path: Path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_converted_on_a_full_disk(
-    local: LocalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_converted_on_a_full_disk(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "MIN_FREE_BYTES", 2**60)
     load_pipeline(SPEC, local, CPU)
     assert loader.find_converted(local, CPU) is None

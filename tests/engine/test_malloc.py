@@ -50,9 +50,7 @@ def measure() -> None:
 @linux
 def test_freed_memory_is_reused_in_the_block_only() -> None:
     code = "from tests.engine.test_malloc import measure; measure()"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     default, retained, after = map(int, result.stdout.split())
     assert retained < PAGES / 4
     if default > 9 * PAGES:  # without huge pages

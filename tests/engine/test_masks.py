@@ -70,9 +70,7 @@ def test_bounding_box_has_padding_within_the_image() -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 128, 512, 1024]))
-def test_inpaint_size_keeps_the_aspect_ratio_and_area(
-    width: int, height: int, resolution: int
-) -> None:
+def test_inpaint_size_keeps_the_aspect_ratio_and_area(width: int, height: int, resolution: int) -> None:
     size = masks.inpaint_size((0, 0, width, height), resolution)
     assert all(side % 8 == 0 and 64 <= side <= max(64, 2 * resolution) for side in size)
     if 1 / 2 < width / height < 2 and resolution >= 512:
@@ -82,9 +80,7 @@ def test_inpaint_size_keeps_the_aspect_ratio_and_area(
 
 @settings(max_examples=25)
 @given(st.tuples(*[st.integers(0, 48)] * 4).filter(any))
-def test_outpaint_canvas_contains_the_image(
-    margins: tuple[int, int, int, int],
-) -> None:
+def test_outpaint_canvas_contains_the_image(margins: tuple[int, int, int, int]) -> None:
     image = noise((24, 16))
     canvas, mask = masks.outpaint_canvas(image, margins)
     left, top, right, bottom = margins

@@ -50,9 +50,7 @@ def test_tiles_of_different_brightness_blend_without_a_seam() -> None:
     def uneven(sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
         return (torch.full_like(sample, next(levels)),)
 
-    [result] = TiledUNetForward([uneven], 128, 8, lambda done: None)(
-        torch.zeros(1, 1, 28, 40), 1, 0
-    )
+    [result] = TiledUNetForward([uneven], 128, 8, lambda done: None)(torch.zeros(1, 1, 28, 40), 1, 0)
     assert result.std() > 10
     for along, length in ((2, 28), (3, 40)):
         steps = result.diff(dim=along).abs().mean(dim=(0, 1, 5 - along))
@@ -66,9 +64,7 @@ def test_tiles_of_different_brightness_blend_without_a_seam() -> None:
 def test_sdxl_time_ids_are_limited_to_the_tile() -> None:
     time_ids = []
 
-    def forward_with_time_ids(
-        sample: Any, *_: Any, added_cond_kwargs: Any, **__: Any
-    ) -> tuple[Any]:
+    def forward_with_time_ids(sample: Any, *_: Any, added_cond_kwargs: Any, **__: Any) -> tuple[Any]:
         time_ids.append(added_cond_kwargs["time_ids"].tolist())
         return (sample,)
 

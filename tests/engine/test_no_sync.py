@@ -32,22 +32,14 @@ class ReadCounter(TorchDispatchMode):
         self.step = 0
         self.by_step: Counter[int] = Counter()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         self.by_step[self.step] += str(func) in READS
         return func(*args, **(kwargs or {}))
 
 
-def reads_per_step(
-    pipeline: Any, spec: ModelSpec, steps: int, preset: str = "quality"
-) -> list[int]:
+def reads_per_step(pipeline: Any, spec: ModelSpec, steps: int, preset: str = "quality") -> list[int]:
     request = GenerationRequest(
-        "a fox",
-        seed=1,
-        num_inference_steps=steps,
-        scheduler="DPM++ 2M",
-        preset=preset,
+        "a fox", seed=1, num_inference_steps=steps, scheduler="DPM++ 2M", preset=preset
     ).with_defaults(spec)
     with ReadCounter() as reads:
         images = generate(

@@ -81,10 +81,7 @@ def test_models_of_one_source_share_one_pipeline() -> None:
 
 @pytest.mark.parametrize(
     ("task", "name"),
-    [
-        ("image_to_image", "StableDiffusionImg2ImgPipeline"),
-        ("inpaint", "StableDiffusionInpaintPipeline"),
-    ],
+    [("image_to_image", "StableDiffusionImg2ImgPipeline"), ("inpaint", "StableDiffusionInpaintPipeline")],
 )
 def test_tasks_share_the_weights(tiny_spec: ModelSpec, task: str, name: str) -> None:
     cache = PipelineCache(CPU)
@@ -136,9 +133,7 @@ def test_old_model_is_freed_before_the_new_one_loads(tiny_folder: Path, damaged:
 
 
 @pytest.fixture(scope="module")
-def two_big_models(
-    tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ModelSpec, ModelSpec]:
+def two_big_models(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, ModelSpec]:
     """Two pipelines with UNets of 150 MB in float32."""
     from diffusers import UNet2DConditionModel
 
@@ -204,8 +199,7 @@ def empty_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [truncate, break_index, name_unknown_class, remove_weights, change_shapes, empty_weights],
+    "damage", [truncate, break_index, name_unknown_class, remove_weights, change_shapes, empty_weights]
 )
 def test_damaged_files_are_reported(damaged: Path, tiny_spec: ModelSpec, damage: Any) -> None:
     damage(damaged)
@@ -228,9 +222,7 @@ class Bomb:
         return Path.write_text, (self.path, "boom")
 
 
-def test_bin_weights_load_without_running_code(
-    tiny_folder: Path, tiny_bin_folder: Path, tmp_path: Path
-) -> None:
+def test_bin_weights_load_without_running_code(tiny_folder: Path, tiny_bin_folder: Path, tmp_path: Path) -> None:
     safe, binary = load(tiny_folder), load(tiny_bin_folder)
     assert binary.safety_checker is None
     for name, tensor in safe.unet.state_dict().items():
@@ -243,9 +235,7 @@ def test_bin_weights_load_without_running_code(
     assert not (tmp_path / "boom").exists()
 
 
-def test_fp16_files_are_loaded_if_there_are_no_others(
-    tiny_full_folder: Path, tmp_path: Path
-) -> None:
+def test_fp16_files_are_loaded_if_there_are_no_others(tiny_full_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_full_folder, tmp_path / "half"))
     for path in folder.glob("*/*"):
         if path.suffix in (".safetensors", ".bin") and ".fp16." not in path.name:
@@ -255,9 +245,7 @@ def test_fp16_files_are_loaded_if_there_are_no_others(
     assert pipeline.safety_checker is None
 
 
-def test_model_that_does_not_fit_is_rejected_before_loading(
-    damaged: Path, tiny_spec: ModelSpec
-) -> None:
+def test_model_that_does_not_fit_is_rejected_before_loading(damaged: Path, tiny_spec: ModelSpec) -> None:
     """The header announces a terabyte; the kernel would kill the process."""
     numbers = 2**38
     tensor = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}

@@ -80,9 +80,7 @@ def test_prediction_recovers_the_clean_latents(kind: str) -> None:
     model_output = {
         "epsilon": noise,
         "sample": clean,
-        "v_prediction": scheduler.get_velocity(clean, noise, timestep)
-        if kind == "v_prediction"
-        else noise,
+        "v_prediction": scheduler.get_velocity(clean, noise, timestep) if kind == "v_prediction" else noise,
     }[kind]
     predicted = predict_original_sample(noisy, model_output, 500.0, scheduler)
     torch.testing.assert_close(predicted, clean, atol=1e-4, rtol=1e-4)
@@ -90,7 +88,5 @@ def test_prediction_recovers_the_clean_latents(kind: str) -> None:
 
 def test_timestep_without_signal_does_not_divide_by_zero() -> None:
     scheduler = SimpleNamespace(alphas_cumprod=torch.tensor([0.9, 0.0]), config={})
-    predicted = predict_original_sample(
-        torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2), 5.0, scheduler
-    )
+    predicted = predict_original_sample(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2), 5.0, scheduler)
     assert predicted.isfinite().all()

@@ -16,9 +16,7 @@ FOX = ("a fox", "snow")
 
 
 @pytest.fixture(scope="module", params=["tiny", "xl"])
-def pipeline(
-    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def pipeline(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from diffusers import DiffusionPipeline
 
     xl = request.param == "xl"
@@ -37,19 +35,13 @@ def passes(pipeline: Any) -> Iterator[list[int]]:
 
 
 def encode(pipeline: Any, prompts: tuple[str, str] = FOX, **options: Any) -> dict[str, Any]:
-    return encode_prompt_cached(
-        pipeline, prompts, **{"guided": True, "weighting": False, **options}
-    )
+    return encode_prompt_cached(pipeline, prompts, **{"guided": True, "weighting": False, **options})
 
 
 def test_embeddings_equal_those_of_diffusers(pipeline: Any, passes: list[int]) -> None:
     embeds = encode(pipeline)
     expected = pipeline.encode_prompt(
-        prompt=FOX[0],
-        device="cpu",
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=True,
-        negative_prompt=FOX[1],
+        prompt=FOX[0], device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=FOX[1]
     )
     names = ["prompt_embeds", "negative_prompt_embeds"]
     names += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"] if expected[2:] else []

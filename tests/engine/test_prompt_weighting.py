@@ -64,10 +64,7 @@ def test_prompt_without_brackets_is_one_fragment(prompt: str) -> None:
 
 
 def test_break_splits_the_prompt() -> None:
-    assert split_chunks("a fox BREAK in (snow)") == [
-        [("a fox", 1.0)],
-        [("in ", 1.0), ("snow", 1.1)],
-    ]
+    assert split_chunks("a fox BREAK in (snow)") == [[("a fox", 1.0)], [("in ", 1.0), ("snow", 1.1)]]
     assert split_chunks(" BREAK ") == [[("", 1.0)]]
     assert strip_weights("a (fox:1.3) BREAK in [snow]") == "a fox in snow"
 
@@ -78,9 +75,7 @@ def test_weight_out_of_range_is_rejected() -> None:
 
 
 @pytest.fixture(scope="module", params=["starter", "tiny", "xl"])
-def pipeline(
-    request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def pipeline(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if request.param == "xl":
@@ -97,27 +92,22 @@ def distance(first: torch.Tensor, second: torch.Tensor) -> float:
 def unweighted(pipeline: Any, prompt: str) -> torch.Tensor:
     """The pipeline's own embeddings of a prompt."""
     with torch.no_grad():
-        return pipeline.encode_prompt(
-            prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
+        return pipeline.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[
+            0
+        ]
 
 
 def test_embeddings_without_weights_equal_those_of_the_pipeline(pipeline: Any) -> None:
     assert supports_weighting(pipeline)
     embeds = encode_weighted_prompt(pipeline, "a fox in the snow", "")
-    assert torch.allclose(
-        embeds["prompt_embeds"], unweighted(pipeline, "a fox in the snow"), atol=1e-4
-    )
+    assert torch.allclose(embeds["prompt_embeds"], unweighted(pipeline, "a fox in the snow"), atol=1e-4)
 
 
 def test_embedding_scales_with_the_weight(pipeline: Any) -> None:
     at = slice(2, 3)  # the token of the word, after the start token and "a"
     empty = unweighted(pipeline, "")[:, at]
     results = [
-        distance(
-            encode_weighted_prompt(pipeline, f"a (fox:{weight})", "")["prompt_embeds"][:, at],
-            empty,
-        )
+        distance(encode_weighted_prompt(pipeline, f"a (fox:{weight})", "")["prompt_embeds"][:, at], empty)
         for weight in (1, 1.5, 2)
     ]
     assert results[1] == pytest.approx(1.5 * results[0], rel=0.02)
@@ -127,8 +117,7 @@ def test_embedding_scales_with_the_weight(pipeline: Any) -> None:
 def test_lower_weight_is_closer_to_the_prompt_without_the_word(pipeline: Any) -> None:
     weights = (0, 0.3, 0.6, 1)
     results = [
-        encode_weighted_prompt(pipeline, f"a (fox:{weight}) in the snow", "")["prompt_embeds"]
-        for weight in weights
+        encode_weighted_prompt(pipeline, f"a (fox:{weight}) in the snow", "")["prompt_embeds"] for weight in weights
     ]
     distances = [distance(one, results[0]) for one in results]
     assert distances == sorted(distances)
@@ -163,10 +152,6 @@ def test_break_starts_a_new_chunk(pipeline: Any) -> None:
 def test_pipeline_accepts_the_embeddings(pipeline: Any) -> None:
     embeds = encode_weighted_prompt(pipeline, "a (fox:1.3) BREAK in the snow", "[house]")
     image = pipeline(
-        **embeds,
-        width=64,
-        height=64,
-        num_inference_steps=1,
-        generator=torch.Generator().manual_seed(0),
+        **embeds, width=64, height=64, num_inference_steps=1, generator=torch.Generator().manual_seed(0)
     ).images[0]
     assert image.size == (64, 64)

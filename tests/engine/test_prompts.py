@@ -13,12 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from canvas.catalog import ASSETS, MODELS
-from canvas.engine.prompts import (
-    enhance_negative_prompt,
-    enhance_prompt,
-    estimate_tokens,
-    truncate_to_limit,
-)
+from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, estimate_tokens, truncate_to_limit
 from canvas.errors import ModelCorrupted
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
@@ -131,11 +126,5 @@ def test_counting_tokens_does_not_import_torch() -> None:
         "prompts.truncate_to_limit('a fox', local, MODELS['starter']);"
         "print('torch' in sys.modules, 'diffusers' in sys.modules)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ASSETS.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ASSETS.parent, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]

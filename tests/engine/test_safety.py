@@ -30,12 +30,7 @@ def test_harmless_words_pass(prompt: str) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "word"),
-    [
-        ("a nude woman", "nude"),
-        ("a (naked:1.3) man", "naked"),
-        ("NSFW, a beach", "nsfw"),
-        ("p.o.r.n", "porn"),
-    ],
+    [("a nude woman", "nude"), ("a (naked:1.3) man", "naked"), ("NSFW, a beach", "nsfw"), ("p.o.r.n", "porn")],
 )
 def test_blocked_words_are_named(prompt: str, word: str) -> None:
     with pytest.raises(ContentBlocked, match=f"“{word}”"):

@@ -57,9 +57,7 @@ def test_tiles_equal_a_single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     single_pass = np.asarray(upscale_image(image, 2, "illustration"), int)
     model = replace(SUPER_RESOLUTION_MODELS["illustration"], tile=48)
     monkeypatch.setattr(super_resolution, "SUPER_RESOLUTION_MODELS", {"illustration": model})
-    tiled = upscale_image(
-        image, 2, "illustration", lambda done, total: progress.append((done, total))
-    )
+    tiled = upscale_image(image, 2, "illustration", lambda done, total: progress.append((done, total)))
     assert np.abs(np.asarray(tiled, int) - single_pass).max() <= 1
     assert progress == [(done, 6) for done in range(7)]
 
@@ -68,6 +66,4 @@ def test_tiles_equal_a_single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cancel_within_one_tile() -> None:
     cancelled = threading.Event()
     with pytest.raises(GenerationCancelled):
-        upscale_image(
-            make_waves((400, 32)), 2, "illustration", lambda *_: cancelled.set(), cancelled
-        )
+        upscale_image(make_waves((400, 32)), 2, "illustration", lambda *_: cancelled.set(), cancelled)

@@ -48,12 +48,8 @@ def test_all_allowed_cores_count_without_limits(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_cpu_quota_limits_the_threads(
-    tmp_path: Path, files: dict[str, str], cores: int | None
-) -> None:
-    assert system_info.core_count(write_tree(tmp_path, files)) == (
-        cores or len(system_info._allowed_cores())
-    )
+def test_cpu_quota_limits_the_threads(tmp_path: Path, files: dict[str, str], cores: int | None) -> None:
+    assert system_info.core_count(write_tree(tmp_path, files)) == (cores or len(system_info._allowed_cores()))
 
 
 @linux_only
@@ -119,7 +115,5 @@ def test_out_of_memory_errors_are_recognized() -> None:
         RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
     ]
     assert [system_info.is_out_of_memory(error) for error in errors] == [True] * 5
-    assert not system_info.is_out_of_memory(
-        RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    )
+    assert not system_info.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not system_info.is_out_of_memory(ValueError("out of memory"))

@@ -34,13 +34,7 @@ def render(folder: Path) -> bytes:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, requires_safety_checker=False
-    )
-    output = pipeline(
-        "a fox in the snow",
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(7),
-    )
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requires_safety_checker=False)
+    output = pipeline("a fox in the snow", num_inference_steps=2, generator=torch.Generator().manual_seed(7))
     assert output.images[0].size == (64, 64)
     return bytes(output.images[0].tobytes())

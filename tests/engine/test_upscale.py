@@ -56,11 +56,7 @@ def upscale(
     width, height = output_size(request, image.size, spec)
     request = GenerationRequest.from_dict({**request.to_dict(), "width": width, "height": height})
     return run_upscale(
-        request.with_defaults(spec),
-        image,
-        on_step=on_step,
-        cancelled=cancelled or threading.Event(),
-        model=model,
+        request.with_defaults(spec), image, on_step=on_step, cancelled=cancelled or threading.Event(), model=model
     )
 
 
@@ -142,10 +138,7 @@ def test_presets_keep_the_detail_without_seams(model: LoadedPipeline) -> None:
 
 
 def test_detail_is_reproducible(model: LoadedPipeline) -> None:
-    results = [
-        upscale(make_waves((48, 40)), model, upscaler="detail", strength=0.2).image
-        for _ in range(2)
-    ]
+    results = [upscale(make_waves((48, 40)), model, upscaler="detail", strength=0.2).image for _ in range(2)]
     assert results[0] is not None
     assert results[1] is not None
     assert results[0].tobytes() == results[1].tobytes()

@@ -99,9 +99,7 @@ def main() -> None:
         database.close()
     sys.stdout.write("95th percentile in ms: wall clock, CPU\n")
     for name, values in seconds.items():
-        clock, processor = (
-            sorted(kind)[int(len(kind) * 0.95)] for kind in zip(*values, strict=True)
-        )
+        clock, processor = (sorted(kind)[int(len(kind) * 0.95)] for kind in zip(*values, strict=True))
         sys.stdout.write(f"{name:24} {clock * 1000:6.1f} {processor * 1000:6.1f}\n")
 
 

@@ -36,9 +36,7 @@ def test_images_round_trip(database: Database) -> None:
 
 
 def test_save_image_replaces_the_row_of_the_same_file(database: Database) -> None:
-    first = database.save_image(
-        make_image(filename="a.png", filepath="outputs/a.png", owner="local")
-    )
+    first = database.save_image(make_image(filename="a.png", filepath="outputs/a.png", owner="local"))
     again = database.save_image(replace(first, id=None, owner="anna"))
     assert again.id == first.id
     assert database.recent(None) == [again]
@@ -47,16 +45,10 @@ def test_save_image_replaces_the_row_of_the_same_file(database: Database) -> Non
 def test_recent_is_newest_first_by_owner_and_in_pages(database: Database) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     images = [
-        make_image(filename=f"{n}.png", created_at=start + timedelta(hours=n), owner="ab"[n % 2])
-        for n in (2, 0, 3, 1)
+        make_image(filename=f"{n}.png", created_at=start + timedelta(hours=n), owner="ab"[n % 2]) for n in (2, 0, 3, 1)
     ]
     database.save_images(images)
-    assert [image.filename for image in database.recent(None)] == [
-        "3.png",
-        "2.png",
-        "1.png",
-        "0.png",
-    ]
+    assert [image.filename for image in database.recent(None)] == ["3.png", "2.png", "1.png", "0.png"]
     assert [image.filename for image in database.recent("a")] == ["2.png", "0.png"]
     assert [image.filename for image in database.recent(None, 2, 1)] == ["2.png", "1.png"]
     database.mark_missing([1])
@@ -65,9 +57,7 @@ def test_recent_is_newest_first_by_owner_and_in_pages(database: Database) -> Non
 
 def test_model_events_are_newest_first(database: Database) -> None:
     load = ModelEvent("tiny", "load", "a/b", "abc", download_time=2.5)
-    failed = ModelEvent(
-        "tiny", "download", "a/b", bytes=5, file_count=2, status="failed", error="No network."
-    )
+    failed = ModelEvent("tiny", "download", "a/b", bytes=5, file_count=2, status="failed", error="No network.")
     assert (database.save_model_event(load), database.save_model_event(failed)) == (1, 2)
     latest, first = database.model_events(5)
     assert (latest.status, latest.error, latest.bytes) == ("failed", "No network.", 5)

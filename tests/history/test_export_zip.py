@@ -25,9 +25,7 @@ from canvas.request import GenerationRequest
 from .conftest import make_image
 
 
-def exported(
-    repository: ImageRepository, query: Query | None = None, **options: Any
-) -> zipfile.ZipFile:
+def exported(repository: ImageRepository, query: Query | None = None, **options: Any) -> zipfile.ZipFile:
     chunks = export_zip(repository.database, repository.storage, query or Query(), **options)
     archive = zipfile.ZipFile(io.BytesIO(b"".join(chunks)))
     assert archive.testzip() is None
@@ -46,11 +44,7 @@ def table(archive: zipfile.ZipFile) -> list[dict[str, str]]:
 def test_files_are_copied_and_their_settings_listed(repository: ImageRepository) -> None:
     images = [repository.save(make_image(seed=seed, owner="anna")) for seed in range(3)]
     archive = exported(repository)
-    assert archive.namelist() == [
-        *(f"pictures/{image.filename}" for image in images),
-        "metadata.jsonl",
-        "metadata.csv",
-    ]
+    assert archive.namelist() == [*(f"pictures/{image.filename}" for image in images), "metadata.jsonl", "metadata.csv"]
     for image, record, row in zip(images, lines(archive), table(archive), strict=True):
         content = archive.read(f"pictures/{image.filename}")
         assert content == repository.storage.path_of(image).read_bytes()
@@ -60,9 +54,7 @@ def test_files_are_copied_and_their_settings_listed(repository: ImageRepository)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
-def test_converted_files_keep_their_settings(
-    repository: ImageRepository, image_format: str, tmp_path: Path
-) -> None:
+def test_converted_files_keep_their_settings(repository: ImageRepository, image_format: str, tmp_path: Path) -> None:
     for original in ("png", "jpeg", "webp"):
         repository.save(make_image(image_format=original, quality=90))
     archive = exported(repository, image_format=image_format, quality=50)
@@ -81,8 +73,7 @@ def test_quality_changes_the_file_size(repository: ImageRepository) -> None:
     noise = Image.effect_noise((256, 256), 90).convert("RGB")
     repository.save(make_image(image=noise))
     small, large = (
-        lines(exported(repository, image_format="jpeg", quality=quality))[0]["file_size"]
-        for quality in (10, 95)
+        lines(exported(repository, image_format="jpeg", quality=quality))[0]["file_size"] for quality in (10, 95)
     )
     assert small * 3 < large
 
@@ -112,9 +103,7 @@ def test_only_a_finished_export_is_recorded(repository: ImageRepository) -> None
     unfinished.close()
     assert repository.database.rows("SELECT * FROM exports") == []
     content = b"".join(
-        export_zip(
-            repository.database, repository.storage, Query(), image_format="webp", filename="x.zip"
-        )
+        export_zip(repository.database, repository.storage, Query(), image_format="webp", filename="x.zip")
     )
     (row,) = repository.database.rows("SELECT * FROM exports")
     assert (row["filename"], row["file_size"], row["item_count"]) == ("x.zip", len(content), 1)
@@ -143,9 +132,7 @@ def test_times_before_1980(repository: ImageRepository) -> None:
     assert lines(exported(repository))[0]["created_at"].startswith("1970-01-01")
 
 
-@pytest.mark.parametrize(
-    ("options", "field"), [({"image_format": "gif"}, "image_format"), ({"quality": 0}, "quality")]
-)
+@pytest.mark.parametrize(("options", "field"), [({"image_format": "gif"}, "image_format"), ({"quality": 0}, "quality")])
 def test_invalid_options_raise_before_the_first_chunk(
     repository: ImageRepository, options: dict[str, Any], field: str
 ) -> None:

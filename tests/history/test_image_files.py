@@ -17,17 +17,11 @@ from .conftest import make_image
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file()
-    )
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file())
 
 
-@pytest.mark.parametrize(
-    ("image_format", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")]
-)
-def test_save_writes_into_the_folder_of_the_day(
-    storage: ImageStorage, image_format: str, suffix: str
-) -> None:
+@pytest.mark.parametrize(("image_format", "suffix"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
+def test_save_writes_into_the_folder_of_the_day(storage: ImageStorage, image_format: str, suffix: str) -> None:
     saved = storage.save(make_image(image_format=image_format))
     assert re.fullmatch(rf"[0-9a-f]{{32}}\.{suffix}", saved.filename)
     assert saved.filepath == f"outputs/2026-05-04/{saved.filename}"
@@ -88,12 +82,8 @@ def test_an_unwritable_folder_raises(plain_user: Path) -> None:
         ImageStorage(plain_user / "outputs").save(make_image())
 
 
-@pytest.mark.parametrize(
-    "filepath", ["fox.png", "outputs/fox.png", "{home}/outputs/fox.png", "", "/moved/fox.png"]
-)
-def test_paths_of_old_rows_are_resolved(
-    storage: ImageStorage, tmp_path: Path, filepath: str
-) -> None:
+@pytest.mark.parametrize("filepath", ["fox.png", "outputs/fox.png", "{home}/outputs/fox.png", "", "/moved/fox.png"])
+def test_paths_of_old_rows_are_resolved(storage: ImageStorage, tmp_path: Path, filepath: str) -> None:
     storage.root.mkdir()
     (storage.root / "fox.png").write_bytes(b"old")
     image = make_image(filename="fox.png", filepath=filepath.format(home=tmp_path))
@@ -101,12 +91,9 @@ def test_paths_of_old_rows_are_resolved(
 
 
 @pytest.mark.parametrize(
-    "filepath",
-    ["../secret.png", "/etc/passwd", "outputs/../../secret.png", "a\0b.png", "ai_images.db"],
+    "filepath", ["../secret.png", "/etc/passwd", "outputs/../../secret.png", "a\0b.png", "ai_images.db"]
 )
-def test_rows_cannot_name_files_outside_the_data_folder(
-    storage: ImageStorage, tmp_path: Path, filepath: str
-) -> None:
+def test_rows_cannot_name_files_outside_the_data_folder(storage: ImageStorage, tmp_path: Path, filepath: str) -> None:
     (tmp_path.parent / "secret.png").write_text("secret")
     (tmp_path / "ai_images.db").write_text("secret")
     with pytest.raises(NotFound):

@@ -28,9 +28,7 @@ def test_reconcile_adds_a_row_for_a_file_without_one(repository: ImageRepository
     assert repository.reconcile() == ReconcileResult()
 
 
-def test_reconcile_adds_the_row_of_an_interrupted_import(
-    repository: ImageRepository,
-) -> None:
+def test_reconcile_adds_the_row_of_an_interrupted_import(repository: ImageRepository) -> None:
     folder = repository.storage.root / "2026-01-01"
     folder.mkdir(parents=True)
     for name in (f"{7:032x}.png", "holiday.png"):
@@ -41,9 +39,7 @@ def test_reconcile_adds_the_row_of_an_interrupted_import(
     assert found.request.num_inference_steps == 5
 
 
-def test_reconcile_adds_the_row_that_could_not_be_written(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_reconcile_adds_the_row_that_could_not_be_written(repository: ImageRepository, tmp_path: Path) -> None:
     repository.database.close()
     with pytest.raises(StorageError):
         repository.save(make_image())
@@ -78,9 +74,7 @@ def test_files_of_old_rows_are_not_missing(repository: ImageRepository) -> None:
     for name in ("only-name.png", "absolute.png"):
         (repository.storage.root / name).write_bytes(b"old")
     repository.database.save_image(make_image(filename="only-name.png", filepath=""))
-    repository.database.save_image(
-        make_image(filename="absolute.png", filepath="/moved/absolute.png")
-    )
+    repository.database.save_image(make_image(filename="absolute.png", filepath="/moved/absolute.png"))
     assert repository.reconcile() == ReconcileResult()
 
 

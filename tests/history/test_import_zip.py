@@ -95,13 +95,9 @@ def test_duplicates_are_not_imported(repository: ImageRepository, tmp_path: Path
     assert rows(repository) == before
 
 
-def test_images_of_other_owners_are_not_duplicates(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_images_of_other_owners_are_not_duplicates(repository: ImageRepository, tmp_path: Path) -> None:
     saved = repository.save(make_image(owner="anna"))
-    assert zip_import(repository, exported(repository, tmp_path), owner="berta") == ImportResult(
-        1, 0
-    )
+    assert zip_import(repository, exported(repository, tmp_path), owner="berta") == ImportResult(1, 0)
     anna, berta = repository.database.search(Query(sort="oldest"))
     assert (anna, berta.owner) == (saved, "berta")
     assert anna.filename != berta.filename
@@ -120,9 +116,7 @@ def test_used_ids_are_replaced_and_parents_follow(
     assert by_seed[3].parent_id is None
 
 
-def test_import_folder_with_images_of_other_programs(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_import_folder_with_images_of_other_programs(repository: ImageRepository, tmp_path: Path) -> None:
     home = tmp_path / "from"
     (home / "deep").mkdir(parents=True)
     chunks = PngInfo()
@@ -176,9 +170,7 @@ def test_links_in_a_zip_are_refused(repository: ImageRepository, tmp_path: Path)
     assert len(zip_import(repository, path).errors) == 1
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(repository: ImageRepository, tmp_path: Path) -> None:
     path = tmp_path / "in.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(3):
@@ -187,9 +179,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(
         zip_import(repository, path)
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_decoded(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(repository: ImageRepository, tmp_path: Path) -> None:
     content = bytearray(embed(make_image()))
     header = struct.pack(">II", 9000, 9000)
     content[16:24] = header
@@ -199,9 +189,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(
     assert list(repository.storage.filepaths()) == []
 
 
-def test_large_files_are_refused(
-    repository: ImageRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_files_are_refused(repository: ImageRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("canvas.history.import_zip.MAX_FILE_BYTES", 100)
     home = tmp_path / "from"
     home.mkdir()
@@ -214,9 +202,7 @@ def test_large_files_are_refused(
         assert "at most 0 MB" in result.errors[0]
 
 
-def test_a_damaged_entry_is_refused_and_the_others_imported(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_a_damaged_entry_is_refused_and_the_others_imported(repository: ImageRepository, tmp_path: Path) -> None:
     path = zipped(tmp_path, {"a.png": embed(make_image()), "b.png": embed(make_image(seed=8))})
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF
@@ -227,18 +213,14 @@ def test_a_damaged_entry_is_refused_and_the_others_imported(
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04broken"])
-def test_import_zip_rejects_other_files(
-    repository: ImageRepository, tmp_path: Path, content: bytes
-) -> None:
+def test_import_zip_rejects_other_files(repository: ImageRepository, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(content)
     with pytest.raises(StorageError, match=r"x\.zip is not a ZIP"):
         zip_import(repository, path)
 
 
-def test_import_folder_rejects_a_missing_folder(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_import_folder_rejects_a_missing_folder(repository: ImageRepository, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="There is no folder"):
         folder_import(repository, tmp_path / "missing")
 
@@ -257,9 +239,7 @@ def test_import_folder_rejects_a_missing_folder(
         b'{"filename": "x.png", "model_key": "\\ud800", "notes": ["\\ud800"], "task": "\\ud800"}',
     ],
 )
-def test_malicious_metadata_lines_are_ignored(
-    repository: ImageRepository, tmp_path: Path, line: bytes
-) -> None:
+def test_malicious_metadata_lines_are_ignored(repository: ImageRepository, tmp_path: Path, line: bytes) -> None:
     content = embed(make_image())
     path = zipped(tmp_path, {"pictures/x.png": content, "metadata.jsonl": line + b"\n{}\n"})
     assert zip_import(repository, path) == ImportResult(1, 0)

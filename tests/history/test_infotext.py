@@ -108,9 +108,7 @@ def test_old_field_names_are_read_and_new_ones_written() -> None:
 def test_the_text_has_the_format_of_a1111() -> None:
     lines = write_infotext(make_image()).split("\n")
     assert lines[:2] == ["a red fox in the snow", "Negative prompt: blurry"]
-    assert lines[2].startswith(
-        "Steps: 15, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Model: tiny, "
-    )
+    assert lines[2].startswith("Steps: 15, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Model: tiny, ")
     assert ", Size: 64x72, " in lines[2]
     assert len(lines) == 3
 

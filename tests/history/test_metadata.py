@@ -67,9 +67,7 @@ def test_any_request_round_trips(request: GenerationRequest, image_format: str) 
 def test_the_longest_prompts_fit(tmp_path: Path, image_format: str) -> None:
     # Noise of characters outside of the basic plane: four bytes each, and hardly compressible.
     noise = "".join(chr(0x20000 + (n * n * 7919 + n * 31) % 40000) for n in range(10_000))
-    image = make_image(
-        prompt=noise, negative_prompt=noise[::-1], enhanced_prompt=noise, image_format=image_format
-    )
+    image = make_image(prompt=noise, negative_prompt=noise[::-1], enhanced_prompt=noise, image_format=image_format)
     assert read_settings(write(tmp_path, image)) == without_pixels(image)
 
 

@@ -156,8 +156,7 @@ def test_old_rows_are_searchable_and_ids_continue(tmp_path: Path) -> None:
     found = database.rows("SELECT rowid FROM image_search WHERE image_search MATCH 'fox'")
     with database.transaction() as connection:
         connection.execute(
-            "INSERT INTO generated_images (filename, prompt, model_used) "
-            "VALUES ('new.png', 'new', 'tiny')"
+            "INSERT INTO generated_images (filename, prompt, model_used) VALUES ('new.png', 'new', 'tiny')"
         )
         number = connection.execute("SELECT max(id) FROM generated_images").fetchone()[0]
     database.close()

@@ -127,9 +127,7 @@ def test_filters(database: Database, filters: dict[str, Any], ids: list[int]) ->
         {"favourite": True},
     ]
     for hour, (prompt, change) in enumerate(zip(PROMPTS, changes, strict=True)):
-        database.save_image(
-            make_image(prompt=prompt, created_at=START + timedelta(hours=hour), **change)
-        )
+        database.save_image(make_image(prompt=prompt, created_at=START + timedelta(hours=hour), **change))
     assert found(database, **filters) == ids
 
 
@@ -143,9 +141,7 @@ def test_images_without_file_are_not_found(prompts: Database) -> None:
 @pytest.mark.parametrize("text", ["", "picture", "unicorn", "-fox"])
 def test_pages_join_to_all_ids_in_order(many: Database, sort: str, text: str) -> None:
     query = {"text": text, "owner": "local", "sort": sort}
-    pages = [
-        many.search(Query(**query, limit=700, offset=offset)) for offset in range(0, 2800, 700)
-    ]
+    pages = [many.search(Query(**query, limit=700, offset=offset)) for offset in range(0, 2800, 700)]
     ids = [image.id for image in itertools.chain.from_iterable(pages)]
     assert ids == many.ids(Query(**query))
     assert len(set(ids)) == len(ids) == many.count(Query(**query))
@@ -199,13 +195,10 @@ def test_pages_use_a_covering_index(many: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    "filters",
-    [{"task": "inpaint"}, {"size": (512, 768)}, {"since": START}, {"since": START, "until": START}],
+    "filters", [{"task": "inpaint"}, {"size": (512, 768)}, {"since": START}, {"since": START, "until": START}]
 )
 @pytest.mark.parametrize("owner", ["local", None])
-def test_filters_use_a_covering_index(
-    many: Database, owner: str | None, filters: dict[str, Any]
-) -> None:
+def test_filters_use_a_covering_index(many: Database, owner: str | None, filters: dict[str, Any]) -> None:
     for statement in (
         queries.page(Query(owner=owner, **filters), common=False),
         queries.sizes(Query(owner=owner, **filters)),
@@ -232,8 +225,7 @@ def test_query_params_round_trip(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
-    [("size", "512"), ("size", "axb"), ("since", "soon"), ("until", "2026-99-99"), ("ids", "1,,2")],
+    ("name", "text"), [("size", "512"), ("size", "axb"), ("since", "soon"), ("until", "2026-99-99"), ("ids", "1,,2")]
 )
 def test_invalid_query_params_are_rejected(name: str, text: str) -> None:
     with pytest.raises(InvalidInput) as caught:

@@ -48,9 +48,7 @@ def test_download_stats_count_complete_downloads(database: Database) -> None:
         ("download", "cancelled", 7),
         ("load", "complete", None),
     ):
-        database.save_model_event(
-            ModelEvent("tiny", event, status=status, bytes=size, download_time=2.0)
-        )
+        database.save_model_event(ModelEvent("tiny", event, status=status, bytes=size, download_time=2.0))
     assert compute_statistics(database, None).downloads == (DownloadStats("tiny", 2, 1, 150, 4.0),)
 
 

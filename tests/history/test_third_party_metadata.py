@@ -54,18 +54,9 @@ GRAPH: dict[str, Any] = {
             "latent_image": ["5", 0],
         },
     },
-    "4": {
-        "class_type": "CheckpointLoaderSimple",
-        "inputs": {"ckpt_name": "sd15/dreamshaper_8.safetensors"},
-    },
-    "5": {
-        "class_type": "EmptyLatentImage",
-        "inputs": {"width": 512, "height": 640, "batch_size": 1},
-    },
-    "6": {
-        "class_type": "CLIPTextEncode",
-        "inputs": {"text": "a lighthouse, (storm:1.3)", "clip": ["4", 1]},
-    },
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15/dreamshaper_8.safetensors"}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 640, "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a lighthouse, (storm:1.3)", "clip": ["4", 1]}},
     "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "people", "clip": ["4", 1]}},
     "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
     "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
@@ -100,12 +91,7 @@ WORKFLOW: dict[str, Any] = {
             "widgets_values": ["a lighthouse, (storm:1.3)"],
             "inputs": [{"name": "clip", "link": 3}],
         },
-        {
-            "id": 7,
-            "type": "CLIPTextEncode",
-            "widgets_values": ["people"],
-            "inputs": [{"name": "clip", "link": 5}],
-        },
+        {"id": 7, "type": "CLIPTextEncode", "widgets_values": ["people"], "inputs": [{"name": "clip", "link": 5}]},
         {"id": 10, "type": "Note", "widgets_values": ["hello"]},
     ],
 }
@@ -208,9 +194,7 @@ def workflow_of(graph: dict[str, Any]) -> dict[str, Any]:
         ({"parameters": json.dumps(FOOOCUS)}, "Fooocus"),
     ],
 )
-def test_read_metadata_of_other_programs(
-    tmp_path: Path, texts: dict[str, str], program: str
-) -> None:
+def test_read_metadata_of_other_programs(tmp_path: Path, texts: dict[str, str], program: str) -> None:
     path = png(tmp_path, **texts)
     found = read_metadata(path)
     expected = dict(LIGHTHOUSE)
@@ -256,9 +240,7 @@ def sd_parsers_prompts(path: Path) -> list[str]:
     return [prompt.value for prompt in info.prompts] if info else []
 
 
-@pytest.mark.parametrize(
-    "texts", [{"prompt": json.dumps(GRAPH)}, {"workflow": json.dumps(WORKFLOW)}]
-)
+@pytest.mark.parametrize("texts", [{"prompt": json.dumps(GRAPH)}, {"workflow": json.dumps(WORKFLOW)}])
 def test_comfyui_graph_or_workflow_alone(tmp_path: Path, texts: dict[str, str]) -> None:
     path = png(tmp_path, **texts)
     assert sd_parsers_prompts(path) == []
@@ -280,10 +262,7 @@ def test_invokeai_model_name_and_missing_scheduler(tmp_path: Path) -> None:
     path = png(tmp_path, invokeai_metadata=json.dumps({**metadata, "negative_prompt": None}))
     assert sd_parsers_prompts(path) == []
     found = read_metadata(path)
-    assert (found.values["prompt"], found.values["model_key"]) == (
-        LIGHTHOUSE["prompt"],
-        "dreamshaper",
-    )
+    assert (found.values["prompt"], found.values["model_key"]) == (LIGHTHOUSE["prompt"], "dreamshaper")
     assert found.warnings == ()
 
 
@@ -366,10 +345,7 @@ def test_comfyui_second_pass_and_lora_become_warnings(tmp_path: Path) -> None:
     changed = graph(
         node2=second,
         node3={"model": ["11", 0], "sampler_name": "heun"},
-        node11={
-            "class_type": "LoraLoader",
-            "inputs": {"lora_name": "x", "model": ["4", 0], "clip": ["4", 1]},
-        },
+        node11={"class_type": "LoraLoader", "inputs": {"lora_name": "x", "model": ["4", 0], "clip": ["4", 1]}},
     )
     found = read_metadata(png(tmp_path, prompt=json.dumps(changed)))
     assert (found.values["seed"], found.values["num_inference_steps"]) == (1234, 25)
@@ -408,10 +384,7 @@ def test_comfyui_custom_sampler(tmp_path: Path) -> None:
         "2": {"class_type": "RandomNoise", "inputs": {"noise_seed": 9}},
         "3": {"class_type": "BasicGuider", "inputs": {"conditioning": ["7", 0]}},
         "4": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
-        "5": {
-            "class_type": "BasicScheduler",
-            "inputs": {"scheduler": "simple", "steps": 4, "denoise": 1},
-        },
+        "5": {"class_type": "BasicScheduler", "inputs": {"scheduler": "simple", "steps": 4, "denoise": 1}},
         "6": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 1024, "height": 768}},
         "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat"}},
     }
@@ -443,9 +416,7 @@ def test_comfyui_custom_sampler(tmp_path: Path) -> None:
         ({"generation_mode": "img2img", "strength": 0.4}, "another image"),
     ],
 )
-def test_unsupported_invokeai_settings_become_warnings(
-    tmp_path: Path, changes: dict[str, Any], warning: str
-) -> None:
+def test_unsupported_invokeai_settings_become_warnings(tmp_path: Path, changes: dict[str, Any], warning: str) -> None:
     found = read_metadata(png(tmp_path, invokeai_metadata=json.dumps({**INVOKEAI, **changes})))
     assert found.values["prompt"] == "a lighthouse, (storm:1.3)"
     assert len(found.warnings) == 1

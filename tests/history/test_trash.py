@@ -27,16 +27,11 @@ def files(repository: ImageRepository) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
-def test_delete_and_undo(
-    repository: ImageRepository,
-) -> None:
+def test_delete_and_undo(repository: ImageRepository) -> None:
     (saved,) = save_images(repository, "local")
     repository.database.set_favourite([1], "local", True)
     row = repository.database.rows("SELECT * FROM generated_images")
-    path, content = (
-        repository.storage.path_of(saved),
-        repository.storage.path_of(saved).read_bytes(),
-    )
+    path, content = (repository.storage.path_of(saved), repository.storage.path_of(saved).read_bytes())
     token, number = repository.trash.delete([1], "local")
     assert number == 1
     assert not path.exists()
@@ -44,9 +39,7 @@ def test_delete_and_undo(
     assert repository.database.image(1) is None
     assert repository.database.image_by_filename(saved.filename) is None
     assert repository.database.search(Query("fox")) == []
-    assert (
-        repository.database.rows("SELECT * FROM image_search WHERE image_search MATCH 'fox'") == []
-    )
+    assert repository.database.rows("SELECT * FROM image_search WHERE image_search MATCH 'fox'") == []
     assert repository.reconcile() == ReconcileResult()
     assert repository.trash.undo(token, "local") == 1
     assert path.read_bytes() == content
@@ -128,25 +121,19 @@ def test_reconcile_purges_old_sessions(repository: ImageRepository) -> None:
     assert files(repository) == []
 
 
-def test_delete_all_leaves_no_trace_of_an_owner(
-    repository: ImageRepository, tmp_path: Path
-) -> None:
+def test_delete_all_leaves_no_trace_of_an_owner(repository: ImageRepository, tmp_path: Path) -> None:
     prompt = "unmistakable words about somebody"
     saved = [repository.save(make_image(owner="anna", prompt=f"{prompt} {n}")) for n in range(3)]
     other = repository.save(make_image(owner="berta"))
     token, _ = repository.trash.delete(ids(saved[:1]), "anna")
     repository.database.mark_missing(ids(saved[1:2]))
     with repository.database.transaction() as connection:
-        connection.execute(
-            "INSERT INTO unfinished_jobs VALUES ('1', 'anna', ?, '', '')", [f"{prompt} 4"]
-        )
+        connection.execute("INSERT INTO unfinished_jobs VALUES ('1', 'anna', ?, '', '')", [f"{prompt} 4"])
     assert repository.delete_all("anna") == 2
     with pytest.raises(NotFound):
         repository.trash.undo(token, "anna")
     assert repository.database.recent(None) == [other]
-    assert {name.split("/")[-1].split(".")[0] for name in files(repository)} == {
-        other.filename.split(".")[0]
-    }
+    assert {name.split("/")[-1].split(".")[0] for name in files(repository)} == {other.filename.split(".")[0]}
     for path in tmp_path.glob("ai_images.db*"):
         assert b"unmistakable" not in path.read_bytes()
 

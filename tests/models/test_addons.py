@@ -42,9 +42,7 @@ def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     pipeline.unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=layers))
     lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
     addon = ADDONS[DISTILLED_LORA]
-    StableDiffusionPipeline.save_lora_weights(
-        root / addon.repo_id, unet_lora_layers=lora, weight_name=addon.files[0]
-    )
+    StableDiffusionPipeline.save_lora_weights(root / addon.repo_id, unet_lora_layers=lora, weight_name=addon.files[0])
     AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
@@ -59,9 +57,7 @@ def cached(repositories: Path, tmp_path: Path) -> Hub:
     """A cache with both add-ons."""
     hub = Hub(cache_dir=tmp_path / "cache")
     for addon in ADDONS.values():
-        shutil.copytree(
-            repositories / addon.repo_id, hub.repo_folder(addon.repo_id) / "snapshots/abc"
-        )
+        shutil.copytree(repositories / addon.repo_id, hub.repo_folder(addon.repo_id) / "snapshots/abc")
     return hub
 
 
@@ -104,26 +100,17 @@ def test_turbo_is_loaded_separately_and_quality_is_unchanged(spec: ModelSpec, ca
 
 
 def test_turbo_generates_an_image(spec: ModelSpec, cached: Hub) -> None:
-    request = GenerationRequest("a fox", preset="turbo", seed=3, model_key=spec.key).with_defaults(
-        spec
-    )
+    request = GenerationRequest("a fox", preset="turbo", seed=3, model_key=spec.key).with_defaults(spec)
     assert (request.num_inference_steps, request.guidance_scale) == (4, 0.0)
     pipeline = PipelineCache(CPU, hub=cached).get(spec, local(spec), preset="turbo")
     (image,) = generate(
-        pipeline,
-        request,
-        spec=spec,
-        device=CPU,
-        on_step=lambda step: None,
-        cancelled=threading.Event(),
+        pipeline, request, spec=spec, device=CPU, on_step=lambda step: None, cancelled=threading.Event()
     )
     assert image.image is not None
     assert image.image.size == (64, 64)
 
 
-def test_turbo_without_distilled_lora_only_replaces_the_vae(
-    tiny_spec: ModelSpec, cached: Hub
-) -> None:
+def test_turbo_without_distilled_lora_only_replaces_the_vae(tiny_spec: ModelSpec, cached: Hub) -> None:
     spec = replace(tiny_spec, accelerations=(TAESD,))
     cache = PipelineCache(CPU, hub=cached)
     quality, turbo = cache.get(spec, local(spec)), cache.get(spec, local(spec), preset="turbo")
@@ -132,9 +119,7 @@ def test_turbo_without_distilled_lora_only_replaces_the_vae(
     assert len(cache.loaded()) == 1
 
 
-def test_missing_add_ons_are_an_error_and_leave_the_cache_usable(
-    spec: ModelSpec, tmp_path: Path
-) -> None:
+def test_missing_add_ons_are_an_error_and_leave_the_cache_usable(spec: ModelSpec, tmp_path: Path) -> None:
     hub = Hub(cache_dir=tmp_path)
     cache = PipelineCache(CPU, hub=hub)
     assert addons.missing("turbo", spec, hub=hub) == (DISTILLED_LORA, TAESD)
@@ -144,9 +129,7 @@ def test_missing_add_ons_are_an_error_and_leave_the_cache_usable(
     cache.get(spec, local(spec))
 
 
-def test_lora_of_another_model_is_rejected(
-    spec: ModelSpec, cached: Hub, repositories: Path
-) -> None:
+def test_lora_of_another_model_is_rejected(spec: ModelSpec, cached: Hub, repositories: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     file = cached.repo_folder(ADDONS[DISTILLED_LORA].repo_id) / "snapshots/abc"
@@ -157,9 +140,7 @@ def test_lora_of_another_model_is_rejected(
         PipelineCache(CPU, hub=cached).get(spec, local(spec), preset="turbo")
 
 
-def test_add_ons_are_downloaded_once(
-    hub: LocalHub, repositories: Path, spec: ModelSpec, tmp_path: Path
-) -> None:
+def test_add_ons_are_downloaded_once(hub: LocalHub, repositories: Path, spec: ModelSpec, tmp_path: Path) -> None:
     client = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
     for addon in ADDONS.values():
         hub.add(addon.repo_id, repositories / addon.repo_id)
@@ -169,9 +150,7 @@ def test_add_ons_are_downloaded_once(
     folder = addons.find(TAESD, hub=client)
     assert folder is not None
     assert updates[-1].bytes_done == updates[-1].bytes_total
-    assert updates[-1].bytes_total == sum(
-        (folder / file).stat().st_size for file in ADDONS[TAESD].files
-    )
+    assert updates[-1].bytes_total == sum((folder / file).stat().st_size for file in ADDONS[TAESD].files)
     hub.close()
     addons.fetch("turbo", spec, updates.append, threading.Event(), hub=client)
 

@@ -66,9 +66,7 @@ def fetch(repo_id: str, client: Hub, *, half_precision: bool = False) -> downloa
 
 def weights(suffix: str) -> set[str]:
     model = "pytorch_model" if suffix.endswith("bin") else "model"
-    return {f"text_encoder/{model}.{suffix}"} | {
-        f"{part}/diffusion_pytorch_model.{suffix}" for part in ("unet", "vae")
-    }
+    return {f"text_encoder/{model}.{suffix}"} | {f"{part}/diffusion_pytorch_model.{suffix}" for part in ("unet", "vae")}
 
 
 @pytest.mark.parametrize(
@@ -78,12 +76,7 @@ def weights(suffix: str) -> set[str]:
         ("tiny_folder", True, "safetensors", set()),
         ("tiny_bin_folder", True, "bin", {"feature_extractor/preprocessor_config.json"}),
         ("tiny_full_folder", False, "safetensors", {"feature_extractor/preprocessor_config.json"}),
-        (
-            "tiny_full_folder",
-            True,
-            "fp16.safetensors",
-            {"feature_extractor/preprocessor_config.json"},
-        ),
+        ("tiny_full_folder", True, "fp16.safetensors", {"feature_extractor/preprocessor_config.json"}),
     ],
 )
 def test_only_needed_files_are_planned_and_downloaded(
@@ -152,9 +145,7 @@ def test_cached_files_are_not_downloaded_again(hub: LocalHub, client: Hub, tiny_
 
 
 @pytest.mark.parametrize("size", [None, 0, 1000])
-def test_incomplete_snapshot_is_not_found_and_is_completed(
-    client: Hub, tiny_repo: str, size: int | None
-) -> None:
+def test_incomplete_snapshot_is_not_found_and_is_completed(client: Hub, tiny_repo: str, size: int | None) -> None:
     spec = make_spec(tiny_repo)
     folder = fetch(tiny_repo, client).local.path
     if size is None:
@@ -197,11 +188,7 @@ def test_not_found_error_names_all_repositories(hub: LocalHub, client: Hub) -> N
     ("fault", "kind", "message"),
     [
         (Fault.gone(), ModelNotFound, "does not exist on the Hub"),
-        (
-            Fault.gated(),
-            ModelGated,
-            "accept the terms at https://huggingface.co/tiny/diffusion and set HF_TOKEN",
-        ),
+        (Fault.gated(), ModelGated, "accept the terms at https://huggingface.co/tiny/diffusion and set HF_TOKEN"),
         (Fault(status=401, headers=INVALID_TOKEN), ModelGated, "new one at .*/settings/tokens"),
         (Fault.errors(), DownloadFailed, "returned an error .status 500"),
         (Fault.too_many(60), DownloadFailed, "Set HF_TOKEN, or try again"),
@@ -260,9 +247,7 @@ def test_failed_download_raises_the_reason_and_can_be_retried(
     ],
     ids=["500 for HEAD", "500 for GET", "429", "broken connection", "redirect"],
 )
-def test_temporary_fault_is_retried(
-    hub: LocalHub, client: Hub, tiny_repo: str, fault: Fault
-) -> None:
+def test_temporary_fault_is_retried(hub: LocalHub, client: Hub, tiny_repo: str, fault: Fault) -> None:
     hub.faults[f"{tiny_repo}/{UNET}"] = fault
     local = fetch(tiny_repo, client).local
     assert (local.path / UNET).read_bytes() == hub.files(tiny_repo)[UNET].read_bytes()
@@ -327,9 +312,7 @@ def test_complete_files_are_kept_when_the_connection_is_lost(
 
     spec = make_spec(tiny_repo)
     with pytest.raises((HubOffline, DownloadFailed)):
-        download.download(
-            spec, planned, disconnect, threading.Event(), hub=with_short_timeout(client)
-        )
+        download.download(spec, planned, disconnect, threading.Event(), hub=with_short_timeout(client))
     assert download.find_local(spec, hub=client) is None, "an incomplete model is not found"
     again = LocalHub()
     try:
@@ -347,9 +330,7 @@ def test_plan_retries_temporary_errors(hub: LocalHub, client: Hub, tiny_repo: st
     assert plan(tiny_repo, client).files
 
 
-def test_cancelled_download_keeps_complete_files(
-    hub: LocalHub, client: Hub, tiny_repo: str
-) -> None:
+def test_cancelled_download_keeps_complete_files(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     spec = make_spec(tiny_repo)
     hub.faults[f"{tiny_repo}/{UNET}"] = Fault.stalls(after=100_000)
     cancelled = threading.Event()
@@ -372,9 +353,7 @@ def test_plan_can_be_cancelled(hub: LocalHub, client: Hub, tiny_repo: str) -> No
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(DownloadCancelled):
-        download.plan_download(
-            make_spec(tiny_repo), half_precision=False, hub=client, cancelled=cancelled
-        )
+        download.plan_download(make_spec(tiny_repo), half_precision=False, hub=client, cancelled=cancelled)
 
 
 def test_offline_error_says_what_is_on_disk(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
@@ -395,21 +374,15 @@ def test_full_disk_fails_before_the_download(hub: LocalHub, client: Hub, tiny_re
     planned = DownloadPlan(planned.repo_id, planned.revision, (huge,), 10**18, 10**18, 0)
     hub.requests.clear()
     with pytest.raises(DiskFull, match=r"needs 1000000000\.00 GB, .* has only \d+\.\d\d GB free"):
-        download.download(
-            make_spec(tiny_repo), planned, lambda _: None, threading.Event(), hub=client
-        )
+        download.download(make_spec(tiny_repo), planned, lambda _: None, threading.Event(), hub=client)
     assert hub.requests == []
 
 
-def test_repository_without_pipeline_is_an_error(
-    hub: LocalHub, client: Hub, tmp_path: Path
-) -> None:
+def test_repository_without_pipeline_is_an_error(hub: LocalHub, client: Hub, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}", encoding="utf-8")
     hub.add("org/other", tmp_path / "other")
-    with pytest.raises(
-        ModelCorrupted, match=r"org/other is no diffusers pipeline: no readable model_index\.json"
-    ):
+    with pytest.raises(ModelCorrupted, match=r"org/other is no diffusers pipeline: no readable model_index\.json"):
         plan("org/other", client)
 
 

@@ -19,9 +19,7 @@ def client(hub: LocalHub, tmp_path: Path) -> Hub:
 
 
 def fetch(client: Hub, repo_id: str, revision: str | None = None) -> Path:
-    path = snapshot_download(
-        repo_id, revision=revision, endpoint=client.endpoint, cache_dir=client.cache
-    )
+    path = snapshot_download(repo_id, revision=revision, endpoint=client.endpoint, cache_dir=client.cache)
     return Path(path)
 
 

@@ -76,9 +76,7 @@ def test_crash_of_the_process_is_download_failed(client: Hub) -> None:
         call(client, {"action": "dance", "repo_id": "org/model"})
 
 
-def test_unwritable_cache_is_download_failed(
-    client: Hub, hub: LocalHub, tiny_repo: str, tmp_path: Path
-) -> None:
+def test_unwritable_cache_is_download_failed(client: Hub, hub: LocalHub, tiny_repo: str, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
     files = {"vae/config.json": {"size": 1, "etag": "0"}}
     task = {"action": "fetch", "repo_id": tiny_repo, "revision": hub.revision(tiny_repo)}
@@ -94,19 +92,10 @@ def test_token_is_sent(client: Hub, hub: LocalHub, tiny_repo: str) -> None:
 def test_process_exits_when_stdin_closes(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[tiny_repo] = Fault.silent()
     child = subprocess.Popen(
-        [sys.executable, "-P", str(WORKER_PATH)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-P", str(WORKER_PATH)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert child.stdin and child.stdout
-    task = {
-        "action": "list",
-        "repo_id": tiny_repo,
-        "endpoint": hub.url,
-        "token": None,
-        "timeout": 600,
-    }
+    task = {"action": "list", "repo_id": tiny_repo, "endpoint": hub.url, "token": None, "timeout": 600}
     child.stdin.write(json.dumps(task) + "\n")
     child.stdin.flush()
     assert json.loads(child.stdout.readline()) == {"bytes": 0}
@@ -124,11 +113,6 @@ def test_library_environment_variables_apply(
 ) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), **variable}
     done = subprocess.run(
-        [sys.executable, "-c", PLAN],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", PLAN], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(expected)

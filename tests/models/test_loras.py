@@ -19,9 +19,7 @@ from tests.tiny_xl import CROSS_ATTENTION, make_tiny_xl
 RANK = 2
 
 
-def make_lora(
-    path: Path, unet: Any, style: str = "diffusers", seed: int = 0, **metadata: str
-) -> Path:
+def make_lora(path: Path, unet: Any, style: str = "diffusers", seed: int = 0, **metadata: str) -> Path:
     """A random LoRA for the attention of a UNet, with the tensor names of diffusers or kohya."""
     numbers = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -74,9 +72,7 @@ def generate(pipeline: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("style", ["diffusers", "kohya"])
-def test_lora_changes_the_image_at_weight_1_but_not_at_0(
-    pipeline: Any, style: str, tmp_path: Path
-) -> None:
+def test_lora_changes_the_image_at_weight_1_but_not_at_0(pipeline: Any, style: str, tmp_path: Path) -> None:
     lora = read_lora(make_lora(tmp_path / "a.safetensors", pipeline.unet, style))
     plain = generate(pipeline)
     with applied_loras(pipeline, [(lora, 0)]):
@@ -113,9 +109,7 @@ def test_pipeline_is_unchanged_after_an_error(tiny: Any, tmp_path: Path) -> None
 def test_active_adapter_stays(tiny: Any, tmp_path: Path) -> None:
     adapter = make_lora(tmp_path / "fast.safetensors", tiny.unet, seed=5)
     lora = read_lora(make_lora(tmp_path / "a.safetensors", tiny.unet))
-    tiny.load_lora_weights(
-        str(tmp_path), weight_name=adapter.name, adapter_name="fast", local_files_only=True
-    )
+    tiny.load_lora_weights(str(tmp_path), weight_name=adapter.name, adapter_name="fast", local_files_only=True)
     try:
         before = generate(tiny)
         with applied_loras(tiny, [(lora, 1)]):
@@ -126,9 +120,7 @@ def test_active_adapter_stays(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_sdxl_lora_on_sd15_names_tensors_and_base_model(tiny: Any, xl: Any, tmp_path: Path) -> None:
-    path = make_lora(
-        tmp_path / "big.safetensors", xl.unet, "kohya", ss_base_model_version="sdxl_base_v1-0"
-    )
+    path = make_lora(tmp_path / "big.safetensors", xl.unet, "kohya", ss_base_model_version="sdxl_base_v1-0")
     with pytest.raises(InvalidInput) as caught, applied_loras(tiny, [(read_lora(path), 1)]):
         pass
     message = str(caught.value)
@@ -139,12 +131,9 @@ def test_sdxl_lora_on_sd15_names_tensors_and_base_model(tiny: Any, xl: Any, tmp_
 
 
 @pytest.mark.parametrize(
-    ("width", "base_model"),
-    [(768, "Stable Diffusion 1.x"), (1024, "Stable Diffusion 2.x"), (2048, "SDXL")],
+    ("width", "base_model"), [(768, "Stable Diffusion 1.x"), (1024, "Stable Diffusion 2.x"), (2048, "SDXL")]
 )
-def test_base_model_by_width_of_text_embeddings(
-    tiny: Any, width: int, base_model: str, tmp_path: Path
-) -> None:
+def test_base_model_by_width_of_text_embeddings(tiny: Any, width: int, base_model: str, tmp_path: Path) -> None:
     name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight"
     save_file({name: torch.zeros(4, width)}, tmp_path / "a.safetensors")
     lora = read_lora(tmp_path / "a.safetensors")
@@ -201,7 +190,5 @@ def test_trigger_words_come_from_the_metadata(tiny: Any, tmp_path: Path) -> None
         ("a fox <lora:snow:much>", "a fox <lora:snow:much>", ()),
     ],
 )
-def test_lora_tags_are_removed_from_the_prompt(
-    prompt: str, text: str, tags: tuple[tuple[str, float], ...]
-) -> None:
+def test_lora_tags_are_removed_from_the_prompt(prompt: str, text: str, tags: tuple[tuple[str, float], ...]) -> None:
     assert parse_lora_tags(prompt) == (text, tags)

@@ -55,11 +55,7 @@ UNUSED = {
     "vae_1_0/diffusion_pytorch_model.safetensors",
     "vae/old/diffusion_pytorch_model.safetensors",
 }
-BIN = {
-    "text_encoder/pytorch_model.bin",
-    "unet/diffusion_pytorch_model.bin",
-    "vae/diffusion_pytorch_model.bin",
-}
+BIN = {"text_encoder/pytorch_model.bin", "unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"}
 SAFE = {
     "text_encoder/model.safetensors",
     "unet/diffusion_pytorch_model.safetensors",
@@ -86,9 +82,7 @@ SHARDS = {f"unet/diffusion_pytorch_model-0000{n}-of-00003.safetensors" for n in 
         (SAFE_16, False, SAFE_16),
     ],
 )
-def test_one_weight_variant_for_all_components(
-    present: set[str], half_precision: bool, expected: set[str]
-) -> None:
+def test_one_weight_variant_for_all_components(present: set[str], half_precision: bool, expected: set[str]) -> None:
     selection = select_files(present | CONFIG_FILES | UNUSED, INDEX, half_precision=half_precision)
     assert set(selection.files) == expected | CONFIG_FILES
     assert len(selection.files) == len(set(selection.files))
@@ -98,9 +92,7 @@ def test_one_weight_variant_for_all_components(
 def test_every_selection_is_complete_or_an_error(present: set[str], half_precision: bool) -> None:
     variants = (SAFE, SAFE_16, BIN, BIN_16)
     try:
-        selection = select_files(
-            present | CONFIG_FILES | UNUSED, INDEX, half_precision=half_precision
-        )
+        selection = select_files(present | CONFIG_FILES | UNUSED, INDEX, half_precision=half_precision)
     except ModelCorrupted:
         assert not any(variant <= present for variant in variants)
     else:
@@ -116,9 +108,7 @@ def test_all_shards_are_selected_with_their_index() -> None:
 
 @pytest.mark.parametrize("missing", [INDEX_FILE, min(SHARDS)])
 def test_incomplete_shards_are_an_error(missing: str) -> None:
-    present = (
-        CONFIG_FILES | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS | {INDEX_FILE}
-    )
+    present = CONFIG_FILES | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS | {INDEX_FILE}
     with pytest.raises(ModelCorrupted, match="incomplete"):
         select_files(present - {missing}, INDEX, half_precision=False)
 
@@ -152,9 +142,7 @@ def test_built_in_model_is_complete() -> None:
 
 
 @pytest.mark.parametrize("missing", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
-def test_folder_without_a_file_is_incomplete(
-    tiny_folder: Path, tmp_path: Path, missing: str
-) -> None:
+def test_folder_without_a_file_is_incomplete(tiny_folder: Path, tmp_path: Path, missing: str) -> None:
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
     assert pipeline_files.is_complete(folder)
     (folder / missing).write_bytes(b"")

@@ -68,9 +68,7 @@ def wait_for_exit(child: subprocess.Popen[str]) -> int:
     return child.returncode
 
 
-def kill_at_random(
-    rng: random.Random, max_seconds: float, name: str, *arguments: object
-) -> list[str]:
+def kill_at_random(rng: random.Random, max_seconds: float, name: str, *arguments: object) -> list[str]:
     """Start a program, kill -9 it within `max_seconds` after it is ready; returns its lines."""
     with run_program(name, *arguments) as child:
         lines = []

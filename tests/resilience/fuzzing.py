@@ -100,7 +100,7 @@ def archive(data: bytes) -> None:
         finally:
             database.close()
         assert {path.name for path in Path(folder).iterdir()} <= {
-            *("x.zip", "x.db", "x.db-wal", "x.db-shm", "outputs"),
+            *("x.zip", "x.db", "x.db-wal", "x.db-shm", "outputs")
         }, "a file outside the data folder"
 
 

@@ -242,10 +242,7 @@ def switch_models(data_dir: Path, count: str, interval: str) -> None:
     for folder in folders:
         shutil.copytree(MODELS["starter"].name, folder)
     models = Catalog(
-        {
-            folder.name: replace(MODELS["starter"], name=str(folder), key=folder.name)
-            for folder in folders
-        }
+        {folder.name: replace(MODELS["starter"], name=str(folder), key=folder.name) for folder in folders}
         | {"starter": MODELS["starter"]}
     )
     with Studio(cpu_settings(data_dir, memory_budget=1), models) as studio:

@@ -74,9 +74,4 @@ def test_parsers_with_atheris(report: Report) -> None:
         counted = re.search(r"number_of_executed_units: (\d+)", done.stderr)
         assert counted, done.stderr[-1000:]
         executions[name] = int(counted[1])
-    report(
-        f"atheris on {', '.join(executions)}, {SECONDS} s each",
-        sum(executions.values()),
-        "inputs",
-        "no crash",
-    )
+    report(f"atheris on {', '.join(executions)}, {SECONDS} s each", sum(executions.values()), "inputs", "no crash")

@@ -18,14 +18,7 @@ from canvas import GenerationRequest, Studio
 from canvas.errors import StorageError
 from canvas.settings import Settings
 from tests.resilience.conftest import Report
-from tests.resilience.consistency import (
-    assert_consistent,
-    read_line,
-    read_url,
-    run_program,
-    send_line,
-    wait_for_exit,
-)
+from tests.resilience.consistency import assert_consistent, read_line, read_url, run_program, send_line, wait_for_exit
 from tests.resilience.programs import noise_image, open_repository
 
 REQUEST = GenerationRequest("a fox", num_inference_steps=1)
@@ -66,9 +59,7 @@ def test_read_only_folder_is_refused_at_start_and_not_changed(tmp_path: Path) ->
     assert assert_consistent(data) == 1
 
 
-def test_folder_that_becomes_read_only_fails_one_job(
-    tmp_path: Path,
-) -> None:
+def test_folder_that_becomes_read_only_fails_one_job(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with run_program("unprivileged", "studio", data) as child:
         assert read_line(child) == "ready"
@@ -187,9 +178,7 @@ def test_clock_changes_lose_nothing(settings: Settings) -> None:
         assert studio.image_repository.trash.undo(token, "local") == 1
         with Studio(settings) as second:
             assert second.interrupted_jobs("local") == []
-            assert {image.filename for image in second.recent()} >= {
-                image.filename for image in (*early, *late)
-            }
+            assert {image.filename for image in second.recent()} >= {image.filename for image in (*early, *late)}
     with time_machine.travel(now - timedelta(days=4000), tick=True), Studio(settings) as studio:
         assert len(studio.recent()) == 6
         studio.generate(REQUEST)

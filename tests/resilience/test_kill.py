@@ -62,8 +62,7 @@ def test_kill_while_migrating(tmp_path: Path, report: Report, rounds: int) -> No
     old = build(tmp_path / "old.db", OLD)
     with closing(sqlite3.connect(old)) as connection, connection:
         connection.executemany(
-            "INSERT INTO generated_images (filename, filepath, prompt, model_used) "
-            "VALUES (?, '', 'an owl', 'tiny')",
+            "INSERT INTO generated_images (filename, filepath, prompt, model_used) VALUES (?, '', 'an owl', 'tiny')",
             [(f"{number}.png",) for number in range(3000)],
         )
     rng = random.Random(3)
@@ -147,9 +146,7 @@ def test_kill_while_downloading(tmp_path: Path, report: Report, rounds: int) -> 
             found = download.find_local(spec, hub=local_hub)
             if found is None:  # recognized as incomplete; the next download uses its files
                 plan = download.plan_download(spec, half_precision=False, hub=local_hub)
-                done = download.download(
-                    spec, plan, lambda _: None, threading.Event(), hub=local_hub
-                )
+                done = download.download(spec, plan, lambda _: None, threading.Event(), hub=local_hub)
                 found = done.local
             for file in folder.rglob("*.safetensors"):
                 fetched = found.path / file.relative_to(folder)

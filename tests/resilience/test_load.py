@@ -20,13 +20,7 @@ import pytest
 from canvas.history.database import Database
 from canvas.server.identity import COOKIE, visitor_owner_id
 from tests.resilience.conftest import Report
-from tests.resilience.consistency import (
-    assert_consistent,
-    read_url,
-    run_program,
-    send_line,
-    wait_for_exit,
-)
+from tests.resilience.consistency import assert_consistent, read_url, run_program, send_line, wait_for_exit
 from tests.visitors import Visitor
 
 WORD = re.compile(rb"visitor\d{3}")
@@ -103,9 +97,7 @@ class RandomVisitor:
 
 SCALES = [
     pytest.param(12, 3, 60.0, id="short"),
-    pytest.param(
-        50, None, LONG_SECONDS, id="long", marks=[pytest.mark.long, pytest.mark.timeout(1500)]
-    ),
+    pytest.param(50, None, LONG_SECONDS, id="long", marks=[pytest.mark.long, pytest.mark.timeout(1500)]),
 ]
 
 
@@ -186,11 +178,7 @@ def assert_fair(jobs: list[dict[str, Any]]) -> None:
     """While a job waits, no other owner gets more turns than its own owner."""
     started = sorted((job for job in jobs if job["started_at"]), key=lambda job: job["started_at"])
     for job in started:
-        meanwhile = [
-            other
-            for other in started
-            if job["created_at"] < other["started_at"] < job["started_at"]
-        ]
+        meanwhile = [other for other in started if job["created_at"] < other["started_at"] < job["started_at"]]
         own = sum(other["owner"] == job["owner"] for other in meanwhile)
         for owner in {other["owner"] for other in meanwhile} - {job["owner"]}:
             turns = sum(other["owner"] == owner for other in meanwhile)
@@ -204,9 +192,7 @@ def assert_fair(jobs: list[dict[str, Any]]) -> None:
         pytest.param(2000, 50, id="long", marks=[pytest.mark.long, pytest.mark.timeout(1500)]),
     ],
 )
-def test_memory_does_not_grow_while_models_change(
-    tmp_path: Path, report: Report, count: int, interval: int
-) -> None:
+def test_memory_does_not_grow_while_models_change(tmp_path: Path, report: Report, count: int, interval: int) -> None:
     with run_program("switch-models", tmp_path / "data", count, interval) as child:
         samples = [json.loads(line) for line in child.stdout or ()]
         assert wait_for_exit(child) == 0

@@ -10,13 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.resilience.consistency import (
-    assert_consistent,
-    read_url,
-    run_program,
-    send_line,
-    wait_for_exit,
-)
+from tests.resilience.consistency import assert_consistent, read_url, run_program, send_line, wait_for_exit
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 

@@ -53,18 +53,14 @@ sys.addaudithook(log_address)
 def generate(url: str, key: str = "", **changes: Any) -> httpx.Response:
     body = {"prompt": "a fox", "model": "starter", "num_inference_steps": 1, "size": "128x128"}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.post(
-        f"{url}/v1/images/generations", json=body | changes, headers=headers, timeout=120
-    )
+    return httpx.post(f"{url}/v1/images/generations", json=body | changes, headers=headers, timeout=120)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_secrets_are_in_no_response_file_or_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_are_in_no_response_file_or_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, log = tmp_path / "data", tmp_path / "log"
     environ = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": CLOSED, "HF_HOME": str(tmp_path / "hf")}
     options = [f"auth=ann:{PASSWORD}", f"remote={CLOSED}", f"remote_key={REMOTE_KEY}"]
@@ -90,11 +86,7 @@ def test_secrets_are_in_no_response_file_or_log(
         monkeypatch.setenv(name, value)
     report = CliRunner().invoke(app, ["doctor", "--data-dir", str(data)])
     assert "data folder" in report.output
-    outputs = {
-        "responses": b"".join(contents),
-        "log": log.read_bytes(),
-        "doctor": report.output.encode(),
-    }
+    outputs = {"responses": b"".join(contents), "log": log.read_bytes(), "doctor": report.output.encode()}
     outputs |= files(data)
     assert len(outputs) > 5
     assert statuses >= {200, 503, 404, 400}, "503: the Hub could not be reached"
@@ -160,8 +152,6 @@ def test_no_host_but_the_hub_is_contacted(tmp_path: Path) -> None:
     assert {address.rpartition(" ")[2] for address in addresses} >= ports, "the hook works"
     for address in addresses:
         host = address.rpartition(" ")[0]
-        assert re.fullmatch(r"127\.0\.0\.1|::1|localhost|0\.0\.0\.0|None|b'127.0.0.1'", host), (
-            address
-        )
+        assert re.fullmatch(r"127\.0\.0\.1|::1|localhost|0\.0\.0\.0|None|b'127.0.0.1'", host), address
     for link in re.findall(r"""(?:src|href)=["'](https?://[^"']+)""", page):
         assert urlsplit(link).hostname in ("127.0.0.1", "localhost"), link

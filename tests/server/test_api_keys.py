@@ -51,9 +51,7 @@ def test_api_routes_reject_requests_without_a_valid_key(
     protected: Studio, method: str, path: str, header: str | None
 ) -> None:
     headers = {"authorization": header} if header else {}
-    response = httpx.request(
-        method, protected.url + path, json={"prompt": "a fox"}, headers=headers
-    )
+    response = httpx.request(method, protected.url + path, json={"prompt": "a fox"}, headers=headers)
     assert response.status_code == 401
     assert "keys create" in response.text
     assert response.headers["www-authenticate"] in ("Bearer", "Basic")
@@ -137,18 +135,13 @@ def test_mcp_clients_send_a_key(protected: Studio, key: str) -> None:
 
 def test_each_key_has_its_own_progress(protected: Studio) -> None:
     names = [f"{name}-{protected.settings.public}" for name in ("first", "second")]
-    headers = [
-        {"Authorization": f"Bearer {ApiKeyStore(protected.database).create(name)}"}
-        for name in names
-    ]
+    headers = [{"Authorization": f"Bearer {ApiKeyStore(protected.database).create(name)}"} for name in names]
     address = f"{protected.url}/sdapi/v1"
 
     def start(number: int, steps: int) -> Job:
         body = {"prompt": "in order", "steps": steps}
         options = {"json": body, "headers": headers[number], "timeout": 120}
-        threads.append(
-            threading.Thread(target=httpx.post, args=[f"{address}/txt2img"], kwargs=options)
-        )
+        threads.append(threading.Thread(target=httpx.post, args=[f"{address}/txt2img"], kwargs=options))
         threads[-1].start()
         while not (jobs := protected.jobs(f"key-{names[number]}")):
             assert threads[-1].is_alive()
@@ -197,9 +190,7 @@ def test_images_and_jobs_of_others_are_not_found(protected: Studio, key: str) ->
         ({"auth": ("ann", "secret")}, True),
     ],
 )
-def test_keys_are_required_where_others_can_reach_the_server(
-    options: dict[str, Any], required: bool
-) -> None:
+def test_keys_are_required_where_others_can_reach_the_server(options: dict[str, Any], required: bool) -> None:
     assert Settings(**options).requires_api_key is required
 
 

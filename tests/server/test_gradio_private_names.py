@@ -95,11 +95,9 @@ def test_names_of_blocks() -> None:
         [event] = config.fns.values()
         assert (event.api_visibility, event.api_name) == ("private", "print")
         assert event.inputs == []
-    assert list(inspect.signature(gr.Blocks.validate_inputs).parameters) == [
-        "self",
-        "block_fn",
-        "inputs",
-    ], "change canvas/api/gradio_api.py"
+    assert list(inspect.signature(gr.Blocks.validate_inputs).parameters) == ["self", "block_fn", "inputs"], (
+        "change canvas/api/gradio_api.py"
+    )
     source = inspect.getsource(gr.Blocks.preprocess_data)
     assert "self.validate_inputs(block_fn, inputs)" in source, "change canvas/api/gradio_api.py"
 

@@ -95,9 +95,7 @@ def test_unused_images_are_removed_after_an_hour(settings: Settings) -> None:
 
     with Studio(settings) as studio:
         used, unused, again = (upload(studio, color) for color in ("red", "blue", "green"))
-        request = GenerationRequest(
-            "a fox", task="image_to_image", image=used.name, num_inference_steps=2
-        )
+        request = GenerationRequest("a fox", task="image_to_image", image=used.name, num_inference_steps=2)
         studio.generate(request)
         for path in (used, unused, again):
             os.utime(path, (time.time() - GRACE_SECONDS - 5,) * 2)

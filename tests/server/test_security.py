@@ -20,9 +20,7 @@ def client_of(tmp_path: Path, hosts: tuple[str, ...] | None = ()) -> TestClient:
     async def endpoint(request: Request) -> PlainTextResponse:
         return PlainTextResponse(f"accepted, cookies: {len(request.cookies)}")
 
-    middleware = security_middleware(
-        hosts, tmp_path / "outputs", lambda path: path.name == "stored.png"
-    )
+    middleware = security_middleware(hosts, tmp_path / "outputs", lambda path: path.name == "stored.png")
     app = Starlette(routes=[Route("/{path:path}", endpoint)], middleware=middleware)
     return TestClient(app, base_url="http://127.0.0.1:7860")
 
@@ -50,9 +48,7 @@ def test_trusted_hosts_are_allowed(tmp_path: Path) -> None:
     assert client.get("/", headers={"host": "c.example"}).status_code == 421
 
 
-@pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "file://", "https://localhost.x"]
-)
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "file://", "https://localhost.x"])
 def test_foreign_origins_are_rejected(tmp_path: Path, origin: str) -> None:
     client = client_of(tmp_path)
     assert client.post("/", headers={"origin": origin}).status_code == 403
@@ -68,16 +64,9 @@ def test_any_host_is_allowed_where_a_key_is_required(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("site", "mode", "cookies"),
-    [
-        ("same-origin", "cors", 1),
-        ("cross-site", "cors", 0),
-        ("same-site", "no-cors", 0),
-        ("cross-site", "navigate", 1),
-    ],
+    [("same-origin", "cors", 1), ("cross-site", "cors", 0), ("same-site", "no-cors", 0), ("cross-site", "navigate", 1)],
 )
-def test_cross_site_requests_have_no_cookies(
-    tmp_path: Path, site: str, mode: str, cookies: int
-) -> None:
+def test_cross_site_requests_have_no_cookies(tmp_path: Path, site: str, mode: str, cookies: int) -> None:
     headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "cookie": "a=b"}
     response = client_of(tmp_path).get("/", headers=headers)
     assert response.text == f"accepted, cookies: {cookies}"
@@ -91,9 +80,9 @@ def test_every_response_has_security_headers(tmp_path: Path) -> None:
         policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'self' ")
         assert "frame-ancestors 'self'" in policy
-        assert "http" not in policy.replace("http://localhost:*", "").replace(
-            "http://127.0.0.1:*", ""
-        ), "nothing can be sent to another host"
+        assert "http" not in policy.replace("http://localhost:*", "").replace("http://127.0.0.1:*", ""), (
+            "nothing can be sent to another host"
+        )
     policy = client_of(tmp_path, hosts=None).get("/").headers["content-security-policy"]
     assert "frame-ancestors" not in policy, "a Space is in a frame of another site"
 

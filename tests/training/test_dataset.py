@@ -89,20 +89,10 @@ def work(sprites: SpriteSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["meadow", "sea", "pink"])
 @pytest.mark.parametrize(
     ("concepts", "layout"),
-    [
-        ((0,), {}),
-        ((1,), {"size": "huge"}),
-        ((2,), {"count": 3}),
-        ((3, 0), {}),
-        ((1,), {"count": 2}),
-    ],
+    [((0,), {}), ((1,), {"size": "huge"}), ((2,), {"count": 3}), ((3, 0), {}), ((1,), {"count": 2})],
 )
 def test_compositor_gives_the_image_and_mask_of_the_generator(
-    sprites: SpriteSet,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    concepts: tuple[int, ...],
-    layout: dict[str, int],
+    sprites: SpriteSet, monkeypatch: pytest.MonkeyPatch, name: str, concepts: tuple[int, ...], layout: dict[str, int]
 ) -> None:
     size, place = 128, BACKGROUNDS.index(name)
     background = Image.effect_noise((size, size), 60).convert("RGB")
@@ -157,9 +147,7 @@ def test_precomputed_arrays_are_complete(sprites: SpriteSet, work: Path) -> None
         assert (dataset.table.token_ids[:, 1] > 0).all()
     dataset = make_dataset("scenes", sprites, MINI, work, CPU, seed=1)
     compositor = dataset.compositor  # type: ignore[attr-defined]
-    assert (compositor.backgrounds.flatten(2).float().std(2) > 0).sum() >= 2 * (
-        len(BACKGROUNDS) - len(COLOURS)
-    )
+    assert (compositor.backgrounds.flatten(2).float().std(2) > 0).sum() >= 2 * (len(BACKGROUNDS) - len(COLOURS))
     assert (compositor.overlays[:-1, :, 3].flatten(2).amax(2) == 255).all()
     assert not compositor.overlays[-1].any()
 

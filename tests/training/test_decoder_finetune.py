@@ -8,13 +8,7 @@ from torch import nn
 
 from canvas.training.autoencoder import build_autoencoder
 from canvas.training.config import CPU
-from canvas.training.decoder_finetune import (
-    CROP_GRID,
-    GAN_WEIGHT,
-    PatchDiscriminator,
-    adaptive_gan_loss,
-    decode_crop,
-)
+from canvas.training.decoder_finetune import CROP_GRID, GAN_WEIGHT, PatchDiscriminator, adaptive_gan_loss, decode_crop
 from canvas.training.net2wider import widen_autoencoder
 
 SMALL = replace(CPU, vae_channels=8, decoder_channels=12)
@@ -42,8 +36,7 @@ def test_gan_loss_gradient_has_the_configured_weight() -> None:
     reconstruction = (generated - real).square().mean()
     total = adaptive_gan_loss(reconstruction, discriminator, generated, last_weight)
     reconstruction_gradient, total_gradient = (
-        torch.autograd.grad(loss, last_weight, retain_graph=True)[0]
-        for loss in (reconstruction, total)
+        torch.autograd.grad(loss, last_weight, retain_graph=True)[0] for loss in (reconstruction, total)
     )
     gan_norm = (total_gradient - reconstruction_gradient).norm()
     expected = float(GAN_WEIGHT * reconstruction_gradient.norm())
@@ -55,9 +48,7 @@ def test_discriminator_learns_to_detect_blur() -> None:
     discriminator = PatchDiscriminator(8)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=2e-3, betas=(0.5, 0.9))
     for _ in range(60):
-        real = (
-            (torch.rand(8, 3, 8, 8) > 0.5).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
-        )
+        real = (torch.rand(8, 3, 8, 8) > 0.5).float().repeat_interleave(8, 2).repeat_interleave(8, 3)
         blurred = nn.functional.avg_pool2d(real, 5, stride=1, padding=2)
         loss = discriminator.loss(real, blurred)
         optimizer.zero_grad()

@@ -27,9 +27,7 @@ def test_without_upscaling_the_function_is_unchanged(trained: AutoencoderTiny) -
     torch.testing.assert_close(wide.decoder(latents), trained.decoder(latents))
 
 
-def test_with_upscaling_the_decoder_gives_a_larger_version_of_the_image(
-    trained: AutoencoderTiny,
-) -> None:
+def test_with_upscaling_the_decoder_gives_a_larger_version_of_the_image(trained: AutoencoderTiny) -> None:
     wide = widen_autoencoder(trained, SMALL)
     latents = trained.encoder(torch.rand(1, 3, 64, 64) * 2 - 1)
     image, larger = trained.decoder(latents), wide.decoder(latents)

@@ -72,10 +72,7 @@ def write_tarball(folder: Path, package: ArtPackage, members: dict[str, bytes]) 
 
 
 def svg_icons() -> bytes:
-    icons = {
-        name.replace(" ", "-"): {"body": SHAPES[name.split()[1]].format(name.split()[0])}
-        for name in NAMES
-    }
+    icons = {name.replace(" ", "-"): {"body": SHAPES[name.split()[1]].format(name.split()[0])} for name in NAMES}
     return json.dumps({"prefix": "mini", "width": 32, "height": 32, "icons": icons}).encode()
 
 
@@ -98,10 +95,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tarball(folder, NAMES_PACKAGE, {"en/data.json": json.dumps(entries).encode()})
     for package in ART_PACKAGES:
         if package.style == "3d":
-            members = {
-                f"assets/{0x1F400 + row:x}.webp": webp_disc(name.split()[0])
-                for row, name in enumerate(NAMES)
-            }
+            members = {f"assets/{0x1F400 + row:x}.webp": webp_disc(name.split()[0]) for row, name in enumerate(NAMES)}
         else:
             members = {"icons.json": svg_icons()}
         write_tarball(folder, package, members)
@@ -185,15 +179,9 @@ def test_contact_sheet_shows_every_prompt(trained: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("train", "name"),
-    [
-        (train_denoiser, "denoiser.pt"),
-        (finetune_decoder, "decoder.pt"),
-        (train_text_encoder, "text.pt"),
-    ],
+    [(train_denoiser, "denoiser.pt"), (finetune_decoder, "decoder.pt"), (train_text_encoder, "text.pt")],
 )
-def test_interrupted_training_resumes_at_its_step(
-    trained: Path, train: Callable[..., None], name: str
-) -> None:
+def test_interrupted_training_resumes_at_its_step(trained: Path, train: Callable[..., None], name: str) -> None:
     (trained / name).unlink()
     sprites = SpriteSet.load(trained / "sprites")
     budget = short_budget(8.0, stop_after=1.5 / 60)
@@ -211,27 +199,18 @@ def test_interrupted_training_resumes_at_its_step(
 
 def with_old_names(path: Path) -> None:
     """Rewrite the checkpoint as earlier versions named its entries."""
-    old = {
-        "elapsed": "spent",
-        "probe_heads": "reader",
-        "discriminator": "critic",
-        "discriminator_optimizer": "critics",
-    }
+    old = {"elapsed": "spent", "probe_heads": "reader", "discriminator": "critic", "discriminator_optimizer": "critics"}
     state = torch.load(path, weights_only=True)
     state = {old.get(name, name): part for name, part in state.items()}
     if "reader" in state:
-        state["reader"] = {
-            name.replace("tokens.", "layer."): weight for name, weight in state["reader"].items()
-        }
+        state["reader"] = {name.replace("tokens.", "layer."): weight for name, weight in state["reader"].items()}
     torch.save(state, path)
 
 
 def test_work_folders_of_earlier_versions_are_read(trained: Path, tmp_path: Path) -> None:
     state = torch.load(trained / "classifier.pt", weights_only=True)
     state["side"] = state.pop("input_size")
-    state["model"] = {
-        name.replace("concepts.", "things."): weight for name, weight in state["model"].items()
-    }
+    state["model"] = {name.replace("concepts.", "things."): weight for name, weight in state["model"].items()}
     torch.save(state, tmp_path / "judge.pt")
     shutil.copytree(trained / "sprites", tmp_path / "sprites")
     concepts_file = tmp_path / "sprites" / "concepts.json"
@@ -246,9 +225,7 @@ def test_work_folders_of_earlier_versions_are_read(trained: Path, tmp_path: Path
     assert concepts == SpriteSet.load(trained / "sprites").concepts
 
 
-def test_missing_package_error_names_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_package_error_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"npm pack emojibase-data"):
         fetch(NAMES_PACKAGE, tmp_path)
@@ -270,11 +247,6 @@ def test_former_stage_and_option_names_are_aliases() -> None:
 def test_command_line_trains_in_two_processes(trained: Path) -> None:
     (trained / "classifier.pt").unlink()
     line = ["classifier", "--work", str(trained), "--minutes", "0.02", "--workers", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "canvas.training", *line],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run([sys.executable, "-m", "canvas.training", *line], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert load_classifier(trained, len(NAMES))

@@ -87,8 +87,4 @@ def test_icon_key_normalizes_labels() -> None:
 def test_concepts_file_gives_words_by_label(tmp_path: Path) -> None:
     path = tmp_path / "concepts.txt"
     path.write_text("# note\nfox\ndog face: dog, doggy\nsheep = ewe: sheep\n")
-    assert read_concepts_file(path) == {
-        "fox": ("fox",),
-        "dog face": ("dog", "doggy"),
-        "ewe": ("sheep",),
-    }
+    assert read_concepts_file(path) == {"fox": ("fox",), "dog face": ("dog", "doggy"), "ewe": ("sheep",)}

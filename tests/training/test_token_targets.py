@@ -37,27 +37,19 @@ def targets(sprites: SpriteSet, tmp_path_factory: pytest.TempPathFactory) -> Tok
     return TokenTargets.load(work, device)
 
 
-def target_of(
-    targets: TokenTargets, sprites: SpriteSet, *concepts: int, **layout: str
-) -> torch.Tensor:
+def target_of(targets: TokenTargets, sprites: SpriteSet, *concepts: int, **layout: str) -> torch.Tensor:
     scene = Scene(concepts, STYLE, 0, **layout)  # type: ignore[arg-type]
     return targets.of(SceneBatch.from_scenes([scene], sprites))[0]
 
 
-def test_tiny_objects_change_fewer_tokens_than_huge_ones(
-    targets: TokenTargets, sprites: SpriteSet
-) -> None:
-    changes = {
-        size: target_of(targets, sprites, 0, size=size).abs().sum(1) for size in ("tiny", "huge")
-    }
+def test_tiny_objects_change_fewer_tokens_than_huge_ones(targets: TokenTargets, sprites: SpriteSet) -> None:
+    changes = {size: target_of(targets, sprites, 0, size=size).abs().sum(1) for size in ("tiny", "huge")}
     assert changes["tiny"].shape == (GRID.rows * GRID.columns,)
     changed = {size: int((tokens > 0.5).sum()) for size, tokens in changes.items()}
     assert 0 < changed["tiny"] < changed["huge"] < GRID.rows * GRID.columns
 
 
-def test_target_of_a_pair_is_the_sum_of_left_and_right(
-    targets: TokenTargets, sprites: SpriteSet
-) -> None:
+def test_target_of_a_pair_is_the_sum_of_left_and_right(targets: TokenTargets, sprites: SpriteSet) -> None:
     pair = target_of(targets, sprites, 0, 1)
     left = target_of(targets, sprites, 0, position="left")
     right = target_of(targets, sprites, 1, position="right")

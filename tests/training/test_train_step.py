@@ -27,9 +27,7 @@ class LinearRegression(nn.Module):
         return error, error.sqrt()
 
 
-def fit(
-    device: torch.device, cuda_graphs: bool, count: int = 400
-) -> tuple[LinearRegression, list[float], object]:
+def fit(device: torch.device, cuda_graphs: bool, count: int = 400) -> tuple[LinearRegression, list[float], object]:
     """The fitted model, the second value of each step, and the train step."""
     model = LinearRegression(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0, fused=True)
@@ -99,9 +97,7 @@ def test_denoiser_step_is_recorded_at_full_size() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_budget_with_a_deadline_counts_from_the_start_of_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_budget_with_a_deadline_counts_from_the_start_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("canvas.training.time_budget.time.monotonic", lambda: now)
     budget = TimeBudget(5.0, CPU, deadline=1060.0)

@@ -51,10 +51,7 @@ def wordnet(tmp_path: Path) -> WordNet:
 
 
 def test_relation_bonus_is_highest_for_synonyms_then_hyponyms(wordnet: WordNet) -> None:
-    concepts = [
-        Concept("bee", ("bee",), "honeybee", "1F41D"),
-        Concept("insect", ("insect",), "i", "1"),
-    ]
+    concepts = [Concept("bee", ("bee",), "honeybee", "1F41D"), Concept("insect", ("insect",), "i", "1")]
     words = ["bumblebee", "bees", "wasp", "bug", "speech"]
     bonus = _relation_bonus(concepts, words, wordnet)
     assert bonus[0, 0] > bonus[0, 1] > 0  # a hyponym of bee, and indirectly of insect
@@ -80,8 +77,6 @@ def test_words_go_to_the_most_similar_concept_above_the_threshold() -> None:
     assert nearest_words(words, scores) == [["hound"], ["kitty"]]
 
 
-def test_load_wordnet_returns_none_without_its_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_wordnet_returns_none_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert load_wordnet(tmp_path) is None

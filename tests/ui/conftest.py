@@ -10,14 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from gradio.context import LocalContext
-from playwright.sync_api import (
-    Browser,
-    BrowserContext,
-    ConsoleMessage,
-    Page,
-    expect,
-    sync_playwright,
-)
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from canvas import Studio
 from tests.app_server import serving
@@ -28,12 +21,7 @@ IGNORED_ERRORS = (
     "Connection errored out",  # and Gradio reports them so
     "The source image could not be decoded",  # Gradio's editor on a file that is not an image
 )
-BROWSER_ARGS = (
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-)
+BROWSER_ARGS = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run")
 
 
 @pytest.fixture(scope="package")

@@ -49,9 +49,7 @@ def main(folder: Path) -> None:
         settings = Settings(data_dir=Path(data_dir), port=0)
         with Studio(settings) as studio, sync_playwright() as playwright:
             page = launch(studio, block=False)
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-            )
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for name, scheme, visit in _visits(browser, str(page.local_url)):
                 _save(visit, folder / f"empty-{name}-{scheme}.webp")
             for seed, prompt in enumerate(PROMPTS):
@@ -90,10 +88,7 @@ def _take_all(page: Page, studio: Studio, folder: Path, name: str) -> None:
     page.get_by_role("button", name="Settings", exact=True).click()
     _save(page, folder / f"settings-{name}.webp")
     page.get_by_role("button", name="Settings", exact=True).click()
-    jobs = [
-        studio.submit(GenerationRequest(prompt, num_inference_steps=150))
-        for prompt in (PROMPTS[0], PROMPTS[1])
-    ]
+    jobs = [studio.submit(GenerationRequest(prompt, num_inference_steps=150)) for prompt in (PROMPTS[0], PROMPTS[1])]
     page.locator(".result-progress img.preview").first.wait_for()
     _save(page, folder / f"progress-{name}.webp")
     for job in reversed(jobs):

@@ -81,9 +81,7 @@ def test_nothing_is_sent_before_the_user_agrees(visit: Page, router: Router) -> 
     assert "a blue field" in body["prompt"]
 
 
-def test_a_public_page_offers_only_its_own_computer(
-    browser: Browser, router: Router, settings: Settings
-) -> None:
+def test_a_public_page_offers_only_its_own_computer(browser: Browser, router: Router, settings: Settings) -> None:
     public = settings.model_copy(update={"port": 0, "public": True, "provider_token": TOKEN})
     with Studio(public) as studio:
         page = launch(studio, block=False)

@@ -14,9 +14,7 @@ from canvas.history.comparisons import Comparisons
 def compare(page: Page, prompt: str, *, blind: bool) -> None:
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("tab", name="Compare").click()
-    expect(page.get_by_label("Prompt for all models")).to_have_value(
-        prompt
-    )  # that of the Create tab
+    expect(page.get_by_label("Prompt for all models")).to_have_value(prompt)  # that of the Create tab
     expect(page.locator("#compare-summary")).to_contain_text("3 images")
     page.get_by_label("Vote blind").set_checked(blind)
     page.get_by_role("button", name="Compare", exact=True).click()
@@ -34,9 +32,7 @@ def test_presets_are_compared_with_their_times(page: Page, served: Studio) -> No
     assert len({request.seed for request in comparison.requests}) == 1
 
 
-def test_a_blind_vote_reveals_the_names_and_counts_in_the_statistics(
-    page: Page, served: Studio
-) -> None:
+def test_a_blind_vote_reveals_the_names_and_counts_in_the_statistics(page: Page, served: Studio) -> None:
     compare(page, "a blind owl", blind=True)
     names = page.locator(".comparison-cell strong")
     expect(names).to_have_text(["Image A", "Image B", "Image C"])

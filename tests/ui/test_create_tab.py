@@ -26,9 +26,7 @@ def generate(page: Page, prompt: str, settings: dict[str, int] | None = None) ->
     for name, value in (settings or {}).items():
         field = page.get_by_label(f"number input for {name}")
         slider = page.get_by_label(f"range slider for {name}")
-        while slider.input_value() != str(
-            value
-        ):  # Gradio drops values that are entered while it renders
+        while slider.input_value() != str(value):  # Gradio drops values that are entered while it renders
             field.fill(str(value))
             field.blur()
     page.get_by_role("button", name="Generate", exact=True).click()
@@ -56,9 +54,7 @@ def expect_result(page: Page, prompt: str) -> None:
 def test_generate_shows_progress_result_and_gallery_entry(page: Page) -> None:
     generate(page, "a fox in the snow, 3d", SHORT)
     expect_progress(page, "a fox in the snow, 3d")
-    expect(page.locator(".result-progress .status-text")).to_have_text(
-        re.compile(r"Step \d+ of 150")
-    )
+    expect(page.locator(".result-progress .status-text")).to_have_text(re.compile(r"Step \d+ of 150"))
     expect_result(page, "a fox in the snow, 3d")
     expect(page.get_by_role("region", name="Queue")).to_have_count(0)
     page.reload()
@@ -163,9 +159,7 @@ def test_settings_of_an_image_fill_the_form(page: Page, served: Studio) -> None:
     expect(page.get_by_label("Seed", exact=True)).to_have_value("41")
     expect(page.locator("#summary")).to_contain_text("starter · 304 × 224 · cartoon")
     page.get_by_role("button", name="Generate", exact=True).click()
-    second = page.locator(
-        f'.result-images [data-action="use_settings"]:not([data-image="{first.id}"])'
-    )
+    second = page.locator(f'.result-images [data-action="use_settings"]:not([data-image="{first.id}"])')
     expect(second).to_be_visible()
     assert served.recent("local", 1)[0].request == first.request
 

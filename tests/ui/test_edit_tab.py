@@ -62,15 +62,11 @@ def pixels(served: Studio, image: GeneratedImage) -> np.ndarray:  # type: ignore
         return np.asarray(file.convert("RGB"), int)
 
 
-def test_image_to_image_of_an_upload_gives_four_images(
-    page: Page, served: Studio, scene: Path
-) -> None:
+def test_image_to_image_of_an_upload_gives_four_images(page: Page, served: Studio, scene: Path) -> None:
     open_tab(page)
     drop(page, scene)
     choose(page, "Image to image", "a fox in the snow")
-    page.get_by_role("radio", name="Balanced", exact=True).and_(
-        page.locator("#edit-form input")
-    ).check()
+    page.get_by_role("radio", name="Balanced", exact=True).and_(page.locator("#edit-form input")).check()
     four = generate(page, served, 4)
     assert {image.request.preset for image in four} == {"balanced"}
     assert {image.task for image in four} == {"image_to_image"}
@@ -142,9 +138,7 @@ def test_seed_variation_of_an_own_image(page: Page, served: Studio) -> None:
     assert child.parent_id in {image.id for image in four}
 
 
-def test_the_fit_is_previewed_and_the_form_survives_a_reload(
-    page: Page, served: Studio, scene: Path
-) -> None:
+def test_the_fit_is_previewed_and_the_form_survives_a_reload(page: Page, served: Studio, scene: Path) -> None:
     open_tab(page)
     drop(page, scene)
     choose(page, "Image to image", "a blue door")

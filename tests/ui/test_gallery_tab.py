@@ -117,9 +117,7 @@ def test_delete_can_be_undone(gallery: Page, served: Studio, stored: list[Genera
     assert gallery.request.get(f"{gallery.url}pictures/{newest.filename}").status == 200
 
 
-def test_a_selection_can_be_compared_exported_and_imported(
-    gallery: Page, stored: list[GeneratedImage]
-) -> None:
+def test_a_selection_can_be_compared_exported_and_imported(gallery: Page, stored: list[GeneratedImage]) -> None:
     gallery.get_by_role("button", name="Select", exact=True).click()
     gallery.locator(".tile[aria-pressed]").first.wait_for()
     for image in stored[:2]:
@@ -141,9 +139,7 @@ def test_a_selection_can_be_compared_exported_and_imported(
         assert sum(name.endswith(".webp") for name in content.namelist()) == 2
     zipped = {"name": "mine.zip", "mimeType": "application/zip", "buffer": archive.read_bytes()}
     gallery.locator("input[type=file][accept*=zip]").set_input_files(zipped)
-    expect(gallery.get_by_test_id("toast-body")).to_contain_text(
-        "0 imported, 2 already in the gallery"
-    )
+    expect(gallery.get_by_test_id("toast-body")).to_contain_text("0 imported, 2 already in the gallery")
 
 
 def test_upscale_opens_the_image_in_the_editor(gallery: Page, stored: list[GeneratedImage]) -> None:
@@ -153,9 +149,7 @@ def test_upscale_opens_the_image_in_the_editor(gallery: Page, stored: list[Gener
     expect(gallery.get_by_label("Upscale", exact=True)).to_be_checked()
 
 
-def test_settings_are_loaded_from_an_image(
-    page: Page, served: Studio, stored: list[GeneratedImage]
-) -> None:
+def test_settings_are_loaded_from_an_image(page: Page, served: Studio, stored: list[GeneratedImage]) -> None:
     chooser = page.locator("#settings-panel input[type=file]")
     chooser.set_input_files(served.image_path(stored[1].filename))
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a purple unicorn")
@@ -169,9 +163,7 @@ def test_an_image_without_settings_is_reported(page: Page, tmp_path: Path) -> No
     expect(page.get_by_test_id("toast-body")).to_contain_text("contains no generation settings")
 
 
-def test_statistics_and_cleanup_with_undo(
-    page: Page, served: Studio, stored: list[GeneratedImage]
-) -> None:
+def test_statistics_and_cleanup_with_undo(page: Page, served: Studio, stored: list[GeneratedImage]) -> None:
     page.get_by_role("tab", name="Statistics").click()
     total = len(served.database.ids(Query(owner="local")))
     expect(page.locator(".total").first).to_have_text(f"{total}images")

@@ -49,9 +49,7 @@ def test_a_fresh_form_has_the_defaults_of_the_model(form: GenerationForm) -> Non
 
 
 @pytest.mark.parametrize("size", [(256, 256), (304, 224), (512, 128), (144, 400), (336, 192)])
-def test_update_from_request_restores_the_request(
-    form: GenerationForm, size: tuple[int, int]
-) -> None:
+def test_update_from_request_restores_the_request(form: GenerationForm, size: tuple[int, int]) -> None:
     request = GenerationRequest(
         "a fox", "rain", style="anime", preset="balanced", seed=5, width=size[0], height=size[1]
     ).with_defaults(MODELS["starter"])
@@ -64,14 +62,7 @@ def test_restore_sets_the_saved_values(form: GenerationForm) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"model_key": "gone"},
-        {"aspect_ratio": "0:0"},
-        {"resolution": "big"},
-        {"seed": 2**64},
-        {"style": None},
-    ],
+    "change", [{"model_key": "gone"}, {"aspect_ratio": "0:0"}, {"resolution": "big"}, {"seed": 2**64}, {"style": None}]
 )
 def test_restore_ignores_invalid_values(form: GenerationForm, change: dict[str, Any]) -> None:
     assert form.restore(values_of(form) | change) == {}
@@ -103,9 +94,7 @@ def test_restore_ignores_other_fields(form: GenerationForm, saved: object) -> No
         ("resolution", 10**6),
     ],
 )
-def test_to_request_names_the_invalid_field(
-    form: GenerationForm, field: str, value: object
-) -> None:
+def test_to_request_names_the_invalid_field(form: GenerationForm, field: str, value: object) -> None:
     with pytest.raises(InvalidInput) as caught:
         form.to_request(values_of(form) | {"prompt": "a fox"} | {field: value})
     assert caught.value.field == field
@@ -114,9 +103,7 @@ def test_to_request_names_the_invalid_field(
 def test_restore_accepts_old_field_names(form: GenerationForm) -> None:
     saved = values_of(form) | {"prompt": "a cat"}
     old = {"preset": "mode", "backend": "where"}
-    assert (
-        values_of(form, form.restore({old.get(name, name): saved[name] for name in saved})) == saved
-    )
+    assert values_of(form, form.restore({old.get(name, name): saved[name] for name in saved})) == saved
 
 
 def test_to_request_rejects_unknown_models(form: GenerationForm) -> None:
@@ -124,14 +111,8 @@ def test_to_request_rejects_unknown_models(form: GenerationForm) -> None:
         form.to_request(values_of(form) | {"prompt": "a fox", "model_key": "nope"})
 
 
-@given(
-    key=st.sampled_from(sorted(MODELS)),
-    step=st.integers(0, 12),
-    aspect_ratio=st.sampled_from(ASPECT_RATIOS),
-)
-def test_sizes_are_valid_for_the_model_and_convert_back(
-    key: str, step: int, aspect_ratio: str
-) -> None:
+@given(key=st.sampled_from(sorted(MODELS)), step=st.integers(0, 12), aspect_ratio=st.sampled_from(ASPECT_RATIOS))
+def test_sizes_are_valid_for_the_model_and_convert_back(key: str, step: int, aspect_ratio: str) -> None:
     spec = get_model(key, MODELS)
     resolution = min(spec.min_size + step * spec.size_step, spec.max_size)
     width, height = size_from_resolution(spec, resolution, aspect_ratio)

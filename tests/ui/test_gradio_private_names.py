@@ -46,9 +46,7 @@ def test_local_context_holds_the_request() -> None:
     from gradio import context
 
     variable = getattr(getattr(context, "LocalContext", None), "request", None)
-    assert hasattr(variable, "get"), renamed(
-        "gradio.context.LocalContext.request", "canvas/ui/i18n.py"
-    )
+    assert hasattr(variable, "get"), renamed("gradio.context.LocalContext.request", "canvas/ui/i18n.py")
 
 
 def test_blocks_lists_its_components_by_id(blocks: gr.Blocks) -> None:
@@ -72,9 +70,7 @@ def test_changed_attributes_reach_the_page(blocks: gr.Blocks) -> None:
     """`translate_blocks` changes components after the page was built."""
     button = next(block for block in blocks.blocks.values() if isinstance(block, gr.Button))
     button.value = "Changed"
-    configs = [
-        component["props"].get("value") for component in blocks.get_config_file()["components"]
-    ]
+    configs = [component["props"].get("value") for component in blocks.get_config_file()["components"]]
     assert "Changed" in configs, renamed("the attributes in the page's config", "canvas/ui/i18n.py")
 
 
@@ -89,15 +85,13 @@ def test_i18n_instance_is_sent_to_the_page(blocks: gr.Blocks) -> None:
 def test_is_template_uses_the_front_end_of_the_base_class(blocks: gr.Blocks) -> None:
     with blocks:
         slider = ResolutionSlider(0, 1)
-    assert slider.get_block_name() == "slider", renamed(
-        "is_template", "canvas/ui/generation_form.py"
-    )
+    assert slider.get_block_name() == "slider", renamed("is_template", "canvas/ui/generation_form.py")
 
 
 def test_the_page_has_its_config_and_gradios_classes(page: Page) -> None:
-    assert page.evaluate(
-        "Object.keys(window.gradio_config?.i18n_translations ?? {}).includes('de')"
-    ), renamed("window.gradio_config.i18n_translations", "pageLanguage in assets/page.js")
+    assert page.evaluate("Object.keys(window.gradio_config?.i18n_translations ?? {}).includes('de')"), renamed(
+        "window.gradio_config.i18n_translations", "pageLanguage in assets/page.js"
+    )
     page.locator("#settings-button").click()
     for selector in GRADIO_SELECTORS:
         assert page.locator(selector).count(), renamed(selector, "assets/style.css")

@@ -47,9 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         page = build_page(studio)
     english = page.i18n_instance.translations["en"]
     texts = [text for block in page.blocks.values() for _, text in i18n.texts_of(block)]
-    choices = [
-        name for block in page.blocks.values() for name, _ in getattr(block, "choices", None) or ()
-    ]
+    choices = [name for block in page.blocks.values() for name, _ in getattr(block, "choices", None) or ()]
     unknown = [text for text in (*texts, *choices) if "__i18n__" not in str(text)]
     return {**english, **{text: text for text in unknown if has_words(str(text))}}
 
@@ -168,9 +166,7 @@ class VisibleTexts(HTMLParser):
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_templates_translate_every_text(path: Path) -> None:
     parser = VisibleTexts()
-    parser.feed(
-        re.sub(r"{%.*?%}|{{.*?}}|{#.*?#}", "", path.read_text(encoding="utf-8"), flags=re.S)
-    )
+    parser.feed(re.sub(r"{%.*?%}|{{.*?}}|{#.*?#}", "", path.read_text(encoding="utf-8"), flags=re.S))
     untranslated = [text for text in parser.texts if has_words(text)]
     assert not untranslated, f'{path.name}: write {{{{ _("…") }}}} around {untranslated}'
 
@@ -210,13 +206,8 @@ def test_errors_are_shown_in_the_visitors_language() -> None:
     assert str(error) == "Prompt must be at most 10,000 characters (got '…')."
     with browser_language("de"):
         german = i18n.catalog("de")
-        template, allowed = (
-            german["{field} must be {allowed} (got {value})."],
-            german[allowed.template],
-        )
-        expected = template.format(
-            field=german["Prompt"], allowed=allowed.format(number="10,000"), value="'…'"
-        )
+        template, allowed = (german["{field} must be {allowed} (got {value})."], german[allowed.template])
+        expected = template.format(field=german["Prompt"], allowed=allowed.format(number="10,000"), value="'…'")
         assert i18n.error_text(error) == expected != str(error)
         assert i18n.error_text(CanvasError("{not} a template")) == "{not} a template"
 
@@ -228,9 +219,7 @@ VISITS = {
 
 
 @pytest.mark.parametrize("locale", VISITS)
-def test_the_page_is_shown_in_the_browsers_language(
-    served: Studio, browser: Browser, locale: str
-) -> None:
+def test_the_page_is_shown_in_the_browsers_language(served: Studio, browser: Browser, locale: str) -> None:
     generate, gallery, model, style, ratio, step, favourite = VISITS[locale]
     expect.set_options(timeout=TIMEOUT)
     with browser.new_context(locale=locale) as context:

@@ -21,9 +21,7 @@ MAX_SECONDS = 1.5  # until the first page is shown
 @pytest.mark.long
 def test_the_first_page_of_a_large_gallery_is_fast(settings: Settings, browser: Browser) -> None:
     with Studio(settings.model_copy(update={"port": 0})) as studio:
-        studio.database.save_images(
-            replace(image, owner="local") for image in many_images(NUM_IMAGES)
-        )
+        studio.database.save_images(replace(image, owner="local") for image in many_images(NUM_IMAGES))
         served = launch(studio, block=False)
         with browser.new_context() as context:
             page = context.new_page()

@@ -59,9 +59,7 @@ def shared(tmp_path: Path) -> Iterator[str]:
         "CANVAS_DTYPE": "float32",
     }
     command = [sys.executable, "app.py", "--share", "--port", "0"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as child:
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
         try:
             assert child.stderr
             output = ""
@@ -92,21 +90,15 @@ def test_the_link_is_printed_with_its_qr_code_and_works(shared: str, browser: Br
         expect(page.locator(".result-images .result-details .prompt")).to_have_text("a red boat")
         page.get_by_role("tab", name="Models").click()
         expect(page.locator(".model").nth(1)).to_contain_text("not on this server")
-        expect(page.get_by_role("button", name=re.compile("Download|Delete|Unload"))).to_have_count(
-            0
-        )
+        expect(page.get_by_role("button", name=re.compile("Download|Delete|Unload"))).to_have_count(0)
 
 
 @pytest.fixture
-def offline_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
-) -> Iterator[Page]:
+def offline_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser) -> Iterator[Page]:
     """The page of a server started with `share` on a machine without a connection."""
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
-    settings = Settings(
-        data_dir=tmp_path, cache_dir=tmp_path, port=0, device="cpu", dtype="float32", share=True
-    )
+    settings = Settings(data_dir=tmp_path, cache_dir=tmp_path, port=0, device="cpu", dtype="float32", share=True)
     with Studio(settings) as studio, browser.new_context() as context:
         served = launch(studio, block=False)
         context.set_default_timeout(TIMEOUT)
@@ -117,13 +109,9 @@ def offline_page(
     gc.collect()
 
 
-def test_without_a_tunnel_the_local_page_works(
-    offline_page: Page, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_tunnel_the_local_page_works(offline_page: Page, caplog: pytest.LogCaptureFixture) -> None:
     expect.set_options(timeout=TIMEOUT)
-    expect(offline_page.locator("#banners")).to_contain_text(
-        "No public link: Could not get share link"
-    )
+    expect(offline_page.locator("#banners")).to_contain_text("No public link: Could not get share link")
     offline_page.get_by_label("Prompt", exact=True).fill("a fox")
     offline_page.get_by_role("button", name="Generate", exact=True).click()
     expect(offline_page.locator(".result-images .result-details .prompt")).to_have_text("a fox")

@@ -29,11 +29,7 @@ from tests.ui.conftest import TIMEOUT
 MEMORY = 16 * 2**30  # bytes: what a free Space has
 SECRET = "the Space's own"  # noqa: S105 - for this test only
 HOST = "https://ann-canvas.hf.space"
-OAUTH = {
-    "OAUTH_CLIENT_ID": "canvas",
-    "OAUTH_CLIENT_SECRET": SECRET,
-    "OAUTH_SCOPES": "openid profile",
-}
+OAUTH = {"OAUTH_CLIENT_ID": "canvas", "OAUTH_CLIENT_SECRET": SECRET, "OAUTH_SCOPES": "openid profile"}
 # Root can write everywhere unless it drops its capabilities
 DROP_CAPABILITIES = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 
@@ -72,10 +68,7 @@ def provider() -> Iterator[Provider]:
 
 @pytest.fixture(scope="module", params=["with a bucket", "without"])
 def space(
-    request: pytest.FixtureRequest,
-    app: Path,
-    provider: Provider,
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, app: Path, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Space]:
     folder = tmp_path_factory.mktemp("container")
     for name in ("home", "tmp", "data"):
@@ -191,9 +184,7 @@ def test_signed_in_users_see_their_images_on_another_device(space: Space, browse
     expect(mine.get_by_role("button", name="Sign out ann")).to_be_visible()
     generate(mine, "a red boat")
     other_device = visit(browser, space, "ann")
-    expect(other_device.locator(".result-images .result-details .prompt")).to_have_text(
-        "a red boat"
-    )
+    expect(other_device.locator(".result-images .result-details .prompt")).to_have_text("a red boat")
     other = visit(browser, space, "bob")
     expect(other.locator("#current-result")).to_contain_text("What would you like to create?")
     nobody = visit(browser, space)

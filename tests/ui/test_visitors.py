@@ -57,9 +57,7 @@ def test_the_page_shows_only_the_visitors_own_images(address: str, browser: Brow
     other.get_by_role("tab", name="Statistics").click()
     expect(other.locator(".total").first).to_have_text("0images")
     assert PROMPT not in other.content()
-    expect(other.locator("#statistics")).not_to_contain_text(
-        "Thumbnails"
-    )  # the disk use of the server
+    expect(other.locator("#statistics")).not_to_contain_text("Thumbnails")  # the disk use of the server
 
     mine.get_by_role("tab", name="Statistics").click()
     mine.on("dialog", lambda dialog: dialog.accept())

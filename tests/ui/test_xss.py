@@ -32,9 +32,7 @@ def image_with_evil_settings(folder: Path) -> Path:
 
 def test_imported_prompts_and_names_are_escaped(page: Page, served: Studio, tmp_path: Path) -> None:
     image_with_evil_settings(tmp_path / "evil")
-    result = import_folder(
-        served.database, served.image_repository.storage, tmp_path / "evil", "local"
-    )
+    result = import_folder(served.database, served.image_repository.storage, tmp_path / "evil", "local")
     assert result.added == 1
     page.get_by_role("tab", name="Gallery").click()
     page.locator(".tile").first.click()

@@ -30,13 +30,10 @@ class ChunkedAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         **options: Any,
     ) -> torch.Tensor:
-        """The processor's interface in diffusers."""
         unsupported = (encoder_hidden_states, attention_mask, options.get("temb"))
         result: torch.Tensor
         if any(value is not None for value in unsupported) or not _fits(attn, hidden_states):
-            result = self._original(
-                attn, hidden_states, encoder_hidden_states, attention_mask, **options
-            )
+            result = self._original(attn, hidden_states, encoder_hidden_states, attention_mask, **options)
         else:
             result = attn.to_out[0](_self_attention(attn, hidden_states))
         return result
@@ -51,9 +48,7 @@ def enable_chunked_attention(pipeline: Any) -> bool:
         return False
     if torch.cpu._is_amx_tile_supported() or not hasattr(unet, "set_attn_processor"):
         return False
-    unet.set_attn_processor(
-        {name: ChunkedAttnProcessor(original) for name, original in unet.attn_processors.items()}
-    )
+    unet.set_attn_processor({name: ChunkedAttnProcessor(original) for name, original in unet.attn_processors.items()})
     return True
 
 

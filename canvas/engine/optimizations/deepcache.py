@@ -49,12 +49,7 @@ class UNetForward:
         return prediction, features[0]
 
     def shallow_forward(
-        self,
-        sample: Any,
-        timestep: Any,
-        encoder_hidden_states: Any,
-        features: torch.Tensor,
-        **options: Any,
+        self, sample: Any, timestep: Any, encoder_hidden_states: Any, features: torch.Tensor, **options: Any
     ) -> tuple[torch.Tensor]:
         """The prediction from cached features; follows `UNet2DConditionModel.forward`."""
         import torch
@@ -63,9 +58,7 @@ class UNetForward:
         added = options.get("added_cond_kwargs")
         temb = unet.get_time_embed(sample=sample, timestep=timestep)
         temb = unet.time_embedding(temb, options.get("timestep_cond"))
-        aug_emb = unet.get_aug_embed(
-            emb=temb, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added
-        )
+        aug_emb = unet.get_aug_embed(emb=temb, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added)
         temb = temb if aug_emb is None else temb + aug_emb
         temb = temb if unet.time_embed_act is None else unet.time_embed_act(temb)
         encoder_hidden_states = unet.process_encoder_hidden_states(
@@ -90,9 +83,7 @@ def _run_layer(block: Any, layer: int, hidden: Any, temb: Any, encoder_hidden_st
     hidden = block.resnets[layer](hidden, temb)
     if getattr(block, "has_cross_attention", False):
         attention = block.attentions[layer]
-        hidden = attention(hidden, encoder_hidden_states=encoder_hidden_states, return_dict=False)[
-            0
-        ]
+        hidden = attention(hidden, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
     return hidden
 
 
@@ -136,9 +127,7 @@ class CachedUNetForward:
         self._features: torch.Tensor | None = None
         self._guidance: torch.Tensor | None = None
 
-    def __call__(
-        self, sample: Any, timestep: Any, encoder_hidden_states: Any, **options: Any
-    ) -> tuple[torch.Tensor]:
+    def __call__(self, sample: Any, timestep: Any, encoder_hidden_states: Any, **options: Any) -> tuple[torch.Tensor]:
         """The prediction of one step; steps after the end of the schedule are full."""
         import torch
 
@@ -160,12 +149,8 @@ class CachedUNetForward:
             return (torch.cat([cond - self._guidance, cond]),)
         return (cond,)
 
-    def _full_forward(
-        self, sample: Any, timestep: Any, encoder_hidden_states: Any, options: Any
-    ) -> torch.Tensor:
-        prediction, features = self._unet_forward.full_forward(
-            sample, timestep, encoder_hidden_states, **options
-        )
+    def _full_forward(self, sample: Any, timestep: Any, encoder_hidden_states: Any, options: Any) -> torch.Tensor:
+        prediction, features = self._unet_forward.full_forward(sample, timestep, encoder_hidden_states, **options)
         self._features = features[-1:]  # with guidance, the conditional branch is the second
         return prediction
 
@@ -189,9 +174,7 @@ def unet_calls_per_step(preset: SpeedPreset, num_inference_steps: int, *, guided
 
 
 @contextmanager
-def apply_deepcache(
-    pipeline: Any, schedule: list[str], branch_depth: int = CACHE_BRANCH_DEPTH
-) -> Iterator[None]:
+def apply_deepcache(pipeline: Any, schedule: list[str], branch_depth: int = CACHE_BRANCH_DEPTH) -> Iterator[None]:
     """Let the pipeline's UNet follow the schedule for one image, inside the block.
 
     Other denoisers, and a UNet whose forward method is already replaced, are not changed.

@@ -1,8 +1,7 @@
-"""`bench`: measures the speed of this computer."""
+"""The command `python -m canvas bench`."""
 
 from __future__ import annotations
 
-import importlib.util
 from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from canvas import validation
-from canvas.cli.console import (
-    AsJson,
-    load_settings,
-    number_option,
-    print_json,
-    print_line,
-    with_examples,
-)
-from canvas.errors import CanvasError, InvalidInput
+from canvas.cli.console import AsJson, load_settings, number_option, print_json, print_line, with_examples
+from canvas.errors import InvalidInput
 
 if TYPE_CHECKING:
     from canvas.benchmark.runner import BenchmarkReport
@@ -26,11 +18,7 @@ if TYPE_CHECKING:
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 SYNTHETIC = "sd15"
-STARTUP_LABELS = {
-    "page": "first page",
-    "picture": "first image",
-    "gradio_hello_world": "gradio hello world",
-}
+STARTUP_LABELS = {"page": "first page", "picture": "first image", "gradio_hello_world": "gradio hello world"}
 
 app = typer.Typer()
 
@@ -44,35 +32,21 @@ app = typer.Typer()
 def bench(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requires
     context: typer.Context,
     model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Downloaded model; can be given several times."),
+        list[str] | None, typer.Option(metavar="KEY", help="Downloaded model; can be given several times.")
     ] = None,
     synthetic: Annotated[
-        str | None,
-        typer.Option(metavar="sd15", help="Stable Diffusion 1.5 with random weights."),
+        str | None, typer.Option(metavar="sd15", help="Stable Diffusion 1.5 with random weights.")
     ] = None,
-    size: Annotated[
-        int | None, number_option("size", "width and height in pixels, a multiple of 8", int)
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Generate whole images, however long it takes.")
-    ] = False,
+    size: Annotated[int | None, number_option("size", "width and height in pixels, a multiple of 8", int)] = None,
+    full: Annotated[bool, typer.Option("--full", help="Generate whole images, however long it takes.")] = False,
     rounds: Annotated[int | None, number_option("rounds", "number of measurements", int)] = None,
     json: AsJson = False,
-    write_readme: Annotated[
-        bool, typer.Option("--write-readme", help="Also write the tables into README.md.")
-    ] = False,
+    write_readme: Annotated[bool, typer.Option("--write-readme", help="Also write the tables into README.md.")] = False,
     compare_with: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Results of --json to add to README.md."),
+        list[Path] | None, typer.Option(metavar="FILE", help="Results of --json to add to README.md.")
     ] = None,
 ) -> None:
     """Compare the presets with plain diffusers, or measure the start with `bench startup`."""
-    if importlib.util.find_spec("canvas.benchmark") is None:
-        raise CanvasError(
-            "The benchmarks are not part of the installed package; run `python -m canvas bench` "
-            "in a copy of the source repository."
-        )
     if context.invoked_subcommand is not None:
         return
     if synthetic not in (None, SYNTHETIC):
@@ -125,8 +99,7 @@ def _downloaded_model(key: str) -> ModelSpec:
 @app.command()
 @with_examples("python -m canvas bench startup --rounds 3")
 def startup(
-    rounds: Annotated[int, number_option("rounds", "number of measurements", int)] = 5,
-    json: AsJson = False,
+    rounds: Annotated[int, number_option("rounds", "number of measurements", int)] = 5, json: AsJson = False
 ) -> None:
     """Seconds to the first page, compared with a Gradio "Hello world", and to the first image."""
     validation.integer("rounds", rounds, 1, 1000)
