@@ -88,7 +88,6 @@ class ComparisonService:
         return [replace(entry, image=None) if entry.active else entry for entry in entries]
 
     def latest(self, owner: str, limit: int) -> list[Comparison]:
-        """The owner's comparisons, newest first."""
         return self._comparisons.latest(owner, limit)
 
     def get(self, comparison_id: str, owner: str) -> Comparison:

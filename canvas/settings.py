@@ -228,7 +228,6 @@ class Settings(BaseSettings):
 
     @property
     def database_path(self) -> Path:
-        """The SQLite file with all images and model downloads."""
         return self.data_dir / "ai_images.db"
 
     @property
@@ -237,12 +236,10 @@ class Settings(BaseSettings):
 
     @property
     def wildcards_dir(self) -> Path:
-        """The folder of the word lists of dynamic prompts."""
         return self.data_dir / "wildcards"
 
     @property
     def models_file(self) -> Path:
-        """The user's own models, one TOML table each."""
         return self.data_dir / "models.toml"
 
 

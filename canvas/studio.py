@@ -135,7 +135,6 @@ class Studio:
     def submit_expanded(
         self, request: GenerationRequest, owner: str = LOCAL_OWNER, client: str = "python"
     ) -> list[Job]:
-        """`submit_many` for the requests of `expand_prompt`."""
         return self.submit_many(self.expand_prompt(request), owner, client)
 
     def submit_many(
@@ -285,7 +284,6 @@ class Studio:
         return self._scheduler.delete_model(get_model(model_key, self.models))
 
     def model_bytes_on_disk(self, model_key: str) -> int:
-        """The bytes of a downloaded model."""
         return self._scheduler.model_bytes_on_disk(get_model(model_key, self.models))
 
     def addons_download_size(self, request: GenerationRequest) -> int:
@@ -342,11 +340,9 @@ class Studio:
         return image
 
     def is_stored_image(self, path: Path) -> bool:
-        """Whether a resolved path is the file of a stored image."""
         return self.image_repository.is_stored(path)
 
     def disk_use(self) -> DiskUse:
-        """The bytes of images, thumbnails and the database."""
         return disk_use(self.database, self.image_repository.storage)
 
     def clear_thumbnails(self) -> int:

@@ -66,7 +66,6 @@ class TextToImage(BaseModel):
     send_images: bool | None = True
 
     def to_request(self, model_key: str) -> GenerationRequest:
-        """The GenerationRequest; raises InvalidInput."""
         size = (self.width, self.height)
         width, height = (None, None) if size == DEFAULT_CLIENT_SIZE else size
         return GenerationRequest(

@@ -92,7 +92,6 @@ class McpToolRunner:
         self._server = server
 
     async def run(self, call: Any) -> list[Any]:
-        """The outputs of a call; raises its error."""
         async with _cancel_on_exit(call):
             return await _outputs(call)
 

@@ -89,7 +89,6 @@ class ImageRequest(BaseModel):
     accept_terms: bool | None = Field(None, validation_alias=AliasChoices("accept_terms", "agree"))
 
     def to_request(self, default_model: str) -> GenerationRequest:
-        """The GenerationRequest; raises InvalidInput."""
         width, height = _parse_size(self.size)
         style = self.style or "none"
         return GenerationRequest(

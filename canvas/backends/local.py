@@ -48,7 +48,6 @@ class LocalBackend:
 
     @property
     def device(self) -> Device:
-        """The device with its dtype; the first access measures the CPU."""
         with self._device_lock:
             if self._device is None:
                 settings = self._settings
@@ -77,7 +76,6 @@ class LocalBackend:
             self._pipeline(spec, local)
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Unload a model, and return whether it was loaded; raises CanvasError during a task."""
         if not self._generate_lock.acquire(timeout=1):
             raise busy_error()
         try:

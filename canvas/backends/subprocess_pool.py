@@ -70,7 +70,6 @@ class SubprocessBackend:
 
     @property
     def device(self) -> Device:
-        """The device that the worker detected."""
         if self._device is None:
             with self._rpc_lock:
                 self._detect_device()

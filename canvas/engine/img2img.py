@@ -39,7 +39,6 @@ class PreparedEdit:
     mask_blur: int = 0
 
     def pipeline_args(self, request: GenerationRequest) -> dict[str, Any]:
-        """Arguments of the pipeline besides the prompts."""
         num_inference_steps, denoising_steps = request.step_counts
         arguments = {
             "image": self.image,
@@ -68,7 +67,6 @@ class PreparedEdit:
         return BlendedLatentCallback(self.image, self._pipeline_mask, seed, next_callback)
 
     def at_size(self, size: tuple[int, int]) -> PreparedEdit:
-        """The same edit with `image` at that size."""
         return replace(self, image=_resized(self.image, size))
 
     def composite(self, output: Image.Image) -> Image.Image:

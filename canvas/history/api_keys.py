@@ -51,7 +51,6 @@ class ApiKeyStore:
         return ApiKey(**rows[0]).owner if rows else None
 
     def list(self) -> list[ApiKey]:
-        """All keys, oldest first."""
         rows = self._database.rows("SELECT name, created_at FROM api_keys ORDER BY created_at, name")
         return [ApiKey(**row) for row in rows]
 

@@ -65,14 +65,12 @@ class Comparisons:
             connection.execute("DELETE FROM comparisons WHERE id = ?", [comparison.id])
 
     def latest(self, owner: str, limit: int) -> list[Comparison]:
-        """The owner's comparisons, newest first."""
         rows = self._database.rows(
             "SELECT * FROM comparisons WHERE owner = ? ORDER BY created_at DESC LIMIT ?", [owner, limit]
         )
         return [_from_row(row) for row in rows]
 
     def get(self, comparison_id: str, owner: str) -> Comparison:
-        """A comparison of this owner; raises NotFound."""
         rows = self._database.rows("SELECT * FROM comparisons WHERE id = ? AND +owner = ?", [comparison_id, owner])
         if not rows:
             raise NotFound(f"There is no comparison {comparison_id!r}.")

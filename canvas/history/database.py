@@ -99,7 +99,6 @@ class Database:
         self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
-        """Close the file; later calls raise StorageError."""
         with self._lock:
             self._connection.close()
 
@@ -127,7 +126,6 @@ class Database:
         return [from_row(row) for row in self.rows(*queries.page(query, common))]
 
     def count(self, query: Query) -> int:
-        """The number of matching images on all pages."""
         return self.totals(query)[0]
 
     def totals(self, query: Query) -> tuple[int, int]:
@@ -136,7 +134,6 @@ class Database:
         return row["images"], row["bytes"]
 
     def ids(self, query: Query) -> list[int]:
-        """The ids of all matching images in the query's order."""
         return [row["id"] for row in self.rows(*queries.all_ids(query))]
 
     def save_model_event(self, event: ModelEvent) -> int:
@@ -145,7 +142,6 @@ class Database:
             return _insert(connection, "model_downloads", event_to_row(event))
 
     def model_events(self, limit: int = 100) -> list[ModelEvent]:
-        """The latest downloads and loads, newest first."""
         rows = self.rows("SELECT * FROM model_downloads ORDER BY id DESC LIMIT ?", [limit])
         return [event_from_row(row) for row in rows]
 
@@ -199,7 +195,6 @@ class Database:
                 _insert(connection, "generated_images", row)
 
     def ids_of_owner(self, owner: str) -> list[int]:
-        """The ids of all rows of an owner, those without file included."""
         rows = self.rows("SELECT id FROM generated_images WHERE owner = ?", [owner])
         return [row["id"] for row in rows]
 

@@ -153,7 +153,6 @@ class UserGallery:
         return replace(query, owner=self.owner)
 
     def image(self, image_id: int) -> GeneratedImage:
-        """One image; raises NotFound for one that is not visible to the owner."""
         image = self._database.image(image_id)
         if image is None or not (self.sees_all or image.owner == self.owner):
             raise NotFound(f"There is no image {image_id}.")
@@ -163,16 +162,13 @@ class UserGallery:
         return self._database.search(self._visible(query))
 
     def count(self, query: Query) -> int:
-        """The number of matching images on all pages."""
         return self._database.count(self._visible(query))
 
     def sizes(self, query: Query) -> list[tuple[int, int]]:
-        """Width and height of the matching images, most frequent first."""
         rows = self._database.rows(*queries.sizes(self._visible(query)))
         return [(row["width"], row["height"]) for row in rows]
 
     def export(self, query: Query, image_format: str | None = None, quality: int = 95) -> Iterator[bytes]:
-        """The matching images as the chunks of a ZIP; see `export_zip`."""
         return export_zip(
             self._database, self._repository.storage, self._visible(query), image_format=image_format, quality=quality
         )
@@ -189,19 +185,15 @@ class UserGallery:
         return self._database.set_favourite(ids, self.owner, marked)
 
     def delete(self, ids: Iterable[int]) -> tuple[str, int]:
-        """Delete images; returns a token for `undo`, and how many."""
         return self._repository.trash.delete(ids, self.owner)
 
     def delete_matching(self, query: Query) -> tuple[str, int]:
-        """Delete all matching images; returns a token for `undo`, and how many."""
         return self.delete(self._database.ids(self._owned(query)))
 
     def undo(self, token: str) -> int:
-        """Restore deleted images; raises NotFound when it is too late."""
         return self._repository.trash.undo(token, self.owner)
 
     def delete_all(self) -> int:
-        """Permanently delete everything of the owner; returns the number of images."""
         return self._repository.delete_all(self.owner)
 
     def statistics(self) -> Statistics:

@@ -61,7 +61,6 @@ class FolderSource:
             raise StorageError(f"There is no folder {root}. Check the path.")
 
     def names(self) -> list[str]:
-        """Paths relative to the folder."""
         return sorted(
             path.relative_to(self._root).as_posix()
             for folder, _, files in os.walk(self._root)
@@ -70,7 +69,6 @@ class FolderSource:
         )
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
         path = self._root / name
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
@@ -80,7 +78,6 @@ class FolderSource:
             raise StorageError(f"{name}: cannot be read ({error.strerror}).") from error
 
     def lines(self) -> Iterator[bytes]:
-        """The lines of `metadata.jsonl`, if the folder has one."""
         path = self._root / METADATA_JSONL
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
@@ -103,11 +100,9 @@ class ZipSource:
             raise
 
     def close(self) -> None:
-        """Close the file."""
         self._archive.close()
 
     def names(self) -> list[str]:
-        """Names of entries; unsafe ones become errors."""
         names = []
         for entry in self._archive.infolist():
             if PurePosixPath(entry.filename).suffix.lower() in IMAGE_SUFFIXES:
@@ -118,7 +113,6 @@ class ZipSource:
         return sorted(names)
 
     def read(self, name: str) -> bytes:
-        """The content of an entry."""
         try:
             if self._archive.getinfo(name).file_size > MAX_FILE_BYTES:
                 raise StorageError(_too_large(name))
@@ -128,7 +122,6 @@ class ZipSource:
             raise StorageError(f"{name}: cannot be unpacked ({error}).") from error
 
     def lines(self) -> Iterator[bytes]:
-        """The lines of `metadata.jsonl`."""
         if METADATA_JSONL in self._archive.namelist():
             try:
                 with self._archive.open(METADATA_JSONL) as file:

@@ -40,7 +40,6 @@ class PendingJobStore:
         self._remove_lock = threading.Lock()  # jobs end in several threads
 
     def add(self, job: PendingJob) -> None:
-        """Store a job of this process."""
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO unfinished_jobs (id, owner, request, server, created_at) VALUES (?, ?, ?, ?, ?)",

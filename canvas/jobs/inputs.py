@@ -82,7 +82,6 @@ class InputResolver:
         return parent.id if parent else None
 
     def list_loras(self) -> dict[str, Lora]:
-        """The files in the LoRA folder by name."""
         return loras.list_loras(self._loras_dir)
 
     def get_lora(self, name: str) -> Lora | None:
@@ -131,7 +130,6 @@ class InputResolver:
         return resolved
 
     def preview_fit(self, image: Image.Image, request: GenerationRequest) -> Image.Image:
-        """An image as the model will get it."""
         return resize_to_fit(
             flatten_alpha(image, request.fill_color),
             (request.width or image.width, request.height or image.height),

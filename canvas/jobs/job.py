@@ -54,7 +54,6 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the status is done, failed or cancelled."""
         return self.status in FINISHED_STATUSES
 
     def update(self, **changes: Any) -> None:

@@ -125,22 +125,18 @@ class JobScheduler:
 
     @property
     def backends(self) -> list[Backend]:
-        """The local backends: one in this process, or several workers."""
         return list(self._backends)
 
     @property
     def device(self) -> Device:
-        """The device with its dtype; detected by a short measurement on first use."""
         return self.device_if_known or self._backends[0].device
 
     @property
     def device_if_known(self) -> Device | None:
-        """The device if it is already detected; never waits."""
         known = (backend.device_if_known for backend in self._backends)
         return next((device for device in known if device), None)
 
     def find_local(self, spec: ModelSpec) -> download.LocalModel | None:
-        """The model if it is complete on disk; makes no network request."""
         return download.find_local(spec, hub=self._hub)
 
     def plan_download(self, spec: ModelSpec, cancelled: threading.Event | None = None) -> download.DownloadPlan:
@@ -160,7 +156,6 @@ class JobScheduler:
         return any(backend.is_loaded(spec) for backend in self._backends)
 
     def unload(self, spec: ModelSpec) -> bool:
-        """Unload a model from memory; raises CanvasError while it generates."""
         return any([backend.unload(spec) for backend in self._backends])
 
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:

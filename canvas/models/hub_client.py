@@ -77,7 +77,6 @@ class Hub:
         return (self.cache_dir or Path(constants.HF_HUB_CACHE)).expanduser().absolute()
 
     def repo_folder(self, repo_id: str) -> Path:
-        """The folder of a repository in the cache."""
         return self.cache / f"models--{repo_id.replace('/', '--')}"
 
 

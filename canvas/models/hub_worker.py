@@ -92,7 +92,6 @@ class EventWriter:
                 self.report()
 
     def report(self) -> None:
-        """Send the number of bytes on disk."""
         self._changed = False
         # Xet writes later than it receives; plain HTTP counts both alike.
         self.send(bytes=self._cached + max(self._counts.values()))
@@ -188,10 +187,8 @@ def _remove(path: Path) -> None:
 
 def _verify(path: Path, file: dict[str, Any], writer: EventWriter) -> None:
     size = path.stat().st_size
-    if len(file["etag"]) == 64:
-        digest = hashlib.sha256()
-    else:  # a git object ID
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    git_object_id = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    digest = hashlib.sha256() if len(file["etag"]) == 64 else git_object_id
     with path.open("rb") as content:
         while chunk := content.read(1 << 20):
             digest.update(chunk)

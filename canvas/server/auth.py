@@ -67,7 +67,6 @@ class LoginThrottle:
         return max(0.0, last + delay - self.now())
 
     def record_failure(self, address: str) -> None:
-        """Count a failed login."""
         network, now = client_network(address), self.now()
         failures, last = self._failures.pop(network, (0, now))
         if now - last > self.RESET_AFTER:

@@ -28,7 +28,6 @@ class ShareLink:
         self.ready = threading.Event()
 
     def opened(self, address: str) -> None:
-        """Record the address of the tunnel."""
         self.address = address
         self.expires_at = datetime.now(UTC) + LIFETIME
         self.ready.set()

@@ -79,7 +79,6 @@ class CompareTab:
         return {self._prompt: prompt, **updates}
 
     def start(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Submit a comparison and show it."""
         seed = RANDOM_SEED if values[self._seed] is None else values[self._seed]
         comparison = self._comparisons.start(
             GenerationRequest(values[self._prompt], seed=seed),
@@ -91,7 +90,6 @@ class CompareTab:
         return self._refresh(comparison.id, current_owner(http_request))
 
     def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
-        """Vote, stop, or show an earlier comparison."""
         owner = current_owner(http_request)
         comparison = self._comparisons.get(str(event.comparison), owner)
         if event.action == "vote":

@@ -128,7 +128,6 @@ class CreateTab:
         return {self.selected: None, **self._panels(owner, None)}
 
     def stop(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Cancel the running job; queued jobs go on."""
         owner = current_owner(http_request)
         for job in self._studio.jobs(owner):
             if job.kind == "generate" and not job.finished and job.status != "queued":
@@ -224,7 +223,6 @@ class CreateTab:
         return {component: updates[component] for component in outputs & updates.keys()}
 
     def restore(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """Restore the form from the browser's storage."""
         updates = self.form.restore(values[self._saved])
         backend = updates.get(self.form["backend"], LOCAL)
         return updates | self._update_model_status(self.form.model_of(updates), backend)

@@ -151,12 +151,10 @@ class EditForm(Form):
         self._lora_picker.bind_events(page, self["prompt"])
 
     def set_strength(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Set the initial strength of the selected operation."""
         strength = OPERATIONS[values[self["operation"]]].strength
         return {self["strength"]: gr.skip() if strength is None else strength}
 
     def toggle_groups(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Show the fields of the selected operation only."""
         operation = values[self["operation"]]
         if operation == "upscale" and values[self["upscaler"]] == "detail":
             operation = DETAIL
@@ -285,7 +283,6 @@ class EditTab:
 
     @property
     def load_image_outputs(self) -> set[Any]:
-        """The components that `load_image` updates."""
         names = ("prompt", "operation", "strength")
         return {self._editor, self._source, *(self._form[name] for name in names)}
 
@@ -334,7 +331,6 @@ class EditTab:
         return {self._generate: gr.Button(visible=not running), self._stop: gr.Button(visible=running)}
 
     def stop(self, values: Mapping[Any, Any], http_request: gr.Request) -> None:
-        """Cancel the job that is shown."""
         if values[self._job]:
             self._studio.job(values[self._job], current_owner(http_request)).cancel()
 

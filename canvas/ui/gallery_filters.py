@@ -51,7 +51,6 @@ class GalleryFilters:
 
     @property
     def widgets(self) -> set[Any]:
-        """All widgets, as the inputs of an event."""
         return {self._text, self._favourites, self._since, self._until, *self._choices}
 
     @property
@@ -61,13 +60,11 @@ class GalleryFilters:
 
     @property
     def changes(self) -> list[Any]:
-        """The events that change the query."""
         inputs = [choice.input for choice in self._choices]
         days = [self._since.change, self._until.change]
         return [self._text.change, self._favourites.input, *days, *inputs]
 
     def bind_events(self) -> None:
-        """Show the two dates for a custom range only; call inside the page's context."""
         bind(
             self._created.change,
             lambda created: [gr.update(visible=created == CUSTOM_RANGE)] * 2,
@@ -77,7 +74,6 @@ class GalleryFilters:
 
     @property
     def choice_outputs(self) -> set[Any]:
-        """The components that `update_choices` updates."""
         return {self._size, self._owner}
 
     def update_choices(self, gallery: UserGallery) -> dict[Any, Any]:

@@ -85,20 +85,17 @@ class GalleryTab:
         return self._studio.user_gallery(current_owner(http_request))
 
     def show(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Show the grid with the detail view closed."""
         gallery = self._gallery(http_request)
         choices = self._filters.update_choices(gallery)
         return {**choices, **self._render(values, values[self._state], gallery)}
 
     def poll(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Update the grid if it has changed; an open detail view stays open."""
         updates = self._render(values, values[self._state], self._gallery(http_request))
         if updates[self._last_rendered] == values[self._last_rendered]:
             return {self._last_rendered: gr.skip()}
         return {output: updates[output] for output in (self._grid, self._last_rendered)}
 
     def show_first_page(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Show the first page of the filtered images."""
         return self._render(values, GalleryState(), self._gallery(http_request))
 
     def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:

@@ -171,7 +171,6 @@ class GenerationForm(Form):
         self._default_model = get_model(default_model, models)
 
     def render(self, *names: str) -> None:
-        """Create these components in the open layout."""
         for name in names:
             self._widgets[name] = COMPONENTS[name](self._available, self._default_model)
 

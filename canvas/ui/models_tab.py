@@ -44,7 +44,6 @@ class ModelsTab:
         return (gr.skip(), gr.skip()) if html == last_rendered else (html, html)
 
     def on_click(self, event: gr.EventData, http_request: gr.Request) -> tuple[str, str]:
-        """Download a model, cancel its download, unload or delete it."""
         owner, may_change = current_owner(http_request), not self._studio.settings.is_public
         if event.action == "download":
             self._studio.download_model(str(event.model), owner)

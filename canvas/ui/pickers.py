@@ -79,7 +79,6 @@ class LoraPicker:
             self._add = gr.Button("Add to prompt", size="sm")
 
     def bind_events(self, page: gr.Blocks, prompt: gr.Textbox) -> None:
-        """Bind the events to the prompt that is written to; call inside the page's context."""
         self._prompt = prompt
         inputs = {self._name, self._weight, prompt}
         bind([page.load, self._name.focus], self.list, None, {self._name})
@@ -88,7 +87,6 @@ class LoraPicker:
         bind(self._info.click, self.insert_trigger_word, {prompt}, {prompt})
 
     def list(self) -> dict[Any, Any]:
-        """Update the choices to the files that the folder has now."""
         return {self._name: gr.Dropdown(choices=list(self._studio.inputs.list_loras()))}
 
     def show_info(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -107,7 +105,6 @@ class LoraPicker:
         return {self._info: render("lora.html", lora=lora, download=download)}
 
     def insert_tag(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Append the LoRA and its weight to the prompt."""
         name = (values[self._name] or "").strip()
         if not name:
             hint = gettext("Select a LoRA first, or enter the owner/name of one on the Hub.")

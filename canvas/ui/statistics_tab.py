@@ -54,7 +54,6 @@ class StatisticsTab:
         bind(self._statistics.click, self.on_click, None, [self._statistics, self._cleanup])
 
     def show(self, http_request: gr.Request) -> str:
-        """The charts and the disk use."""
         settings = self._studio.settings
         statistics = self._gallery(http_request).statistics()
         return render(
@@ -76,7 +75,6 @@ class StatisticsTab:
         return {"images": use.images, "thumbnails": use.thumbnails, "models": models}
 
     def on_click(self, event: gr.EventData, http_request: gr.Request) -> tuple[str, Any]:
-        """Free disk space, or delete all images of this owner."""
         if event.action == "open_cleanup":  # images are deleted after a preview only
             return gr.skip(), gr.Accordion(open=True)
         if event.action == "delete_all":
