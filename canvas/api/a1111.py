@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
@@ -21,13 +21,11 @@ from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, Storag
 from canvas.history.infotext import read_infotext, read_sampler, write_infotext
 from canvas.history.metadata import read_text
 from canvas.image_formats import decode_base64
+from canvas.jobs.job import Job
 from canvas.request import UPSCALERS, GeneratedImage, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
+from canvas.studio import Studio
 from canvas.styles import STYLES
-
-if TYPE_CHECKING:
-    from canvas.jobs.job import Job
-    from canvas.studio import Studio
 
 CHECKPOINT = "sd_model_checkpoint"
 # What clients send when the user chose no size; read as the model's native size.

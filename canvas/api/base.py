@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -18,16 +18,13 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Message
 
 from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, MissingApiKey, field_label
 from canvas.image_formats import encode_base64
-
-if TYPE_CHECKING:
-    from starlette.types import Message
-
-    from canvas.jobs.job import Job
-    from canvas.request import GeneratedImage
-    from canvas.studio import Studio
+from canvas.jobs.job import Job
+from canvas.request import GeneratedImage
+from canvas.studio import Studio
 
 MAX_BODY = 20 * 2**20  # bytes: an image and its mask in base64, with room to spare
 POLL_INTERVAL = 0.05  # seconds; polling is cheaper than one waiting thread per client

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from anyio.to_thread import run_sync
@@ -25,12 +25,9 @@ from canvas.api.gradio_signatures import (
     upload_file,
 )
 from canvas.errors import InvalidInput
-from canvas.request import LOCAL, GenerationRequest, rename_old_fields, with_old_names
-
-if TYPE_CHECKING:
-    from canvas.jobs.job import Job
-    from canvas.request import GeneratedImage
-    from canvas.studio import Studio
+from canvas.jobs.job import Job
+from canvas.request import LOCAL, GeneratedImage, GenerationRequest, rename_old_fields, with_old_names
+from canvas.studio import Studio
 
 MAX_ID = 2**53  # the largest whole number that JSON clients keep exactly
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import gradio as gr
 from anyio.to_thread import run_sync
@@ -18,11 +18,9 @@ from gradio.utils import get_upload_folder
 from canvas.api.base import encode_preview, require_owner, stream_job, upload_image
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey
 from canvas.image_formats import IMAGE_FORMATS
+from canvas.jobs.job import Job
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate, with_old_names
-
-if TYPE_CHECKING:
-    from canvas.jobs.job import Job
-    from canvas.studio import Studio
+from canvas.studio import Studio
 
 # The MCP server sends this header with its calls of our functions.
 CLIENT_HEADER, MCP_CLIENT = "x-canvas-client", "mcp"

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
@@ -30,11 +30,9 @@ from canvas.catalog import ModelSpec, get_model
 from canvas.errors import CanvasError, InvalidInput, StorageError, UnknownModel
 from canvas.history.infotext import read_infotext
 from canvas.history.metadata import read_text
+from canvas.jobs.job import Job
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
-
-if TYPE_CHECKING:
-    from canvas.jobs.job import Job
-    from canvas.studio import Studio
+from canvas.studio import Studio
 
 # Our fields whose name differs in this API.
 PARAM_NAMES = {

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from fastapi_offline import FastAPIOffline
@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute
 
 from canvas import validation
 from canvas.api.a1111 import A1111Api
@@ -29,11 +30,7 @@ from canvas.image_formats import IMAGE_FORMATS
 from canvas.jobs.job import Job
 from canvas.request import JobStatus
 from canvas.settings import data_dir_id
-
-if TYPE_CHECKING:
-    from starlette.routing import BaseRoute
-
-    from canvas.studio import Studio
+from canvas.studio import Studio
 
 UNFINISHED: tuple[JobStatus, ...] = ("queued", "downloading", "loading", "running")
 # The file of a name never changes, but it may be deleted: clients must revalidate.

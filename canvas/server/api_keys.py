@@ -6,19 +6,15 @@ import base64
 import binascii
 import hmac
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from canvas.errors import MissingApiKey
+from canvas.history.api_keys import ApiKeyStore
 from canvas.server.auth import temporary_session
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from canvas.history.api_keys import ApiKeyStore
 
 # Routes for programs only. Gradio's functions share their routes with the page, so they check
 # `api_allowed` themselves.

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from canvas.server.rate_limits import client_network
 
 if TYPE_CHECKING:
     from gradio import Blocks
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOUR, DAY = 3600.0, 24 * 3600.0  # seconds
 MAX_NETWORKS = 10_000

@@ -6,14 +6,12 @@ import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FILE_PART = b'filename="'  # marks a file in a multipart body
 RATE_LIMITED = "Too many uploads from this address. Try again in an hour.\n"
