@@ -21,7 +21,7 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.2f} s"
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 100:
+    if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min"
 
