@@ -87,12 +87,6 @@ class ComparisonService:
         ]
         return [replace(entry, image=None) if entry.active else entry for entry in entries]
 
-    def latest(self, owner: str, limit: int) -> list[Comparison]:
-        return self._comparisons.latest(owner, limit)
-
-    def get(self, comparison_id: str, owner: str) -> Comparison:
-        return self._comparisons.get(comparison_id, owner)
-
     def vote(self, comparison: Comparison, position: int) -> None:
         """Vote for an image; raises InvalidInput before all jobs are finished."""
         entries = self.entries(comparison)

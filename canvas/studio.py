@@ -29,6 +29,7 @@ from canvas.jobs.job import ImageList, Job, wait_with_progress
 from canvas.jobs.queue import JobRegistry
 from canvas.jobs.scheduler import CHECKER, JobScheduler
 from canvas.model_status import ModelLocation, ModelStatus
+from canvas.models import addons, download
 from canvas.models.hub_client import Hub
 from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.settings import Settings
@@ -70,6 +71,7 @@ class Studio:
 
     def __init__(self, settings: Settings | None = None, models: Catalog = MODELS, hub: Hub | None = None) -> None:
         self.settings = settings or Settings.from_environment()
+        self._hub = hub
         self.models = Catalog(models)
         if self.settings.models_file.is_file():
             self.models.load(self.settings.models_file)
@@ -234,7 +236,7 @@ class Studio:
     @property
     def device(self) -> Device:
         """The device with its dtype; detected by a short measurement on first use."""
-        return self._scheduler.device
+        return self.device_if_known or self.backends[0].device
 
     @property
     def device_if_known(self) -> Device | None:
@@ -261,7 +263,7 @@ class Studio:
         spec = get_model(model_key, self.models)
         location: ModelLocation = "hub"
         missing_bytes = None
-        if self._scheduler.is_loaded(spec):
+        if self.is_loaded(model_key):
             location = "memory"
         elif self._scheduler.find_local(spec) is not None:
             location = "disk"
@@ -273,27 +275,31 @@ class Studio:
 
     def is_loaded(self, model_key: str) -> bool:
         """Whether a model is in memory; never waits for the database."""
-        return self._scheduler.is_loaded(get_model(model_key, self.models))
+        spec = get_model(model_key, self.models)
+        return any(backend.is_loaded(spec) for backend in self.backends)
 
     def unload_model(self, model_key: str) -> bool:
         """Unload a model from memory; raises CanvasError while it generates."""
-        return self._scheduler.unload(get_model(model_key, self.models))
+        spec = get_model(model_key, self.models)
+        return any([backend.unload(spec) for backend in self.backends])
 
     def delete_model(self, model_key: str) -> int:
         """Delete the download of a model and return the freed bytes; its images stay."""
-        return self._scheduler.delete_model(get_model(model_key, self.models))
+        self.unload_model(model_key)
+        return download.remove(self.models[model_key], hub=self._hub)
 
     def model_bytes_on_disk(self, model_key: str) -> int:
-        return self._scheduler.model_bytes_on_disk(get_model(model_key, self.models))
+        return download.model_bytes_on_disk(get_model(model_key, self.models), hub=self._hub)
 
     def addons_download_size(self, request: GenerationRequest) -> int:
         """The approximate bytes that the preset downloads once with its first image."""
         spec = get_model(request.model_key, self.models)
-        return self._scheduler.addons_download_size(spec, request.preset)
+        missing = addons.missing(request.preset, spec, hub=self._hub)
+        return sum(addons.ADDONS[name].size for name in missing)
 
     def estimate(self, request: GenerationRequest) -> float | None:
         """The estimated seconds of a request once its model is loaded; None if unknown."""
-        device = self._scheduler.device_if_known
+        device = self.device_if_known
         if device is None or request.backend != LOCAL:
             return None
         spec = get_model(request.model_key, self.models)

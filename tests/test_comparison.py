@@ -41,7 +41,7 @@ def test_vote_raises_until_all_images_are_finished(studio: Studio) -> None:
     for job in studio.jobs("local"):
         list(job.subscribe())
     with pytest.raises(NotFound):
-        service.get(comparison.id, "stranger")
+        studio.comparisons.get(comparison.id, "stranger")
 
 
 def test_comparisons_survive_a_restart(settings: Settings) -> None:
@@ -53,7 +53,7 @@ def test_comparisons_survive_a_restart(settings: Settings) -> None:
         service.vote(comparison, 1)
     with Studio(settings) as studio:
         service = ComparisonService(studio)
-        [again] = service.latest("local", 5)
+        [again] = studio.comparisons.latest("local", 5)
         assert again.chosen == 1
         assert all(entry.image and entry.job is None for entry in service.entries(again))
 
@@ -72,7 +72,7 @@ def test_start_rejects_invalid_comparisons(studio: Studio, models: list[str], ch
     with pytest.raises(InvalidInput, match=message):
         ComparisonService(studio).start(make_request(), models, chosen, blind=False, owner="local")
     assert studio.jobs("local") == []
-    assert ComparisonService(studio).latest("local", 5) == []
+    assert studio.comparisons.latest("local", 5) == []
 
 
 def test_a_queue_that_is_full_starts_no_comparison(studio: Studio) -> None:
@@ -80,5 +80,5 @@ def test_a_queue_that_is_full_starts_no_comparison(studio: Studio) -> None:
     service = ComparisonService(studio)
     with pytest.raises(QueueFull):
         service.start(make_request(), ["starter"], PAIR, blind=False, owner="local")
-    assert service.latest("local", 5) == []
+    assert studio.comparisons.latest("local", 5) == []
     assert studio.jobs("local") == []

@@ -61,7 +61,7 @@ class JobScheduler:
         self._load_inputs = load_inputs
         self._hub = hub
         self._checks_images = settings.safety_level == "full"
-        self._backends = create_backends(settings, record_event, hub)
+        self.backends = create_backends(settings, record_event, hub)
         self._download_queue = JobQueue()
         self._generate_queue = JobQueue()
         self._remote_queue = JobQueue()
@@ -69,7 +69,7 @@ class JobScheduler:
         self._loops: dict[JobQueue, list[tuple[str, Callable[[], None]]]] = {  # not started yet
             self._download_queue: [("canvas-download", self._download_loop)],
             self._generate_queue: [
-                ("canvas-generate", partial(self._generate_loop, backend)) for backend in self._backends
+                ("canvas-generate", partial(self._generate_loop, backend)) for backend in self.backends
             ],
             self._remote_queue: [("canvas-remote", remote_loop)] * REMOTE_CONCURRENCY,
         }
@@ -99,11 +99,6 @@ class JobScheduler:
         names = (name for name, _ in requested_loras(request) if loras.is_hub_name(name))
         return [name for name in names if loras.find(name, hub=self._hub) is None]
 
-    def addons_download_size(self, spec: ModelSpec, preset: str) -> int:
-        """The approximate bytes of the add-ons of a preset that are not on disk."""
-        missing = addons.missing(preset, spec, hub=self._hub)
-        return sum(addons.ADDONS[name].size for name in missing)
-
     def jobs_ahead_of(self, job: Job, jobs: list[Job]) -> list[Job]:
         """The jobs that run or will run before a waiting job; empty if it does not wait."""
         waiting = (self._remote_queue if _is_remote(job) else self._generate_queue).snapshot()
@@ -120,20 +115,13 @@ class JobScheduler:
             queue.close()
         for thread in self._threads:
             thread.join(timeout=30)
-        for backend in self._backends:
+        for backend in self.backends:
             backend.close()
 
     @property
-    def backends(self) -> list[Backend]:
-        return list(self._backends)
-
-    @property
-    def device(self) -> Device:
-        return self.device_if_known or self._backends[0].device
-
-    @property
     def device_if_known(self) -> Device | None:
-        known = (backend.device_if_known for backend in self._backends)
+        """The device if it is already detected; never waits."""
+        known = (backend.device_if_known for backend in self.backends)
         return next((device for device in known if device), None)
 
     def find_local(self, spec: ModelSpec) -> download.LocalModel | None:
@@ -141,26 +129,13 @@ class JobScheduler:
 
     def plan_download(self, spec: ModelSpec, cancelled: threading.Event | None = None) -> download.DownloadPlan:
         """The files to download for this device, in 16 bits if it supports that; asks the Hub."""
-        half = self.device.dtype != "float32"
+        device = self.device_if_known or self.backends[0].device
+        half = device.dtype != "float32"
         return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
-
-    def model_bytes_on_disk(self, spec: ModelSpec) -> int:
-        return download.model_bytes_on_disk(spec, hub=self._hub)
-
-    def delete_model(self, spec: ModelSpec) -> int:
-        """Unload a model and delete its download; returns the freed bytes."""
-        self.unload(spec)
-        return download.remove(spec, hub=self._hub)
-
-    def is_loaded(self, spec: ModelSpec) -> bool:
-        return any(backend.is_loaded(spec) for backend in self._backends)
-
-    def unload(self, spec: ModelSpec) -> bool:
-        return any([backend.unload(spec) for backend in self._backends])
 
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
         """Detect the device of every backend and load a model that is on disk."""
-        for backend in self._backends:
+        for backend in self.backends:
             if wait:  # in this thread: on ZeroGPU no other may place models
                 self._warm_up(backend, spec)
             else:
@@ -196,7 +171,7 @@ class JobScheduler:
             spec, request = self._models.get(job.model_key), job.request
             return bool(spec and request and backend.is_loaded(spec, request.preset))
 
-        alone = len(self._backends) == 1
+        alone = len(self.backends) == 1
         run: Callable[[Job], None] = partial(self._generate, backend)
         while (job := self._generate_queue.take(None if alone else prefers)) is not None:
             self._run_job(job, run)

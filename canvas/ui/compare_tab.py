@@ -91,7 +91,7 @@ class CompareTab:
 
     def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         owner = current_owner(http_request)
-        comparison = self._comparisons.get(str(event.comparison), owner)
+        comparison = self._studio.comparisons.get(str(event.comparison), owner)
         if event.action == "vote":
             self._comparisons.vote(comparison, int(event.position))
         elif event.action == "stop":
@@ -125,9 +125,9 @@ class CompareTab:
         return {self._summary: text_line(" · ".join(parts))}
 
     def _refresh(self, comparison_id: str, owner: str) -> dict[Any, Any]:
-        latest = self._comparisons.latest(owner, MAX_EARLIER)
+        latest = self._studio.comparisons.latest(owner, MAX_EARLIER)
         try:
-            comparison = self._comparisons.get(comparison_id, owner) if comparison_id else None
+            comparison = self._studio.comparisons.get(comparison_id, owner) if comparison_id else None
         except NotFound:  # deleted meanwhile
             comparison = None
         comparison = comparison or (latest[0] if latest else None)

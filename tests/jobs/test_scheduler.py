@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,12 +64,14 @@ def test_a_download_can_be_cancelled_while_images_are_generated(online: Studio, 
     assert events(online)[-1] == ("download", "cancelled")
 
 
-def test_a_model_deleted_while_its_job_waits_is_downloaded_again(online: Studio, tiny_repo: str) -> None:
+def test_a_model_deleted_while_its_job_waits_is_downloaded_again(
+    online: Studio, tiny_repo: str, tmp_path: Path
+) -> None:
     online.download_model("tiny-test").wait()
     running = online.submit(GenerationRequest("a fox", num_inference_steps=150))
     waiting = online.submit(REQUEST)
     assert waiting.status == "queued"
-    online.delete_model("tiny-test")
+    shutil.rmtree(tmp_path / "hub")  # by another program; `delete_model` waits for the device
     running.cancel()
     statuses = {update.status for update in waiting.subscribe()}
     assert waiting.wait()

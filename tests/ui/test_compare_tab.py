@@ -7,7 +7,6 @@ import re
 from playwright.sync_api import Page, expect
 
 from canvas import Studio
-from canvas.comparison import ComparisonService
 from canvas.history.comparisons import Comparisons
 
 
@@ -28,7 +27,7 @@ def test_presets_are_compared_with_their_times(page: Page, served: Studio) -> No
     expect(names).to_have_text(["starter, quality", "starter, balanced", "starter, turbo"])
     for summary in page.locator(".comparison-cell .image-summary").all():
         expect(summary).to_have_text(re.compile(r"[\d.]+ s\s*256 × 256\s*\d+ step"))
-    comparison = ComparisonService(served).latest("local", 1)[0]
+    comparison = served.comparisons.latest("local", 1)[0]
     assert len({request.seed for request in comparison.requests}) == 1
 
 
