@@ -152,7 +152,7 @@ class GenerationCancelled(CanvasError):
 
 
 class OutOfMemory(CanvasError):
-    """Not enough memory to load a model or to compute a step; the message says what would fit.
+    """Not enough memory to load a model or to compute a step; the message suggests a size that fits.
 
     The thread that raised it must not compute again: see `backends.base.run_in_fresh_thread`.
     """

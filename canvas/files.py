@@ -1,4 +1,4 @@
-"""Writes a file whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PART_SUFFIX = ".part"
 
 @contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of `path` when the block ends without an exception.
+    """Open a temporary file that replaces `path` when the block ends without an exception.
 
-    It is written under a hidden name ending in `.part` in the same folder, which must exist;
-    after a failure the part is removed and `path` is as before. `durable` waits until the data
-    and the folder entry are on the disk. Raises OSError.
+    It is in the same folder, which must exist, and hidden; its name ends in `.part`. An exception
+    deletes it and leaves `path` unchanged. `durable` also waits until everything is on the disk
+    (fsync). Raises OSError.
     """
     part = path.with_name(f".{secrets.token_hex(8)}{PART_SUFFIX}")
     try:

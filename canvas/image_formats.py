@@ -1,4 +1,4 @@
-"""The image file formats that are written, and base64 and data URLs of their files."""
+"""The image file formats of results, base64 and data URLs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from canvas.errors import InvalidInput
 
 
 class ImageFormat(NamedTuple):
-    """How files of a format are named and announced; the first suffix is the one we write."""
+    """MIME type and file suffixes of a format, the suffix of new files first."""
 
     mime_type: str
     suffixes: tuple[str, ...]
 
     @property
     def suffix(self) -> str:
-        """The suffix of files that we write."""
+        """The suffix of new files."""
         return self.suffixes[0]
 
 

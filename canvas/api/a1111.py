@@ -123,8 +123,7 @@ class A1111Route(ApiRoute):
     @staticmethod
     def error_response_for(error: CanvasError) -> Response:
         """`detail` is what most clients show."""
-        body = {"error": error.code, "detail": str(error), "errors": str(error)}
-        return JSONResponse(body, error.http_status)
+        return JSONResponse({"error": error.code, "detail": str(error), "errors": str(error)}, error.http_status)
 
 
 class A1111Api:
@@ -170,20 +169,17 @@ class A1111Api:
         """Redraw an image; with a mask only where that is white."""
         request = params.to_request(self._model_key(params, http_request))
         if not params.init_images:
-            expected = "a list with an image in base64"
-            raise InvalidInput("init_images", params.init_images, expected)
-        image = await self._upload(params.init_images[0], "init_images")
+            raise InvalidInput("init_images", params.init_images, "a list with an image in base64")
         request = replace(
             request,
             task="image_to_image",
-            image=image,
+            image=await self._upload(params.init_images[0], "init_images"),
             strength=params.denoising_strength,
             only_masked=bool(params.inpaint_full_res),
             resize_mode=RESIZE_MODES.get(params.resize_mode or 0, RESIZE_MODES[0]),
         )
         if params.mask:
-            invert = bool(params.inpainting_mask_invert)
-            mask_image = await self._upload(params.mask, "mask", invert=invert)
+            mask_image = await self._upload(params.mask, "mask", invert=bool(params.inpainting_mask_invert))
             request = replace(request, task="inpaint", mask_image=mask_image)
         if params.mask_blur is not None:
             request = replace(request, mask_blur=params.mask_blur)
@@ -201,19 +197,16 @@ class A1111Api:
             upscaler=names.get((params.upscaler_1 or "").lower(), UPSCALERS[0]),
             model_key=self._studio.settings.model,
         )
-        owner = require_owner(http_request)
-        job = await run_sync(self._studio.submit, request, owner, "sdapi")
+        job = await run_sync(self._studio.submit, request, require_owner(http_request), "sdapi")
         [image] = await wait_for_job(job, http_request)
-        content = await run_sync(read_as_base64, self._studio, image)
-        return JSONResponse({"html_info": "", "image": content})
+        return JSONResponse({"html_info": "", "image": await run_sync(read_as_base64, self._studio, image)})
 
     def png_info(self, params: PngInfo) -> Response:
         """The settings embedded in an image file."""
         try:
             items = read_text(io.BytesIO(decode_base64(params.image, "image")))
         except StorageError as error:
-            expected = "a PNG, JPEG or WebP file in base64"
-            raise InvalidInput("image", params.image, expected) from error
+            raise InvalidInput("image", params.image, "a PNG, JPEG or WebP file in base64") from error
         infotext = items.get("parameters", "")
         values = with_old_names(read_infotext(infotext).values) if infotext else {}
         return JSONResponse({"info": infotext, "items": items, "parameters": values})
@@ -253,20 +246,14 @@ class A1111Api:
 
     def options(self, http_request: Request) -> Response:
         """The caller's selected model."""
-        return JSONResponse(
-            {
-                CHECKPOINT: self._selected_model(require_owner(http_request)),
-                "sd_checkpoint_hash": None,
-                "samples_format": "png",
-            }
-        )
+        selected = self._selected_model(require_owner(http_request))
+        return JSONResponse({CHECKPOINT: selected, "sd_checkpoint_hash": None, "samples_format": "png"})
 
     def set_options(self, options: dict[str, Any], http_request: Request) -> Response:
         """Select the caller's model; other options are ignored."""
         owner = require_owner(http_request)
         if options.get(CHECKPOINT):
-            spec = get_model(str(options[CHECKPOINT]), self._studio.models)
-            self._selected_models[owner] = spec.key
+            self._selected_models[owner] = get_model(str(options[CHECKPOINT]), self._studio.models).key
         return JSONResponse(None)
 
     def sd_models(self) -> Response:
@@ -347,8 +334,7 @@ class A1111Api:
         return await upload_image(self._studio, ImageOps.invert(mask.convert("L")), field)
 
     async def _submit(self, request: GenerationRequest, params: TextToImage, http_request: Request) -> Response:
-        owner = require_owner(http_request)
-        job = await run_sync(self._studio.submit, request, owner, "sdapi")
+        job = await run_sync(self._studio.submit, request, require_owner(http_request), "sdapi")
         try:
             images = await wait_for_job(job, http_request)
         except GenerationCancelled:  # clients expect the images that are finished by then

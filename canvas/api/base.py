@@ -43,8 +43,7 @@ class BodyTooLarge(CanvasError):
 
 def error_response(error: CanvasError) -> Response:
     """The error format of our own routes."""
-    body = {"error": {"code": error.code, "message": str(error)}}
-    return JSONResponse(body, error.http_status)
+    return JSONResponse({"error": {"code": error.code, "message": str(error)}}, error.http_status)
 
 
 class ApiRoute(APIRoute):
@@ -69,8 +68,7 @@ class ApiRoute(APIRoute):
                     raise
                 # FastAPI wraps whatever is raised while it reads the body.
                 cause = error.__cause__
-                known = cause if isinstance(cause, CanvasError) else _invalid_json()
-                return type(self).error_response_for(known)
+                return type(self).error_response_for(cause if isinstance(cause, CanvasError) else _invalid_json())
             except RequestValidationError as error:
                 return type(self).error_response_for(invalid_body(error))
 

@@ -160,10 +160,7 @@ class GenerateApi:
         fields = params.pop("fields")
         if not isinstance(fields, dict):
             raise InvalidInput("fields", fields, "a dict of the fields of a request")
-        files: dict[str, str | None] = {"image": None, "mask_image": None}
-        for name, file in params.items():
-            if file:
-                files[name] = await upload_file(self.studio, file, name)
+        files = {name: await upload_file(self.studio, file, name) if file else None for name, file in params.items()}
         fixed = {"backend": LOCAL, "num_images": 1, **files}
         request = GenerationRequest.from_dict(rename_old_fields(fields) | fixed)
         return await run_sync(self.studio.submit, request, *caller)

@@ -58,6 +58,8 @@ EXTRA_PARAMS: Mapping[str, tuple[Any, Any]] = {
     "fields": (dict, inspect.Parameter.empty),
 }
 
+POSITIONAL_OR_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
 File = dict[str, Any]  # the JSON of gradio.FileData
 Result = tuple[File | None, dict[str, Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -81,11 +83,9 @@ def job_function(
     PARAM_DOCS.
     """
     parameters = [
-        inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        inspect.Parameter("self", POSITIONAL_OR_KEYWORD),
         *map(_parameter, names),
-        inspect.Parameter(
-            "http_request", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=gr.Request | None
-        ),
+        inspect.Parameter("http_request", POSITIONAL_OR_KEYWORD, default=None, annotation=gr.Request | None),
     ]
     signature = inspect.Signature(parameters, return_annotation=GenericAlias(tuple, (gr.FileData, dict)))
 
@@ -120,8 +120,7 @@ def _parameter(name: str) -> inspect.Parameter:
         annotation = get_type_hints(GenerationRequest)[name]
         [field] = [field for field in fields(GenerationRequest) if field.name == name]
         default = inspect.Parameter.empty if field.default is MISSING else field.default
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+    return inspect.Parameter(name, POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 
 def api_signature(returns: Any) -> Callable[[Function], Function]:
@@ -132,9 +131,7 @@ def api_signature(returns: Any) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function, eval_str=True)
-        function.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            return_annotation=returns
-        )
+        function.__signature__ = signature.replace(return_annotation=returns)  # type: ignore[attr-defined]
         return function
 
     return decorate

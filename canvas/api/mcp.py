@@ -104,8 +104,7 @@ class McpToolRunner:
                     continue
                 if update.final:
                     break
-                progress = parse_progress(update.outputs)
-                if progress is not None:
+                if progress := parse_progress(update.outputs):
                     fraction, message = progress
                     await context.session.send_progress_notification(
                         progress_token=token,

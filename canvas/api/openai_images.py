@@ -136,8 +136,7 @@ class OpenAIImagesApi:
 
     async def generate(self, params: ImageRequest, http_request: Request) -> Response:
         """Generate images from a prompt; with `stream` as server-sent events."""
-        request = params.to_request(self._studio.settings.model)
-        return await self._submit(request, params, http_request)
+        return await self._submit(params.to_request(self._studio.settings.model), params, http_request)
 
     async def edit(self, http_request: Request) -> Response:
         """Redraw an image; with a mask only where that is transparent."""
@@ -158,8 +157,7 @@ class OpenAIImagesApi:
 
     def list_models(self) -> Response:
         """List the models."""
-        models = [_model_object(spec) for spec in self._studio.models.values()]
-        return JSONResponse({"object": "list", "data": models})
+        return JSONResponse({"object": "list", "data": [_model_object(spec) for spec in self._studio.models.values()]})
 
     def retrieve_model(self, key: str) -> Response:
         """One model by its key."""

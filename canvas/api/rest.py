@@ -106,8 +106,7 @@ class ImageRoutes:
             return error_response(error)
         name = Path(filename).stem + IMAGE_FORMATS[image_format].suffix
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        media_type = IMAGE_FORMATS[image_format].mime_type
-        return Response(content, media_type=media_type, headers=headers)
+        return Response(content, media_type=IMAGE_FORMATS[image_format].mime_type, headers=headers)
 
     def export(self, request: Request, params: Annotated[ExportParams, Query()]) -> Response:
         """The caller's images as a ZIP, with metadata.csv and metadata.jsonl."""
@@ -121,8 +120,7 @@ class ImageRoutes:
             quality = params.quality or "95"
             if not quality.isdecimal():
                 raise InvalidInput("quality", quality, "a whole number from 1 to 100")
-            image_format = params.image_format or None
-            chunks = self._studio.user_gallery(owner).export(query, image_format, int(quality))
+            chunks = self._studio.user_gallery(owner).export(query, params.image_format or None, int(quality))
         except CanvasError as error:
             return error_response(error)
         headers = {"Content-Disposition": 'attachment; filename="magic-canvas.zip"'}
@@ -182,8 +180,7 @@ class ServerRoutes:
 
     def metrics(self) -> Response:
         """Metrics in the Prometheus text format."""
-        headers = {"Content-Type": CONTENT_TYPE_LATEST}
-        return Response(generate_latest(self._registry), headers=headers)
+        return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class StudioCollector(Collector):

@@ -52,7 +52,6 @@ class ProviderConfig:
     provider: str = "auto"
 
     def has_token(self) -> bool:
-        """Whether there is any token."""
         from huggingface_hub import get_token
 
         return bool(self.token or get_token())
@@ -143,8 +142,7 @@ def _call(prompt: str, request: GenerationRequest, spec: ModelSpec, config: Prov
         message = LazyMessage("The inference provider ({provider}) returned no image.", **names)
         raise RemoteBackendError(message) from error
     except (httpx2.HTTPError, OSError) as error:
-        message = LazyMessage("Hugging Face cannot be reached; check the connection.")
-        raise RemoteBackendError(message) from error
+        raise RemoteBackendError(LazyMessage("Hugging Face cannot be reached; check the connection.")) from error
     except (ValueError, StopIteration) as error:  # unknown provider, or none for the model
         raise RemoteBackendError(LazyMessage(ERROR_MESSAGES[404], **names)) from error
 

@@ -117,8 +117,7 @@ class LocalBackend:
             self._pipelines = PipelineCache(self.device, self._memory_budget(), hub=self._hub)
         preset = request.preset if request else "quality"
         if not self._pipelines.is_loaded(spec, preset):
-            event = ModelEvent(spec.key, "load", local.repo_id, local.revision)
-            with log_event(self._record_event, event):
+            with log_event(self._record_event, ModelEvent(spec.key, "load", local.repo_id, local.revision)):
                 self._pipelines.get(spec, local, preset=preset)
         pipeline = self._pipelines.get(spec, local, preset=preset)
         if request is None:

@@ -115,8 +115,7 @@ class RemoteBackends:
         if request.backend == HF_INFERENCE:
             inference_providers.check(request)
         if not self.has_consent(owner, request.backend, spec):
-            terms = self.consent_text(request.backend, spec)
-            raise ConsentRequired(LazyMessage(CONSENT_REQUIRED, terms=terms))
+            raise ConsentRequired(LazyMessage(CONSENT_REQUIRED, terms=self.consent_text(request.backend, spec)))
 
     def generate(
         self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
@@ -139,6 +138,5 @@ class RemoteBackends:
         if self._settings.safety_level == "full" and self._checker is None:
             folder = safety.find_checker(hub=self._hub)
             folder = folder or safety.fetch_checker(lambda _: None, cancelled, hub=self._hub)
-            device = Device("cpu", "float32", "the safety checker of remote images")
-            self._checker = ImageSafetyChecker(device, folder)
+            self._checker = ImageSafetyChecker(Device("cpu", "float32", "the safety checker of remote images"), folder)
         return self._checker

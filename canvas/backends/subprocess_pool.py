@@ -121,8 +121,7 @@ class SubprocessBackend:
             env=worker_environment(self._index),
         )
         self._messages: queue.Queue[Message | None] = queue.Queue()
-        args = (self._process.stdout, self._messages)
-        threading.Thread(target=_read_messages, args=args, daemon=True).start()
+        threading.Thread(target=_read_messages, args=(self._process.stdout, self._messages), daemon=True).start()
         self._send(self._init_args)
 
     def _detect_device(self) -> None:

@@ -34,8 +34,7 @@ class WorkerProcess:
         self._output = output_pipe
         self._calls: queue.Queue[Call] = queue.Queue()
         settings, hub, num_workers = pickle.load(input_pipe)  # noqa: S301 - from our own program
-        record_event = partial(self._send, "record")
-        self._backend = LocalBackend(settings, record_event, hub, num_workers)
+        self._backend = LocalBackend(settings, partial(self._send, "record"), hub, num_workers)
 
     def run(self) -> None:
         threading.Thread(target=self._read, daemon=True).start()
@@ -72,8 +71,7 @@ class WorkerProcess:
         try:
             match call:
                 case GenerationTask():
-                    generator = self._backend.generate(call, self._on_progress, cancelled)
-                    with closing(generator) as images:
+                    with closing(self._backend.generate(call, self._on_progress, cancelled)) as images:
                         for image in images:
                             self._send("image", image)
                 case ("load", spec, local):

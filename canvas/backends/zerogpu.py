@@ -33,8 +33,7 @@ ASSUMED_GFLOPS = 30_000.0  # per second, a low value for half an H200 running a 
 
 def gpu_duration(task: GenerationTask, device: Device) -> float:
     """Seconds of GPU time to request for a task."""
-    gpu = replace(device, gflops=ASSUMED_GFLOPS)
-    seconds = estimate_seconds(task.request, task.spec, gpu)
+    seconds = estimate_seconds(task.request, task.spec, replace(device, gflops=ASSUMED_GFLOPS))
     if seconds is None:
         return DEFAULT_DURATION
     return min(MAX_DURATION, STARTUP_SECONDS + seconds * task.request.num_images)

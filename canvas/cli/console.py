@@ -55,8 +55,7 @@ def load_settings(data_dir: Path | None, **options: Any) -> Settings:
     """Settings from the environment, overridden by command line options."""
     from canvas.settings import Settings
 
-    folder = data_dir.expanduser() if data_dir else None
-    return Settings.from_environment(data_dir=folder, **options)
+    return Settings.from_environment(data_dir=data_dir.expanduser() if data_dir else None, **options)
 
 
 def print_line(text: str) -> None:
@@ -67,6 +66,14 @@ def print_line(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print one line of JSON; infinite numbers, which JSON does not have, become null."""
     typer.echo(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def print_result(text: str, value: Any, *, as_json: bool) -> None:
+    """Print a result as text, or as one line of JSON."""
+    if as_json:
+        print_json(value)
+    else:
+        print_line(text)
 
 
 def _finite(value: Any) -> Any:

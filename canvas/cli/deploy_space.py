@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, print_json, print_line, with_examples
+from canvas.cli.console import AsJson, print_line, print_result, with_examples
 from canvas.errors import CanvasError, InvalidInput
 from canvas.formatting import format_bytes
 
@@ -56,10 +56,7 @@ def deploy(
         raise CanvasError("`deploy` needs a clone of the repository; run it there.")
     files = collect_files()
     for file in files:
-        if json:
-            print_json(asdict(file))
-        else:
-            print_line(f"{format_bytes(file.size):>9}  {file.path}")
+        print_result(f"{format_bytes(file.size):>9}  {file.path}", asdict(file), as_json=json)
     summary = f"{len(files)} files, {format_bytes(sum(file.size for file in files))}"
     if dry_run:
         if not json:
@@ -68,10 +65,8 @@ def deploy(
     if not yes:
         typer.confirm(f"Upload {summary} to the Space {space_id}?", abort=True, err=True)
     url = upload(space_id, files, private=private)
-    if json:
-        print_json({"space": space_id, "url": url, "address": url})
-    else:
-        print_line(f"Uploaded. The Space is now building, which takes some minutes: {url}")
+    text = f"Uploaded. The Space is now building, which takes some minutes: {url}"
+    print_result(text, {"space": space_id, "url": url, "address": url}, as_json=json)
 
 
 def check_space_id(space_id: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_json, print_line, with_examples
+from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_result, with_examples
 from canvas.errors import CanvasError
 from canvas.formatting import format_bytes
 
@@ -40,8 +40,7 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with the names of version 0.1, too."""
-        old_names = {"well": self.ok, "sentence": self.message, "note": self.warning}
-        return {**asdict(self), **old_names}
+        return {**asdict(self), "well": self.ok, "sentence": self.message, "note": self.warning}
 
 
 def check_python() -> Check:
@@ -89,16 +88,14 @@ def check_port(settings: Settings) -> Check:
     except OSError as error:
         if _is_magic_canvas(port):
             return Check("port", True, f"Magic Canvas is already running on {port}")
-        message = f"{host}:{port} is not available ({error.strerror}); use --port {port + 1}"
-        return Check("port", False, message)
+        return Check("port", False, f"{host}:{port} is not available ({error.strerror}); use --port {port + 1}")
 
 
 def _is_magic_canvas(port: int) -> bool:
     import httpx
 
     try:
-        response = httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5)
-        return "asks_for_keys" in response.json()
+        return "asks_for_keys" in httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5).json()
     except (httpx.HTTPError, ValueError):
         return False
 
@@ -109,8 +106,7 @@ def check_hub_access() -> Iterator[Check]:
 
     status = check_hub()
     if status.offline:
-        message = f"{status.offline}; downloaded models work offline"
-        yield Check("hub", True, message, warning=True)
+        yield Check("hub", True, f"{status.offline}; downloaded models work offline", warning=True)
         return
     yield Check("hub", True, "reachable")
     if status.auth_error:
@@ -136,11 +132,8 @@ def doctor(
     failed = False
     for check in _run_checks(settings):
         failed |= not check.ok
-        if json:
-            print_json(check.to_dict())
-        else:
-            grade = "FAIL" if not check.ok else "warn" if check.warning else "ok  "
-            print_line(f"{grade} {check.name}: {check.message}")
+        grade = "FAIL" if not check.ok else "warn" if check.warning else "ok  "
+        print_result(f"{grade} {check.name}: {check.message}", check.to_dict(), as_json=json)
     if failed:
         raise typer.Exit(1)
 
@@ -170,8 +163,7 @@ def _run_checks(settings: Settings) -> Iterator[Check]:
     from canvas.history.repair import integrity_error
 
     if error := integrity_error(settings.database_path):
-        message = f"damaged ({error}); stop the server and run doctor with --rebuild"
-        yield Check("database", False, message)
+        yield Check("database", False, f"damaged ({error}); stop the server and run doctor with --rebuild")
         return
     try:
         from canvas.studio import Studio

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.console import (
-    AsJson,
-    DataDir,
-    load_settings,
-    print_error,
-    print_json,
-    print_line,
-    with_examples,
-    write_file,
-)
+from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_result, with_examples, write_file
 from canvas.errors import InvalidInput
 from canvas.request import LOCAL_OWNER
 
@@ -52,10 +43,7 @@ def export(
                 sys.stdout.buffer.write(chunk)
         else:
             write_file(Path(target), chunks)
-            if json:
-                print_json({"file": target, "bytes": Path(target).stat().st_size})
-            else:
-                print_line(target)
+            print_result(target, {"file": target, "bytes": Path(target).stat().st_size}, as_json=json)
 
 
 @with_examples("python -m canvas import images.zip", "python -m canvas import ~/Pictures/generated")
@@ -75,11 +63,9 @@ def import_(
     errors = list(result.errors)
     for error in errors:
         print_error(error)
-    if json:
-        counts = {"added": result.added, "duplicates": result.duplicates}
-        print_json({**counts, "errors": errors, "refused": errors})
-    else:
-        print_line(f"{result.added} added, {result.duplicates} duplicates, {len(errors)} errors")
+    text = f"{result.added} added, {result.duplicates} duplicates, {len(errors)} errors"
+    counts = {"added": result.added, "duplicates": result.duplicates}
+    print_result(text, {**counts, "errors": errors, "refused": errors}, as_json=json)
 
 
 @contextmanager
@@ -89,8 +75,5 @@ def _open_storage(data_dir: Path | None) -> Iterator[tuple[Database, ImageStorag
     from canvas.history.image_files import ImageStorage
 
     settings = load_settings(data_dir)
-    database = Database(settings.database_path)
-    try:
+    with closing(Database(settings.database_path)) as database:
         yield database, ImageStorage(settings.outputs_dir)
-    finally:
-        database.close()

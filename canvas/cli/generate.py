@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,7 @@ from canvas.cli.console import (
     DataDir,
     load_settings,
     number_option,
-    print_json,
-    print_line,
+    print_result,
     progress_bar,
     wait,
     with_examples,
@@ -143,9 +143,8 @@ def _generate_via_server(
 
     if server.requires_api_key and not settings.api_key:
         raise MissingApiKey(KEY_HINT)
-    database = Database(settings.database_path)
-    repository = ImageRepository(database, ImageStorage(settings.outputs_dir))
-    try:
+    with closing(Database(settings.database_path)) as database:
+        repository = ImageRepository(database, ImageStorage(settings.outputs_dir))
         for title, request in _with_titles(requests):
             body = _request_body(request, accept_terms=accept_terms)
             for image_id in _stream_image_ids(server.url, settings.api_key, body, title):
@@ -153,8 +152,6 @@ def _generate_via_server(
                 if image is None:
                     raise NotFound(f"Image {image_id} has been deleted.")
                 yield image, repository.path_of(image.filename)
-    finally:
-        database.close()
 
 
 def _request_body(request: GenerationRequest, *, accept_terms: bool) -> dict[str, Any]:
@@ -216,13 +213,11 @@ def _write_output(image: GeneratedImage, stored: Path, output: str | None, *, as
         sys.stdout.buffer.write(stored.read_bytes())
         sys.stdout.buffer.flush()
         return
+    result = {**with_old_names(image.settings()), "id": image.id, "filepath": str(stored)}
     if output is not None:
         write_file(Path(output), [stored.read_bytes()])
-    if as_json:
-        result = {**with_old_names(image.settings()), "id": image.id, "filepath": str(stored)}
-        print_json(result if output is None else {**result, "output": output})
-    else:
-        print_line(output or str(stored))
+        result["output"] = output
+    print_result(output or str(stored), result, as_json=as_json)
 
 
 def _format_of(output: str | None) -> str:
@@ -250,8 +245,7 @@ def _output_paths(output: str | None, count: int) -> list[str | None]:
 
 def _read_prompts(prompt: str | None, file: str | None) -> list[str]:
     if file is None and prompt is None:
-        message = "Pass a PROMPT, - to read prompts from stdin, or --prompts FILE."
-        raise InvalidInput("prompt", None, message=message)
+        raise InvalidInput("prompt", None, message="Pass a PROMPT, - to read prompts from stdin, or --prompts FILE.")
     if file is None and prompt != STDIN:
         return [prompt or ""]
     if file is not None and prompt is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, load_settings, print_json, print_line, with_examples
+from canvas.cli.console import AsJson, DataDir, load_settings, print_json, print_result, with_examples
 
 if TYPE_CHECKING:
     from canvas.history.api_keys import ApiKeyStore
@@ -26,10 +26,7 @@ def create_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> No
     """Create a key and print it. It cannot be shown again."""
     with _open_keys(data_dir) as keys:
         secret = keys.create(name)
-    if json:
-        print_json({"name": name, "key": secret})
-    else:
-        print_line(secret)
+    print_result(secret, {"name": name, "key": secret}, as_json=json)
 
 
 @app.command("list")
@@ -38,10 +35,8 @@ def list_keys(json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the names of the keys."""
     with _open_keys(data_dir) as keys:
         for key in keys.list():
-            if json:
-                print_json({**asdict(key), "owner": key.owner})
-            else:
-                print_line(f"{key.name}  created {key.created_at} UTC")
+            text = f"{key.name}  created {key.created_at} UTC"
+            print_result(text, {**asdict(key), "owner": key.owner}, as_json=json)
 
 
 @app.command("revoke")
@@ -59,8 +54,5 @@ def _open_keys(data_dir: Path | None) -> Iterator[ApiKeyStore]:
     from canvas.history.api_keys import ApiKeyStore
     from canvas.history.database import Database
 
-    database = Database(load_settings(data_dir).database_path)
-    try:
+    with closing(Database(load_settings(data_dir).database_path)) as database:
         yield ApiKeyStore(database)
-    finally:
-        database.close()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, load_settings, print_json, print_line, wait, with_examples
+from canvas.cli.console import AsJson, DataDir, load_settings, print_result, wait, with_examples
 
 if TYPE_CHECKING:
     from canvas.model_status import ModelStatus
@@ -22,11 +22,8 @@ def models(json: AsJson = False, data_dir: DataDir = None) -> None:
         width = max(map(len, studio.models))
         for spec in studio.models.values():
             status = studio.model_status(spec.key)
-            if json:
-                print_json({**asdict(spec), **_as_dict(status)})
-            else:
-                print_line(f"{spec.key:{width}}  {status.text}")
-                print_line(f"{'':{width}}  {spec.description or spec.name}")
+            text = f"{spec.key:{width}}  {status.text}\n{'':{width}}  {spec.description or spec.name}"
+            print_result(text, {**asdict(spec), **_as_dict(status)}, as_json=json)
 
 
 @with_examples("python -m canvas download small")
@@ -39,15 +36,10 @@ def download(
     from canvas.studio import Studio
 
     with Studio(load_settings(data_dir)) as studio:
-        job = studio.download_model(model_key)
-        wait(job, model_key)
+        wait(studio.download_model(model_key), model_key)
         status = studio.model_status(model_key)
-        if json:
-            print_json(_as_dict(status))
-        else:
-            print_line(f"{model_key}: {status.text}")
+        print_result(f"{model_key}: {status.text}", _as_dict(status), as_json=json)
 
 
 def _as_dict(status: ModelStatus) -> dict[str, Any]:
-    old_names = {"where": status.location, "gigaflops": status.spec.gflops_per_step}
-    return {**old_names, **asdict(status)}
+    return {"where": status.location, "gigaflops": status.spec.gflops_per_step, **asdict(status)}

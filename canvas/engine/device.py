@@ -69,18 +69,15 @@ def detect_device(
     selected, why = (name, "as requested") if name else _best_device()
     if name:
         _check_available(name)
-    prefix = f"{_device_label(selected)} {why}"
     if dtype:
-        reason = f"{prefix}; {dtype} as requested"
+        why_dtype = f"{dtype} as requested"
     elif selected == "cuda":
-        dtype, reason = "float16", f"{prefix}; float16 is fast on it"
+        dtype, why_dtype = "float16", "float16 is fast on it"
     elif selected == "mps":
         dtype, why_dtype = _mps_dtype()
-        reason = f"{prefix}; {dtype} {why_dtype}"
     else:
         dtype, why_dtype = _cpu_dtype(cache_dir)
-        reason = f"{prefix}; {why_dtype}"
-    device = Device(selected, dtype, reason)
+    device = Device(selected, dtype, f"{_device_label(selected)} {why}; {why_dtype}")
     if selected == "cpu":
         return _with_cpu_speed(device, cache_dir)
     return _with_cuda_speed(device) if selected == "cuda" and measure else device
@@ -132,8 +129,7 @@ def _with_cuda_speed(device: Device) -> Device:
                 run()
             torch.cuda.synchronize()
             best = min(best, (time.perf_counter() - start) / repeats)
-    speed = CUDA_PROBE_BATCH * PROBE_GFLOP / best
-    return replace(device, gflops=speed, kernel_launch_seconds=CUDA_KERNEL_SECONDS)
+    return replace(device, gflops=CUDA_PROBE_BATCH * PROBE_GFLOP / best, kernel_launch_seconds=CUDA_KERNEL_SECONDS)
 
 
 def _with_cpu_speed(device: Device, cache_dir: Path) -> Device:
@@ -189,8 +185,7 @@ def _cached_speeds(cache_dir: Path) -> dict[str, float]:
     import torch
 
     path = cache_dir / "speeds.json"
-    threads = torch.get_num_threads()
-    key = f"{system_info.processor_name()} | {threads} cores | torch {torch.__version__}"
+    key = f"{system_info.processor_name()} | {torch.get_num_threads()} cores | torch {torch.__version__}"
     cached = _read_cache(path)
     speeds = cached.get(key)
     if isinstance(speeds, dict) and all(_is_duration(speeds.get(name)) for name in MEASUREMENTS):
@@ -244,7 +239,7 @@ def _mps_dtype() -> tuple[str, str]:
         works = bool(torch.nn.functional.conv2d(image, image).isfinite().all())
     except (RuntimeError, TypeError):
         works = False
-    return ("float16", "is fast on it") if works else ("float32", "because float16 fails on it")
+    return ("float16", "float16 is fast on it") if works else ("float32", "float32 because float16 fails on it")
 
 
 def _device_label(name: str) -> str:

@@ -65,25 +65,22 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
     gflops_per_call = spec.gflops_per_step or GFLOPS_BY_TYPE.get(spec.type)
     if device.gflops is None or gflops_per_call is None or not request.needs_model:
         return None
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    size = (request.width, request.height)
-    tiles, width, height = 1, *size
+    width, height = request.size
+    gflop = _decoding_gflop_per_pixel(request, spec) * width * height
+    tiles = 1
     if request.task == "upscale":
-        width, height = (min(length, spec.resolution) for length in size)
-        tiles = tile_count(size, spec.resolution, 1)
+        width, height = (min(length, spec.resolution) for length in request.size)
+        tiles = tile_count(request.size, spec.resolution, 1)
     guided = (request.guidance_scale or 0) > 1
     preset, steps = PRESETS[request.preset], request.step_counts[1]
     unet_calls = steps * unet_calls_per_step(preset, steps, guided=guided) * tiles
-    gflop = gflops_per_call * unet_calls * width * height / spec.resolution**2
-    gflop += _decoding_gflop_per_pixel(request, spec) * request.width * request.height
+    gflop += gflops_per_call * unet_calls * width * height / spec.resolution**2
     cached = cache_schedule(preset, steps).count(CACHED)
-    kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles
-    kernels += KERNELS_PER_IMAGE
+    kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles + KERNELS_PER_IMAGE
     return gflop / (device.gflops * EFFICIENCY) + kernels * device.kernel_launch_seconds
 
 
 def _decoding_gflop_per_pixel(request: GenerationRequest, spec: ModelSpec) -> float:
     if 0 < spec.gflops_per_step < SMALL_MODEL_GFLOPS:
         return SMALL_MODEL_DECODING
-    tiny = addons.TAESD in addons.required(request.preset, spec)
-    return TINY_VAE_DECODING if tiny else VAE_DECODING
+    return TINY_VAE_DECODING if addons.TAESD in addons.required(request.preset, spec) else VAE_DECODING

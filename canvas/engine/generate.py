@@ -87,7 +87,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
 
             # 3. Decode them
             image, note = _decode_image(latents, pipeline, hooks)
-            image = edit.composite(image) if edit else center_crop(image, _size(request))
+            image = edit.composite(image) if edit else center_crop(image, request.size)
         step_callback.finish_image()
 
         # 4. Yield the image with its metadata
@@ -118,7 +118,7 @@ def _denoise(
     assert request.scheduler and request.num_inference_steps  # noqa: S101 - the request is resolved
     generator = torch.Generator("cpu").manual_seed(request.seed)
     guided = (request.guidance_scale or 0) > 1
-    width, height = round_up_size(pipeline, _size(request))
+    width, height = round_up_size(pipeline, request.size)
     arguments: dict[str, Any] = {
         **encode_prompt_cached(pipeline, prompts, guided=guided, weighting=request.prompt_weighting),
         "width": width,
@@ -154,16 +154,11 @@ def _initial_noise(request: GenerationRequest, hooks: UNetHooks, generator: Any)
     """The noise of the seed, interpolated towards that of the variation seed."""
     import torch
 
-    noise = hooks.make_noise(_size(request), generator)
+    noise = hooks.make_noise(request.size, generator)
     if request.variation_seed is None:
         return noise
     other = torch.Generator("cpu").manual_seed(request.variation_seed)
-    return slerp(noise, hooks.make_noise(_size(request), other), request.variation_strength)
-
-
-def _size(request: GenerationRequest) -> tuple[int, int]:
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    return request.width, request.height
+    return slerp(noise, hooks.make_noise(request.size, other), request.variation_strength)
 
 
 def _decode_image(latents: Any, pipeline: Any, hooks: UNetHooks) -> tuple[Image, str]:
@@ -186,14 +181,13 @@ def _translate_errors(request: GenerationRequest, spec: ModelSpec, device: Devic
         if system_info.is_out_of_memory(error):
             system_info.release_memory()
             text = "Ran out of memory at {size}. {suggestion}"
-            size, suggestion = "{}x{}".format(*_size(request)), suggest_size(request, spec, device)
+            size, suggestion = "{}x{}".format(*request.size), suggest_size(request, spec, device)
             raise OutOfMemory(LazyMessage(text, size=size, suggestion=suggestion)) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         message = LazyMessage(
             "The model {model} could not generate this image ({reason}). Try another scheduler, "
             "size or number of steps.",
             model=spec.key,
-            reason=reason,
+            reason=(str(error).splitlines() or [type(error).__name__])[0][:200],
         )
         raise GenerationFailed(message) from error
 

@@ -42,8 +42,7 @@ def decode_image(source: bytes | Path | Image.Image, field: str = "image") -> De
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if size > MAX_BYTES:
             text = "An image file must not be larger than {allowed} MB (got {size} MB)."
-            message = LazyMessage(text, allowed=MAX_BYTES // 10**6, size=size // 10**6)
-            raise InvalidInput(field, name, message=message)
+            raise InvalidInput(field, name, message=LazyMessage(text, allowed=MAX_BYTES // 10**6, size=size // 10**6))
         file = source if isinstance(source, Path) else io.BytesIO(source)
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image, field)
@@ -127,8 +126,7 @@ def _check_size(image: Image.Image, field: str) -> None:
 
 
 def _too_large() -> LazyMessage:
-    text = "An image must have at most {allowed} million pixels."
-    return LazyMessage(text, allowed=MAX_PIXELS // 10**6)
+    return LazyMessage("An image must have at most {allowed} million pixels.", allowed=MAX_PIXELS // 10**6)
 
 
 def _normalize(image: Image.Image) -> DecodedImage:

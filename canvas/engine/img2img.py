@@ -40,12 +40,11 @@ class PreparedEdit:
 
     def pipeline_args(self, request: GenerationRequest) -> dict[str, Any]:
         num_inference_steps, denoising_steps = request.step_counts
+        # Diffusers rounds down; 1 means pure noise.
+        strength = min(1.0, (denoising_steps + 0.5) / num_inference_steps)
         arguments = {
             "image": self.image,
-            # Diffusers rounds down; 1 means pure noise.
-            "strength": 1.0
-            if denoising_steps == num_inference_steps
-            else (denoising_steps + 0.5) / num_inference_steps,
+            "strength": strength,
             "num_inference_steps": num_inference_steps,
             "width": self.image.width,
             "height": self.image.height,
@@ -117,8 +116,7 @@ class BlendedLatentCallback:
         pixels = pipeline.image_processor.preprocess(self._image).to(vae.device, vae.dtype)
         original = retrieve_latents(vae.encode(pixels), sample_mode="argmax").float()
         original = original * vae.config.scaling_factor
-        generator = torch.Generator("cpu").manual_seed(self._seed)
-        noise = torch.randn(original.shape, generator=generator)
+        noise = torch.randn(original.shape, generator=torch.Generator("cpu").manual_seed(self._seed))
         mask = torch.from_numpy(np.array(self._mask, dtype=np.float32))[None, None] / 255
         # A latent is redrawn if any of its pixels is masked.
         mask = torch.nn.functional.adaptive_max_pool2d(mask, original.shape[-2:])
@@ -160,13 +158,12 @@ def prepare_inputs(request: GenerationRequest, images: InputImages, spec: ModelS
     """
     if request.task == "text_to_image":
         return None
-    assert request.width and request.height  # noqa: S101 - the request is resolved
     left, top, right, bottom = _outpaint_margins(request)
-    inner = (request.width - left - right, request.height - top - bottom)
+    width, height = request.size
+    inner = (width - left - right, height - top - bottom)
     if min(inner) < 8:
-        size = f"{request.width}x{request.height}"
         text = "The outpaint margins leave no room for the image in {size}."
-        raise InvalidInput("outpaint", request.outpaint, message=LazyMessage(text, size=size))
+        raise InvalidInput("outpaint", request.outpaint, message=LazyMessage(text, size=f"{width}x{height}"))
     image = flatten_alpha(images["image"], request.fill_color)
     original = resize_to_fit(image, inner, request.resize_mode, request.fill_color)
     if request.task != "inpaint":

@@ -102,8 +102,7 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
 
     pipeline_files.check_single_file(path)
     if spec.type == "auto":
-        problem = "a single file needs the type stable_diffusion or stable_diffusion_xl"
-        raise _load_error(spec, path, problem)
+        raise _load_error(spec, path, "a single file needs the type stable_diffusion or stable_diffusion_xl")
     options: dict[str, Any] = {"dtype": device.torch_dtype}
     config = path.with_suffix("")
     if config.is_dir():
@@ -127,13 +126,12 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
 
 
 def _load_error(spec: ModelSpec, path: Path, problem: str) -> ModelCorrupted:
-    first_line = (problem.strip().splitlines() or ["unreadable"])[0]
     return ModelCorrupted(
         LazyMessage(
             "The files of the model {model} cannot be loaded ({reason}). Delete them and download "
             "the model again, or choose another model.",
             model=spec.key,
-            reason=first_line.replace(str(path), spec.public_name)[:200],
+            reason=(problem.strip().splitlines() or ["unreadable"])[0].replace(str(path), spec.public_name)[:200],
         )
     )
 

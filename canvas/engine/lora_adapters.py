@@ -34,8 +34,7 @@ def applied_loras(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> Iterato
         for lora, _ in selected:
             names.append(_adapter_name(lora))
             _load(pipeline, lora, names[-1])
-        weights = [weight for _, weight in selected]
-        pipeline.set_adapters([*before, *names], [1.0] * len(before) + weights)
+        pipeline.set_adapters([*before, *names], [1.0] * len(before) + [weight for _, weight in selected])
         yield
     finally:
         if before:
@@ -96,8 +95,7 @@ def _layer_name(tensor: str) -> str:
 def _adapter_name(lora: Lora) -> str:
     # Without dots, which torch forbids in module names; another name for a changed file.
     stat = lora.path.stat()
-    identity = f"{lora.path} {stat.st_mtime_ns} {stat.st_size}"
-    return "lora_" + hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return "lora_" + hashlib.sha256(f"{lora.path} {stat.st_mtime_ns} {stat.st_size}".encode()).hexdigest()[:16]
 
 
 def _load(pipeline: Any, lora: Lora, name: str) -> None:

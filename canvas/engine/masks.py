@@ -35,8 +35,7 @@ def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
 def _bbox(mask: Image.Image) -> Box:
     box = binarize(mask).getbbox()
     if box is None:
-        message = LazyMessage("The mask is empty. Paint over the area to change.")
-        raise InvalidInput("mask_image", None, message=message)
+        raise InvalidInput("mask_image", None, message=LazyMessage("The mask is empty. Paint over the area to change."))
     return box
 
 
@@ -101,8 +100,7 @@ def outpaint_canvas(image: Image.Image, margins: Margins) -> tuple[Image.Image, 
     canvas = Image.new("RGB", size)
     canvas.paste(image, inner)
     _replicate_edges(canvas, inner)
-    blurred = canvas.filter(ImageFilter.GaussianBlur(max(1, max(margins) / 8)))
-    canvas.paste(blurred, mask=mask)
+    canvas.paste(canvas.filter(ImageFilter.GaussianBlur(max(1, max(margins) / 8))), mask=mask)
     return canvas, mask
 
 

@@ -82,7 +82,6 @@ class TiledUNetForward:
     def __call__(
         self, sample: torch.Tensor, timestep: Any, encoder_hidden_states: Any, **options: Any
     ) -> tuple[torch.Tensor]:
-        """The prediction for all latents."""
         options = self._clamp_time_ids(options)
 
         def predict(tile: torch.Tensor) -> torch.Tensor:

@@ -100,8 +100,7 @@ class PipelineCache:
             self._release()
 
     def _load(self, spec: ModelSpec, local: LocalModel, preset: str) -> CachedPipeline:
-        files = loader.weight_files(local, self.device)
-        size = loader.estimate_bytes(files, self.device.torch_dtype.itemsize)
+        size = loader.estimate_bytes(loader.weight_files(local, self.device), self.device.torch_dtype.itemsize)
         self._evict_until_fits(spec, size)
         try:
             pipeline = loader.load_pipeline(spec, local, self.device)
@@ -111,8 +110,7 @@ class PipelineCache:
             self._release()
             raise
         loader.optimize_for_device(pipeline, self.device)
-        size = loader.bytes_in_memory(pipeline)
-        entry = CachedPipeline(local, size, {("text_to_image", False): pipeline})
+        entry = CachedPipeline(local, loader.bytes_in_memory(pipeline), {("text_to_image", False): pipeline})
         self._by_source[cache_key(spec, preset)] = entry
         return entry
 
@@ -138,8 +136,7 @@ class PipelineCache:
             free=f"{free / 1e9:.1f} GB",
         )
         if self.device.dtype == "float32" and size // 2 <= free:
-            text = "{message} With CANVAS_DTYPE=bfloat16 it would fit."
-            message = LazyMessage(text, message=message)
+            message = LazyMessage("{message} With CANVAS_DTYPE=bfloat16 it would fit.", message=message)
         raise OutOfMemory(message)
 
     def _release(self) -> None:
@@ -197,13 +194,12 @@ def check_memory(request: GenerationRequest, spec: ModelSpec, device: Device) ->
     """
     if device.name != "cpu":
         return
-    assert request.width and request.height  # noqa: S101 - the request is resolved
-    needed = _decoding_bytes(request.width, request.height, device)
+    needed = _decoding_bytes(*request.size, device)
     free = free_device_memory(device)
     if needed > free:
         message = LazyMessage(
             "{size} needs {needed} of memory, but only {free} are free. {suggestion}",
-            size=f"{request.width}x{request.height}",
+            size="{}x{}".format(*request.size),
             needed=f"{needed / 1e9:.2f} GB",
             free=f"{free / 1e9:.2f} GB",
             suggestion=suggest_size(request, spec, device),
@@ -213,11 +209,10 @@ def check_memory(request: GenerationRequest, spec: ModelSpec, device: Device) ->
 
 def suggest_size(request: GenerationRequest, spec: ModelSpec, device: Device) -> LazyMessage:
     """A sentence with the largest smaller size that fits into the free memory."""
-    assert request.width and request.height  # noqa: S101 - the request is resolved
     free = free_device_memory(device)
-    longer = max(request.width, request.height)
+    longer = max(request.size)
     for side in range(longer - spec.size_step, spec.min_size - 1, -spec.size_step):
-        width, height = (max(64, n * side // longer // 8 * 8) for n in (request.width, request.height))
+        width, height = (max(64, n * side // longer // 8 * 8) for n in request.size)
         if _decoding_bytes(width, height, device) <= free:
             return LazyMessage("{size} would fit.", size=f"{width}x{height}")
     text = "Only {free} are free. Close other programs or choose a smaller model."

@@ -98,8 +98,7 @@ def _latents_to_rgb(latents: torch.Tensor, pipeline: Any) -> Image:
         return _to_pil(latents[:3].expand(3, -1, -1) / maximum * 127.5 + 127.5)
     if "XL" in type(pipeline).__name__:
         unscaled = latents / pipeline.vae.config.scaling_factor
-        factors = torch.tensor(SDXL_FACTORS, dtype=torch.float32)
-        rgb = torch.einsum("chw,cr->rhw", unscaled, factors)
+        rgb = torch.einsum("chw,cr->rhw", unscaled, torch.tensor(SDXL_FACTORS, dtype=torch.float32))
         return _to_pil(rgb + torch.tensor(SDXL_OFFSETS).view(3, 1, 1))
     rgb = torch.einsum("chw,cr->rhw", latents, torch.tensor(SD1_FACTORS))
     return _to_pil(rgb * 127.5 + 127.5)

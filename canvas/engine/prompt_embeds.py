@@ -98,5 +98,4 @@ def _encode(pipeline: Any, text: str) -> Embeddings:
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
-    embeddings = {"prompt_embeds": prompt_embeds}
-    return embeddings | ({"pooled_prompt_embeds": pooled[0]} if pooled else {})
+    return {"prompt_embeds": prompt_embeds} | ({"pooled_prompt_embeds": pooled[0]} if pooled else {})

@@ -63,8 +63,7 @@ def _parse_weight(syntax: str) -> float:
     weight = float(syntax.strip(":)").strip())
     if not 0 <= weight <= MAX_WEIGHT:
         text = "Weights in the prompt must be from 0 to {maximum} (got {value})."
-        message = LazyMessage(text, maximum=f"{MAX_WEIGHT:g}", value=f"{weight:g}")
-        raise InvalidInput("prompt", syntax, message=message)
+        raise InvalidInput("prompt", syntax, message=LazyMessage(text, maximum=f"{MAX_WEIGHT:g}", value=f"{weight:g}"))
     return weight
 
 

@@ -55,8 +55,7 @@ def truncate_to_limit(text: str, local: LocalModel, spec: ModelSpec) -> TokenBud
 
     Raises ModelCorrupted if the tokenizer cannot be read.
     """
-    folder = local.path.with_suffix("") if local.path.is_file() else local.path
-    folder = folder / "tokenizer"
+    folder = (local.path.with_suffix("") if local.path.is_file() else local.path) / "tokenizer"
     if not folder.is_dir():
         return estimate_tokens(text)
     return _tokenize(text, _load_tokenizer(folder), spec)

@@ -32,11 +32,10 @@ def check_prompt(prompt: str) -> None:
     """
     result = _word_filter().check_profanity(prompt)
     if result["contains_profanity"]:
-        words = ", ".join(f"“{word}”" for word in dict.fromkeys(result["profane_words"]))
         message = LazyMessage(
             "The word filter blocked this prompt because of {words}. Use other words. On your own "
             "computer you can turn the filter off with CANVAS_SAFETY=off.",
-            words=words,
+            words=", ".join(f"“{word}”" for word in dict.fromkeys(result["profane_words"])),
         )
         raise ContentBlocked(message)
 
@@ -80,8 +79,7 @@ class ImageSafetyChecker:
 
     def __init__(self, device: Device, folder: Path | None) -> None:
         if folder is None:
-            text = "The safety checker {name} was deleted. Try again."
-            raise ModelCorrupted(LazyMessage(text, name=CHECKER))
+            raise ModelCorrupted(LazyMessage("The safety checker {name} was deleted. Try again.", name=CHECKER))
         self._device = device
         self._folder = folder
         self._loaded: tuple[Any, Any] | None = None

@@ -35,8 +35,7 @@ def total_memory(root: Path = Path("/")) -> int:
     """Bytes of memory of the machine, or of the container if it has a limit."""
     import psutil
 
-    limits = [limit for limit, _ in _memory_cgroups(root)]
-    return min([psutil.virtual_memory().total, *limits])
+    return min([psutil.virtual_memory().total, *[limit for limit, _ in _memory_cgroups(root)]])
 
 
 def free_memory(root: Path = Path("/")) -> int:

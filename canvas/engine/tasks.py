@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 
 from canvas.engine.generate import GenerationInputs, generate
@@ -22,12 +24,8 @@ def run_task(
     cancelled: threading.Event,
 ) -> Generator[GeneratedImage]:
     """Yield the images of a resolved request; `model` is None if it needs no model."""
-    if model is None:
-        image = inputs.images["image"]
-        yield run_upscale(request, image, on_step=on_step, cancelled=cancelled)
-        return
-    with applied_loras(model.pipeline, inputs.loras):
-        if request.task == "upscale":
+    with applied_loras(model.pipeline, inputs.loras) if model else nullcontext():
+        if model is None or request.task == "upscale":
             image = inputs.images["image"]
             yield run_upscale(request, image, on_step=on_step, cancelled=cancelled, model=model)
             return

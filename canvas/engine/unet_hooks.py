@@ -75,8 +75,7 @@ class UNetHooks:
             noise_pred = uncond + self._pipeline.guidance_scale * (cond - uncond)
         # Inpainting models get the mask and the masked image in additional channels.
         sample = sample[:1, : noise_pred.shape[1]]
-        scheduler = self._pipeline.scheduler
-        return predict_original_sample(sample, noise_pred, float(timestep), scheduler)
+        return predict_original_sample(sample, noise_pred, float(timestep), self._pipeline.scheduler)
 
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         sample, timestep, *others = args

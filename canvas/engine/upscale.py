@@ -46,10 +46,10 @@ def run_upscale(
 
     Raises GenerationCancelled within one tile.
     """
-    assert request.width and request.height  # noqa: S101 - the request is resolved
     started = time.perf_counter()
-    size = (request.width // request.scale, request.height // request.scale)
-    image = resize_to_fit(flatten_alpha(image, request.fill_color), size, request.resize_mode, request.fill_color)
+    width, height = (side // request.scale for side in request.size)
+    image = flatten_alpha(image, request.fill_color)
+    image = resize_to_fit(image, (width, height), request.resize_mode, request.fill_color)
     raise_if_cancelled(cancelled)
     if model is None:
         progress = EtaEstimator()
@@ -85,8 +85,7 @@ def _upscale_diffusion(
         message = LazyMessage("The model {model} does not support upscaling.", model=spec.key)
         raise InvalidInput("upscaler", request.upscaler, message=message)
     upscaled = upscale_image(image, request.scale, "lanczos")
-    size = round_up_size(pipeline, upscaled.size)
-    num_tiles = tile_count(size, spec.resolution, pipeline.vae_scale_factor)
+    num_tiles = tile_count(round_up_size(pipeline, upscaled.size), spec.resolution, pipeline.vae_scale_factor)
     progress = TileProgress(pipeline, num_tiles, on_step, cancelled)
     schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
     forwards = deepcache.make_forwards(pipeline.unet, schedule, num_tiles)
@@ -143,5 +142,4 @@ class TileProgress:
         self._report(step.step * self._num_tiles, step.preview)
 
     def _report(self, done: int, preview: Image.Image | None = None) -> None:
-        total = self._pipeline.num_timesteps * self._num_tiles
-        self._on_step(self._eta.update(done, total, preview))
+        self._on_step(self._eta.update(done, self._pipeline.num_timesteps * self._num_tiles, preview))

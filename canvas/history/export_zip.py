@@ -99,14 +99,12 @@ class _Export:
 
     def run(self, filename: str) -> Iterator[bytes]:
         buffer = _StreamBuffer()
-        # Ordered, so that an import meets parents before their children.
-        ids = sorted(self.database.ids(self.query))
         with zipfile.ZipFile(buffer, "w") as archive:  # type: ignore[call-overload]
-            for image in self._images(ids):
+            # Ordered, so that an import meets parents before their children.
+            for image in self._images(sorted(self.database.ids(self.query))):
                 for _ in self._add_image(archive, image):
                     yield buffer.take()
-            exported = list(self.sizes)
-            for name, texts in ((METADATA_JSONL, self._jsonl(exported)), (METADATA_CSV, self._csv(exported))):
+            for name, texts in ((METADATA_JSONL, self._jsonl()), (METADATA_CSV, self._csv())):
                 for _ in _add_text(archive, name, texts):
                     yield buffer.take()
             if self.errors:
@@ -146,20 +144,19 @@ class _Export:
                 yield
         self.sizes[image.id or 0] = size
 
-    def _records(self, ids: list[int]) -> Iterator[dict[str, Any]]:
-        for image in self._images(ids):
-            exported = replace(self._as_exported(image), file_size=self.sizes[image.id or 0])
-            yield export_record(exported)
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for image in self._images(list(self.sizes)):
+            yield export_record(replace(self._as_exported(image), file_size=self.sizes[image.id or 0]))
 
-    def _jsonl(self, ids: list[int]) -> Iterator[str]:
-        for record in self._records(ids):
+    def _jsonl(self) -> Iterator[str]:
+        for record in self._records():
             yield json.dumps(record, ensure_ascii=False) + "\n"
 
-    def _csv(self, ids: list[int]) -> Iterator[str]:
+    def _csv(self) -> Iterator[str]:
         yield "\ufeff"  # Excel needs a byte order mark to read UTF-8
         target = io.StringIO()
         writer = csv.writer(target)
-        for number, record in enumerate(self._records(ids)):
+        for number, record in enumerate(self._records()):
             if number == 0:
                 writer.writerow(record)
             writer.writerow([_cell(value) for value in record.values()])

@@ -48,8 +48,7 @@ class ImageStorage:
         day = image.created_at.astimezone(UTC).date().isoformat()
         path = self.root / day / image.filename
         self._write(path, content)
-        filepath = f"{self.root.name}/{day}/{image.filename}"
-        return replace(image, filepath=filepath, file=path, file_size=len(content))
+        return replace(image, filepath=f"{self.root.name}/{day}/{image.filename}", file=path, file_size=len(content))
 
     def path_of(self, image: GeneratedImage) -> Path:
         """The path of the file, which may be missing; raises NotFound outside the data folder."""
@@ -82,8 +81,7 @@ class ImageStorage:
                 raise NotFound(f"The file of the image {image.filename} is missing.")
             with open_image(path) as pixels:
                 pixels.draft("RGB", (THUMBNAIL_SIDE * 2, THUMBNAIL_SIDE * 2))
-                content = _make_thumbnail(pixels)
-            self._write(thumbnail, content)
+                self._write(thumbnail, _make_thumbnail(pixels))
         return thumbnail
 
     def path_for_row(self, row: Mapping[str, Any]) -> Path | None:
@@ -99,8 +97,7 @@ class ImageStorage:
         _unlink(self._thumbnail_path(path))
 
     def thumbnails(self) -> list[Path]:
-        folder = self.root / THUMBNAILS_FOLDER
-        return [path for path in folder.rglob("*.webp") if path.is_file()]
+        return [path for path in (self.root / THUMBNAILS_FOLDER).rglob("*.webp") if path.is_file()]
 
     def clear_thumbnails(self) -> int:
         """Delete all thumbnails and return the bytes freed."""

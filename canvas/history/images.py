@@ -88,7 +88,8 @@ class ImageRepository:
         lost: list[int] = []
         restored: list[int] = []
         for image_id, (filepath, filename, missing) in rows.items():
-            exists = filepath in on_disk or self._exists(filepath, filename)
+            row = {"filepath": filepath, "filename": filename}
+            exists = filepath in on_disk or self.storage.path_for_row(row) is not None
             if exists == missing:
                 (restored if exists else lost).append(image_id)
         self.database.mark_missing(lost)
@@ -118,12 +119,6 @@ class ImageRepository:
             owner=LOCAL_OWNER,
             favourite=False,
         )
-
-    def _exists(self, filepath: str, filename: str) -> bool:
-        try:
-            return self.storage.resolve(filepath, filename).is_file()
-        except NotFound:
-            return False
 
     def _delete_partial_files(self) -> int:
         oldest = time.time() - PART_GRACE_SECONDS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import lzma
 import os
 import secrets
@@ -22,7 +21,7 @@ from canvas.history.database import Database
 from canvas.history.export_zip import IMAGES_FOLDER, METADATA_JSONL
 from canvas.history.image_files import FILENAME_PATTERN, ImageStorage
 from canvas.history.metadata import open_image, read_settings
-from canvas.history.rows import image_from_dict
+from canvas.history.rows import image_from_dict, parse_json_object
 from canvas.history.third_party_metadata import read_metadata
 from canvas.image_formats import IMAGE_FORMATS, IMAGE_SUFFIXES
 from canvas.request import GeneratedImage
@@ -195,7 +194,7 @@ class _Import:
         keep_ids = not self.database.rows("SELECT 1 FROM sqlite_sequence WHERE name = 'generated_images'")
         names = dict.fromkeys(self.source.names())
         for line in self.source.lines():
-            record = _parse_record(line)
+            record = parse_json_object(line)
             name = f"{IMAGES_FOLDER}/{record.get('filename')}"
             if name in names:
                 del names[name]
@@ -244,8 +243,7 @@ class _Import:
         return None
 
     def _path_of(self, image: GeneratedImage) -> Path | None:
-        row = {"filepath": image.filepath, "filename": image.filename}
-        return self.storage.path_for_row(row)
+        return self.storage.path_for_row({"filepath": image.filepath, "filename": image.filename})
 
     def _add(self, image: GeneratedImage, name: str, content: bytes, keep_id: bool) -> GeneratedImage:
         filename = PurePosixPath(name).name
@@ -261,14 +259,6 @@ class _Import:
         saved = self.storage.add(image, content)
         self.storage.thumbnail(saved)
         return self.database.save_image(saved)
-
-
-def _parse_record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def image_from_file(content: bytes, record: Mapping[str, Any], name: str) -> GeneratedImage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -83,7 +84,8 @@ def read_infotext(text: str) -> ImportedSettings:
             continue
         name, read = _read_pair(key, value, pairs)
         if name is None:
-            warnings.append(f"{key} is not supported (got {_truncate(value)}).")
+            shown = value if len(value) <= 60 else f"{value[:50]}…"
+            warnings.append(f"{key} is not supported (got {shown}).")
         else:
             found[name] = read
     return check_values(found, warnings)
@@ -110,22 +112,16 @@ def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
     values = _non_default_fields(request)
     pairs = {KEYS[name]: values[name] for name in KEYS if name in values}
+    written = {*KEYS, "prompt", "negative_prompt"}
     if "width" in values and "height" in values:
         pairs["Size"] = f"{request.width}x{request.height}"
-    for name, value in values.items():
-        if name not in KEYS and name not in ("prompt", "negative_prompt"):
-            pairs |= _own_pair(name, value, pairs)
+        written |= {"width", "height"}
+    pairs |= {EXTENSION_PREFIX + name: json.dumps(value) for name, value in values.items() if name not in written}
     # Readers take a line for settings if it has at least three pairs.
     pairs |= {"Image format": request.image_format, "Quality": request.quality, **extra}
     pairs["Version"] = "Magic Canvas"
     lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
-
-
-def _own_pair(name: str, value: Any, pairs: Mapping[str, Any]) -> dict[str, str]:
-    if name in ("width", "height") and "Size" in pairs:
-        return {}
-    return {EXTENSION_PREFIX + name: json.dumps(value)}
 
 
 def _non_default_fields(request: GenerationRequest) -> dict[str, Any]:
@@ -182,14 +178,10 @@ def read_sampler(name: str, schedule: str = "") -> str | None:
 
 def read_number(value: str) -> int | float | str:
     """The number, or the text itself if it is none."""
-    try:
-        return int(value)
-    except ValueError:
-        pass
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(value)
+    return value
 
 
 def _size(value: str) -> dict[str, int]:
@@ -211,7 +203,3 @@ def _unquote(value: str) -> str:
         except (ValueError, RecursionError):
             return value
     return value.strip()
-
-
-def _truncate(value: str) -> str:
-    return value if len(value) <= 60 else f"{value[:50]}…"

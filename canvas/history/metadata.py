@@ -123,8 +123,7 @@ def _save_options(image: GeneratedImage) -> dict[str, Any]:
 
 def _exif(infotext: str) -> bytes:
     exif = Image.Exif()
-    comment = USER_COMMENT_PREFIX + infotext.encode("utf-16-be")
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = USER_COMMENT_PREFIX + infotext.encode("utf-16-be")
     return exif.tobytes()
 
 
@@ -160,8 +159,7 @@ def _own_text(image: Image.Image) -> str:
                 if name == "APP9" and data.startswith(SEGMENT_PREFIX)
             )
         )
-    xmp = image.info.get("xmp", b"")
-    match = XMP_SETTINGS_PATTERN.search(xmp[: 2 * MAX_JSON].decode("utf-8", "replace"))
+    match = XMP_SETTINGS_PATTERN.search(image.info.get("xmp", b"")[: 2 * MAX_JSON].decode("utf-8", "replace"))
     return html.unescape(match[1]) if match else ""
 
 

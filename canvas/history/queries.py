@@ -137,20 +137,15 @@ def page(query: Query, common: bool) -> Statement:
 def total(query: Query) -> Statement:
     """Select the number of images (`images`) and the bytes of their files (`bytes`)."""
     source, where, parameters = _source(query)
-    return Statement(
-        "SELECT count(*) AS images, ifnull(sum(file_size), 0) AS bytes "  # noqa: S608
-        f"FROM {source} WHERE {where}",
-        parameters,
-    )
+    sql = f"SELECT count(*) AS images, ifnull(sum(file_size), 0) AS bytes FROM {source} WHERE {where}"  # noqa: S608
+    return Statement(sql, parameters)
 
 
 def all_ids(query: Query) -> Statement:
     """Select the ids of all pages in the query's order."""
     source, where, parameters = _source(query)
-    return Statement(
-        f"SELECT id FROM {source} WHERE {where} ORDER BY {SORTS[query.sort]}",  # noqa: S608
-        parameters,
-    )
+    sql = f"SELECT id FROM {source} WHERE {where} ORDER BY {SORTS[query.sort]}"  # noqa: S608
+    return Statement(sql, parameters)
 
 
 def sizes(query: Query) -> Statement:
@@ -198,7 +193,6 @@ def _source(query: Query, scan: bool = False) -> tuple[str, str, dict[str, Any]]
     # A plus keeps SQLite from using an index for that condition: the index is chosen here, since
     # the planner does not know how many images have the words.
     column = "+" if from_words or by_ids else ""
-    identity = "" if by_ids else "+"
     conditions = [f"{column}missing = 0"]
     parameters: dict[str, Any] = {}
     for name, value, condition in (
@@ -209,7 +203,7 @@ def _source(query: Query, scan: bool = False) -> tuple[str, str, dict[str, Any]]
         ("favourite", query.favourite, "+favourite = :favourite"),
         ("since", query.since and timestamp(query.since), f"{column}created_at >= :since"),
         ("until", query.until and timestamp(query.until), f"{column}created_at < :until"),
-        ("ids", json.dumps(query.ids) if by_ids else None, identity + SELECTED),
+        ("ids", json.dumps(query.ids) if by_ids else None, SELECTED),
         ("included", included or None, MATCH if from_words else f"+{MATCHES.format('included')}"),
         ("excluded", excluded or None, f"NOT +{MATCHES.format('excluded')}"),
     ):

@@ -86,7 +86,7 @@ def to_row(image: GeneratedImage) -> dict[str, Any]:
 
 def from_row(row: Mapping[str, Any]) -> GeneratedImage:
     """The inverse of `to_row`; old rows are read, too."""
-    options = rename_old_fields(_options(row["options"]))
+    options = rename_old_fields(parse_json_object(str(row["options"])))
     return image_from_dict(
         {
             **{name: row[column] for column, name in REQUEST_COLUMNS.items()},
@@ -141,6 +141,15 @@ def event_from_row(row: Mapping[str, Any]) -> ModelEvent:
     return ModelEvent(**values)
 
 
+def parse_json_object(text: str | bytes) -> dict[str, Any]:
+    """The values of a JSON object; none if the text is anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def parse_time(value: object) -> datetime:
     """A datetime in UTC from ISO 8601 text; UTC without a zone, 1970 if invalid."""
     if isinstance(value, datetime):
@@ -187,14 +196,6 @@ def _clean(value: object) -> str:
         if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
     )
     return "".join(allowed)[: validation.MAX_TEXT].strip()
-
-
-def _options(text: object) -> dict[str, Any]:
-    try:
-        options = json.loads(str(text))
-    except ValueError:
-        return {}
-    return options if isinstance(options, dict) else {}
 
 
 def _text(value: object) -> str:

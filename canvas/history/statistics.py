@@ -108,8 +108,7 @@ def generation_totals(database: Database) -> list[ModelTotals]:
 def disk_use(database: Database, storage: ImageStorage) -> DiskUse:
     """The disk use: images as recorded, thumbnails as found on disk."""
     (row,) = database.rows("SELECT ifnull(sum(file_size), 0) AS bytes FROM generated_images WHERE missing = 0")
-    thumbnails = sum(path.stat().st_size for path in storage.thumbnails())
-    return DiskUse(images=row["bytes"], thumbnails=thumbnails)
+    return DiskUse(images=row["bytes"], thumbnails=sum(path.stat().st_size for path in storage.thumbnails()))
 
 
 def _download_stats(database: Database) -> tuple[DownloadStats, ...]:

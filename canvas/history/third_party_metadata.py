@@ -22,6 +22,7 @@ from sd_parsers.parsers import FooocusParser, InvokeAIParser, NovelAIParser
 from canvas.catalog import MODELS, ModelSpec
 from canvas.history.infotext import ImportedSettings, check_values, read_infotext, read_number, read_sampler
 from canvas.history.metadata import read_settings, read_text
+from canvas.history.rows import parse_json_object
 
 # Sampler names of ComfyUI, Fooocus, InvokeAI and NovelAI, without the prefix `k_` of the last two.
 SAMPLERS = {
@@ -153,7 +154,7 @@ def _read_with_sd_parsers(texts: Mapping[str, str]) -> ImportedSettings:
 def _prepare_invokeai(text: str) -> str:
     # sd-parsers 0.6 requires a scheduler, which Flux has none of, and reads the `model_name` of
     # InvokeAI 3, not the `name` of later versions.
-    metadata = _json(text)
+    metadata = parse_json_object(text)
     model = metadata.pop("model", None)
     if isinstance(model, dict) and (name := model.get("name") or model.get("model_name")):
         metadata["model"] = {"model_name": name}
@@ -202,18 +203,10 @@ def _scheduler(name: object, schedule: object, warnings: list[str]) -> str | Non
     return scheduler
 
 
-def _json(text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
 def _read_comfyui(texts: Mapping[str, str]) -> ImportedSettings:
-    settings = _read_graph(_json(texts.get("prompt", "")))
+    settings = _read_graph(parse_json_object(texts.get("prompt", "")))
     if not settings.values:  # the workflow names fewer values
-        settings = _read_graph(_workflow_to_graph(_json(texts.get("workflow", ""))))
+        settings = _read_graph(_workflow_to_graph(parse_json_object(texts.get("workflow", ""))))
     return replace(settings, program="ComfyUI")
 
 
@@ -228,8 +221,7 @@ def _workflow_to_graph(workflow: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(node, dict) or node.get("mode") in (2, 4):  # muted, bypassed
             continue
         class_type = str(node.get("type"))
-        values = _list(node.get("widgets_values"))
-        inputs = dict(zip(WIDGETS.get(class_type, ()), values, strict=False))
+        inputs = dict(zip(WIDGETS.get(class_type, ()), _list(node.get("widgets_values")), strict=False))
         for entry in _list(node.get("inputs")):
             if isinstance(entry, dict) and isinstance(entry.get("link"), int):
                 inputs[str(entry.get("name"))] = sources.get(entry["link"])

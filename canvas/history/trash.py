@@ -47,8 +47,7 @@ class Trash:
         """Delete images of an owner (None: of all); returns a token for `undo`, and how many."""
         self.purge(UNDO_SECONDS)
         token = secrets.token_urlsafe(16)
-        folder = self._storage.root / TRASH_FOLDER / token
-        deletion = _Deletion(owner, self._clock(), folder, [], [])
+        deletion = _Deletion(owner, self._clock(), self._storage.root / TRASH_FOLDER / token, [], [])
         ids = list(ids)
         try:
             for start in range(0, len(ids), BATCH_SIZE):

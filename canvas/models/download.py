@@ -88,8 +88,7 @@ def find_local(spec: ModelSpec, *, hub: Hub | None = None) -> LocalModel | None:
         return LocalModel(path, spec.name)
     for repo_id in spec.sources:
         for folder in hub_cache.snapshots(hub, repo_id):
-            tree = hub_cache.cached_tree(hub, repo_id, folder.name)
-            if pipeline_files.is_complete(folder, tree):
+            if pipeline_files.is_complete(folder, hub_cache.cached_tree(hub, repo_id, folder.name)):
                 return LocalModel(folder, repo_id, folder.name)
     return None
 
@@ -243,13 +242,12 @@ def _check_local(path: Path) -> None:
 def _plan(hub: Hub, repo_id: str, listing: Mapping[str, Any], names: Iterable[str]) -> DownloadPlan:
     revision = listing["revision"]
     files = tuple(PlannedFile(name, **listing["files"][name]) for name in names)
-    missing = _missing_files(hub, repo_id, revision, files)
     return DownloadPlan(
         repo_id=repo_id,
         revision=revision,
         files=files,
         total_bytes=sum(file.size for file in files),
-        missing_bytes=sum(file.size for file in missing),
+        missing_bytes=sum(file.size for file in _missing_files(hub, repo_id, revision, files)),
         free_bytes=hub_cache.free_bytes(hub),
     )
 

@@ -122,7 +122,10 @@ def _events(lines: queue.Queue[str | None], timeout: float, cancelled: threading
             line = lines.get(timeout=0.1)
         except queue.Empty:
             if time.monotonic() > deadline:
-                raise _stalled(timeout, warning) from None
+                reason = f" ({warning})" if warning else ""
+                raise DownloadFailed(
+                    f"The Hub sent nothing for {timeout:.0f} seconds{reason}. Complete files are kept; try again later."
+                ) from None
             continue
         if line is None:
             return
@@ -175,13 +178,6 @@ def _crash_message(stderr: IO[bytes]) -> str:
     stderr.seek(0)
     lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
     return f"The download process ended unexpectedly: {lines[-1] if lines else 'no reason given'}"
-
-
-def _stalled(timeout: float, warning: str) -> DownloadFailed:
-    reason = f" ({warning})" if warning else ""
-    return DownloadFailed(
-        f"The Hub sent nothing for {timeout:.0f} seconds{reason}. Complete files are kept; try again later."
-    )
 
 
 @dataclass(frozen=True)

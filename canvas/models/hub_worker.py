@@ -104,8 +104,7 @@ class EventWriter:
             def __init__(self, *args: Any, **options: Any) -> None:
                 self.kind = ""
                 if options.get("unit") == "B":
-                    is_transfer = "Downloading" in str(options.get("desc"))
-                    self.kind = "received" if is_transfer else "written"
+                    self.kind = "received" if "Downloading" in str(options.get("desc")) else "written"
                 super().__init__(*args, **{**options, "disable": True})
 
             def update(self, n: float | None = 1) -> bool | None:
@@ -137,10 +136,9 @@ def list_files(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
     repo_id = task["repo_id"]
     revision = api.model_info(repo_id, timeout=task["timeout"]).sha
     writer.report()
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
     files = {
         entry.path: {"size": entry.size, "etag": entry.lfs.sha256 if entry.lfs else entry.blob_id}
-        for entry in tree
+        for entry in api.list_repo_tree(repo_id, recursive=True, revision=revision)
         if isinstance(entry, RepoFile)
     }
     writer.report()
@@ -216,8 +214,7 @@ def error_event(error: BaseException) -> dict[str, Any]:
     if isinstance(error, OSError) and "Consistency check" in str(error):
         return {"error": "short", **detail}
     if isinstance(error, OSError):
-        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        return {"error": "disk_full" if is_full else "disk", **detail}
+        return {"error": "disk_full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "disk", **detail}
     raise error
 
 

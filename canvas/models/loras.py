@@ -175,6 +175,5 @@ def _select_file(name: str, files: list[str]) -> str:
         return DEFAULT_FILE_NAME
     if len(files) > 1:
         text = "The LoRA {name} has several files. Append one of them after a colon: {files}."
-        message = LazyMessage(text, name=name, files=", ".join(sorted(files)[:8]))
-        raise InvalidInput("loras", name, message=message)
+        raise InvalidInput("loras", name, message=LazyMessage(text, name=name, files=", ".join(sorted(files)[:8])))
     return files[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
@@ -65,10 +65,8 @@ def key_from_headers(authorization: str) -> str:
     if scheme.lower() == "bearer":
         return value.strip()
     if scheme.lower() == "basic":
-        try:
+        with suppress(binascii.Error, UnicodeDecodeError):
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
     return ""
 
 
@@ -76,9 +74,7 @@ def _unauthorized(path: str) -> JSONResponse:
     """The error in the format of the API that the path belongs to."""
     error = MissingApiKey()
     if path.startswith(A1111_PREFIX):
-        headers = {"WWW-Authenticate": "Basic"}
-        return JSONResponse({"detail": str(error)}, error.http_status, headers)
+        return JSONResponse({"detail": str(error)}, error.http_status, {"WWW-Authenticate": "Basic"})
     kind = "invalid_request_error" if path.startswith(OPENAI_PREFIX) else "error"
     body = {"message": str(error), "type": kind, "param": None, "code": error.code}
-    headers = {"WWW-Authenticate": "Bearer"}
-    return JSONResponse({"error": body}, error.http_status, headers)
+    return JSONResponse({"error": body}, error.http_status, {"WWW-Authenticate": "Bearer"})

@@ -47,8 +47,7 @@ def find_server(data_dir: Path) -> RunningServer | None:
     if not isinstance(health, dict) or health.get("folder") != data_dir_id(data_dir):
         return None
     # Servers before version 0.2 have only the second.
-    required = health.get("requires_api_key", health.get("asks_for_keys"))
-    return RunningServer(url, bool(required))
+    return RunningServer(url, bool(health.get("requires_api_key", health.get("asks_for_keys"))))
 
 
 def _server_file(data_dir: Path) -> Path:

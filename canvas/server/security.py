@@ -115,8 +115,7 @@ class CrossSiteCookieMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             headers = MutableHeaders(scope=scope)
-            is_link = headers.get("sec-fetch-mode") == "navigate"
-            is_link = is_link and scope.get("method") in ("GET", "HEAD")
+            is_link = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") in ("GET", "HEAD")
             if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not is_link:
                 del headers["cookie"]
         await self._app(scope, receive, send)

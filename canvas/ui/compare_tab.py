@@ -62,8 +62,7 @@ class CompareTab:
         bind(tab.select, self.open, {self._prompt, prompt, self._selected}, {self._prompt, *outputs})
         bind([self._start.click, self._prompt.submit], self.start, form, outputs)
         bind(self._panel.click, self.on_click, {self._selected}, outputs)
-        polled = {self._selected, self._last_rendered}
-        bind(self._timer.tick, self.poll, polled, outputs, queue=False)
+        bind(self._timer.tick, self.poll, {self._selected, self._last_rendered}, outputs, queue=False)
         bind(
             [tab.select, self._models.change, self._presets.change],
             self.update_summary,
@@ -132,8 +131,7 @@ class CompareTab:
             comparison = None
         comparison = comparison or (latest[0] if latest else None)
         html = self._render(comparison, latest)
-        selected = comparison.id if comparison else ""
-        return {self._panel: html, self._selected: selected, self._last_rendered: html}
+        return {self._panel: html, self._selected: comparison.id if comparison else "", self._last_rendered: html}
 
     def _render(self, comparison: Comparison | None, latest: list[Comparison]) -> str:
         if comparison is None:
@@ -156,9 +154,7 @@ class CompareTab:
 
     def _cell(self, position: int, entry: ComparisonEntry, hidden: bool) -> dict[str, Any]:
         request, job, image = entry.request, entry.job, entry.image
-        name = entry_label(request)
-        if hidden:
-            name = gettext("Image {letter}", letter=ascii_uppercase[position])
+        name = gettext("Image {letter}", letter=ascii_uppercase[position]) if hidden else entry_label(request)
         details = []
         if image and not hidden:
             details = [

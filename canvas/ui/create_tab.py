@@ -80,9 +80,8 @@ class CreateTab:
             trigger_mode="multiple",  # every click counts, also while one is being sent
         )
         bind(self._stop.click, self.stop, {self.selected}, panels)
-        clicked = [self._current.click, self._queue.click, self._recent.click]
-        for click in clicked:
-            bind(click, self.on_click, {self.selected}, panels | form.widgets | {self.selected})
+        for clicked in (self._current, self._queue, self._recent):
+            bind(clicked.click, self.on_click, {self.selected}, panels | form.widgets | {self.selected})
         polled = {self.selected, self._last_rendered}
         live = panels | {self._last_rendered}
         bind(self._timer.tick, self.poll, polled, live, queue=False)
@@ -110,9 +109,8 @@ class CreateTab:
         )
         bind(form["backend"].input, self.on_backend_change, form.widgets, status)
         bind(form["preset"].input, self.on_preset_change, form.widgets, form.widgets)
-        exact_size = [form["width"], form["height"]]
         for name in ("resolution", "aspect_ratio"):
-            bind(form[name].input, None, None, exact_size, js=RESET_EXACT_SIZE)
+            bind(form[name].input, None, None, [form["width"], form["height"]], js=RESET_EXACT_SIZE)
         bind(self._random_seed.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
         upload = self._load_settings
         bind(upload.upload, self.load_settings, {upload}, form.widgets | {upload})
@@ -160,8 +158,7 @@ class CreateTab:
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload
         if not imported.values:
-            text = gettext("The image contains no generation settings.")
-            gr.Warning(toast_html(gettext("No settings found"), text))
+            gr.Warning(toast_html(gettext("No settings found"), gettext("The image contains no generation settings.")))
             return {self._load_settings: gr.skip()}
         if imported.warnings:
             title = gettext("Settings from {program}", program=imported.program)
@@ -177,11 +174,9 @@ class CreateTab:
         # Clicks write the panels, too: when a job changes its status, everything is sent again
         state = (selected, [(job.id, job.status) for job in self._studio.jobs(owner)])
         hashes = {index: hash(str((content, state))) for index, content in enumerate(panels.values())}
-        changed = [index for index in hashes if values[self._last_rendered].get(index) != hashes[index]]
-        if not changed:
-            return {self._last_rendered: gr.skip()}
-        items = list(panels.items())
-        return {**dict(items[index] for index in changed), self._last_rendered: hashes}
+        last = values[self._last_rendered]
+        changed = {panel: panels[panel] for index, panel in enumerate(panels) if last.get(index) != hashes[index]}
+        return {**changed, self._last_rendered: hashes if changed else gr.skip()}
 
     def _panels(self, owner: str, selected: int | None) -> dict[Any, Any]:
         active = [job for job in self._studio.jobs(owner) if not job.finished]
@@ -228,7 +223,6 @@ class CreateTab:
         return updates | self._update_model_status(self.form.model_of(updates), backend)
 
     def on_model_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """Set the defaults of the model and show its status."""
         fields = self.form.read(values)
         updates = self.form.update_for_model(fields["model_key"], fields["preset"])
         return updates | self._update_model_status(fields["model_key"], fields["backend"])
@@ -239,7 +233,6 @@ class CreateTab:
         return self._update_model_status(fields["model_key"], fields["backend"])
 
     def on_preset_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """Set the steps, guidance and scheduler of the preset."""
         fields = self.form.read(values)
         return self.form.update_for_preset(fields["model_key"], fields["preset"])
 

@@ -105,8 +105,7 @@ class EditForm(Form):
             add("upscaler", gr.Dropdown(upscalers, value="lanczos", label="Upscaler"))
         with self._group("sides"), gr.Row():
             for side in SIDES:
-                label = side.capitalize()
-                add(side, gr.Number(0, label=label, step=8, precision=0, min_width=90))
+                add(side, gr.Number(0, label=side.capitalize(), step=8, precision=0, min_width=90))
         with self._group("strength"):
             add("strength", gr.Slider(0.05, 1, value=0.5, step=0.05, label="Strength", buttons=[]))
         with self._group("num_images"):
@@ -118,8 +117,7 @@ class EditForm(Form):
             add("model_key", gr.Dropdown(list(studio.models), value=default_model, label="Model"))
             add("preset", gr.Radio(preset_options(), value="quality", label="Preset"))
         with self._group("size"), gr.Accordion("Size and aspect ratio", open=False):
-            ratios = [KEEP_SIZE, *ASPECT_RATIOS]
-            add("aspect_ratio", gr.Dropdown(ratios, value=KEEP_SIZE, label="Aspect ratio"))
+            add("aspect_ratio", gr.Dropdown([KEEP_SIZE, *ASPECT_RATIOS], value=KEEP_SIZE, label="Aspect ratio"))
             resize_modes = [(mode.capitalize(), mode) for mode in RESIZE_MODES]
             add("resize_mode", gr.Radio(resize_modes, value="crop", label="Resize mode"))
             add("fill_color", gr.ColorPicker("#ffffff", label="Fill colour"))
@@ -167,10 +165,8 @@ class EditForm(Form):
         """Restore the form from the browser's storage, unless it is not valid any more."""
         saved = values[self._saved]
         unchanged: dict[Any, Any] = {widget: gr.skip() for widget in self.widgets}
-        if not isinstance(saved, dict) or set(saved) != set(self):
+        if not isinstance(saved, dict) or set(saved) != set(self) or saved["operation"] not in OPERATIONS:
             return unchanged  # nothing was saved, or by another version
-        if saved["operation"] not in OPERATIONS:
-            return unchanged
         try:
             get_model(saved["model_key"], self._studio.models)
             self.to_request({**saved, "prompt": saved["prompt"] or "…"}, "image.png")
@@ -183,15 +179,11 @@ class EditForm(Form):
         values = dict(fields)
         operation, aspect_ratio = values.pop("operation"), values.pop("aspect_ratio")
         sides = tuple(int(values.pop(side) or 0) for side in SIDES)
-        values |= {
-            "task": OPERATIONS[operation].task,
-            "image": image_name,
-            "fill_color": _hex_color(values["fill_color"]),
-        }
+        values |= {"task": OPERATIONS[operation].task, "image": image_name}
+        values["fill_color"] = _hex_color(values["fill_color"])
         if aspect_ratio != KEEP_SIZE and operation in FIELD_GROUPS["size"]:
             spec = get_model(values["model_key"], self._studio.models)
-            size = size_from_resolution(spec, spec.resolution, aspect_ratio)
-            values["width"], values["height"] = size
+            values["width"], values["height"] = size_from_resolution(spec, spec.resolution, aspect_ratio)
         if operation not in FIELD_GROUPS["num_images"]:
             values["num_images"] = 1
         if operation == "outpaint":
@@ -302,7 +294,6 @@ class EditTab:
         }
 
     def on_recent_click(self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
-        """Load a recent image into the editor."""
         return self.load_image(int(event.image), current_owner(http_request))
 
     def on_result_click(self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
@@ -373,8 +364,7 @@ class EditTab:
         """The name of the loaded image while the editor still shows it, else of a new upload."""
         if source := values[self._source]:
             stored = self._studio.inputs.open_image(source, owner).convert("RGB")
-            same_size = image.size == stored.size
-            if same_size and image.convert("RGB").tobytes() == stored.tobytes():
+            if image.size == stored.size and image.convert("RGB").tobytes() == stored.tobytes():
                 return source
         return self._studio.inputs.upload(image).name
 

@@ -65,5 +65,4 @@ def bind(
 def run_while_selected(timer: gr.Timer, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
     """Run a timer only while its tab is selected."""
     bind(tab.select, lambda: gr.Timer(active=True), None, timer)
-    others = [other.select for other in all_tabs if other is not tab]
-    bind(others, lambda: gr.Timer(active=False), None, timer)
+    bind([other.select for other in all_tabs if other is not tab], lambda: gr.Timer(active=False), None, timer)

@@ -55,8 +55,7 @@ class GalleryFilters:
 
     @property
     def _choices(self) -> tuple[gr.Dropdown, ...]:
-        filters = self._model, self._style, self._task, self._size
-        return (*filters, self._created, self._sort, self._owner)
+        return (self._model, self._style, self._task, self._size, self._created, self._sort, self._owner)
 
     @property
     def changes(self) -> list[Any]:

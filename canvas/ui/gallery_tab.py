@@ -72,8 +72,7 @@ class GalleryTab:
         run_while_selected(self._timer, tab, all_tabs)
         rendered = {self._grid, self._last_rendered}
         bind(self._timer.tick, self.poll, inputs | {self._last_rendered}, rendered, queue=False)
-        changes = self._filters.changes
-        bind(changes, self.show_first_page, inputs, outputs, trigger_mode="always_last")
+        bind(self._filters.changes, self.show_first_page, inputs, outputs, trigger_mode="always_last")
         bind(self._grid.click, self.on_click, inputs, outputs | {self._tabs})
         form = self._create.form.widgets | {self._create.selected}
         all_outputs = outputs | form | self._edit.load_image_outputs | {self._tabs}
@@ -86,8 +85,7 @@ class GalleryTab:
 
     def show(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         gallery = self._gallery(http_request)
-        choices = self._filters.update_choices(gallery)
-        return {**choices, **self._render(values, values[self._state], gallery)}
+        return {**self._filters.update_choices(gallery), **self._render(values, values[self._state], gallery)}
 
     def poll(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         updates = self._render(values, values[self._state], self._gallery(http_request))
@@ -122,8 +120,7 @@ class GalleryTab:
         finally:
             path.unlink(missing_ok=True)  # Gradio's copy of the upload
         text = gettext("{new} imported, {known} already in the gallery.", new=result.added, known=result.duplicates)
-        title = gettext("Import finished")
-        gr.Info(toast_html(title, " ".join([text, *result.errors[:5]])))
+        gr.Info(toast_html(gettext("Import finished"), " ".join([text, *result.errors[:5]])))
         return self._render(values, GalleryState(), gallery)
 
     def _navigate(self, state: GalleryState, event: gr.EventData, gallery: UserGallery) -> GalleryState:
@@ -132,8 +129,7 @@ class GalleryTab:
         if event.action == "toggle":
             image_id = gallery.image(int(event.image)).id or 0
             others = tuple(other for other in state.selected if other != image_id)
-            selected = others if image_id in state.selected else (*others, image_id)
-            return replace(state, selected=selected)
+            return replace(state, selected=others if image_id in state.selected else (*others, image_id))
         return GalleryState(page=state.page, selecting=event.action == "select")
 
     def _mutate(
@@ -160,15 +156,12 @@ class GalleryTab:
             return updates
         image = gallery.image(int(event.image))
         if event.action in EDIT_ACTIONS:
-            operation = EDIT_ACTIONS[event.action]
-            loaded = self._edit.load_image(int(event.image), gallery.owner, operation)
+            loaded = self._edit.load_image(int(event.image), gallery.owner, EDIT_ACTIONS[event.action])
             return {**updates, **loaded, self._tabs: gr.Tabs(selected="edit")}
         if event.action in ("use_settings", "reuse_seed"):
             keep_seed = event.action == "reuse_seed"
-            form = self._create.form.reuse_settings(image.request, keep_seed=keep_seed)
-            return {**updates, **form}
-        seed = image.request.seed + 1
-        request = replace(image.request, seed=seed, num_images=NUM_VARIATIONS)
+            return updates | self._create.form.reuse_settings(image.request, keep_seed=keep_seed)
+        request = replace(image.request, seed=image.request.seed + 1, num_images=NUM_VARIATIONS)
         self._studio.submit(request, gallery.owner, "page")
         return {**updates, self._create.selected: None}
 
@@ -204,8 +197,6 @@ def render_detail(image: GeneratedImage, owner: str) -> str:
 def detail_rows(image: GeneratedImage) -> list[tuple[str, object]]:
     """Labels and values of all settings of an image that are set."""
     request = image.request
-    enhanced = "" if image.enhanced_prompt == request.prompt else image.enhanced_prompt
-    task = "" if request.task == "text_to_image" else gettext(request.task.replace("_", " "))
     time = gettext(
         "{time} on {device}, {dtype}",
         time=format_duration(image.generation_time),
@@ -213,13 +204,13 @@ def detail_rows(image: GeneratedImage) -> list[tuple[str, object]]:
         dtype=image.dtype,
     )
     rows: list[tuple[str, object]] = [
-        ("Sent to the model", enhanced),
+        ("Sent to the model", "" if image.enhanced_prompt == request.prompt else image.enhanced_prompt),
         ("Negative prompt", request.negative_prompt),
         ("Model", request.model_key),
         ("Revision", image.model_revision[:12]),
         ("Style", "" if request.style == "none" else gettext(request.style)),
         ("Size", f"{request.width} × {request.height}"),
-        ("Task", task),
+        ("Task", "" if request.task == "text_to_image" else gettext(request.task.replace("_", " "))),
         ("Strength", request.strength),
         ("Seed", request.seed),
         ("Preset", gettext(request.preset)),

@@ -28,8 +28,7 @@ def catalog(language: str) -> Mapping[str, str]:
     """The translations of a language by English text; empty for English."""
     if language == ENGLISH:
         return {}
-    path = ASSETS / "languages" / f"{language}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((ASSETS / "languages" / f"{language}.json").read_text(encoding="utf-8"))
 
 
 def language() -> str:

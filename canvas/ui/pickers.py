@@ -42,21 +42,19 @@ class BackendPicker:
     def show(self, backend: str, model_key: str, http_request: gr.Request) -> str:
         """What is sent to the backend and what it costs, with the button to agree."""
         spec, remote = get_model(model_key, self._studio.models), self._studio.remote_backends
-        terms = "" if backend == LOCAL else translate_message(remote.consent_text(backend, spec))
         return render(
             "consent.html",
             backend=backend,
             model=model_key,
             unavailable=translate_message(remote.unavailable_reason(backend, spec) or ""),
-            terms=terms,
+            terms="" if backend == LOCAL else translate_message(remote.consent_text(backend, spec)),
             agreed=remote.has_consent(current_owner(http_request), backend, spec),
         )
 
     def grant_consent(self, backend: str, model_key: str, event: gr.EventData, http_request: gr.Request) -> str:
         """Record consent to the terms above the button, even if the form has changed since."""
         spec = get_model(str(event.model), self._studio.models)
-        owner = current_owner(http_request)
-        self._studio.remote_backends.grant_consent(owner, str(event.backend), spec)
+        self._studio.remote_backends.grant_consent(current_owner(http_request), str(event.backend), spec)
         return self.show(backend, model_key, http_request)
 
 
@@ -80,10 +78,9 @@ class LoraPicker:
 
     def bind_events(self, page: gr.Blocks, prompt: gr.Textbox) -> None:
         self._prompt = prompt
-        inputs = {self._name, self._weight, prompt}
         bind([page.load, self._name.focus], self.list, None, {self._name})
         bind(self._name.change, self.show_info, {self._name}, {self._info})
-        bind(self._add.click, self.insert_tag, inputs, {prompt})
+        bind(self._add.click, self.insert_tag, {self._name, self._weight, prompt}, {prompt})
         bind(self._info.click, self.insert_trigger_word, {prompt}, {prompt})
 
     def list(self) -> dict[Any, Any]:
@@ -99,9 +96,7 @@ class LoraPicker:
             size = None if lora else self._studio.inputs.lora_download_size(name)
         except CanvasError as error:
             return {self._info: error_line(error)}
-        download = ""
-        if size is not None:
-            download = gettext("{size} download with the first image", size=format_bytes(size))
+        download = "" if size is None else gettext("{size} download with the first image", size=format_bytes(size))
         return {self._info: render("lora.html", lora=lora, download=download)}
 
     def insert_tag(self, values: Mapping[Any, Any]) -> dict[Any, Any]:

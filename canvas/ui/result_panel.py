@@ -109,8 +109,7 @@ def render_queue(studio: Studio, owner: str) -> str:
 
 def render_recent(studio: Studio, owner: str, selected: int | None) -> str:
     """Thumbnails of the latest images."""
-    images = studio.recent(owner, MAX_RECENT, 0)
-    return render("recent.html", images=images, selected=selected or 0)
+    return render("recent.html", images=studio.recent(owner, MAX_RECENT, 0), selected=selected or 0)
 
 
 def render_enhanced_prompt(studio: Studio, request: GenerationRequest) -> str:
@@ -143,8 +142,7 @@ def progress_text(studio: Studio, job: Job) -> str:
     if job.status == "queued":
         ahead, seconds = studio.queue_position(job), studio.queue_wait(job)
         text = gettext("{number} ahead", number=ahead) if ahead else gettext("Next in the queue")
-        time = format_duration(seconds) if seconds else ""
-        return text + (gettext(", about {time}", time=time) if time else "")
+        return text + (gettext(", about {time}", time=format_duration(seconds)) if seconds else "")
     if job.status == "downloading":
         return download_text(job)
     if job.status == "loading":
@@ -167,15 +165,14 @@ def download_text(job: Job) -> str:
     if progress.bytes_per_second:
         parts.append(f"{format_bytes(int(progress.bytes_per_second))}/s")
     parts += _time_left(progress.seconds_left)
-    name = progress.label or job.model_key
-    return gettext("Downloading {model}: {progress}", model=name, progress=" · ".join(parts))
+    model = progress.label or job.model_key
+    return gettext("Downloading {model}: {progress}", model=model, progress=" · ".join(parts))
 
 
 def _step_text(step: ProgressUpdate) -> str:
     parts = [gettext("Step {step} of {total}", step=step.step, total=step.num_steps)]
     if step.num_images > 1:
-        number, total = step.image_index + 1, step.num_images
-        parts.insert(0, gettext("Image {number} of {total}", number=number, total=total))
+        parts.insert(0, gettext("Image {number} of {total}", number=step.image_index + 1, total=step.num_images))
     return " · ".join(parts + _time_left(step.seconds_left))
 
 
@@ -235,8 +232,7 @@ def preset_choices(studio: Studio, request: GenerationRequest) -> list[tuple[str
     """The presets with their estimated time on a second line."""
     choices = []
     for preset in PRESETS:
-        alternative = request if preset == request.preset else _with_preset(request, preset)
-        seconds = studio.estimate(alternative)
+        seconds = studio.estimate(request if preset == request.preset else _with_preset(request, preset))
         time = "" if seconds is None else f"\n{format_duration(seconds)}"
         if seconds is not None and seconds < MIN_SHOWN_SECONDS:
             time = "\n" + gettext("under {time}", time=format_duration(MIN_SHOWN_SECONDS))
@@ -256,6 +252,5 @@ def preset_note(studio: Studio, request: GenerationRequest) -> str:
     if size := studio.addons_download_size(request):
         notes.append(gettext("{size} download with the first image", size=format_bytes(size)))
     if distilled_lora_missing(request.preset, studio.models[request.model_key]):
-        text = "no distilled LoRA for {model}, so it takes more steps"
-        notes.append(gettext(text, model=request.model_key))
+        notes.append(gettext("no distilled LoRA for {model}, so it takes more steps", model=request.model_key))
     return f"{gettext(request.preset.capitalize())}: {' · '.join(notes)}" if notes else ""

@@ -54,14 +54,13 @@ class StatisticsTab:
         bind(self._statistics.click, self.on_click, None, [self._statistics, self._cleanup])
 
     def show(self, http_request: gr.Request) -> str:
-        settings = self._studio.settings
         statistics = self._gallery(http_request).statistics()
         return render(
             "statistics.html",
             statistics=statistics,
             days=daily_counts(statistics, datetime.now(UTC).date()),
             charts=charts(statistics),
-            disk=None if settings.is_public else self._disk_use(),
+            disk=None if self._studio.settings.is_public else self._disk_use(),
         )
 
     def _gallery(self, http_request: gr.Request) -> UserGallery:
@@ -69,10 +68,10 @@ class StatisticsTab:
 
     def _disk_use(self) -> dict[str, Any]:
         use = self._studio.disk_use()
-        downloaded = [key for key, spec in self._studio.models.items() if not spec.is_local]
-        sizes = {key: self._studio.model_bytes_on_disk(key) for key in downloaded}
-        models = {key: size for key, size in sizes.items() if size}
-        return {"images": use.images, "thumbnails": use.thumbnails, "models": models}
+        models = self._studio.models
+        sizes = {key: self._studio.model_bytes_on_disk(key) for key, spec in models.items() if not spec.is_local}
+        downloaded = {key: size for key, size in sizes.items() if size}
+        return {"images": use.images, "thumbnails": use.thumbnails, "models": downloaded}
 
     def on_click(self, event: gr.EventData, http_request: gr.Request) -> tuple[str, Any]:
         if event.action == "open_cleanup":  # images are deleted after a preview only
@@ -87,7 +86,6 @@ class StatisticsTab:
         return self.show(http_request), gr.skip()
 
     def preview_cleanup(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Show how many images would be deleted and how much space that frees."""
         return {self._cleanup_result: self._render_preview(self._gallery(http_request), values)}
 
     def on_cleanup_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
@@ -99,8 +97,7 @@ class StatisticsTab:
         else:
             token, number = gallery.delete_matching(self._query(values))
             result = render("cleanup_result.html", number=number, freed="", done=True)
-        statistics = self.show(http_request)
-        return {self._statistics: statistics, self._cleanup_result: result, self._undo: token}
+        return {self._statistics: self.show(http_request), self._cleanup_result: result, self._undo: token}
 
     def _query(self, values: Mapping[Any, Any]) -> Query:
         days = min(max(values[self._age] or 0, 0), MAX_AGE)
@@ -112,8 +109,7 @@ class StatisticsTab:
 
     def _render_preview(self, gallery: UserGallery, values: Mapping[Any, Any]) -> str:
         number, size = gallery.totals(self._query(values))
-        freed = format_bytes(size)
-        return render("cleanup_result.html", number=number, freed=freed, done=False)
+        return render("cleanup_result.html", number=number, freed=format_bytes(size), done=False)
 
 
 def daily_counts(statistics: Statistics, today: date) -> list[dict[str, Any]]:
@@ -158,8 +154,7 @@ def _download_bars(statistics: Statistics) -> list[Bar]:
     highest = max((row.bytes for row in statistics.downloads), default=1) or 1
     bars = []
     for row in statistics.downloads[:MAX_BARS]:
-        size, time = format_bytes(row.bytes), format_duration(row.seconds)
-        text = gettext("{size} in {time}", size=size, time=time)
+        text = gettext("{size} in {time}", size=format_bytes(row.bytes), time=format_duration(row.seconds))
         if row.failed:
             text += ", " + gettext("{number} failed", number=row.failed)
         bars.append((row.model_key, round(100 * row.bytes / highest), text))

@@ -31,12 +31,9 @@ class ChunkedAttnProcessor:
         **options: Any,
     ) -> torch.Tensor:
         unsupported = (encoder_hidden_states, attention_mask, options.get("temb"))
-        result: torch.Tensor
         if any(value is not None for value in unsupported) or not _fits(attn, hidden_states):
-            result = self._original(attn, hidden_states, encoder_hidden_states, attention_mask, **options)
-        else:
-            result = attn.to_out[0](_self_attention(attn, hidden_states))
-        return result
+            return self._original(attn, hidden_states, encoder_hidden_states, attention_mask, **options)
+        return attn.to_out[0](_self_attention(attn, hidden_states))
 
 
 def enable_chunked_attention(pipeline: Any) -> bool:

@@ -82,8 +82,7 @@ class UNetForward:
 def _run_layer(block: Any, layer: int, hidden: Any, temb: Any, encoder_hidden_states: Any) -> Any:
     hidden = block.resnets[layer](hidden, temb)
     if getattr(block, "has_cross_attention", False):
-        attention = block.attentions[layer]
-        hidden = attention(hidden, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
+        hidden = block.attentions[layer](hidden, encoder_hidden_states=encoder_hidden_states, return_dict=False)[0]
     return hidden
 
 
