@@ -316,12 +316,6 @@ class GenerationRequest:
         return self.width, self.height
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of a request with defaults."""
-        assert self.width and self.height  # noqa: S101 - `with_defaults` sets them
-        return self.width, self.height
-
-    @property
     def cost_key(self) -> tuple[object, ...]:
         """The values that determine how long a request takes."""
         return (

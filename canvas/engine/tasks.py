@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
-from contextlib import nullcontext
 from dataclasses import replace
 
 from canvas.engine.generate import GenerationInputs, generate
