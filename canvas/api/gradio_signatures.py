@@ -102,7 +102,7 @@ def job_function(
                     async for result in results:
                         yield result
 
-        del function.__wrapped__  # type: ignore[attr-defined]
+        vars(function).pop("__wrapped__")
         function.__signature__ = signature  # type: ignore[attr-defined]
         # Gradio reads these beside the signature.
         function.__annotations__ = {one.name: one.annotation for one in parameters[1:]}
