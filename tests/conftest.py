@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from canvas import Studio
@@ -22,6 +23,8 @@ def pytest_configure() -> None:
     """Set the environment variables of the libraries before test modules import them."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two test processes share the cores
     configure_process()
+    hypothesis.settings.register_profile("canvas", deadline=None)  # no test depends on speed
+    hypothesis.settings.load_profile("canvas")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

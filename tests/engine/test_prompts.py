@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from canvas.catalog import ASSETS, MODELS
@@ -67,7 +67,6 @@ def test_prompt_is_truncated_at_the_limit() -> None:
     assert budget.truncated.strip() == "snow"
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab fox,.'🦊日ö\n", max_size=200))
 def test_kept_and_truncated_are_the_prompt(text: str) -> None:
     """The number of tokens is that of the tokenizer."""

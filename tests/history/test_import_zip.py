@@ -254,7 +254,7 @@ FIELDS = ["prompt", "style", "width", "seed", "id", "parent_id", "notes", "creat
           "negative_prompt", "favourite", "device", "filename"]  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(st.sampled_from(FIELDS), JUNK))
 def test_any_record_can_be_saved_and_exported(database: Database, values: dict[str, Any]) -> None:
     image = replace(image_from_dict(json.loads(json.dumps(values))), id=None)

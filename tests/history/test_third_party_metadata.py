@@ -450,7 +450,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chunk=st.sampled_from(["prompt", "workflow", "invokeai_metadata", "sd__metadata"]),
     values=st.dictionaries(st.sampled_from(["1", "nodes", "links", "image", "model"]), JUNK),
@@ -459,7 +459,7 @@ def test_any_json_can_be_read(tmp_path: Path, chunk: str, values: dict[str, Any]
     read_metadata(png(tmp_path, **{chunk: json.dumps(values)}))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     number=st.sampled_from(sorted(GRAPH)),
     name=st.sampled_from(["seed", "text", "positive", "model", "latent_image", "sampler_name"]),
