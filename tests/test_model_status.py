@@ -10,7 +10,7 @@ def test_the_text_before_a_download() -> None:
     status = ModelStatus("small", "hub", 4_300_000_000, FREE, MODELS["small"], seconds=90.0)
     assert status.text == (
         "4.3 GB download, 6 min at 100 Mbit/s, 100.0 GB of disk space free · licence "
-        "creativeml-openrail-m · native 512 × 512 · about 90 s per image on this computer"
+        "creativeml-openrail-m · native 512 × 512 · about 2 min per image on this computer"
     )
 
 
