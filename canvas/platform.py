@@ -16,7 +16,7 @@ DEVICES = Path("/dev")  # where Linux lists the GPUs that this process or its co
 
 
 def space_defaults(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Default settings on a Hugging Face Space; empty elsewhere.
+    """Default settings on a Hugging Face Space; empty on other hosts.
 
     A Space is public, listens on all interfaces for its proxy, and stores data on the mounted
     storage or else in any writable folder.

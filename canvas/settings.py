@@ -208,7 +208,7 @@ class Settings(BaseSettings):
 
     @property
     def safety_level(self) -> str:
-        """`safety`, by default "prompt" on a public server and "off" elsewhere."""
+        """`safety`, by default "prompt" on a public server and otherwise "off"."""
         return self.safety or ("prompt" if self.is_public else "off")
 
     @property

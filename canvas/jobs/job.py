@@ -141,7 +141,7 @@ def wait_with_progress(job: Job) -> ImageList:
 
 
 def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")  # loaded in any notebook, perhaps not installed elsewhere
+    ipython = sys.modules.get("IPython")  # loaded in any notebook, an optional package
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
