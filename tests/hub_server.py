@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import threading
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 CHUNK = 64 * 1024
@@ -103,6 +105,7 @@ class LocalHub:
         self.faults: dict[str, Fault] = {}
         self.requests: list[tuple[str, str]] = []
         self.tokens: set[str] = set()
+        self.bytes_sent = 0  # of bodies
         self.repositories: dict[str, Path] = {}
         self.commits: dict[str, Path] = {}
         self._closing = threading.Event()
@@ -146,6 +149,11 @@ class LocalHub:
             self.requests.append((method, path))
             self.tokens.add(token)
 
+    def count_bytes(self, sent: int) -> None:
+        """Count bytes of a body; called by the handler."""
+        with self._lock:
+            self.bytes_sent += sent
+
     def fault_at(self, method: str, *names: str) -> Fault:
         """The fault of the first name that has one; decrements its `times`."""
         with self._lock:
@@ -172,14 +180,23 @@ class LocalHub:
 
 def tree_entry(path: str, file: Path) -> dict[str, Any]:
     """A file as in the tree API; weights are in LFS, everything else in git."""
-    content = file.read_bytes()
-    size = len(content)
-    git = hashlib.sha1(b"blob %d\0" % size + content).hexdigest()  # noqa: S324 - as git does
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": git}
-    if file.suffix in {".bin", ".safetensors", ".ckpt"}:
-        sha256 = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
+    stat = file.stat()
+    git, sha256 = _digests(file, stat.st_size, stat.st_mtime_ns)
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": stat.st_size, "oid": git}
+    if file.suffix in {".bin", ".safetensors", ".ckpt", ".gguf"}:
+        entry["lfs"] = {"oid": sha256, "size": stat.st_size, "pointerSize": 134}
     return entry
+
+
+@lru_cache
+def _digests(file: Path, size: int, mtime_ns: int) -> tuple[str, str]:
+    git = hashlib.sha1(b"blob %d\0" % size)  # noqa: S324 - as git does
+    sha256 = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(1 << 20):
+            git.update(chunk)
+            sha256.update(chunk)
+    return git.hexdigest(), sha256.hexdigest()
 
 
 def _etag(entry: dict[str, Any]) -> str:
@@ -245,15 +262,18 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": size}
             headers["Location"] = f"/cdn{self.path}"
             return self._send(302, b"", headers, body=body)
-        content = file.read_bytes()
-        if fault.damage:
-            content = bytes(255 - byte for byte in content)
-        if fault.lie_about_size:
-            content = content[: fault.after]
-        start = int(re.sub(r"\D", "", self.headers.get("Range", "0")))
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._send(206 if start else 200, content[start:], headers, fault, body=body)
+        with file.open("rb") as opened:
+            content: BinaryIO = opened
+            total = file.stat().st_size
+            if fault.damage:
+                content = io.BytesIO(bytes(255 - byte for byte in opened.read()))
+            if fault.lie_about_size:
+                total = min(total, fault.after or 0)
+            start = int(re.sub(r"\D", "", self.headers.get("Range", "0")))
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+            content.seek(start)
+            self._send_stream(206 if start else 200, content, total - start, headers, fault, body=body)
         return None
 
     def _json(self, value: Any, fault: Fault) -> None:
@@ -266,23 +286,29 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self, status: int, content: bytes, headers: dict[str, str], fault: Fault | None = None, *, body: bool = True
     ) -> None:
-        fault = fault or Fault()
+        self._send_stream(status, io.BytesIO(content), len(content), headers, fault or Fault(), body=body)
+
+    def _send_stream(
+        self, status: int, content: BinaryIO, size: int, headers: dict[str, str], fault: Fault, *, body: bool
+    ) -> None:
         if fault.stall and fault.after is None:
             self.hub.wait()
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        for name, value in {**headers, "Content-Length": str(size)}.items():
             self.send_header(name, value)
         self.end_headers()
         if not body:
             return
-        end = len(content) if fault.after is None else min(fault.after, len(content))
+        end = size if fault.after is None else min(fault.after, size)
         for start in range(0, end, CHUNK):
             if fault.pause:
                 self.hub.wait(fault.pause)
-            self.wfile.write(content[start : min(start + CHUNK, end)])
+            chunk = content.read(min(CHUNK, end - start))
+            self.wfile.write(chunk)
+            self.hub.count_bytes(len(chunk))
         if fault.stall:
             self.hub.wait()
-        if end < len(content):
+        if end < size:
             self.close_connection = True
 
 

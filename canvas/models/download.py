@@ -45,7 +45,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """The files of one commit to download; `missing_bytes` are not in the cache yet."""
+    """The files of one commit to download; `missing_bytes` are not in the cache, even in part."""
 
     repo_id: str
     revision: str
@@ -57,7 +57,7 @@ class DownloadPlan:
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """`bytes_done` includes cached files; the rate covers the last ten seconds."""
+    """`bytes_done` includes what was cached before; the rate covers the last ten seconds."""
 
     bytes_done: int
     bytes_total: int
@@ -68,7 +68,7 @@ class DownloadProgress:
 
 @dataclass(frozen=True)
 class DownloadResult:
-    """A finished download; `bytes` and `file_count` do not count cached files."""
+    """A finished download; `bytes` and `file_count` do not count what was already in the cache."""
 
     local: LocalModel
     bytes: int
@@ -146,14 +146,12 @@ def download(
     if not plan.files:
         return DownloadResult(LocalModel(Path(spec.name), spec.name), 0, 0, 0.0)
     missing = _missing_files(hub, plan.repo_id, plan.revision, plan.files)
+    missing_bytes = _missing_bytes(hub, plan.repo_id, missing)
     folder = download_files(hub, plan, on_progress, cancelled, model_key=spec.key)
     if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}):
         raise ModelCorrupted(f"{plan.repo_id} was downloaded but is not a complete pipeline.")
     return DownloadResult(
-        LocalModel(folder, plan.repo_id, plan.revision),
-        sum(file.size for file in missing),
-        len(missing),
-        time.monotonic() - started,
+        LocalModel(folder, plan.repo_id, plan.revision), missing_bytes, len(missing), time.monotonic() - started
     )
 
 
@@ -167,11 +165,14 @@ def download_files(
 ) -> Path:
     """Download the planned files, verify their checksums and return the snapshot folder.
 
+    A file that broke off is continued where it ended, also after a crash.
+
     `on_progress` is called in this thread, up to five times a second. Raises ModelUnavailable.
     """
-    hub_cache.remove_partial_files(hub, plan.repo_id)
+    etags = {file.etag for file in plan.files}
+    hub_cache.remove_partial_files(hub, plan.repo_id, keep=etags)
     missing = _missing_files(hub, plan.repo_id, plan.revision, plan.files)
-    _check_disk_space(hub, model_key or plan.repo_id, sum(file.size for file in missing))
+    _check_disk_space(hub, model_key or plan.repo_id, _missing_bytes(hub, plan.repo_id, missing))
     task = {
         "action": "fetch",
         "repo_id": plan.repo_id,
@@ -182,7 +183,7 @@ def download_files(
     try:
         return Path(call(hub, task, on_bytes=meter, cancelled=cancelled)["path"])
     finally:
-        hub_cache.remove_partial_files(hub, plan.repo_id)
+        hub_cache.remove_partial_files(hub, plan.repo_id, keep=etags)
 
 
 def model_bytes_on_disk(spec: ModelSpec, *, hub: Hub | None = None) -> int:
@@ -247,13 +248,18 @@ def _plan(hub: Hub, repo_id: str, listing: Mapping[str, Any], names: Iterable[st
         revision=revision,
         files=files,
         total_bytes=sum(file.size for file in files),
-        missing_bytes=sum(file.size for file in _missing_files(hub, repo_id, revision, files)),
+        missing_bytes=_missing_bytes(hub, repo_id, _missing_files(hub, repo_id, revision, files)),
         free_bytes=hub_cache.free_bytes(hub),
     )
 
 
 def _missing_files(hub: Hub, repo_id: str, revision: str, files: Iterable[PlannedFile]) -> list[PlannedFile]:
     return [file for file in files if not hub_cache.has_file(hub, repo_id, revision, file.path, file.etag, file.size)]
+
+
+def _missing_bytes(hub: Hub, repo_id: str, files: Iterable[PlannedFile]) -> int:
+    """Bytes to download for missing files, without the parts that are already there."""
+    return sum(file.size - hub_cache.partial_bytes(hub, repo_id, file.etag, file.size) for file in files)
 
 
 def _check_disk_space(hub: Hub, name: str, needed: int) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from canvas.models.hub_client import Hub
 
+PARTIAL_SUFFIX = ".incomplete"
+
 
 def free_bytes(hub: Hub) -> int:
     """Free space on the disk of the cache, which need not exist yet."""
@@ -70,13 +72,25 @@ def delete(hub: Hub, repo_ids: Collection[str]) -> None:
             shutil.rmtree(hub.repo_folder(repo_id))
 
 
-def remove_partial_files(hub: Hub, repo_id: str) -> None:
-    """Delete the partial files of processes that have ended; the library never resumes them."""
+def partial_bytes(hub: Hub, repo_id: str, etag: str, size: int) -> int:
+    """Bytes of a file of `size` bytes that an earlier download left and the next one continues."""
+    path = hub.repo_folder(repo_id) / "blobs" / f"{etag}{PARTIAL_SUFFIX}"
+    found = path.stat().st_size if path.is_file() else 0
+    return found if found <= size else 0
+
+
+def remove_partial_files(hub: Hub, repo_id: str, keep: Collection[str] = ()) -> None:
+    """Delete the partial files of processes that have ended, except those of the etags in `keep`.
+
+    Files of huggingface_hub itself (`ETAG.RANDOM.incomplete`) are never continued.
+    """
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
     locks = hub.cache / ".locks" / hub.repo_folder(repo_id).name
-    for partial in hub.repo_folder(repo_id).glob("blobs/*.incomplete"):
+    for partial in hub.repo_folder(repo_id).glob(f"blobs/*{PARTIAL_SUFFIX}"):
+        if partial.name.removesuffix(PARTIAL_SUFFIX) in keep:
+            continue
         lock = locks / f"{partial.name.partition('.')[0]}.lock"
         try:
             with WeakFileLock(lock, timeout=0.1):

@@ -30,7 +30,7 @@ from canvas.errors import (
 WORKER_PATH = Path(__file__).with_name("hub_worker.py")
 STARTUP_TIMEOUT = 120.0  # seconds for a new Python to import the library from a busy disk
 STATUS_TIMEOUT = 8.0  # seconds
-RETRY = "Complete files are kept; try again."
+RETRY = "What has arrived is kept; try again."
 ERROR_MESSAGES: Mapping[str, tuple[type[CanvasError], str]] = {
     "gated": (
         ModelGated,
@@ -51,7 +51,7 @@ ERROR_MESSAGES: Mapping[str, tuple[type[CanvasError], str]] = {
     "damaged": (DownloadFailed, "A file arrived damaged and was removed ({detail}). {retry}"),
     "too_many": (DownloadFailed, "The rate limit of the Hub is exceeded. Set HF_TOKEN, or try again in a few minutes."),
     "server": (DownloadFailed, "The Hub returned an error (status {status}). {retry}"),
-    "disk_full": (DiskFull, "The disk is full. Complete files are kept; free some space and try again."),
+    "disk_full": (DiskFull, "The disk is full. What has arrived is kept; free some space and try again."),
     "disk": (DownloadFailed, "The cache folder cannot be used: {detail}."),
 }
 HubEvent = dict[str, Any]
@@ -117,14 +117,15 @@ def _events(lines: queue.Queue[str | None], timeout: float, cancelled: threading
     warning, deadline = "", time.monotonic() + STARTUP_TIMEOUT
     while True:
         if cancelled.is_set():
-            raise DownloadCancelled("The download was cancelled. Complete files are kept.")
+            raise DownloadCancelled("The download was cancelled. What has arrived is kept.")
         try:
             line = lines.get(timeout=0.1)
         except queue.Empty:
             if time.monotonic() > deadline:
                 reason = f" ({warning})" if warning else ""
                 raise DownloadFailed(
-                    f"The Hub sent nothing for {timeout:.0f} seconds{reason}. Complete files are kept; try again later."
+                    f"The Hub sent nothing for {timeout:.0f} seconds{reason}. "
+                    "What has arrived is kept; try again later."
                 ) from None
             continue
         if line is None:

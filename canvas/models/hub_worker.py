@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import httpx2
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, file_download, snapshot_download
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 MODEL_INDEX = "model_index.json"
 # The library's 10 MiB take half a minute at 1 MB/s and three files: that looks like a stall.
 CHUNK_SIZE = 256 * 1024
-BACKOFF = (1, 2, 4)  # seconds before each retry; complete files are kept
+BACKOFF = (1, 2, 4)  # seconds before each retry; what has arrived is kept
 ERROR_KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (
     (GatedRepoError, "gated"),
     ((RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError), "gone"),
@@ -55,6 +55,10 @@ RETRYABLE = {"list": {"server", "broken"}, "fetch": {"server", "broken", "timeou
 
 class ChecksumMismatch(Exception):
     """A file arrived with other bytes than the repository lists."""
+
+
+class ResumedMismatch(ChecksumMismatch):
+    """The same of a file whose beginning is from an earlier download: a new one may be intact."""
 
 
 class EventWriter:
@@ -151,17 +155,64 @@ def list_files(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
     return {"revision": revision, "files": files, "index": index}
 
 
+def resume_partial_files(writer: EventWriter) -> None:
+    """Make `snapshot_download` continue partial files.
+
+    The library deletes them and starts again, because `flock` does nothing on some network file
+    systems. Here two writers at the same time only cause a checksum mismatch. Xet cannot
+    continue a file, so plain HTTP is used for all.
+    """
+
+    def download(  # noqa: PLR0913, PLR0917 - the signature of the replaced function
+        incomplete_path: Path,
+        destination_path: Path,
+        url_to_download: str,
+        headers: dict[str, str],
+        expected_size: int | None,
+        filename: str,
+        force_download: bool,
+        etag: str | None,
+        xet_file_data: Any,
+        tqdm_class: type[tqdm[Any]] | None = None,
+    ) -> None:
+        if destination_path.exists():
+            return
+        with incomplete_path.open("ab") as file:
+            if expected_size is not None and file.tell() > expected_size:
+                file.truncate(0)
+                file.seek(0)
+            done = file.tell()
+            # The progress bar counts them again; `fetch` has already reported them.
+            writer.count("written", -done)
+            file_download.http_get(
+                url_to_download,
+                file,
+                resume_size=done,
+                headers=headers,
+                expected_size=expected_size,
+                tqdm_class=tqdm_class,
+            )
+            if done == expected_size:
+                writer.count("written", done)
+        file_download._chmod_and_move(incomplete_path, destination_path)
+
+    file_download._download_to_tmp_and_move = download
+    constants.HF_HUB_DISABLE_XET = True
+
+
 def fetch(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
     """Download the files of the task into the cache and verify their checksums."""
     cache = Path(task["cache_dir"])
-    folder = cache / f"models--{task['repo_id'].replace('/', '--')}" / "snapshots" / task["revision"]
+    repository = cache / f"models--{task['repo_id'].replace('/', '--')}"
+    folder = repository / "snapshots" / task["revision"]
     files: dict[str, dict[str, Any]] = task["files"]
     for name, file in files.items():
         # The library would take a file of another size for the complete one.
         if (folder / name).exists() and (folder / name).stat().st_size != file["size"]:
             _remove(folder / name)
     cached = {name for name in files if (folder / name).exists()}
-    writer.start(sum(files[name]["size"] for name in cached))
+    partial = {name: _partial_bytes(repository, files[name]) for name in files.keys() - cached}
+    writer.start(sum(files[name]["size"] for name in cached) + sum(partial.values()))
     snapshot_download(
         task["repo_id"],
         revision=task["revision"],
@@ -173,9 +224,16 @@ def fetch(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
         etag_timeout=task["timeout"],
     )
     for name in sorted(files.keys() - cached):
-        _verify(folder / name, files[name], writer)
+        _verify(folder / name, files[name], writer, resumed=partial[name] > 0)
     writer.start(sum(file["size"] for file in files.values()))
     return {"path": str(folder)}
+
+
+def _partial_bytes(repository: Path, file: dict[str, Any]) -> int:
+    """Bytes of an earlier download of the file that broke off."""
+    path = repository / "blobs" / f"{file['etag']}.incomplete"
+    size = path.stat().st_size if path.exists() else 0
+    return size if size <= file["size"] else 0
 
 
 def _remove(path: Path) -> None:
@@ -183,7 +241,7 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _verify(path: Path, file: dict[str, Any], writer: EventWriter) -> None:
+def _verify(path: Path, file: dict[str, Any], writer: EventWriter, *, resumed: bool) -> None:
     size = path.stat().st_size
     git_object_id = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     digest = hashlib.sha256() if len(file["etag"]) == 64 else git_object_id
@@ -193,7 +251,8 @@ def _verify(path: Path, file: dict[str, Any], writer: EventWriter) -> None:
             writer.count("written", 0)
     if size != file["size"] or digest.hexdigest() != file["etag"]:
         _remove(path)
-        raise ChecksumMismatch(f"{path.name}: {size} of {file['size']} bytes, other content than listed")
+        kind = ResumedMismatch if resumed else ChecksumMismatch
+        raise kind(f"{path.name}: {size} of {file['size']} bytes, other content than listed")
 
 
 def error_event(error: BaseException) -> dict[str, Any]:
@@ -227,7 +286,8 @@ def with_retries(
             return action(task, writer)
         except (OSError, ValueError, httpx2.HTTPError, ChecksumMismatch) as error:
             event = error_event(error)
-            if delay is None or event["error"] not in RETRYABLE[task["action"]]:
+            retryable = event["error"] in RETRYABLE[task["action"]] or isinstance(error, ResumedMismatch)
+            if delay is None or not retryable:
                 return event
             writer.send(warning=event["detail"])
             time.sleep(delay)
@@ -248,7 +308,9 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not mix with events
     logging.getLogger("huggingface_hub").addHandler(WarningForwarder(writer))
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_SIZE
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = task["timeout"]
+    # A stalled connection is replaced before the parent process gives up.
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = task["timeout"] / 3
+    resume_partial_files(writer)
     writer.report()
     threading.Thread(target=writer.report_periodically, daemon=True).start()
     action = {"list": list_files, "fetch": fetch}[task["action"]]
