@@ -16,7 +16,7 @@ PACKAGE = ROOT / "canvas"
 MAX_LINES = 600
 # From the lowest to the highest layer; a package stands for all of its modules.
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "text_files"},
     {
         "validation",
         "platform",
@@ -30,6 +30,7 @@ LAYERS = [
         "image_formats",
         "request",
         "dynamic_prompts",
+        "prompt_syntax",
     },
     {"models", "history"},
     {"engine"},

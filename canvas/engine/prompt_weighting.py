@@ -2,92 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
-from canvas.errors import InvalidInput, LazyMessage
+from canvas.prompt_syntax import split_chunks, strip_weights
 
 if TYPE_CHECKING:
     import torch
-
-Fragments = list[tuple[str, float]]
-
-FACTORS = {"(": 1.1, "[": 1 / 1.1}  # of the weight, by bracket
-OPENING = {")": "(", "]": "["}
-MAX_WEIGHT = 10.0
-# The syntax of AUTOMATIC1111's web UI: its wiki, "Features: Attention/emphasis".
-TOKEN = re.compile(
-    r"\\(?P<escaped>[()\[\]\\])|(?P<weight>:\s*[+-]?\d*\.?\d+\s*\))|(?P<bracket>[()\[\]])"
-    r"|(?P<text>[^\\()\[\]:]+|.)",
-    re.DOTALL,
-)
-BREAK = re.compile(r"\s*\bBREAK\b\s*")
-
-
-def parse(prompt: str) -> Fragments:
-    """Texts with their weights; unclosed brackets extend to the end.
-
-    Raises InvalidInput for a weight outside 0 to MAX_WEIGHT.
-    """
-    fragments: list[list[Any]] = []
-    opened: list[tuple[str, int]] = []  # brackets with the index of their first fragment
-
-    def close(bracket: str, factor: float, text: str) -> None:
-        if not any(kind == bracket for kind, _ in opened):
-            fragments.append([text, 1.0])
-            return
-        last = max(index for index, (kind, _) in enumerate(opened) if kind == bracket)
-        _, start = opened.pop(last)
-        multiply(start, factor)
-
-    def multiply(start: int, factor: float) -> None:
-        for fragment in fragments[start:]:
-            fragment[1] *= factor
-
-    for match in TOKEN.finditer(prompt):
-        bracket = match["bracket"]
-        if bracket in ("(", "["):
-            opened.append((bracket, len(fragments)))
-        elif bracket:
-            close(OPENING[bracket], FACTORS[OPENING[bracket]], bracket)
-        elif match["weight"]:
-            close("(", _parse_weight(match["weight"]), match["weight"])
-        else:
-            fragments.append([match["escaped"] or match["text"], 1.0])
-    for kind, start in reversed(opened):
-        multiply(start, FACTORS[kind])
-    return _merge(fragments)
-
-
-def _parse_weight(syntax: str) -> float:
-    weight = float(syntax.strip(":)").strip())
-    if not 0 <= weight <= MAX_WEIGHT:
-        text = "Weights in the prompt must be from 0 to {maximum} (got {value})."
-        raise InvalidInput("prompt", syntax, message=LazyMessage(text, maximum=f"{MAX_WEIGHT:g}", value=f"{weight:g}"))
-    return weight
-
-
-def _merge(fragments: list[list[Any]]) -> Fragments:
-    """Join neighbours of equal weight."""
-    merged: Fragments = []
-    for text, weight in fragments:
-        if merged and merged[-1][1] == weight:
-            merged[-1] = (merged[-1][0] + text, weight)
-        else:
-            merged.append((text, weight))
-    return merged or [("", 1.0)]
-
-
-def split_chunks(prompt: str) -> list[Fragments]:
-    """The fragments of each part between `BREAK`s, without blank ones."""
-    chunks = [parse(part) for part in BREAK.split(prompt)]
-    chunks = [[(text, weight) for text, weight in chunk if text.strip()] for chunk in chunks]
-    return [chunk for chunk in chunks if chunk] or [[("", 1.0)]]
-
-
-def strip_weights(prompt: str) -> str:
-    """The prompt without the syntax of weights."""
-    return " ".join("".join(text for text, _ in parse(part)) for part in BREAK.split(prompt))
 
 
 def encode_weighted_prompt(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Any]:

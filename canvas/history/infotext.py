@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from canvas.errors import InvalidInput
 from canvas.history.rows import REQUEST_FIELDS
+from canvas.prompt_syntax import has_weights
 from canvas.request import GeneratedImage, GenerationRequest, rename_old_fields
 from canvas.schedulers import SCHEDULERS
 
@@ -37,6 +38,8 @@ KEYS = {
     "quality": "Quality",
 }
 FIELDS = {key.lower(): name for name, key in KEYS.items()}
+# Keys that only this program writes; they follow A1111's.
+OWN_KEYS = ("Style", "Image format", "Quality")
 TEXTS = {"scheduler", "model_key", "style", "image_format"}
 SAMPLERS = {"plms": "PNDM", **{name.lower(): name for name in SCHEDULERS}}
 # Schedules of A1111, ComfyUI and NovelAI that stand for the sampler's own one.
@@ -45,6 +48,13 @@ DEFAULT_SCHEDULES = {
 }  # fmt: skip
 # Not needed to reproduce the image, or derived from other keys.
 IGNORED_KEYS = ("version", "model hash", "size", "schedule type", "prompt length")
+# Written by Fooocus with the scheme of A1111; its prompts contain the words of the styles.
+FOOOCUS_IGNORED_KEYS = (
+    *("scheduler", "raw prompt", "raw negative prompt", "styles", "performance", "user", "vae", "metadata scheme"),
+)
+SETTINGS_START = re.compile(r"\s*Steps:\s*\d+\s*,")
+JSON_START = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*[\[{\"])")
+OWN_VERSION = "Magic Canvas"
 
 
 @dataclass(frozen=True)
@@ -71,24 +81,55 @@ def write_infotext(image: GeneratedImage) -> str:
 
 def read_infotext(text: str) -> ImportedSettings:
     """Settings from infotext of any program; text without a line of settings is all prompt."""
-    head, _, last = text.strip().rpartition("\n")
-    pairs = {key.strip(): _unquote(value) for key, value in PAIR.findall(last)}
-    if len(pairs) < 3:
-        head, pairs = text.strip(), {}
+    head, pairs, rest = _find_settings(text.strip())
+    if not pairs and JSON_START.match(text):
+        return ImportedSettings(warnings=("The metadata is JSON in an unknown format, which cannot be read.",))
+    warnings = [f'The text after the settings is not read: "{_shorten(rest)}".'] if rest else []
     prompt, negative_prompt = _split_prompts(head, pairs.get(PROMPT_LENGTH, ""))
     found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
     found |= _size(pairs.get("Size", ""))
-    warnings: list[str] = []
+    version = pairs.get("Version", "")
+    program = "Fooocus" if version.startswith("Fooocus") else "A1111"
+    ignored = (*IGNORED_KEYS, *FOOOCUS_IGNORED_KEYS) if program == "Fooocus" else IGNORED_KEYS
     for key, value in pairs.items():
-        if key.lower() in IGNORED_KEYS:
+        if key.lower() in ignored:
             continue
         name, read = _read_pair(key, value, pairs)
         if name is None:
-            shown = value if len(value) <= 60 else f"{value[:50]}…"
-            warnings.append(f"{key} is not supported (got {shown}).")
+            warnings.append(f"{key} is not supported (got {_shorten(value)}).")
         else:
             found[name] = read
-    return check_values(found, warnings)
+    if pairs and version != OWN_VERSION:
+        found |= switch_on_weights(found, warnings)
+    return replace(check_values(found, warnings), program=program)
+
+
+def switch_on_weights(found: Mapping[str, Any], warnings: list[str]) -> dict[str, bool]:
+    """The field for prompt weights, and a warning, if a prompt of another program contains some."""
+    prompts = [str(found.get(name) or "") for name in ("prompt", "negative_prompt")]
+    if not any(map(has_weights, prompts)):
+        return {}
+    warnings.append("Prompt weights are switched on, as the prompt contains some.")
+    return {"prompt_weighting": True}
+
+
+def _find_settings(text: str) -> tuple[str, dict[str, str], str]:
+    """The text before the line of settings, its pairs, and the text after it.
+
+    The line is the last one, or else the last that starts with the number of steps.
+    """
+    lines = text.split("\n")
+    for number in range(len(lines) - 1, -1, -1):
+        if number < len(lines) - 1 and not SETTINGS_START.match(lines[number]):
+            continue
+        pairs = {key.strip(): _unquote(value) for key, value in PAIR.findall(lines[number])}
+        if len(pairs) >= 3:
+            return "\n".join(lines[:number]), pairs, "\n".join(lines[number + 1 :]).strip()
+    return text, {}, ""
+
+
+def _shorten(value: str) -> str:
+    return value if len(value) <= 60 else f"{value[:50]}…"
 
 
 def check_values(found: Mapping[str, Any], warnings: list[str]) -> ImportedSettings:
@@ -111,15 +152,17 @@ def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
     values = _non_default_fields(request)
-    pairs = {KEYS[name]: values[name] for name in KEYS if name in values}
-    written = {*KEYS, "prompt", "negative_prompt"}
-    if "width" in values and "height" in values:
-        pairs["Size"] = f"{request.width}x{request.height}"
-        written |= {"width", "height"}
+    pairs: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        if name in values and key not in OWN_KEYS:
+            pairs[key] = values[name]
+        if key == "Seed" and "width" in values and "height" in values:
+            pairs["Size"] = f"{request.width}x{request.height}"
+    pairs["Version"] = OWN_VERSION
+    pairs |= {KEYS[name]: values[name] for name in KEYS if name in values and KEYS[name] in OWN_KEYS}
+    written = {*KEYS, "prompt", "negative_prompt"} | ({"width", "height"} if "Size" in pairs else set())
     pairs |= {EXTENSION_PREFIX + name: json.dumps(value) for name, value in values.items() if name not in written}
-    # Readers take a line for settings if it has at least three pairs.
-    pairs |= {"Image format": request.image_format, "Quality": request.quality, **extra}
-    pairs["Version"] = "Magic Canvas"
+    pairs |= extra
     lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in pairs.items()))
     return "\n".join(lines)
 
@@ -154,7 +197,7 @@ def _read_pair(key: str, value: str, pairs: Mapping[str, str]) -> tuple[str | No
     if name is None:
         return None, None
     if name == "scheduler":
-        scheduler = read_sampler(value, pairs.get("Schedule type", ""))
+        scheduler = read_sampler(value, pairs.get("Schedule type", pairs.get("Scheduler", "")))
         return (name, scheduler) if scheduler else (None, None)
     if name == "strength" and "Hires upscale" in pairs:
         return None, None  # belongs to the second pass

@@ -6,24 +6,30 @@ import html
 import io
 import json
 import re
+import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import ExifTags, Image
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from canvas.errors import StorageError
 from canvas.history.infotext import write_infotext
 from canvas.history.rows import image_from_dict
 from canvas.request import GeneratedImage
+from canvas.text_files import decode_text, decode_utf16
 
 CHUNK = "magic_canvas"
 MAX_JSON = 1_000_000  # characters
-USER_COMMENT_PREFIX = b"UNICODE\0"
+MAX_ALPHA_PIXELS = 5_000_000
+# The character codes of an EXIF UserComment.
+UNICODE_CODE, ASCII_CODE, JIS_CODE, NO_CODE = b"UNICODE\0", b"ASCII\0\0\0", b"JIS\0\0\0\0\0", b"\0" * 8
+EXIF_UNDEFINED = 7  # the type of a UserComment
 SEGMENT_PREFIX = b"magic_canvas\0"
 SEGMENT_SIZE = 60_000  # a JPEG segment holds 65,533 bytes
 SHORT_PROMPT = 7_000  # two of these fit into a segment in UTF-16, even of four-byte characters
@@ -44,6 +50,8 @@ http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia\
 <?xpacket end="w"?>"""
 XMP_SETTINGS = '\n<canvas:settings xmlns:canvas="urn:magic-canvas:1">{}</canvas:settings>'
 XMP_SETTINGS_PATTERN = re.compile(r"<canvas:settings[^>]*>([^<]*)</canvas:settings>")
+
+XMP_COMMENT = re.compile(r"<exif:UserComment>\s*<rdf:Alt>\s*<rdf:li[^>]*>([^<]*)</rdf:li>")
 
 
 def embed(image: GeneratedImage) -> bytes:
@@ -75,7 +83,10 @@ def read_settings(source: Path | IO[bytes]) -> GeneratedImage | None:
 
 
 def read_text(source: Path | IO[bytes]) -> dict[str, str]:
-    """The texts in a file by name, infotext as `parameters`; texts above MAX_JSON are left out."""
+    """The texts in a file by name, infotext as `parameters`; texts above MAX_JSON are left out.
+
+    Only the pixels of a PNG with an alpha channel and without texts are decoded.
+    """
     with open_image(source) as image:
         texts = {
             str(name): str(value)
@@ -83,7 +94,8 @@ def read_text(source: Path | IO[bytes]) -> dict[str, str]:
             if isinstance(value, str) and len(value) <= MAX_JSON
         }
         exif = image.getexif()
-    return {**_exif_texts(exif), **texts}
+        found = {**_xmp_texts(image.info.get("xmp") or b""), **_exif_texts(exif), **texts}
+        return found or _alpha_texts(image)
 
 
 @contextmanager
@@ -93,9 +105,10 @@ def open_image(source: Path | IO[bytes], name: str = "") -> Iterator[Image.Image
         with Image.open(source, formats=("PNG", "JPEG", "WEBP")) as image:
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise StorageError(
-            f"The image {name or source} cannot be read ({error}). Check the file, or remove it."
-        ) from error
+        # Pillow's sentence would name the Python object that it reads from.
+        reason = "not a PNG, JPEG or WebP" if isinstance(error, UnidentifiedImageError) else error
+        file = name or (source if isinstance(source, Path) else "file")
+        raise StorageError(f"The image {file} cannot be read ({reason}). Check the file, or remove it.") from error
 
 
 def _save_options(image: GeneratedImage) -> dict[str, Any]:
@@ -122,9 +135,13 @@ def _save_options(image: GeneratedImage) -> dict[str, Any]:
 
 
 def _exif(infotext: str) -> bytes:
-    exif = Image.Exif()
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = USER_COMMENT_PREFIX + infotext.encode("utf-16-be")
-    return exif.tobytes()
+    """EXIF with the UserComment alone. Pillow would write it with the type BYTE, which readers reject."""
+    comment = UNICODE_CODE + infotext.encode("utf-16-be")
+    header = struct.pack(">2sHI", b"MM", 42, 8)
+    # Each directory: number of entries; tag, type, count, value or its offset; offset of the next one.
+    ifd0 = struct.pack(">HHHIII", 1, ExifTags.IFD.Exif, 4, 1, 26, 0)
+    exif_ifd = struct.pack(">HHHIII", 1, ExifTags.Base.UserComment, EXIF_UNDEFINED, len(comment), 44, 0)
+    return b"Exif\0\0" + header + ifd0 + exif_ifd + comment
 
 
 def _short_infotext(image: GeneratedImage) -> str:
@@ -177,11 +194,54 @@ def _exif_texts(exif: Image.Exif) -> dict[str, str]:
         name, colon, text = str(exif.get(tag, "")).partition(":")
         if colon and len(text) <= MAX_JSON:
             texts[name] = text.strip("\0")
-    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    if isinstance(comment, bytes) and len(comment) <= MAX_JSON:
-        if comment.startswith(USER_COMMENT_PREFIX):
-            text = comment.removeprefix(USER_COMMENT_PREFIX).decode("utf-16-be", "replace")
-        else:
-            text = comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace")
-        texts["parameters"] = text.strip("\0")
+    # Fooocus writes the comment into the main directory.
+    for directory in (exif, exif.get_ifd(ExifTags.IFD.Exif)):
+        comment = directory.get(ExifTags.Base.UserComment, b"")
+        if isinstance(comment, str):  # of the type ASCII, which Pillow decodes as Latin-1
+            comment = comment.encode("latin-1", "replace")
+        if isinstance(comment, bytes) and 0 < len(comment) <= MAX_JSON:
+            texts["parameters"] = _decode_comment(comment)
     return {name: text for name, text in texts.items() if text}
+
+
+def _xmp_texts(xmp: bytes | str) -> dict[str, str]:
+    """The UserComment in XMP, as Draw Things writes it."""
+    text = xmp[: 2 * MAX_JSON].decode("utf-8", "replace") if isinstance(xmp, bytes) else xmp[:MAX_JSON]
+    match = XMP_COMMENT.search(text)
+    return {"parameters": html.unescape(match[1]).strip()} if match else {}
+
+
+def _alpha_texts(image: Image.Image) -> dict[str, str]:
+    """Text in the lowest bits of the alpha channel, by NovelAI and the extension "stealth pnginfo".
+
+    The bits of each column from top to bottom: a name, the length in bits, then the text.
+    """
+    if image.format != "PNG" or image.mode != "RGBA" or image.width * image.height > MAX_ALPHA_PIXELS:
+        return {}
+    content = np.packbits(np.asarray(image.getchannel("A")).T.reshape(-1) & 1).tobytes()
+    name, start = content[:15], 15 + 4
+    if name not in (b"stealth_pnginfo", b"stealth_pngcomp"):
+        return {}
+    text = content[start : start + int.from_bytes(content[15:start], "big") // 8]
+    if name == b"stealth_pngcomp":
+        try:
+            text = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(text, MAX_JSON)
+        except zlib.error:
+            return {}
+    return {"parameters": text.decode("utf-8", "replace")}
+
+
+def _decode_comment(comment: bytes) -> str:
+    """A UserComment. Its character code is often wrong, so the content decides the encoding."""
+    code, content = comment[:8], comment[8:]
+    if code not in (UNICODE_CODE, ASCII_CODE, JIS_CODE, NO_CODE):
+        content = comment
+    encodings: list[Callable[[bytes], str]] = [decode_text]
+    if code == JIS_CODE:
+        encodings.insert(0, lambda text: text.decode("iso2022_jp"))
+    elif code == UNICODE_CODE:
+        encodings.append(decode_utf16)
+    for decode in encodings:
+        with suppress(UnicodeDecodeError):
+            return decode(content).strip("\0")
+    return content.decode("latin-1").strip("\0")

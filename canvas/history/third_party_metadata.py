@@ -1,16 +1,14 @@
 """Generation settings from the metadata of other programs.
 
-`infotext` reads A1111, sd-parsers reads InvokeAI, NovelAI and Fooocus. ComfyUI graphs are read
-here: sd-parsers 0.6 needs the editor's workflow beside the graph, reads only nodes that hold
-sampler, steps and CFG themselves, follows no links to values, and takes both prompts behind a
-ControlNet node for the positive one.
+`infotext` reads A1111 and `comfyui` ComfyUI; sd-parsers reads InvokeAI, NovelAI and Fooocus. The JSON
+of SwarmUI, Draw Things and Easy Diffusion is read here by its common keys.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -20,26 +18,11 @@ from sd_parsers.exceptions import ParserError
 from sd_parsers.parsers import FooocusParser, InvokeAIParser, NovelAIParser
 
 from canvas.catalog import MODELS, ModelSpec
-from canvas.history.infotext import ImportedSettings, check_values, read_infotext, read_number, read_sampler
+from canvas.history.comfyui import read_comfyui, scheduler_of
+from canvas.history.infotext import SIZE, ImportedSettings, check_values, read_infotext, read_number, switch_on_weights
 from canvas.history.metadata import read_settings, read_text
 from canvas.history.rows import parse_json_object
-
-# Sampler names of ComfyUI, Fooocus, InvokeAI and NovelAI, without the prefix `k_` of the last two.
-SAMPLERS = {
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "euler_ancestral": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_k": "DPM++ 2M Karras",
-    "uni_pc": "UniPC",
-    "uni_pc_bh2": "UniPC",
-    "unipc": "UniPC",
-    "ddim": "DDIM",
-    "deis": "DEIS",
-    "lcm": "LCM",
-    "pndm": "PNDM",
-    "plms": "PNDM",
-}
+from canvas.validation import MAX_TEXT
 
 SD_PARSERS = (InvokeAIParser(), NovelAIParser(), FooocusParser())
 # sd-parsers reads these texts with regular expressions that take quadratic time.
@@ -56,30 +39,36 @@ UNSUPPORTED = {
     Generators.FOOOCUS: ("styles", "loras", "refiner_model"),
 }  # fmt: skip
 
-# ComfyUI
-SAMPLER_NODES = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
-TEXT_INPUTS = ("text", "text_g", "text_l", "t5xxl", "clip_l", "string", "value")
-# Nodes that are read, or that do not change the image.
-SUPPORTED_NODES = {
-    *SAMPLER_NODES, "CLIPTextEncode", "CLIPTextEncodeSDXL", "CheckpointLoaderSimple",
-    "CheckpointLoader", "UNETLoader", "CLIPLoader", "DualCLIPLoader", "EmptyLatentImage",
-    "EmptySD3LatentImage", "KSamplerSelect", "BasicScheduler", "KarrasScheduler", "RandomNoise",
-    "CFGGuider", "BasicGuider", "PrimitiveNode", "PrimitiveInt", "PrimitiveFloat",
-    "PrimitiveString", "Reroute", "ConditioningCombine",
-}  # fmt: skip
-# The inputs behind `widgets_values`, which a workflow does not name.
-WIDGETS = {
-    "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
-    "KSamplerAdvanced": ("", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
-    "CLIPTextEncode": ("text",),
-    "EmptyLatentImage": ("width", "height", "batch_size"),
-    "CheckpointLoaderSimple": ("ckpt_name",),
-    "UNETLoader": ("unet_name",),
-    "LoraLoader": ("lora_name",),
-    "KSamplerSelect": ("sampler_name",),
-    "BasicScheduler": ("scheduler", "steps", "denoise"),
-    "RandomNoise": ("noise_seed",),
+# The keys of SwarmUI, Draw Things, Easy Diffusion and others, in lower case without separators.
+JSON_KEYS = {
+    "prompt": ("prompt", "positiveprompt", "c"),
+    "negative_prompt": ("negativeprompt", "uc"),
+    "seed": ("seed",),
+    "num_inference_steps": ("steps", "numinferencesteps"),
+    "guidance_scale": ("cfgscale", "guidancescale", "scale", "cfg"),
+    "width": ("width",),
+    "height": ("height",),
+    "model_key": ("model", "usestablediffusionmodel", "stablediffusionmodel", "basemodelname"),
 }
+UNSUPPORTED_JSON_KEYS = (
+    "loras",
+    "lora",
+    "uselora",
+    "useloramodel",
+    "loramodel",
+    "controlnets",
+    "controls",
+    "refinermodel",
+)
+
+# Weights of other programs
+OPEN, CLOSE = "\x01", "\x02"  # for brackets of ours during the conversion
+COMPEL_GROUP = re.compile(r"\((?P<text>[^()]*)\)(?P<weight>\d+(?:\.\d+)?|\++|-+)")
+COMPEL_WORD = re.compile(r"(?P<text>(?<![\w'-])[\w']+(?:-[\w']+)*)(?P<weight>\++|--+)(?=[\s,.;]|$)")
+NOVELAI_BRACES = re.compile(r"\{([^{}|]*)\}")
+NOVELAI_BRACKETS = re.compile(r"\[([^\[\]|]*)\]")
+NOVELAI_NUMBER = re.compile(r"(\d+(?:\.\d+)?)::((?:(?!::).)*)::", re.DOTALL)
+MAX_NOVELAI_NESTING = 10
 
 
 def read_metadata(source: Path | IO[bytes], models: Mapping[str, ModelSpec] | None = None) -> ImportedSettings:
@@ -125,22 +114,69 @@ def _normalize_name(name: str) -> str:
 
 
 def _read_texts(texts: Mapping[str, str]) -> ImportedSettings:
-    for read in (_read_with_sd_parsers, _read_a1111, _read_comfyui):
+    warnings: tuple[str, ...] = ()
+    for read in (_read_with_sd_parsers, _read_json, _read_a1111, _read_comfyui):
         settings = read(texts)
         if settings.values:
             return settings
-    return ImportedSettings()
+        warnings = warnings or settings.warnings
+    return ImportedSettings(warnings=warnings)
 
 
 def _read_a1111(texts: Mapping[str, str]) -> ImportedSettings:
-    return replace(read_infotext(texts.get("parameters", "")), program="A1111")
+    return read_infotext(texts.get("parameters", ""))
+
+
+def _read_comfyui(texts: Mapping[str, str]) -> ImportedSettings:
+    return read_comfyui(parse_json_object(texts.get("prompt", "")), parse_json_object(texts.get("workflow", "")))
+
+
+def _read_json(texts: Mapping[str, str]) -> ImportedSettings:
+    """Settings of SwarmUI, Draw Things and Easy Diffusion."""
+    found = parse_json_object(texts.get("parameters", ""))
+    swarm = found.get("sui_image_params")
+    if isinstance(swarm, dict):
+        return _from_json("SwarmUI", swarm)
+    if "c" in found and "uc" in found:
+        return _from_json("Draw Things", found)
+    found = found or dict(texts)  # Easy Diffusion writes a PNG text for each value
+    if any(_normalize_key(key) in ("usestablediffusionmodel", "stablediffusionmodel") for key in found):
+        return _from_json("Easy Diffusion", {key: _read_value(value) for key, value in found.items()})
+    return ImportedSettings()
+
+
+def _from_json(program: str, found: Mapping[str, Any]) -> ImportedSettings:
+    by_key = {_normalize_key(key): value for key, value in found.items()}
+    values = {name: next((by_key[key] for key in keys if key in by_key), None) for name, keys in JSON_KEYS.items()}
+    if size := SIZE.fullmatch(str(by_key.get("size", ""))):
+        values |= {"width": int(size[1]), "height": int(size[2])}
+    warnings = [
+        f"{name} is not supported (got {json.dumps(by_key[name])[:60]})."
+        for name in UNSUPPORTED_JSON_KEYS
+        if by_key.get(name) not in (None, "", "None", [], {})
+    ]
+    sampler = by_key.get("sampler") or by_key.get("samplername")
+    values["scheduler"] = scheduler_of(sampler, by_key.get("scheduler"), warnings)
+    values |= _weight_fields(values, WEIGHT_CONVERTERS.get(program), warnings)
+    return replace(check_values(values, warnings), program=program)
+
+
+def _normalize_key(key: str) -> str:
+    return re.sub(r"[\s_]", "", key).lower()
+
+
+def _read_value(value: Any) -> Any:
+    return read_number(value) if isinstance(value, str) else value
 
 
 def _read_with_sd_parsers(texts: Mapping[str, str]) -> ImportedSettings:
     """Settings of InvokeAI, NovelAI and Fooocus."""
+    texts = {**texts, **_novelai_texts(texts)}
     safe = {name: text for name, text in texts.items() if name not in QUADRATIC_TEXTS or len(text) <= MAX_QUADRATIC}
     if "invokeai_metadata" in safe:
         safe["invokeai_metadata"] = _prepare_invokeai(safe["invokeai_metadata"])
+    if (fooocus := parse_json_object(safe.get("parameters", ""))).get("base_model"):
+        safe["parameters"] = json.dumps({"base_model_hash": "", **fooocus})
     for parser in SD_PARSERS:
         try:
             settings = _from_prompt_info(parser.parse(safe))
@@ -186,153 +222,61 @@ def _from_prompt_info(info: PromptInfo) -> ImportedSettings:
         "seed": found.get("seed"),
         "num_inference_steps": found.get("steps"),
         "guidance_scale": found.get("cfg_scale"),
-        "scheduler": _scheduler(sampler.name, schedule, warnings),
+        "scheduler": scheduler_of(sampler.name, schedule, warnings),
         "model_key": sampler.model.name if sampler.model else None,
     }
+    values |= _weight_fields(values, WEIGHT_CONVERTERS.get(info.generator.value), warnings)
     return replace(check_values(values, warnings), program=info.generator.value)
 
 
-def _scheduler(name: object, schedule: object, warnings: list[str]) -> str | None:
-    """Our scheduler; None, with a warning, where there is none for this sampler and schedule."""
-    if not name:
-        return None
-    known = SAMPLERS.get(str(name).removeprefix("k_"), "")
-    scheduler = read_sampler(known, str(schedule or ""))
-    if scheduler is None:
-        warnings.append(f"The sampler {name} {schedule or ''}".rstrip()[:80] + " is not supported.")
-    return scheduler
+def _novelai_texts(texts: Mapping[str, str]) -> dict[str, str]:
+    """The PNG texts of NovelAI, which it writes into the UserComment of other formats."""
+    found = parse_json_object(texts.get("parameters", ""))
+    return {name: text for name, text in found.items() if isinstance(text, str)} if "Comment" in found else {}
 
 
-def _read_comfyui(texts: Mapping[str, str]) -> ImportedSettings:
-    settings = _read_graph(parse_json_object(texts.get("prompt", "")))
-    if not settings.values:  # the workflow names fewer values
-        settings = _read_graph(_workflow_to_graph(parse_json_object(texts.get("workflow", ""))))
-    return replace(settings, program="ComfyUI")
+def _weight_fields(
+    values: Mapping[str, Any], convert: Callable[[str], str] | None, warnings: list[str]
+) -> dict[str, Any]:
+    """The prompts with their weights in our syntax, and the field that switches it on."""
+    if convert is None:  # our own syntax
+        return switch_on_weights(values, warnings)
+    prompts = {name: str(values.get(name) or "")[:MAX_TEXT] for name in ("prompt", "negative_prompt")}
+    converted = {name: convert(text) for name, text in prompts.items()}
+    if converted == prompts:
+        return {}
+    found = {name: _escape_brackets(text) for name, text in converted.items()}
+    return found | switch_on_weights(found, warnings)
 
 
-def _workflow_to_graph(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """The graph of a workflow as the editor saves it, with the values of the known nodes."""
-    sources: dict[int, list[Any]] = {}
-    for link in _list(workflow.get("links")):
-        if isinstance(link, list) and len(link) >= 3 and isinstance(link[0], int):
-            sources[link[0]] = [str(link[1]), link[2]]
-    graph: dict[str, Any] = {}
-    for node in _list(workflow.get("nodes")):
-        if not isinstance(node, dict) or node.get("mode") in (2, 4):  # muted, bypassed
-            continue
-        class_type = str(node.get("type"))
-        inputs = dict(zip(WIDGETS.get(class_type, ()), _list(node.get("widgets_values")), strict=False))
-        for entry in _list(node.get("inputs")):
-            if isinstance(entry, dict) and isinstance(entry.get("link"), int):
-                inputs[str(entry.get("name"))] = sources.get(entry["link"])
-        graph[str(node.get("id"))] = {"class_type": class_type, "inputs": inputs}
-    return graph
+def _convert_compel(prompt: str) -> str:
+    """`(some words)1.3`, `(some words)++` and `word--`, of InvokeAI and Easy Diffusion."""
+
+    def weighted(match: re.Match[str]) -> str:
+        signs = match["weight"]
+        weight = read_number(signs) if signs[-1] not in "+-" else (1.1 if signs[0] == "+" else 0.9) ** len(signs)
+        return f"{OPEN}{match['text']}:{float(weight):.4g}{CLOSE}"
+
+    for pattern in (COMPEL_GROUP, COMPEL_WORD):
+        prompt = pattern.sub(weighted, prompt)
+    return prompt
 
 
-def _read_graph(values: Mapping[str, Any]) -> ImportedSettings:
-    graph = _Graph(values)
-    upstream = {name: list(graph.upstream(name)) for name in graph.inputs if graph.class_type(name) in SAMPLER_NODES}
-    if not upstream:
-        return ImportedSettings()
-    # The first pass decides the content of the image; later ones refine it.
-    first = min(upstream, key=lambda name: len(upstream.keys() & set(upstream[name])))
-    warnings = []
-    if len(upstream) > 1:
-        warnings.append(f"The image has {len(upstream)} passes; only the first one is imported.")
-    prompts = {}
-    for side in ("positive", "negative"):
-        texts = graph.prompts(first, side)
-        if len(texts) > 1:
-            warnings.append(f"The {side} prompt is combined from {len(texts)} texts.")
-        prompts[side] = ", ".join(texts)
-    name, schedule = graph.value(first, "sampler_name"), graph.value(first, "scheduler")
-    found = {
-        "prompt": prompts["positive"] or ", ".join(graph.prompts(first, "conditioning")),
-        "negative_prompt": prompts["negative"],
-        "seed": graph.value(first, "seed", "noise_seed"),
-        "num_inference_steps": graph.value(first, "steps"),
-        "guidance_scale": graph.value(first, "cfg"),
-        "width": graph.value(first, "width"),
-        "height": graph.value(first, "height"),
-        "model_key": graph.value(first, "ckpt_name", "unet_name"),
-        "scheduler": _scheduler(name, schedule, warnings),
-    }
-    denoise = graph.value(first, "denoise")
-    if isinstance(denoise, int | float) and denoise < 1:
-        warnings.append(f"The image was made from another image with strength {denoise}; the file does not contain it.")
-    unsupported = {graph.class_type(name) for name in upstream[first]} - SUPPORTED_NODES
-    warnings += [f"The node {kind[:60]} is not supported." for kind in sorted(unsupported)]
-    return check_values(found, warnings)
+def _convert_novelai(prompt: str) -> str:
+    """`{words}`, `[words]` and `1.3::words::`."""
+    prompt = NOVELAI_NUMBER.sub(rf"{OPEN}\2:\1{CLOSE}", prompt)
+    for pattern, weight in ((NOVELAI_BRACES, "1.05"), (NOVELAI_BRACKETS, "0.9524")):
+        for _ in range(MAX_NOVELAI_NESTING):
+            prompt, count = pattern.subn(rf"{OPEN}\1:{weight}{CLOSE}", prompt)
+            if not count:
+                break
+    return prompt
 
 
-class _Graph:
-    """A ComfyUI graph: nodes by id, each with inputs that are values or `[node id, slot]`."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._nodes = values
-        self.inputs: dict[str, Mapping[str, Any]] = {
-            name: node["inputs"]
-            for name, node in values.items()
-            if isinstance(node, dict) and isinstance(node.get("inputs"), dict)
-        }
-
-    def class_type(self, name: str) -> str:
-        return str(self._nodes[name].get("class_type"))
-
-    def upstream(self, start: str) -> Iterator[str]:
-        """The node and all that it depends on, the nearest first."""
-        seen, waiting = {start}, [start]
-        while waiting:
-            name = waiting.pop(0)
-            yield name
-            for value in self.inputs[name].values():
-                source = _source(value)
-                if source in self.inputs and source not in seen:
-                    seen.add(source)
-                    waiting.append(source)
-
-    def value(self, start: str, *names: str) -> Any:
-        """The nearest value of one of these inputs; a link to a node of one value is followed."""
-        for node in self.upstream(start):
-            if self.class_type(node).startswith("CLIPTextEncode"):
-                continue  # SDXL's have a width and a height of their own
-            for key, value in self.inputs[node].items():
-                if key not in names:
-                    continue
-                linked = self.inputs.get(_source(value), {}) if isinstance(value, list) else {}
-                for found in linked.values() if isinstance(value, list) else [value]:
-                    if isinstance(found, str | int | float):
-                        return found
-        return None
-
-    def prompts(self, start: str, side: str) -> list[str]:
-        """The texts behind the nearest input of that name (`positive`, `negative` …)."""
-        for node in self.upstream(start):
-            source = _source(self.inputs[node].get(side))
-            if source:
-                return list(dict.fromkeys(self._texts(source, side, set())))
-        return []
-
-    def _texts(self, name: str, side: str, seen: set[str]) -> Iterator[str]:
-        if name in seen or name not in self.inputs:
-            return
-        seen.add(name)
-        inputs = self.inputs[name]
-        texts = [text for key in TEXT_INPUTS if isinstance(text := inputs.get(key), str)]
-        if texts:
-            yield from (text.strip() for text in texts if text.strip())
-            return
-        # A node with both prompts passes each on.
-        has_both = "positive" in inputs and "negative" in inputs
-        for key, value in inputs.items():
-            if _source(value) and (not has_both or key == side):
-                yield from self._texts(_source(value), side, seen)
+def _escape_brackets(prompt: str) -> str:
+    """Escape the brackets that are words; the converted ones become syntax."""
+    return re.sub(r"([()\[\]])", r"\\\1", prompt).replace(OPEN, "(").replace(CLOSE, ")")
 
 
-def _source(value: object) -> str:
-    """The node that an input is linked to; "" for a plain value."""
-    return str(value[0]) if isinstance(value, list) and value else ""
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+# By program; the others use our syntax.
+WEIGHT_CONVERTERS = {"InvokeAI": _convert_compel, "Easy Diffusion": _convert_compel, "NovelAI": _convert_novelai}

@@ -5,73 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from canvas.catalog import ASSETS
-from canvas.engine.prompt_weighting import (
-    encode_weighted_prompt,
-    parse,
-    split_chunks,
-    strip_weights,
-    supports_weighting,
-)
-from canvas.errors import InvalidInput
+from canvas.engine.prompt_weighting import encode_weighted_prompt, supports_weighting
 from tests.tiny_xl import make_tiny_xl
-
-# The examples in the documentation of AUTOMATIC1111's web UI.
-PUBLISHED = {
-    "normal text": [("normal text", 1.0)],
-    "an (important) word": [("an ", 1.0), ("important", 1.1), (" word", 1.0)],
-    "(unbalanced": [("unbalanced", 1.1)],
-    r"\(literal\]": [("(literal]", 1.0)],
-    "(unnecessary)(parens)": [("unnecessaryparens", 1.1)],
-    "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).": [
-        ("a ", 1.0),
-        ("house", 1.573),
-        (" ", 1.1),
-        ("on", 1.0),
-        (" a ", 1.1),
-        ("hill", 0.55),
-        (", sun, ", 1.1),
-        ("sky", 1.4641),
-        (".", 1.1),
-    ],
-}
-
-
-@pytest.mark.parametrize("prompt", PUBLISHED)
-def test_published_examples(prompt: str) -> None:
-    fragments = parse(prompt)
-    assert [text for text, _ in fragments] == [text for text, _ in PUBLISHED[prompt]]
-    assert [weight for _, weight in fragments] == pytest.approx([w for _, w in PUBLISHED[prompt]])
-
-
-@given(st.text("ab ()[]:\\.13", max_size=40))
-def test_any_prompt_is_parsed(prompt: str) -> None:
-    try:
-        fragments = parse(prompt)
-    except InvalidInput as error:
-        assert "must be from 0 to 10" in str(error)
-        return
-    assert all(weight >= 0 for _, weight in fragments)
-    assert set("".join(text for text, _ in fragments)) <= set(prompt)
-
-
-@given(st.text(st.characters(exclude_characters="()[]\\"), max_size=60))
-def test_prompt_without_brackets_is_one_fragment(prompt: str) -> None:
-    assert parse(prompt) == [(prompt, 1.0)]
-
-
-def test_break_splits_the_prompt() -> None:
-    assert split_chunks("a fox BREAK in (snow)") == [[("a fox", 1.0)], [("in ", 1.0), ("snow", 1.1)]]
-    assert split_chunks(" BREAK ") == [[("", 1.0)]]
-    assert strip_weights("a (fox:1.3) BREAK in [snow]") == "a fox in snow"
-
-
-def test_weight_out_of_range_is_rejected() -> None:
-    with pytest.raises(InvalidInput, match=r"from 0 to 10 \(got 99\)"):
-        parse("a (fox:99)")
 
 
 @pytest.fixture(scope="module", params=["starter", "tiny", "xl"])

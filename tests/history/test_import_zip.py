@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zipfile
@@ -134,7 +135,7 @@ def test_import_folder_with_images_of_other_programs(repository: ImageRepository
     assert "broken.png" in result.errors[0]
     images = repository.database.search(Query(owner="anna"))
     found = {image.request.prompt: image for image in images}
-    assert found["a lighthouse, (storm:1.3)"].request.model_key == "dreamshaper"
+    assert found["a lighthouse, storm"].request.model_key == "dreamshaper"
     assert found["(no prompt)"].request.width is None
     assert found["(no prompt)"].filename.endswith(".jpg")
     assert any("photo.JPG" in note for note in found["(no prompt)"].notes)
@@ -150,6 +151,70 @@ def test_an_unpacked_export_imports_like_the_zip(
     with zipfile.ZipFile(exported(repository, tmp_path)) as archive:
         archive.extractall(tmp_path / "unpacked")
     assert folder_import(other, tmp_path / "unpacked") == ImportResult(1, 0)
+    assert rows(other) == rows(repository)
+
+
+def png(color: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_zip_of_macos_or_old_windows_programs_is_imported(repository: ImageRepository, tmp_path: Path) -> None:
+    path = zipped(
+        tmp_path,
+        {
+            "a.png": png((1, 2, 3)),
+            "__MACOSX/._a.png": b"\0\5\x16\7attributes",
+            "sub/._b.png": b"\0\5\x16\7attributes",
+            "__MACOSX/sub/b.png": b"\0\5\x16\7attributes",
+            "sub\\b.png": png((4, 5, 6)),
+            "sub/b.png": png((7, 8, 9)),
+            ".DS_Store": b"junk",
+        },
+    )
+    assert zip_import(repository, path) == ImportResult(3, 0)
+    assert zip_import(repository, path) == ImportResult(0, 3)
+
+
+def test_files_with_attributes_in_a_folder_are_passed_over(repository: ImageRepository, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(png((1, 2, 3)))
+    (folder / "._a.png").write_bytes(b"\0\5\x16\7attributes")
+    assert folder_import(repository, folder) == ImportResult(1, 0)
+
+
+@pytest.mark.parametrize("flag", [0, 0x800])
+@pytest.mark.parametrize("name", ["fée.png", "海.png", "plain.png"])
+def test_names_are_read_in_utf8_with_and_without_the_flag(
+    repository: ImageRepository, tmp_path: Path, name: str, flag: int
+) -> None:
+    path = zipped(tmp_path, {name: png((1, 2, 3)), "broken " + name: b"no image"})
+    content = path.read_bytes()
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # local headers, central directory
+        start = content.find(signature)
+        while start >= 0:
+            place = start + offset
+            content = content[:place] + struct.pack("<H", flag) + content[place + 2 :]
+            start = content.find(signature, start + 4)
+    path.write_bytes(content)
+    result = zip_import(repository, path)
+    assert result.added == 1
+    assert len(result.errors) == 1
+    assert f"broken {name} cannot be read (not a PNG, JPEG or WebP)" in result.errors[0]
+    assert name in repository.database.recent("local")[0].notes[0]
+
+
+def test_an_export_that_was_packed_again_keeps_its_settings(
+    repository: ImageRepository, other: ImageRepository, tmp_path: Path
+) -> None:
+    repository.save(make_image())
+    with zipfile.ZipFile(exported(repository, tmp_path)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for number, rename in enumerate((lambda name: f"my images/{name}", lambda name: name.replace("/", "\\"))):
+        path = zipped(tmp_path, {rename(name): content for name, content in files.items()})
+        assert zip_import(other, path) == ImportResult(1 - number, number)
     assert rows(other) == rows(repository)
 
 

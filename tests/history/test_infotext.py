@@ -108,8 +108,13 @@ def test_old_field_names_are_read_and_new_ones_written() -> None:
 def test_the_text_has_the_format_of_a1111() -> None:
     lines = write_infotext(make_image()).split("\n")
     assert lines[:2] == ["a red fox in the snow", "Negative prompt: blurry"]
-    assert lines[2].startswith("Steps: 15, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Model: tiny, ")
-    assert ", Size: 64x72, " in lines[2]
+    assert lines[2].startswith(
+        "Steps: 15, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Size: 64x72, Model: tiny, "
+    )
+    # Our own fields come last.
+    assert re.search(
+        "Version: Magic Canvas, Style: fantasy, Image format: png, Quality: 95(, Canvas [a-z_]+: [^,]+)*$", lines[2]
+    )
     assert len(lines) == 3
 
 
@@ -132,8 +137,43 @@ def test_read_a1111_infotext_with_warnings() -> None:
         "height": 768,
         "model_key": "v1-5",
         "strength": 0.6,
+        "prompt_weighting": True,
     }
-    assert parsed.warnings == ("Lora hashes is not supported (got x: 123, y: 456).",)
+    assert parsed.warnings == (
+        "Lora hashes is not supported (got x: 123, y: 456).",
+        "Prompt weights are switched on, as the prompt contains some.",
+    )
+
+
+SETTINGS = "Steps: 20, Sampler: Euler, CFG scale: 7, Seed: 3, Size: 512x768, Version: v1.10.1"
+
+
+@pytest.mark.parametrize("rest", ["Template: a __x__", "Time taken: 3.1 sec.\nused embeddings: y [12ab]"])
+def test_lines_after_the_settings_are_named(rest: str) -> None:
+    parsed = read_infotext(f"a fox\nNegative prompt: bad\n{SETTINGS}\n{rest}")
+    assert (parsed.values["prompt"], parsed.values["negative_prompt"]) == ("a fox", "bad")
+    assert (parsed.values["seed"], parsed.values["height"]) == (3, 768)
+    assert parsed.warnings == (f'The text after the settings is not read: "{rest}".',)
+
+
+def test_a_prompt_with_pairs_is_no_line_of_settings() -> None:
+    text = "colours: red, mood: calm, light: soft\na fox"
+    assert read_infotext(text).values == {"prompt": text}
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '[{"x": 2}]', '{"nodes": [', "{}"])
+def test_json_is_no_prompt(text: str) -> None:
+    parsed = read_infotext(text)
+    assert parsed.values == {}
+    assert parsed.warnings == ("The metadata is JSON in an unknown format, which cannot be read.",)
+
+
+def test_weights_of_our_own_images_stay_as_they_were() -> None:
+    for weighting in (False, True):
+        request = GenerationRequest("a (fox:1.3)", prompt_weighting=weighting)
+        parsed = read_infotext(write_infotext(replace(make_image(), request=request)))
+        assert parsed.values.get("prompt_weighting", False) is weighting
+        assert parsed.warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import html
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,12 +26,12 @@ from canvas.request import GenerationRequest
 from .conftest import make_image
 
 A1111 = (
-    "a lighthouse, (storm:1.3)\nNegative prompt: people\nSteps: 25, Sampler: DPM++ 2M, "
+    "a lighthouse, storm\nNegative prompt: people\nSteps: 25, Sampler: DPM++ 2M, "
     "Schedule type: Karras, CFG scale: 6.5, Seed: 1234, Size: 512x640, Model hash: 879db523c3, "
     "Model: dreamshaper_8, Denoising strength: 0.5, Hires upscale: 2, Version: v1.10.1"
 )
 LIGHTHOUSE = {
-    "prompt": "a lighthouse, (storm:1.3)",
+    "prompt": "a lighthouse, storm",
     "negative_prompt": "people",
     "num_inference_steps": 25,
     "scheduler": "DPM++ 2M Karras",
@@ -56,7 +59,7 @@ GRAPH: dict[str, Any] = {
     },
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15/dreamshaper_8.safetensors"}},
     "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 640, "batch_size": 1}},
-    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a lighthouse, (storm:1.3)", "clip": ["4", 1]}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a lighthouse, storm", "clip": ["4", 1]}},
     "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "people", "clip": ["4", 1]}},
     "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
     "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
@@ -88,7 +91,7 @@ WORKFLOW: dict[str, Any] = {
         {
             "id": 6,
             "type": "CLIPTextEncode",
-            "widgets_values": ["a lighthouse, (storm:1.3)"],
+            "widgets_values": ["a lighthouse, storm"],
             "inputs": [{"name": "clip", "link": 3}],
         },
         {"id": 7, "type": "CLIPTextEncode", "widgets_values": ["people"], "inputs": [{"name": "clip", "link": 5}]},
@@ -98,7 +101,7 @@ WORKFLOW: dict[str, Any] = {
 INVOKEAI = {
     "app_version": "5.4.2",
     "generation_mode": "txt2img",
-    "positive_prompt": "a lighthouse, (storm:1.3)",
+    "positive_prompt": "a lighthouse, storm",
     "negative_prompt": "people",
     "width": 512,
     "height": 640,
@@ -116,7 +119,7 @@ SD_METADATA = {
     "app_id": "invoke-ai/InvokeAI",
     "app_version": "2.2.4",
     "image": {
-        "prompt": [{"prompt": "a lighthouse, (storm:1.3) [people]", "weight": 1}],
+        "prompt": [{"prompt": "a lighthouse, storm [people]", "weight": 1}],
         "steps": 25,
         "cfg_scale": 6.5,
         "sampler": "k_euler_a",
@@ -128,12 +131,12 @@ SD_METADATA = {
 }
 NOVELAI = {
     "Title": "AI generated image",
-    "Description": "a lighthouse, (storm:1.3)",
+    "Description": "a lighthouse, storm",
     "Software": "NovelAI",
     "Source": "DreamShaper 8 37C2B166",
     "Comment": json.dumps(
         {
-            **{"prompt": "a lighthouse, (storm:1.3)", "steps": 25, "height": 640, "width": 512},
+            **{"prompt": "a lighthouse, storm", "steps": 25, "height": 640, "width": 512},
             **{"scale": 6.5, "seed": 1234, "noise_schedule": "karras", "sampler": "k_dpmpp_2m"},
             **{"uc": "people", "request_type": "PromptGenerateRequest", "n_samples": 1},
         }
@@ -143,11 +146,11 @@ FOOOCUS = {
     **{"adm_guidance": "(1.5, 0.8, 0.3)", "base_model": "dreamshaper_8", "base_model_hash": "x"},
     **{"clip_skip": 2, "full_prompt": ["a lighthouse, photo"], "guidance_scale": 6.5, "loras": []},
     **{"metadata_scheme": "fooocus", "negative_prompt": "people", "performance": "Speed"},
-    **{"prompt": "a lighthouse, (storm:1.3)", "refiner_model": "None", "sampler": "dpmpp_2m"},
+    **{"prompt": "a lighthouse, storm", "refiner_model": "None", "sampler": "dpmpp_2m"},
     **{"resolution": "(512, 640)", "scheduler": "karras", "seed": "1234", "sharpness": 2.0},
     **{"steps": 25, "styles": "[]", "vae": "Default (model)", "version": "Fooocus v2.5.5"},
 }
-DREAM = '"a lighthouse, (storm:1.3) [people]" -s 25 -S 1234 -W 512 -H 640 -C 6.5 -A k_euler_a'
+DREAM = '"a lighthouse, storm [people]" -s 25 -S 1234 -W 512 -H 640 -C 6.5 -A k_euler_a'
 
 
 def png(tmp_path: Path, **texts: str) -> Path:
@@ -207,7 +210,7 @@ def test_read_metadata_of_other_programs(tmp_path: Path, texts: dict[str, str], 
     GenerationRequest.from_dict(found.values)
     info = ParserManager().parse(path)
     assert info is not None
-    assert [prompt.value for prompt in info.prompts] == ["a lighthouse, (storm:1.3)"]
+    assert [prompt.value for prompt in info.prompts] == ["a lighthouse, storm"]
     assert str(info.samplers[0].parameters["seed"]) == "1234"
 
 
@@ -418,7 +421,7 @@ def test_comfyui_custom_sampler(tmp_path: Path) -> None:
 )
 def test_unsupported_invokeai_settings_become_warnings(tmp_path: Path, changes: dict[str, Any], warning: str) -> None:
     found = read_metadata(png(tmp_path, invokeai_metadata=json.dumps({**INVOKEAI, **changes})))
-    assert found.values["prompt"] == "a lighthouse, (storm:1.3)"
+    assert found.values["prompt"] == "a lighthouse, storm"
     assert len(found.warnings) == 1
     assert warning in found.warnings[0]
 
@@ -481,3 +484,227 @@ def test_other_files_raise(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("hello")
     with pytest.raises(StorageError, match="cannot be read"):
         read_metadata(tmp_path / "x.png")
+
+
+SWARMUI = {
+    "sui_image_params": {
+        **{"prompt": "a lighthouse, storm", "negativeprompt": "people", "model": "dreamshaper_8", "seed": 1234},
+        **{"steps": 25, "cfgscale": 6.5, "aspectratio": "Custom", "width": 512, "height": 640},
+        **{"sampler": "dpmpp_2m", "scheduler": "karras", "swarm_version": "0.9.6.2"},
+    },
+    "sui_extra_data": {"date": "2026-01-01", "generation_time": "1.2 seconds"},
+}
+DRAW_THINGS = {
+    **{"c": "a lighthouse, storm", "uc": "people", "seed": 1234, "steps": 25, "scale": 6.5, "size": "512x640"},
+    **{"sampler": "DPM++ 2M Karras", "model": "dreamshaper_8", "strength": 1, "loras": [], "controls": []},
+}
+EASY_DIFFUSION = {
+    **{"prompt": "a lighthouse, storm", "negative_prompt": "people", "seed": "1234", "num_inference_steps": "25"},
+    **{"guidance_scale": "6.5", "width": "512", "height": "640", "sampler_name": "euler_a"},
+    **{"use_stable_diffusion_model": "dreamshaper_8", "use_lora_model": "None"},
+}
+EASY_DIFFUSION_TITLES = {
+    **{"Prompt": "a lighthouse, storm", "Negative Prompt": "people", "Seed": "1234", "Steps": "25", "Width": "512"},
+    **{"Guidance Scale": "6.5", "Height": "640", "Sampler": "euler_a", "Stable Diffusion model": "dreamshaper_8"},
+}
+FOOOCUS_A1111 = (
+    "a lighthouse, storm\nNegative prompt: people\nSteps: 25, Sampler: DPM++ 2M, Seed: 1234, Size: 512x640, "
+    "CFG scale: 6.5, Model: dreamshaper_8, Model hash: 879db523c3, Scheduler: karras, VAE: Default (model), "
+    'Raw prompt: "a lighthouse, storm", Styles: "[\'Fooocus V2\']", Performance: Speed, Version: Fooocus v2.5.5'
+)
+DRAW_THINGS_XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description>
+<exif:UserComment> <rdf:Alt> <rdf:li xml:lang="x-default">{}</rdf:li> </rdf:Alt> </exif:UserComment>
+</rdf:Description></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize(
+    ("texts", "program"),
+    [
+        ({"parameters": json.dumps(SWARMUI)}, "SwarmUI"),
+        ({"parameters": json.dumps(DRAW_THINGS)}, "Draw Things"),
+        ({"parameters": json.dumps(EASY_DIFFUSION)}, "Easy Diffusion"),
+        (EASY_DIFFUSION, "Easy Diffusion"),
+        (EASY_DIFFUSION_TITLES, "Easy Diffusion"),
+        ({"parameters": FOOOCUS_A1111, "fooocus_scheme": "a1111"}, "Fooocus"),
+        ({"parameters": json.dumps(NOVELAI)}, "NovelAI"),
+    ],
+)
+def test_formats_that_sd_parsers_does_not_read(tmp_path: Path, texts: dict[str, str], program: str) -> None:
+    found = read_metadata(png(tmp_path, **texts))
+    expected = LIGHTHOUSE | ({"scheduler": "Euler a"} if program == "Easy Diffusion" else {})
+    assert (found.program, found.values, found.warnings) == (program, expected, ())
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_draw_things_comment_in_xmp(tmp_path: Path, suffix: str) -> None:
+    xmp = DRAW_THINGS_XMP.format(html.escape(json.dumps(DRAW_THINGS)))
+    path = tmp_path / f"image.{suffix}"
+    chunks = PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", xmp)
+    Image.new("RGB", (8, 8)).save(path, **({"pnginfo": chunks} if suffix == "png" else {"xmp": xmp.encode()}))
+    found = read_metadata(path)
+    assert (found.program, found.values) == ("Draw Things", LIGHTHOUSE)
+
+
+def test_fooocus_comment_in_the_main_exif_directory(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x9286], exif[0x0131], exif[0x927C] = json.dumps(FOOOCUS), "Fooocus v2.5.5", "fooocus"
+    path = tmp_path / "image.webp"
+    Image.new("RGB", (8, 8)).save(path, exif=exif)
+    found = read_metadata(path)
+    assert (found.program, found.values) == ("Fooocus", LIGHTHOUSE)
+
+
+@pytest.mark.parametrize(
+    ("texts", "prompt"),
+    [
+        ({"parameters": A1111.replace("storm", "(storm:1.3) [calm]")}, "a lighthouse, (storm:1.3) [calm]"),
+        ({"prompt": json.dumps(GRAPH).replace("storm", "(storm:1.3)")}, "a lighthouse, (storm:1.3)"),
+        ({"parameters": json.dumps(SWARMUI).replace("storm", "(storm:1.3)")}, "a lighthouse, (storm:1.3)"),
+        (
+            {"invokeai_metadata": json.dumps(INVOKEAI).replace("storm", "(big storm)1.3 (night) sky-- red+")},
+            r"a lighthouse, (big storm:1.3) \(night\) (sky:0.81) (red:1.1)",
+        ),
+        ({"parameters": json.dumps(EASY_DIFFUSION).replace("storm", "(storm)++")}, "a lighthouse, (storm:1.21)"),
+        (
+            {**NOVELAI, "Description": "a {{lighthouse}}, [storm] 1.3::rain:: (x)"},
+            r"a ((lighthouse:1.05):1.05), (storm:0.9524) (rain:1.3) \(x\)",
+        ),
+    ],
+)
+def test_weights_of_other_programs_switch_on_ours(tmp_path: Path, texts: dict[str, str], prompt: str) -> None:
+    found = read_metadata(png(tmp_path, **texts))
+    assert (found.values["prompt"], found.values["prompt_weighting"]) == (prompt, True)
+    assert "Prompt weights are switched on, as the prompt contains some." in found.warnings
+
+
+@pytest.mark.parametrize("texts", [{"invokeai_metadata": json.dumps(INVOKEAI)}, NOVELAI])
+def test_brackets_that_are_words_elsewhere_stay(tmp_path: Path, texts: dict[str, str]) -> None:
+    found = read_metadata(
+        png(tmp_path, **{name: text.replace("storm", "(storm:1.3) sci-fi") for name, text in texts.items()})
+    )
+    assert found.values["prompt"] == "a lighthouse, (storm:1.3) sci-fi"
+    assert "prompt_weighting" not in found.values
+
+
+def test_unknown_json_is_no_prompt(tmp_path: Path) -> None:
+    found = read_metadata(png(tmp_path, parameters='{"tool": "x", "settings": [1, 2]}'))
+    assert found.values == {}
+    assert found.warnings == ("The metadata is JSON in an unknown format, which cannot be read.",)
+
+
+def test_comfyui_nested_subgraphs_in_a_workflow(tmp_path: Path) -> None:
+    """The samplers in a subgraph, its texts in another one, a promoted widget and a text node outside."""
+    texts = {
+        "id": "texts",
+        "inputs": [{"name": "clip"}, {"name": "text"}],
+        "nodes": [
+            {
+                "id": 6,
+                "type": "CLIPTextEncode",
+                "widgets_values": ["stale"],
+                "inputs": [{"name": "clip", "link": 1}, {"name": "text", "link": 2, "widget": {"name": "text"}}],
+            },
+            {"id": 7, "type": "CLIPTextEncode", "widgets_values": ["people"], "inputs": [{"name": "clip", "link": 3}]},
+        ],
+        "links": [
+            {"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 6, "target_slot": 0},
+            {"id": 2, "origin_id": -10, "origin_slot": 1, "target_id": 6, "target_slot": 1},
+            {"id": 3, "origin_id": -10, "origin_slot": 0, "target_id": 7, "target_slot": 0},
+            {"id": 4, "origin_id": 6, "origin_slot": 0, "target_id": -20, "target_slot": 0},
+            {"id": 5, "origin_id": 7, "origin_slot": 0, "target_id": -20, "target_slot": 1},
+        ],
+    }
+    sampling = {
+        "id": "sampling",
+        "nodes": [
+            {"id": 8, "type": "texts", "inputs": [{"name": "clip", "link": 1}, {"name": "text", "link": 7}]},
+            {
+                "id": 3,
+                "type": "KSampler",
+                "widgets_values": [0, "fixed", 25, 6.5, "dpmpp_2m", "karras", 1],
+                "inputs": [
+                    {"name": "model", "link": 2},
+                    {"name": "positive", "link": 3},
+                    {"name": "negative", "link": 4},
+                    {"name": "latent_image", "link": 5},
+                    {"name": "seed", "link": 6, "widget": {"name": "seed"}},
+                ],
+            },
+        ],
+        "links": [
+            {"id": 1, "origin_id": -10, "origin_slot": 1, "target_id": 8, "target_slot": 0},
+            {"id": 2, "origin_id": -10, "origin_slot": 0, "target_id": 3, "target_slot": 0},
+            {"id": 3, "origin_id": 8, "origin_slot": 0, "target_id": 3, "target_slot": 1},
+            {"id": 4, "origin_id": 8, "origin_slot": 1, "target_id": 3, "target_slot": 2},
+            {"id": 5, "origin_id": -10, "origin_slot": 2, "target_id": 3, "target_slot": 3},
+            {"id": 6, "origin_id": -10, "origin_slot": 3, "target_id": 3, "target_slot": 4},
+            {"id": 7, "origin_id": -10, "origin_slot": 4, "target_id": 8, "target_slot": 1},
+        ],
+    }
+    workflow = {
+        "definitions": {"subgraphs": [sampling, texts]},
+        "links": [
+            [1, 4, 0, 9, 0, "MODEL"],
+            [2, 4, 1, 9, 1, "CLIP"],
+            [3, 5, 0, 9, 2, "LATENT"],
+            [4, 2, 0, 9, 4, "STRING"],
+        ],
+        "nodes": [
+            {
+                "id": 9,
+                "type": "sampling",
+                "widgets_values": [1234],
+                "inputs": [
+                    {"name": "model", "link": 1},
+                    {"name": "clip", "link": 2},
+                    {"name": "latent", "link": 3},
+                    {"name": "seed", "link": None, "widget": {"name": "seed"}},
+                    {"name": "text", "link": 4},
+                ],
+            },
+            {"id": 4, "type": "CheckpointLoaderSimple", "widgets_values": ["dreamshaper_8.ckpt"]},
+            {"id": 5, "type": "EmptyLatentImage", "widgets_values": [512, 640, 1]},
+            {"id": 2, "type": "PrimitiveString", "widgets_values": ["a lighthouse, storm"]},
+        ],
+    }
+    found = read_metadata(png(tmp_path, workflow=json.dumps(workflow)))
+    assert (found.program, found.values, found.warnings) == ("ComfyUI", LIGHTHOUSE, ())
+
+
+def test_comfyui_loader_with_both_prompts(tmp_path: Path) -> None:
+    inputs = GRAPH["3"]["inputs"]
+    nodes = {
+        "1": {
+            "class_type": "Efficient Loader",
+            "inputs": {"ckpt_name": "dreamshaper_8", "positive": "a lighthouse, storm", "negative": "people"},
+        },
+        "2": {
+            "class_type": "KSampler (Efficient)",
+            "inputs": {**inputs, "model": ["1", 0], "positive": ["1", 1], "negative": ["1", 2]},
+        },
+        "5": GRAPH["5"],
+    }
+    assert read_metadata(png(tmp_path, prompt=json.dumps(nodes))).values == LIGHTHOUSE
+
+
+@pytest.mark.parametrize("name", [b"stealth_pnginfo", b"stealth_pngcomp"])
+@pytest.mark.parametrize(
+    ("text", "program"), [(json.dumps(NOVELAI), "NovelAI"), (A1111.replace("Hires upscale: 2, ", ""), "A1111")]
+)
+def test_text_in_the_alpha_channel(tmp_path: Path, name: bytes, text: str, program: str) -> None:
+    content = gzip.compress(text.encode()) if name == b"stealth_pngcomp" else text.encode()
+    bits = np.unpackbits(np.frombuffer(name + (len(content) * 8).to_bytes(4, "big") + content, np.uint8))
+    pixels = np.full((100, 120, 4), 254, np.uint8)
+    alpha = pixels[..., 3].T.reshape(-1).copy()
+    alpha[: len(bits)] += bits
+    pixels[..., 3] = alpha.reshape(120, 100).T
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    found = read_metadata(tmp_path / "image.png")
+    assert found.program == program
+    assert {**LIGHTHOUSE, **found.values} == found.values
+
+
+def test_transparent_pngs_without_text_have_no_settings(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 90).convert("RGBA").save(tmp_path / "image.png")
+    assert read_metadata(tmp_path / "image.png") == ImportedSettings()

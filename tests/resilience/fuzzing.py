@@ -127,7 +127,7 @@ def search(data: bytes) -> None:
 
 
 def weights(data: bytes) -> None:
-    from canvas.engine.prompt_weighting import split_chunks, strip_weights
+    from canvas.prompt_syntax import split_chunks, strip_weights
 
     split_chunks(decode(data))
     strip_weights(decode(data))

@@ -1,0 +1,50 @@
+"""Text in an unknown encoding, as editors, shells and other programs write it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from pathlib import Path
+
+BYTE_ORDER_MARKS = {BOM_UTF8: "utf-8", BOM_UTF16_LE: "utf-16-le", BOM_UTF16_BE: "utf-16-be"}
+LINE_END = re.compile(r"\r\n|\n|\r")
+# Categories of code points that do not occur in text: control, private use, surrogate, unassigned.
+NOT_TEXT = ("Cc", "Co", "Cs", "Cn")
+
+
+def read_text_file(path: Path) -> str:
+    """`decode_text` of a file; raises OSError or UnicodeDecodeError."""
+    return decode_text(path.read_bytes())
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 of either byte order, with or without a byte order mark.
+
+    Raises UnicodeDecodeError for other encodings.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            return content.removeprefix(mark).decode(encoding)
+    # Only UTF-16 has zero bytes; those at the end may be padding.
+    return decode_utf16(content) if b"\0" in content.rstrip(b"\0") else content.rstrip(b"\0").decode("utf-8")
+
+
+def decode_utf16(content: bytes) -> str:
+    """Decode UTF-16 in the byte order that gives more likely text; raises UnicodeDecodeError."""
+    even = content[: len(content) // 2 * 2]
+    encoding = max(("utf-16-be", "utf-16-le"), key=lambda name: _likelihood(even.decode(name, "replace")))
+    return even.decode(encoding).removeprefix("\ufeff").rstrip("\0")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text; unlike `str.splitlines`, U+2028, form feeds and others do not end a line."""
+    return LINE_END.split(text)
+
+
+def _likelihood(text: str) -> int:
+    """ASCII characters count for a text, code points that do not occur in text against it."""
+    return sum(
+        1 if " " <= character <= "~" or character in "\n\r\t" else -2 * (unicodedata.category(character) in NOT_TEXT)
+        for character in text
+    )
