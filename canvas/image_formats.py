@@ -41,10 +41,13 @@ def encode_base64(content: bytes) -> str:
 def decode_base64(text: str, field: str) -> bytes:
     """The bytes of base64 text, with or without a `data:…;base64,` prefix.
 
-    Raises InvalidInput naming the field.
+    In lines, without padding and in the URL-safe alphabet, too. Raises InvalidInput naming the
+    field.
     """
+    encoded = "".join((text.partition("base64,")[2] or text).split())
+    encoded = encoded.replace("-", "+").replace("_", "/").rstrip("=")
     try:
-        return base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput(field, text, "an image file (PNG, JPEG or WebP) in base64") from error
 

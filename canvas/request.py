@@ -44,6 +44,7 @@ RANDOM_SEED = -1
 MAX_SEED = 2**53 - 1  # the largest integer that JSON, JavaScript and SQLite all represent
 MAX_IMAGES = 16
 MIN_SIDE, MAX_SIDE = 64, 16384  # pixels
+MIN_EDIT_SIDE, MAX_EDIT_SIDE = 8, 4096  # of results that start from an image
 MAX_LORAS = 8
 MAX_WATERMARK_LENGTH = 60  # characters
 MAX_OUTPAINT = 2048  # pixels per side
@@ -140,8 +141,7 @@ def _check_color(field: str, value: object) -> str:
 def _check_outpaint(field: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or len(value) != 4:
         raise InvalidInput(field, value, "a list of four sizes in pixels: left, top, right, bottom")
-    sides = [validation.integer(field, side, 0, MAX_OUTPAINT) for side in value]
-    return tuple(validation.multiple_of_8(field, side) for side in sides)
+    return tuple(validation.integer(field, side, 0, MAX_OUTPAINT) for side in value)
 
 
 def _check_scale(field: str, value: object) -> int:
@@ -303,10 +303,12 @@ class GenerationRequest:
             strength=DEFAULT_STRENGTHS.get(self.task) if self.strength is None else self.strength,
             num_images=1 if self.task == "upscale" else self.num_images,
         )
-        for name in ("width", "height") if self.is_single_pass else ():
+        for name in ("width", "height"):
             value = getattr(resolved, name)
-            if not spec.min_size <= value <= spec.max_size:
+            if self.task == "text_to_image" and not spec.min_size <= value <= spec.max_size:
                 raise self._invalid_size(name, value, spec)
+            if self.task in ("image_to_image", "inpaint"):  # of any size: see `engine.work_area`
+                validation.integer(name, value, MIN_EDIT_SIDE, MAX_EDIT_SIDE)
         return resolved
 
     @property
@@ -327,11 +329,6 @@ class GenerationRequest:
     def needs_model(self) -> bool:
         """Whether a diffusion model has to be loaded."""
         return self.task != "upscale" or self.upscaler == "detail"
-
-    @property
-    def is_single_pass(self) -> bool:
-        """Whether the model generates the whole image at once, so that its size limits apply."""
-        return self.task != "upscale" and not (self.task == "inpaint" and self.only_masked)
 
     @property
     def step_counts(self) -> tuple[int, int]:
@@ -359,13 +356,15 @@ class GenerationRequest:
             raise AttributeError(f"'GenerationRequest' object has no attribute {name!r}")
 
     def _check_side(self, name: str, value: object) -> int:
+        if self.task != "text_to_image":
+            return validation.integer(name, value, MIN_EDIT_SIDE, MAX_SIDE)
         try:
             return validation.multiple_of_8(name, validation.integer(name, value, MIN_SIDE, MAX_SIDE))
         except InvalidInput:
             raise self._invalid_size(name, value, MODELS.get(self.model_key)) from None
 
     def _invalid_size(self, name: str, value: object, spec: ModelSpec | None) -> InvalidInput:
-        if spec is None or not self.is_single_pass:
+        if spec is None:
             allowed = LazyMessage("a multiple of 8 between {low} and {high}", low=MIN_SIDE, high=MAX_SIDE)
         else:
             allowed = LazyMessage(
@@ -430,6 +429,7 @@ class GeneratedImage:
     device: str
     dtype: str
     model_revision: str = ""
+    engine: str = ""  # "torch" or "openvino"; empty if it is unknown
     notes: tuple[str, ...] = ()
     task: str = ""  # always that of the request
     client: str = ""  # one of CLIENTS; empty for images of other programs
@@ -463,6 +463,7 @@ class GeneratedImage:
             "device": self.device,
             "dtype": self.dtype,
             "model_revision": self.model_revision,
+            "engine": self.engine,
             "notes": list(self.notes),
             "task": self.task,
             "client": self.client,

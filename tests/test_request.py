@@ -51,7 +51,7 @@ requests = st.builds(
     fill_color=st.sampled_from(["#ffffff", "#0a1b2c"]),
     mask_blur=st.integers(0, 256),
     only_masked=st.booleans(),
-    outpaint=st.tuples(*[st.integers(0, 256).map(lambda n: n * 8)] * 4),
+    outpaint=st.tuples(*[st.integers(0, 2048)] * 4),
     variation_seed=st.none() | st.integers(0, MAX_SEED - 16),
     variation_strength=st.floats(0, 1),
     scale=st.sampled_from(SCALES),
@@ -108,7 +108,8 @@ requests = st.builds(
         ("mask_blur", -1),
         ("only_masked", "yes"),
         ("outpaint", (8, 8)),
-        ("outpaint", (7, 0, 0, 0)),
+        ("outpaint", (-1, 0, 0, 0)),
+        ("outpaint", (0.5, 0, 0, 0)),
         ("variation_seed", -1),
         ("variation_strength", 2),
         ("scale", 3),
@@ -190,6 +191,18 @@ def test_with_defaults_checks_the_size() -> None:
     request = GenerationRequest("a fox", width=2048, model_key="mine")
     small = replace(STARTER, key="mine", resolution=1024)
     assert request.with_defaults(small).width == 2048
+
+
+@pytest.mark.parametrize("task", ["image_to_image", "inpaint"])
+def test_a_result_of_an_image_may_have_any_size(task: str) -> None:
+    fields: dict[str, Any] = {"task": task, "image": "a.png", "mask_image": "b.png"}
+    for size in ((8, 8), (597, 4096), (1024, 33)):
+        request = GenerationRequest("a fox", width=size[0], height=size[1], **fields)
+        assert request.with_defaults(STARTER).size == size
+    with pytest.raises(InvalidInput, match=r"Width must be a whole number between 8 and 16384 \(got 7\)"):
+        GenerationRequest("a fox", width=7, **fields)
+    with pytest.raises(InvalidInput, match=r"Height must be a whole number between 8 and 4096 \(got 4097\)"):
+        GenerationRequest("a fox", height=4097, **fields).with_defaults(STARTER)
 
 
 def test_for_image_has_the_seed_of_that_image() -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from PIL import ImageOps
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from canvas.api.base import ApiRoute, encode_preview, read_as_base64, require_owner, upload_image, wait_for_job
+from canvas.api.base import (
+    ApiRoute,
+    encode_preview,
+    read_as_base64,
+    require_owner,
+    run_database,
+    upload_image,
+    upload_mask,
+    wait_for_job,
+)
 from canvas.catalog import get_model
 from canvas.engine import system_info
 from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, StorageError
@@ -22,6 +30,7 @@ from canvas.history.infotext import read_infotext, read_sampler, write_infotext
 from canvas.history.metadata import read_text
 from canvas.image_formats import decode_base64
 from canvas.jobs.job import Job
+from canvas.prompt_syntax import has_weight_syntax
 from canvas.request import UPSCALERS, GeneratedImage, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
 from canvas.studio import Studio
@@ -51,6 +60,8 @@ class TextToImage(BaseModel):
     negative_prompt: str | None = ""
     styles: list[str] | None = None
     seed: int | None = -1
+    subseed: int | None = -1
+    subseed_strength: float | None = 0
     sampler_name: str | None = None
     sampler_index: str | None = None
     scheduler: str | None = None
@@ -63,7 +74,7 @@ class TextToImage(BaseModel):
     override_settings: dict[str, Any] | None = None
     send_images: bool | None = True
 
-    def to_request(self, model_key: str) -> GenerationRequest:
+    def to_request(self, model_key: str, **fields: Any) -> GenerationRequest:
         size = (self.width, self.height)
         width, height = (None, None) if size == DEFAULT_CLIENT_SIZE else size
         return GenerationRequest(
@@ -78,7 +89,17 @@ class TextToImage(BaseModel):
             scheduler=self._scheduler(),
             seed=-1 if self.seed is None else self.seed,
             num_images=(self.batch_size or 1) * (self.n_iter or 1),
+            **self._variation(),
+            # Clients of this API expect weights to act.
+            prompt_weighting=any(map(has_weight_syntax, (self.prompt or "", self.negative_prompt or ""))),
+            **fields,
         )
+
+    def _variation(self) -> dict[str, Any]:
+        if not self.subseed_strength:
+            return {}
+        seed = random.randrange(2**32) if self.subseed in (None, -1) else self.subseed
+        return {"variation_seed": seed, "variation_strength": self.subseed_strength}
 
     def _scheduler(self) -> str | None:
         name = self.sampler_name or self.sampler_index
@@ -92,7 +113,7 @@ class TextToImage(BaseModel):
 
 
 class ImageToImage(TextToImage):
-    """The body of `img2img`; only the first of several images is used."""
+    """The body of `img2img`; `init_images` holds one image."""
 
     init_images: list[str] | None = None
     mask: str | None = None
@@ -166,23 +187,26 @@ class A1111Api:
         return await self._submit(request, params, http_request)
 
     async def img2img(self, params: ImageToImage, http_request: Request) -> Response:
-        """Redraw an image; with a mask only where that is white."""
-        request = params.to_request(self._model_key(params, http_request))
-        if not params.init_images:
-            raise InvalidInput("init_images", params.init_images, "a list with an image in base64")
-        request = replace(
-            request,
-            task="image_to_image",
+        """Redraw an image; with a mask only where that is white, or painted on a clear layer."""
+        if len(params.init_images or ()) != 1:
+            raise InvalidInput("init_images", len(params.init_images or ()), "a list with one image in base64")
+        assert params.init_images  # noqa: S101 - it has one element
+        fields: dict[str, Any] = {"task": "image_to_image"}
+        if params.mask:
+            invert = bool(params.inpainting_mask_invert)
+            mask = await run_sync(decode_base64, params.mask, "mask")
+            mask_image = await upload_mask(self._studio, mask, "mask", invert=invert)
+            fields = {"task": "inpaint", "mask_image": mask_image}
+        if params.mask_blur is not None:
+            fields["mask_blur"] = params.mask_blur
+        request = params.to_request(
+            self._model_key(params, http_request),
+            **fields,
             image=await self._upload(params.init_images[0], "init_images"),
             strength=params.denoising_strength,
             only_masked=bool(params.inpaint_full_res),
             resize_mode=RESIZE_MODES.get(params.resize_mode or 0, RESIZE_MODES[0]),
         )
-        if params.mask:
-            mask_image = await self._upload(params.mask, "mask", invert=bool(params.inpainting_mask_invert))
-            request = replace(request, task="inpaint", mask_image=mask_image)
-        if params.mask_blur is not None:
-            request = replace(request, mask_blur=params.mask_blur)
         return await self._submit(request, params, http_request)
 
     async def extra_single_image(self, params: SingleImage, http_request: Request) -> Response:
@@ -197,7 +221,7 @@ class A1111Api:
             upscaler=names.get((params.upscaler_1 or "").lower(), UPSCALERS[0]),
             model_key=self._studio.settings.model,
         )
-        job = await run_sync(self._studio.submit, request, require_owner(http_request), "sdapi")
+        job = await run_database(self._studio.submit, request, require_owner(http_request), "sdapi")
         [image] = await wait_for_job(job, http_request)
         return JSONResponse({"html_info": "", "image": await run_sync(read_as_base64, self._studio, image)})
 
@@ -324,17 +348,13 @@ class A1111Api:
             return get_model(str(title), self._studio.models).key
         return self._selected_model(require_owner(http_request))
 
-    async def _upload(self, encoded: str, field: str, *, invert: bool = False) -> str:
+    async def _upload(self, encoded: str, field: str) -> str:
         """Store a base64 image; returns its name."""
         content = await run_sync(decode_base64, encoded, field)
-        name = await upload_image(self._studio, content, field)
-        if not invert:
-            return name
-        mask = await run_sync(self._studio.inputs.open_image, name, None)
-        return await upload_image(self._studio, ImageOps.invert(mask.convert("L")), field)
+        return await upload_image(self._studio, content, field)
 
     async def _submit(self, request: GenerationRequest, params: TextToImage, http_request: Request) -> Response:
-        job = await run_sync(self._studio.submit, request, require_owner(http_request), "sdapi")
+        job = await run_database(self._studio.submit, request, require_owner(http_request), "sdapi")
         try:
             images = await wait_for_job(job, http_request)
         except GenerationCancelled:  # clients expect the images that are finished by then
@@ -365,14 +385,14 @@ def _info(job: Job, images: list[GeneratedImage]) -> dict[str, Any]:
     assert request is not None  # noqa: S101 - generate jobs have one
     return {
         "prompt": request.prompt,
-        "all_prompts": [request.prompt] * len(images),
+        "all_prompts": [image.request.prompt for image in images],
         "negative_prompt": request.negative_prompt,
-        "all_negative_prompts": [request.negative_prompt] * len(images),
+        "all_negative_prompts": [image.request.negative_prompt for image in images],
         "seed": request.seed,
         "all_seeds": [image.request.seed for image in images],
-        "subseed": -1,
-        "all_subseeds": [-1] * len(images),
-        "subseed_strength": 0,
+        "subseed": _subseed(request),
+        "all_subseeds": [_subseed(image.request) for image in images],
+        "subseed_strength": request.variation_strength,
         "width": request.width,
         "height": request.height,
         "sampler_name": request.scheduler,
@@ -386,6 +406,10 @@ def _info(job: Job, images: list[GeneratedImage]) -> dict[str, Any]:
         "job_timestamp": _timestamp(job),
         "index_of_first_image": 0,
     }
+
+
+def _subseed(request: GenerationRequest) -> int:
+    return -1 if request.variation_seed is None else request.variation_seed
 
 
 def _timestamp(job: Job) -> str:

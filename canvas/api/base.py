@@ -6,10 +6,12 @@ import io
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
+from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -28,7 +30,11 @@ from canvas.studio import Studio
 
 MAX_BODY = 20 * 2**20  # bytes: an image and its mask in base64, with room to spare
 POLL_INTERVAL = 0.05  # seconds; polling is cheaper than one waiting thread per client
+DATABASE_THREADS = 8  # SQLite has a single writer
 HEARTBEAT = 1.0  # seconds within which a disconnected client is noticed
+
+Result = TypeVar("Result")
+_database_limiter: RunVar[anyio.CapacityLimiter] = RunVar("database_limiter")  # of each event loop
 
 
 class BodyTooLarge(CanvasError):
@@ -117,9 +123,28 @@ def require_owner(request: Any) -> str:
     return owner
 
 
-async def upload_image(studio: Studio, source: bytes | Path | Image.Image, field: str) -> str:
-    """Store an image; returns the name that a request's `image` or `mask_image` takes."""
+async def run_database(function: Callable[..., Result], *args: Any) -> Result:
+    """Call a function that writes to the database, which may be locked, in one of DATABASE_THREADS.
+
+    The threads that all other routes share would otherwise be waiting, too.
+    """
+    try:
+        limiter = _database_limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(DATABASE_THREADS)
+        _database_limiter.set(limiter)
+    return await run_sync(function, *args, limiter=limiter)
+
+
+async def upload_image(studio: Studio, source: bytes | Path, field: str) -> str:
+    """Store an image; returns the name that a request's `image` takes."""
     upload = await run_sync(studio.inputs.upload, source, field)
+    return upload.name
+
+
+async def upload_mask(studio: Studio, source: bytes | Path, field: str, **options: bool) -> str:
+    """Store a mask with the options of `InputResolver.upload_mask`; returns its name."""
+    upload = await run_sync(partial(studio.inputs.upload_mask, source, field, **options))
     return upload.name
 
 
@@ -152,7 +177,7 @@ async def stream_job(job: Job) -> AsyncGenerator[Job, None]:
     finally:
         if not job.finished:
             with anyio.CancelScope(shield=True):
-                await run_sync(job.cancel)  # writes to the database
+                await run_database(job.cancel)
 
 
 async def wait_for_job(job: Job, http_request: Request) -> list[GeneratedImage]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from PIL import Image, ImageChops
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,12 +21,16 @@ from canvas.api.base import (
     invalid_body,
     read_as_base64,
     require_owner,
+    run_database,
     stream_job,
     upload_image,
+    upload_mask,
     wait_for_job,
 )
 from canvas.catalog import ModelSpec, get_model
-from canvas.errors import CanvasError, InvalidInput, StorageError, UnknownModel
+from canvas.engine import masks
+from canvas.engine.image_io import decode_image
+from canvas.errors import CanvasError, InvalidInput, LazyMessage, StorageError, UnknownModel
 from canvas.history.infotext import read_infotext
 from canvas.history.metadata import read_text
 from canvas.jobs.job import Job
@@ -74,6 +77,7 @@ class ImageRequest(BaseModel):
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: int | None = Field(None, ge=1, le=100)
     style: str | None = None
+    background: Literal["auto", "opaque"] | None = None
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=3)
     negative_prompt: str | None = None
@@ -86,7 +90,7 @@ class ImageRequest(BaseModel):
     backend: str | None = Field(None, validation_alias=AliasChoices("backend", "where"))
     accept_terms: bool | None = Field(None, validation_alias=AliasChoices("accept_terms", "agree"))
 
-    def to_request(self, default_model: str) -> GenerationRequest:
+    def to_request(self, default_model: str, **fields: Any) -> GenerationRequest:
         width, height = _parse_size(self.size)
         style = self.style or "none"
         return GenerationRequest(
@@ -104,6 +108,7 @@ class ImageRequest(BaseModel):
             image_format=self.output_format or "png",
             quality=self.output_compression or 95,
             backend=self.backend or LOCAL,
+            **fields,
         )
 
 
@@ -139,12 +144,16 @@ class OpenAIImagesApi:
         return await self._submit(params.to_request(self._studio.settings.model), params, http_request)
 
     async def edit(self, http_request: Request) -> Response:
-        """Redraw an image; with a mask only where that is transparent."""
+        """Redraw an image; only where the mask is transparent, or without a mask the image."""
         require_owner(http_request)
         async with http_request.form() as form:
             params = _parse_form(form)
             image = await _read_file(form, "image")
             mask = await _read_file(form, "mask") if "mask" in form else None
+        if mask is not None:
+            await run_sync(_check_transparency, mask)
+        elif await run_sync(_has_transparency, image, "image"):
+            mask = image
         return await self._submit_edit(params, image, mask, http_request)
 
     async def create_variation(self, http_request: Request) -> Response:
@@ -166,16 +175,16 @@ class OpenAIImagesApi:
     async def _submit_edit(
         self, params: EditRequest, image: bytes, mask: bytes | None, http_request: Request
     ) -> Response:
-        request = replace(
-            params.to_request(self._studio.settings.model),
-            task="image_to_image",
+        fields: dict[str, Any] = {"task": "image_to_image"}
+        if mask is not None:
+            mask_image = await upload_mask(self._studio, mask, "mask", transparent=True)
+            fields = {"task": "inpaint", "mask_image": mask_image}
+        request = params.to_request(
+            self._studio.settings.model,
+            **fields,
             image=await upload_image(self._studio, image, "image"),
             strength=params.strength,
         )
-        if mask is not None:
-            mask_image = await run_sync(_mask_from_alpha, mask)
-            name = await upload_image(self._studio, mask_image, "mask")
-            request = replace(request, task="inpaint", mask_image=name)
         return await self._submit(request, params, http_request)
 
     async def _submit(self, request: GenerationRequest, params: ImageRequest, http_request: Request) -> Response:
@@ -183,8 +192,8 @@ class OpenAIImagesApi:
         if params.accept_terms:
             spec = get_model(request.model_key, self._studio.models)
             grant_consent = self._studio.remote_backends.grant_consent
-            await run_sync(grant_consent, owner, request.backend, spec)
-        job = await run_sync(self._studio.submit, request, owner, params.client or "openai")
+            await run_database(grant_consent, owner, request.backend, spec)
+        job = await run_database(self._studio.submit, request, owner, params.client or "openai")
         if params.stream:
             return StreamingResponse(self._events(job, params), media_type="text/event-stream")
         images = await wait_for_job(job, http_request)
@@ -271,21 +280,28 @@ def _parse_form(form: FormData, prompt: str = "") -> EditRequest:
 
 
 async def _read_file(form: FormData, field: str) -> bytes:
-    # Some clients send a list; its first file is used.
-    file = form.get(field) or form.get(f"{field}[]")
-    if not isinstance(file, UploadFile):
-        raise InvalidInput(field, file, IMAGE_FILE)
-    return await file.read()
+    # Some clients send a list of one file.
+    files = [*form.getlist(field), *form.getlist(f"{field}[]")]
+    if len(files) > 1:
+        message = LazyMessage(
+            "Send one {field}: the models here use a single one (got {number}).", field=field, number=len(files)
+        )
+        raise InvalidInput(field, len(files), message=message)
+    if not files or not isinstance(files[0], UploadFile):
+        raise InvalidInput(field, files[0] if files else None, IMAGE_FILE)
+    return await files[0].read()
 
 
-def _mask_from_alpha(content: bytes) -> Image.Image:
-    """A mask that is white where the image is transparent."""
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "WEBP")) as image:
-            alpha = image.convert("RGBA").getchannel("A")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidInput("mask", f"{len(content)} bytes", "a PNG with transparency") from error
-    return ImageChops.invert(alpha)
+def _has_transparency(content: bytes, field: str) -> bool:
+    """Whether an image marks an area to change by OpenAI's rule; raises InvalidInput."""
+    mask = masks.transparency_mask(decode_image(content, field).image)
+    return masks.binarize(mask).getbbox() is not None
+
+
+def _check_transparency(mask: bytes) -> None:
+    if not _has_transparency(mask, "mask"):
+        message = LazyMessage("The mask has no transparent pixels. Make the area to change transparent.")
+        raise InvalidInput("mask", None, message=message)
 
 
 def _embedded_prompt(content: bytes) -> str:

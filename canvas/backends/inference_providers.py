@@ -15,6 +15,7 @@ from PIL import UnidentifiedImageError
 
 from canvas.backends.base import GenerationTask
 from canvas.catalog import ModelSpec
+from canvas.engine.image_io import resize_to_fit
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
 from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage, RemoteBackendError
 from canvas.request import GeneratedImage, GenerationRequest
@@ -73,15 +74,19 @@ def generate(task: GenerationTask, config: ProviderConfig, cancelled: threading.
         def call(request: GenerationRequest = request) -> Any:
             return _call(prompt, request, task.spec, config)
 
-        image = _call_cancellable(call, config, cancelled)
+        image = _call_cancellable(call, config, cancelled).convert("RGB")
+        notes = [NOTE]
+        if image.size != request.size:
+            notes.append("The provider returned {}x{}, scaled to {}x{}.".format(*image.size, *request.size))
+            image = resize_to_fit(image, request.size, request.resize_mode, request.fill_color)
         yield GeneratedImage(
             request=request,
             enhanced_prompt=prompt,
             generation_time=time.perf_counter() - started,
             device=f"provider:{config.provider}",
             dtype="",
-            notes=(NOTE,),
-            image=image.convert("RGB"),
+            notes=tuple(notes),
+            image=image,
         )
 
 

@@ -9,6 +9,7 @@ from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.multidiffusion import tile_count
 from canvas.engine.optimizations.deepcache import CACHED, CACHED_STEP_COST, cache_schedule, unet_calls_per_step
+from canvas.engine.work_area import whole_area
 from canvas.models import addons
 from canvas.presets import PRESETS
 from canvas.request import GenerationRequest
@@ -65,7 +66,7 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
     gflops_per_call = spec.gflops_per_step or GFLOPS_BY_TYPE.get(spec.type)
     if device.gflops is None or gflops_per_call is None or not request.needs_model:
         return None
-    width, height = request.size
+    width, height = request.size if request.task == "upscale" else whole_area(request.size, 8, spec).size
     gflop = _decoding_gflop_per_pixel(request, spec) * width * height
     tiles = 1
     if request.task == "upscale":

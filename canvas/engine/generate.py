@@ -15,18 +15,21 @@ from PIL.Image import Image
 from canvas.catalog import ModelSpec
 from canvas.engine import system_info
 from canvas.engine.device import Device
-from canvas.engine.image_io import center_crop
 from canvas.engine.img2img import InputImages, PreparedEdit, check_task_supported, prepare_inputs
 from canvas.engine.multidiffusion import is_tiled
+from canvas.engine.openvino.engine import engine_name, engine_note
 from canvas.engine.optimizations import deepcache, malloc
 from canvas.engine.pipeline_cache import check_memory, suggest_size
+from canvas.engine.placement import plan_note
 from canvas.engine.prompt_embeds import encode_prompt_cached
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, text_within_limit
 from canvas.engine.step_callback import StepCallback
-from canvas.engine.unet_hooks import UNetHooks, round_up_size, temporary_scheduler
+from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
+from canvas.engine.work_area import Size, size_step, whole_area
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
 from canvas.models.loras import Lora
 from canvas.presets import PRESETS
+from canvas.prompt_syntax import LoraWeight
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
@@ -41,7 +44,7 @@ class GenerationInputs:
     """The input images of a request by field name, and its LoRAs with their weights."""
 
     images: Mapping[str, Image] = field(default_factory=dict)
-    loras: tuple[tuple[Lora, float], ...] = ()
+    loras: tuple[tuple[Lora, LoraWeight], ...] = ()
 
 
 def generate(  # noqa: PLR0913 - keyword only, one a line
@@ -62,11 +65,11 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     GenerationCancelled within one step, OutOfMemory before or during generation.
     """
     check_task_supported(pipeline, request, spec)
+    step = size_step(pipeline)
+    edit = prepare_inputs(request, images or {}, spec, step)
+    area = edit.area if edit else whole_area(request.size, step, spec)
     if not is_tiled(pipeline):  # a tile has the model's own size
-        check_memory(request, spec, device)
-    edit = prepare_inputs(request, images or {}, spec)
-    if edit:
-        edit = edit.at_size(round_up_size(pipeline, edit.image.size))
+        check_memory(area.size, spec, device)
 
     # 1. Enhance the prompts
     enhanced_prompt = enhance_prompt(request, spec)
@@ -81,13 +84,13 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         single = request.for_image(index)
         started = time.perf_counter()
         step_callback.start_image(index)
-        with _translate_errors(single, spec, device):
+        with _translate_errors(area.size, spec, device):
             # 2. Denoise the latents
-            latents = _denoise(pipeline, single, prompts, edit, hooks, step_callback)
+            latents = _denoise(pipeline, single, area.size, prompts, edit, hooks, step_callback)
 
             # 3. Decode them
             image, note = _decode_image(latents, pipeline, hooks)
-            image = edit.composite(image) if edit else center_crop(image, request.size)
+            image = edit.composite(image) if edit else area.paste(image)
         step_callback.finish_image()
 
         # 4. Yield the image with its metadata
@@ -98,7 +101,8 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
             device=device.name,
             dtype=device.dtype,
             model_revision=model_revision,
-            notes=(note,) if note else (),
+            engine=engine_name(pipeline),
+            notes=tuple(text for text in (note, area.note, engine_note(pipeline), plan_note(pipeline)) if text),
             image=image,
         )
 
@@ -107,6 +111,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
 def _denoise(
     pipeline: Any,
     request: GenerationRequest,
+    size: Size,
     prompts: tuple[str, str],
     edit: PreparedEdit | None,
     hooks: UNetHooks,
@@ -118,7 +123,7 @@ def _denoise(
     assert request.scheduler and request.num_inference_steps  # noqa: S101 - the request is resolved
     generator = torch.Generator("cpu").manual_seed(request.seed)
     guided = (request.guidance_scale or 0) > 1
-    width, height = round_up_size(pipeline, request.size)
+    width, height = size
     arguments: dict[str, Any] = {
         **encode_prompt_cached(pipeline, prompts, guided=guided, weighting=request.prompt_weighting),
         "width": width,
@@ -133,7 +138,7 @@ def _denoise(
         arguments |= edit.pipeline_args(request)
         arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, step_callback)
     elif hooks.has_unet:
-        arguments["latents"] = _initial_noise(request, hooks, generator)
+        arguments["latents"] = _initial_noise(request, size, hooks, generator)
     if hooks.has_unet:
         arguments["output_type"] = "latent"
     known = inspect.signature(pipeline.__call__).parameters
@@ -150,15 +155,15 @@ def _denoise(
         pipeline.maybe_free_model_hooks()
 
 
-def _initial_noise(request: GenerationRequest, hooks: UNetHooks, generator: Any) -> torch.Tensor:
+def _initial_noise(request: GenerationRequest, size: Size, hooks: UNetHooks, generator: Any) -> torch.Tensor:
     """The noise of the seed, interpolated towards that of the variation seed."""
     import torch
 
-    noise = hooks.make_noise(request.size, generator)
+    noise = hooks.make_noise(size, generator)
     if request.variation_seed is None:
         return noise
     other = torch.Generator("cpu").manual_seed(request.variation_seed)
-    return slerp(noise, hooks.make_noise(request.size, other), request.variation_strength)
+    return slerp(noise, hooks.make_noise(size, other), request.variation_strength)
 
 
 def _decode_image(latents: Any, pipeline: Any, hooks: UNetHooks) -> tuple[Image, str]:
@@ -174,15 +179,15 @@ def _decode_image(latents: Any, pipeline: Any, hooks: UNetHooks) -> tuple[Image,
 
 
 @contextmanager
-def _translate_errors(request: GenerationRequest, spec: ModelSpec, device: Device) -> Iterator[None]:
+def _translate_errors(size: Size, spec: ModelSpec, device: Device) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, ValueError) as error:
         if system_info.is_out_of_memory(error):
             system_info.release_memory()
             text = "Ran out of memory at {size}. {suggestion}"
-            size, suggestion = "{}x{}".format(*request.size), suggest_size(request, spec, device)
-            raise OutOfMemory(LazyMessage(text, size=size, suggestion=suggestion)) from error
+            suggestion = suggest_size(size, spec, device)
+            raise OutOfMemory(LazyMessage(text, size="{}x{}".format(*size), suggestion=suggestion)) from error
         message = LazyMessage(
             "The model {model} could not generate this image ({reason}). Try another scheduler, "
             "size or number of steps.",

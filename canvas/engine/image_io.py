@@ -18,6 +18,8 @@ MAX_BYTES = 200_000_000
 MAX_PIXELS = 100_000_000  # 0.4 GB once decoded; phones take 12 to 50 million
 MIN_SIDE = 8  # pixels; one latent
 WATERMARK_HEIGHT = 1 / 28  # of the shorter side
+# Pillow reads the pixels of such PNGs as 8 bits, but not the colour that stands for transparency.
+TRANSPARENCY_SCALES = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def decode_image(source: bytes | Path | Image.Image, field: str = "image") -> De
         file = source if isinstance(source, Path) else io.BytesIO(source)
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image, field)
+            _scale_transparency(image)
             image.load()
             return _normalize(image)
 
@@ -61,8 +64,8 @@ def flatten_alpha(image: Image.Image, fill_color: str = "#ffffff") -> Image.Imag
 def resize_to_fit(image: Image.Image, size: tuple[int, int], resize_mode: str, fill_color: str) -> Image.Image:
     """Resize to `size`: `crop` cuts the excess, `pad` adds borders, `stretch` distorts.
 
-    No pixel changes if the image has that size, or exceeds it by less than the 8 pixels
-    to which sizes are rounded (in the mode `crop`).
+    No pixel changes if the image has that size, or exceeds it by less than 8 pixels (in the
+    mode `crop`): to these, sizes were once rounded.
     """
     width, height = image.size
     excess = (width - size[0], height - size[1])
@@ -129,35 +132,59 @@ def _too_large() -> LazyMessage:
     return LazyMessage("An image must have at most {allowed} million pixels.", allowed=MAX_PIXELS // 10**6)
 
 
+def _scale_transparency(image: Image.Image) -> None:
+    """Let the transparent colour of a PNG be one of the pixels that Pillow will decode."""
+    color = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)
+    if image.format != "PNG" or not tiles or not isinstance(color, int | tuple):
+        return
+    scale = TRANSPARENCY_SCALES.get(str(tiles[0].args), 1.0)
+    scaled = tuple(int(value * scale) for value in (color if isinstance(color, tuple) else (color,)))
+    image.info["transparency"] = scaled if isinstance(color, tuple) else scaled[0]
+
+
 def _normalize(image: Image.Image) -> DecodedImage:
     notes: list[str] = []
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         notes.append(f"Only the first of {frames} frames is used.")
-    image = ImageOps.exif_transpose(image)
+    image_format, image = image.format, ImageOps.exif_transpose(image)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, image_format)
         notes.append("Reduced to 8 bits per channel.")
     if image.mode == "CMYK":
         notes.append("Converted from CMYK to RGB.")
-    has_alpha = "A" in image.getbands() or "transparency" in image.info
-    return DecodedImage(_to_srgb(image, "RGBA" if has_alpha else "RGB", notes), tuple(notes))
+    result = _to_srgb(image, notes)
+    if alpha is not None:
+        result.putalpha(alpha)
+    return DecodedImage(result, tuple(notes))
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit integers or floats to 8 bits; the largest value decides on the range."""
+def _to_8_bits(image: Image.Image, image_format: str | None) -> Image.Image:
+    """Convert 16-bit integers or floats to 8 bits.
+
+    Pillow gives the values of PNG and PPM up to 65535. Floats have no fixed range, nor have
+    integers of 32 bits in TIFF: the largest value decides.
+    """
     _, maximum = image.getextrema()
     assert isinstance(maximum, int | float)  # noqa: S101 - one band has one pair of extremes
-    floats = image.mode == "F" and maximum <= 1
-    scale = 255.0 if floats else 255 / 65535 if maximum > 255 else 1.0
-    return image.convert("F").point(lambda value: value * scale + 0.0).convert("L")
+    white: float = 65535
+    if image.mode == "F":
+        white = 1 if maximum <= 1 else 255
+    elif image.mode == "I" and image_format == "TIFF":
+        white = max(white, maximum)
+    return image.convert("F").point(lambda value: value * (255 / white) + 0.5).convert("L")
 
 
-def _to_srgb(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
-    """Apply the embedded colour profile, if it can be read."""
+def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """The colours of an image as RGB, after its colour profile if that can be read."""
     profile = image.info.get("icc_profile")
-    alpha = image.getchannel("A") if mode == "RGBA" and image.mode == "RGBA" else None
-    source = image.convert("RGB") if image.mode in ("RGBA", "P") else image
-    if profile and source.mode in ("RGB", "CMYK", "L"):
+    source = image
+    if image.mode in ("LA", "La", "1"):
+        source = image.convert("L")
+    elif image.mode not in ("L", "CMYK"):
+        source = (image.convert("RGBA") if image.has_transparency_data else image).convert("RGB")
+    if profile:
         try:
             converted = ImageCms.profileToProfile(
                 source, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -166,10 +193,8 @@ def _to_srgb(image: Image.Image, mode: str, notes: list[str]) -> Image.Image:
             notes.append("Ignored a colour profile that cannot be read.")
         else:
             assert converted is not None  # noqa: S101 - it is None only for in-place conversion
-            image = converted
-            if alpha is not None:
-                image.putalpha(alpha)
-    result = image.convert(mode)
+            source = converted
+    result = source.convert("RGB")
     result.info.clear()
     return result
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -12,10 +13,10 @@ from PIL import Image
 from canvas.catalog import ModelSpec
 from canvas.engine import masks
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
-from canvas.engine.masks import Box
 from canvas.engine.prompt_weighting import supports_weighting
+from canvas.engine.work_area import WorkArea, mask_area, masked_area, whole_area
 from canvas.errors import InvalidInput, LazyMessage
-from canvas.request import GenerationRequest
+from canvas.request import MAX_EDIT_SIDE, MIN_EDIT_SIDE, GenerationRequest
 
 if TYPE_CHECKING:
     import torch
@@ -28,15 +29,19 @@ OnStepEnd = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 class PreparedEdit:
     """What the pipeline gets, and how its output is composited with the original.
 
-    `image` has the size at which the pipeline works; it shows the part `box` of `original`.
-    Without a `mask` the whole image is redrawn.
+    `original` has the size of the result; the model draws its `area`, and there only what the
+    mask marks, if there is one.
     """
 
-    image: Image.Image
     original: Image.Image
-    box: Box
+    area: WorkArea
     mask: Image.Image | None = None  # of the size of the original
     mask_blur: int = 0
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The area at the size at which the pipeline works."""
+        return self.area.crop(self.original)
 
     def pipeline_args(self, request: GenerationRequest) -> dict[str, Any]:
         num_inference_steps, denoising_steps = request.step_counts
@@ -56,8 +61,7 @@ class PreparedEdit:
     @property
     def _pipeline_mask(self) -> Image.Image:
         assert self.mask is not None  # noqa: S101 - used only with a mask
-        mask = masks.binarize(self.mask).crop(self.box)
-        return mask.resize(self.image.size, Image.Resampling.NEAREST)
+        return self.area.crop_mask(masks.binarize(self.mask))
 
     def on_step_end(self, pipeline: Any, seed: int, next_callback: OnStepEnd) -> OnStepEnd:
         """The callback, wrapped in latent blending for a pipeline without mask support."""
@@ -65,16 +69,11 @@ class PreparedEdit:
             return next_callback
         return BlendedLatentCallback(self.image, self._pipeline_mask, seed, next_callback)
 
-    def at_size(self, size: tuple[int, int]) -> PreparedEdit:
-        return replace(self, image=_resized(self.image, size))
-
     def composite(self, output: Image.Image) -> Image.Image:
         """The pipeline's output inside the mask, the original's own pixels outside."""
+        changed = self.area.paste(output, self.original)
         if self.mask is None:
-            return _resized(output, self.original.size)
-        changed = self.original.copy()
-        size = (self.box[2] - self.box[0], self.box[3] - self.box[1])
-        changed.paste(_resized(output, size), self.box[:2])
+            return changed
         return masks.composite(self.original, changed, self.mask, self.mask_blur)
 
 
@@ -123,10 +122,6 @@ class BlendedLatentCallback:
         return original.to(latents.device), noise.to(latents.device), mask.to(latents.device)
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-
-
 def pipeline_task(pipeline: Any, request: GenerationRequest) -> str:
     """The task for which `PipelineCache` must provide the pipeline of a request."""
     if request.task == "upscale":
@@ -151,59 +146,55 @@ def _in_channels(pipeline: Any) -> int:
     return getattr(config, "in_channels", 4)
 
 
-def prepare_inputs(request: GenerationRequest, images: InputImages, spec: ModelSpec) -> PreparedEdit | None:
+def prepare_inputs(
+    request: GenerationRequest, images: InputImages, spec: ModelSpec, step: int = 8
+) -> PreparedEdit | None:
     """Fit the input images to a resolved request; None for text to image.
 
-    Raises InvalidInput for an unusable mask, or margins that leave no room for the image.
+    `step` is that of `size_step`. Raises InvalidInput for an unusable mask, or margins that
+    leave no room for the image.
     """
     if request.task == "text_to_image":
         return None
     left, top, right, bottom = _outpaint_margins(request)
     width, height = request.size
     inner = (width - left - right, height - top - bottom)
-    if min(inner) < 8:
+    if min(inner) < MIN_EDIT_SIDE:
         text = "The outpaint margins leave no room for the image in {size}."
         raise InvalidInput("outpaint", request.outpaint, message=LazyMessage(text, size=f"{width}x{height}"))
     image = flatten_alpha(images["image"], request.fill_color)
     original = resize_to_fit(image, inner, request.resize_mode, request.fill_color)
     if request.task != "inpaint":
-        return PreparedEdit(original, original, (0, 0, *inner))
+        limits = spec if request.task == "image_to_image" else None  # upscaling works in tiles
+        return PreparedEdit(original, whole_area(inner, step, limits))
     original, mask = masks.outpaint_canvas(original, (left, top, right, bottom))
     if "mask_image" in images:
         painted = masks.to_mask(images["mask_image"])
         masks.check_mask(painted, images["image"].size)
         mask.paste(resize_to_fit(painted, inner, request.resize_mode, "#000000"), (left, top))
-    masks.check_mask(mask, original.size)
-    if not request.only_masked:
-        return PreparedEdit(original, original, (0, 0, *original.size), mask, request.mask_blur)
-    box = masks.mask_bbox(mask)
-    masked_area = original.crop(box).resize(masks.inpaint_size(box, spec.resolution), Image.Resampling.LANCZOS)
-    return PreparedEdit(masked_area, original, box, mask, request.mask_blur)
+    choose_area = masked_area if request.only_masked else mask_area
+    area = choose_area(original.size, masks.mask_bbox(mask), step, spec)
+    return PreparedEdit(original, area, mask, request.mask_blur)
 
 
-def output_size(request: GenerationRequest, size: tuple[int, int], spec: ModelSpec) -> tuple[int, int]:
+def result_size(request: GenerationRequest, size: tuple[int, int]) -> tuple[int, int]:
     """The default width and height of the result for an input image of that size.
 
-    Both are multiples of 8. What the model generates in a single pass is scaled to the
-    model's limits; the aspect ratio stays.
+    Raises InvalidInput if the outpaint margins would make it too large.
     """
-    width, height = size
     if request.task == "upscale":
-        step = 8 // request.scale
-        return width // step * step * request.scale, height // step * step * request.scale
+        return size[0] * request.scale, size[1] * request.scale
     left, top, right, bottom = _outpaint_margins(request)
-    added = (left + right, top + bottom)
-    if not request.is_single_pass:
-        return width // 8 * 8 + added[0], height // 8 * 8 + added[1]
-    room = [spec.max_size - pixels for pixels in added]
-    factor = min(1.0, room[0] / width, room[1] / height)
-    factor = max(factor, min(spec.min_size / min(size), room[0] / width, room[1] / height))
-    smallest = -(-spec.min_size // 8) * 8
-    # A side of an extreme aspect ratio that is still outside the limits is left to resize_mode.
-    return (
-        min(max(int(width * factor + 1e-6) // 8 * 8 + added[0], smallest), spec.max_size),
-        min(max(int(height * factor + 1e-6) // 8 * 8 + added[1], smallest), spec.max_size),
-    )
+    width, height = size[0] + left + right, size[1] + top + bottom
+    if max(width, height) > MAX_EDIT_SIDE:
+        message = LazyMessage(
+            "The result would have {size} pixels, but at most {allowed} on each side are allowed. "
+            "Add fewer pixels or use a smaller image.",
+            size=f"{width}x{height}",
+            allowed=MAX_EDIT_SIDE,
+        )
+        raise InvalidInput("outpaint", request.outpaint, message=message)
+    return width, height
 
 
 def _outpaint_margins(request: GenerationRequest) -> masks.Margins:

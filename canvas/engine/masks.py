@@ -1,25 +1,38 @@
-"""Masks for inpainting and outpainting: feathering, compositing, bounding boxes and canvases."""
+"""Masks for inpainting and outpainting: reading, feathering, compositing, and canvases."""
 
 from __future__ import annotations
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from canvas.engine.work_area import Box, replicate_edges
 from canvas.errors import InvalidInput, LazyMessage
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom
 Margins = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
-PADDING = 32  # pixels around the masked area that the model sees, too
-THRESHOLD = 128
+THRESHOLD = 128  # from here on a pixel changes
+# Editors store the colours of faint pixels imprecisely: at alpha 16, with an error of up to 8.
+VISIBLE, BRIGHTNESS_TOLERANCE = 16, 16
 
 
 def to_mask(image: Image.Image) -> Image.Image:
-    """A mode L mask, white where the image is to change.
+    """How much each pixel may change, from 0 to 255, as a mode L image.
 
-    It is the alpha channel of a drawn layer, otherwise the brightness.
+    That is the brightness of a mask file. Of one with transparency it is brightness times
+    alpha, or alpha alone if the visible pixels are equally bright: strokes on a clear layer.
     """
-    if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
-        return image.getchannel("A")
-    return image.convert("L")
+    if "A" not in image.getbands() or image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("L")
+    image = image.convert("RGBA")
+    alpha, brightness = image.getchannel("A"), image.convert("L")
+    visible = alpha.point(lambda value: 255 if value >= VISIBLE else 0)
+    levels = [level for level, count in enumerate(brightness.histogram(visible)) if count]
+    if not levels or levels[-1] - levels[0] <= BRIGHTNESS_TOLERANCE:
+        return alpha
+    return ImageChops.multiply(brightness, alpha)
+
+
+def transparency_mask(image: Image.Image) -> Image.Image:
+    """The same by the rule of OpenAI's API: what is transparent may change."""
+    return ImageChops.invert(image.convert("RGBA").getchannel("A"))
 
 
 def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
@@ -29,10 +42,11 @@ def check_mask(mask: Image.Image, size: tuple[int, int]) -> None:
         mask_size = f"{mask.width}x{mask.height}"
         message = LazyMessage(text, size=f"{size[0]}x{size[1]}", mask_size=mask_size)
         raise InvalidInput("mask_image", mask_size, message=message)
-    _bbox(mask)
+    mask_bbox(mask)
 
 
-def _bbox(mask: Image.Image) -> Box:
+def mask_bbox(mask: Image.Image) -> Box:
+    """The bounding box of the masked area; raises InvalidInput if it is empty."""
     box = binarize(mask).getbbox()
     if box is None:
         raise InvalidInput("mask_image", None, message=LazyMessage("The mask is empty. Paint over the area to change."))
@@ -64,28 +78,6 @@ def composite(original: Image.Image, changed: Image.Image, mask: Image.Image, bl
     return Image.composite(changed, original, feather(mask, blur))
 
 
-def mask_bbox(mask: Image.Image, padding: int = PADDING) -> Box:
-    """The bounding box of the masked area with padding, within the image."""
-    box = _bbox(mask)
-    return (
-        max(0, box[0] - padding),
-        max(0, box[1] - padding),
-        min(mask.width, box[2] + padding),
-        min(mask.height, box[3] + padding),
-    )
-
-
-def inpaint_size(box: Box, resolution: int) -> tuple[int, int]:
-    """The size at which a model with that native resolution inpaints the box.
-
-    It has the aspect ratio of the box and the model's native area.
-    """
-    width, height = box[2] - box[0], box[3] - box[1]
-    factor = (resolution * resolution / (width * height)) ** 0.5
-    factor = min(factor, 2 * resolution / max(width, height))
-    return max(64, round(width * factor / 8) * 8), max(64, round(height * factor / 8) * 8)
-
-
 def outpaint_canvas(image: Image.Image, margins: Margins) -> tuple[Image.Image, Image.Image]:
     """A larger canvas with the image on it, and the mask of the margins.
 
@@ -99,21 +91,6 @@ def outpaint_canvas(image: Image.Image, margins: Margins) -> tuple[Image.Image, 
     ImageDraw.Draw(mask).rectangle((inner[0], inner[1], inner[2] - 1, inner[3] - 1), fill=0)
     canvas = Image.new("RGB", size)
     canvas.paste(image, inner)
-    _replicate_edges(canvas, inner)
+    replicate_edges(canvas, inner)
     canvas.paste(canvas.filter(ImageFilter.GaussianBlur(max(1, max(margins) / 8))), mask=mask)
     return canvas, mask
-
-
-def _replicate_edges(canvas: Image.Image, inner: Box) -> None:
-    """Repeat the outermost columns, then the outermost rows including the new corners."""
-    left, top, right, bottom = inner
-    width, height = canvas.size
-    for source, target in (
-        ((left, top, left + 1, bottom), (0, top, left, bottom)),
-        ((right - 1, top, right, bottom), (right, top, width, bottom)),
-        ((0, top, width, top + 1), (0, 0, width, top)),
-        ((0, bottom - 1, width, bottom), (0, bottom, width, height)),
-    ):
-        size = (target[2] - target[0], target[3] - target[1])
-        if all(size):
-            canvas.paste(canvas.crop(source).resize(size), target)

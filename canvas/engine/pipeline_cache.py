@@ -9,23 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from canvas.catalog import ModelSpec
-from canvas.engine import loader, system_info
+from canvas.engine import loader, memory_plan, system_info
 from canvas.engine.device import Device
+from canvas.engine.memory_plan import BYTES_PER_PIXEL, MemoryPlan
+from canvas.engine.openvino.engine import OpenVinoEngine, add_note, engine_name
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
 from canvas.models import addons
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
 from canvas.presets import uses_distilled_lora
-from canvas.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
 TASK_PIPELINES = {"image_to_image": "AutoPipelineForImage2Image", "inpaint": "AutoPipelineForInpainting"}
+TORCH_ONLY_NOTE = "computed with torch instead of OpenVINO, because of the LoRA"
 # The rest is for activations, other programs and the file cache.
 CPU_MEMORY_FRACTION = 0.6
 GPU_MEMORY_FRACTION = 0.8
-# Peak memory of decoding, per pixel and per byte of the dtype.
-BYTES_PER_PIXEL = 1100
 
 
 @dataclass
@@ -36,28 +36,53 @@ class CachedPipeline:
     size: int  # bytes
     variants: dict[tuple[str, bool], Any] = field(default_factory=dict)
 
+    @property
+    def engine(self) -> str:
+        return engine_name(self.variants["text_to_image", False])
+
 
 class PipelineCache:
     """Loaded pipelines by source, evicted in the order of least recent use.
 
     `memory_budget` limits the bytes of weights (default: a fraction of the device's memory).
-    `hub` holds the add-ons of the presets. One thread loads at a time; `is_loaded` and
-    `loaded` never wait.
+    `hub` holds the add-ons of the presets. `quantization` and `offload` override the memory plan. Without `openvino` all models run on torch. One
+    thread loads at a time; `is_loaded` and `loaded` never wait.
     """
 
-    def __init__(self, device: Device, memory_budget: int | None = None, *, hub: Hub | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        memory_budget: int | None = None,
+        *,
+        hub: Hub | None = None,
+        openvino: OpenVinoEngine | None = None,
+        quantization: str | None = None,
+        offload: str | None = None,
+    ) -> None:
         self.device = device
         self.memory_budget = memory_budget or default_budget(device)
         self._hub = hub
+        self._openvino = openvino
+        self._quantization = quantization
+        self._offload = offload
         self._lock = threading.RLock()
         self._by_source: OrderedDict[str, CachedPipeline] = OrderedDict()
 
-    def get(self, spec: ModelSpec, local: LocalModel, task: str = "text_to_image", preset: str = "quality") -> Any:
+    def get(
+        self,
+        spec: ModelSpec,
+        local: LocalModel,
+        task: str = "text_to_image",
+        preset: str = "quality",
+        *,
+        torch_only: bool = False,
+    ) -> Any:
         """The diffusers pipeline for a task and preset, loaded if needed.
 
         The tasks of a model share its weights; with a distilled LoRA it counts as another
-        model. Raises ModelCorrupted, OutOfMemory, or ModelUnavailable if an add-on of the
-        preset is missing. The cache stays usable after a failure.
+        model, as it does with `torch_only` if it runs on OpenVINO. Raises ModelCorrupted,
+        OutOfMemory, or ModelUnavailable if an add-on of the preset is missing. The cache stays
+        usable after a failure.
         """
         if task != "text_to_image" and task not in TASK_PIPELINES:
             allowed = ", ".join(("text_to_image", *TASK_PIPELINES))
@@ -68,18 +93,25 @@ class PipelineCache:
             if entry is not None and entry.local != local:
                 self.unload(spec)  # another revision of the model
                 entry = None
-            entry = entry or self._load(spec, local, preset)
+            if torch_only and not self._runs_on_torch(entry, local, preset, spec):
+                source = _torch_key(source)
+                entry = self._by_source.get(source)
+            entry = entry or self._load(spec, local, preset, source)
             self._by_source.move_to_end(source)
             if use_taesd and ("text_to_image", True) not in entry.variants:
                 base = entry.variants["text_to_image", False]
-                entry.variants["text_to_image", True] = loader.with_taesd(base, hub=self._hub)
+                entry.variants["text_to_image", True] = self._with_taesd(base, spec)
             if (task, use_taesd) not in entry.variants:
                 base = entry.variants["text_to_image", use_taesd]
                 entry.variants[task, use_taesd] = _for_task(base, task, spec)
             return entry.variants[task, use_taesd]
 
-    def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        return cache_key(spec, preset) in self._by_source
+    def is_loaded(self, spec: ModelSpec, preset: str = "quality", *, torch_only: bool = False) -> bool:
+        source = cache_key(spec, preset)
+        entry = self._by_source.get(source)
+        if torch_only and (entry is None or entry.engine != "torch"):
+            return _torch_key(source) in self._by_source
+        return entry is not None
 
     def loaded(self) -> dict[str, int]:
         """Bytes of weights in memory by source, the least recently used first."""
@@ -88,7 +120,8 @@ class PipelineCache:
     def unload(self, spec: ModelSpec) -> bool:
         """Unload the model with all its presets; False if it was not loaded."""
         with self._lock:
-            keys = {spec.name, _distilled_key(spec)} & set(self._by_source)
+            keys = {spec.pipeline_key, _distilled_key(spec)}
+            keys = (keys | {_torch_key(key) for key in keys}) & set(self._by_source)
             for key in keys:
                 del self._by_source[key]
             self._release()
@@ -99,20 +132,54 @@ class PipelineCache:
             self._by_source.clear()
             self._release()
 
-    def _load(self, spec: ModelSpec, local: LocalModel, preset: str) -> CachedPipeline:
-        size = loader.estimate_bytes(loader.weight_files(local, self.device), self.device.torch_dtype.itemsize)
-        self._evict_until_fits(spec, size)
+    def _runs_on_torch(self, entry: CachedPipeline | None, local: LocalModel, preset: str, spec: ModelSpec) -> bool:
+        if self._openvino is None:
+            return True
+        if entry is not None:
+            return entry.engine == "torch"
+        return self._openvino.prefers_torch(local, distilled=uses_distilled_lora(preset, spec))
+
+    def _with_taesd(self, base: Any, spec: ModelSpec) -> Any:
+        variant = loader.with_taesd(base, hub=self._hub)
+        folder = addons.find(addons.TAESD, hub=self._hub)
+        if self._openvino and folder is not None and variant is not base:
+            self._openvino.adopt_decoder(variant, spec, LocalModel(folder, addons.ADDONS[addons.TAESD].repo_id))
+        return variant
+
+    def _load(self, spec: ModelSpec, local: LocalModel, preset: str, source: str) -> CachedPipeline:
+        plan = self.plan(spec, local)
+        self._evict_until_fits(spec, plan.weight_bytes)
+        distilled = uses_distilled_lora(preset, spec)
+        openvino = self._openvino if source == cache_key(spec, preset) else None
+        unet = openvino and openvino.find_unet(local, distilled=distilled)
         try:
-            pipeline = loader.load_pipeline(spec, local, self.device)
-            if uses_distilled_lora(preset, spec):
+            pipeline = loader.load_pipeline(spec, local, self.device, {"unet": unet} if unet else {}, plan)
+            if distilled and not unet:
                 loader.fuse_distilled_lora(pipeline, hub=self._hub)
         except CanvasError:
             self._release()
             raise
         loader.optimize_for_device(pipeline, self.device)
-        entry = CachedPipeline(local, loader.bytes_in_memory(pipeline), {("text_to_image", False): pipeline})
-        self._by_source[cache_key(spec, preset)] = entry
+        if openvino:
+            openvino.adopt(pipeline, spec, local, distilled=distilled)
+        elif self._openvino:
+            add_note(pipeline, TORCH_ONLY_NOTE)
+        changed = plan.quantized or plan.offload != "none"  # torch cannot count packed or absent weights
+        size = plan.weight_bytes if changed else loader.bytes_in_memory(pipeline)
+        entry = CachedPipeline(local, size, {("text_to_image", False): pipeline})
+        self._by_source[source] = entry
         return entry
+
+    def plan(self, spec: ModelSpec, local: LocalModel) -> MemoryPlan:
+        """How the model would be loaded, if all others were unloaded for it; raises InvalidInput."""
+        return memory_plan.plan_local(
+            spec,
+            local,
+            self.device,
+            quantization=self._quantization,
+            offload=self._offload,
+            reclaimable=sum(self.loaded().values()),
+        )
 
     def _evict_until_fits(self, spec: ModelSpec, size: int) -> None:
         """Unload the least recently used models until `size` more bytes fit.
@@ -149,11 +216,15 @@ class PipelineCache:
 
 def cache_key(spec: ModelSpec, preset: str) -> str:
     """The key of a model with that preset in `PipelineCache`."""
-    return _distilled_key(spec) if uses_distilled_lora(preset, spec) else spec.name
+    return _distilled_key(spec) if uses_distilled_lora(preset, spec) else spec.pipeline_key
 
 
 def _distilled_key(spec: ModelSpec) -> str:
-    return f"{spec.name} distilled"
+    return f"{spec.pipeline_key} distilled"
+
+
+def _torch_key(source: str) -> str:
+    return f"{source} torch"
 
 
 def _for_task(pipeline: Any, task: str, spec: ModelSpec) -> Any:
@@ -186,33 +257,33 @@ def free_device_memory(device: Device) -> int:
     return system_info.free_memory()
 
 
-def check_memory(request: GenerationRequest, spec: ModelSpec, device: Device) -> None:
-    """Raise OutOfMemory if a resolved request needs more than the free memory of the CPU.
+def check_memory(size: tuple[int, int], spec: ModelSpec, device: Device) -> None:
+    """Raise OutOfMemory if an image of that size needs more than the free memory of the CPU.
 
     There the system kills a process that takes too much. A GPU raises an error by itself, and
     part of the memory that it reports as used is available to torch.
     """
     if device.name != "cpu":
         return
-    needed = _decoding_bytes(*request.size, device)
+    needed = _decoding_bytes(*size, device)
     free = free_device_memory(device)
     if needed > free:
         message = LazyMessage(
             "{size} needs {needed} of memory, but only {free} are free. {suggestion}",
-            size="{}x{}".format(*request.size),
+            size="{}x{}".format(*size),
             needed=f"{needed / 1e9:.2f} GB",
             free=f"{free / 1e9:.2f} GB",
-            suggestion=suggest_size(request, spec, device),
+            suggestion=suggest_size(size, spec, device),
         )
         raise OutOfMemory(message)
 
 
-def suggest_size(request: GenerationRequest, spec: ModelSpec, device: Device) -> LazyMessage:
+def suggest_size(size: tuple[int, int], spec: ModelSpec, device: Device) -> LazyMessage:
     """A sentence with the largest smaller size that fits into the free memory."""
     free = free_device_memory(device)
-    longer = max(request.size)
+    longer = max(size)
     for side in range(longer - spec.size_step, spec.min_size - 1, -spec.size_step):
-        width, height = (max(64, n * side // longer // 8 * 8) for n in request.size)
+        width, height = (max(64, n * side // longer // 8 * 8) for n in size)
         if _decoding_bytes(width, height, device) <= free:
             return LazyMessage("{size} would fit.", size=f"{width}x{height}")
     text = "Only {free} are free. Close other programs or choose a smaller model."

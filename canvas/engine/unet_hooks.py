@@ -7,17 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine.preview import predict_original_sample
-from canvas.schedulers import SCHEDULERS
+from canvas.schedulers import MODEL_DEFAULT, SCHEDULERS
 
 if TYPE_CHECKING:
     import torch
-
-
-def round_up_size(pipeline: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """The size in pixels, rounded up to multiples of the VAE scale factor."""
-    scale = getattr(pipeline, "vae_scale_factor", 8)
-    width, height = (-(-side // scale) * scale for side in size)
-    return width, height
 
 
 class UNetHooks:
@@ -56,12 +49,14 @@ class UNetHooks:
             self._input = self._output = None
 
     def make_noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-        """The initial latents, (1, C, H, W) in float32 on the CPU, as diffusers makes them."""
+        """The initial latents, (1, C, H, W) in float32 on the CPU, as diffusers makes them.
+
+        `size` is a multiple of `work_area.size_step`.
+        """
         import torch
 
         scale = self._pipeline.vae_scale_factor
-        width, height = round_up_size(self._pipeline, size)
-        shape = (1, self._unet.config.in_channels, height // scale, width // scale)
+        shape = (1, self._unet.config.in_channels, size[1] // scale, size[0] // scale)
         return torch.randn(shape, generator=generator, dtype=torch.float32)
 
     def predict_x0(self) -> torch.Tensor | None:
@@ -101,8 +96,11 @@ def temporary_scheduler(pipeline: Any, name: str, num_inference_steps: int) -> I
     A new one has no state of earlier images.
     """
     original = pipeline.scheduler
-    if name in SCHEDULERS and hasattr(original, "alphas_cumprod"):
+    if name == MODEL_DEFAULT:
+        pipeline.scheduler = type(original).from_config(original.config)
+    elif name in SCHEDULERS and hasattr(original, "alphas_cumprod"):
         pipeline.scheduler = build_scheduler(original.config, name, num_inference_steps)
+    if pipeline.scheduler is not original and hasattr(original, "alphas_cumprod"):
         _pin_timesteps_to_cpu(pipeline.scheduler)
     try:
         yield
@@ -125,7 +123,8 @@ def build_scheduler(config: Any, name: str, num_inference_steps: int) -> Any:
     import diffusers
 
     spec = SCHEDULERS[name]
+    class_name = spec.class_name or config["_class_name"]
     options: dict[str, Any] = dict(spec.options)
     if name == "LCM":  # it requires at least as many original steps
         options["original_inference_steps"] = max(50, num_inference_steps)
-    return getattr(diffusers, spec.class_name).from_config(config, **options)
+    return getattr(diffusers, class_name).from_config(config, **options)

@@ -15,10 +15,11 @@ from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.multidiffusion import tile_count, tiled_pipeline
+from canvas.engine.openvino.engine import engine_name
 from canvas.engine.optimizations import deepcache
 from canvas.engine.step_callback import raise_if_cancelled
 from canvas.engine.super_resolution import upscale_image
-from canvas.engine.unet_hooks import round_up_size
+from canvas.engine.work_area import size_step, whole_area
 from canvas.errors import InvalidInput, LazyMessage
 from canvas.presets import PRESETS
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
@@ -68,6 +69,7 @@ def run_upscale(
         device=device.name,
         dtype=device.dtype,
         model_revision=model.model_revision if model else "",
+        engine=engine_name(model.pipeline) if model else "",
         image=upscaled,
     )
 
@@ -85,7 +87,8 @@ def _upscale_diffusion(
         message = LazyMessage("The model {model} does not support upscaling.", model=spec.key)
         raise InvalidInput("upscaler", request.upscaler, message=message)
     upscaled = upscale_image(image, request.scale, "lanczos")
-    num_tiles = tile_count(round_up_size(pipeline, upscaled.size), spec.resolution, pipeline.vae_scale_factor)
+    work_size = whole_area(upscaled.size, size_step(pipeline)).size
+    num_tiles = tile_count(work_size, spec.resolution, pipeline.vae_scale_factor)
     progress = TileProgress(pipeline, num_tiles, on_step, cancelled)
     schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
     forwards = deepcache.make_forwards(pipeline.unet, schedule, num_tiles)

@@ -10,7 +10,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -32,6 +32,7 @@ MAX_COMPRESSION_RATIO = 100  # images are compressed already: more is a ZIP bomb
 MAX_LINE = 2_000_000  # bytes of the settings of one image
 MAX_PIXELS = 8192 * 8192
 MAX_ERRORS = 100
+UTF8_NAME = 0x800  # the flag of an entry whose name is in UTF-8
 
 # What zipfile raises for damaged, encrypted and unsupported entries.
 ZIP_ERRORS = (
@@ -53,6 +54,8 @@ class FolderSource:
     `names` and `read` raise StorageError; `errors` collects what was skipped.
     """
 
+    prefix = ""  # of the names, where an export is
+
     def __init__(self, root: Path) -> None:
         self.errors: list[str] = []
         self._root = root
@@ -64,7 +67,7 @@ class FolderSource:
             path.relative_to(self._root).as_posix()
             for folder, _, files in os.walk(self._root)
             for path in (Path(folder, name) for name in files)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_symlink()
+            if _is_image(PurePosixPath(path.relative_to(self._root).as_posix())) and not path.is_symlink()
         )
 
     def read(self, name: str) -> bytes:
@@ -88,6 +91,7 @@ class ZipSource:
 
     def __init__(self, path: Path) -> None:
         self.errors: list[str] = []
+        self._entries: dict[str, zipfile.ZipInfo] = {}
         try:
             self._archive = zipfile.ZipFile(path)
         except ZIP_ERRORS as error:
@@ -97,33 +101,43 @@ class ZipSource:
         except BaseException:
             self.close()
             raise
+        for entry in self._archive.infolist():
+            name = _portable_name(entry)
+            if name in self._entries and self._entries[name].filename != entry.filename:
+                name = f"{len(self._entries)}/{name}"  # both of `a/b.png` and `a\\b.png`
+            self._entries[name] = entry
+        # An export that was unpacked and packed again is in a folder.
+        lists = [name for name in self._entries if PurePosixPath(name).name == METADATA_JSONL]
+        self.prefix = min(lists, key=len, default="").removesuffix(METADATA_JSONL)
 
     def close(self) -> None:
         self._archive.close()
 
     def names(self) -> list[str]:
         names = []
-        for entry in self._archive.infolist():
-            if PurePosixPath(entry.filename).suffix.lower() in IMAGE_SUFFIXES:
-                if _is_safe(entry):
-                    names.append(entry.filename)
+        for name, entry in self._entries.items():
+            if _is_image(PurePosixPath(name)):
+                if _is_safe(name, entry):
+                    names.append(name)
                 else:
-                    self.errors.append(f"{entry.filename[:100]!r}: the name is not allowed.")
+                    self.errors.append(f"{name[:100]!r}: the name is not allowed.")
         return sorted(names)
 
     def read(self, name: str) -> bytes:
         try:
-            if self._archive.getinfo(name).file_size > MAX_FILE_BYTES:
+            entry = self._entries[name]
+            if entry.file_size > MAX_FILE_BYTES:
                 raise StorageError(_too_large(name))
-            with self._archive.open(name) as file:
+            with self._archive.open(entry) as file:
                 return file.read(MAX_FILE_BYTES)
         except ZIP_ERRORS as error:
             raise StorageError(f"{name}: cannot be unpacked ({error}).") from error
 
     def lines(self) -> Iterator[bytes]:
-        if METADATA_JSONL in self._archive.namelist():
+        entry = self._entries.get(self.prefix + METADATA_JSONL)
+        if entry is not None:
             try:
-                with self._archive.open(METADATA_JSONL) as file:
+                with self._archive.open(entry) as file:
                     yield from _read_lines(file)
             except ZIP_ERRORS as error:
                 self.errors.append(f"{METADATA_JSONL}: cannot be unpacked ({error}).")
@@ -140,12 +154,31 @@ class ZipSource:
             )
 
 
-def _is_safe(entry: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(entry.filename)
+def _portable_name(entry: zipfile.ZipInfo) -> str:
+    """The name of an entry as it was where the ZIP was made.
+
+    Old Windows programs write backslashes. macOS and others write UTF-8 without the flag that
+    says so; `zipfile` reads that as code page 437.
+    """
+    name = entry.filename
+    if not entry.flag_bits & UTF8_NAME:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    """Whether the name is that of an image; macOS adds `._` files with the attributes of each."""
+    hidden = path.name.startswith("._") or "__MACOSX" in path.parts
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
+def _is_safe(name: str, entry: zipfile.ZipInfo) -> bool:
+    path = PurePosixPath(name)
     return not (
         path.is_absolute()
         or ".." in path.parts
-        or any(character in entry.filename for character in ("\\", ":", "\0"))
+        or any(character in name for character in (":", "\0"))
         or stat.S_ISLNK(entry.external_attr >> 16)
     )
 
@@ -195,7 +228,7 @@ class _Import:
         names = dict.fromkeys(self.source.names())
         for line in self.source.lines():
             record = parse_json_object(line)
-            name = f"{IMAGES_FOLDER}/{record.get('filename')}"
+            name = f"{self.source.prefix}{IMAGES_FOLDER}/{record.get('filename')}"
             if name in names:
                 del names[name]
                 self._import_one(name, record, keep_ids)

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from canvas.catalog import ModelSpec
-from canvas.engine import img2img, super_resolution
+from canvas.engine import img2img, masks, super_resolution
 from canvas.engine.generate import GenerationInputs
 from canvas.engine.image_io import decode_image, flatten_alpha, resize_to_fit
 from canvas.errors import LazyMessage, NotFound
@@ -19,11 +19,11 @@ from canvas.history.uploads import Uploads, referenced_uploads
 from canvas.models import loras
 from canvas.models.hub_client import Hub
 from canvas.models.loras import Lora
-from canvas.request import GeneratedImage, GenerationRequest
+from canvas.prompt_syntax import LoraTags, LoraWeight, parse_lora_tags
+from canvas.request import MAX_EDIT_SIDE, GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
 CLEANUP_INTERVAL = 600.0  # seconds
-MAX_SIDE = 4096  # pixels, the largest result of any task
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Upload:
     notes: tuple[str, ...] = ()
 
 
-def requested_loras(request: GenerationRequest) -> tuple[tuple[str, float], ...]:
-    """Names and weights of the LoRAs in the field and in the prompt."""
-    return (*request.loras, *loras.parse_lora_tags(request.prompt)[1])
+def requested_loras(request: GenerationRequest) -> LoraTags:
+    """Names and weights of the LoRAs in the field and in the prompt; raises InvalidInput."""
+    fields = [(name, LoraWeight(weight, weight)) for name, weight in request.loras]
+    return (*fields, *parse_lora_tags(request.prompt)[1])
 
 
 class InputResolver:
@@ -53,12 +54,31 @@ class InputResolver:
         self._hub = hub
 
     def upload(self, source: bytes | Path | Image.Image, field: str = "image") -> Upload:
-        """Store an image, at most MAX_SIDE pixels wide and high; raises InvalidInput."""
+        """Store an image, at most MAX_EDIT_SIDE pixels wide and high; raises InvalidInput."""
         decoded = decode_image(source, field)
-        image, notes = decoded.image, decoded.notes
-        if max(image.size) > MAX_SIDE:
-            notes = (*notes, f"The image was reduced to {MAX_SIDE} pixels.")
-            image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        return self._store(decoded.image, decoded.notes)
+
+    def upload_mask(
+        self,
+        source: bytes | Path | Image.Image,
+        field: str = "mask_image",
+        *,
+        invert: bool = False,
+        transparent: bool = False,
+    ) -> Upload:
+        """Store what a mask file marks, as an image that is white where pixels may change.
+
+        With `transparent` the mask follows OpenAI's rule, otherwise that of `masks.to_mask`;
+        `invert` applies to either. Raises InvalidInput.
+        """
+        decoded = decode_image(source, field)
+        mask = (masks.transparency_mask if transparent else masks.to_mask)(decoded.image)
+        return self._store(ImageChops.invert(mask) if invert else mask, decoded.notes)
+
+    def _store(self, image: Image.Image, notes: tuple[str, ...]) -> Upload:
+        if max(image.size) > MAX_EDIT_SIDE:
+            notes = (*notes, f"The image was reduced to {MAX_EDIT_SIDE} pixels.")
+            image.thumbnail((MAX_EDIT_SIDE, MAX_EDIT_SIDE), Image.Resampling.LANCZOS)
         return Upload(self._uploads.add(image), image.width, image.height, notes)
 
     def open_image(self, name: str, owner: str | None) -> Image.Image:
@@ -89,7 +109,7 @@ class InputResolver:
 
         Raises NotFound, or InvalidInput for an invalid file.
         """
-        if not loras.is_hub_name(name):
+        if not loras.is_hub_name(name, self._loras_dir):
             return loras.get_lora(name, self._loras_dir)
         path = loras.find(name, hub=self._hub)
         if path is None and not self._allow_downloads:
@@ -120,12 +140,14 @@ class InputResolver:
         if "image" not in images:
             return request.with_defaults(spec)
         size = images["image"].size
-        width, height = img2img.output_size(request, size, spec)
         if request.task == "upscale":  # the size follows from the scale alone
             super_resolution.check_size(size, request.scale)
+            width, height = img2img.result_size(request, size)
             return replace(request, width=width, height=height).with_defaults(spec)
-        sized = replace(request, width=request.width or width, height=request.height or height)
-        resolved = sized.with_defaults(spec)
+        if not (request.width and request.height):
+            width, height = img2img.result_size(request, size)
+            request = replace(request, width=request.width or width, height=request.height or height)
+        resolved = request.with_defaults(spec)
         img2img.prepare_inputs(resolved, images, spec)  # reports a wrong mask before queueing
         return resolved
 

@@ -140,6 +140,46 @@ def test_openai_edit_inpaints_where_the_mask_is_transparent(openai_client: opena
     assert_only_right_half_changed(pixels_of(start), after)
 
 
+def test_openai_edit_without_a_mask_uses_the_holes_of_the_image(openai_client: openai.OpenAI, start: Path) -> None:
+    with Image.open(start) as opened:
+        image = opened.convert("RGBA")
+    image.putalpha(right_half().point(lambda value: 255 - value))
+    response = openai_client.images.edit(
+        image=to_png(image), prompt="a green tree", response_format="b64_json", extra_body=FAST
+    )
+    after = pixels_of(base64.b64decode(response.data[0].b64_json))
+    assert_only_right_half_changed(pixels_of(start), after)
+
+
+@pytest.mark.parametrize(
+    ("values", "files", "param", "message"),
+    [
+        ({}, [("image", None), ("mask", to_png(right_half()))], "mask", "no transparent pixels"),
+        ({}, [("image", None), ("mask", b"text")], "mask", "not an image"),
+        ({}, [("image[]", None), ("image[]", None)], "image", "Send one image"),
+        ({"background": "transparent"}, [("image", None)], "background", "'auto' or 'opaque'"),
+    ],
+)
+def test_openai_refuses_what_an_edit_cannot_do(
+    url: str, start: Path, values: dict[str, str], files: list[tuple[str, bytes | None]], param: str, message: str
+) -> None:
+    sent = [(name, ("a.png", start.read_bytes() if content is None else content)) for name, content in files]
+    response = httpx.post(f"{url}/v1/images/edits", data={"prompt": "a tree", **values}, files=sent)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert message in response.json()["error"]["message"]
+
+
+def test_openai_refuses_a_transparent_background(url: str) -> None:
+    body = {"prompt": "a tree", "background": "transparent"}
+    response = httpx.post(f"{url}/v1/images/generations", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "background"
+    for background in ("auto", "opaque"):
+        body = {"prompt": "a tree", "background": background, "num_inference_steps": 1}
+        assert httpx.post(f"{url}/v1/images/generations", json=body, timeout=60).status_code == 200
+
+
 def test_openai_variation_uses_the_embedded_prompt(openai_client: openai.OpenAI, served: Studio, start: Path) -> None:
     openai_client.images.create_variation(image=start.open("rb"), n=2, extra_body=FAST)
     second, first = served.recent(limit=2)
@@ -183,6 +223,52 @@ def test_a1111_img2img_and_inpainting(url: str, served: Studio, start: Path) -> 
     assert "init_images" not in inpainted.parameters
 
 
+def half(background: tuple[int, ...], color: tuple[int, ...]) -> Image.Image:
+    """An A1111 mask with strokes on its left half."""
+    mask = Image.new("RGBA", (256, 256), background)
+    mask.paste(color, (0, 0, 128, 256))
+    return mask
+
+
+@pytest.mark.parametrize("invert", [0, 1])
+@pytest.mark.parametrize(
+    ("background", "color"),
+    [
+        ((0, 0, 0, 0), (0, 0, 0, 255)),
+        ((0, 0, 0, 0), (255, 0, 0, 255)),
+        ((255, 255, 255, 0), (255, 255, 255, 255)),
+        ((0, 0, 0, 255), (255, 255, 255, 200)),
+        ((0, 0, 0, 255), (255, 255, 255, 130)),
+    ],
+)
+def test_a1111_changes_only_what_the_mask_marks(
+    url: str, start: Path, background: tuple[int, ...], color: tuple[int, ...], invert: int
+) -> None:
+    body = {
+        "prompt": "a fox",
+        "init_images": [base64.encodebytes(start.read_bytes()).decode()],
+        "mask": base64.b64encode(to_png(half(background, color))).decode(),
+        "mask_blur": 0,
+        "inpainting_mask_invert": invert,
+        "denoising_strength": 0.9,
+        "steps": 3,
+        "width": 256,
+        "height": 256,
+    }
+    response = httpx.post(f"{url}/sdapi/v1/img2img", json=body, timeout=60)
+    after = pixels_of(base64.b64decode(response.json()["images"][0]))
+    changed = (after != pixels_of(start)).any(-1)
+    left, right = changed[:, :128], changed[:, 128:]
+    assert not (left if invert else right).any()
+    assert (right if invert else left).mean() > 0.5
+
+
+def test_a1111_img2img_has_the_requested_size(url: str, start: Path) -> None:
+    body = {"prompt": "a fox", "init_images": [base64.b64encode(start.read_bytes()).decode()], "steps": 2}
+    response = httpx.post(f"{url}/sdapi/v1/img2img", json={**body, "width": 597, "height": 33}, timeout=60)
+    assert pixels_of(base64.b64decode(response.json()["images"][0])).shape == (33, 597, 3)
+
+
 def test_a1111_upscales(url: str, start: Path) -> None:
     body = {"image": base64.b64encode(start.read_bytes()).decode(), "upscaling_resize": 4, "upscaler_1": "Lanczos"}
     address = f"{url}/sdapi/v1/extra-single-image"
@@ -191,7 +277,7 @@ def test_a1111_upscales(url: str, start: Path) -> None:
     assert httpx.post(address, json={**body, "upscaling_resize": 3}).status_code == 400
 
 
-@pytest.mark.parametrize("images", [None, [], ["!"], ["QUJD"]])
+@pytest.mark.parametrize("images", [None, [], ["!"], ["QUJD"], ["QUJD", "QUJD"]])
 def test_a1111_rejects_other_data(url: str, images: list[str] | None) -> None:
     body = {"prompt": "a tree", "init_images": images}
     response = httpx.post(f"{url}/sdapi/v1/img2img", json=body)

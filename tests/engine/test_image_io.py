@@ -91,6 +91,74 @@ def test_16_bits_keep_their_brightness() -> None:
     assert "8 bits" in image.notes[0]
 
 
+def png_file(color_type: int, depth: int, rows: bytes, transparent: bytes, side: int = 8) -> bytes:
+    """A PNG in exactly that format, which Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, depth, color_type, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + rows for _ in range(side)))
+    chunks = ((b"IHDR", header), (b"tRNS", transparent), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
+
+
+@pytest.mark.parametrize(
+    ("color_type", "depth", "rows", "transparent"),
+    [
+        (0, 1, b"\xf0", struct.pack(">H", 1)),
+        (0, 2, b"\xff\x00", struct.pack(">H", 3)),
+        (0, 4, b"\x77\x77\x00\x00", struct.pack(">H", 7)),
+        (0, 8, bytes([5] * 4 + [200] * 4), struct.pack(">H", 5)),
+        (0, 16, struct.pack(">8H", *[200] * 4, *[60000] * 4), struct.pack(">H", 200)),
+        (2, 8, bytes([9, 8, 7] * 4 + [0, 0, 0] * 4), struct.pack(">HHH", 9, 8, 7)),
+        (2, 16, struct.pack(">24H", *[2000, 0, 0] * 4, *[60000, 1, 1] * 4), struct.pack(">HHH", 2000, 0, 0)),
+    ],
+)
+def test_the_transparent_colour_of_a_png_becomes_alpha(
+    color_type: int, depth: int, rows: bytes, transparent: bytes
+) -> None:
+    alpha = decode_image(png_file(color_type, depth, rows, transparent)).image.getchannel("A")
+    assert np.asarray(alpha).tolist() == [[0] * 4 + [255] * 4] * 8
+
+
+@pytest.mark.parametrize("mode", ["P", "P with alphas", "RGB", "L", "LA", "RGBA"])
+@pytest.mark.parametrize("profile", [None, "sRGB", "broken"])
+def test_transparency_is_kept_beside_a_colour_profile(mode: str, profile: str | None) -> None:
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0] + [0] * 762)
+    palette.paste(0, (0, 0, 16, 16))
+    image, options = palette.convert("RGB"), {}
+    if mode.startswith("P"):
+        image, options = palette, {"transparency": 0 if mode == "P" else bytes([0, 255])}
+    elif mode == "RGB":
+        options = {"transparency": (255, 0, 0)}
+    elif mode == "L":
+        image = palette.point(lambda index: index * 100).convert("L")
+        image = Image.fromarray(np.where(np.asarray(palette) == 0, 0, 100).astype(np.uint8))
+        options = {"transparency": 0}
+    else:
+        image = image.convert(mode)
+        image.putalpha(Image.fromarray(np.where(np.asarray(palette) == 0, 0, 255).astype(np.uint8)))
+    if profile:
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        options["icc_profile"] = srgb if profile == "sRGB" else b"no profile"
+    decoded = decode_image(encode(image, "png", **options)).image
+    assert decoded.mode == "RGBA"
+    assert decoded.getpixel((0, 0))[3] == 0  # type: ignore[index]
+    assert decoded.getpixel((31, 31))[3] == 255  # type: ignore[index]
+    if mode.startswith("P") or mode in {"RGB", "RGBA"}:
+        assert np.abs(np.asarray(decoded)[31, 31, :3].astype(int) - (0, 255, 0)).max() <= 1
+
+
+@pytest.mark.parametrize("level", [0, 200, 255, 256, 4000, 65535])
+@pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
+def test_16_bits_take_their_scale_from_the_format(kind: str, level: int) -> None:
+    dark = Image.new("I;16", (32, 32), level)
+    decoded = decode_image(encode(dark, kind)).image
+    assert decoded.getextrema() == ((round(level / 257),) * 2,) * 3
+
+
 def test_first_frame_of_an_animation_is_used_with_a_note() -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in (RED, GREEN, BLUE)]
     animation = encode(frames[0], "gif", save_all=True, append_images=frames[1:])

@@ -16,7 +16,7 @@ from canvas.catalog import MODELS, ModelSpec, parse_model
 from canvas.engine import step_callback
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
-from canvas.engine.img2img import output_size, pipeline_task, prepare_inputs
+from canvas.engine.img2img import pipeline_task, prepare_inputs, result_size
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.errors import InvalidInput
 from canvas.models.download import LocalModel
@@ -57,7 +57,7 @@ def render(
     images = images or {}
     request = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in images}, **fields)
     if "image" in images and request.width is None:
-        width, height = output_size(request, images["image"].size, spec)
+        width, height = result_size(request, images["image"].size)
         fields |= {"width": width, "height": height}
         request = GenerationRequest("a fox in the snow", **{n: NAMES[n] for n in images}, **fields)
     local = LocalModel(Path(spec.name), "", "")
@@ -75,7 +75,7 @@ def render(
     for image in results:
         assert image.image is not None
         assert image.task == request.task
-        assert image.image.size == (image.request.width, image.request.height)
+        assert image.image.size == image.request.size
         rendered.append(image.image)
     return rendered
 
@@ -287,24 +287,91 @@ def test_mask_is_resized_like_the_image() -> None:
 
 
 @given(
-    st.tuples(st.integers(8, 5000), st.integers(8, 5000)),
-    st.sampled_from(["image_to_image", "inpaint", "upscale"]),
-    st.sampled_from([(0, 0, 0, 0), (128, 0, 0, 64)]),
+    st.tuples(st.integers(8, 4096), st.integers(8, 4096)),
+    st.sampled_from(["image_to_image", "inpaint"]),
+    st.tuples(*[st.integers(0, 300)] * 4),
 )
-def test_output_size_is_valid(size: tuple[int, int], task: str, outpaint: tuple[int, int, int, int]) -> None:
+def test_result_size_is_that_of_the_image_and_the_margins(
+    size: tuple[int, int], task: str, outpaint: tuple[int, int, int, int]
+) -> None:
     request = GenerationRequest("a fox", task=task, outpaint=outpaint, **NAMES)
-    result = output_size(request, size, STARTER)
-    if task == "upscale":
-        assert all(side * 2 - 16 < new <= side * 2 for side, new in zip(size, result, strict=True))
-    else:
-        width, height = result
-        assert GenerationRequest(
-            "a fox", task=task, width=width, height=height, outpaint=outpaint, **NAMES
+    left, top, right, bottom = outpaint if task == "inpaint" else (0, 0, 0, 0)
+    expected = (size[0] + left + right, size[1] + top + bottom)
+    if max(expected) > 4096:
+        with pytest.raises(InvalidInput, match=r"would have \d+x\d+ pixels, but at most 4096"):
+            result_size(request, size)
+        return
+    assert result_size(request, size) == expected
+    width, height = expected
+    sized = GenerationRequest("a fox", task=task, outpaint=outpaint, width=width, height=height, **NAMES)
+    assert sized.with_defaults(STARTER).size == expected
+
+
+def test_result_size_of_upscaling_is_exact() -> None:
+    request = GenerationRequest("", task="upscale", scale=4, **NAMES)
+    assert result_size(request, (101, 67)) == (404, 268)
+
+
+# Below, at and beyond the limits of the models, and no multiples of any step.
+SIZES = [(8, 8), (40, 40), (64, 40), (261, 197), (600, 600), (97, 1203), (1500, 90)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_image_to_image_keeps_every_size(cache: PipelineCache, spec: ModelSpec, size: tuple[int, int]) -> None:
+    image = make_scene(size)
+    [result] = render(cache, spec, {"image": image}, task="image_to_image", num_inference_steps=2, strength=0.5)
+    assert result.size == size
+    assert result.tobytes() != image.tobytes()
+
+
+@pytest.mark.parametrize("only_masked", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_inpaint_keeps_every_size_and_every_pixel_outside(
+    cache: PipelineCache, spec: ModelSpec, size: tuple[int, int], only_masked: bool
+) -> None:
+    image = Image.effect_noise(size, 90).convert("RGB")
+    mask = Image.new("L", size)
+    mask.paste(255, (size[0] // 2, size[1] // 3, size[0] // 2 + max(2, size[0] // 5), size[1] // 2 + 1))
+    [result] = render(
+        *(cache, spec, {"image": image, "mask_image": mask}),
+        task="inpaint", only_masked=only_masked, mask_blur=2, num_inference_steps=2,
+    )  # fmt: skip
+    changed = (np.asarray(result, int) != np.asarray(image, int)).any(-1)
+    masked = np.asarray(mask) > 0
+    assert not changed[~masked].any()
+    assert changed[masked].any()
+
+
+@pytest.mark.parametrize(("size", "outpaint"), [((64, 64), (0, 0, 64, 0)), ((203, 61), (1, 7, 0, 13))])
+def test_outpaint_adds_exactly_the_requested_pixels(
+    cache: PipelineCache, spec: ModelSpec, size: tuple[int, int], outpaint: tuple[int, int, int, int]
+) -> None:
+    image = Image.effect_noise(size, 90).convert("RGB")
+    [result] = render(cache, spec, {"image": image}, task="inpaint", outpaint=outpaint, num_inference_steps=2)
+    left, top, right, bottom = outpaint
+    assert result.size == (size[0] + left + right, size[1] + top + bottom)
+    assert result.crop((left, top, left + size[0], top + size[1])).tobytes() == image.tobytes()
+
+
+def test_a_requested_size_is_that_of_the_result(cache: PipelineCache, spec: ModelSpec) -> None:
+    images = {"image": make_scene((300, 200))}
+    for size in ((1024, 768), (33, 57)):
+        [result] = render(
+            *(cache, spec, images),
+            task="image_to_image", width=size[0], height=size[1], num_inference_steps=2,
+        )  # fmt: skip
+        assert result.size == size
+
+
+def test_a_note_says_at_which_size_the_model_worked(cache: PipelineCache) -> None:
+    local = LocalModel(Path(STARTER.name), "", "")
+    for size, note in (((600, 600), "Generated at 512x512 and scaled to 600x600."), ((261, 197), None)):
+        request = GenerationRequest(
+            "a fox", task="image_to_image", image="a.png", width=size[0], height=size[1], seed=1
         ).with_defaults(STARTER)
-
-
-def test_output_size_keeps_the_input_size_within_the_limits() -> None:
-    request = GenerationRequest("a fox", task="image_to_image", **NAMES)
-    assert output_size(request, (256, 192), STARTER) == (256, 192)
-    assert output_size(request, (261, 197), STARTER) == (256, 192)
-    assert output_size(request, (1024, 512), STARTER) == (512, 256)
+        [image] = generate(
+            *(cache.get(STARTER, local, "image_to_image"), request),
+            spec=STARTER, device=CPU, on_step=lambda _: None, cancelled=threading.Event(),
+            images={"image": make_scene(size)},
+        )  # fmt: skip
+        assert image.notes == ((note,) if note else ())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from canvas.engine import masks
 from canvas.errors import InvalidInput
@@ -21,15 +21,67 @@ def box_mask(box: tuple[int, int, int, int], size: tuple[int, int] = (96, 64)) -
     return mask
 
 
-def test_mask_of_a_drawn_layer_is_its_alpha() -> None:
-    layer = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
-    layer.putpixel((3, 4), (0, 0, 0, 255))
-    assert masks.to_mask(layer).getbbox() == (3, 4, 4, 5)
+CLEAR, BLACK, WHITE = (0, 0, 0, 0), (0, 0, 0, 255), (255, 255, 255, 255)
+
+
+def left_half(color: tuple[int, ...], background: tuple[int, ...]) -> Image.Image:
+    """A mask file that marks the left half."""
+    mask = Image.new("RGBA", (96, 64), background)
+    mask.paste(color, (0, 0, 48, 64))
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("color", "background"),
+    [
+        (BLACK, CLEAR),
+        (WHITE, CLEAR),
+        ((255, 0, 0, 255), CLEAR),
+        ((255, 0, 0, 140), CLEAR),
+        (WHITE, (255, 255, 255, 0)),
+        (WHITE, BLACK),
+        ((255, 255, 255, 200), BLACK),
+        ((255, 255, 255, 130), BLACK),
+        (WHITE, (0, 0, 0, 60)),
+    ],
+)
+def test_to_mask_marks_what_was_painted(color: tuple[int, ...], background: tuple[int, ...]) -> None:
+    mask = masks.to_mask(left_half(color, background))
+    assert (mask.mode, mask.size) == ("L", (96, 64))
+    assert masks.binarize(mask).getbbox() == (0, 0, 48, 64)
+    inverted = ImageChops.invert(mask)
+    assert masks.binarize(inverted).getbbox() == (48, 0, 96, 64)
+
+
+def test_faint_pixels_of_a_stroke_are_not_a_second_colour() -> None:
+    stroke = left_half((128, 0, 0, 255), CLEAR)
+    stroke.paste((255, 0, 0, 1), (48, 0, 50, 64))  # as browsers store them at the edge of a stroke
+    stroke.paste((119, 0, 0, 30), (50, 0, 52, 64))
+    assert masks.binarize(masks.to_mask(stroke)).getbbox() == (0, 0, 48, 64)
 
 
 def test_mask_of_an_opaque_image_is_its_brightness() -> None:
     for mode in ("L", "RGB", "RGBA"):
         assert masks.to_mask(box_mask((2, 3, 9, 9)).convert(mode)).getbbox() == (2, 3, 10, 10)
+        assert masks.to_mask(Image.new(mode, (16, 16))).getbbox() is None
+
+
+@given(st.integers(0, 255), st.integers(0, 255), st.integers(1, 255), st.integers(0, 255))
+def test_to_mask_is_brightness_times_alpha_or_alpha(first: int, second: int, alpha: int, clear: int) -> None:
+    image = Image.merge("RGBA", [Image.new("L", (8, 8), first)] * 3 + [Image.new("L", (8, 8), alpha)])
+    image.paste((second, second, second, 255), (0, 0, 4, 8))
+    image.putpixel((7, 7), (clear, clear, clear, 0))
+    mask = masks.to_mask(image)
+    differ = alpha >= masks.VISIBLE and abs(first - second) > masks.BRIGHTNESS_TOLERANCE
+    expected = (second, first * alpha / 255) if differ else (255, alpha)
+    assert mask.getpixel((7, 7)) == 0
+    assert mask.getpixel((0, 0)) == expected[0]
+    assert mask.getpixel((6, 0)) == pytest.approx(expected[1], abs=1)
+
+
+def test_transparency_mask_marks_what_is_transparent() -> None:
+    assert masks.binarize(masks.transparency_mask(left_half(CLEAR, WHITE))).getbbox() == (0, 0, 48, 64)
+    assert masks.transparency_mask(Image.new("RGB", (16, 16))).getbbox() is None
 
 
 def test_empty_mask_is_rejected() -> None:
@@ -63,19 +115,6 @@ def test_feathered_edge_fades_inwards() -> None:
 
 def test_line_thinner_than_the_radius_remains() -> None:
     assert masks.feather(box_mask((30, 20, 32, 50)), 20).getextrema() == (0, 255)
-
-
-def test_bounding_box_has_padding_within_the_image() -> None:
-    assert masks.mask_bbox(box_mask((40, 2, 49, 11)), 8) == (32, 0, 58, 20)
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 128, 512, 1024]))
-def test_inpaint_size_keeps_the_aspect_ratio_and_area(width: int, height: int, resolution: int) -> None:
-    size = masks.inpaint_size((0, 0, width, height), resolution)
-    assert all(side % 8 == 0 and 64 <= side <= max(64, 2 * resolution) for side in size)
-    if 1 / 2 < width / height < 2 and resolution >= 512:
-        assert size[0] / size[1] == pytest.approx(width / height, rel=0.05)
-        assert size[0] * size[1] == pytest.approx(resolution**2, rel=0.05)
 
 
 @settings(max_examples=25)

@@ -86,6 +86,64 @@ def test_inpaint_and_outpaint_an_upload(studio: Studio) -> None:
     assert (pixels(studio, larger)[:192, 64:] == np.asarray(make_scene(), int)).all()
 
 
+def test_sizes_are_recorded_as_they_are(studio: Studio, settings: Settings) -> None:
+    image = Image.effect_noise((301, 75), 90).convert("RGB")
+    name = studio.inputs.upload(image).name
+    mask = Image.new("L", image.size)
+    mask.paste(255, (100, 20, 140, 60))
+    mask_name = studio.inputs.upload_mask(mask).name
+    for fields, size in (
+        ({"task": "image_to_image"}, (301, 75)),
+        ({"task": "image_to_image", "width": 1111, "height": 30}, (1111, 30)),
+        ({"task": "inpaint", "mask_image": mask_name}, (301, 75)),
+        ({"task": "inpaint", "mask_image": mask_name, "only_masked": True}, (301, 75)),
+        ({"task": "inpaint", "outpaint": (3, 0, 40, 1)}, (344, 76)),
+        ({"task": "upscale", "scale": 2}, (602, 150)),
+        ({"task": "upscale", "scale": 2, "upscaler": "detail"}, (602, 150)),
+    ):
+        [result] = studio.generate(make_request(image=name, **fields))
+        with Image.open(studio.image_path(result.filename)) as file:
+            assert file.size == size == result.request.size
+        embedded = read_settings(studio.image_path(result.filename))
+        assert embedded is not None
+        assert embedded.request.size == size
+        row = sqlite3.connect(settings.database_path).execute(
+            "select image_width, image_height from generated_images where id = ?", [result.id]
+        )
+        assert row.fetchone() == size
+        [again] = studio.generate(result.request)
+        assert (pixels(studio, again) == pixels(studio, result)).all()
+
+
+def test_inpainting_a_large_image_keeps_its_scale(studio: Studio) -> None:
+    image = Image.effect_noise((4096, 4096), 90).convert("RGB")
+    mask = Image.new("L", image.size)
+    mask.paste(255, (3000, 60, 3200, 240))
+    request = make_request(
+        task="inpaint", image=studio.inputs.upload(image).name, mask_image=studio.inputs.upload_mask(mask).name
+    )
+    [result] = studio.generate(request)
+    changed = (pixels(studio, result) != np.asarray(image, int)).any(-1)
+    assert changed.shape == (4096, 4096)
+    assert changed[60:240, 3000:3200].mean() > 0.9
+    changed[60:240, 3000:3200] = False
+    assert not changed.any()
+    assert result.notes == (), "the part around the mask was drawn without scaling"
+
+
+def test_upload_mask_stores_what_may_change(studio: Studio) -> None:
+    layer = make_mask_layer((0, 0, 99, 191))
+    for options, box in (
+        ({}, (0, 0, 100, 192)),
+        ({"invert": True}, (100, 0, 256, 192)),
+        ({"transparent": True}, (100, 0, 256, 192)),
+        ({"transparent": True, "invert": True}, (0, 0, 100, 192)),
+    ):
+        upload = studio.inputs.upload_mask(layer, **options)
+        stored = studio.inputs.open_image(upload.name, "local")
+        assert (stored.mode, stored.getbbox()) == ("L", box)
+
+
 def test_lanczos_upscaling_loads_no_model(studio: Studio, settings: Settings) -> None:
     name = studio.inputs.upload(make_scene()).name
     [larger] = studio.generate(GenerationRequest("", task="upscale", image=name, scale=4))
@@ -112,7 +170,9 @@ def test_invalid_images_are_rejected_before_queueing(studio: Studio) -> None:
         ({"task": "image_to_image"}, "requires an image"),
         ({"task": "inpaint", "image": image.name, "mask_image": empty.name}, "The mask is empty"),
         ({"task": "inpaint", "image": image.name, "mask_image": small.name}, "256x192.*64x64"),
-        ({"task": "inpaint", "image": image.name, "outpaint": (512, 0, 0, 0)}, "outpaint margins leave no room"),
+        ({"task": "inpaint", "image": image.name, "outpaint": (64, 0, 0, 0), "width": 64}, "margins leave no room"),
+        ({"task": "inpaint", "image": image.name, "outpaint": (2048, 0, 2048, 0)}, "4352x192.*at most 4096"),
+        ({"task": "image_to_image", "image": image.name, "width": 8192}, "Width must be .* 8 and 4096"),
     ):
         with pytest.raises(InvalidInput, match=message):
             studio.submit(make_request(**fields))

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from canvas.catalog import MODELS, ModelSpec
+from canvas.engine.work_area import WorkArea, mask_area, masked_area, size_step, whole_area
+
+STARTER, SMALL = MODELS["starter"], MODELS["small"]
+sides = st.integers(8, 4096)
+sizes = st.tuples(sides, sides)
+steps = st.sampled_from([8, 16, 32, 64])
+specs = st.sampled_from([STARTER, SMALL])
+
+
+def check_limits(area: WorkArea, step: int, spec: ModelSpec) -> None:
+    low, high = -(-spec.min_size // step) * step, -(-spec.max_size // step) * step
+    assert all(side % step == 0 and low <= side <= high for side in area.size)
+
+
+def box_of(points: list[tuple[float, float]], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box of at least a pixel within the size, from fractions of it."""
+    starts = [int(min(axis) * side * 0.999) for axis, side in zip(zip(*points, strict=True), size, strict=True)]
+    ends = [int(max(axis) * side * 0.999) + 1 for axis, side in zip(zip(*points, strict=True), size, strict=True)]
+    return starts[0], starts[1], ends[0], ends[1]
+
+
+fractions = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=2)
+
+
+@given(sizes, steps, specs)
+def test_whole_area_covers_the_result_within_the_limits(size: tuple[int, int], step: int, spec: ModelSpec) -> None:
+    area = whole_area(size, step, spec)
+    check_limits(area, step, spec)
+    left, top, right, bottom = area.box
+    assert -step < left <= 0
+    assert -step < top <= 0
+    assert size[0] <= right < size[0] + step
+    assert size[1] <= bottom < size[1] + step
+    if all(spec.min_size <= side <= spec.max_size for side in size):
+        assert area.size == area.box_size, "the model works at the result's scale"
+    elif max(size) <= 4 * min(size):
+        low_error, high_error = (area.size[0] + step) / (area.size[1] - step), (area.size[0] - step) / area.size[1]
+        assert high_error / 1.2 <= size[0] / size[1] <= low_error * 1.2, "the aspect ratio stays"
+
+
+@given(sizes, steps)
+def test_whole_area_without_limits_works_at_the_scale_of_the_result(size: tuple[int, int], step: int) -> None:
+    area = whole_area(size, step)
+    assert area.size == area.box_size
+    assert all(0 <= new - old < step for old, new in zip(size, area.size, strict=True))
+
+
+@given(sizes, fractions, steps, specs)
+def test_mask_area_contains_the_mask(
+    size: tuple[int, int], points: list[tuple[float, float]], step: int, spec: ModelSpec
+) -> None:
+    box = box_of(points, size)
+    area = mask_area(size, box, step, spec)
+    check_limits(area, step, spec)
+    left, top, right, bottom = area.box
+    assert left <= box[0] and top <= box[1] and right >= box[2] and bottom >= box[3]
+    if max(size) > spec.max_size and min(size) >= spec.max_size and max(box[2] - box[0], box[3] - box[1]) < 100:
+        assert area.size == area.box_size, "a small mask in a large image is drawn without scaling"
+
+
+@given(sizes, fractions, specs)
+def test_masked_area_has_the_native_number_of_pixels(
+    size: tuple[int, int], points: list[tuple[float, float]], spec: ModelSpec
+) -> None:
+    area = masked_area(size, box_of(points, size), 8, spec)
+    assert all(side % 8 == 0 and 64 <= side <= 2 * spec.resolution for side in area.size)
+    width, height = area.box_size
+    assume(1 / 2 < width / height < 2)
+    assert area.size[0] / area.size[1] == pytest.approx(width / height, rel=0.1)
+    assert area.size[0] * area.size[1] == pytest.approx(spec.resolution**2, rel=0.1)
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8))
+
+
+@given(st.tuples(st.integers(8, 200), st.integers(8, 200)), steps)
+def test_what_is_cropped_and_pasted_again_is_unchanged(size: tuple[int, int], step: int) -> None:
+    image, area = noise(size), whole_area(size, step)
+    cropped = area.crop(image)
+    assert cropped.size == area.size
+    assert area.paste(cropped).tobytes() == image.tobytes()
+    assert area.paste(cropped, image).tobytes() == image.tobytes()
+
+
+def test_pixels_beyond_the_edges_are_repeated() -> None:
+    cropped = np.asarray(whole_area((20, 30), 16).crop(noise((20, 30))))
+    assert cropped.shape == (32, 32, 3)
+    assert (cropped[:, :6] == cropped[:, 6:7]).all()
+    assert (cropped[31:] == cropped[30:31]).all()
+
+
+@pytest.mark.parametrize("output", [(64, 64), (48, 48), (50, 40)])
+def test_an_output_of_another_size_is_scaled(output: tuple[int, int]) -> None:
+    assert whole_area((57, 50), 16).paste(noise(output)).size == (57, 50)
+
+
+def test_a_masked_pixel_is_not_lost_by_scaling() -> None:
+    area = whole_area((4096, 4096), 8, STARTER)
+    mask = Image.new("L", (4096, 4096))
+    mask.putpixel((2001, 999), 255)
+    assert area.crop_mask(mask).getbbox() == (250, 124, 251, 125)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "step"),
+    [
+        ({"vae_scale_factor": 8}, 8),
+        ({"vae_scale_factor": 2}, 8),
+        ({"vae_scale_factor": 16}, 16),
+        ({"vae_scale_factor": 8, "image_processor": {"vae_scale_factor": 16}}, 16),  # FLUX
+        ({"vae_scale_factor": 8, "transformer": {"patch_size": 2}}, 16),  # Stable Diffusion 3
+        ({"vae_scale_factor": 8, "transformer": {"patch_size": (1, 2, 2)}}, 16),
+        ({"vae_scale_factor": 32, "transformer": {"patch_size": 1}}, 32),  # Sana
+        ({}, 8),
+    ],
+)
+def test_size_step_is_that_of_the_pipeline(pipeline: dict[str, Any], step: int) -> None:
+    parts = {
+        name: SimpleNamespace(config=SimpleNamespace(**value)) if isinstance(value, dict) else value
+        for name, value in pipeline.items()
+    }
+    assert size_step(SimpleNamespace(**parts)) == step
