@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
+
+# An absolute path of two parts or more, as in Python's and libraries' messages; not part of a URL.
+_PART = r"[^/\\\s'\",;:()]+"
+_ABSOLUTE_PATH = re.compile(rf"(?<![\w:/.\\])((?:[A-Za-z]:)?[/\\]{_PART})(?:[/\\]+{_PART})*[/\\]+({_PART})")
+
+
+def without_paths(text: str) -> str:
+    """The text with only the last part of each path of this machine."""
+    return _ABSOLUTE_PATH.sub(lambda match: match[2] if os.path.exists(match[1]) else match[0], text)
 
 
 class LazyMessage(str):
@@ -31,7 +42,9 @@ def _lazy_message(template: str, values: Mapping[str, object]) -> LazyMessage:
 
 
 class CanvasError(Exception):
-    """Base class of the errors of this program; `str(error)` can be shown to a user.
+    """Base class of the errors of this program; `str(error)` can be shown to any user.
+
+    It has no absolute paths of this machine, which `full_text` has: for the terminal.
 
     `code` is for programs (API answers), `http_status` for HTTP routes, `exit_code` for the
     command line, `title` heads the message on the page.
@@ -41,6 +54,13 @@ class CanvasError(Exception):
     http_status = 500
     exit_code = 1
     title = "Something went wrong"
+
+    def __str__(self) -> str:
+        return without_paths(self.full_text)
+
+    @property
+    def full_text(self) -> str:
+        return super().__str__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the finished message, for another process."""
@@ -151,6 +171,14 @@ class GenerationCancelled(CanvasError):
     title = "Cancelled"
 
 
+class ServerStopping(CanvasError):
+    """The server shuts down, so that it takes no jobs and ends those that it has."""
+
+    code = "server_stopping"
+    http_status = 503
+    title = "The server is shutting down"
+
+
 class OutOfMemory(CanvasError):
     """Not enough memory to load a model or to compute a step; the message suggests a size that fits.
 
@@ -167,6 +195,15 @@ class GenerationFailed(CanvasError):
 
     code = "generation_failed"
     title = "The image could not be generated"
+
+
+class UnexpectedError(CanvasError):
+    """An exception that no code expected; only the server's log has the details."""
+
+    code = "unexpected"
+
+    def __init__(self) -> None:
+        super().__init__(LazyMessage("An unexpected error occurred. The server's log has the details."))
 
 
 class ContentBlocked(CanvasError):
@@ -251,6 +288,14 @@ class DownloadCancelled(ModelUnavailable):
 
     code = "download_cancelled"
     title = "Download cancelled"
+
+
+class ModelUnsupported(ModelUnavailable):
+    """The model is of an architecture that this program does not run."""
+
+    code = "model_unsupported"
+    http_status = 422
+    title = "The model cannot be used"
 
 
 class ModelCorrupted(ModelUnavailable):

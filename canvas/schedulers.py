@@ -10,12 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SchedulerSpec:
-    """A diffusers class, and options that override the model's scheduler configuration."""
+    """A diffusers class, and options that override the model's scheduler configuration.
+
+    Without a class it is the model's own scheduler.
+    """
 
     class_name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+MODEL_DEFAULT = "Model default"
 SCHEDULERS = MappingProxyType(
     {
         "DPM++ 2M": SchedulerSpec("DPMSolverMultistepScheduler"),
@@ -28,5 +32,6 @@ SCHEDULERS = MappingProxyType(
         "DDIM trailing": SchedulerSpec("DDIMScheduler", {"timestep_spacing": "trailing"}),
         "PNDM": SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}),
         "LCM": SchedulerSpec("LCMScheduler"),
+        MODEL_DEFAULT: SchedulerSpec(""),
     }
 )

@@ -5,33 +5,44 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from canvas.catalog import ModelSpec
+from canvas.catalog import ModelSpec, is_local_source, split_source
 from canvas.errors import CanvasError, DiskFull, HubOffline, LazyMessage, ModelCorrupted, ModelGated, ModelNotFound
 from canvas.models import hub_cache, pipeline_files
+from canvas.models.capabilities import read_capabilities
 from canvas.models.hub_client import Hub, call
 
 RATE_SECONDS = 10.0
+COMPONENT_FILES = frozenset({"config.json", "diffusion_pytorch_model.safetensors"})
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on disk: a diffusers folder or one `.safetensors` file."""
+    """A model on disk: a diffusers folder or one `.safetensors` file.
+
+    `components` are the folders or files of those that come from elsewhere.
+    """
 
     path: Path
     repo_id: str
     revision: str = ""
+    components: tuple[tuple[str, Path], ...] = ()
+
+    def component(self, name: str) -> Path | None:
+        """Where a component comes from if that is not the model's own folder."""
+        return dict(self.components).get(name)
 
     @property
     def variant(self) -> str | None:
         """The `variant` for `from_pretrained`: "fp16" if there are no other weights."""
         if self.path.is_file():
             return None
-        return pipeline_files.select_local_files(self.path).weights.variant
+        without = {name for name, _ in self.components}
+        return pipeline_files.select_local_files(self.path, without=without).weights.variant
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,10 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """The files of one commit to download; `missing_bytes` are not in the cache, even in part."""
+    """The files of one commit to download; `missing_bytes` are not in the cache, even in part.
+
+    `components`: the plans of those from other repositories, which the bytes include.
+    """
 
     repo_id: str
     revision: str
@@ -53,6 +67,7 @@ class DownloadPlan:
     total_bytes: int
     missing_bytes: int
     free_bytes: int
+    components: tuple[tuple[str, DownloadPlan], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,14 +97,18 @@ def find_local(spec: ModelSpec, *, hub: Hub | None = None) -> LocalModel | None:
     if spec.is_local:
         path = Path(spec.name)
         try:
-            _check_local(path)
+            _check_local(path, spec)
         except (ModelCorrupted, ModelNotFound):
             return None
-        return LocalModel(path, spec.name)
+        found = _find_components(hub, spec)
+        return None if found is None else LocalModel(path, spec.name, components=found)
+    replaced = {name for name, _ in spec.components}
     for repo_id in spec.sources:
         for folder in hub_cache.snapshots(hub, repo_id):
-            if pipeline_files.is_complete(folder, hub_cache.cached_tree(hub, repo_id, folder.name)):
-                return LocalModel(folder, repo_id, folder.name)
+            tree = hub_cache.cached_tree(hub, repo_id, folder.name)
+            if pipeline_files.is_complete(folder, tree, without=replaced):
+                found = _find_components(hub, spec)
+                return None if found is None else LocalModel(folder, repo_id, folder.name, found)
     return None
 
 
@@ -102,15 +121,21 @@ def plan_download(
     """
     hub = hub or Hub()
     if spec.is_local:
-        _check_local(Path(spec.name))
-        return DownloadPlan(spec.name, "", (), 0, 0, hub_cache.free_bytes(hub))
+        _check_local(Path(spec.name), spec)
+        return _with_components(hub, spec, DownloadPlan(spec.name, "", (), 0, 0, hub_cache.free_bytes(hub)), cancelled)
     errors: dict[str, CanvasError] = {}
     for repo_id in spec.sources:
         try:
             listing = call(hub, {"action": "list", "repo_id": repo_id}, cancelled=cancelled)
             index = pipeline_files.parse_index(listing["index"], repo_id)
-            selection = pipeline_files.select_files(listing["files"], index, half_precision=half_precision)
-            return _plan(hub, repo_id, listing, selection.files)
+            read_capabilities(index, {}, repo_id)  # refuses what does not run before a byte is fetched
+            selection = pipeline_files.select_files(
+                listing["files"],
+                index,
+                half_precision=half_precision or spec.half_precision,
+                without={name for name, _ in spec.components},
+            )
+            return _with_components(hub, spec, _plan(hub, repo_id, listing, selection.files), cancelled)
         except (ModelNotFound, ModelGated, ModelCorrupted) as error:
             errors[repo_id] = error
         except HubOffline as error:
@@ -179,7 +204,8 @@ def download_files(
         "revision": plan.revision,
         "files": {file.path: {"size": file.size, "etag": file.etag} for file in plan.files},
     }
-    meter = ProgressMeter(plan.total_bytes, on_progress, "" if model_key else plan.repo_id)
+    own_bytes = sum(file.size for file in plan.files)
+    meter = ProgressMeter(own_bytes, on_progress, "" if model_key else plan.repo_id)
     try:
         return Path(call(hub, task, on_bytes=meter, cancelled=cancelled)["path"])
     finally:
@@ -192,11 +218,11 @@ def model_bytes_on_disk(spec: ModelSpec, *, hub: Hub | None = None) -> int:
         path = Path(spec.name)
         files = [path] if path.is_file() else path.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
-    return hub_cache.bytes_on_disk(hub or Hub(), spec.sources)
+    return hub_cache.bytes_on_disk(hub or Hub(), (*spec.sources, *component_repositories(spec)))
 
 
 def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
-    """Delete the model and its mirrors from the cache; returns the bytes freed.
+    """Delete the model, its mirrors and its components from the cache; returns the bytes freed.
 
     Raises CanvasError for a local model.
     """
@@ -206,8 +232,67 @@ def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
             f"{spec.name} is a local model and is not deleted by this program. Delete its files yourself."
         )
     before = model_bytes_on_disk(spec, hub=hub)
-    hub_cache.delete(hub, spec.sources)
+    hub_cache.delete(hub, (*spec.sources, *component_repositories(spec)))
     return before - model_bytes_on_disk(spec, hub=hub)
+
+
+def component_repositories(spec: ModelSpec) -> tuple[str, ...]:
+    """The Hub repositories of the components that come from elsewhere."""
+    return tuple(split_source(source)[0] for _, source in spec.components if not is_local_source(source))
+
+
+def component_path(folder: Path, source: str) -> Path:
+    """The folder or file of a component in the snapshot of its repository."""
+    return folder / split_source(source)[1]
+
+
+def _find_components(hub: Hub, spec: ModelSpec) -> tuple[tuple[str, Path], ...] | None:
+    """The components from elsewhere on disk; None if one is missing."""
+    found = []
+    for name, source in spec.components:
+        path = Path(source) if is_local_source(source) else _find_component(hub, source)
+        if path is None or not path.exists():
+            return None
+        found.append((name, path))
+    return tuple(found)
+
+
+def _find_component(hub: Hub, source: str) -> Path | None:
+    repo_id, path = split_source(source)
+    for folder in hub_cache.snapshots(hub, repo_id):
+        tree = hub_cache.cached_tree(hub, repo_id, folder.name) or {}
+        names = [path] if path else [name for name in tree if name in COMPONENT_FILES]
+        if names and all(
+            (folder / name).is_file() and (folder / name).stat().st_size == tree.get(name) for name in names
+        ):
+            return component_path(folder, source)
+    return None
+
+
+def _with_components(
+    hub: Hub, spec: ModelSpec, plan: DownloadPlan, cancelled: threading.Event | None = None
+) -> DownloadPlan:
+    """The plan with those of the components that come from other repositories."""
+    parts = []
+    for name, source in spec.components:
+        if is_local_source(source):
+            continue
+        repo_id, path = split_source(source)
+        wanted = {path} if path else COMPONENT_FILES
+
+        def select(files: Iterable[str], wanted: Collection[str] = wanted, one: str = path) -> list[str]:
+            return [one] if one else [file for file in files if file in wanted]
+
+        part = plan_files(hub, repo_id, select, cancelled)
+        if len(part.files) < len(wanted):
+            raise ModelCorrupted(f"{repo_id} no longer contains {', '.join(sorted(wanted))}.")
+        parts.append((name, part))
+    return replace(
+        plan,
+        components=tuple(parts),
+        total_bytes=plan.total_bytes + sum(part.total_bytes for _, part in parts),
+        missing_bytes=plan.missing_bytes + sum(part.missing_bytes for _, part in parts),
+    )
 
 
 class ProgressMeter:
@@ -231,9 +316,9 @@ class ProgressMeter:
         self._on_progress(DownloadProgress(done, self._total, rate, left, self._label))
 
 
-def _check_local(path: Path) -> None:
+def _check_local(path: Path, spec: ModelSpec) -> None:
     if path.is_dir():
-        pipeline_files.select_local_files(path)
+        pipeline_files.select_local_files(path, without={name for name, _ in spec.components})
     elif path.is_file():
         pipeline_files.check_single_file(path)
     else:
