@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock
 
 TRUTHY = ("1", "t", "true", "yes", "on")
 # What a Space with `hf_oauth: true` sets; Gradio's sign-in needs all of them.
 OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 DATA_MOUNT = "/data"  # where a Space's storage is mounted by default
+# The proxies of a Space have private addresses.
+SPACE_PROXIES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+TEMP_VARIABLE, TEMP_PREFIX = "GRADIO_TEMP_DIR", "magic-canvas-"
 DEVICES = Path("/dev")  # where Linux lists the GPUs that this process or its container may use
 
 
@@ -31,6 +40,7 @@ def space_defaults(environ: Mapping[str, str]) -> dict[str, Any]:
         "space": environ["SPACE_ID"],
         "host": "0.0.0.0",  # noqa: S104 - only the Space's proxy reaches the container
         "public": True,
+        "trusted_proxies": SPACE_PROXIES,
         "data_dir": data_dir,
         "cache_dir": first_writable(home_cache, data_dir / ".canvas"),
         "persistent": persistent,
@@ -70,6 +80,41 @@ def configure_runtime_env(environ: MutableMapping[str, str] | None = None) -> No
     # Huge pages (2 MB) for large tensors, on Linux: images of the built-in model take a fifth
     # less time.
     environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def use_own_temp_folder(environ: MutableMapping[str, str] | None = None) -> Path:
+    """Have Gradio keep its temporary files in a folder of this process; returns the folder.
+
+    It is deleted when the process ends. Those of processes that were killed are deleted now: their
+    lock is free. Call before Gradio is imported.
+    """
+    environ = os.environ if environ is None else environ
+    base = Path(environ.get(TEMP_VARIABLE) or tempfile.gettempdir()).resolve()
+    own = f"{TEMP_PREFIX}{os.getpid()}-"
+    if base.name.startswith(own):  # another server of this process has set it
+        return base
+    base.mkdir(parents=True, exist_ok=True)
+    for lock_file in base.glob(f"{TEMP_PREFIX}*.lock"):
+        with suppress(OSError), FileLock(lock_file, timeout=0):
+            _delete_temp_folder(lock_file)
+    lock = FileLock(base / f"{own}{secrets.token_hex(4)}.lock", timeout=0, mode=0o600, thread_local=False)
+    lock.acquire()
+    folder = Path(lock.lock_file).with_suffix("")
+    folder.mkdir(mode=0o700)
+    environ[TEMP_VARIABLE] = str(folder)
+    atexit.register(_release_temp_folder, lock)
+    return folder
+
+
+def _release_temp_folder(lock: BaseFileLock) -> None:
+    _delete_temp_folder(Path(lock.lock_file))
+    lock.release()
+
+
+def _delete_temp_folder(lock_file: Path) -> None:
+    shutil.rmtree(lock_file.with_suffix(""), ignore_errors=True)
+    with suppress(OSError):
+        lock_file.unlink()
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None, devices: Path = DEVICES) -> list[str]:

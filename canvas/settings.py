@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -41,10 +43,16 @@ ALLOWED: Mapping[str, str] = {
 class Settings(BaseSettings):
     """All settings. `from_environment` reads each from `CANVAS_` + its name in capitals.
 
+    `engine`: what computes images on a CPU; None measures which is faster for each model.
+    `quantization`, `offload`: override the memory plan of every model (None: as the plan says).
     `memory_budget`: bytes for loaded pipelines; None derives it from the machine's memory.
     `safety`: "off", "prompt" (word filter) or "full" (also the model's image checker).
     `public`: open to unknown visitors (a shared link or a Space).
-    `trusted_hosts`: Host headers that a reverse proxy on this machine may send.
+    `insecure`: listen on a network although there is neither a login nor public mode.
+    `trusted_hosts`: host names, or `name:port`, beside those of this machine, which may be used in
+    Host and Origin headers.
+    `trusted_proxies`: addresses and networks whose X-Forwarded-For and -Proto headers are believed.
+    `root_path`: the path under which a reverse proxy serves the app, such as /canvas.
     `space`: id of the Hugging Face Space that the program runs on, else "".
     `admin`: the owner id (a login, `key-NAME` or `hf-NUMBER`) who sees the images of all users.
     `api_key`: what the command line sends to a server that requires a key.
@@ -65,10 +73,16 @@ class Settings(BaseSettings):
     model: str = "starter"
     device: Literal["cpu", "cuda", "mps"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    engine: Literal["torch", "openvino"] | None = None
+    quantization: Literal["none", "int8", "int8-dynamic"] | None = None
+    offload: Literal["none", "model", "group", "encode-first"] | None = None
     memory_budget: int | None = Field(None, ge=0)
     public: bool = False
+    insecure: bool = False
     safety: Literal["off", "prompt", "full"] | None = None
     trusted_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    root_path: str = ""
     workers: int | None = Field(None, ge=1, le=MAX_WORKERS)
     space: str = ""
     persistent: bool = True
@@ -126,6 +140,11 @@ class Settings(BaseSettings):
         parser.add_argument("--port", help="port to listen on")
         parser.add_argument("--share", action="store_true", default=None, help="create a public link")
         parser.add_argument("--auth", metavar="USER:PASSWORD", help="require a login")
+        parser.add_argument("--public", action="store_true", default=None, help="open to visitors without a login")
+        parser.add_argument(
+            "--insecure", action="store_true", default=None, help="allow everyone on the network full access"
+        )
+        parser.add_argument("--root-path", metavar="PATH", help="path under which a reverse proxy serves the app")
         parser.add_argument("--admin", metavar="USER", help="login that sees the images of all users")
         parser.add_argument("--data-dir", help="folder of ai_images.db and outputs/")
         parser.add_argument("--workers", metavar="N", help="worker processes (default: 1 per GPU)")
@@ -147,12 +166,34 @@ class Settings(BaseSettings):
             raise ValueError("USER:PASSWORD")
         return user, password
 
-    @field_validator("trusted_hosts", mode="before")
+    @field_validator("host")
     @classmethod
-    def _split_hosts(cls, value: object) -> object:
+    def _remove_brackets(cls, value: str) -> str:
+        return value.removeprefix("[").removesuffix("]")  # IPv6 as in URLs
+
+    @field_validator("trusted_hosts", "trusted_proxies", mode="before")
+    @classmethod
+    def _split_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(name.strip().lower() for name in value.split(","))
+        return tuple(name.strip().lower() for name in value.split(",") if name.strip())
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError("addresses or networks, such as 127.0.0.1,10.0.0.0/8") from None
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", value):
+            raise ValueError("a path such as /canvas")
+        return value.rstrip("/")
 
     @field_validator("remote")
     @classmethod
@@ -202,6 +243,27 @@ class Settings(BaseSettings):
         return (self.public or self.share) and self.auth is None
 
     @property
+    def checks_host(self) -> bool:
+        """Whether Host and Origin are checked: nothing else keeps the pages of other sites out."""
+        return self.auth is None and not self.is_public
+
+    def check_exposure(self) -> None:
+        """Refuse to listen on a network without protection; raises InvalidInput."""
+        if not self.checks_host or self.insecure or validation.is_loopback(self.host):
+            return
+        message = (
+            f"Listening on {self.host} lets everyone on the network see and delete all images: add "
+            "--auth USER:PASSWORD to require a login, --public to give each visitor a separate history, or "
+            "--insecure if you trust everyone on the network."
+        )
+        raise InvalidInput("host", self.host, message=message)
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """`trusted_proxies`, and this machine if it runs the tunnel of a share link."""
+        return (*self.trusted_proxies, "127.0.0.1", "::1") if self.share else self.trusted_proxies
+
+    @property
     def requires_api_key(self) -> bool:
         """Whether programs need an API key: unless only this computer can reach the server."""
         return bool(self.auth or self.is_public or not validation.is_loopback(self.host))
@@ -229,6 +291,10 @@ class Settings(BaseSettings):
     @property
     def database_path(self) -> Path:
         return self.data_dir / "ai_images.db"
+
+    @property
+    def visitor_secret_file(self) -> Path:
+        return self.data_dir / ".visitor_secret"
 
     @property
     def outputs_dir(self) -> Path:

@@ -50,6 +50,10 @@ def test_settings_are_frozen() -> None:
         ("CANVAS_WORKERS", "0", "greater than or equal to 1"),
         ("CANVAS_REMOTE", "gpu.local", "a URL such as http://192.168.1.20:7860"),
         ("CANVAS_HOST", "\x07", "text without control characters"),
+        ("CANVAS_ROOT_PATH", "https://example.com/canvas", "a path such as /canvas"),
+        ("CANVAS_ROOT_PATH", "canvas", "a path such as /canvas"),
+        ("CANVAS_ROOT_PATH", "//example.com", "a path such as /canvas"),
+        ("CANVAS_TRUSTED_PROXIES", "*", "addresses or networks, such as 127.0.0.1,10.0.0.0/8"),
     ],
 )
 def test_an_invalid_variable_is_named(variable: str, value: str, allowed: str) -> None:
@@ -117,3 +121,22 @@ def test_command_line_options() -> None:
     settings = Settings.from_command_line(["--auth", "ada:secret", "--admin", "ada", "--share"])
     assert settings.admin == "ada"
     assert settings.share
+
+
+def test_options_of_the_network() -> None:
+    arguments = ["--host", "[::]", "--public", "--insecure", "--root-path", "/a/b/"]
+    settings = Settings.from_command_line(arguments)
+    assert (settings.host, settings.public, settings.insecure, settings.root_path) == ("::", True, True, "/a/b")
+    assert not Settings.from_command_line([]).insecure
+    for empty in ("", "/"):
+        assert Settings(root_path=empty).root_path == ""
+
+
+def test_proxies_are_trusted_only_where_they_are_named_or_ours() -> None:
+    assert Settings().proxies == ()
+    environ = {"CANVAS_TRUSTED_PROXIES": "10.0.0.7, 192.168.0.0/16,2001:db8::/32"}
+    assert Settings.from_environment(environ).proxies == ("10.0.0.7", "192.168.0.0/16", "2001:db8::/32")
+    assert Settings(share=True).proxies == ("127.0.0.1", "::1"), "the tunnel runs on this machine"
+    on_space = Settings.from_environment({"SPACE_ID": "ann/canvas"})
+    assert "10.0.0.0/8" in on_space.proxies
+    assert "127.0.0.1" not in on_space.proxies

@@ -23,7 +23,7 @@ from canvas import validation
 from canvas.api.a1111 import A1111Api
 from canvas.api.base import error_response
 from canvas.api.openai_images import OpenAIImagesApi
-from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound
+from canvas.errors import CanvasError
 from canvas.history.metadata import embed, open_image
 from canvas.history.queries import from_query_params
 from canvas.image_formats import IMAGE_FORMATS
@@ -110,25 +110,19 @@ class ImageRoutes:
 
     def export(self, request: Request, params: Annotated[ExportParams, Query()]) -> Response:
         """The caller's images as a ZIP, with metadata.csv and metadata.jsonl."""
-        owner = getattr(request.state, "owner", None)
+        owner = request.state.owner
         try:
-            if owner is None:
-                raise NotFound("Log in to export your images.")
             query = from_query_params(params.model_dump(exclude_none=True))
             if not params.everybody:
                 query = replace(query, owner=owner)
-            quality = params.quality or "95"
-            if not quality.isdecimal():
-                raise InvalidInput("quality", quality, "a whole number from 1 to 100")
-            chunks = self._studio.user_gallery(owner).export(query, params.image_format or None, int(quality))
+            quality = validation.integer_from_text("quality", params.quality or "95", 1, 100)
+            chunks = self._studio.user_gallery(owner).export(query, params.image_format or None, quality)
         except CanvasError as error:
             return error_response(error)
         headers = {"Content-Disposition": 'attachment; filename="magic-canvas.zip"'}
         return StreamingResponse(chunks, media_type="application/zip", headers=headers)
 
     def _file_response(self, request: Request, filename: str, *, thumbnail: bool) -> Response:
-        if getattr(request.state, "owner", None) is None:  # Gradio's login does not cover us
-            return error_response(MissingApiKey())
         try:
             path = self._studio.image_path(filename, thumbnail)
         except CanvasError as error:
@@ -159,13 +153,15 @@ class ServerRoutes:
     def health(self) -> Response:
         """The server's state; `ready` once the default model is in memory, `free_bytes` of disk.
 
-        Reads no database, so that it answers while another program locks it.
+        Reads no database, so that it answers while another program locks it. The status code is 503
+        while the data folder is missing.
         """
         settings = self._studio.settings
         device = self._studio.device_if_known
+        free = free_bytes(settings.data_dir)
         return JSONResponse(
             {
-                "status": "ok",
+                "status": "data folder missing" if free is None else "ok",
                 "ready": self._studio.is_loaded(settings.model),
                 "model": settings.model,
                 "device": device.name if device else None,
@@ -174,13 +170,18 @@ class ServerRoutes:
                 "folder": data_dir_id(settings.data_dir),
                 "requires_api_key": settings.requires_api_key,
                 "asks_for_keys": settings.requires_api_key,  # its name before version 0.2
-                "free_bytes": shutil.disk_usage(settings.data_dir).free,
-            }
+                "free_bytes": free,
+            },
+            503 if free is None else 200,
         )
 
     def metrics(self) -> Response:
         """Metrics in the Prometheus text format."""
-        return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        try:
+            content = generate_latest(self._registry)
+        except CanvasError as error:
+            return error_response(error)
+        return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 class StudioCollector(Collector):
@@ -205,11 +206,20 @@ class StudioCollector(Collector):
         for status, count in count_unfinished(self._studio.jobs(None)).items():
             jobs.add_metric([status], count)
         yield jobs
-        free = shutil.disk_usage(self._studio.settings.data_dir).free
-        yield GaugeMetricFamily("canvas_disk_free_bytes", "Free bytes of the data folder.", free)
+        free = free_bytes(self._studio.settings.data_dir)
+        if free is not None:
+            yield GaugeMetricFamily("canvas_disk_free_bytes", "Free bytes of the data folder.", free)
 
 
 def count_unfinished(jobs: list[Job]) -> dict[str, int]:
     """The number of jobs of each unfinished status."""
     counts = Counter(job.status for job in jobs)
     return {status: counts[status] for status in UNFINISHED}
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free bytes of the disk of a folder; None if the folder is missing."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None

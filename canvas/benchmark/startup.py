@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from canvas.errors import CanvasError
-from canvas.server.launch import free_port
+from canvas.server.listening import listening_port
 
 APP = Path(__file__).resolve().parent.parent.parent / "app.py"
 TIMEOUT = 120.0  # seconds
@@ -51,7 +51,7 @@ def measure_startup(rounds: int) -> dict[str, Any]:
 @contextmanager
 def run_server(arguments: list[str]) -> Iterator[tuple[float, int]]:
     """Run Python with the arguments and a port; yield the start time and port once it responds."""
-    port = free_port()
+    port = listening_port("127.0.0.1", 0)
     started = time.monotonic()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(  # noqa: S603 - our own programs only

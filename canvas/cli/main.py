@@ -60,6 +60,13 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for any free port.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Create a public link.")] = False,
     auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Require a login.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Open to visitors without a login.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow everyone on the network full access without a login.")
+    ] = False,
+    root_path: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Path under which a reverse proxy serves the app.")
+    ] = None,
     admin: Annotated[str | None, typer.Option(metavar="USER", help="Login that sees the images of all users.")] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per GPU by default.")] = None,
     model: Annotated[str | None, typer.Option(metavar="KEY", help="Default model.")] = None,
@@ -68,16 +75,18 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
 ) -> None:
     """Start the web app and its APIs; stop with Ctrl+C."""
     from canvas.server.launch import launch
+    from canvas.server.shutdown import block_until_stopped, exit_on_signals
     from canvas.studio import Studio
 
-    options = {"host": host, "port": port, "auth": auth, "admin": admin, "workers": workers}
-    settings = load_settings(data_dir, share=share or None, model=model, **options)
-    with Studio(settings) as studio:
+    flags = {"share": share or None, "public": public or None, "insecure": insecure or None}
+    options = {"host": host, "port": port, "auth": auth, "admin": admin, "workers": workers, "root_path": root_path}
+    settings = load_settings(data_dir, model=model, **flags, **options)
+    with exit_on_signals(), Studio(settings) as studio:
         with redirect_stdout(sys.stderr if json else sys.stdout):  # Gradio prints the MCP address
             page = launch(studio, block=False, quiet=json)
         if json:
             print_json({"url": page.local_url})
-        page.block_thread()
+        block_until_stopped(page, studio)
 
 
 def _bench_app() -> typer.Typer:
@@ -133,7 +142,7 @@ def main(arguments: list[str] | None = None, program: str = "python -m canvas") 
         if code == CANCELLED:  # typer turns Ctrl+C into this code without a message
             print_error("Cancelled.")
     except CanvasError as error:
-        print_error(str(error))
+        print_error(error.full_text)
         code = error.exit_code
     except typer.TyperException as error:  # unknown commands and options
         print_error(error.format_message())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 from contextlib import nullcontext, suppress
 
@@ -65,7 +64,7 @@ def key_from_headers(authorization: str) -> str:
     if scheme.lower() == "bearer":
         return value.strip()
     if scheme.lower() == "basic":
-        with suppress(binascii.Error, UnicodeDecodeError):
+        with suppress(ValueError):  # binascii.Error, UnicodeDecodeError, non-ASCII characters
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
     return ""
 

@@ -9,15 +9,16 @@ import hashlib
 import hmac
 import math
 import secrets
+import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from canvas.server.rate_limits import client_network
@@ -26,10 +27,23 @@ if TYPE_CHECKING:
     from gradio import Blocks
 
 HOUR, DAY = 3600.0, 24 * 3600.0  # seconds
-MAX_NETWORKS = 10_000
+YEAR = 365 * 24 * 3600  # seconds
+MAX_FAILURES = 10_000  # accounts and addresses
+DEVICE_COOKIE = "magic_canvas_device"
 LOGIN_HINT = "After three failed attempts there is a delay, which doubles each time."
 
 Clock = Callable[[], float]  # seconds, monotonic
+
+
+class LoginAttempt(NamedTuple):
+    """What a login depends on beside its credentials."""
+
+    client: str  # "device:ID" of a browser that logged in before, otherwise "address:NETWORK"
+    from_page: bool
+
+
+UNKNOWN_CLIENT = LoginAttempt("", from_page=False)
+_attempt: ContextVar[LoginAttempt] = ContextVar("_attempt")
 
 
 class Login:
@@ -41,14 +55,24 @@ class Login:
         self.sessions = Sessions(now)
 
     def __call__(self, user: str, password: str) -> bool:
-        """Whether both are right, compared in constant time."""
+        """Whether both are right, compared in constant time; HTTPException during a delay."""
+        attempt = _attempt.get(UNKNOWN_CLIENT)
+        key = (_digest(user), attempt.client)
+        seconds = self.throttle.start_attempt(key)
+        if seconds:
+            raise _too_many_attempts(seconds, attempt.from_page)
         same_user = hmac.compare_digest(_digest(user), self._user)
         same_password = hmac.compare_digest(_digest(password), self._password)
+        if same_user & same_password:
+            self.throttle.reset(key)
         return same_user & same_password
 
 
+AttemptKey = tuple[bytes, str]  # digest of the user, client
+
+
 class LoginThrottle:
-    """Delays after failed logins from a network: 1 s after the third, then doubling."""
+    """Delays after failed logins to an account from a client: 1 s after the third, then doubling."""
 
     FREE_ATTEMPTS = 3
     MAX_DELAY = 900.0  # seconds
@@ -56,28 +80,33 @@ class LoginThrottle:
 
     def __init__(self, now: Clock) -> None:
         self.now = now
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # number, last time
+        self._lock = threading.Lock()
+        self._failures: dict[AttemptKey, tuple[int, float]] = {}  # number, last time
 
-    def seconds_left(self, address: str) -> float:
-        """Seconds until that address may try again."""
-        failures, last = self._failures.get(client_network(address), (0, 0.0))
-        if failures < self.FREE_ATTEMPTS:
+    def start_attempt(self, key: AttemptKey) -> float:
+        """Seconds until the next attempt is allowed; 0 allows this one.
+
+        It counts as failed until `reset`, so that concurrent attempts count as well.
+        """
+        with self._lock:
+            now = self.now()
+            failures, last = self._failures.get(key, (0, now))
+            if now - last > self.RESET_AFTER:
+                failures = 0
+            if failures >= self.FREE_ATTEMPTS:
+                delay = min(self.MAX_DELAY, 2.0 ** min(failures - self.FREE_ATTEMPTS, 30))
+                if last + delay > now:
+                    return last + delay - now
+            if key not in self._failures and len(self._failures) >= MAX_FAILURES:
+                # Not the oldest: invented names would push out the failures of the real one.
+                del self._failures[min(self._failures, key=self._failures.__getitem__)]
+            self._failures[key] = (failures + 1, now)
             return 0.0
-        delay = min(self.MAX_DELAY, 2.0 ** min(failures - self.FREE_ATTEMPTS, 30))
-        return max(0.0, last + delay - self.now())
 
-    def record_failure(self, address: str) -> None:
-        network, now = client_network(address), self.now()
-        failures, last = self._failures.pop(network, (0, now))
-        if now - last > self.RESET_AFTER:
-            failures = 0
-        self._failures[network] = (failures + 1, now)
-        if len(self._failures) > MAX_NETWORKS:
-            self._failures.popitem(last=False)
-
-    def reset(self, address: str) -> None:
+    def reset(self, key: AttemptKey) -> None:
         """Forget the failures after a successful login."""
-        self._failures.pop(client_network(address), None)
+        with self._lock:
+            self._failures.pop(key, None)
 
 
 class Sessions(MutableMapping[str, str]):
@@ -91,19 +120,25 @@ class Sessions(MutableMapping[str, str]):
         self._by_token: dict[str, tuple[str, float, float]] = {}  # user, created, last used
 
     def __getitem__(self, token: str) -> str:
-        user, created, used = self._by_token[token]
-        now = self.now()
-        if now - used > self.IDLE or now - created > self.MAX_AGE:
+        if self._is_expired(token):
             self._by_token.pop(token, None)
             raise KeyError(token)
-        self._by_token[token] = (user, created, now)
+        user, created, _ = self._by_token[token]
+        self._by_token[token] = (user, created, self.now())
         return user
 
     def __setitem__(self, token: str, user: str) -> None:
-        now = self.now()
-        for expired in [known for known in list(self._by_token) if known not in self]:
+        # Looking a token up with `in` would renew it.
+        for expired in [known for known in list(self._by_token) if self._is_expired(known)]:
             self._by_token.pop(expired, None)
+        now = self.now()
         self._by_token[token] = (user, now, now)
+
+    def _is_expired(self, token: str) -> bool:
+        """Raises KeyError for an unknown token."""
+        _, created, used = self._by_token[token]
+        now = self.now()
+        return now - used > self.IDLE or now - created > self.MAX_AGE
 
     def __delitem__(self, token: str) -> None:
         del self._by_token[token]
@@ -115,40 +150,51 @@ class Sessions(MutableMapping[str, str]):
         return len(self._by_token)
 
 
-class LoginThrottleMiddleware:
-    """Rejects logins from networks with failed attempts, before Gradio checks the password."""
+class LoginAttemptMiddleware:
+    """Passes the client of a login to `Login`, and sets a signed cookie after a successful login.
 
-    def __init__(self, app: ASGIApp, *, throttle: LoginThrottle) -> None:
+    A browser with the cookie has a delay of its own: failures of others at the same address, such
+    as a proxy that is not in CANVAS_TRUSTED_PROXIES, do not delay it (OWASP: device cookies).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._throttle = throttle
+        self._secret = secrets.token_bytes(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
         if not is_post or not scope["path"].rstrip("/").endswith("/login"):
             await self._app(scope, receive, send)
             return
-        address = (scope.get("client") or ("",))[0]
-        seconds = self._throttle.seconds_left(address)
-        if seconds:
-            await _too_many_attempts(scope, seconds)(scope, receive, send)
-            return
-        # Counted before the response, so that concurrent attempts count as well.
-        self._throttle.record_failure(address)
+        headers = Headers(scope=scope)
+        device = self._known_device(headers)
+        client = f"device:{device}" if device else f"address:{client_network((scope.get('client') or ('',))[0])}"
+        _attempt.set(LoginAttempt(client, from_page="origin" in headers))
 
-        async def send_and_reset(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 200:
-                self._throttle.reset(address)
+        async def send_with_device(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200 and not device:
+                new = secrets.token_hex(16)
+                cookie = f"{DEVICE_COOKIE}={new}.{self._sign(new)}; Path=/; Max-Age={YEAR}; HttpOnly; SameSite=Lax"
+                MutableHeaders(scope=message).append("set-cookie", cookie)
             await send(message)
 
-        await self._app(scope, receive, send_and_reset)
+        await self._app(scope, receive, send_with_device)
+
+    def _known_device(self, headers: Headers) -> str:
+        """The id in a device cookie of this server, or ""."""
+        device, _, signature = cookie_parser(headers.get("cookie", "")).get(DEVICE_COOKIE, "").partition(".")
+        return device if hmac.compare_digest(signature.encode(), self._sign(device).encode()) else ""
+
+    def _sign(self, device: str) -> str:
+        return hmac.new(self._secret, device.encode(), hashlib.sha256).hexdigest()
 
 
-def _too_many_attempts(scope: Scope, seconds: float) -> JSONResponse:
+def _too_many_attempts(seconds: float, from_page: bool) -> HTTPException:
     whole = math.ceil(seconds)
     # Gradio's page, which sends its origin, shows a failed login for status 400 only.
-    status = 400 if "origin" in Headers(scope=scope) else 429
+    status = 400 if from_page else 429
     detail = f"Too many failed logins from this address. Try again in {whole} s."
-    return JSONResponse({"detail": detail}, status, {"Retry-After": str(whole)})
+    return HTTPException(status, detail, {"Retry-After": str(whole)})
 
 
 def _digest(text: str) -> bytes:

@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import logging
 import secrets
-import socket
 import threading
 from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
 
 from canvas.engine import configure_process
+from canvas.platform import use_own_temp_folder
 from canvas.server.api_keys import ApiKeyMiddleware
-from canvas.server.auth import LOGIN_HINT, Login, LoginThrottleMiddleware, current_user, use_sessions
+from canvas.server.auth import LOGIN_HINT, Login, LoginAttemptMiddleware, current_user, use_sessions
+from canvas.server.body_limits import MAX_UPLOAD, BodyLimitMiddleware
 from canvas.server.discovery import write_server_file
-from canvas.server.identity import IdentityMiddleware, hugging_face_account
+from canvas.server.error_responses import ErrorMiddleware
+from canvas.server.gradio_routes import RouteListMiddleware
+from canvas.server.identity import IdentityMiddleware, VisitorTokens, hugging_face_account, load_secret
+from canvas.server.listening import listening_port
 from canvas.server.rate_limits import UploadLimitMiddleware
-from canvas.server.security import security_middleware
+from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPathMiddleware, trusted_proxies
+from canvas.server.security import ImageLoginMiddleware, named_origins_only, security_middleware
 from canvas.server.share_link import ShareLink, open_share_link
+from canvas.server.shutdown import block_until_stopped, exit_on_signals
+from canvas.server.uploads import UploadOwnerMiddleware, start_sweeping
 from canvas.settings import Settings
 from canvas.studio import Studio
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
-MAX_UPLOAD = 100 * 2**20  # bytes: a large photograph in PNG
+# For Gradio's events, which may wait for a job or for a locked database. With its default of 40 they
+# would use the threads that all other routes share.
+MAX_THREADS = 100
 WARM_UP_DELAY = 0.5  # seconds, so that importing torch does not delay the first page
 
 
 def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks:
-    """Serve a studio; with `block` until interrupted. The Blocks have the `local_url`."""
+    """Serve a studio; with `block` until interrupted. The Blocks have the `local_url`.
+
+    Raises InvalidInput for an address that cannot or must not be used.
+    """
+    studio.settings.check_exposure()
+    port = listening_port(studio.settings.host, studio.settings.port)
     configure_process()
+    temp_folder = use_own_temp_folder()
     _configure_logging()
     from canvas.api.gradio_api import register_api
     from canvas.api.mcp import patch_mcp_server
@@ -45,26 +61,38 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
     login = Login(*settings.auth) if settings.auth else None
     if settings.zero_gpu:
         studio.warm_up(wait=True)  # ZeroGPU packs the models that are on "cuda" at launch
-    page.launch(
-        server_name=settings.host,
-        server_port=settings.port or free_port(),
-        share=False,  # see open_share_link
-        auth=login,
-        auth_message=LOGIN_HINT if login else None,
-        i18n=page.i18n_instance,
-        app_kwargs={"routes": build_routes(studio), "middleware": _build_middleware(studio, login, internal_token)},
-        mcp_server=True,
-        enable_monitoring=False,
-        run_history=False,  # it keeps prompts in the browser, where we cannot delete them
-        max_file_size=MAX_UPLOAD,
-        prevent_thread_lock=True,
-        quiet=quiet,
-        **launch_options(),
-    )
+    routes = build_routes(studio)
+    app_kwargs = {
+        "routes": routes,
+        "middleware": _build_middleware(studio, login, internal_token, routes),
+        "lifespan": named_origins_only(settings.trusted_hosts),
+    }
+    with trusted_proxies(settings.proxies):
+        page.launch(
+            server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
+            server_port=port,
+            share=False,  # see open_share_link
+            auth=login,
+            auth_message=LOGIN_HINT if login else None,
+            root_path=settings.root_path or None,
+            i18n=page.i18n_instance,
+            app_kwargs=app_kwargs,
+            mcp_server=True,
+            enable_monitoring=False,
+            run_history=False,  # it keeps prompts in the browser, where we cannot delete them
+            max_file_size=MAX_UPLOAD,
+            max_threads=MAX_THREADS,
+            prevent_thread_lock=True,
+            quiet=quiet,
+            **launch_options(),
+        )
     if login:
         use_sessions(page, login.sessions)
-    patch_mcp_server(page, internal_token)
-    write_server_file(settings.data_dir, page.local_url or "")
+    patch_mcp_server(page, internal_token, studio.temp_files)
+    start_sweeping(temp_folder, studio.temp_files)
+    # "[::]" is no address to connect to.
+    page.local_url = (page.local_url or "").replace("[::]", "[::1]")
+    write_server_file(settings.data_dir, page.local_url)
     if not settings.zero_gpu:
         warm_up = threading.Timer(WARM_UP_DELAY, studio.warm_up)
         warm_up.daemon = True
@@ -72,35 +100,37 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
     if link:
         threading.Thread(target=open_share_link, args=(link, page), daemon=True).start()
     if block:
-        page.block_thread()
+        block_until_stopped(page, studio)
     return page
-
-
-def free_port() -> int:
-    """A free port. Gradio's own search can hang if another program takes the port meanwhile."""
-    with socket.create_server(("", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve with the settings of the environment and the command line."""
     configure_process()  # before the studio starts threads
-    with Studio(Settings.from_command_line(arguments)) as studio:
+    with exit_on_signals(), Studio(Settings.from_command_line(arguments)) as studio:
         launch(studio)
 
 
-def _build_middleware(studio: Studio, login: Login | None, internal_token: str) -> list[Middleware]:
+def _build_middleware(
+    studio: Studio, login: Login | None, internal_token: str, routes: list[BaseRoute]
+) -> list[Middleware]:
     settings = studio.settings
-    hosts = None if settings.requires_api_key else settings.trusted_hosts
-    throttle = [Middleware(LoginThrottleMiddleware, throttle=login.throttle)] if login else []
+    hosts = settings.trusted_hosts if settings.checks_host else None
+    visitors = None
+    if settings.is_public:
+        visitors = VisitorTokens(load_secret(settings.visitor_secret_file), studio.owns_data)
+    login_attempts = [Middleware(LoginAttemptMiddleware)] if login else []
     return [
-        *security_middleware(hosts, settings.outputs_dir, studio.is_stored_image),
-        *throttle,
+        Middleware(StripRootPathMiddleware),
+        *security_middleware(hosts, settings.outputs_dir, studio.is_stored_image, own_name=settings.host),
+        *login_attempts,
+        Middleware(ErrorMiddleware, log_values=not settings.is_public),
+        Middleware(RouteListMiddleware, own_routes=routes),
+        Middleware(BodyLimitMiddleware),
         Middleware(UploadLimitMiddleware, public=settings.is_public),
         Middleware(
             IdentityMiddleware,
-            public=settings.is_public,
+            visitors=visitors,
             get_login=current_user if login else None,
             get_hf_account=hugging_face_account if settings.sign_in else None,
         ),
@@ -111,6 +141,9 @@ def _build_middleware(studio: Studio, login: Login | None, internal_token: str) 
             login_required=login is not None,
             internal_token=internal_token,
         ),
+        Middleware(ImageLoginMiddleware),
+        Middleware(UploadOwnerMiddleware, temp_files=studio.temp_files),
+        Middleware(RestoreRootPathMiddleware),
     ]
 
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection
+import socket
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from anyio.to_thread import run_sync
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from canvas.errors import MissingApiKey
 from canvas.validation import is_loopback
 
 # Gradio's file routes, which serve any file in a static directory.
 FILE_ROUTE = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
 # Gradio's routes that fetch a URL from the request; nothing here needs them.
 SSRF_ROUTES = re.compile(r"/gradio_api/(?:proxy=|file[=/]\s*https?:)", re.IGNORECASE)
+# All routes that serve image files.
+IMAGE_ROUTES = ("/pictures/", "/thumbnails/", "/downloads/", "/export.zip", "/gradio_api/file")
 # As strict as Gradio allows, which needs inline scripts and eval; no data can be sent to
 # another host.
 CSP = (
@@ -34,19 +41,29 @@ INVALID_HOST = (
     "Host must be a name of this computer, such as localhost, or listed in "
     "CANVAS_TRUSTED_HOSTS. With --auth any host name is allowed.\n"
 )
-INVALID_ORIGIN = "Requests from pages of other sites are not allowed.\n"
+INVALID_ORIGIN = (
+    "Requests from pages of other sites, or of other ports, are not allowed, unless the host of the page is listed "
+    "in CANVAS_TRUSTED_HOSTS.\n"
+)
+GRADIO_CORS = "CustomCORSMiddleware"  # a private name of Gradio
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def security_middleware(
-    hosts: Collection[str] | None, outputs_dir: Path, is_stored_image: Callable[[Path], bool]
+    hosts: Collection[str] | None,
+    outputs_dir: Path,
+    is_stored_image: Callable[[Path], bool],
+    *,
+    own_name: str = "localhost",
 ) -> list[Middleware]:
     """All middleware of this module.
 
-    `hosts` are the allowed host names beside those of this computer. None allows any: where a
-    login or an API key is required, DNS rebinding gains nothing.
+    `hosts` are the allowed host names beside `own_name`, the name that the server listens on, and
+    those of this computer. None allows any: with a login, or where every visitor has a separate
+    history, DNS rebinding gains nothing.
     """
     csp = CSP + (CSP_SPACE if hosts is None else CSP_FRAME_ANCESTORS)
-    checks = [] if hosts is None else [Middleware(HostOriginMiddleware, hosts=hosts)]
+    checks = [] if hosts is None else [Middleware(HostOriginMiddleware, hosts=hosts, own_name=own_name)]
     return [
         Middleware(SecurityHeadersMiddleware, csp=csp),
         *checks,
@@ -80,26 +97,73 @@ class SecurityHeadersMiddleware:
 class HostOriginMiddleware:
     """Rejects foreign Host (DNS rebinding) and Origin headers (requests of other sites)."""
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Collection[str], own_name: str) -> None:
         self._app = app
         self._hosts = hosts
+        self._own_names = own_host_names() | {own_name.lower()}
+        self._origins = re.compile(named_origins(hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
-            if not self._is_allowed(f"//{headers.get('host', '')}"):
+            host, origin = headers.get("host", "").lower(), headers.get("origin")
+            if not self._is_own(host, scope):
                 app = PlainTextResponse(INVALID_HOST, 421)
-            elif "origin" in headers and not self._is_allowed(headers["origin"]):
+            elif origin is not None and not (is_same_host(origin, host) or self._origins.fullmatch(origin)):
                 app = PlainTextResponse(INVALID_ORIGIN, 403)
         await app(scope, receive, send)
 
-    def _is_allowed(self, url: str) -> bool:
+    def _is_own(self, host: str, scope: Scope) -> bool:
         try:
-            name = (urlsplit(url).hostname or "").rstrip(".")
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
         except ValueError:
             return False
-        return is_loopback(name) or name in self._hosts
+        # The address that the client is connected to; only names can be rebound.
+        address = (scope.get("server") or ("",))[0]
+        own = is_loopback(name) or name in self._own_names or (name != "" and name == address)
+        return own or name in self._hosts or host in self._hosts
+
+
+def own_host_names() -> set[str]:
+    """The names of this computer, without asking a name server."""
+    name = socket.gethostname().lower()
+    return {name, name.partition(".")[0], f"{name.partition('.')[0]}.local"} - {""}
+
+
+def is_same_host(origin: str, host: str) -> bool:
+    """Whether an origin has the name and the port of a Host header, in any of both schemes."""
+    try:
+        page, server = urlsplit(origin.lower()), urlsplit(f"//{host}")
+        default = DEFAULT_PORTS[page.scheme]
+        return (page.hostname, page.port or default) == (server.hostname, server.port or default)
+    except (KeyError, ValueError):  # another scheme, not a URL, not a port
+        return False
+
+
+def named_origins(hosts: Collection[str]) -> str:
+    """A regular expression of the origins of these hosts: on any port, unless one is named."""
+    names = [re.escape(host) + ("" if ":" in host else r"(:\d+)?") for host in hosts]
+    return f"https?://({'|'.join(names)})" if names else r"(?!)"
+
+
+def named_origins_only(hosts: Collection[str]) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """A lifespan that replaces Gradio's CORS middleware, which lets every site read the responses."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        names = [middleware.cls.__name__ for middleware in app.user_middleware]
+        app.user_middleware[names.index(GRADIO_CORS)] = Middleware(
+            CORSMiddleware,
+            allow_origin_regex=named_origins(hosts),
+            allow_credentials=True,
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+        app.middleware_stack = None  # built again for the first request
+        yield
+
+    return lifespan
 
 
 class CrossSiteCookieMiddleware:
@@ -147,3 +211,17 @@ class FileAccessMiddleware:
             return True
         # The name of a symlink to an image can be guessed.
         return path.name == resolved.name and self._is_stored_image(resolved)
+
+
+class ImageLoginMiddleware:
+    """Requires a login, where there is one, for every route that serves images: 401 without."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        is_image = scope["type"] == "http" and scope["path"].startswith(IMAGE_ROUTES)
+        if is_image and scope["state"]["owner"] is None:
+            app = PlainTextResponse(f"{MissingApiKey()}\n", 401)
+        await app(scope, receive, send)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import httpx
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 
 from canvas import GenerationRequest, Studio
 from canvas.request import GeneratedImage
+from canvas.server.discovery import find_server
+from tests.app_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,20 @@ def test_health(url: str, image: GeneratedImage) -> None:
     assert health["free_bytes"] > 0
     assert health["requires_api_key"] is False
     assert health["asks_for_keys"] is False, "the old name"
+
+
+def test_health_of_a_moved_data_folder(tmp_path: Path) -> None:
+    folder, moved = tmp_path / "data", tmp_path / "moved"
+    with serving(folder) as studio:
+        assert find_server(folder)
+        folder.rename(moved)
+        response = httpx.get(f"{studio.url}/healthz")
+        assert response.status_code == 503
+        assert response.json()["status"] == "data folder missing"
+        assert response.json()["free_bytes"] is None
+        assert str(tmp_path) not in response.text
+        assert httpx.get(f"{studio.url}/metrics").status_code in (200, 507)
+        assert find_server(moved) is None, "its server cannot use it"
+        moved.rename(folder)
+        assert httpx.get(f"{studio.url}/healthz").json()["status"] == "ok"
+        assert "canvas_disk_free_bytes" in httpx.get(f"{studio.url}/metrics").text

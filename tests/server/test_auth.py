@@ -31,7 +31,7 @@ class Clock:
 
 
 class Server:
-    """A served studio with a login whose clock the test controls."""
+    """A served studio with a login whose clock the test controls; its proxy is this machine."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio, self.clock = studio, Clock()
@@ -46,7 +46,15 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("login"), auth=("ann", "pässword")) as studio:
+    folder = tmp_path_factory.mktemp("login")
+    with serving(folder, auth=("ann", "pässword"), trusted_proxies=("127.0.0.1",)) as studio:
+        yield Server(studio)
+
+
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server without trusted proxies."""
+    with serving(tmp_path_factory.mktemp("direct"), auth=("ann", "pässword")) as studio:
         yield Server(studio)
 
 
@@ -81,6 +89,50 @@ def test_failures_count_on_every_login_path(server: Server, path: str) -> None:
         with server.client(f"2001:db8:1:{LOGIN_PATHS.index(path)}::{number}") as client:
             statuses.append(client.post(path, data=WRONG).status_code)
     assert statuses[3:] == [429, 429], "all addresses of an IPv6 network count as one"
+
+
+def test_forwarded_addresses_are_believed_from_trusted_proxies_only(direct: Server) -> None:
+    statuses = []
+    for number in range(1, 6):
+        with direct.client(f"192.0.2.{number}") as client:
+            statuses.append(log_in(client, WRONG | {"username": "bob"}))
+    assert statuses == [400, 400, 400, 429, 429], "invented addresses are the same client"
+
+
+def test_clients_cannot_choose_their_address_behind_a_proxy(server: Server) -> None:
+    """A proxy appends the address that it sees to the header of the client."""
+    statuses = []
+    for number in range(1, 6):
+        with server.client(f"192.0.2.{100 + number}, 192.0.2.5") as client:
+            statuses.append(log_in(client, WRONG))
+    assert statuses == [400, 400, 400, 429, 429]
+
+
+def test_a_delay_is_for_one_account(direct: Server) -> None:
+    with direct.client() as client:
+        for name in ("root", "admin"):
+            assert [log_in(client, {"username": name, "password": "x"}) for _ in range(4)] == [400, 400, 400, 429]
+        assert log_in(client, RIGHT) == 200
+
+
+def test_failures_of_others_at_the_same_address_do_not_delay_a_known_browser(direct: Server) -> None:
+    """An attacker behind the same proxy, which is not a trusted one, fails with the same account."""
+    with direct.client() as owner, direct.client() as attacker, direct.client() as forger:
+        assert log_in(owner, RIGHT) == 200
+        device = owner.cookies["magic_canvas_device"]
+        owner.get("/logout")
+        assert not has_access(owner)
+        assert [log_in(attacker, WRONG) for _ in range(4)] == [400, 400, 400, 429]
+        assert log_in(owner, RIGHT) == 200
+        assert has_access(owner)
+        # The cookie of a known browser gives no free attempts, and cannot be invented.
+        owner.get("/logout")
+        assert [log_in(owner, WRONG) for _ in range(4)] == [400, 400, 400, 429]
+        for forged in (device[:-1] + ("0" if device[-1] != "0" else "1"), "." + "0" * 64, "x", device.split(".")[0]):
+            forger.cookies.set("magic_canvas_device", forged)
+            assert log_in(forger, RIGHT) == 429
+            forger.cookies.clear()
+        direct.clock.seconds += DAY
 
 
 def test_concurrent_attempts_are_counted(server: Server) -> None:
@@ -184,14 +236,16 @@ def test_user_and_password_have_to_be_right() -> None:
 def test_failures_reset_after_a_day_and_are_limited_in_number() -> None:
     clock = Clock()
     throttle = LoginThrottle(clock)
-    for _ in range(2):
-        throttle.record_failure("192.0.2.1")
+    key = (b"ann", "address:192.0.2.1/32")
+    for _ in range(3):
+        assert throttle.start_attempt(key) == 0
+    assert throttle.start_attempt(key) == 1
     clock.seconds += DAY + 1
-    throttle.record_failure("192.0.2.1")
-    assert throttle.seconds_left("192.0.2.1") == 0
-    for number in range(20_000):
-        throttle.record_failure(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    assert [throttle.start_attempt(key) for _ in range(4)] == [0, 0, 0, 1]
+    for number in range(10_100):
+        throttle.start_attempt((str(number).encode(), "address:192.0.2.1/32"))
     assert len(throttle._failures) == 10_000
+    assert throttle.start_attempt(key) == 1, "invented accounts do not reset the delay of a real one"
 
 
 def test_expired_sessions_are_removed() -> None:
@@ -202,6 +256,16 @@ def test_expired_sessions_are_removed() -> None:
     clock.seconds += 13 * HOUR
     sessions["new"] = "ann"
     assert list(sessions) == ["new"]
+
+
+def test_a_new_session_does_not_renew_the_others() -> None:
+    clock = Clock()
+    sessions = Sessions(clock)
+    sessions["idle"] = "ann"
+    for hour in range(13):
+        sessions[f"new {hour}"] = "ann"
+        clock.seconds += HOUR
+    assert "idle" not in sessions
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from gradio.mcp import GradioMCPServer
 from gradio_client import Client
 
 from canvas.api import gradio_api, gradio_signatures, mcp
-from canvas.server import auth, identity, share_link
+from canvas.server import auth, identity, security, share_link
 
 CANVAS = Path(mcp.__file__).parent.parent
 # The only module that may use a name.
 OWNERS = {
     r"\.tokens\b|cookie_id": auth,
     r"oauth_info": identity,
+    r"CustomCORSMiddleware": security,
     r"gradio\.networking|share_token": share_link,
     r"mcp_server_obj|_get_or_create_client|_execute_tool|_skip_components": mcp,
     r"gradio\.context|blocks\.fns|validate_inputs": gradio_api,
@@ -48,6 +49,13 @@ def test_names_of_the_app() -> None:
     login = inspect.getsource(gr.routes)
     for cookie in ('"access-token-{app.cookie_id}"', '"access-token-unsecure-{app.cookie_id}"'):
         assert cookie in login, f"no cookie {cookie}: change canvas/server/auth.py"
+
+
+def test_name_of_the_cors_middleware() -> None:
+    with gr.Blocks() as blocks:
+        app = gr.routes.App.create_app(blocks)
+    names = [middleware.cls.__name__ for middleware in app.user_middleware]
+    assert security.GRADIO_CORS in names, "change canvas/server/security.py"
 
 
 def test_names_of_the_hugging_face_session() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -9,18 +12,20 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from canvas.server.security import security_middleware
+from canvas.server.security import HostOriginMiddleware, security_middleware
 from canvas.settings import Settings
 from canvas.validation import is_loopback
+from tests.app_server import serving
 
 
-def client_of(tmp_path: Path, hosts: tuple[str, ...] | None = ()) -> TestClient:
+def client_of(tmp_path: Path, hosts: tuple[str, ...] | None = (), own_name: str = "localhost") -> TestClient:
     """A client of an app with the middleware; the only stored image is stored.png."""
 
     async def endpoint(request: Request) -> PlainTextResponse:
         return PlainTextResponse(f"accepted, cookies: {len(request.cookies)}")
 
-    middleware = security_middleware(hosts, tmp_path / "outputs", lambda path: path.name == "stored.png")
+    outputs = tmp_path / "outputs"
+    middleware = security_middleware(hosts, outputs, lambda path: path.name == "stored.png", own_name=own_name)
     app = Starlette(routes=[Route("/{path:path}", endpoint)], middleware=middleware)
     return TestClient(app, base_url="http://127.0.0.1:7860")
 
@@ -48,15 +53,61 @@ def test_trusted_hosts_are_allowed(tmp_path: Path) -> None:
     assert client.get("/", headers={"host": "c.example"}).status_code == 421
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "file://", "https://localhost.x"])
+def test_the_computers_own_names_and_addresses_are_allowed(tmp_path: Path) -> None:
+    name = socket.gethostname()
+    for host in (name, name.upper(), f"{name.partition('.')[0]}.local", "canvas.lan", "127.0.0.1"):
+        assert client_of(tmp_path, own_name="canvas.lan").get("/", headers={"host": f"{host}:7860"}).is_success, host
+    assert client_of(tmp_path).get("/", headers={"host": "192.0.2.1"}).status_code == 421, "another address"
+    app = HostOriginMiddleware(PlainTextResponse("ok"), hosts=(), own_name="localhost")
+    client = TestClient(app, base_url="http://192.0.2.1:7860")  # the address that it is connected to
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "file://",
+        "https://localhost.x",
+        "http://localhost:3000",
+        "http://127.0.0.1:3000",
+        "http://127.0.0.1",
+        "http://localhost:7860",  # another name of this computer is another origin as well
+        "http://127.0.0.1:x",
+        "ftp://127.0.0.1:7860",
+    ],
+)
 def test_foreign_origins_are_rejected(tmp_path: Path, origin: str) -> None:
     client = client_of(tmp_path)
-    assert client.post("/", headers={"origin": origin}).status_code == 403
-    own = client.post("/", headers={"origin": "http://localhost:8000"})
-    assert own.status_code == 405, "it reached the route, which has no POST"
+    response = client.post("/", headers={"origin": origin})
+    assert response.status_code == 403
+    assert "CANVAS_TRUSTED_HOSTS" in response.text
 
 
-def test_any_host_is_allowed_where_a_key_is_required(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("hosts", "host", "origin"),
+    [
+        ((), "127.0.0.1:7860", "http://127.0.0.1:7860"),
+        ((), "localhost:7860", "http://localhost:7860"),
+        ((), "localhost", "https://localhost"),
+        ((), "localhost:80", "http://localhost"),
+        (("canvas.example",), "127.0.0.1:7860", "https://canvas.example"),
+        (("canvas.example",), "127.0.0.1:7860", "https://canvas.example:8443"),
+        (("localhost:3000",), "localhost:7860", "http://localhost:3000"),
+    ],
+)
+def test_own_and_named_origins_are_allowed(tmp_path: Path, hosts: tuple[str, ...], host: str, origin: str) -> None:
+    response = client_of(tmp_path, hosts).post("/", headers={"host": host, "origin": origin})
+    assert response.status_code == 405, "it reached the route, which has no POST"
+
+
+def test_a_named_port_names_no_other_port(tmp_path: Path) -> None:
+    client = client_of(tmp_path, ("localhost:3000",))
+    assert client.post("/", headers={"origin": "http://localhost:30001"}).status_code == 403
+
+
+def test_any_host_is_allowed_with_a_login_or_in_public_mode(tmp_path: Path) -> None:
     client = client_of(tmp_path, hosts=None)
     headers = {"host": "canvas.example", "origin": "https://other.example"}
     assert client.get("/", headers=headers).status_code == 200
@@ -111,3 +162,40 @@ def test_only_stored_images_of_the_outputs_folder_are_served(tmp_path: Path) -> 
 def test_is_loopback() -> None:
     assert all(map(is_loopback, ("localhost", "127.8.9.1", "::1")))
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.1", "::", "example.com")))  # noqa: S104
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"public": True}, {"auth": ("ann", "secret")}, {}, {"host": "0.0.0.0", "insecure": True}],  # noqa: S104
+)
+def test_no_origin_that_was_not_named_may_read_responses(tmp_path: Path, options: dict[str, Any]) -> None:
+    with serving(tmp_path, trusted_hosts=("canvas.example",), **options) as studio:
+        for origin in ("https://evil.example", "http://localhost:3000", "null", "https://canvas.example.evil.example"):
+            # A page of another site reaches the server by any name.
+            for host in (None, "canvas.example"):
+                headers = {"Origin": origin} | ({"Host": host} if host else {})
+                for path in ("healthz", "config", "export.zip", "v1/models", "gradio_api/info"):
+                    url = f"{studio.url}/{path}"
+                    for response in (httpx.get(url, headers=headers), httpx.options(url, headers=headers | PREFLIGHT)):
+                        assert "access-control-allow-origin" not in response.headers, (origin, path)
+        named = {"Origin": "https://canvas.example", "Host": "canvas.example"}
+        response = httpx.options(f"{studio.url}/v1/models", headers=named | PREFLIGHT)
+        assert response.headers["access-control-allow-origin"] == "https://canvas.example"
+        response = httpx.get(f"{studio.url}/healthz", headers=named)
+        assert response.headers["access-control-allow-origin"] == "https://canvas.example"
+        assert response.status_code == 200
+
+
+def test_host_and_origin_are_checked_on_a_network_without_a_login(tmp_path: Path) -> None:
+    with serving(tmp_path, host="0.0.0.0", insecure=True) as studio:  # noqa: S104
+        for path in ("healthz", "config", "export.zip", "v1/models"):
+            url = f"{studio.url}/{path}"
+            assert httpx.get(url, headers={"Host": "rebound.example"}).status_code == 421
+            assert httpx.get(url, headers={"Origin": "https://evil.example"}).status_code == 403
+            assert httpx.get(url, headers={"Origin": "http://localhost:3000"}).status_code == 403
+        assert httpx.get(f"{studio.url}/config", headers={"Origin": studio.url}).status_code == 200
+        address = studio.url.replace("localhost", "127.0.0.1")
+        assert httpx.get(f"{address}/config", headers={"Origin": address}).status_code == 200
