@@ -1,6 +1,10 @@
 # CPU: docker build -t magic-canvas .
 # NVIDIA GPU: docker build -t magic-canvas --build-arg DEVICE=cuda .
-FROM python:3.12-slim-bookworm
+# Another base image: --build-arg PYTHON_IMAGE=python:3.12-slim-bookworm (the newest one)
+
+# For all platforms, Python 3.12.14; `docker buildx imagetools inspect` shows the digest of a tag
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
+FROM ${PYTHON_IMAGE}
 
 # cpu or cuda: the build of torch
 ARG DEVICE=cpu
@@ -18,16 +22,18 @@ RUN useradd --create-home --uid 1000 canvas \
 
 WORKDIR /app
 
-# The CPU build of torch has its own index: PyPI's wheels depend on 3 GB of CUDA libraries
-COPY requirements.txt ./
+# The CPU build of torch has its own index, whose files have other hashes: PyPI's wheels depend on
+# 3 GB of CUDA libraries. All other packages are verified.
+COPY requirements.lock ./
 RUN if [ "$DEVICE" = "cpu" ]; then \
-        sed -n '/^torch/p' requirements.txt > torch.txt \
-        && pip install --no-cache-dir -r torch.txt --index-url https://download.pytorch.org/whl/cpu \
-        && rm torch.txt; \
+        pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu \
+            "$(grep --only-matching '^torch==[0-9.]*' requirements.lock)" \
+        && sed --in-place --regexp-extended '/^(torch|triton|nvidia-|cuda-)/,/[^\\]$/d' requirements.lock; \
     elif [ "$DEVICE" != "cuda" ]; then \
         echo "DEVICE must be cpu or cuda (got $DEVICE)" >&2; exit 1; \
     fi \
-    && pip install --no-cache-dir -r requirements.txt
+    && pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock \
+    && pip check
 
 COPY LICENSE README.md app.py ./
 COPY assets ./assets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,8 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from canvas.errors import InvalidInput
+from canvas.settings import Settings
+from tests.test_requirements import Lock, read_lock
+
 ROOT = Path(__file__).resolve().parent.parent
-PIP = 'pip() { command python -m pip "$@" --dry-run; }\n'  # the packages are installed already
+PIP = 'pip() { echo "pip $*"; }\n'  # the packages are installed already
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -39,6 +44,12 @@ def arguments_of(name: str) -> list[str]:
 def environment() -> dict[str, str]:
     pairs = " ".join(arguments_of("ENV")).split()
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def compose_environment() -> dict[str, str]:
+    """The variables of compose.yaml without a file .env."""
+    variables = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["canvas"]["environment"]
+    return {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in variables.items()}
 
 
 def in_context(path: str) -> bool:
@@ -82,7 +93,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_only_the_program_is_copied(built: Path) -> None:
     top = {path.name for path in built.iterdir()}
-    assert top == {"LICENSE", "README.md", "app.py", "requirements.txt", "assets", "canvas"}
+    assert top == {"LICENSE", "README.md", "app.py", "requirements.lock", "assets", "canvas"}
     assert not (built / "canvas" / "training").exists()
     assert (built / "assets" / "starter" / "unet").is_dir()
     assert not [path for path in built.rglob("*") if path.name.startswith((".", "__pycache__"))]
@@ -90,15 +101,61 @@ def test_only_the_program_is_copied(built: Path) -> None:
     assert not in_context(".env")
 
 
-@pytest.mark.parametrize(("device", "code"), [("cpu", 0), ("cuda", 0), ("tpu", 1)])
-def test_packages_are_installed(built: Path, device: str, code: int) -> None:
-    [install] = [text for text in arguments_of("RUN") if "requirements.txt" in text]
-    environ = {**os.environ, "DEVICE": device, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+def install(folder: Path, device: str) -> tuple[subprocess.CompletedProcess[str], Lock]:
+    """Runs the installation in a copy of the folder; returns it and the lock that it installs."""
+    [command] = [text for text in arguments_of("RUN") if "requirements.lock" in text]
+    shutil.copyfile(ROOT / "requirements.lock", folder / "requirements.lock")
+    environ = {**os.environ, "DEVICE": device}
     done = subprocess.run(
-        ["sh", "-ec", PIP + install], cwd=built, env=environ, capture_output=True, text=True, check=False
+        ["sh", "-ec", PIP + command], cwd=folder, env=environ, capture_output=True, text=True, check=False
     )
-    assert done.returncode == code, done.stderr
-    assert ("tpu" in done.stderr) == bool(code)
+    return done, read_lock((folder / "requirements.lock").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_packages_of_the_lock_are_installed_with_hashes(tmp_path: Path, device: str) -> None:
+    done, installed = install(tmp_path, device)
+    assert done.returncode == 0, done.stderr
+    locked = read_lock()
+    *first, last, check = done.stdout.splitlines()
+    assert last == "pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock"
+    assert check == "pip check"
+    if device == "cuda":
+        assert not first
+        assert installed == locked
+        return
+    index = "--index-url https://download.pytorch.org/whl/cpu"
+    assert first == [f"pip install --no-cache-dir --no-deps {index} torch=={locked['torch'][0].version}"]
+    removed = set(locked) - set(installed)
+    assert removed == {name for name in locked if name.startswith(("nvidia-", "cuda-"))} | {"torch", "triton"}
+    assert all(installed[name] == locked[name] for name in installed), "the other packages are complete"
+
+
+def test_other_devices_are_refused(tmp_path: Path) -> None:
+    done, _ = install(tmp_path, "tpu")
+    assert done.returncode == 1
+    assert "tpu" in done.stderr
+    assert not done.stdout
+
+
+def test_the_base_image_is_pinned_by_digest() -> None:
+    default = dict(text.split("=", 1) for text in arguments_of("ARG"))["PYTHON_IMAGE"]
+    assert re.fullmatch(r"python:3\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", default)
+    assert arguments_of("FROM") == ["${PYTHON_IMAGE}"]
+
+
+def test_the_container_is_not_open_by_itself(tmp_path: Path) -> None:
+    """`docker run` refuses to serve a network without a login; compose opens this computer only."""
+    variables = {name: value for name, value in environment().items() if name.startswith("CANVAS_")}
+    with pytest.raises(InvalidInput, match="--auth USER:PASSWORD"):
+        Settings.from_environment(variables).check_exposure()
+    compose = compose_environment()
+    settings = Settings.from_environment(variables | compose)
+    settings.check_exposure()
+    assert settings.checks_host
+    with pytest.raises(InvalidInput, match="--auth USER:PASSWORD"):
+        Settings.from_environment(variables | compose | {"CANVAS_INSECURE": "0"}).check_exposure()
+    assert Settings.from_environment(variables | compose | {"CANVAS_AUTH": "ann:secret"}).requires_api_key
 
 
 def test_health_check_succeeds_after_start(built: Path, tmp_path: Path) -> None:
@@ -107,7 +164,7 @@ def test_health_check_succeeds_after_start(built: Path, tmp_path: Path) -> None:
     image_env = environment()
     assert {"/data", "/data/.canvas", "/data/.huggingface"} <= set(image_env.values())
     image_env = {name: value.replace("/data", str(tmp_path)) for name, value in image_env.items()}
-    environ = {**os.environ, **image_env, "CANVAS_PORT": str(port), "CANVAS_DTYPE": "float32"}
+    environ = {**os.environ, **image_env, "CANVAS_PORT": str(port), "CANVAS_DTYPE": "float32"} | compose_environment()
     [start] = [json.loads(text) for text in arguments_of("CMD")]
     [health] = [json.loads(text.partition("CMD ")[2]) for text in arguments_of("HEALTHCHECK")]
     check = [sys.executable, *health[1:]]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.test_structure import ROOT, imports_of, modules
 
@@ -29,6 +34,33 @@ def required(name: str = "requirements.txt") -> dict[str, Requirement]:
 
 def optional() -> set[str]:
     return set(parse(PROJECT["optional-dependencies"]["upscale"]))
+
+
+class Locked(NamedTuple):
+    """A package of requirements.lock."""
+
+    version: Version
+    marker: str
+    hashes: tuple[str, ...]
+
+
+Lock = dict[str, list[Locked]]  # by name; several versions have different markers
+
+
+def read_lock(text: str | None = None) -> Lock:
+    """The packages of requirements.lock, or of a text in its format."""
+    if text is None:
+        text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    lock: Lock = {}
+    for line in re.sub(r"\\\n", "", text).splitlines():
+        if not line.strip().startswith("#"):
+            requirement, *hashes = line.split(" --hash=")
+            one = Requirement(requirement)
+            [bound] = one.specifier
+            assert bound.operator == "=="
+            entry = Locked(Version(bound.version), str(one.marker or ""), tuple(name.strip() for name in hashes))
+            lock.setdefault(canonicalize_name(one.name), []).append(entry)
+    return lock
 
 
 def imported() -> set[str]:
@@ -80,3 +112,60 @@ def test_extra_upscale_is_tested() -> None:
     tested = required("tests/requirements.txt")
     for name, requirement in parse(PROJECT["optional-dependencies"]["upscale"]).items():
         assert tested[name].specifier == requirement.specifier
+
+
+def test_lock_is_within_the_bounds() -> None:
+    lock = read_lock()
+    for name, requirement in required().items():
+        assert name in lock, f"{name} is missing: run the command at the top of requirements.lock"
+        for locked in lock[name]:
+            assert locked.version in requirement.specifier, f"{name} {locked.version} is not {requirement.specifier}"
+
+
+def test_lock_has_hashes_and_no_addresses() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert not re.search(r"://|--index|--find-links|--extra|@ ", text)
+    for name, entries in read_lock().items():
+        for locked in entries:
+            assert locked.hashes, name
+            assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in locked.hashes)
+
+
+def test_lock_is_complete() -> None:
+    """Each package that a locked package requires on this machine is locked, within its bounds."""
+    lock = read_lock()
+    checked = 0
+    for name, entries in lock.items():
+        here = [one for one in entries if not one.marker or Marker(one.marker).evaluate()]
+        assert len(here) <= 1, f"two versions of {name}"
+        try:
+            lines = requires(name) or [] if here else []
+        except PackageNotFoundError:  # CUDA libraries
+            continue
+        for requirement in map(Requirement, lines):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                [locked] = [
+                    one
+                    for one in lock[canonicalize_name(requirement.name)]
+                    if not one.marker or Marker(one.marker).evaluate()
+                ]
+                assert locked.version in requirement.specifier, f"{name} requires {requirement}"
+                checked += 1
+    assert checked > 100
+
+
+def test_lock_is_what_its_command_makes(tmp_path: Path) -> None:
+    """uv keeps the locked versions unless requirements.txt excludes them or needs another package."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    [command] = re.findall(r"^#    uv (pip compile .* -o) requirements\.lock$", text, re.MULTILINE)
+    copy = tmp_path / "requirements.lock"
+    copy.write_text(text)
+    uv = Path(sys.executable).with_name("uv")
+    done = subprocess.run([uv, *command.split(), copy], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode and ("Failed to fetch" in done.stderr or "error sending request" in done.stderr):
+        pytest.skip("The package index cannot be reached.")
+    assert done.returncode == 0, done.stderr
+    made, lock = read_lock(copy.read_text()), read_lock()
+    assert {name: {one.version for one in entries} for name, entries in made.items()} == {
+        name: {one.version for one in entries} for name, entries in lock.items()
+    }
