@@ -22,17 +22,18 @@ from tests.tiny_xl import make_tiny_xl
 XL = {"size": "1 MB", "speed": "Fast", "quality": "None", "resolution": 64, "scheduler": "Euler"}
 
 
-@pytest.fixture(params=["starter", "tiny", "xl"])
+@pytest.fixture(params=["starter torch", "tiny torch", "xl torch", "starter openvino", "xl openvino"])
 def studio_and_model(
     request: pytest.FixtureRequest, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Studio, str]]:
-    with Studio(settings) as studio:
-        if request.param == "tiny":
+    model, engine = request.param.split()
+    with Studio(Settings(**{**settings.model_dump(), "engine": engine})) as studio:
+        if model == "tiny":
             studio.models["tiny-sd"] = make_spec(str(request.getfixturevalue("tiny_folder")), "tiny-sd")
-        if request.param == "xl":
+        if model == "xl":
             folder = make_tiny_xl(tmp_path_factory.mktemp("xl"))
             studio.models["tiny-xl"] = {**XL, "name": str(folder), "type": "stable_diffusion_xl"}
-        yield studio, {"tiny": "tiny-sd", "xl": "tiny-xl"}.get(request.param, "starter")
+        yield studio, {"tiny": "tiny-sd", "xl": "tiny-xl"}.get(model, "starter")
 
 
 def pixels(studio: Studio, name: str) -> Any:

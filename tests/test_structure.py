@@ -16,7 +16,7 @@ PACKAGE = ROOT / "canvas"
 MAX_LINES = 600
 # From the lowest to the highest layer; a package stands for all of its modules.
 LAYERS = [
-    {"errors", "files", "text_files"},
+    {"errors", "files", "text_files", "builtin_models"},
     {
         "validation",
         "platform",
@@ -50,6 +50,8 @@ SOLE_IMPORTERS = {
     "diffusers": ("engine", "benchmark"),
     "torch": ("engine", "benchmark"),
     "transformers": ("engine", "benchmark"),
+    "openvino": ("engine.openvino",),
+    "nncf": ("engine.openvino.int8",),
     "sqlite3": ("history",),
     "gradio_client": ("backends", "api"),
     "gradio": ("ui", "api", "server", "backends.zerogpu"),  # ZeroGPU raises Gradio's errors
@@ -184,7 +186,7 @@ def test_modules_are_at_most_600_lines_long(module: str) -> None:
 def test_heavy_libraries_are_imported_on_first_use(module: str) -> None:
     code = (
         f"import sys, {module}; "
-        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); "
+        "heavy = {'torch', 'diffusers', 'transformers', 'openvino'} & set(sys.modules); "
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

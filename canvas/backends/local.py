@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from canvas.backends.base import GenerationTask, ProgressCallback, busy_error
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device, detect_device
 from canvas.engine.img2img import pipeline_task
+from canvas.engine.openvino.engine import OpenVinoEngine, make_engine
 from canvas.engine.pipeline_cache import PipelineCache, cache_key, default_budget
 from canvas.engine.safety import ImageSafetyChecker, find_checker
 from canvas.engine.tasks import postprocess, run_task
@@ -42,6 +43,7 @@ class LocalBackend:
         self._num_workers = num_workers
         self._device: Device | None = None
         self._pipelines: PipelineCache | None = None
+        self._openvino: OpenVinoEngine | None = None
         self._checker: ImageSafetyChecker | None = None
         self._generate_lock = threading.Lock()
         self._device_lock = threading.Lock()
@@ -84,7 +86,9 @@ class LocalBackend:
             self._generate_lock.release()
 
     def close(self) -> None:
-        """Do nothing: all resources belong to this process."""
+        """Stop the background process; all other resources belong to this one."""
+        if self._openvino is not None:
+            self._openvino.close()
 
     def generate(
         self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
@@ -99,30 +103,46 @@ class LocalBackend:
         request, model = task.request, None
         if task.local is not None and request.needs_model:
             on_progress(status="loading")
-            pipeline = self._pipeline(task.spec, task.local, request)
+            pipeline = self._pipeline(task.spec, task.local, request, torch_only=bool(task.inputs.loras))
             model = LoadedPipeline(pipeline, task.spec, self.device, task.local.revision)
             if cancelled.is_set():
                 raise GenerationCancelled("Cancelled before the first step.")
         on_progress(status="running")
-        yield from run_task(request, task.inputs, model, lambda step: on_progress(step=step), cancelled)
+        with self._openvino.generating(model.pipeline) if self._openvino and model else nullcontext():
+            yield from run_task(request, task.inputs, model, lambda step: on_progress(step=step), cancelled)
 
     def _safety_checker(self) -> ImageSafetyChecker | None:
         if self._settings.safety_level == "full" and self._checker is None:
             self._checker = ImageSafetyChecker(self.device, find_checker(hub=self._hub))
         return self._checker
 
-    def _pipeline(self, spec: ModelSpec, local: LocalModel, request: GenerationRequest | None = None) -> Any:
+    def _pipeline(
+        self,
+        spec: ModelSpec,
+        local: LocalModel,
+        request: GenerationRequest | None = None,
+        *,
+        torch_only: bool = False,  # LoRAs cannot be applied to OpenVINO's graphs
+    ) -> Any:
         """The pipeline for a request, or the text-to-image pipeline."""
         if self._pipelines is None:
-            self._pipelines = PipelineCache(self.device, self._memory_budget(), hub=self._hub)
+            self._openvino = make_engine(self.device, self._settings.cache_dir, self._settings.engine)
+            self._pipelines = PipelineCache(
+                self.device,
+                self._memory_budget(),
+                hub=self._hub,
+                openvino=self._openvino,
+                quantization=self._settings.quantization,
+                offload=self._settings.offload,
+            )
         preset = request.preset if request else "quality"
-        if not self._pipelines.is_loaded(spec, preset):
+        if not self._pipelines.is_loaded(spec, preset, torch_only=torch_only):
             with log_event(self._record_event, ModelEvent(spec.key, "load", local.repo_id, local.revision)):
-                self._pipelines.get(spec, local, preset=preset)
-        pipeline = self._pipelines.get(spec, local, preset=preset)
+                self._pipelines.get(spec, local, preset=preset, torch_only=torch_only)
+        pipeline = self._pipelines.get(spec, local, preset=preset, torch_only=torch_only)
         if request is None:
             return pipeline
-        return self._pipelines.get(spec, local, pipeline_task(pipeline, request), preset)
+        return self._pipelines.get(spec, local, pipeline_task(pipeline, request), preset, torch_only=torch_only)
 
     def _memory_budget(self) -> int:
         """Bytes for models: workers have a GPU each, but share the memory of the CPU."""

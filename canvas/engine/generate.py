@@ -13,29 +13,30 @@ from typing import TYPE_CHECKING, Any
 from PIL.Image import Image
 
 from canvas.catalog import ModelSpec
-from canvas.engine import system_info
+from canvas.engine import encode_first, system_info
 from canvas.engine.device import Device
 from canvas.engine.img2img import InputImages, PreparedEdit, check_task_supported, prepare_inputs
+from canvas.engine.model_effects import applied_request, capabilities_of
 from canvas.engine.multidiffusion import is_tiled
-from canvas.engine.openvino.engine import engine_name, engine_note
+from canvas.engine.openvino.engine import engine_name, engine_note, use_preset
 from canvas.engine.optimizations import deepcache, malloc
 from canvas.engine.pipeline_cache import check_memory, suggest_size
 from canvas.engine.placement import plan_note
 from canvas.engine.prompt_embeds import encode_prompt_cached
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, text_within_limit
-from canvas.engine.step_callback import StepCallback
+from canvas.engine.step_callback import StepCallback, called_on_each_step
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
+from canvas.engine.vae_decoding import FLOAT32_NOTE, check_latents, check_pixels, guarded_decoding, is_empty
 from canvas.engine.work_area import Size, size_step, whole_area
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
 from canvas.models.loras import Lora
 from canvas.presets import PRESETS
-from canvas.prompt_syntax import LoraWeight
+from canvas.prompt_syntax import LoraWeight, weights_note
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 if TYPE_CHECKING:
     import torch
 
-FLOAT32_NOTE = "decoded in float32, because half precision gave an empty image"
 PARALLEL = 0.9995  # cosine above which slerp is linear
 
 
@@ -65,10 +66,14 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     GenerationCancelled within one step, OutOfMemory before or during generation.
     """
     check_task_supported(pipeline, request, spec)
+    capabilities = capabilities_of(pipeline, spec.name)
+    effects: tuple[str, ...] = ()
+    if capabilities is not None:
+        request, effects = applied_request(request, capabilities, spec)
     step = size_step(pipeline)
     edit = prepare_inputs(request, images or {}, spec, step)
     area = edit.area if edit else whole_area(request.size, step, spec)
-    if not is_tiled(pipeline):  # a tile has the model's own size
+    if not (is_tiled(pipeline) or getattr(pipeline.vae, "use_tiling", False)):  # a tile has the model's own size
         check_memory(area.size, spec, device)
 
     # 1. Enhance the prompts
@@ -78,18 +83,24 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         prompt, negative_prompt = (text_within_limit(text, pipeline.tokenizer, spec) for text in prompts)
         prompts = (prompt, negative_prompt)
 
+    if deferred := encode_first.attached(pipeline):
+        deferred.prepare(pipeline, prompts, guided=(request.guidance_scale or 0) > 1)
+    unused_weights = weights_note(request.prompt, weighting=request.prompt_weighting)
+    use_preset(pipeline, request.preset)
     hooks = UNetHooks(pipeline)
     step_callback = StepCallback(request, hooks, on_step, cancelled)
     for index in range(request.num_images):
         single = request.for_image(index)
         started = time.perf_counter()
-        step_callback.start_image(index)
+        step_callback.start_image(index, area.size)
         with _translate_errors(area.size, spec, device):
             # 2. Denoise the latents
-            latents = _denoise(pipeline, single, area.size, prompts, edit, hooks, step_callback)
+            latents, note = _denoise(pipeline, single, area.size, prompts, edit, hooks, step_callback)
 
             # 3. Decode them
-            image, note = _decode_image(latents, pipeline, hooks)
+            if hooks.has_unet:
+                latents, note = _decode_image(latents, pipeline)
+            image = latents
             image = edit.composite(image) if edit else area.paste(image)
         step_callback.finish_image()
 
@@ -99,10 +110,15 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
             enhanced_prompt=enhanced_prompt,
             generation_time=time.perf_counter() - started,
             device=device.name,
-            dtype=device.dtype,
+            dtype=_pipeline_dtype(pipeline) or device.dtype,
             model_revision=model_revision,
             engine=engine_name(pipeline),
-            notes=tuple(text for text in (note, area.note, engine_note(pipeline), plan_note(pipeline)) if text),
+            notes=tuple(
+                filter(
+                    None,
+                    (*effects, note, area.note, engine_note(pipeline), plan_note(pipeline), unused_weights),
+                )
+            ),
             image=image,
         )
 
@@ -116,8 +132,8 @@ def _denoise(
     edit: PreparedEdit | None,
     hooks: UNetHooks,
     step_callback: StepCallback,
-) -> Any:
-    """The latents of one image, (C, H, W); of a pipeline without a UNet, the PIL image."""
+) -> tuple[Any, str]:
+    """The latents of one image, (C, H, W), or of a pipeline without a UNet the PIL image; a note."""
     import torch
 
     assert request.scheduler and request.num_inference_steps  # noqa: S101 - the request is resolved
@@ -129,19 +145,21 @@ def _denoise(
         "width": width,
         "height": height,
         "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
+        _guidance_argument(pipeline): request.guidance_scale,
         "generator": generator,
         "output_type": "pil",
         "callback_on_step_end": step_callback,
+        "use_resolution_binning": False,  # draw the size that the record has
     }
     if edit:
-        arguments |= edit.pipeline_args(request)
+        arguments |= edit.pipeline_args(request, rounds_skipped=not hooks.has_unet)
         arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, step_callback)
     elif hooks.has_unet:
         arguments["latents"] = _initial_noise(request, size, hooks, generator)
     if hooks.has_unet:
         arguments["output_type"] = "latent"
     known = inspect.signature(pipeline.__call__).parameters
+    arguments = {name: value for name, value in arguments.items() if name in known}
     schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
     try:
         with (
@@ -149,8 +167,10 @@ def _denoise(
             temporary_scheduler(pipeline, request.scheduler, request.num_inference_steps),
             hooks.attached(),
             deepcache.apply_deepcache(pipeline, schedule),
+            nullcontext([]) if hooks.has_unet else guarded_decoding(pipeline.vae) as notes,
+            nullcontext() if "callback_on_step_end" in known else called_on_each_step(pipeline, step_callback),
         ):
-            return pipeline(**{k: v for k, v in arguments.items() if k in known}).images[0]
+            return pipeline(**arguments).images[0], "".join(notes)
     finally:
         pipeline.maybe_free_model_hooks()
 
@@ -166,12 +186,21 @@ def _initial_noise(request: GenerationRequest, size: Size, hooks: UNetHooks, gen
     return slerp(noise, hooks.make_noise(size, other), request.variation_strength)
 
 
-def _decode_image(latents: Any, pipeline: Any, hooks: UNetHooks) -> tuple[Image, str]:
+def _guidance_argument(pipeline: Any) -> str:
+    capabilities = capabilities_of(pipeline)
+    return capabilities.family.guidance_argument if capabilities else "guidance_scale"
+
+
+def _pipeline_dtype(pipeline: Any) -> str:
+    """The dtype in which the denoiser computes; "" if it is not loaded."""
+    denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    return str(getattr(denoiser, "dtype", "")).removeprefix("torch.")
+
+
+def _decode_image(latents: Any, pipeline: Any) -> tuple[Image, str]:
     import torch
     from diffusers import AutoencoderTiny
 
-    if not hooks.has_unet:
-        return latents, ""
     # Retained memory would fragment the heap between the large decoder's tensors, at peak usage.
     tiny = isinstance(pipeline.vae, AutoencoderTiny)
     with torch.no_grad(), malloc.retain_freed_memory() if tiny else nullcontext():
@@ -182,7 +211,7 @@ def _decode_image(latents: Any, pipeline: Any, hooks: UNetHooks) -> tuple[Image,
 def _translate_errors(size: Size, spec: ModelSpec, device: Device) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, RuntimeError, ValueError) as error:
+    except (MemoryError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if system_info.is_out_of_memory(error):
             system_info.release_memory()
             text = "Ran out of memory at {size}. {suggestion}"
@@ -204,12 +233,7 @@ def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
     """
     import torch
 
-    if not latents.isfinite().all():
-        message = LazyMessage(
-            "The latents contain NaN or infinity. Try another scheduler or a lower guidance; if "
-            "every image fails, start with CANVAS_DTYPE=float32."
-        )
-        raise GenerationFailed(message)
+    check_latents(latents)
     vae = pipeline.vae
     dtype = vae.dtype
     # Every AutoencoderKL has force_upcast; only SDXL's pipelines need it, and have upcast_vae.
@@ -217,7 +241,7 @@ def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
     if upcast and dtype == torch.float16:
         return _to_pil(_decode_in_float32(latents, vae, dtype), pipeline), ""
     pixels = _decode(latents, vae, dtype)
-    if dtype == torch.float32 or not _is_empty(pixels):
+    if dtype == torch.float32 or not is_empty(pixels):
         return _to_pil(pixels, pipeline), ""
     return _to_pil(_decode_in_float32(latents, vae, dtype), pipeline), FLOAT32_NOTE
 
@@ -244,17 +268,8 @@ def _decode_in_float32(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> t
         vae.to(dtype=dtype)
 
 
-def _is_empty(pixels: torch.Tensor) -> bool:
-    """Whether any pixel is not finite, or all are black."""
-    return not bool(pixels.isfinite().all()) or bool((pixels <= -254 / 255).all())
-
-
 def _to_pil(pixels: torch.Tensor, pipeline: Any) -> Image:
-    if not pixels.isfinite().all():
-        message = LazyMessage(
-            "The decoded pixels contain NaN or infinity, even in float32. Try another seed or scheduler."
-        )
-        raise GenerationFailed(message)
+    check_pixels(pixels)
     image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]
     return image
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import pickle
 import shutil
 import tempfile
-import threading
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ModelSpec
-from canvas.engine import system_info
-from canvas.engine.device import Device
+from canvas.engine import placement, system_info
+from canvas.engine.device import Device, has_bfloat16
 from canvas.engine.lora_adapters import check_compatible
 from canvas.engine.optimizations.cpu_attention import enable_chunked_attention
+from canvas.engine.quantization import FROM_PRETRAINED_LOCK
 from canvas.errors import HubOffline, InvalidInput, LazyMessage, ModelCorrupted, ModelUnavailable, OutOfMemory
 from canvas.models import addons, pipeline_files
+from canvas.models.capabilities import read_folder
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
 from canvas.models.loras import read_lora
 from canvas.presets import DISTILLED_LORA
+
+if TYPE_CHECKING:
+    from canvas.engine.memory_plan import MemoryPlan
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +41,18 @@ PIPELINE_CLASSES = {
 NO_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 CONVERTED_DIR = "converted"
 MIN_FREE_BYTES = 2_000_000_000  # that a converted copy must leave on the disk
-# from_pretrained builds models on the meta device by patching torch.nn.Module in the whole
-# process. Two at a time leave it patched, and every later model would have no weights.
-FROM_PRETRAINED_LOCK = threading.Lock()
 
 
-def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
+def load_pipeline(
+    spec: ModelSpec,
+    local: LocalModel,
+    device: Device,
+    components: Mapping[str, Any] = MappingProxyType({}),
+    plan: MemoryPlan | None = None,
+) -> Any:
     """Load the model's text-to-image pipeline in the dtype of the device and move it there.
+
+    The `components` are used instead of those in the files; `plan` says how all is loaded.
 
     Raises ModelCorrupted, OutOfMemory or HubOffline.
     """
@@ -48,14 +61,16 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
     silence_libraries()
     try:
         with FROM_PRETRAINED_LOCK:
+            if plan is not None:
+                components = {**placement.planned_components(local, device, plan), **components}
             if local.path.is_file():
-                pipeline = _from_single_file(spec, local.path, device)
+                pipeline = _from_single_file(spec, local.path, device, components)
             else:
                 converted = find_converted(local, device)
-                pipeline = _from_folder(spec, converted or local.path, device)
-                if converted is None:
+                pipeline = _from_folder(spec, converted or local.path, device, components)
+                if converted is None and not components:
                     save_converted(pipeline, local, device)
-        pipeline = pipeline.to(device.name)
+        pipeline = placement.place(pipeline, local, device, plan) if plan else pipeline.to(device.name)
     except (
         *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
         *(ImportError, EOFError, MemoryError, pickle.UnpicklingError, SafetensorError),
@@ -73,11 +88,11 @@ def load_pipeline(spec: ModelSpec, local: LocalModel, device: Device) -> Any:
     return pipeline
 
 
-def _from_folder(spec: ModelSpec, folder: Path, device: Device) -> Any:
+def _from_folder(spec: ModelSpec, folder: Path, device: Device, components: Mapping[str, Any]) -> Any:
     import diffusers
 
     index = pipeline_files.read_index(folder)
-    weights = _selection(folder, device).weights
+    weights = _selection(folder, device, without=components).weights
     options: dict[str, Any] = {
         "dtype": device.torch_dtype,
         "local_files_only": True,
@@ -85,14 +100,28 @@ def _from_folder(spec: ModelSpec, folder: Path, device: Device) -> Any:
         "use_safetensors": weights.format == "safetensors",
     }
     options |= {name: value for name, value in NO_SAFETY_CHECKER.items() if name in index}
-    return getattr(diffusers, PIPELINE_CLASSES[spec.type]).from_pretrained(str(folder), **options)
+    options |= components
+    capabilities = read_folder(folder, spec.name)
+    return getattr(diffusers, capabilities.family.text_to_image).from_pretrained(str(folder), **options)
 
 
-def _selection(folder: Path, device: Device) -> pipeline_files.FileSelection:
-    return pipeline_files.select_local_files(folder, half_precision=device.dtype != "float32")
+def device_for(spec: ModelSpec, local: LocalModel, device: Device) -> Device:
+    """The device with a dtype in which the model gives images.
+
+    Z-Image, for example, gives black ones in float16. Raises ModelUnsupported.
+    """
+    if local.path.is_file() or not pipeline_files.has_index(local.path):
+        return device
+    dtype = read_folder(local.path, spec.name).choose_dtype(device.dtype, has_bfloat16=has_bfloat16(device))
+    return device if dtype == device.dtype else replace(device, dtype=dtype)
 
 
-def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
+def _selection(folder: Path, device: Device, without: Collection[str] = ()) -> pipeline_files.FileSelection:
+    half_precision = device.dtype != "float32"
+    return pipeline_files.select_local_files(folder, half_precision=half_precision, without=without)
+
+
+def _from_single_file(spec: ModelSpec, path: Path, device: Device, components: Mapping[str, Any]) -> Any:
     """Load a single file in the layout of the original authors.
 
     The configuration is read from the folder of the same name beside it, if it exists;
@@ -103,7 +132,7 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device) -> Any:
     pipeline_files.check_single_file(path)
     if spec.type == "auto":
         raise _load_error(spec, path, "a single file needs the type stable_diffusion or stable_diffusion_xl")
-    options: dict[str, Any] = {"dtype": device.torch_dtype}
+    options: dict[str, Any] = {"dtype": device.torch_dtype, **components}
     config = path.with_suffix("")
     if config.is_dir():
         options |= {"config": str(config), "local_files_only": True}
@@ -143,7 +172,9 @@ def optimize_for_device(pipeline: Any, device: Device) -> None:
     if device.dtype == "float32":
         return
     for name in ("unet", "vae"):
-        if module := getattr(pipeline, name, None):
+        module = getattr(pipeline, name, None)
+        # Video VAEs, such as Qwen-Image's, have convolutions in three dimensions.
+        if module is not None and all(parameter.ndim != 5 for parameter in module.parameters()):
             module.to(memory_format=torch.channels_last)
     enable_chunked_attention(pipeline)
 
@@ -153,6 +184,8 @@ def silence_libraries() -> None:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    for name in ("torchao", "torch.utils._pytree"):  # which warn while they are imported
+        logging.getLogger(name).setLevel(logging.ERROR)
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
@@ -163,7 +196,8 @@ def weight_files(local: LocalModel, device: Device) -> list[Path]:
     if local.path.is_file():
         return [local.path]
     folder = find_converted(local, device) or local.path
-    return [folder / name for name in _selection(folder, device).files]
+    without = {name for name, _ in local.components}
+    return [folder / name for name in _selection(folder, device, without).files]
 
 
 def estimate_bytes(files: list[Path], itemsize: int) -> int:
@@ -188,7 +222,7 @@ def _estimate_file(path: Path, itemsize: int) -> int:
 
 
 def bytes_in_memory(pipeline: Any) -> int:
-    """Bytes of all parameters and buffers of a pipeline; shared ones count once."""
+    """Bytes of all parameters, buffers and OpenVINO graphs of a pipeline; shared ones count once."""
     import torch
 
     tensors = {
@@ -197,7 +231,14 @@ def bytes_in_memory(pipeline: Any) -> int:
         if isinstance(module, torch.nn.Module)
         for tensor in (*module.parameters(), *module.buffers())
     }
-    return sum(tensors.values())
+    return sum(tensors.values()) + graph_bytes(pipeline)
+
+
+def graph_bytes(pipeline: Any) -> int:
+    """Bytes of the weights of OpenVINO graphs in a pipeline."""
+    vae = getattr(pipeline, "vae", None)
+    modules = (getattr(pipeline, "unet", None), getattr(vae, "decoder", None))
+    return sum(int(vars(module).get("num_bytes", 0)) for module in modules if module is not None)
 
 
 def find_converted(local: LocalModel, device: Device) -> Path | None:
@@ -248,9 +289,9 @@ def _converted_path(local: LocalModel, device: Device) -> Path | None:
     return local.path.parent.parent / CONVERTED_DIR / f"{local.path.name}-{device.dtype}"
 
 
-def fuse_distilled_lora(pipeline: Any, *, hub: Hub | None = None) -> None:
+def fuse_distilled_lora(pipeline: Any, name: str = DISTILLED_LORA, *, hub: Hub | None = None) -> None:
     """Fuse the few-step LoRA into the UNet, so that it takes no time per step."""
-    path = _require_addon(DISTILLED_LORA, hub) / addons.ADDONS[DISTILLED_LORA].files[0]
+    path = _require_addon(name, hub) / addons.ADDONS[name].files[0]
     try:
         check_compatible(read_lora(path), pipeline)
     except InvalidInput as error:
@@ -261,17 +302,19 @@ def fuse_distilled_lora(pipeline: Any, *, hub: Hub | None = None) -> None:
     pipeline.unload_lora_weights()
 
 
-def with_taesd(pipeline: Any, *, hub: Hub | None = None) -> Any:
-    """A pipeline with the same components, but TAESD as its VAE."""
+def with_tiny_decoder(pipeline: Any, name: str = addons.TAESD, *, hub: Hub | None = None) -> Any:
+    """A pipeline with the same components, but a small VAE: TAESD or the one of SDXL."""
     from diffusers import AutoencoderTiny
 
     if isinstance(pipeline.vae, AutoencoderTiny):
         return pipeline
-    folder = _require_addon(addons.TAESD, hub)
+    folder = _require_addon(name, hub)
     with FROM_PRETRAINED_LOCK:
         vae = AutoencoderTiny.from_pretrained(str(folder), dtype=pipeline.vae.dtype, local_files_only=True)
     components = {**pipeline.components, "vae": vae.to(pipeline.device)}
-    variant = type(pipeline)(**components, requires_safety_checker=False)
+    known = inspect.signature(type(pipeline)).parameters
+    options = {"requires_safety_checker": False} if "requires_safety_checker" in known else {}
+    variant = type(pipeline)(**components, **options)
     variant.set_progress_bar_config(disable=True)
     return variant
 

@@ -12,12 +12,13 @@ from canvas.catalog import ModelSpec
 from canvas.engine import loader, memory_plan, system_info
 from canvas.engine.device import Device
 from canvas.engine.memory_plan import BYTES_PER_PIXEL, MemoryPlan
+from canvas.engine.model_effects import capabilities_of, check_task
 from canvas.engine.openvino.engine import OpenVinoEngine, add_note, engine_name
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
 from canvas.models import addons
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
-from canvas.presets import uses_distilled_lora
+from canvas.presets import distilled_lora, tiny_decoder, uses_distilled_lora
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,9 @@ class PipelineCache:
     """Loaded pipelines by source, evicted in the order of least recent use.
 
     `memory_budget` limits the bytes of weights (default: a fraction of the device's memory).
-    `hub` holds the add-ons of the presets. `quantization` and `offload` override the memory plan. Without `openvino` all models run on torch. One
-    thread loads at a time; `is_loaded` and `loaded` never wait.
+    `hub` holds the add-ons of the presets. `quantization` and `offload` override the memory plan.
+    Without `openvino` all models run on torch. One thread loads at a time; `is_loaded` and `loaded`
+    never wait.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class PipelineCache:
         if task != "text_to_image" and task not in TASK_PIPELINES:
             allowed = ", ".join(("text_to_image", *TASK_PIPELINES))
             raise InvalidInput("task", task, f"one of {allowed}")
-        source, use_taesd = cache_key(spec, preset), addons.TAESD in addons.required(preset, spec)
+        source, use_taesd = cache_key(spec, preset), bool(tiny_decoder(preset, spec))
         with self._lock:
             entry = self._by_source.get(source)
             if entry is not None and entry.local != local:
@@ -100,7 +102,7 @@ class PipelineCache:
             self._by_source.move_to_end(source)
             if use_taesd and ("text_to_image", True) not in entry.variants:
                 base = entry.variants["text_to_image", False]
-                entry.variants["text_to_image", True] = self._with_taesd(base, spec)
+                entry.variants["text_to_image", True] = self._with_tiny_decoder(base, spec, tiny_decoder(preset, spec))
             if (task, use_taesd) not in entry.variants:
                 base = entry.variants["text_to_image", use_taesd]
                 entry.variants[task, use_taesd] = _for_task(base, task, spec)
@@ -137,34 +139,35 @@ class PipelineCache:
             return True
         if entry is not None:
             return entry.engine == "torch"
-        return self._openvino.prefers_torch(local, distilled=uses_distilled_lora(preset, spec))
+        return self._openvino.prefers_torch(local, lora=distilled_lora(preset, spec))
 
-    def _with_taesd(self, base: Any, spec: ModelSpec) -> Any:
-        variant = loader.with_taesd(base, hub=self._hub)
-        folder = addons.find(addons.TAESD, hub=self._hub)
+    def _with_tiny_decoder(self, base: Any, spec: ModelSpec, name: str) -> Any:
+        variant = loader.with_tiny_decoder(base, name, hub=self._hub)
+        folder = addons.find(name, hub=self._hub)
         if self._openvino and folder is not None and variant is not base:
-            self._openvino.adopt_decoder(variant, spec, LocalModel(folder, addons.ADDONS[addons.TAESD].repo_id))
+            self._openvino.adopt_decoder(variant, spec, LocalModel(folder, addons.ADDONS[name].repo_id))
         return variant
 
     def _load(self, spec: ModelSpec, local: LocalModel, preset: str, source: str) -> CachedPipeline:
+        device = loader.device_for(spec, local, self.device)
         plan = self.plan(spec, local)
         self._evict_until_fits(spec, plan.weight_bytes)
-        distilled = uses_distilled_lora(preset, spec)
-        openvino = self._openvino if source == cache_key(spec, preset) else None
-        unet = openvino and openvino.find_unet(local, distilled=distilled)
+        lora = distilled_lora(preset, spec)
+        changed = plan.quantized or plan.offload != "none"  # torch cannot count packed or absent weights
+        openvino = self._openvino if source == cache_key(spec, preset) and not changed else None
+        unet = openvino and openvino.find_unet(local, lora=lora)
         try:
-            pipeline = loader.load_pipeline(spec, local, self.device, {"unet": unet} if unet else {}, plan)
-            if distilled and not unet:
-                loader.fuse_distilled_lora(pipeline, hub=self._hub)
+            pipeline = loader.load_pipeline(spec, local, device, {"unet": unet} if unet else {}, plan)
+            if lora and not unet:
+                loader.fuse_distilled_lora(pipeline, lora, hub=self._hub)
         except CanvasError:
             self._release()
             raise
-        loader.optimize_for_device(pipeline, self.device)
+        loader.optimize_for_device(pipeline, device)
         if openvino:
-            openvino.adopt(pipeline, spec, local, distilled=distilled)
-        elif self._openvino:
+            openvino.adopt(pipeline, spec, local, lora=lora)
+        elif self._openvino and not changed:
             add_note(pipeline, TORCH_ONLY_NOTE)
-        changed = plan.quantized or plan.offload != "none"  # torch cannot count packed or absent weights
         size = plan.weight_bytes if changed else loader.bytes_in_memory(pipeline)
         entry = CachedPipeline(local, size, {("text_to_image", False): pipeline})
         self._by_source[source] = entry
@@ -175,7 +178,7 @@ class PipelineCache:
         return memory_plan.plan_local(
             spec,
             local,
-            self.device,
+            loader.device_for(spec, local, self.device),
             quantization=self._quantization,
             offload=self._offload,
             reclaimable=sum(self.loaded().values()),
@@ -230,8 +233,12 @@ def _torch_key(source: str) -> str:
 def _for_task(pipeline: Any, task: str, spec: ModelSpec) -> Any:
     import diffusers
 
+    capabilities = capabilities_of(pipeline, spec.name)
+    if capabilities is not None:
+        check_task(task, capabilities, spec)
+    class_name = capabilities.pipelines[task] if capabilities else TASK_PIPELINES[task]
     try:
-        variant = getattr(diffusers, TASK_PIPELINES[task]).from_pipe(pipeline)
+        variant = getattr(diffusers, class_name).from_pipe(pipeline)
     except ValueError as error:
         message = LazyMessage("The model {model} supports text to image only.", model=spec.key)
         raise InvalidInput("task", task, message=message) from error

@@ -80,7 +80,7 @@ def to_row(image: GeneratedImage) -> dict[str, Any]:
     row["seed"] = None if row["seed"] == RANDOM_SEED else row["seed"]
     row["favourite"] = int(image.favourite)
     row["created_at"] = timestamp(image.created_at)
-    row["options"] = json.dumps({"notes": list(image.notes), **request}, ensure_ascii=False)
+    row["options"] = json.dumps({"notes": list(image.notes), "engine": image.engine, **request}, ensure_ascii=False)
     return row
 
 
@@ -95,6 +95,7 @@ def from_row(row: Mapping[str, Any]) -> GeneratedImage:
             "client": row["channel"],
             "created_at": row["created_at"],
             "notes": options.get("notes", ()),
+            "engine": options.get("engine"),
         }
     )
 
@@ -124,6 +125,7 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
         device=_text(values.get("device")),
         dtype=_text(values.get("dtype")),
         model_revision=_text(values.get("model_revision")),
+        engine=_text(values.get("engine")),
         client=_client(values.get("client", values.get("channel"))),
     )
 
