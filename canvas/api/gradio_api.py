@@ -12,7 +12,7 @@ from anyio.to_thread import run_sync
 from gradio.context import get_blocks_context
 
 from canvas import validation
-from canvas.api.base import read_as_base64, stream_job
+from canvas.api.base import read_as_base64, run_database, stream_job
 from canvas.api.gradio_signatures import (
     Caller,
     File,
@@ -141,7 +141,7 @@ class GenerateApi:
         params["task"] = "image_to_image"
         if params["mask_image"]:
             params["task"] = "inpaint"
-            params["mask_image"] = await upload_file(self.studio, params["mask_image"], "mask_image")
+            params["mask_image"] = await upload_file(self.studio, params["mask_image"], "mask_image", caller.owner)
         return await self._submit(params, caller)
 
     @job_function("image", "image_id", "scale", "upscaler", image="The image to upscale.")
@@ -160,19 +160,22 @@ class GenerateApi:
         fields = params.pop("fields")
         if not isinstance(fields, dict):
             raise InvalidInput("fields", fields, "a dict of the fields of a request")
-        files = {name: await upload_file(self.studio, file, name) if file else None for name, file in params.items()}
+        files = {
+            name: await upload_file(self.studio, file, name, caller.owner) if file else None
+            for name, file in params.items()
+        }
         fixed = {"backend": LOCAL, "num_images": 1, **files}
         request = GenerationRequest.from_dict(rename_old_fields(fields) | fixed)
-        return await run_sync(self.studio.submit, request, *caller)
+        return await run_database(self.studio.submit, request, *caller)
 
     async def _submit(self, params: dict[str, Any], caller: Caller) -> Job:
-        return await run_sync(self.studio.submit, GenerationRequest(**params), *caller)
+        return await run_database(self.studio.submit, GenerationRequest(**params), *caller)
 
     async def _image_name(self, params: dict[str, Any], caller: Caller) -> str:
         """The name of the image that `image` or `image_id` denotes."""
         image_id = params.pop("image_id")
         if image_id is None:
-            return await upload_file(self.studio, params["image"], "image")
+            return await upload_file(self.studio, params["image"], "image", caller.owner)
         image = await run_sync(_find_image, self.studio, image_id, caller.owner)
         return image.filename
 

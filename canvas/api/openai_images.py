@@ -193,6 +193,8 @@ class OpenAIImagesApi:
             spec = get_model(request.model_key, self._studio.models)
             grant_consent = self._studio.remote_backends.grant_consent
             await run_database(grant_consent, owner, request.backend, spec)
+            if spec.terms and request.backend == LOCAL:
+                await run_database(self._studio.accept_licence, spec.key)
         job = await run_database(self._studio.submit, request, owner, params.client or "openai")
         if params.stream:
             return StreamingResponse(self._events(job, params), media_type="text/event-stream")

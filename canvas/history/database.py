@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -73,22 +73,31 @@ class Database:
 
     def __init__(self, path: Path, busy_timeout: float = BUSY_TIMEOUT) -> None:
         self.path = Path(path)
+        self._busy_timeout = busy_timeout
         self._lock = threading.RLock()  # of the connection; SQLite has a single writer anyway
+        # Reading has its own connection, as it does not wait for other programs that write.
+        self._read_lock = threading.Lock()
+        self._writing_thread: int | None = None
         with self._wrap_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(
-                self.path, timeout=busy_timeout, isolation_level=None, check_same_thread=False
-            )
+            self._connection = self._connect()
         try:
             with self._wrap_errors():
                 self._open()
+                self._reader = self._connect()
         except BaseException:
             self._connection.close()
             raise
 
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
+        )
+        connection.row_factory = sqlite3.Row
+        return connection
+
     def _open(self) -> None:
         self._inode = self._current_inode()
-        self._connection.row_factory = sqlite3.Row
         migrate(self._connection, self.path)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -99,8 +108,9 @@ class Database:
         self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, self._read_lock:
             self._connection.close()
+            self._reader.close()
 
     def save_image(self, image: GeneratedImage) -> GeneratedImage:
         """Insert the row of an image, or replace the row of its file; the result has its id."""
@@ -194,6 +204,15 @@ class Database:
             for row in rows:
                 _insert(connection, "generated_images", row)
 
+    def has_owner(self, owner: str) -> bool:
+        """Whether any row belongs to an owner."""
+        sql = (
+            "SELECT EXISTS (SELECT 1 FROM generated_images WHERE owner = :owner) "
+            "OR EXISTS (SELECT 1 FROM unfinished_jobs WHERE owner = :owner) "
+            "OR EXISTS (SELECT 1 FROM comparisons WHERE owner = :owner) AS found"
+        )
+        return bool(self.rows(sql, {"owner": owner})[0]["found"])
+
     def ids_of_owner(self, owner: str) -> list[int]:
         rows = self.rows("SELECT id FROM generated_images WHERE owner = ?", [owner])
         return [row["id"] for row in rows]
@@ -212,30 +231,46 @@ class Database:
             )
 
     def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
-        """All rows of a SELECT statement."""
-        with self._lock, self._wrap_errors():
-            return [dict(row) for row in self._connection.execute(sql, parameters)]
+        """All rows of a SELECT statement; within a transaction with its changes."""
+        writes = self._writing_thread == threading.get_ident()
+        connection = self._connection if writes else self._reader
+        with nullcontext() if writes else self._read_lock, self._wrap_errors():
+            return [dict(row) for row in connection.execute(sql, parameters)]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction, committed at the end of the block or rolled back; may be nested."""
-        with self._lock, self._wrap_errors():
+        with self._wrap_errors(), self._write_lock():
             if self._connection.in_transaction:  # nested
                 yield self._connection
                 return
             if self._current_inode() != self._inode:  # writes would be lost
                 raise StorageError(DATABASE_MOVED.format(path=self.path))
             self._connection.execute("BEGIN IMMEDIATE")
+            self._writing_thread = threading.get_ident()
             try:
                 yield self._connection
             except BaseException:
                 self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
+            else:
+                self._connection.execute("COMMIT")
+            finally:
+                self._writing_thread = None
+
+    @contextmanager
+    def _write_lock(self) -> Iterator[None]:
+        """Hold the lock of the writing connection; threads do not wait longer for it than for other programs."""
+        if not self._lock.acquire(timeout=self._busy_timeout):
+            raise StorageError(describe_sqlite_error(self.path, sqlite3.OperationalError("database is locked")))
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def purge(self) -> None:
         """Overwrite deleted data in the search index and the write-ahead log."""
-        with self._lock, self._wrap_errors():
+        with self._wrap_errors(), self._write_lock():
             self._connection.execute("INSERT INTO image_search (image_search) VALUES ('optimize')")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 

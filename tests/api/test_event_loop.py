@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from gradio_client import Client
 
 from canvas import GenerationRequest, Studio
+from canvas.errors import QueueFull
 from tests.app_server import wait_until_finished
 
 PROMPT = "a fox behind a lock"
@@ -70,6 +72,37 @@ def test_other_routes_respond_while_the_database_is_locked(
     image = served.recent(limit=1)[0]
     assert image.request.prompt == PROMPT
     assert len(served.recent(limit=1000)) == before + 1
+
+
+@pytest.mark.parametrize("api", ["v1", "sdapi", "gradio"])
+def test_many_waiting_requests_leave_threads_for_other_routes(
+    served: Studio, url: str, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starlette's routes share 40 threads, and so do Gradio's events by default."""
+    count, started = 45, threading.Event()
+
+    def wait_and_fail(*args: Any) -> Any:  # 135 images would take a minute
+        started.set()
+        with served.database.transaction():
+            raise QueueFull("Not queued.")
+
+    monkeypatch.setattr(served, "submit", wait_and_fail)
+    with ThreadPoolExecutor(count) as pool:
+        posts = {"v1": partial(pool.submit, post_openai, url), "sdapi": partial(pool.submit, post_a1111, url)}
+        if api == "gradio":
+            client = Client(url, verbose=False, download_files=False)
+            posts["gradio"] = partial(client.submit, PROMPT, api_name="/generate")
+        with write_lock(served):
+            responses = [posts[api]() for _ in range(count)]
+            assert started.wait(60)
+            time.sleep(2)  # until all of them wait
+            assert seconds_for(url, "/healthz", "/docs", "/", "/sdapi/v1/memory") < MAX_SECONDS
+            assert not any(response.done() for response in responses)
+            started_reading = time.monotonic()
+            served.recent()
+            assert time.monotonic() - started_reading < 1, "reading does not wait"
+        for response in responses:
+            assert response.exception(60) is not None
 
 
 def test_a_disconnect_does_not_block_the_event_loop(served: Studio, url: str) -> None:

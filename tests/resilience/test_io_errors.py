@@ -137,7 +137,8 @@ def test_database_locked_by_another_process_raises(
     with Studio(settings) as studio:
         studio.generate(REQUEST)
         if busy_timeout is not None:
-            studio.database.rows(f"PRAGMA busy_timeout = {busy_timeout}")
+            with studio.database.transaction() as connection:
+                connection.execute(f"PRAGMA busy_timeout = {busy_timeout}")
         job = studio.submit(GenerationRequest("a fox", num_inference_steps=100))
         next(change for change in job.subscribe() if change.status == "running")
         with locked(settings.data_dir):
