@@ -24,7 +24,7 @@ from canvas.request import GeneratedImage
 from canvas.settings import Settings
 
 Message = tuple[str, Any]
-SHUTDOWN_TIMEOUT = 5.0
+SHUTDOWN_TIMEOUT = 1.0  # seconds
 FINAL_MESSAGES = ("done", "error")
 
 
@@ -61,6 +61,8 @@ class SubprocessBackend:
         self._device: Device | None = None
         self._loaded: frozenset[str] = frozenset()
         self._rpc_lock = threading.Lock()
+        self._process_lock = threading.Lock()
+        self._closed = False
         self._spawn()
 
     @property
@@ -103,7 +105,9 @@ class SubprocessBackend:
                         yield value
 
     def close(self) -> None:
-        """Stop the process by closing its stdin, or kill it after a timeout."""
+        """End the process by closing its stdin, or kill it after a timeout; its call fails."""
+        with self._process_lock:
+            self._closed = True
         with suppress(OSError):
             self._stdin.close()
         try:
@@ -145,14 +149,16 @@ class SubprocessBackend:
         return self._process.stdin
 
     def _send(self, message: object) -> None:
-        with suppress(OSError):  # if the worker has exited, `_messages` ends
+        with suppress(OSError, ValueError):  # if the worker has exited or was closed, `_messages` ends
             pickle.dump(message, self._stdin)
             self._stdin.flush()
 
     def _stream_replies(self, call: object, cancelled: threading.Event) -> Generator[Message]:
         """Yield the replies to a call up to the final one; raises the worker's error."""
         if self._process.poll() is not None:  # it crashed while it was idle
-            self._replace_crashed()
+            error = self._replace_crashed()
+            if self._closed:
+                raise error
         self._send(call)
         kind = ""
         try:
@@ -189,11 +195,14 @@ class SubprocessBackend:
                 return kind, value
 
     def _replace_crashed(self) -> WorkerCrashed:
-        """Start a new process and return the error for the caller."""
+        """Start a new process, unless the backend is closed, and return the error for the caller."""
         status = self._process.wait()
         with suppress(OSError):  # unsent data
             self._stdin.close()
-        self._spawn()
+        with self._process_lock:
+            if self._closed:
+                return WorkerCrashed(f"Worker process {self._index + 1} was closed.")
+            self._spawn()
         return WorkerCrashed(
             f"Worker process {self._index + 1} exited unexpectedly (status {status}). The most "
             "common cause is a lack of memory."

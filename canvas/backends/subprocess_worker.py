@@ -94,7 +94,9 @@ class WorkerProcess:
 
 def main() -> None:
     """Handle calls until the parent process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl+C
+    # The parent process handles them, and ends this one. Ctrl+C, and service managers, signal to both.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     configure_runtime_env()
     output_pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not mix with messages

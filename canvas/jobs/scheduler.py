@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 REMOTE_CONCURRENCY = 4  # remote jobs at the same time
 MAX_ATTEMPTS = 3  # of a job whose worker crashes, since the job may be the cause
 LOG_INTERVAL = 5.0  # seconds between log lines of a download
+STOP_TIMEOUT = 1.0  # seconds for the current step, after which worker processes are ended
+CLOSE_TIMEOUT = 30.0  # seconds for work in this process that cannot be interrupted, such as loading a model
 CHECKER = "safety checker"  # see `JobScheduler.missing`
 
 
@@ -60,6 +62,7 @@ class JobScheduler:
         self._record_event = record_event
         self._load_inputs = load_inputs
         self._hub = hub
+        self._loras_dir = settings.loras_dir
         self._checks_images = settings.safety_level == "full"
         self.backends = create_backends(settings, record_event, hub)
         self._download_queue = JobQueue()
@@ -96,7 +99,7 @@ class JobScheduler:
         return missing
 
     def _missing_loras(self, request: GenerationRequest) -> list[str]:
-        names = (name for name, _ in requested_loras(request) if loras.is_hub_name(name))
+        names = (name for name, _ in requested_loras(request) if loras.is_hub_name(name, self._loras_dir))
         return [name for name in names if loras.find(name, hub=self._hub) is None]
 
     def jobs_ahead_of(self, job: Job, jobs: list[Job]) -> list[Job]:
@@ -110,13 +113,18 @@ class JobScheduler:
         return running + waiting[: waiting.index(job)]
 
     def close(self) -> None:
-        """Stop the threads after their current jobs, then the backends."""
+        """Stop the threads, whose jobs are cancelled, and the backends."""
         for queue in (self._download_queue, self._generate_queue, self._remote_queue):
             queue.close()
-        for thread in self._threads:
-            thread.join(timeout=30)
+        self._join_threads(STOP_TIMEOUT)  # most end within a step
         for backend in self.backends:
             backend.close()
+        self._join_threads(CLOSE_TIMEOUT)
+
+    def _join_threads(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def device_if_known(self) -> Device | None:
@@ -216,7 +224,7 @@ class JobScheduler:
         on_progress = DownloadReporter(job)
         needs_model = request is None or request.needs_model
         missing_model = needs_model and self.find_local(spec) is None
-        if request is None or missing_model or self._missing_addons(spec, request):
+        if request is None or missing_model or any(self._missing_addons(spec, each) for each in job.requests):
             job.update(status="downloading")
         if missing_model:
             self._download_model(job, spec, on_progress)
@@ -225,7 +233,7 @@ class JobScheduler:
             return
         if request.needs_model:
             addons.fetch(request.preset, spec, on_progress, job.cancelled, hub=self._hub)
-        for name in self._missing_loras(request):
+        for name in {name for each in job.requests for name in self._missing_loras(each)}:
             loras.fetch(name, on_progress, job.cancelled, hub=self._hub)
         if self._checks_images and safety.find_checker(hub=self._hub) is None:
             safety.fetch_checker(on_progress, job.cancelled, hub=self._hub)
@@ -246,7 +254,7 @@ class JobScheduler:
         spec = get_model(job.model_key, self._models)
         local = self.find_local(spec) if job.request.needs_model else None
         missing_model = job.request.needs_model and local is None
-        if missing_model or self._missing_addons(spec, job.request):
+        if missing_model or any(self._missing_addons(spec, request) for request in job.requests):
             raise _FilesDeleted
         self._run(backend, local, job)
 
@@ -255,11 +263,16 @@ class JobScheduler:
         spec = get_model(job.model_key, self._models)
         # Loaded now and not when the job was submitted: the decoded images of many waiting jobs
         # would fill the memory.
-        inputs = self._load_inputs(job.request, job.owner)
-        task = GenerationTask(job.request.remaining(len(job.images)), spec, local, inputs)
-        with closing(backend.generate(task, job.report_progress, job.cancelled)) as images:
-            for image in images:
-                job.update(images=[*job.images, self._save_image(image, job)])
+        for index, request in enumerate(job.requests):
+            done = max(0, len(job.images) - job.first_image(index))
+            if done >= request.num_images:
+                continue
+            job.update(current=index)
+            inputs = self._load_inputs(request, job.owner)
+            task = GenerationTask(request.remaining(done), spec, local, inputs)
+            with closing(backend.generate(task, job.report_progress, job.cancelled)) as images:
+                for image in images:
+                    job.update(images=[*job.images, self._save_image(image, job)])
         job.update(status="done")
 
 
