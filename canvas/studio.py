@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from canvas import dynamic_prompts
 from canvas.backends.base import Backend
 from canvas.backends.remote_backends import RemoteBackends
-from canvas.catalog import MODELS, Catalog, get_model
-from canvas.engine import prompts, safety
+from canvas.catalog import MODELS, Catalog, ModelSpec, get_model
+from canvas.engine import memory_plan, prompts, safety
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_duration
-from canvas.errors import NotFound
+from canvas.errors import InvalidInput, LazyMessage, NotFound, ServerStopping
 from canvas.history.api_keys import ApiKeyStore
 from canvas.history.comparisons import Comparisons
 from canvas.history.database import Database
@@ -28,9 +28,11 @@ from canvas.jobs.inputs import InputResolver
 from canvas.jobs.job import ImageList, Job, wait_with_progress
 from canvas.jobs.queue import JobRegistry
 from canvas.jobs.scheduler import CHECKER, JobScheduler
+from canvas.jobs.temp_files import TempFiles
 from canvas.model_status import ModelLocation, ModelStatus
 from canvas.models import addons, download
 from canvas.models.hub_client import Hub
+from canvas.models.licences import AcceptedLicences
 from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.settings import Settings
 
@@ -83,6 +85,8 @@ class Studio:
         self.api_keys = ApiKeyStore(self.database)
         self.comparisons = Comparisons(self.database)
         self.inputs = InputResolver(self.settings, self.image_repository, hub)
+        self.temp_files = TempFiles()
+        self.licences = AcceptedLicences(self.settings.data_dir)
         self.remote_backends = RemoteBackends(self.settings, hub)
         self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
         self._jobs = JobRegistry()
@@ -113,26 +117,38 @@ class Studio:
         self.close()
 
     def close(self) -> None:
-        """Cancel all jobs, stop the threads and close the database.
+        """Stop, wait for the threads and close the database."""
+        self.stop()
+        self._scheduler.close()
+        self.database.close()
+
+    def stop(self) -> None:
+        """Refuse new jobs and end the present ones with ServerStopping; waits for nothing.
 
         Unfinished jobs are `interrupted_jobs` after the next start.
         """
         self._closing = True
+        message = LazyMessage("The server is shutting down. After its restart the page offers to resume your job.")
         for job in self._jobs.for_owner():
-            job.cancel()
-        self._scheduler.close()
-        self.database.close()
+            if not job.cancelled.is_set():  # otherwise its owner does not want it any more
+                job.update(status="cancelled", error=ServerStopping(message))  # before a worker sees the event
+                job.cancelled.set()
 
     # Jobs
 
     def submit(self, request: GenerationRequest, owner: str = LOCAL_OWNER, client: str = "python") -> Job:
-        """Queue a request; raises InvalidInput, QueueFull, ContentBlocked or ConsentRequired."""
-        return self.submit_many([request], owner, client)[0]
+        """Queue a request as one job, with the images of all prompts that a dynamic prompt stands for.
+
+        Raises InvalidInput, QueueFull, ContentBlocked or ConsentRequired.
+        """
+        requests = self.expand_prompt(request)
+        return self._submit([(request if requests[1:] else None, requests)], owner, client)[0]
 
     def expand_prompt(self, request: GenerationRequest) -> list[GenerationRequest]:
-        """The requests that a dynamic prompt stands for; see `dynamic_prompts.expand`."""
-        expanded = dynamic_prompts.expand(request.prompt, self.settings.wildcards_dir)
-        return [replace(request, prompt=prompt) for prompt in expanded]
+        """The requests that dynamic prompts stand for; see `dynamic_prompts.expand`."""
+        folder = self.settings.wildcards_dir
+        pairs = dynamic_prompts.expand_pairs(request.prompt, request.negative_prompt, folder)
+        return [replace(request, prompt=prompt, negative_prompt=negative) for prompt, negative in pairs]
 
     def submit_expanded(
         self, request: GenerationRequest, owner: str = LOCAL_OWNER, client: str = "python"
@@ -142,36 +158,91 @@ class Studio:
     def submit_many(
         self, requests: list[GenerationRequest], owner: str = LOCAL_OWNER, client: str = "python"
     ) -> list[Job]:
-        """Queue all requests, or none; raises what `submit` raises."""
-        num_queued = sum(1 for job in self._jobs.for_owner(owner) if not job.finished)
+        """Queue each request as a job, or none; raises what `submit` raises. Prompts are not expanded."""
+        return self._submit([(None, [request]) for request in requests], owner, client)
+
+    def _submit(
+        self, groups: list[tuple[GenerationRequest | None, list[GenerationRequest]]], owner: str, client: str
+    ) -> list[Job]:
+        """Queue a job for each group: the dynamic request, if it is one, and what it stands for."""
+        self._limits.check_queue(owner, self._unfinished_owners(), sum(len(requests) for _, requests in groups))
         accepted: list[tuple[Job, bool]] = []
-        for request in requests:
-            spec = get_model(request.model_key, self.models)
-            if self.settings.safety_level != "off":
-                safety.check_prompt(request.prompt)
-            resolved = self.inputs.resolve_request(request, spec, owner)
-            self.remote_backends.check(resolved, spec, owner)
-            self._limits.check(resolved, num_queued + len(accepted))
+        for dynamic, requests in groups:
+            spec = get_model(requests[0].model_key, self.models)
+            resolved = [self._resolve(request, spec, owner) for request in requests]
             missing: set[str] = set()
-            if resolved.backend == LOCAL:
-                missing = self._scheduler.missing(spec, resolved)
+            for request in resolved:
+                missing |= self._scheduler.missing(spec, request) if request.backend == LOCAL else set()
             if missing - {CHECKER}:  # the checker is the server's own requirement
                 self._limits.check_download(spec.key)
-            job = Job(owner, "generate", spec.key, resolved, client, on_finish=self._on_job_finished)
+            if "model" in missing:
+                self.licences.check(spec)
+            job = Job(owner, "generate", spec.key, resolved[0], client, on_finish=self._on_job_finished)
+            job.requests, job.dynamic_request = tuple(resolved), dynamic
             accepted.append((job, not missing))
-        for job, _ in accepted:
-            assert job.request is not None  # noqa: S101 - given above
-            self._pending_jobs.add(PendingJob(job.id, owner, job.request, job.created_at))
-        return [self._start(job, ready=ready) for job, ready in accepted]
+        self._register(owner, [job for job, _ in accepted])
+        for job, ready in accepted:
+            self._scheduler.put(job, ready=ready)
+        return [job for job, _ in accepted]
+
+    def _resolve(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
+        if self.settings.safety_level != "off":
+            safety.check_prompt(request.prompt)
+        resolved = self.inputs.resolve_request(request, spec, owner)
+        self.remote_backends.check(resolved, spec, owner)
+        self._limits.check(resolved)
+        return resolved
+
+    def _register(self, owner: str, jobs: list[Job]) -> None:
+        """Check the limits and register the jobs in one step, which no other thread can come between."""
+        try:
+            with self.database.transaction():
+                self._limits.check_queue(owner, self._unfinished_owners(), sum(len(job.requests) for job in jobs))
+                for job in jobs:
+                    self._pending_jobs.add(PendingJob(job.id, owner, job.resumable_request, job.created_at))
+                    self._jobs.add(job)
+                self._refuse_if_closing()
+        except BaseException:
+            for job in jobs:
+                self._jobs.remove(job)
+            raise
+
+    def _unfinished_owners(self) -> list[str]:
+        """The owner of each unfinished request."""
+        unfinished = [job for job in self._jobs.for_owner() if not job.finished]
+        return [owner for job in unfinished for owner in [job.owner] * max(1, len(job.requests))]
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise ServerStopping(LazyMessage("The server is shutting down. Try again after its restart."))
 
     def generate(self, request: GenerationRequest, owner: str = LOCAL_OWNER) -> ImageList:
         """Submit a request and wait; returns the saved images or raises the job's error."""
         return wait_with_progress(self.submit(request, owner))
 
     def download_model(self, model_key: str, owner: str = LOCAL_OWNER) -> Job:
-        """Download a model without loading it; raises ContentBlocked on a public server."""
-        self._limits.check_download(get_model(model_key, self.models).key)
-        return self._start(Job(owner, "download", model_key), ready=False)
+        """Download a model without loading it; raises ContentBlocked on a public server.
+
+        Raises ConsentRequired if its licence needs `accept_licence`.
+        """
+        spec = get_model(model_key, self.models)
+        self._limits.check_download(spec.key)
+        self.licences.check(spec)
+        job = Job(owner, "download", model_key)
+        self._jobs.add(job)
+        self._refuse_if_closing()
+        self._scheduler.put(job, ready=False)
+        return job
+
+    def accept_licence(self, model_key: str) -> None:
+        """Record that the owner of this computer agrees to the licence of a model."""
+        spec = get_model(model_key, self.models)
+        self._limits.check_download(spec.key)
+        self.licences.accept(spec)
+
+    def owns_data(self, owner: str) -> bool:
+        """Whether an owner has images, jobs or comparisons."""
+        return self.database.has_owner(owner)
 
     def interrupted_jobs(self, owner: str) -> list[PendingJob]:
         """The owner's jobs that an earlier process did not finish."""
@@ -212,17 +283,13 @@ class Studio:
                 estimates[cost_key] = self.estimate(other.request)
             if (estimate := estimates.get(cost_key)) is None:
                 return None
+            estimate *= max(1, len(other.requests))
             done = other.progress.fraction if isinstance(other.progress, ProgressUpdate) else 0.0
             seconds += estimate * (1 - done)
         return seconds / len(self.backends)
 
-    def _start(self, job: Job, *, ready: bool) -> Job:
-        self._jobs.add(job)
-        self._scheduler.put(job, ready=ready)
-        return job
-
     def _on_job_finished(self, job: Job) -> None:
-        if not self._closing:
+        if not isinstance(job.error, ServerStopping):
             self._pending_jobs.remove_eventually(job.id)
 
     def _save_image(self, image: GeneratedImage, job: Job) -> GeneratedImage:
@@ -271,7 +338,21 @@ class Studio:
             missing_bytes = self._scheduler.plan_download(spec).missing_bytes
         seconds = self.estimate(GenerationRequest("…", model_key=model_key))
         free_bytes = shutil.disk_usage(self.settings.data_dir).free
-        return ModelStatus(spec.key, location, missing_bytes, free_bytes, spec, seconds)
+        memory = self._memory_text(spec)
+        return ModelStatus(spec.key, location, missing_bytes, free_bytes, spec, seconds, memory)
+
+    def _memory_text(self, spec: ModelSpec) -> LazyMessage | None:
+        """How the model would be loaded, once the device is known and its files are there."""
+        device, local = self.device_if_known, self._scheduler.find_local(spec)
+        if device is None or local is None or spec.is_local:
+            return None
+        try:
+            plan = memory_plan.plan_local(
+                spec, local, device, quantization=self.settings.quantization, offload=self.settings.offload
+            )
+        except InvalidInput as error:  # what models.toml or a setting asks for is not possible
+            return LazyMessage("{reason}", reason=error.args[0])
+        return plan.text
 
     def is_loaded(self, model_key: str) -> bool:
         """Whether a model is in memory; never waits for the database."""

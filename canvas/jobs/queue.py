@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from canvas.jobs.job import Job
+from canvas.jobs.limits import account_of
 
 Affinity = Callable[[Job], bool]
 LOOKAHEAD = 8  # jobs among which a worker looks for one that it prefers
@@ -16,26 +17,28 @@ KEEP_SECONDS = 3600.0  # that finished jobs are kept
 
 
 class JobQueue:
-    """Jobs that wait for workers, scheduled round-robin between owners."""
+    """Jobs that wait for workers, scheduled round-robin between accounts, then between their owners."""
 
     def __init__(self) -> None:
-        self._turns: deque[str] = deque()
-        self._waiting: dict[str, deque[Job]] = {}
+        # By account and owner; whose turn is next comes first.
+        self._waiting: dict[str, dict[str, deque[Job]]] = {}
         self._idle: list[Affinity] = []  # of the workers that wait in `take`
         self._changed = threading.Condition()
         self._closed = False
 
     def put(self, job: Job, *, first: bool = False) -> None:
         """Add a job after its owner's other jobs, or (`first`) before all jobs."""
+        account = account_of(job.owner)
         with self._changed:
-            waiting = self._waiting.setdefault(job.owner, deque())
+            self._remove_cancelled()
+            owners = self._waiting.setdefault(account, {})
+            jobs = owners.setdefault(job.owner, deque())
             if first:
-                waiting.appendleft(job)
-                self._turns = deque([job.owner, *(o for o in self._turns if o != job.owner)])
+                jobs.appendleft(job)
+                self._waiting[account] = {job.owner: jobs, **owners}
+                self._waiting = {account: self._waiting[account], **self._waiting}
             else:
-                waiting.append(job)
-                if job.owner not in self._turns:
-                    self._turns.append(job.owner)
+                jobs.append(job)
             self._changed.notify_all()
 
     def take(self, prefers: Affinity | None = None) -> Job | None:
@@ -73,13 +76,22 @@ class JobQueue:
 
     def _remove(self, job: Job) -> None:
         """Remove a job and all cancelled ones of its owner, whose turn is over."""
-        left = deque(j for j in self._waiting[job.owner] if j is not job and not j.finished)
-        self._turns.remove(job.owner)
+        account = account_of(job.owner)
+        owners = self._waiting.pop(account)
+        left = deque(other for other in owners.pop(job.owner) if other is not job and not other.finished)
         if left:
-            self._waiting[job.owner] = left
-            self._turns.append(job.owner)
-        else:
-            del self._waiting[job.owner]
+            owners[job.owner] = left
+        if owners:
+            self._waiting[account] = owners
+
+    def _remove_cancelled(self) -> None:
+        """Remove the owners who have only cancelled jobs and may never come back."""
+        for account, owners in list(self._waiting.items()):
+            kept = {owner: jobs for owner, jobs in owners.items() if any(_unfinished(jobs))}
+            if kept:
+                self._waiting[account] = kept  # in place: the order of the turns stays
+            else:
+                del self._waiting[account]
 
     def snapshot(self) -> list[Job]:
         """The waiting jobs in the order in which `take` would return them."""
@@ -87,21 +99,29 @@ class JobQueue:
             return self._order()
 
     def _order(self) -> list[Job]:
-        turns = deque(self._turns)
-        waiting = {owner: deque(job for job in jobs if not job.finished) for owner, jobs in self._waiting.items()}
-        order: list[Job] = []
-        while turns:
-            owner = turns.popleft()
-            if waiting[owner]:
-                order.append(waiting[owner].popleft())
-                turns.append(owner)
-        return order
+        waiting = self._waiting.values()
+        return list(_alternate(_alternate(map(_unfinished, owners.values())) for owners in waiting))
 
     def close(self) -> None:
         """Make every `take` return None."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+def _unfinished(jobs: Iterable[Job]) -> Iterator[Job]:
+    return (job for job in jobs if not job.finished)
+
+
+def _alternate(sources: Iterable[Iterator[Job]]) -> Iterator[Job]:
+    """The next job of each source in turn."""
+    turns = deque(sources)
+    while turns:
+        source = turns.popleft()
+        for job in source:
+            yield job
+            turns.append(source)
+            break
 
 
 class JobRegistry:
@@ -122,6 +142,11 @@ class JobRegistry:
                 if kept.finished_at is None or kept.finished_at.timestamp() > oldest
             }
             self._jobs[job.id] = job
+
+    def remove(self, job: Job) -> None:
+        """Forget a job that could not be queued."""
+        with self._lock:
+            self._jobs.pop(job.id, None)
 
     def get(self, job_id: str) -> Job | None:
         with self._lock:

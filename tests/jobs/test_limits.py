@@ -1,40 +1,54 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.errors import ContentBlocked, InvalidInput, QueueFull
-from canvas.jobs.limits import PRIVATE, PUBLIC, Limits
+from canvas.jobs.limits import PRIVATE, PUBLIC, Limits, Visitor
 from canvas.settings import Settings
 
 FOX = GenerationRequest("a fox").with_defaults(MODELS["starter"])
 
 
 def test_private_servers_have_no_limit() -> None:
-    PRIVATE.check(replace(FOX, num_images=16, num_inference_steps=150), num_queued=1000)
+    PRIVATE.check(replace(FOX, num_images=16, num_inference_steps=150))
+    PRIVATE.check_queue("ann", ["ann"] * 1000)
 
 
-def test_check_raises_if_the_queue_is_full() -> None:
+def test_check_queue_counts_the_jobs_of_an_owner() -> None:
     limits = Limits(max_queued=2)
-    limits.check(FOX, num_queued=1)
-    with pytest.raises(QueueFull, match=r"allows 2.*remove one"):
-        limits.check(FOX, num_queued=2)
+    limits.check_queue("ann", ["ann", "bob", "bob"])
+    with pytest.raises(QueueFull, match=r"You have 2 .*allows 2.*remove one"):
+        limits.check_queue("ann", ["ann", "ann"])
+    with pytest.raises(QueueFull):
+        limits.check_queue("ann", ["ann"], num_new=2)
+
+
+def test_check_queue_counts_the_jobs_of_a_network() -> None:
+    limits = Limits(max_queued=2, max_queued_per_network=3)
+    visitors = [Visitor(f"visitor-{number}", "203.0.113.7/32") for number in range(4)]
+    limits.check_queue(visitors[2], visitors[:2])
+    with pytest.raises(QueueFull, match=r"from your network have 3 jobs"):
+        limits.check_queue(visitors[3], visitors[:3])
+    limits.check_queue(Visitor("visitor-5", "198.51.100.1/32"), visitors)
+    limits.check_queue("key-ann", visitors)
 
 
 def test_check_names_the_steps_that_are_allowed() -> None:
     limits = Limits(max_pixel_steps=256 * 256 * 10)
-    limits.check(replace(FOX, num_inference_steps=10), num_queued=0)
+    limits.check(replace(FOX, num_inference_steps=10))
     with pytest.raises(InvalidInput, match=r"Steps must be at most 10 .*got 11"):
-        limits.check(replace(FOX, num_inference_steps=11), num_queued=0)
+        limits.check(replace(FOX, num_inference_steps=11))
     with pytest.raises(InvalidInput, match="a smaller image"):
-        limits.check(replace(FOX, num_images=16), num_queued=0)
+        limits.check(replace(FOX, num_images=16))
 
 
 def test_every_model_is_within_the_public_limits() -> None:
     for spec in MODELS.values():
-        PUBLIC.check(GenerationRequest("a fox", num_images=4).with_defaults(spec), num_queued=0)
+        PUBLIC.check(GenerationRequest("a fox", num_images=4).with_defaults(spec))
 
 
 def test_public_limits_apply_per_owner(settings: Settings) -> None:
@@ -45,6 +59,23 @@ def test_public_limits_apply_per_owner(settings: Settings) -> None:
         with pytest.raises(QueueFull):
             studio.submit(slow, owner="ann")
         studio.submit(slow, owner="bob")
+
+
+def test_concurrent_requests_cannot_exceed_the_limit_of_a_network(settings: Settings) -> None:
+    slow = GenerationRequest("a fox", num_inference_steps=150)
+    visitors = [Visitor(f"visitor-{number}", "203.0.113.7/32") for number in range(40)]
+
+    def submit(visitor: Visitor) -> bool:
+        try:
+            studio.submit(slow, visitor)
+        except QueueFull:
+            return False
+        return True
+
+    with Studio(settings.model_copy(update={"public": True})) as studio, ThreadPoolExecutor(20) as pool:
+        assert sum(pool.map(submit, visitors)) == PUBLIC.max_queued_per_network
+        assert len(studio.jobs(None)) == PUBLIC.max_queued_per_network
+        studio.submit(slow, Visitor("visitor-x", "198.51.100.1/32"))
 
 
 def test_visitors_cannot_download_models(settings: Settings) -> None:

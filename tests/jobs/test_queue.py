@@ -12,6 +12,7 @@ from PIL import Image
 from canvas import GenerationRequest
 from canvas.errors import CanvasError, GenerationCancelled
 from canvas.jobs.job import Job
+from canvas.jobs.limits import Visitor
 from canvas.jobs.queue import JobQueue, JobRegistry
 from canvas.request import ProgressUpdate
 
@@ -36,7 +37,32 @@ def test_take_alternates_between_owners() -> None:
     assert list(drain(queue, 4)) == [many[0], late, many[1], many[2]]
 
 
-@given(st.lists(st.sampled_from("abc"), max_size=12))
+def test_take_alternates_between_networks_first() -> None:
+    queue = JobQueue()
+    crowd = [make_job(Visitor(f"visitor-{number}", "203.0.113.7/32")) for number in (1, 1, 2, 3)]
+    alone = [make_job(Visitor("visitor-4", "198.51.100.1/32")) for _ in range(3)]
+    with_key = make_job("key-ann")
+    for job in [*crowd, *alone, with_key]:
+        queue.put(job)
+    expected = [crowd[0], alone[0], with_key, crowd[2], alone[1], crowd[3], alone[2], crowd[1]]
+    assert queue.snapshot() == expected
+    assert list(drain(queue, 8)) == expected
+
+
+def test_owners_with_only_cancelled_jobs_are_forgotten() -> None:
+    queue = JobQueue()
+    for number in range(100):
+        job = make_job(f"visitor-{number}")
+        queue.put(job)
+        job.cancel()
+    queue.put(make_job("ann"))
+    assert list(queue._waiting) == ["ann"]
+
+
+OWNERS = ["a", "b", Visitor("c", "1"), Visitor("d", "1"), Visitor("e", "2")]
+
+
+@given(st.lists(st.sampled_from(OWNERS), max_size=12))
 def test_snapshot_matches_take_order(owners: list[str]) -> None:
     queue = JobQueue()
     for owner in owners:

@@ -42,7 +42,7 @@ class RandomVisitor:
         self.rng = random.Random(self.number)
         self.word = f"visitor{self.number:03d}"
         self.browser = Visitor(self.url)
-        self.owner = visitor_owner_id(self.browser.client.cookies[COOKIE])
+        self.owner = visitor_owner_id(self.browser.client.cookies[COOKIE].partition(".")[0])
 
     def run(self, max_jobs: int | None, seconds: float) -> None:
         """Submit three jobs at a time, then reload, poll or cancel at random.
