@@ -33,7 +33,7 @@ def required(name: str = "requirements.txt") -> dict[str, Requirement]:
 
 
 def optional() -> set[str]:
-    return set(parse(PROJECT["optional-dependencies"]["upscale"]))
+    return set(parse([line for extra in PROJECT["optional-dependencies"].values() for line in extra]))
 
 
 class Locked(NamedTuple):

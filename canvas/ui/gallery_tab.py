@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,6 +24,7 @@ PAGE_SIZE = 48  # images
 POLL_INTERVAL = 1.0  # seconds between checks for images that other programs made
 NUM_VARIATIONS = 4
 MAX_COMPARE = 6  # images side by side
+ENGINES = {"torch": "PyTorch", "openvino": "OpenVINO", "openvino int8": "OpenVINO, int8"}
 EDIT_ACTIONS = {"edit": "inpaint", "upscale": "upscale"}  # operations of the Edit tab
 CLIENT_LABELS = {
     "page": "Web page",
@@ -114,11 +114,9 @@ class GalleryTab:
 
     def import_zip(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         """Import the images of an uploaded ZIP and report what was imported and what failed."""
-        gallery, path = self._gallery(http_request), Path(values[self._import])
-        try:
+        gallery = self._gallery(http_request)
+        with self._studio.temp_files.take(values[self._import], gallery.owner) as path:
             result = gallery.import_zip(path)
-        finally:
-            path.unlink(missing_ok=True)  # Gradio's copy of the upload
         text = gettext("{new} imported, {known} already in the gallery.", new=result.added, known=result.duplicates)
         gr.Info(toast_html(gettext("Import finished"), " ".join([text, *result.errors[:5]])))
         return self._render(values, GalleryState(), gallery)
@@ -208,6 +206,7 @@ def detail_rows(image: GeneratedImage) -> list[tuple[str, object]]:
         ("Negative prompt", request.negative_prompt),
         ("Model", request.model_key),
         ("Revision", image.model_revision[:12]),
+        ("Engine", ENGINES.get(image.engine, image.engine)),
         ("Style", "" if request.style == "none" else gettext(request.style)),
         ("Size", f"{request.width} × {request.height}"),
         ("Task", "" if request.task == "text_to_image" else gettext(request.task.replace("_", " "))),
