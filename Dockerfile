@@ -1,5 +1,6 @@
 # CPU: docker build -t magic-canvas .
 # NVIDIA GPU: docker build -t magic-canvas --build-arg DEVICE=cuda .
+# Start: docker run -p 7860:7860 -v canvas:/data -e CANVAS_AUTH=USER:PASSWORD magic-canvas
 # Another base image: --build-arg PYTHON_IMAGE=python:3.12-slim-bookworm (the newest one)
 
 # For all platforms, Python 3.12.14; `docker buildx imagetools inspect` shows the digest of a tag

@@ -7,8 +7,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ DATA_MOUNT = "/data"  # where a Space's storage is mounted by default
 # The proxies of a Space have private addresses.
 SPACE_PROXIES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 TEMP_VARIABLE, TEMP_PREFIX = "GRADIO_TEMP_DIR", "magic-canvas-"
+TRUSTED_PROXIES_VARIABLE = "FORWARDED_ALLOW_IPS"  # of uvicorn
 DEVICES = Path("/dev")  # where Linux lists the GPUs that this process or its container may use
 
 
@@ -40,6 +41,7 @@ def space_defaults(environ: Mapping[str, str]) -> dict[str, Any]:
         "space": environ["SPACE_ID"],
         "host": "0.0.0.0",  # noqa: S104 - only the Space's proxy reaches the container
         "public": True,
+        "trusted_hosts": tuple(filter(None, [environ.get("SPACE_HOST", "").lower()])),
         "trusted_proxies": SPACE_PROXIES,
         "data_dir": data_dir,
         "cache_dir": first_writable(home_cache, data_dir / ".canvas"),
@@ -157,3 +159,21 @@ def is_writable(folder: Path) -> bool:
     while not folder.exists():
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def trusted_proxies(proxies: Collection[str]) -> Iterator[None]:
+    """Have uvicorn believe the X-Forwarded headers of these addresses and networks only.
+
+    Its default, which Gradio cannot change, is to believe all programs of this machine.
+    """
+    before = os.environ.get(TRUSTED_PROXIES_VARIABLE)
+    if proxies or before is None:
+        os.environ[TRUSTED_PROXIES_VARIABLE] = ",".join(proxies)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TRUSTED_PROXIES_VARIABLE]
+        else:
+            os.environ[TRUSTED_PROXIES_VARIABLE] = before

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import uvicorn
+from filelock import FileLock
 
-from canvas.platform import OAUTH, configure_hf_home, configure_runtime_env, is_writable
+from canvas.platform import (
+    OAUTH,
+    TRUSTED_PROXIES_VARIABLE,
+    configure_hf_home,
+    configure_runtime_env,
+    is_writable,
+    trusted_proxies,
+    use_own_temp_folder,
+)
 from canvas.settings import Settings
 
 
@@ -80,3 +93,46 @@ def test_is_writable(tmp_path: Path) -> None:
     assert not is_writable(Path("/proc/1/nowhere"))
     (tmp_path / "file").write_text("")
     assert not is_writable(tmp_path / "file")
+
+
+def test_gradio_has_a_temporary_folder_of_this_process(tmp_path: Path) -> None:
+    killed = tmp_path / "magic-canvas-1-abc"
+    (killed / "upload").mkdir(parents=True)
+    (killed / "upload" / "a.png").write_bytes(b"left by a process that was killed")
+    killed.with_suffix(".lock").touch()
+    running = tmp_path / "magic-canvas-2-abc"
+    running.mkdir()
+    (tmp_path / "other").mkdir()
+    environ = {"GRADIO_TEMP_DIR": str(tmp_path)}
+    with FileLock(running.with_suffix(".lock")):
+        folder = use_own_temp_folder(environ)
+        assert environ["GRADIO_TEMP_DIR"] == str(folder)
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert use_own_temp_folder(environ) == folder, "another server of this process"
+        assert not killed.exists()
+        assert running.exists()
+        assert (tmp_path / "other").exists()
+
+
+def test_the_temporary_folder_is_deleted_with_the_process(tmp_path: Path) -> None:
+    code = "from canvas.platform import use_own_temp_folder as use; (use() / 'a.png').write_bytes(b''); print(use())"
+    environ = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).parent == tmp_path
+    assert not list(tmp_path.iterdir())
+
+
+def test_trusted_proxies_are_named_for_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TRUSTED_PROXIES_VARIABLE, raising=False)
+    for proxies in ((), ("10.0.0.7", "192.168.0.0/16")):
+        with trusted_proxies(proxies):
+            config = uvicorn.Config(lambda: None)
+        assert config.forwarded_allow_ips == ",".join(proxies), "none, instead of this machine"
+        assert TRUSTED_PROXIES_VARIABLE not in os.environ
+    monkeypatch.setenv(TRUSTED_PROXIES_VARIABLE, "10.0.0.1")
+    with trusted_proxies(()):
+        assert os.environ[TRUSTED_PROXIES_VARIABLE] == "10.0.0.1", "the administrator named one"
+    with trusted_proxies(("10.0.0.2",)):
+        assert os.environ[TRUSTED_PROXIES_VARIABLE] == "10.0.0.2"
+    assert os.environ[TRUSTED_PROXIES_VARIABLE] == "10.0.0.1"

@@ -140,3 +140,14 @@ def test_proxies_are_trusted_only_where_they_are_named_or_ours() -> None:
     on_space = Settings.from_environment({"SPACE_ID": "ann/canvas"})
     assert "10.0.0.0/8" in on_space.proxies
     assert "127.0.0.1" not in on_space.proxies
+
+
+def test_a_private_space_knows_its_name() -> None:
+    """Its owner has switched public mode off."""
+    environ = {"SPACE_ID": "ann/canvas", "SPACE_HOST": "Ann-canvas.hf.space", "CANVAS_PUBLIC": "0"}
+    settings = Settings.from_environment(environ)
+    assert settings.checks_host
+    assert settings.trusted_hosts == ("ann-canvas.hf.space",)
+    with pytest.raises(InvalidInput, match="--insecure"):
+        settings.check_exposure()
+    Settings.from_environment(environ | {"CANVAS_INSECURE": "1"}).check_exposure()

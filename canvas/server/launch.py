@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
 from canvas.engine import configure_process
-from canvas.platform import use_own_temp_folder
+from canvas.platform import trusted_proxies, use_own_temp_folder
 from canvas.server.api_keys import ApiKeyMiddleware
 from canvas.server.auth import LOGIN_HINT, Login, LoginAttemptMiddleware, current_user, use_sessions
 from canvas.server.body_limits import MAX_UPLOAD, BodyLimitMiddleware
@@ -21,7 +21,7 @@ from canvas.server.gradio_routes import RouteListMiddleware
 from canvas.server.identity import IdentityMiddleware, VisitorTokens, hugging_face_account, load_secret
 from canvas.server.listening import listening_port
 from canvas.server.rate_limits import UploadLimitMiddleware
-from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPathMiddleware, trusted_proxies
+from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPathMiddleware
 from canvas.server.security import ImageLoginMiddleware, named_origins_only, security_middleware
 from canvas.server.share_link import ShareLink, open_share_link
 from canvas.server.shutdown import block_until_stopped, exit_on_signals

@@ -1,14 +1,8 @@
-"""What a reverse proxy in front of the server changes: the path, and the address of the client."""
+"""Serves the app under the path of a reverse proxy, whether the proxy removes that path or not."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-TRUSTED_PROXIES_VARIABLE = "FORWARDED_ALLOW_IPS"  # of uvicorn
 
 
 class StripRootPathMiddleware:
@@ -45,21 +39,3 @@ class RestoreRootPathMiddleware:
         if root and scope["type"] in ("http", "websocket"):
             scope = {**scope, "path": root + scope["path"], "root_path": root}
         await self._app(scope, receive, send)
-
-
-@contextmanager
-def trusted_proxies(proxies: Collection[str]) -> Iterator[None]:
-    """Have uvicorn believe the X-Forwarded headers of these addresses and networks only.
-
-    Its default, which Gradio cannot change, is to believe all programs of this machine.
-    """
-    before = os.environ.get(TRUSTED_PROXIES_VARIABLE)
-    if proxies or before is None:
-        os.environ[TRUSTED_PROXIES_VARIABLE] = ",".join(proxies)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[TRUSTED_PROXIES_VARIABLE]
-        else:
-            os.environ[TRUSTED_PROXIES_VARIABLE] = before

@@ -16,9 +16,12 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from canvas import GenerationRequest, Studio
+from canvas.errors import InvalidInput
 from canvas.history.uploads import GRACE_SECONDS
+from canvas.jobs.temp_files import TempFiles
 from canvas.server.launch import MAX_UPLOAD
 from canvas.server.rate_limits import UploadLimitMiddleware
+from canvas.server.uploads import MAX_AGE, sweep
 from canvas.settings import Settings
 from tests.app_server import serving
 from tests.server.test_auth import Clock
@@ -30,12 +33,15 @@ class PublicServer:
 
     url: str
     upload_folder: Path
+    number: int = 0
 
     def files(self) -> set[Path]:
         return {path for path in self.upload_folder.rglob("*") if path.is_file()}
 
     def upload(self, files: list[bytes], address: str) -> httpx.Response:
-        parts = [("files", (f"{number}.png", body)) for number, body in enumerate(files)]
+        # Distinct files: the same one counts once.
+        self.number += len(files)
+        parts = [("files", (f"{self.number + number}.png", body)) for number, body in enumerate(files)]
         headers = {"X-Forwarded-For": address}
         url = f"{self.url}/gradio_api/upload"
         return httpx.post(url, files=parts, headers=headers, timeout=120)
@@ -44,7 +50,7 @@ class PublicServer:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PublicServer]:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    with serving(tmp_path / "data", public=True) as studio:
+    with serving(tmp_path / "data", public=True, trusted_proxies=("127.0.0.1",)) as studio:
         server = PublicServer(studio.url, Path(get_upload_folder()))
         yield server
     assert server.files() == set(), "removed with the server"
@@ -56,7 +62,7 @@ def test_uploads_are_limited_in_bytes_and_number(server: PublicServer) -> None:
     too_large = server.upload([b"small", bytes(MAX_UPLOAD + 1)], "192.0.2.2")
     assert too_large.status_code == 413
     too_many = server.upload([b"small"] * 101, "192.0.2.1")
-    assert too_many.status_code == 400
+    assert too_many.status_code == 429
     assert "Too many uploads" in too_many.text
     assert server.upload([b"one"], "192.0.2.1").status_code == 429
     assert server.files() == before, "no file of a rejected upload remains"
@@ -105,3 +111,20 @@ def test_unused_images_are_removed_after_an_hour(settings: Settings) -> None:
         assert used.exists(), "an image was made from it"
         assert again.exists(), "it was uploaded again"
         assert not unused.exists()
+
+
+def test_old_files_of_the_temporary_folder_are_swept(tmp_path: Path) -> None:
+    temp_files, old, new = TempFiles(), tmp_path / "a" / "old.png", tmp_path / "b" / "new.png"
+    for path in (old, new):
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+        temp_files.register(path, "ann")
+    for path in (old, old.parent):
+        os.utime(path, (time.time() - MAX_AGE - 5,) * 2)
+    assert sweep(tmp_path, MAX_AGE) == 1
+    temp_files.forget_deleted()
+    assert not old.exists()
+    assert temp_files.find(str(new), "ann") == new
+    for path in (old, tmp_path / "b" / ".." / "a" / "old.png"):
+        with pytest.raises(InvalidInput, match="Upload it again"):
+            temp_files.find(str(path), "ann")
