@@ -294,7 +294,7 @@ spec = dataclasses.replace(spec, resolution=256)
 render(128)
 spec = dataclasses.replace(spec, resolution=2048)
 _, hard = resource.getrlimit(resource.RLIMIT_AS)
-spec, room = dataclasses.replace(spec, resolution=512), 2**29
+spec, room = dataclasses.replace(spec, resolution=512), 2**30  # the threads of a busy machine take some of it
 limit()
 try:
     render(1024)
@@ -306,6 +306,7 @@ try:
     render(1024, on_step=limit)
 except OutOfMemory as error:
     print(error)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 spec = dataclasses.replace(spec, resolution=256)
 print(len(render(128)))
 """
