@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import tomllib
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from canvas import validation
+from canvas import builtin_models, validation
 from canvas.errors import InvalidInput, UnknownModel
 from canvas.schedulers import SCHEDULERS
+from canvas.text_files import read_text_file
 
+ASSETS = builtin_models.ASSETS
 MODEL_TYPES = ("stable_diffusion", "stable_diffusion_xl", "auto")
-_PACKAGE = Path(__file__).resolve().parent
-# An installed wheel has the assets inside the package, a checkout beside it.
-ASSETS = next(folder for folder in (_PACKAGE / "assets", _PACKAGE.parent / "assets") if folder.is_dir())
 # Fields of `models.toml` in version 0.1, still read.
 OLD_FIELD_NAMES: Mapping[str, str] = {"gigaflops": "gflops_per_step"}
-REQUIRED_FIELDS = ("name", "size", "speed", "quality", "resolution", "type")
+REQUIRED_FIELDS = ("name",)
+# Fields whose defaults are read from the model's own files where an entry lacks them.
+READ_FROM_MODEL = ("resolution", "num_inference_steps", "guidance_scale", "scheduler")
+QUANTIZATIONS = ("auto", "none", "int8", "int8-dynamic")
+OFFLOADS = ("auto", "none", "model", "group", "encode-first")
+OWN_GROUP = "Own models"
+# The pipeline whose other parts a GGUF transformer needs, by a word of its file name.
+GGUF_BASES: Mapping[str, str] = {
+    "klein-9b": "black-forest-labs/FLUX.2-klein-9B",
+    "klein": "black-forest-labs/FLUX.2-klein-4B",
+    "z_image": "Tongyi-MAI/Z-Image-Turbo",
+    "z-image": "Tongyi-MAI/Z-Image-Turbo",
+    "qwen-image": "Qwen/Qwen-Image",
+    "flux1-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux1-dev": "black-forest-labs/FLUX.1-dev",
+}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model of the catalog; models with the same `name` share one pipeline.
+    """A model of the catalog; models with the same `pipeline_key` share one pipeline.
 
-    `name`: a Hub id, a diffusers folder or a single `.safetensors` file on this computer.
+    `name`: a Hub id, or a diffusers folder or a single `.safetensors` file on this computer. An
+    entry may also name a GGUF transformer: a file, or `repository:file.gguf`.
+    `base`: the pipeline with the other parts of a GGUF transformer.
+    `components`: parts that come from elsewhere: a Hub id, `repository:file`, folder or file.
     `mirrors`: Hub ids that are tried in order if `name` no longer exists.
     `resolution`: native side in pixels.
     `gflops_per_step`: GFLOP of one UNet call at that size; 0 uses the value of `type`.
     `prompt_tokens`: tokens of a prompt that the model reads, if fewer than its tokenizer's limit.
+    `terms`: the address of a licence to which people agree before the download.
+    `half_precision`: download the fp16 files also for a device that computes in float32.
+    `quantization`, `offload`: see `canvas.engine.memory_plan`.
+    `unset`: those of READ_FROM_MODEL that the entry lacks.
     """
 
     key: str
     name: str
-    size: str
-    speed: str
-    quality: str
-    resolution: int
-    type: str
+    size: str = ""
+    speed: str = ""
+    quality: str = ""
+    resolution: int = 512
+    type: str = "auto"
     mirrors: tuple[str, ...] = ()
     trigger_words: str = ""
     num_inference_steps: int = 20
@@ -49,6 +71,19 @@ class ModelSpec:
     prompt_tokens: int = 0
     license: str = ""
     description: str = ""
+    group: str = OWN_GROUP
+    terms: str = ""
+    base: str = ""
+    components: tuple[tuple[str, str], ...] = ()
+    half_precision: bool = False
+    quantization: str = "auto"
+    offload: str = "auto"
+    unset: tuple[str, ...] = ()
+
+    @property
+    def pipeline_key(self) -> str:
+        """The same for models that share one loaded pipeline."""
+        return " ".join([self.name, *(f"{name}={source}" for name, source in self.components)])
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -91,7 +126,7 @@ def parse_model(key: str, entry: object) -> ModelSpec:
     if not isinstance(entry, Mapping):
         raise InvalidInput(path, entry, f"a table with the fields {', '.join(REQUIRED_FIELDS)}")
     entry = {OLD_FIELD_NAMES.get(name, name): value for name, value in entry.items()}
-    known = {field.name for field in fields(ModelSpec)} - {"key"}
+    known = {field.name for field in fields(ModelSpec)} - {"key", "unset"}
     for name in entry:
         if name not in known:
             message = f"{path}.{name} is unknown; the fields are {', '.join(sorted(known))}."
@@ -99,12 +134,41 @@ def parse_model(key: str, entry: object) -> ModelSpec:
     for name in REQUIRED_FIELDS:
         if name not in entry:
             raise InvalidInput(f"{path}.{name}", None, message=f"{path}.{name} is required.")
+    return ModelSpec(key=key, **_checked_fields(path, entry))
+
+
+def _checked_fields(path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     checked = {
         name: FIELD_VALIDATORS.get(name, validation.text)(f"{path}.{name}", value) for name, value in entry.items()
     }
     if not checked["name"]:
         raise InvalidInput(f"{path}.name", "", "a Hub id, a diffusers folder or a file")
-    return ModelSpec(key=key, **checked)
+    if checked["name"].endswith(".gguf"):
+        checked |= _gguf_fields(path, checked)
+    if checked.get("type", "auto") == "auto":
+        checked["unset"] = tuple(name for name in READ_FROM_MODEL if name not in checked)
+    return checked
+
+
+def _gguf_fields(path: str, checked: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an entry whose `name` is a GGUF transformer: its pipeline becomes the name."""
+    file = Path(checked["name"].rpartition(":")[2]).name.lower()
+    base = checked.get("base") or next((base for word, base in GGUF_BASES.items() if word in file), "")
+    if not base:
+        message = f'{path}.base is required for {file}: the pipeline with its other parts, such as "owner/model".'
+        raise InvalidInput(f"{path}.base", "", message=message)
+    return {"name": base, "base": base, "components": (("transformer", checked["name"]),)}
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """A Hub source `owner/name` or `owner/name:path` as repository and path ("" without one)."""
+    repo_id, _, path = source.partition(":")
+    return repo_id, path
+
+
+def is_local_source(source: str) -> bool:
+    """Whether a source of a component is a folder or file on this computer."""
+    return Path(source).is_absolute() or Path(source).exists()
 
 
 def _texts(field: str, value: object) -> tuple[str, ...]:
@@ -113,11 +177,33 @@ def _texts(field: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _components(field: str, value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+        raise InvalidInput(field, value, 'a table such as {vae = "owner/name"}')
+    if unknown := [name for name in value if not name.isidentifier()]:
+        raise InvalidInput(field, unknown[0], "names of components, such as vae or transformer")
+    return tuple((name, _source(field, source)) for name, source in value.items())
+
+
+def _flag(field: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidInput(field, value, "true or false")
+    return value
+
+
 def _resolution(field: str, value: object) -> int:
     return validation.multiple_of_8(field, validation.integer(field, value, 64, 2048))
 
 
+def _source(field: str, value: object) -> str:
+    """A Hub id, or a path in which `~` is the home folder."""
+    source = validation.text(field, value)
+    return str(Path(source).expanduser()) if source.startswith("~") else source
+
+
 FIELD_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = {
+    "name": _source,
+    "base": _source,
     "mirrors": _texts,
     "accelerations": _texts,
     "resolution": _resolution,
@@ -125,6 +211,10 @@ FIELD_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = {
     "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
     "gflops_per_step": lambda field, value: validation.number(field, value, 0, 1e6),
     "prompt_tokens": lambda field, value: validation.integer(field, value, 0, 1000),
+    "components": _components,
+    "half_precision": _flag,
+    "quantization": lambda field, value: validation.choice(field, value, QUANTIZATIONS),
+    "offload": lambda field, value: validation.choice(field, value, OFFLOADS),
     "type": lambda field, value: validation.choice(field, value, MODEL_TYPES),
     "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
 }
@@ -159,106 +249,33 @@ class Catalog(MutableMapping[str, ModelSpec]):
     def load(self, path: Path) -> None:
         """Add the tables of a `models.toml`; adds nothing if one of them is invalid."""
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            tables = tomllib.loads(read_text_file(path))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(str(path), "", message=f"{path} is not valid TOML: {error}") from error
         self._own.update({key: parse_model(key, entry) for key, entry in tables.items()})
 
 
 def get_model(key: str, models: Mapping[str, ModelSpec] | None = None) -> ModelSpec:
-    """The model with that key; raises UnknownModel, which lists the keys."""
+    """The model with that key; raises UnknownModel, which lists the keys.
+
+    Case and the composition of accents are ignored, but an exact match is preferred.
+    """
     models = MODELS if models is None else models
+    if isinstance(key, str) and key not in models:
+        key = next((known for known in models if _normalize(known) == _normalize(key)), key)
     if not isinstance(key, str) or key not in models:
         raise UnknownModel("model_key", key, f"one of {', '.join(models)}")
     return models[key]
 
 
+def _normalize(key: str) -> str:
+    return unicodedata.normalize("NFC", key.strip()).casefold()
+
+
 def default_catalog() -> Catalog:
-    """The built-in models; sizes are those of the download for a CPU."""
-    small_sd = {
-        "name": "OFA-Sys/small-stable-diffusion-v0",
-        "size": "3.2 GB",
-        "resolution": 512,
-        "type": "stable_diffusion",
-        "gflops_per_step": 523,
-        # Eight tensors have other shapes than in SD 1.5, so its LoRAs do not fit.
-        "accelerations": ["taesd"],
-        "license": "openrail",
-    }
-    sd15 = {
-        "type": "stable_diffusion",
-        "resolution": 512,
-        "gflops_per_step": 803,
-        "size": "4.3 GB",
-        "accelerations": ["few_step_lora", "taesd"],
-        "license": "creativeml-openrail-m",
-    }
-    entries: dict[str, dict[str, Any]] = {
-        "starter": {
-            "name": str(ASSETS / "starter"),
-            "size": "built in",
-            "speed": "Instant",
-            "quality": "Storybook",
-            "resolution": 256,
-            "type": "stable_diffusion",
-            "num_inference_steps": 4,
-            "guidance_scale": 1.0,
-            "scheduler": "DDIM",
-            "gflops_per_step": 1.0,
-            "prompt_tokens": 27,
-            "license": "mit",
-            "description": "Storybook scenes of one or two things in a place; no download",
-        },
-        "tiny": {
-            **small_sd,
-            "speed": "Fast",
-            "quality": "Fair",
-            "num_inference_steps": 15,
-            "description": "The smallest general model",
-        },
-        "small": {
-            **sd15,
-            "name": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            "mirrors": ["sd-legacy/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"],
-            "speed": "Medium",
-            "quality": "Good",
-            "description": "Stable Diffusion 1.5, the classic",
-        },
-        "dreamshaper": {
-            **sd15,
-            "name": "Lykon/dreamshaper-8",
-            "mirrors": ["Lykon/DreamShaper"],
-            "speed": "Medium",
-            "quality": "Very Good",
-            "scheduler": "DEIS",
-            "description": "Painterly and photographic, a good all-rounder",
-        },
-        "openjourney": {
-            **sd15,
-            "name": "prompthero/openjourney-v4",
-            "mirrors": ["prompthero/openjourney"],
-            "speed": "Medium",
-            "quality": "Very Good",
-            "description": "Midjourney-like illustration",
-        },
-        "mini-sd": {
-            **small_sd,
-            "speed": "Medium",
-            "quality": "Good",
-            "num_inference_steps": 25,
-            "description": "The weights of tiny with more steps",
-        },
-        "portrait": {
-            **sd15,
-            "name": "wavymulder/portraitplus",
-            "speed": "Medium",
-            "quality": "Excellent for faces",
-            "trigger_words": "portrait+ style",
-            "description": "Portraits, best at 1:1",
-        },
-    }
+    """The built-in models."""
     catalog = Catalog()
-    for key, entry in entries.items():
+    for key, entry in builtin_models.BUILTIN_MODELS.items():
         catalog[key] = entry
     return catalog
 

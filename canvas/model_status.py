@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from canvas.catalog import ModelSpec
+from canvas.errors import LazyMessage
 from canvas.formatting import format_bytes, format_duration
 
 TYPICAL_BANDWIDTH = 100e6 / 8  # bytes per second
@@ -23,7 +24,7 @@ class ModelStatus:
     """Where a model is.
 
     `missing_bytes` is None if the Hub was not asked; `seconds` are those of one image, None if
-    unknown.
+    unknown. `memory` says how it is loaded: "int8, 9.0 GB of 16.0 GB".
     """
 
     key: str
@@ -32,6 +33,7 @@ class ModelStatus:
     free_bytes: int
     spec: ModelSpec
     seconds: float | None
+    memory: LazyMessage | None = None
 
     @property
     def download_size(self) -> str:
@@ -43,8 +45,10 @@ class ModelStatus:
         """The status in one line of English."""
         return " · ".join(self.parts())
 
-    def parts(self, gettext: Callable[..., str] = format_text) -> list[str]:
-        """The parts of `text` in the language of `gettext`, the location first."""
+    def parts(
+        self, gettext: Callable[..., str] = format_text, translate: Callable[[LazyMessage], str] = str
+    ) -> list[str]:
+        """The parts of `text` in the language of `gettext` and `translate`, the location first."""
         resolution = self.spec.resolution
         if self.location == "hub":
             parts = [gettext("{size} download", size=self.download_size)]
@@ -58,6 +62,8 @@ class ModelStatus:
         else:
             parts = [gettext("in memory") if self.location == "memory" else gettext("on disk")]
         parts.append(gettext("native {size}", size=f"{resolution} × {resolution}"))
+        if self.memory is not None:
+            parts.append(gettext("memory: {plan}", plan=translate(self.memory)))
         if self.seconds is not None:
             duration = format_duration(self.seconds)
             parts.append(gettext("about {time} per image on this computer", time=duration))

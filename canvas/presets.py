@@ -6,8 +6,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from canvas.catalog import ModelSpec
+from canvas.schedulers import MODEL_DEFAULT
 
 DISTILLED_LORA = "few_step_lora"
+LIGHTNING_LORA = "lightning_lora"
+# Steps, guidance scale and scheduler for LoRAs that were distilled for few steps, as their authors
+# recommend (ByteDance/Hyper-SD, ByteDance/SDXL-Lightning).
+DISTILLED_DEFAULTS = MappingProxyType(
+    {DISTILLED_LORA: (4, 0.0, "DDIM trailing"), LIGHTNING_LORA: (4, 0.0, "Euler trailing")}
+)
+TINY_DECODERS = ("taesd", "taesdxl")
 # First-order solvers need about twice the steps of SECOND_ORDER_SCHEDULER for the same image.
 FIRST_ORDER_SCHEDULERS = ("DDIM", "PNDM", "Euler")
 SECOND_ORDER_SCHEDULER = "DPM++ 2M"
@@ -54,9 +62,23 @@ PRESETS = MappingProxyType(
 )
 
 
+def distilled_lora(preset: str, spec: ModelSpec) -> str:
+    """The LoRA distilled for few steps that the preset applies to the model, "" for none."""
+    if not PRESETS[preset].distilled_lora:
+        return ""
+    return next((name for name in DISTILLED_DEFAULTS if name in spec.accelerations), "")
+
+
+def tiny_decoder(preset: str, spec: ModelSpec) -> str:
+    """The small VAE that the preset uses with the model, "" for none."""
+    if not PRESETS[preset].tiny_decoder:
+        return ""
+    return next((name for name in TINY_DECODERS if name in spec.accelerations), "")
+
+
 def uses_distilled_lora(preset: str, spec: ModelSpec) -> bool:
     """Whether the preset applies a LoRA distilled for few steps and the model supports it."""
-    return PRESETS[preset].distilled_lora and DISTILLED_LORA in spec.accelerations
+    return bool(distilled_lora(preset, spec))
 
 
 def distilled_lora_missing(preset: str, spec: ModelSpec) -> bool:
@@ -67,11 +89,12 @@ def distilled_lora_missing(preset: str, spec: ModelSpec) -> bool:
 
 def preset_defaults(preset: str, spec: ModelSpec) -> tuple[int, float, str]:
     """The default steps, guidance scale and scheduler of a model with this preset."""
-    if uses_distilled_lora(preset, spec):
-        # As its authors recommend: 4 steps, trailing DDIM, no guidance (ByteDance/Hyper-SD).
-        return 4, 0.0, "DDIM trailing"
+    if name := distilled_lora(preset, spec):
+        return DISTILLED_DEFAULTS[name]
     chosen = PRESETS[preset]
     if spec.num_inference_steps <= DISTILLED_MAX_STEPS:
+        if spec.scheduler == MODEL_DEFAULT:  # trained for exactly that many steps
+            return spec.num_inference_steps, spec.guidance_scale, spec.scheduler
         steps = max(1, round(spec.num_inference_steps * chosen.few_step_ratio))
         return steps, spec.guidance_scale, spec.scheduler
     steps = max(round(spec.num_inference_steps * chosen.steps_ratio), chosen.min_steps)

@@ -27,6 +27,7 @@ SCHEDULERS = MappingProxyType(
         "UniPC": SchedulerSpec("UniPCMultistepScheduler"),
         "DEIS": SchedulerSpec("DEISMultistepScheduler"),
         "Euler": SchedulerSpec("EulerDiscreteScheduler"),
+        "Euler trailing": SchedulerSpec("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
         "Euler a": SchedulerSpec("EulerAncestralDiscreteScheduler"),
         "DDIM": SchedulerSpec("DDIMScheduler"),
         "DDIM trailing": SchedulerSpec("DDIMScheduler", {"timestep_spacing": "trailing"}),

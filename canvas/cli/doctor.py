@@ -77,6 +77,27 @@ def check_gpu(device: Device) -> Check:
     )
 
 
+def check_torch() -> Check:
+    """The version of torch, and for which device it was built."""
+    from canvas.engine.system_info import torch_build
+
+    build, usable = torch_build()
+    message = f"{version('torch')}, built for {build}"
+    if not usable:
+        hint = "no GPU is usable, so the smaller build would do: see Installation in README.md"
+        return Check("torch", True, f"{message}; {hint}", warning=True)
+    return Check("torch", True, message)
+
+
+def check_quantized() -> Iterator[Check]:
+    """The optional packages for int8 weights and GGUF files."""
+    for package, use in (("torchao", "int8 weights of large models"), ("gguf", "GGUF files")):
+        try:
+            yield Check(package, True, version(package))
+        except PackageNotFoundError:
+            yield Check(package, True, f"not installed, needed for {use}: pip install torchao gguf", warning=True)
+
+
 def check_port(settings: Settings) -> Check:
     """Whether the server can listen on its port."""
     host, port = settings.host, settings.port
@@ -155,9 +176,10 @@ def _run_checks(settings: Settings) -> Iterator[Check]:
     yield check_python()
     for package in PACKAGES:
         try:
-            yield Check(package, True, version(package))
+            yield check_torch() if package == "torch" else Check(package, True, version(package))
         except PackageNotFoundError:
             yield Check(package, False, "not installed; run: pip install -r requirements.txt")
+    yield from check_quantized()
     yield check_port(settings)
     yield from check_hub_access()
     from canvas.history.repair import integrity_error
@@ -172,7 +194,7 @@ def _run_checks(settings: Settings) -> Iterator[Check]:
             yield Check("data folder", True, str(settings.data_dir.resolve()))
             yield from _check_studio(studio)
     except CanvasError as error:
-        yield Check("data folder", False, str(error))
+        yield Check("data folder", False, error.full_text)
 
 
 def _check_studio(studio: Studio) -> Iterator[Check]:

@@ -25,12 +25,14 @@ from canvas.cli.console import (
     with_examples,
     write_file,
 )
+from canvas.dynamic_prompts import escape, expand_pairs
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound, error_from_code
 from canvas.formatting import format_progress
 from canvas.image_formats import IMAGE_FORMATS
 from canvas.request import LOCAL, LOCAL_OWNER, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
+from canvas.text_files import decode_text, read_text_file, split_lines
 
 if TYPE_CHECKING:
     from canvas.request import GeneratedImage
@@ -78,7 +80,9 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer req
     scheduler: Annotated[str | None, typer.Option(help="Such as 'Euler a'.", autocompletion=lambda: SCHEDULERS)] = None,
     count: Annotated[int, number_option("count", "a whole number from 1 to 16", int)] = 1,
     backend: Annotated[str, typer.Option(help="local, hf-inference or remote.")] = LOCAL,
-    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of a remote backend.")] = False,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="Accept the terms of a remote backend or a model.")
+    ] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout.")
     ] = None,
@@ -90,10 +94,12 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer req
 ) -> None:
     """Generate images from a prompt and print the paths of their files."""
     settings = load_settings(data_dir, api_key=key)
-    texts = _read_prompts(prompt, prompts)
+    pairs = [
+        pair for text in _read_prompts(prompt, prompts) for pair in expand_pairs(text, negative, settings.wildcards_dir)
+    ]
     first = GenerationRequest(
-        prompt=texts[0],
-        negative_prompt=negative,
+        prompt=pairs[0][0],
+        negative_prompt=pairs[0][1],
         style=style,
         model_key=model or settings.model,
         width=width,
@@ -106,7 +112,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer req
         image_format=_format_of(output),
         backend=backend,
     )
-    requests = [replace(first, prompt=text) for text in texts]
+    requests = [replace(first, prompt=text, negative_prompt=negative) for text, negative in pairs]
     paths = _output_paths(output, len(requests) * first.num_images)
     from canvas.server.discovery import find_server
 
@@ -127,8 +133,10 @@ def _generate_local(
         if accept_terms:
             spec = get_model(requests[0].model_key, studio.models)
             studio.remote_backends.grant_consent(LOCAL_OWNER, requests[0].backend, spec)
+            if spec.terms and requests[0].backend == LOCAL:
+                studio.accept_licence(spec.key)
         for title, request in _with_titles(requests):
-            job = studio.submit(request, LOCAL_OWNER, "cli")
+            [job] = studio.submit_many([request], LOCAL_OWNER, "cli")
             wait(job, title)
             for image in job.images:
                 yield image, studio.image_path(image.filename)
@@ -161,6 +169,9 @@ def _request_body(request: GenerationRequest, *, accept_terms: bool) -> dict[str
     )
     return {
         **{name: getattr(request, name) for name in same_names},
+        # Expanded already
+        "prompt": escape(request.prompt),
+        "negative_prompt": escape(request.negative_prompt),
         "model": request.model_key,
         "n": request.num_images,
         "output_format": request.image_format,
@@ -252,13 +263,13 @@ def _read_prompts(prompt: str | None, file: str | None) -> list[str]:
         raise InvalidInput("prompts", file, message="Pass a PROMPT or --prompts FILE, not both.")
     try:
         if file in (None, STDIN):
-            content = sys.stdin.read()
+            content = decode_text(sys.stdin.buffer.read())
         else:
-            content = Path(str(file)).expanduser().read_text(encoding="utf-8-sig")
+            content = read_text_file(Path(str(file)).expanduser())
     except (OSError, UnicodeDecodeError) as error:
-        message = f"Prompts cannot be read from {file or STDIN!r} ({error}); pass a UTF-8 text file."
+        message = f"Prompts cannot be read from {file or STDIN!r} ({error}); pass a text in UTF-8 or UTF-16."
         raise InvalidInput("prompts", file, message=message) from error
-    texts = [line.strip() for line in content.splitlines() if line.strip()]
+    texts = [line.strip() for line in split_lines(content) if line.strip()]
     if not texts:
         raise InvalidInput("prompts", file or STDIN, "a text with one prompt per line")
     return texts

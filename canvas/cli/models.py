@@ -26,9 +26,10 @@ def models(json: AsJson = False, data_dir: DataDir = None) -> None:
             print_result(text, {**asdict(spec), **_as_dict(status)}, as_json=json)
 
 
-@with_examples("python -m canvas download small")
+@with_examples("python -m canvas download small", "python -m canvas download sd-turbo --accept-terms")
 def download(
     model_key: Annotated[str, typer.Argument(metavar="KEY", help="A key that `models` lists.")],
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="Agree to the licence of the model.")] = False,
     json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -36,10 +37,13 @@ def download(
     from canvas.studio import Studio
 
     with Studio(load_settings(data_dir)) as studio:
+        if accept_terms:
+            studio.accept_licence(model_key)
         wait(studio.download_model(model_key), model_key)
         status = studio.model_status(model_key)
         print_result(f"{model_key}: {status.text}", _as_dict(status), as_json=json)
 
 
 def _as_dict(status: ModelStatus) -> dict[str, Any]:
-    return {"where": status.location, "gigaflops": status.spec.gflops_per_step, **asdict(status)}
+    fields = {**asdict(status), "memory": str(status.memory or "")}
+    return {"where": status.location, "gigaflops": status.spec.gflops_per_step, **fields}

@@ -10,8 +10,7 @@ from canvas.engine.device import Device
 from canvas.engine.multidiffusion import tile_count
 from canvas.engine.optimizations.deepcache import CACHED, CACHED_STEP_COST, cache_schedule, unet_calls_per_step
 from canvas.engine.work_area import whole_area
-from canvas.models import addons
-from canvas.presets import PRESETS
+from canvas.presets import PRESETS, tiny_decoder
 from canvas.request import GenerationRequest
 
 # Seconds per step of such requests on a device in a dtype, None if unknown.
@@ -84,4 +83,4 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
 def _decoding_gflop_per_pixel(request: GenerationRequest, spec: ModelSpec) -> float:
     if 0 < spec.gflops_per_step < SMALL_MODEL_GFLOPS:
         return SMALL_MODEL_DECODING
-    return TINY_VAE_DECODING if addons.TAESD in addons.required(request.preset, spec) else VAE_DECODING
+    return TINY_VAE_DECODING if tiny_decoder(request.preset, spec) else VAE_DECODING

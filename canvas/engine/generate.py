@@ -150,6 +150,8 @@ def _denoise(
         "output_type": "pil",
         "callback_on_step_end": step_callback,
         "use_resolution_binning": False,  # draw the size that the record has
+        # Sana-Sprint has its second timestep only if there are two.
+        "intermediate_timesteps": 1.3 if request.step_counts[0] == 2 else None,
     }
     if edit:
         arguments |= edit.pipeline_args(request, rounds_skipped=not hooks.has_unet)

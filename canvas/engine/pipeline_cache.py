@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from collections import OrderedDict
@@ -236,14 +237,26 @@ def _for_task(pipeline: Any, task: str, spec: ModelSpec) -> Any:
     capabilities = capabilities_of(pipeline, spec.name)
     if capabilities is not None:
         check_task(task, capabilities, spec)
-    class_name = capabilities.pipelines[task] if capabilities else TASK_PIPELINES[task]
     try:
-        variant = getattr(diffusers, class_name).from_pipe(pipeline)
+        if capabilities is not None:
+            variant = _with_class(pipeline, getattr(diffusers, capabilities.pipelines[task]))
+        else:
+            variant = getattr(diffusers, TASK_PIPELINES[task]).from_pipe(pipeline)
     except ValueError as error:
         message = LazyMessage("The model {model} supports text to image only.", model=spec.key)
         raise InvalidInput("task", task, message=message) from error
     variant.set_progress_bar_config(disable=True)
     return variant
+
+
+def _with_class(pipeline: Any, pipeline_class: Any) -> Any:
+    """A pipeline of another class with the same components.
+
+    diffusers' own `from_pipe` rejects components of other classes than usual, such as AutoencoderTiny.
+    """
+    known = inspect.signature(pipeline_class.__init__).parameters
+    values = {**dict(pipeline.config), **pipeline.components}
+    return pipeline_class(**{name: value for name, value in values.items() if name in known})
 
 
 def default_budget(device: Device) -> int:

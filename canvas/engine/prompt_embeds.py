@@ -6,7 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from canvas.engine import encode_first
 from canvas.engine.prompt_weighting import encode_weighted_prompt, supports_weighting
+from canvas.prompt_syntax import has_weights, split_chunks, strip_weights
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +44,15 @@ def encode_prompt_cached(pipeline: Any, prompts: tuple[str, str], *, guided: boo
     `weighting`. The cache belongs to the text encoder; its keys include the active LoRAs.
     """
     prompt, negative_prompt = prompts
+    if deferred := encode_first.attached(pipeline):
+        return deferred.arguments(pipeline, prompts, guided=guided)
     if not supports_weighting(pipeline):
         return {"prompt": prompt, "negative_prompt": negative_prompt}
     cache = _cache_of(pipeline)
     loras = _active_loras(pipeline)
+    if weighting and all(_is_plain(pipeline, text) for text in prompts):
+        # The same embeddings as without the syntax, bit by bit
+        prompt, negative_prompt, weighting = strip_weights(prompt), strip_weights(negative_prompt), False
     if weighting:
         key = (*loras, prompt, negative_prompt, "weights")
         return dict(cache.get(key, lambda: encode_weighted_prompt(pipeline, prompt, negative_prompt)))
@@ -55,6 +62,14 @@ def encode_prompt_cached(pipeline: Any, prompts: tuple[str, str], *, guided: boo
         negative = cache.get(key, lambda: _encode(pipeline, negative_prompt))
         embeddings |= {f"negative_{name}": tensor for name, tensor in negative.items()}
     return embeddings
+
+
+def _is_plain(pipeline: Any, prompt: str) -> bool:
+    """Whether all weights are 1 and the prompt fits into one chunk."""
+    if has_weights(prompt) or len(split_chunks(prompt)) > 1:
+        return False
+    tokens = pipeline.tokenizer(strip_weights(prompt), verbose=False).input_ids
+    return len(tokens) <= int(pipeline.tokenizer.model_max_length)
 
 
 def clear_cache(pipeline: Any) -> None:

@@ -65,6 +65,16 @@ def trim() -> None:
         libc.malloc_trim(0)
 
 
+def torch_build() -> tuple[str, bool]:
+    """The device that torch was built for ("CPU", "CUDA 13.0", "ROCm 7.1"), and whether it is usable."""
+    import torch
+
+    if torch.version.cuda or torch.version.hip:
+        name = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+        return name, torch.cuda.is_available()
+    return "CPU", True
+
+
 def processor_name(root: Path = Path("/")) -> str:
     """The model name of the processor."""
     for line in _read(root / "proc/cpuinfo").splitlines():

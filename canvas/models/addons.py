@@ -12,9 +12,9 @@ from canvas.catalog import ModelSpec
 from canvas.models import download, hub_cache
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
-from canvas.presets import DISTILLED_LORA, PRESETS
+from canvas.presets import DISTILLED_LORA, LIGHTNING_LORA, distilled_lora, tiny_decoder
 
-TAESD = "taesd"
+TAESD, TAESDXL = "taesd", "taesdxl"
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,16 @@ class Addon:
 ADDONS = MappingProxyType(
     {
         DISTILLED_LORA: Addon("ByteDance/Hyper-SD", ("Hyper-SD15-4steps-lora.safetensors",), 269_000_000),
+        LIGHTNING_LORA: Addon("ByteDance/SDXL-Lightning", ("sdxl_lightning_4step_lora.safetensors",), 394_000_000),
         TAESD: Addon("madebyollin/taesd", ("config.json", "diffusion_pytorch_model.safetensors"), 10_000_000),
+        TAESDXL: Addon("madebyollin/taesdxl", ("config.json", "diffusion_pytorch_model.safetensors"), 10_000_000),
     }
 )
 
 
 def required(preset: str, spec: ModelSpec) -> tuple[str, ...]:
     """The add-ons that the preset uses and the model supports."""
-    used = {DISTILLED_LORA: PRESETS[preset].distilled_lora, TAESD: PRESETS[preset].tiny_decoder}
-    return tuple(name for name in ADDONS if used[name] and name in spec.accelerations)
+    return tuple(name for name in (distilled_lora(preset, spec), tiny_decoder(preset, spec)) if name)
 
 
 def missing(preset: str, spec: ModelSpec, *, hub: Hub | None = None) -> tuple[str, ...]:

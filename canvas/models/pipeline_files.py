@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,13 @@ class FileSelection:
     weights: WeightVariant
 
 
-def select_files(files: Iterable[str], index: Mapping[str, Any], *, half_precision: bool) -> FileSelection:
+def select_files(
+    files: Iterable[str], index: Mapping[str, Any], *, half_precision: bool, without: Collection[str] = ()
+) -> FileSelection:
     """The files that the components in `model_index.json` need, with one variant of the weights.
 
-    The safety checker is left out. Raises ModelCorrupted naming the incomplete components.
+    Of the components `without` weights, which come from elsewhere, only the configuration. The
+    safety checker is left out. Raises ModelCorrupted naming the incomplete components.
     """
     names = set(files)
     components = {component: _files_of(component, names) for component in _components(index)}
@@ -70,7 +73,7 @@ def select_files(files: Iterable[str], index: Mapping[str, Any], *, half_precisi
     incomplete = sorted(name for name, own in components.items() if not _has_config(name, own))
     if incomplete or not components:
         raise ModelCorrupted(_incomplete(incomplete))
-    weighted = {name: own for name, own in components.items() if _config_file(name) is None}
+    weighted = {name: own for name, own in components.items() if _config_file(name) is None and name not in without}
     for variant in PREFERENCE_FP16 if half_precision else PREFERENCE_FP32:
         selected = {name: _weights(own, variant) for name, own in weighted.items()}
         if all(selected.values()):
@@ -87,6 +90,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         text = None
     return parse_index(text, str(folder))
+
+
+def has_index(folder: Path) -> bool:
+    """Whether the folder is a diffusers pipeline."""
+    return (folder / MODEL_INDEX).is_file()
 
 
 def parse_index(text: str | None, source: str) -> dict[str, Any]:
@@ -106,20 +114,20 @@ def file_sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found if path.is_file()}
 
 
-def select_local_files(folder: Path, *, half_precision: bool = False) -> FileSelection:
+def select_local_files(folder: Path, *, half_precision: bool = False, without: Collection[str] = ()) -> FileSelection:
     """`select_files` for a local folder; raises ModelCorrupted."""
     names = [name for name, size in file_sizes(folder).items() if size]
-    return select_files(names, read_index(folder), half_precision=half_precision)
+    return select_files(names, read_index(folder), half_precision=half_precision, without=without)
 
 
-def is_complete(folder: Path, tree: Mapping[str, int] | None = None) -> bool:
+def is_complete(folder: Path, tree: Mapping[str, int] | None = None, without: Collection[str] = ()) -> bool:
     """Whether the folder has a pipeline in any variant, with the file sizes of `tree` if given."""
     try:
         if tree is None:
-            select_local_files(folder)
+            select_local_files(folder, without=without)
             return True
         index = read_index(folder)
-        selections = [select_files(tree, index, half_precision=half) for half in (False, True)]
+        selections = [select_files(tree, index, half_precision=half, without=without) for half in (False, True)]
     except ModelCorrupted:
         return False
     sizes = file_sizes(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,7 +14,7 @@ from canvas.ui import result_panel
 from canvas.ui.events import bind, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm
 from canvas.ui.html_panel import error_line, panel, text_line
-from canvas.ui.i18n import gettext
+from canvas.ui.i18n import gettext, translate_message
 from canvas.ui.pickers import BackendPicker, LoraPicker
 
 POLL_BUSY = 0.4  # seconds between polls while a job of this owner is active
@@ -150,13 +149,11 @@ class CreateTab:
             selected = self._studio.image(int(event.image), owner).id
         return {self.selected: selected, **self._panels(owner, selected)}
 
-    def load_settings(self, values: dict[Any, Any]) -> dict[Any, Any]:
+    def load_settings(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         """Fill the form with the settings embedded in an uploaded image."""
-        path = Path(values[self._load_settings])
-        try:
+        upload, owner = values[self._load_settings], current_owner(http_request)
+        with self._studio.temp_files.take(upload, owner) as path:
             imported = read_metadata(path, self._studio.models)
-        finally:
-            path.unlink(missing_ok=True)  # Gradio's copy of the upload
         if not imported.values:
             gr.Warning(toast_html(gettext("No settings found"), gettext("The image contains no generation settings.")))
             return {self._load_settings: gr.skip()}
@@ -246,10 +243,10 @@ class CreateTab:
             status = self._studio.model_status(model_key, ask_hub=True)
         except CanvasError as error:
             return {self._model_status: error_line(error)}
-        return {self._model_status: text_line(" · ".join(status.parts(gettext)))}
+        return {self._model_status: text_line(" · ".join(status.parts(gettext, translate_message)))}
 
     def _update_model_status(self, model_key: str, backend: str) -> dict[Any, Any]:
         html = text_line(gettext(self._studio.models[model_key].description))
         if backend == LOCAL:
-            html += text_line(" · ".join(self._studio.model_status(model_key).parts(gettext)))
+            html += text_line(" · ".join(self._studio.model_status(model_key).parts(gettext, translate_message)))
         return {self._model_status: html}

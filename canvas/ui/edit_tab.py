@@ -18,9 +18,10 @@ from canvas.jobs.job import Job
 from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
 from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, show_errors
-from canvas.ui.generation_form import ASPECT_RATIOS, Form, preset_options, size_from_resolution
+from canvas.ui.generation_form import ASPECT_RATIOS, Form, model_choices, preset_options, size_from_resolution
 from canvas.ui.html_panel import error_line, panel, render
 from canvas.ui.i18n import gettext
+from canvas.ui.page_blocks import image_editor
 from canvas.ui.pickers import LoraPicker
 from canvas.ui.result_panel import preview_url, render_images, render_progress, render_recent
 
@@ -114,7 +115,8 @@ class EditForm(Form):
             add("only_masked", gr.Checkbox(label="Only the masked area, at full resolution"))
             add("mask_blur", gr.Slider(0, 64, value=8, step=1, label="Mask blur", buttons=[]))
         with self._group("model"):
-            add("model_key", gr.Dropdown(list(studio.models), value=default_model, label="Model"))
+            choices = model_choices(studio.models, studio.models)
+            add("model_key", gr.Dropdown(choices, value=default_model, label="Model"))
             add("preset", gr.Radio(preset_options(), value="quality", label="Preset"))
         with self._group("size"), gr.Accordion("Size and aspect ratio", open=False):
             add("aspect_ratio", gr.Dropdown([KEEP_SIZE, *ASPECT_RATIOS], value=KEEP_SIZE, label="Aspect ratio"))
@@ -205,10 +207,11 @@ class EditTab:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._source = gr.State("")  # name of the stored image that was loaded into the editor
+        self._loading = gr.State(False)  # whether the editor may still show what was there before
         self._job = gr.State("")  # id of the job that is shown
         with gr.Row(elem_id="edit-workspace"):
             with gr.Column(elem_id="edit-source"):
-                self._editor = gr.ImageEditor(
+                self._editor = image_editor(
                     type="pil",
                     format="png",
                     label="Image. To inpaint, paint over the area to change.",
@@ -229,8 +232,10 @@ class EditTab:
 
     def bind_events(self, page: gr.Blocks, tab: gr.Tab) -> None:
         form, source = self._form, {self._source}
-        inputs = {self._editor, self._source, *form.widgets}
+        inputs = {self._editor, self._source, self._loading, *form.widgets}
         bind(tab.select, self.show, source, {self._recent, self._notes})
+        # The editor draws an image some time after it gets it, and has then an upload event, too.
+        bind([self._editor.upload, self._editor.clear], lambda: False, None, self._loading)
         bind(self._recent.click, self.on_recent_click, source, self.load_image_outputs)
         bind(self._result.click, self.on_result_click, source, {*self.load_image_outputs, self._result})
         form.bind_events(page)
@@ -276,7 +281,7 @@ class EditTab:
     @property
     def load_image_outputs(self) -> set[Any]:
         names = ("prompt", "operation", "strength")
-        return {self._editor, self._source, *(self._form[name] for name in names)}
+        return {self._editor, self._source, self._loading, *(self._form[name] for name in names)}
 
     def load_image(self, image_id: int, owner: str, operation: str | None = None) -> dict[Any, Any]:
         """Load a stored image into the editor; raises NotFound for another owner's.
@@ -288,6 +293,7 @@ class EditTab:
         return {
             self._editor: {"background": pixels, "layers": [], "composite": None},
             self._source: image.filename,
+            self._loading: True,
             self._form["prompt"]: image.request.prompt,
             self._form["operation"]: operation or gr.skip(),
             self._form["strength"]: OPERATIONS[operation].strength if operation else gr.skip(),
@@ -333,18 +339,17 @@ class EditTab:
         fields = self._form.read(values)
         if fields["operation"] == "seed_variation":
             return self._seed_variation(fields, values[self._source], owner)
-        content = values[self._editor] or {}
-        image = content.get("background")
+        image, name, layers = self._edited_image(values, owner)
         if image is None:
             message = "Choose an image first: drop one into the editor or pick one from the list."
             raise InvalidInput("image", None, message=LazyMessage(message))
         if fields["operation"] == "outpaint" and not any(fields[side] for side in SIDES):
             message = "Enter how many pixels to add on at least one side."
             raise InvalidInput("outpaint", None, message=LazyMessage(message))
-        request = self._form.to_request(fields, self._resolve_name(image, values, owner))
+        request = self._form.to_request(fields, name or self._studio.inputs.upload(image).name)
         if fields["operation"] != "inpaint":
             return request
-        return replace(request, mask_image=self._upload_mask(content.get("layers") or [], image))
+        return replace(request, mask_image=self._upload_mask(layers, image))
 
     def _seed_variation(self, fields: Mapping[str, Any], source: str, owner: str) -> GenerationRequest:
         """The request of the loaded image with a variation seed."""
@@ -360,13 +365,19 @@ class EditTab:
             num_images=int(fields["num_images"]),
         )
 
-    def _resolve_name(self, image: Image.Image, values: Mapping[Any, Any], owner: str) -> str:
-        """The name of the loaded image while the editor still shows it, else of a new upload."""
+    def _edited_image(
+        self, values: Mapping[Any, Any], owner: str
+    ) -> tuple[Image.Image | None, str, list[Image.Image]]:
+        """What the editor shows: the image, its name if it is stored, and the painted layers."""
+        content = values[self._editor] or {}
+        image, layers = content.get("background"), content.get("layers") or []
         if source := values[self._source]:
             stored = self._studio.inputs.open_image(source, owner).convert("RGB")
-            if image.size == stored.size and image.convert("RGB").tobytes() == stored.tobytes():
-                return source
-        return self._studio.inputs.upload(image).name
+            if image and image.size == stored.size and image.convert("RGB").tobytes() == stored.tobytes():
+                return image, source, layers
+            if values[self._loading]:
+                return stored, source, []  # the editor has not drawn it yet
+        return image, "", layers
 
     def _upload_mask(self, layers: list[Image.Image], image: Image.Image) -> str:
         from PIL import Image, ImageChops

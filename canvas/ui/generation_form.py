@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -61,6 +61,11 @@ class ResolutionSlider(gr.Slider):
 def preset_options() -> list[tuple[str, str]]:
     """The choices of a preset widget, as labels and values."""
     return [(preset.capitalize(), preset) for preset in PRESETS]
+
+
+def model_choices(models: Mapping[str, ModelSpec], keys: Iterable[str]) -> list[tuple[str, str]]:
+    """The choices of a model widget, as labels with the group and values."""
+    return [(f"{key} · {models[key].group}", key) for key in keys]
 
 
 COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
@@ -173,6 +178,8 @@ class GenerationForm(Form):
     def render(self, *names: str) -> None:
         for name in names:
             self._widgets[name] = COMPONENTS[name](self._available, self._default_model)
+            if name == "model_key":
+                self._widgets[name].choices = model_choices(self._models, self._available)
 
     def to_request(self, fields: Mapping[str, Any]) -> GenerationRequest:
         """The request of these values by field name; raises InvalidInput."""

@@ -13,7 +13,7 @@ from canvas.model_status import ModelStatus
 from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, run_while_selected
 from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import gettext
+from canvas.ui.i18n import gettext, translate_message
 from canvas.ui.result_panel import download_text
 
 POLL_INTERVAL = 1.0  # seconds between polls while the tab is selected
@@ -45,7 +45,10 @@ class ModelsTab:
 
     def on_click(self, event: gr.EventData, http_request: gr.Request) -> tuple[str, str]:
         owner, may_change = current_owner(http_request), not self._studio.settings.is_public
-        if event.action == "download":
+        if event.action == "agree" and may_change:
+            self._studio.accept_licence(str(event.model))
+            self._studio.download_model(str(event.model), owner)
+        elif event.action == "download":
             self._studio.download_model(str(event.model), owner)
         elif event.action == "cancel":
             self._studio.job(str(event.job), owner).cancel()
@@ -58,8 +61,9 @@ class ModelsTab:
     def _render(self, owner: str) -> str:
         jobs = self._studio.jobs(owner)
         rows = [self._row(spec, self._studio.model_status(key), jobs) for key, spec in self._studio.models.items()]
+        groups = {group: [row for row in rows if row["spec"].group == group] for group in model_groups(self._studio)}
         return render(
-            "models.html", rows=rows, device=self._studio.device_if_known, public=self._studio.settings.is_public
+            "models.html", groups=groups, device=self._studio.device_if_known, public=self._studio.settings.is_public
         )
 
     def _row(self, spec: ModelSpec, status: ModelStatus, jobs: list[Job]) -> dict[str, Any]:
@@ -70,9 +74,10 @@ class ModelsTab:
         job = next(downloads, None)
         latest = model_jobs[-1] if model_jobs else None
         failed = latest and latest.status == "failed" and status.location == "hub"
-        location, *details = status.parts(gettext)
+        location, *details = status.parts(gettext, translate_message)
         return {
             "spec": spec,
+            "agreed": self._studio.licences.accepts(spec),
             "status": status,
             "location": location,
             "details": " · ".join(details),
@@ -81,6 +86,11 @@ class ModelsTab:
             "percent": _percent(job),
             "error": str(latest.error) if latest and failed else "",
         }
+
+
+def model_groups(studio: Studio) -> list[str]:
+    """The groups of the models in the order of the catalog."""
+    return list(dict.fromkeys(spec.group for spec in studio.models.values()))
 
 
 def _percent(job: Job | None) -> float:

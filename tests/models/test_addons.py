@@ -52,11 +52,14 @@ def repositories(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return root
 
 
+USED = (DISTILLED_LORA, TAESD)
+
+
 @pytest.fixture
 def cached(repositories: Path, tmp_path: Path) -> Hub:
     """A cache with both add-ons."""
     hub = Hub(cache_dir=tmp_path / "cache")
-    for addon in ADDONS.values():
+    for addon in (ADDONS[name] for name in USED):
         shutil.copytree(repositories / addon.repo_id, hub.repo_folder(addon.repo_id) / "snapshots/abc")
     return hub
 
