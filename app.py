@@ -11,4 +11,4 @@ if __name__ == "__main__":
     try:
         main()
     except CanvasError as error:
-        sys.exit(str(error))
+        sys.exit(error.full_text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 from canvas.request import ProgressUpdate
@@ -43,3 +44,11 @@ def format_progress(status: str, progress: Any) -> tuple[float, str]:
     if progress.seconds_left is not None:
         text += f", {format_duration(progress.seconds_left)} left"
     return fraction, text
+
+
+def format_traceback(error: BaseException, *, with_message: bool) -> str:
+    """The traceback of an error; without the messages, which can contain what a visitor sent."""
+    if with_message:
+        return "".join(traceback.format_exception(error)).rstrip()
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"{type(error).__name__}\n{frames}".rstrip()

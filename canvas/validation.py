@@ -46,6 +46,11 @@ def integer(field: str, value: object, low: int, high: int) -> int:
     raise InvalidInput(field, value, allowed)
 
 
+def integer_from_text(field: str, value: str, low: int, high: int) -> int:
+    """`integer` of decimal digits; Python converts at most 4,300 of them."""
+    return integer(field, int(value) if value.isdecimal() and len(value) < 20 else value, low, high)
+
+
 def multiple_of_8(field: str, value: int) -> int:
     """A size in pixels that is divisible by 8, the downsampling factor of the VAE."""
     if value % 8:

@@ -307,7 +307,7 @@ class HistoryApi:
             image_id: An id that history lists.
         """
         with gradio_errors():
-            number = int(image_id) if str(image_id).isdecimal() else image_id
+            number = validation.integer_from_text("image_id", str(image_id), 1, MAX_ID)
             image = _find_image(self._studio, number, current_owner(http_request))
             return read_as_base64(self._studio, image)
 

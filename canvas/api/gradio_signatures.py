@@ -7,13 +7,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, contextmanager
 from dataclasses import MISSING, fields
 from functools import wraps
-from pathlib import Path
 from types import GenericAlias
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import gradio as gr
 from anyio.to_thread import run_sync
-from gradio.utils import get_upload_folder
 
 from canvas.api.base import encode_preview, require_owner, stream_job, upload_image
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey
@@ -160,20 +158,12 @@ def client_of(http_request: gr.Request | None) -> str:
     return MCP_CLIENT if client == MCP_CLIENT else "gradio"
 
 
-async def upload_file(studio: Studio, file: object, field: str) -> str:
+async def upload_file(studio: Studio, file: object, field: str, owner: str) -> str:
     """Store a file that the caller uploaded to Gradio; returns its name for a request."""
-    path = await run_sync(_uploaded_path, file, field)
+    if not isinstance(file, dict):
+        raise InvalidInput(field, file, "an image uploaded with the call, or an image_id")
+    path = await run_sync(studio.temp_files.find, file.get("path"), owner, field)
     return await upload_image(studio, path, field)
-
-
-def _uploaded_path(file: object, field: str) -> Path:
-    path = file.get("path") if isinstance(file, dict) else None
-    upload_folder = Path(get_upload_folder()).resolve()
-    if isinstance(path, str) and "\0" not in path:
-        resolved = Path(path).resolve()
-        if resolved.is_relative_to(upload_folder) and resolved.is_file():
-            return resolved
-    raise InvalidInput(field, path, "an image uploaded with the call, or an image_id")
 
 
 async def _stream_result(studio: Studio, job: Job, preview: bool) -> AsyncGenerator[Result, None]:

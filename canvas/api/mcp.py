@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,6 +16,7 @@ from anyio.to_thread import run_sync
 from gradio_client import Client
 
 from canvas.api.gradio_signatures import CLIENT_HEADER, MCP_CLIENT
+from canvas.jobs.temp_files import TempFiles
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 CREDENTIAL_HEADERS = ("authorization", "cookie")
 
 
-def patch_mcp_server(page: Blocks, internal_token: str) -> None:
+def patch_mcp_server(page: Blocks, internal_token: str, temp_files: TempFiles) -> None:
     """Replace how the MCP server of a launched page calls the app.
 
     The server calls the app over HTTP. It passes the headers of tool calls on, but not those
@@ -33,6 +35,7 @@ def patch_mcp_server(page: Blocks, internal_token: str) -> None:
     if server is None:
         return
     runner = McpToolRunner(server)
+    server.convert_strings_to_filedata = McpFiles(server, temp_files).convert
     server._execute_tool_without_progress = runner.run
     server._execute_tool_with_progress = runner.run_with_progress
     # With a login, the token only lets the client read the app's configuration. Each call is
@@ -83,6 +86,42 @@ async def _read_resource(call: Any) -> AsyncIterator[Any]:
         if update.type == "output" and not update.success:
             raise ValueError(update.outputs.get("error") or "The resource could not be read.")
         yield update
+
+
+class McpFiles:
+    """The files in the arguments of a tool call: URLs, or base64 in a data URL."""
+
+    def __init__(self, server: Any, temp_files: TempFiles) -> None:
+        self._server = server
+        self._convert = server.convert_strings_to_filedata
+        self._temp_files = temp_files
+
+    def convert(self, arguments: Any, positions: list[list[str | int]]) -> Any:
+        """The arguments with their files, which belong to the agent's owner."""
+        if _has_file(arguments):  # the client would upload that file of this computer
+            raise ValueError("Send files as URLs, or in base64 as data URLs.")
+        return self._own(self._convert(arguments, positions))
+
+    def _own(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._own(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        path = value.get("path")
+        if not isinstance(path, str):
+            return {name: self._own(item) for name, item in value.items()}
+        if path.startswith(("http://", "https://")):
+            return value
+        request = self._server.mcp_server.request_context.request
+        self._temp_files.register(Path(path), getattr(request.state, "owner", None) or "")
+        # Without "meta" the client does not upload it again, which would lack the agent's credentials.
+        return {"path": path}
+
+
+def _has_file(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_has_file, value))
+    return isinstance(value, dict) and ("path" in value or any(map(_has_file, value.values())))
 
 
 class McpToolRunner:

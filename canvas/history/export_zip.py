@@ -135,7 +135,8 @@ class _Export:
             path = self.storage.path_of(image)
             source = path.open("rb") if exported is image else _convert(path, exported)
         except (NotFound, StorageError, OSError) as error:
-            self.errors.append(f"{image.filename}: {error}")
+            reason = error.strerror if isinstance(error, OSError) else error  # without the path
+            self.errors.append(f"{image.filename}: {reason}")
             return
         with source, archive.open(entry, "w") as target:
             while chunk := source.read(CHUNK_SIZE):

@@ -69,7 +69,7 @@ class ImageStorage:
             if path and path.is_relative_to(data_dir) and path.suffix.lower() in IMAGE_SUFFIXES
         ]
         if not inside:
-            raise NotFound(f"The image {filename!r} is not in {data_dir}.")
+            raise NotFound(f"The image {filename!r} is not in the data folder.")
         return next((path for path in inside if path.is_file()), inside[0])
 
     def thumbnail(self, image: GeneratedImage) -> Path:

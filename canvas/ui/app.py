@@ -18,6 +18,7 @@ from canvas.ui.gallery_tab import GalleryTab
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import translate_blocks
 from canvas.ui.models_tab import ModelsTab
+from canvas.ui.page_blocks import PageBlocks
 from canvas.ui.statistics_tab import StatisticsTab
 from canvas.ui.theme import canvas_theme
 
@@ -33,7 +34,15 @@ CACHE_CLEANUP = (3600, 3600)  # seconds: cleanup interval and maximum age of Gra
 
 def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
     """The whole page for one studio; `link` is given when the server is shared."""
-    with gr.Blocks(title="Magic Canvas", fill_width=True, analytics_enabled=False, delete_cache=CACHE_CLEANUP) as page:
+    page = PageBlocks(
+        studio.temp_files,
+        log_values=not studio.settings.is_public,
+        title="Magic Canvas",
+        fill_width=True,
+        analytics_enabled=False,
+        delete_cache=CACHE_CLEANUP,
+    )
+    with page:
         _add_banners(page, studio.settings, link)
         gr.HTML(render("header.html"), apply_default_css=False, elem_id="header")
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:

@@ -34,10 +34,14 @@ def show_errors(callback: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return callback(*args, **kwargs)
         except CanvasError as error:
-            message = toast_html(gettext(error.title), error_text(error))
-            raise gr.Error(message, print_exception=False) from error
+            raise gr.Error(error_toast(error), print_exception=False) from error
 
     return wrapper
+
+
+def error_toast(error: CanvasError) -> str:
+    """The content of the toast of an error."""
+    return toast_html(gettext(error.title), error_text(error))
 
 
 def toast_html(title: str, text: str) -> str:

@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.context import LocalContext  # private: see tests/ui/test_gradio_private_names.py
 
 from canvas.catalog import ASSETS
-from canvas.errors import CanvasError, LazyMessage
+from canvas.errors import CanvasError, LazyMessage, without_paths
 
 ENGLISH = "en"
 LANGUAGES = ("de", "es", "fr", "ja", "zh-CN")  # Gradio's names
@@ -57,7 +57,7 @@ def ngettext(singular: str, plural: str, number: int, **values: object) -> str:
 
 def error_text(error: CanvasError) -> str:
     """The message of an error in the visitor's language."""
-    return translate_message(*error.args) if len(error.args) == 1 else str(error)
+    return without_paths(translate_message(*error.args)) if len(error.args) == 1 else str(error)
 
 
 def translate_message(message: object) -> str:

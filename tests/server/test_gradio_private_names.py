@@ -15,7 +15,7 @@ import pytest
 from gradio.mcp import GradioMCPServer
 from gradio_client import Client
 
-from canvas.api import gradio_api, gradio_signatures, mcp
+from canvas.api import gradio_api, mcp
 from canvas.server import auth, identity, security, share_link
 
 CANVAS = Path(mcp.__file__).parent.parent
@@ -27,7 +27,7 @@ OWNERS = {
     r"gradio\.networking|share_token": share_link,
     r"mcp_server_obj|_get_or_create_client|_execute_tool|_skip_components": mcp,
     r"gradio\.context|blocks\.fns|validate_inputs": gradio_api,
-    r"gradio\.utils": gradio_signatures,
+    r"convert_strings_to_filedata": mcp,
 }
 
 
@@ -90,6 +90,7 @@ def test_names_of_the_mcp_server() -> None:
         method = getattr(GradioMCPServer, name, None)
         assert method, f"GradioMCPServer.{name} is gone: change canvas/api/mcp.py"
         assert list(inspect.signature(method).parameters) == parameters, name
+    assert hasattr(GradioMCPServer, "convert_strings_to_filedata"), "change canvas/api/mcp.py"
     assert "_skip_components" in inspect.signature(Client).parameters
     assert "mcp_server_obj" in inspect.getsource(gr.Blocks.launch)
 
@@ -112,4 +113,4 @@ def test_names_of_blocks() -> None:
 
 def test_the_upload_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    assert gr.utils.get_upload_folder() == str(tmp_path), "change canvas/api/gradio_signatures.py"
+    assert gr.utils.get_upload_folder() == str(tmp_path), "change canvas/platform.py"

@@ -6,6 +6,7 @@ file that the message names.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_is_template_uses_the_front_end_of_the_base_class(blocks: gr.Blocks) -> 
     with blocks:
         slider = ResolutionSlider(0, 1)
     assert slider.get_block_name() == "slider", renamed("is_template", "canvas/ui/generation_form.py")
+
+
+def test_blocks_can_be_guarded() -> None:
+    names = list(inspect.signature(gr.Blocks.process_api).parameters)
+    assert names[:6] == ["self", "block_fn", "inputs", "state", "request", "iterator"], renamed(
+        "Blocks.process_api", "canvas/ui/page_blocks.py"
+    )
+    source = inspect.getsource(gr.Blocks.process_api)
+    assert "await self.preprocess_data(" in source, renamed("Blocks.preprocess_data", "canvas/ui/page_blocks.py")
+
+
+def test_the_image_editor_stores_drawings_by_id() -> None:
+    editor = inspect.getsource(gr.ImageEditor)
+    for name in ("self.blob_storage.get(payload.id)", 'data.data["id"]', "self.blob_storage[id] = current", "@server"):
+        assert name in editor, renamed(name, "canvas/ui/page_blocks.py")
 
 
 def test_the_page_has_its_config_and_gradios_classes(page: Page) -> None:

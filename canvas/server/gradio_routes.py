@@ -1,0 +1,97 @@
+"""The routes of Gradio that exist here; all others are answered with 404."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Match, compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+GET, POST, ANY = ("GET", "HEAD"), ("POST",), ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
+# What the page, gradio_client, @gradio/client and MCP clients use. Everything else that Gradio offers
+# is off: recordings, deep links, its editor of the app's code, monitoring, proxies, streams.
+GRADIO_ROUTES: tuple[tuple[str, Sequence[str]], ...] = (
+    # The page and its files
+    ("/", GET),
+    ("/config", GET),
+    ("/theme.css", GET),
+    ("/gradio_api/theme.css", GET),
+    ("/favicon.ico", GET),
+    ("/robots.txt", GET),
+    ("/manifest.json", GET),
+    ("/pwa_icon", GET),
+    ("/pwa_icon/{size}", GET),
+    ("/assets/{path:path}", GET),
+    ("/static/{path:path}", GET),
+    ("/svelte/{path:path}", GET),
+    # The login; Hugging Face's on a Space
+    ("/login", POST),
+    ("/logout", GET),
+    ("/login/huggingface", GET),
+    ("/login/callback", GET),
+    ("/gradio_api/login_check", GET),
+    ("/gradio_api/user", GET),
+    ("/gradio_api/token", GET),
+    # Events and files
+    ("/gradio_api/startup-events", GET),
+    ("/gradio_api/app_id", GET),
+    ("/gradio_api/heartbeat/{session_hash}", GET),
+    ("/gradio_api/queue/join", POST),
+    ("/gradio_api/queue/data", GET),
+    ("/gradio_api/queue/status", GET),
+    ("/gradio_api/cancel", POST),
+    ("/gradio_api/reset", POST),
+    ("/gradio_api/component_server", POST),
+    ("/gradio_api/upload", POST),
+    ("/gradio_api/upload_progress", GET),
+    ("/gradio_api/file={path:path}", GET),
+    ("/gradio_api/file/{path:path}", GET),
+    # The API
+    ("/gradio_api/info", GET),
+    ("/gradio_api/openapi.json", GET),
+    ("/gradio_api/run/{api_name}", POST),
+    ("/gradio_api/api/{api_name}", POST),
+    ("/gradio_api/call/{api_name}", POST),
+    ("/gradio_api/call/v2/{api_name}", POST),
+    ("/gradio_api/call/{api_name}/{event_id}", GET),
+    ("/gradio_api/call/v2/{api_name}/{event_id}", GET),
+    ("/gradio_api/mcp", ANY),
+    ("/gradio_api/mcp/{path:path}", ANY),
+)
+BY_INDEX = ("/gradio_api/run/predict", "/gradio_api/api/predict")  # the body names the function by its index
+CALL = re.compile(r"/gradio_api/(?:run|api|call|call/v2)/([^/]+)/?")
+
+
+class RouteListMiddleware:
+    """Lets requests pass that match GRADIO_ROUTES or `own_routes`, and calls of existing functions."""
+
+    def __init__(self, app: ASGIApp, *, own_routes: Iterable[BaseRoute]) -> None:
+        self._app = app
+        self._own_routes = tuple(own_routes)
+        self._gradio_routes = [(compile_path(path)[0], frozenset(methods)) for path, methods in GRADIO_ROUTES]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "websocket" or (scope["type"] == "http" and not self._exists(scope)):
+            app = PlainTextResponse("Not found.\n", 404)
+        await app(scope, receive, send)
+
+    def _exists(self, scope: Scope) -> bool:
+        path, method = scope["path"], scope["method"]
+        if any(route.matches(scope)[0] is not Match.NONE for route in self._own_routes):
+            return True
+        allowed = any(
+            method in methods and (regex.match(path) or regex.match(path.rstrip("/")))
+            for regex, methods in self._gradio_routes
+        )
+        return allowed and _is_function(scope, path)
+
+
+def _is_function(scope: Scope, path: str) -> bool:
+    """Whether a called function exists; Gradio answers 500 for any other name."""
+    call = CALL.fullmatch(path)
+    if call is None or scope["method"] != "POST" or path in BY_INDEX:
+        return True
+    return any(function.api_name == call[1] for function in scope["app"].get_blocks().fns.values())

@@ -1,0 +1,222 @@
+"""The Blocks of the page: checks the inputs of every event, and explains what Gradio does not.
+
+A client chooses the inputs of an event freely, whatever the page would send. Gradio checks the paths
+in them, but accepts any file of its temporary folder and of the folders that it serves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import gradio as gr
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs
+from gradio.processing_utils import async_ssrf_protected_download
+
+from canvas.errors import CanvasError, InvalidInput, LazyMessage, MissingApiKey, UnexpectedError
+from canvas.formatting import format_bytes, format_traceback
+from canvas.jobs.temp_files import NOT_UPLOADED, TempFiles
+from canvas.request import LOCAL_OWNER
+from canvas.ui.events import error_toast
+
+MAX_URL_FILE = 100 * 2**20  # bytes, as for an upload
+MAX_LAYERS = 16
+
+log = logging.getLogger(__name__)
+
+
+class Caller(NamedTuple):
+    """Who sent a request; `api_allowed` may use the APIs."""
+
+    owner: str | None
+    api_allowed: bool
+
+    @classmethod
+    def of(cls, http_request: Any) -> Caller:
+        state = getattr(http_request, "state", None)
+        return cls(getattr(state, "owner", LOCAL_OWNER), getattr(state, "api_allowed", state is None))
+
+
+class PageBlocks(gr.Blocks):
+    """gr.Blocks whose events take only files of their caller, and answer every error in a sentence.
+
+    With `log_values` the log has the messages of unexpected errors, which may contain prompts.
+    """
+
+    def __init__(self, temp_files: TempFiles, *, log_values: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._temp_files = temp_files
+        self._log_values = log_values
+
+    async def process_api(  # type: ignore[override]
+        self,
+        block_fn: Any,
+        inputs: list[Any],
+        state: Any = None,
+        request: Any = None,
+        iterator: Any = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Run an event; a CanvasError reaches the page as a message and API clients as a sentence."""
+        caller = Caller.of(request)
+        try:
+            if iterator is None:
+                inputs = [await self._checked(value, caller) for value in inputs]
+                inputs = self._own_drawings(block_fn, inputs, caller)
+            output = await super().process_api(block_fn, inputs, state, request, iterator, **options)
+        except gr.Error:
+            raise
+        except Exception as error:  # noqa: BLE001 - of any event, which is logged
+            self._raise_readable(block_fn, error)
+        self._register(output.get("data"), caller)
+        return output
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Check the number of inputs; Gradio's message would repeat all of them."""
+        expected = len(block_fn.inputs)
+        if len(inputs) < expected:
+            names = ", ".join(name for name in _input_names(block_fn) if name)
+            template = "{name} takes {expected} inputs ({names}), but the call has {received}."
+            values = {"name": block_fn.api_name, "expected": expected, "names": names, "received": len(inputs)}
+            raise InvalidInput("data", None, message=LazyMessage(template, **values))
+
+    async def preprocess_data(self, block_fn: Any, *arguments: Any, **options: Any) -> list[Any]:
+        """Convert the inputs; a value that does not fit its component raises InvalidInput."""
+        try:
+            return await super().preprocess_data(block_fn, *arguments, **options)
+        except (gr.Error, CanvasError):
+            raise
+        except Exception as error:  # noqa: BLE001 - of any component, which is logged
+            self._log(block_fn, error)
+            message = LazyMessage("An input of {name} has a wrong type or value.", name=block_fn.api_name)
+            raise InvalidInput("data", None, message=message) from None
+
+    async def _checked(self, value: Any, caller: Caller) -> Any:
+        """The value, if every file in it belongs to the caller; the caller's URLs are downloaded."""
+        if isinstance(value, list):
+            return [await self._checked(item, caller) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "path" in value or _is_file_data(value):
+            return {**value, "path": await self._own_path(value.get("path"), caller)}
+        return {key: await self._checked(item, caller) for key, item in value.items()}
+
+    async def _own_path(self, path: object, caller: Caller) -> str:
+        if caller.owner is None:
+            raise InvalidInput("file", None, message=LazyMessage(NOT_UPLOADED))
+        if isinstance(path, str) and path.lower().startswith(("http://", "https://")):
+            return await self._download(path, caller)
+        return str(self._temp_files.find(path, caller.owner))
+
+    async def _download(self, url: str, caller: Caller) -> str:
+        """The file of a public URL, which Gradio accepts in place of an upload."""
+        if not caller.api_allowed:
+            raise MissingApiKey
+        try:
+            path = Path(await async_ssrf_protected_download(url, self.GRADIO_CACHE))
+        except Exception as error:  # Gradio raises plain Exception
+            raise InvalidInput("file", None, message=LazyMessage("The URL of a file cannot be downloaded.")) from error
+        if path.stat().st_size > MAX_URL_FILE:
+            path.unlink()
+            template = "Files must be at most {size}."
+            raise InvalidInput("file", None, message=LazyMessage(template, size=format_bytes(MAX_URL_FILE)))
+        self._temp_files.register(path, caller.owner or LOCAL_OWNER)
+        return str(path)
+
+    def _own_drawings(self, block_fn: Any, inputs: list[Any], caller: Caller) -> list[Any]:
+        """The inputs, with the ids of drawings in image editors made those of the caller."""
+        pairs = zip(inputs, [*block_fn.inputs, *[None] * len(inputs)], strict=False)
+        return [
+            {**value, "id": drawing_id(value["id"], caller.owner)}
+            if isinstance(block, OwnedImageEditor) and isinstance(value, dict) and value.get("id") is not None
+            else value
+            for value, block in pairs
+        ]
+
+    def _register(self, value: Any, caller: Caller) -> None:
+        """Let the caller send back the temporary files of an answer."""
+        if caller.owner is None:
+            return
+        if isinstance(value, list | tuple):
+            for item in value:
+                self._register(item, caller)
+        elif isinstance(value, dict):
+            if _is_file_data(value) and isinstance(value.get("path"), str):
+                if Path(value["path"]).is_relative_to(self.GRADIO_CACHE):
+                    self._temp_files.register(Path(value["path"]), caller.owner)
+            else:
+                self._register(list(value.values()), caller)
+
+    def _raise_readable(self, block_fn: Any, error: Exception) -> NoReturn:
+        if not isinstance(error, CanvasError):
+            self._log(block_fn, error)
+            error = UnexpectedError()
+        message = error_toast(error) if block_fn.api_visibility == "private" else str(error)
+        raise gr.Error(message, print_exception=False) from None
+
+    def _log(self, block_fn: Any, error: Exception) -> None:
+        log.warning("Error in %s: %s", block_fn.api_name, format_traceback(error, with_message=self._log_values))
+
+
+class Drawings(OrderedDict[str, Any]):
+    """What visitors drew in an image editor, until an event uses it; the oldest are dropped."""
+
+    MAX_BYTES = 256 * 2**20
+
+    def __setitem__(self, name: str, drawing: Any) -> None:
+        super().__setitem__(name, drawing)
+        self.move_to_end(name)
+        sizes = {other: _drawing_size(parts) for other, parts in self.items()}
+        while sum(sizes.values()) > self.MAX_BYTES and len(sizes) > 1:
+            oldest, _ = self.popitem(last=False)
+            del sizes[oldest]
+
+
+class OwnedImageEditor(gr.ImageEditor):
+    """gr.ImageEditor that gives a drawing only to the owner who drew it; made by `image_editor`.
+
+    It has no `__init__`, from whose parameters Gradio would make the configuration of the page.
+    """
+
+    is_template = True  # private: use the front end of gr.ImageEditor
+
+    @server
+    def accept_blobs(self, data: AcceptBlobs, http_request: gr.Request) -> None:  # type: ignore[override]
+        """Store one part of a drawing: its background, composite or one of its layers."""
+        fields = dict(data.data)
+        index = str(fields.get("index") or 0)
+        if index != "null" and not (index.isdecimal() and len(index) < 3 and int(index) < MAX_LAYERS):
+            raise InvalidInput("layers", None, message=LazyMessage("An image can have at most 16 layers."))
+        fields["id"] = drawing_id(fields.get("id"), Caller.of(http_request).owner)
+        super().accept_blobs(AcceptBlobs.model_construct(data=fields, files=data.files))
+
+
+def image_editor(**options: Any) -> OwnedImageEditor:
+    """An OwnedImageEditor that keeps a limited number of bytes."""
+    editor = OwnedImageEditor(**options)
+    editor.blob_storage = Drawings()
+    return editor
+
+
+def drawing_id(name: object, owner: str | None) -> str:
+    """The key of a drawing in `OwnedImageEditor.blob_storage`."""
+    return f"{owner}/{str(name)[:100]}"
+
+
+def _drawing_size(drawing: Any) -> int:
+    parts = (drawing.background, drawing.composite, *drawing.layers)
+    return sum(len(part) for part in parts if part)
+
+
+def _is_file_data(value: Mapping[str, Any]) -> bool:
+    meta = value.get("meta")
+    return isinstance(meta, dict) and meta.get("_type") == "gradio.FileData"
+
+
+def _input_names(block_fn: Any) -> list[str]:
+    """The labels of an event's inputs; those of API functions are their parameters."""
+    return [str(getattr(block, "label", "") or "") for block in block_fn.inputs]
