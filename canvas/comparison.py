@@ -48,6 +48,10 @@ class ComparisonService:
         """
         for preset in presets:
             validation.choice("presets", preset, PRESETS)
+        request, *others = self._studio.expand_prompt(request)
+        if others:
+            text = "Write a single prompt to compare; this one stands for {number}."
+            raise InvalidInput("prompt", request.prompt, message=LazyMessage(text, number=len(others) + 1))
         specs = [get_model(key, self._studio.models) for key in models]
         number = len(specs) * len(presets)
         if not 2 <= number <= MAX_ENTRIES:

@@ -28,6 +28,9 @@ TOKEN = re.compile(
 # `[from:to:0.5]`, `[to:5]`, `[from::5]`, `[a|b]`: other prompts at some of the steps.
 PROMPT_EDITING = re.compile(rf"(?<!\\)\[(?:[^\[\]]*:\s*{NUMBER}\s*|[^\[\]|]*\|[^\[\]]*)\]")
 
+# What is hardly meant as words: `(fox:1.3)` and `BREAK`.
+EXPLICIT_WEIGHT = re.compile(rf"(?<!\\)\([^()]*:\s*{NUMBER}\s*\)|\bBREAK\b")
+
 # LoRA tags
 LORA_TAG = re.compile(r"<\s*(?P<kind>lora|lyco|lycoris|hypernet)\s*:(?P<arguments>[^<>]*)>", re.IGNORECASE)
 LORA_KINDS = ("lora", "lyco", "lycoris")
@@ -86,6 +89,12 @@ def has_weight_syntax(prompt: str) -> bool:
         return strip_weights(prompt) != prompt
     except InvalidInput:
         return True
+
+
+def weights_note(prompt: str, *, weighting: bool) -> str:
+    """A note if the prompt contains weights that are read as words."""
+    match = None if weighting else EXPLICIT_WEIGHT.search(prompt)
+    return f"{match[0][:60]} was read as words, because prompt weights are off" if match else ""
 
 
 def _parse(prompt: str, *, separate: bool) -> list[Fragments]:

@@ -168,7 +168,7 @@ class Studio:
         self._limits.check_queue(owner, self._unfinished_owners(), sum(len(requests) for _, requests in groups))
         accepted: list[tuple[Job, bool]] = []
         for dynamic, requests in groups:
-            spec = get_model(requests[0].model_key, self.models)
+            spec = self._complete_spec(requests[0])
             resolved = [self._resolve(request, spec, owner) for request in requests]
             missing: set[str] = set()
             for request in resolved:
@@ -184,6 +184,13 @@ class Studio:
         for job, ready in accepted:
             self._scheduler.put(job, ready=ready)
         return [job for job, _ in accepted]
+
+    def _complete_spec(self, request: GenerationRequest) -> ModelSpec:
+        """The model of a request; the defaults that its entry lacks are read once."""
+        spec = get_model(request.model_key, self.models)
+        if spec.unset and request.backend == LOCAL:
+            spec = self.models[spec.key] = download.complete_spec(spec, hub=self._hub)
+        return spec
 
     def _resolve(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
         if self.settings.safety_level != "off":

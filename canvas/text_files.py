@@ -26,8 +26,15 @@ def decode_text(content: bytes) -> str:
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return content.removeprefix(mark).decode(encoding)
-    # Only UTF-16 has zero bytes; those at the end may be padding.
-    return decode_utf16(content) if b"\0" in content.rstrip(b"\0") else content.rstrip(b"\0").decode("utf-8")
+    unpadded = content.rstrip(b"\0")
+    try:
+        text = unpadded.decode("utf-8")
+    except UnicodeDecodeError:
+        if b"\0" in unpadded:
+            return decode_utf16(content)
+        raise
+    # UTF-16 of Western text is valid UTF-8 in which almost every second byte is zero.
+    return decode_utf16(content) if unpadded.count(b"\0") * 5 > len(unpadded) else text
 
 
 def decode_utf16(content: bytes) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canvas import GenerationRequest, Studio
-from canvas.dynamic_prompts import MAX_PROMPTS, expand
+from canvas.dynamic_prompts import MAX_PROMPTS, escape, expand
 from canvas.errors import InvalidInput, QueueFull
 from canvas.jobs.limits import Limits
 
@@ -19,6 +20,12 @@ def wildcards(tmp_path: Path) -> Path:
     (folder / "animals.txt").write_text("\ufefffox\n\n# comment\n  owl  \n", encoding="utf-8")
     (folder / "big_cats.txt").write_text("lion\n")
     (folder / "empty.txt").write_text("# nothing\n")
+    (folder / "étés.v2").mkdir()
+    (folder / "étés.v2" / unicodedata.normalize("NFD", "forêt.txt")).write_bytes("森\r\npré\r\n".encode("utf-16"))
+    (folder / "nested.txt").write_text("0.5::__big_cats__ cub\n{red|blue} __animals__, {\n")
+    (folder / "loop.txt").write_text("a __loop__\n")
+    (folder / "latin.txt").write_bytes("pré".encode("latin-1"))
+    (folder / "line.txt").write_text("one\u2028line\n", encoding="utf-8")
     (tmp_path / "secret.txt").write_text("secret\n")
     return folder
 
@@ -40,7 +47,21 @@ def wildcards(tmp_path: Path) -> Path:
         ("never {closed|here", ["never {closed|here"]),
         ("closed } by | mistake", ["closed } by | mistake"]),
         ("snake_case and ____ lines", ["snake_case and ____ lines"]),
-        ("__../secret__ __/etc/passwd__", ["__../secret__ __/etc/passwd__"]),
+        ("__étés.v2/forêt__", ["森", "pré"]),
+        (unicodedata.normalize("NFD", "__étés.v2/forêt__"), ["森", "pré"]),
+        ("__FORÊT__ __Animals.txt__", ["森 fox", "森 owl", "pré fox", "pré owl"]),
+        ("__étés*/*__", ["森", "pré"]),
+        ("{a __animals__|__big_cats__}", ["a fox", "a owl", "lion"]),
+        ("__nested__", ["lion cub", "red fox, {", "red owl, {", "blue fox, {", "blue owl, {"]),
+        ("__line__", ["one\u2028line"]),
+        ("<lora:__animals__:0.5>", ["<lora:fox:0.5>", "<lora:owl:0.5>"]),
+        ("<lora:my__new__style:1>", ["<lora:my__new__style:1>"]),
+        ("<lora:{a|b}:{0.5|1}>", ["<lora:a:0.5>", "<lora:a:1>", "<lora:b:0.5>", "<lora:b:1>"]),
+        ("{2$$a|b|c}", ["a, b", "a, c", "b, a", "b, c", "c, a", "c, b"]),
+        ("{1-2$$ and $$a|b}", ["a", "b", "a and b", "b and a"]),
+        ("{1$$__animals__}", ["fox", "owl"]),
+        ("{0.3::a|0.7::b}", ["a", "b"]),
+        ("{cost $5|$$}", ["cost $5", "$$"]),
         ("C:\\new", ["C:\\new"]),
     ],
 )
@@ -51,7 +72,14 @@ def test_expand(wildcards: Path, prompt: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("a __plant__", r'no wildcard list "plant" \(existing: animals, big_cats, empty\)'),
+        ("a __plant__", r'no wildcard list "plant" \(existing: animals, big_cats, empty, '),
+        ("a __../secret__", r'no wildcard list "../secret"'),
+        ("a __/etc/passwd__", r'no wildcard list "passwd"'),
+        ("a __loop__", "nested at most 5 deep"),
+        ("a __latin__", 'list "latin" is neither UTF-8 nor UTF-16'),
+        ("${mood=calm} fox", r"Variables such as \$\{mood=calm\} are not supported"),
+        ("{3$$a|b}", r"3\$\$ needs at least 3 alternatives"),
+        ("{9$$a|b|c|d|e|f|g|h|i}", "at most 100 prompts"),
         ("a __empty__", 'list "empty" is empty'),
         ("{a|b}" * 7, f"at most {MAX_PROMPTS} prompts"),
         ("{a|b}" * 3000, f"at most {MAX_PROMPTS} prompts"),
@@ -73,6 +101,11 @@ def test_any_text_expands_or_raises_invalid_input(prompt: str) -> None:
     assert 1 <= len(found) <= MAX_PROMPTS
     if not set(prompt) & set("{|\\_"):
         assert found == [prompt]
+
+
+@given(st.text(alphabet="ab{}|\\_ $:1", max_size=40))
+def test_an_escaped_prompt_stands_for_itself(prompt: str) -> None:
+    assert expand(escape(prompt), Path("nowhere")) == [prompt]
 
 
 def test_submit_expanded_queues_all_or_none(studio: Studio) -> None:

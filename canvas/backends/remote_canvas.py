@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from canvas.backends.base import GenerationTask, ProgressCallback
+from canvas.dynamic_prompts import escape
 from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage, RemoteBackendError
 from canvas.image_formats import decode_base64
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
@@ -104,6 +105,7 @@ def _submit(
         raise GenerationCancelled("Cancelled.")
     local = {"backend": LOCAL, "image": None, "mask_image": None, "image_format": "png"}
     fields = request.to_dict() | local | {"watermark": ""}  # it is added when the image is saved
+    fields |= {name: escape(fields[name]) for name in ("prompt", "negative_prompt")}  # expanded already
     job = client.submit(fields, files.get("image"), files.get("mask_image"), api_name="/draw")
     num_seen = 0
     while not job.done():

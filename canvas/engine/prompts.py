@@ -11,7 +11,7 @@ from typing import Any
 from canvas.catalog import ModelSpec
 from canvas.errors import LazyMessage, ModelCorrupted
 from canvas.models.download import LocalModel
-from canvas.models.loras import parse_lora_tags
+from canvas.prompt_syntax import parse_lora_tags
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
 

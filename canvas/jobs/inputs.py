@@ -13,13 +13,13 @@ from canvas.catalog import ModelSpec
 from canvas.engine import img2img, masks, super_resolution
 from canvas.engine.generate import GenerationInputs
 from canvas.engine.image_io import decode_image, flatten_alpha, resize_to_fit
-from canvas.errors import LazyMessage, NotFound
+from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.history.images import ImageRepository
 from canvas.history.uploads import Uploads, referenced_uploads
 from canvas.models import loras
 from canvas.models.hub_client import Hub
 from canvas.models.loras import Lora
-from canvas.prompt_syntax import LoraTags, LoraWeight, parse_lora_tags
+from canvas.prompt_syntax import LORA_TAG, LoraTags, LoraWeight, parse_lora_tags
 from canvas.request import MAX_EDIT_SIDE, GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
@@ -38,6 +38,9 @@ class Upload:
 
 def requested_loras(request: GenerationRequest) -> LoraTags:
     """Names and weights of the LoRAs in the field and in the prompt; raises InvalidInput."""
+    if tag := LORA_TAG.search(request.negative_prompt):
+        text = "The tag {tag} acts in the prompt only. Move it from the negative prompt to the prompt."
+        raise InvalidInput("negative_prompt", tag[0], message=LazyMessage(text, tag=tag[0]))
     fields = [(name, LoraWeight(weight, weight)) for name, weight in request.loras]
     return (*fields, *parse_lora_tags(request.prompt)[1])
 

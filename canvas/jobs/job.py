@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
+from canvas.dynamic_prompts import escape
 from canvas.errors import CanvasError, GenerationCancelled
 from canvas.formatting import format_progress
 from canvas.request import FINISHED_STATUSES, GeneratedImage, GenerationRequest, JobStatus, ProgressUpdate
@@ -24,10 +25,11 @@ BAR_FORMAT = "{desc} |{bar:24}| {percentage:3.0f} %{postfix}"
 class Job:
     """A generation or download of one owner, independent of the browser tab that submitted it.
 
-    `request` is None for a download. `client` is one of `request.CLIENTS`. `progress` is the
-    latest `ProgressUpdate` or `DownloadProgress`. `id` cannot be guessed. `on_finish` is called
-    once, before subscribers see the end. `context` is that of the submitter: ZeroGPU reads from
-    it whose quota to charge.
+    `request` is None for a download; `requests` are all that a dynamic prompt stands for, the
+    first of them `request`, and `current` is the index of the running one. `client` is one of
+    `request.CLIENTS`. `progress` is the latest `ProgressUpdate` or `DownloadProgress`. `id` cannot
+    be guessed. `on_finish` is called once, before subscribers see the end. `context` is that of the
+    submitter: ZeroGPU reads from it whose quota to charge.
     """
 
     owner: str
@@ -50,7 +52,32 @@ class Job:
     attempts: int = 0  # that ended with a crashed worker
     skipped: int = 0  # times that a later job was taken first
     version: int = 0  # counts the changes
+    requests: tuple[GenerationRequest, ...] = ()
+    current: int = 0
+    dynamic_request: GenerationRequest | None = None  # that stands for several
     _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.request and not self.requests:
+            self.requests = (self.request,)
+
+    @property
+    def num_images(self) -> int:
+        """The images of all requests."""
+        return sum(request.num_images for request in self.requests)
+
+    @property
+    def resumable_request(self) -> GenerationRequest:
+        """The request that `Studio.submit` expands to this job's."""
+        if self.dynamic_request is not None:
+            return self.dynamic_request
+        assert self.request is not None  # noqa: S101 - not a download
+        prompts = {name: escape(getattr(self.request, name)) for name in ("prompt", "negative_prompt")}
+        return replace(self.request, **prompts)
+
+    def first_image(self, index: int) -> int:
+        """The index of the first image of a request."""
+        return sum(request.num_images for request in self.requests[:index])
 
     @property
     def finished(self) -> bool:
@@ -80,10 +107,9 @@ class Job:
         """The backend's callback; after a restart `step` counts only the remaining images."""
         changes: dict[str, Any] = {} if status is None else {"status": status}
         if step is not None:
-            num_images = self.request.num_images if self.request else 1
-            done = num_images - step.num_images
+            done = self.first_image(self.current + 1) - step.num_images
             changes["progress"] = replace(
-                step, image_index=step.image_index + done, num_images=num_images, preview=None
+                step, image_index=step.image_index + done, num_images=self.num_images, preview=None
             )
             changes["preview"] = step.preview or self.preview
         self.update(**changes)

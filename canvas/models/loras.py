@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import re
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from canvas.errors import InvalidInput, LazyMessage, NotFound
-from canvas.models import download, hub_cache
+from canvas.models import download, hub_cache, lora_formats
 from canvas.models.download import DownloadPlan, DownloadProgress
 from canvas.models.hub_client import Hub
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-LORA_TAG = re.compile(r"<lora:(?P<name>[^:<>]+(?::[^:<>]+\.safetensors)?)(?::(?P<weight>[+-]?\d*\.?\d+))?>")
 HUB_NAME = re.compile(r"(?P<repo_id>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<file>[^:<>\\]+\.safetensors))?")
 DEFAULT_FILE_NAME = "pytorch_lora_weights.safetensors"  # of diffusers' trainers
-DOWN_WEIGHT = re.compile(r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.(?:\w+\.)?weight$")
-UNET_PREFIXES = ("lora_unet_", "unet.", "base_model.model.unet.")
-# By the width of the text embeddings that cross-attention reads.
-BASE_MODELS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 MAX_TRIGGER_WORDS = 8
 NOT_SAFETENSORS = "The LoRA {name} is not a .safetensors file; other formats can run code and are not loaded."
 
@@ -35,6 +31,7 @@ class Lora:
     base_model: str  # "" if unknown
     trigger_words: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    family: str = ""  # a key of `lora_formats.LABELS`, "" if unknown
 
 
 def list_loras(folder: Path) -> dict[str, Lora]:
@@ -42,17 +39,42 @@ def list_loras(folder: Path) -> dict[str, Lora]:
     found: dict[str, Lora] = {}
     for path in sorted(folder.glob("**/*.safetensors")):
         try:
-            found.setdefault(path.stem, read_lora(path))
+            lora = read_lora(path)
         except InvalidInput:
             continue  # get_lora reports the reason
+        name = lora.name if lora.name not in found else path.relative_to(folder).with_suffix("").as_posix()
+        found[name] = replace(lora, name=name)
     return found
+
+
+def find_local(name: str, folder: Path) -> Path | None:
+    """The file with that path or name in the folder or a sub folder, with or without its suffix.
+
+    Case and the composition of accents are ignored, but an exact match is preferred.
+    """
+    wanted = _normalize(name)
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("**/*")):
+        if path.suffix.lower() not in (".safetensors", *PICKLE_SUFFIXES) or not path.is_file():
+            continue
+        relative = path.relative_to(folder)
+        names = [relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem]
+        for rank, known in enumerate(names):
+            found.setdefault(known, path)
+            if wanted == _normalize(known):
+                found.setdefault(f"{rank} {wanted}", path)
+    return found.get(name) or next((found[key] for rank in range(4) if (key := f"{rank} {wanted}") in found), None)
+
+
+def _normalize(name: str) -> str:
+    # macOS decomposes accents in file names.
+    return unicodedata.normalize("NFC", name.replace("\\", "/").strip()).casefold()
 
 
 def get_lora(name: str, folder: Path) -> Lora:
     """The LoRA of that name; raises NotFound, or InvalidInput for a bad file."""
-    for path in sorted(folder.glob("**/*")):
-        if name in (path.name, path.stem) and path.suffix in (".safetensors", *PICKLE_SUFFIXES):
-            return read_lora(path)
+    if path := find_local(name, folder):
+        return read_lora(path)
     text = "LoRA {name} not found. Add {name}.safetensors to the folder {folder} (it has: {known})."
     known = ", ".join(list_loras(folder)) or LazyMessage("none")
     raise NotFound(LazyMessage(text, name=name, folder=folder.name, known=known))
@@ -62,7 +84,7 @@ def read_lora(path: Path) -> Lora:
     """Read the header of a LoRA file; raises InvalidInput for pickles and other weights."""
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise InvalidInput("loras", path.name, message=LazyMessage(NOT_SAFETENSORS, name=path.name))
     try:
         with safe_open(path, "numpy") as file:
@@ -71,38 +93,17 @@ def read_lora(path: Path) -> Lora:
     except (SafetensorError, OSError, ValueError) as error:
         message = LazyMessage("{name} is damaged or not a safetensors file.", name=path.name)
         raise InvalidInput("loras", path.name, message=message) from error
-    if not any(DOWN_WEIGHT.search(name) for name in shapes):
-        message = LazyMessage("{name} is not a LoRA: it contains other weights.", name=path.name)
+    if not lora_formats.is_lora(shapes):
+        text, kind = "{name} is not a LoRA but {kind}.", lora_formats.kind_of(shapes)
+        message = LazyMessage(text, name=path.name, kind=LazyMessage(kind or "a file with other weights"))
         raise InvalidInput("loras", path.name, message=message)
-    return Lora(path.stem, path, _base_model(shapes, metadata), _trigger_words(metadata), shapes)
+    family = lora_formats.lora_family(shapes)
+    return Lora(path.stem, path, _base_model(family, metadata), _trigger_words(metadata), shapes, family)
 
 
-def parse_lora_tags(prompt: str) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """The prompt without `<lora:name:0.8>` tags, and their names and weights (default 1)."""
-    tags = tuple((match["name"].strip(), float(match["weight"] or 1)) for match in LORA_TAG.finditer(prompt))
-    if not tags:
-        return prompt, ()
-    text = re.sub(r"\s{2,}", " ", LORA_TAG.sub("", prompt))
-    return re.sub(r"(,\s*)+(?=,|$)", "", text).strip(" ,"), tags
-
-
-def unet_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The down-projections of the UNet."""
-    return {
-        name: shape
-        for name, shape in shapes.items()
-        if name.startswith(UNET_PREFIXES) and DOWN_WEIGHT.search(name) and len(shape) > 1
-    }
-
-
-def is_cross_attention(name: str) -> bool:
-    """Whether a tensor projects text embeddings, whose width depends on the base model."""
-    return "attn2" in name and ("to_k" in name or "to_v" in name)
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether the name is that of a LoRA on the Hub, not of a file in the folder."""
-    return HUB_NAME.fullmatch(name) is not None
+def is_hub_name(name: str, folder: Path) -> bool:
+    """Whether the name is that of a LoRA on the Hub; a file of that name in the folder comes first."""
+    return HUB_NAME.fullmatch(name) is not None and find_local(name, folder) is None
 
 
 def find(name: str, *, hub: Hub | None = None) -> Path | None:
@@ -137,12 +138,9 @@ def fetch(
     return download.download_files(hub, plan, on_progress, cancelled) / plan.files[0].path
 
 
-def _base_model(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
-    widths = {shape[1] for name, shape in unet_tensors(shapes).items() if is_cross_attention(name)}
-    if len(widths) == 1 and (known := BASE_MODELS.get(widths.pop())):
-        return known
+def _base_model(family: str, metadata: Mapping[str, str]) -> str:
     name = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
-    return name[:60]
+    return lora_formats.LABELS.get(family) or name[:60]
 
 
 def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:

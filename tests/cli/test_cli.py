@@ -46,7 +46,7 @@ INVALID = [
     ([], "--prompts FILE"),
     (["fox", "--prompts", "x.txt"], "not both"),
     (["--prompts", "no.txt"], "No such file"),
-    (["--prompts", "."], "a UTF-8 text file"),
+    (["--prompts", "."], "a text in UTF-8 or UTF-16"),
 ]
 COMMANDS = [
     "generate",
@@ -120,6 +120,52 @@ def test_prompts_are_read_from_stdin(
     assert (tree["prompt"], tree["output"]) == ("a tree", "out-2.webp")
     with Image.open("out-2.webp") as image:
         assert image.format == "WEBP"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffa fox\r\n",
+        "a fox\n".encode("utf-16"),
+        "a fox".encode("utf-16-le"),
+        "a fox\r\n".encode("utf-16-be"),
+        b"\xfe\xff" + "a fox\n".encode("utf-16-be"),
+    ],
+)
+@pytest.mark.parametrize("source", ["stdin", "file"])
+def test_prompts_in_other_encodings(
+    workdir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, content: bytes | str, source: str
+) -> None:
+    path = workdir / "prompts.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    arguments = ["-"] if source == "stdin" else ["--prompts", "prompts.txt"]
+    with path.open(encoding="utf-8") as prompts:
+        monkeypatch.setattr("sys.stdin", prompts)
+        assert run("generate", *arguments, "--steps", "1", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["prompt"] == "a fox"
+
+
+def test_a_line_separator_is_no_line_end(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (workdir / "prompts.txt").write_text("a fox\u2028in the snow\n", encoding="utf-8")
+    assert run("generate", "--prompts", "prompts.txt", "--steps", "1", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["prompt"] == "a fox\u2028in the snow"
+
+
+def test_prompts_in_a_legacy_encoding_are_rejected(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (workdir / "prompts.txt").write_bytes("une forêt".encode("latin-1"))
+    assert run("generate", "--prompts", "prompts.txt") == 2
+    assert "a text in UTF-8 or UTF-16" in capfd.readouterr().err
+
+
+def test_braces_and_wildcards_are_expanded(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (workdir / "wildcards").mkdir()
+    (workdir / "wildcards" / "places.txt").write_text("snow\n")
+    assert run("generate", r"a {red|blue} fox in __places__ \{x\|y\}", "--steps", "1", "--json") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == [
+        "a red fox in snow {x|y}",
+        "a blue fox in snow {x|y}",
+    ]
 
 
 def test_prompts_are_read_from_a_file(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:

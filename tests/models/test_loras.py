@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from canvas.engine.lora_adapters import applied_loras
 from canvas.errors import InvalidInput, NotFound
-from canvas.models.loras import get_lora, list_loras, parse_lora_tags, read_lora
+from canvas.models.loras import find_local, get_lora, is_hub_name, list_loras, read_lora
+from canvas.prompt_syntax import LoraWeight
 from tests.tiny_xl import CROSS_ATTENTION, make_tiny_xl
 
 RANK = 2
@@ -153,7 +157,7 @@ def test_pickles_are_rejected_with_any_suffix(suffix: str, tmp_path: Path) -> No
 
 def test_file_without_lora_weights_is_rejected(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(2, 2)}, tmp_path / "vae.safetensors")
-    with pytest.raises(InvalidInput, match="contains other weights"):
+    with pytest.raises(InvalidInput, match="is not a LoRA but a file with other weights"):
         read_lora(tmp_path / "vae.safetensors")
 
 
@@ -167,6 +171,73 @@ def test_folder_lists_valid_loras(tiny: Any, tmp_path: Path) -> None:
         get_lora("rain", tmp_path)
 
 
+def test_loras_are_found_by_path_or_name(tiny: Any, tmp_path: Path) -> None:
+    for name in (unicodedata.normalize("NFD", "fée"), "more/snow", "more/deep/snow", "Rain v1.2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        make_lora(tmp_path / f"{name}.safetensors", tiny.unet)
+    for name, path in (
+        (unicodedata.normalize("NFC", "fée"), unicodedata.normalize("NFD", "fée.safetensors")),
+        ("more/snow", "more/snow.safetensors"),
+        ("more/deep/snow.safetensors", "more/deep/snow.safetensors"),
+        ("more\\deep\\SNOW", "more/deep/snow.safetensors"),
+        ("rain V1.2", "Rain v1.2.safetensors"),
+    ):
+        found = find_local(name, tmp_path)
+        assert found == tmp_path / path
+        assert not is_hub_name(name, tmp_path)
+    assert is_hub_name("more/fog", tmp_path)
+    assert set(list_loras(tmp_path)) >= {"snow", "more/snow"}, "both files of one name are listed"
+    for name in list_loras(tmp_path):
+        assert get_lora(name, tmp_path).path == list_loras(tmp_path)[name].path
+
+
+def test_weights_of_a_lora_that_is_named_twice_add_up(tiny: Any, tmp_path: Path) -> None:
+    lora = read_lora(make_lora(tmp_path / "a.safetensors", tiny.unet))
+    images = []
+    for loras in ([(lora, 1)], [(lora, 0.5), (lora, 0.25), (replace(lora, name="again"), 0.25)]):
+        with applied_loras(tiny, loras):
+            images.append(generate(tiny))
+    assert torch.equal(*images)
+
+
+def test_text_encoder_and_model_have_weights_of_their_own(tiny: Any, tmp_path: Path) -> None:
+    tensors = load_file(make_lora(tmp_path / "unet.safetensors", tiny.unet))
+    numbers = torch.Generator().manual_seed(1)
+    text_encoder = {}
+    for name, module in tiny.text_encoder.named_modules():
+        if name.endswith(("q_proj", "v_proj")):
+            rows, columns = module.weight.shape
+            text_encoder[f"text_encoder.{name}.lora_A.weight"] = torch.randn((RANK, columns), generator=numbers)
+            text_encoder[f"text_encoder.{name}.lora_B.weight"] = torch.randn((rows, RANK), generator=numbers)
+    save_file(tensors | text_encoder, tmp_path / "both.safetensors")
+    both, unet = read_lora(tmp_path / "both.safetensors"), read_lora(tmp_path / "unet.safetensors")
+    images = {}
+    for name, loras in {
+        "unet": [(unet, 1)],
+        "only the model": [(both, LoraWeight(1, 0))],
+        "both": [(both, LoraWeight(1, 1))],
+        "float": [(both, 1)],
+    }.items():
+        with applied_loras(tiny, loras):
+            images[name] = generate(tiny)
+    assert torch.allclose(images["unet"], images["only the model"], atol=1e-5)
+    assert torch.equal(images["both"], images["float"])
+    assert not torch.allclose(images["both"], images["unet"], atol=1e-4)
+
+
+def test_nan_in_the_weights_names_the_tensor(tiny: Any, tmp_path: Path) -> None:
+    tensors = load_file(make_lora(tmp_path / "a.safetensors", tiny.unet))
+    plain = generate(tiny)
+    tensors[min(tensors)][0, 0] = float("nan")
+    save_file(tensors, tmp_path / "a.safetensors")
+    with (
+        pytest.raises(InvalidInput, match=rf"LoRA a is damaged: its weights {re.escape(min(tensors))} contain NaN"),
+        applied_loras(tiny, [(read_lora(tmp_path / "a.safetensors"), 1)]),
+    ):
+        pass
+    assert torch.equal(generate(tiny), plain)
+
+
 def test_trigger_words_come_from_the_metadata(tiny: Any, tmp_path: Path) -> None:
     frequencies = {"10_fox": {"sks fox": 40, " snow": 25, "rare": 1}, "5_more": {"snow": 5}}
     for metadata, expected in (
@@ -178,17 +249,3 @@ def test_trigger_words_come_from_the_metadata(tiny: Any, tmp_path: Path) -> None
     ):
         path = make_lora(tmp_path / "a.safetensors", tiny.unet, **metadata)
         assert read_lora(path).trigger_words == expected
-
-
-@pytest.mark.parametrize(
-    ("prompt", "text", "tags"),
-    [
-        ("a fox", "a fox", ()),
-        ("a fox <lora:snow:0.8>", "a fox", (("snow", 0.8),)),
-        ("a fox, <lora:snow>, red", "a fox, red", (("snow", 1.0),)),
-        ("<lora:a:-.5> a <lora:my file v1.2:1> fox", "a fox", (("a", -0.5), ("my file v1.2", 1.0))),
-        ("a fox <lora:snow:much>", "a fox <lora:snow:much>", ()),
-    ],
-)
-def test_lora_tags_are_removed_from_the_prompt(prompt: str, text: str, tags: tuple[tuple[str, float], ...]) -> None:
-    assert parse_lora_tags(prompt) == (text, tags)

@@ -135,7 +135,7 @@ def weights(data: bytes) -> None:
 
 def prompts(data: bytes) -> None:
     from canvas.dynamic_prompts import expand
-    from canvas.models.loras import parse_lora_tags
+    from canvas.prompt_syntax import parse_lora_tags
 
     parse_lora_tags(decode(data))
     expand(decode(data), Path("no", "such", "folder"))
