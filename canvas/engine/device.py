@@ -242,6 +242,15 @@ def _mps_dtype() -> tuple[str, str]:
     return ("float16", "float16 is fast on it") if works else ("float32", "float32 because float16 fails on it")
 
 
+def has_bfloat16(device: Device) -> bool:
+    """Whether the device computes in bfloat16; GPUs before 2020 emulate it slowly."""
+    if device.name != "cuda":
+        return True
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _device_label(name: str) -> str:
     import torch
 

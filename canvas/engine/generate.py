@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +24,15 @@ from canvas.engine.optimizations import deepcache, malloc
 from canvas.engine.pipeline_cache import check_memory, suggest_size
 from canvas.engine.placement import plan_note
 from canvas.engine.prompt_embeds import encode_prompt_cached
-from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, text_within_limit
+from canvas.engine.prompt_weighting import supports_weighting
+from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, text_within_limit, without_weights
 from canvas.engine.step_callback import StepCallback, called_on_each_step
+from canvas.engine.textual_inversion import AppliedEmbeddings
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
 from canvas.engine.vae_decoding import FLOAT32_NOTE, check_latents, check_pixels, guarded_decoding, is_empty
 from canvas.engine.work_area import Size, size_step, whole_area
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
+from canvas.models.embeddings import Embedding
 from canvas.models.loras import Lora
 from canvas.presets import PRESETS
 from canvas.prompt_syntax import LoraWeight, weights_note
@@ -37,6 +41,7 @@ from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
 PARALLEL = 0.9995  # cosine above which slerp is linear
 
 
@@ -46,6 +51,7 @@ class GenerationInputs:
 
     images: Mapping[str, Image] = field(default_factory=dict)
     loras: tuple[tuple[Lora, LoraWeight], ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
 
 
 def generate(  # noqa: PLR0913 - keyword only, one a line
@@ -58,6 +64,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     cancelled: threading.Event,
     model_revision: str = "",
     images: InputImages | None = None,
+    embeddings: AppliedEmbeddings | None = None,
 ) -> Iterator[GeneratedImage]:
     """Yield the images of a resolved request, each as soon as it is done.
 
@@ -70,6 +77,9 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     effects: tuple[str, ...] = ()
     if capabilities is not None:
         request, effects = applied_request(request, capabilities, spec)
+    if request.prompt_weighting and not supports_weighting(pipeline):
+        request = without_weights(request)
+        effects = (*effects, "Prompt weights have no effect on this model; their syntax was removed.")
     step = size_step(pipeline)
     edit = prepare_inputs(request, images or {}, spec, step)
     area = edit.area if edit else whole_area(request.size, step, spec)
@@ -79,6 +89,9 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     # 1. Enhance the prompts
     enhanced_prompt = enhance_prompt(request, spec)
     prompts = (enhanced_prompt, enhance_negative_prompt(request))
+    if embeddings is not None:
+        prompts = (embeddings.rewrite(prompts[0]), embeddings.rewrite(prompts[1]))
+        effects = (*effects, *embeddings.notes)
     if spec.prompt_tokens and not request.prompt_weighting:
         prompt, negative_prompt = (text_within_limit(text, pipeline.tokenizer, spec) for text in prompts)
         prompts = (prompt, negative_prompt)
@@ -114,10 +127,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
             model_revision=model_revision,
             engine=engine_name(pipeline),
             notes=tuple(
-                filter(
-                    None,
-                    (*effects, note, area.note, engine_note(pipeline), plan_note(pipeline), unused_weights),
-                )
+                filter(None, (*effects, note, area.note, engine_note(pipeline), plan_note(pipeline), unused_weights))
             ),
             image=image,
         )
@@ -219,11 +229,10 @@ def _translate_errors(size: Size, spec: ModelSpec, device: Device) -> Iterator[N
             text = "Ran out of memory at {size}. {suggestion}"
             suggestion = suggest_size(size, spec, device)
             raise OutOfMemory(LazyMessage(text, size="{}x{}".format(*size), suggestion=suggestion)) from error
+        logger.warning("%s could not generate an image", spec.key, exc_info=error)
         message = LazyMessage(
-            "The model {model} could not generate this image ({reason}). Try another scheduler, "
-            "size or number of steps.",
+            "The model {model} could not generate this image. Try another scheduler, size or number of steps.",
             model=spec.key,
-            reason=(str(error).splitlines() or [type(error).__name__])[0][:200],
         )
         raise GenerationFailed(message) from error
 

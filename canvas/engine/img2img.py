@@ -13,7 +13,7 @@ from PIL import Image
 from canvas.catalog import ModelSpec
 from canvas.engine import masks
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
-from canvas.engine.prompt_weighting import supports_weighting
+from canvas.engine.model_effects import capabilities_of
 from canvas.engine.work_area import WorkArea, mask_area, masked_area, whole_area
 from canvas.errors import InvalidInput, LazyMessage
 from canvas.request import MAX_EDIT_SIDE, MIN_EDIT_SIDE, GenerationRequest
@@ -43,10 +43,15 @@ class PreparedEdit:
         """The area at the size at which the pipeline works."""
         return self.area.crop(self.original)
 
-    def pipeline_args(self, request: GenerationRequest) -> dict[str, Any]:
+    def pipeline_args(self, request: GenerationRequest, *, rounds_skipped: bool = False) -> dict[str, Any]:
+        """The arguments for the task; `rounds_skipped`: see below."""
         num_inference_steps, denoising_steps = request.step_counts
-        # Diffusers rounds down; 1 means pure noise.
-        strength = min(1.0, (denoising_steps + 0.5) / num_inference_steps)
+        # Stable Diffusion's pipelines round the computed steps down, those of flow models the
+        # skipped ones (`rounds_skipped`). 1 means pure noise.
+        half = -0.5 if rounds_skipped else 0.5
+        strength = min(1.0, (denoising_steps + half) / num_inference_steps)
+        if denoising_steps == num_inference_steps:
+            strength = 1.0
         arguments = {
             "image": self.image,
             "strength": strength,
@@ -126,19 +131,18 @@ def pipeline_task(pipeline: Any, request: GenerationRequest) -> str:
     """The task for which `PipelineCache` must provide the pipeline of a request."""
     if request.task == "upscale":
         return "image_to_image"
-    if request.task == "inpaint" and _in_channels(pipeline) not in (4, 9):
+    capabilities = capabilities_of(pipeline)
+    blends = capabilities is not None and "inpaint" not in capabilities.pipelines and hasattr(pipeline, "unet")
+    if request.task == "inpaint" and (blends or _in_channels(pipeline) not in (4, 9)):
         return "image_to_image"  # diffusers' inpainting pipelines reject other UNets
     return request.task
 
 
 def check_task_supported(pipeline: Any, request: GenerationRequest, spec: ModelSpec) -> None:
-    """Raise InvalidInput if the model does not support the task or prompt weighting."""
+    """Raise InvalidInput if the model does not support the task."""
     if _in_channels(pipeline) == 9 and request.task != "inpaint":
         message = LazyMessage("The model {model} supports inpainting only.", model=spec.key)
         raise InvalidInput("task", request.task, message=message)
-    if request.prompt_weighting and not supports_weighting(pipeline):
-        message = LazyMessage("The model {model} does not support prompt weights.", model=spec.key)
-        raise InvalidInput("prompt_weighting", True, message=message)
 
 
 def _in_channels(pipeline: Any) -> int:

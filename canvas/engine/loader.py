@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import importlib
 import logging
 import math
 import pickle
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +21,8 @@ from canvas.engine.device import Device, has_bfloat16
 from canvas.engine.lora_adapters import check_compatible
 from canvas.engine.optimizations.cpu_attention import enable_chunked_attention
 from canvas.engine.quantization import FROM_PRETRAINED_LOCK
-from canvas.errors import HubOffline, InvalidInput, LazyMessage, ModelCorrupted, ModelUnavailable, OutOfMemory
-from canvas.models import addons, pipeline_files
+from canvas.errors import InvalidInput, LazyMessage, ModelCorrupted, ModelUnavailable, OutOfMemory
+from canvas.models import addons, pipeline_files, single_file
 from canvas.models.capabilities import read_folder
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PIPELINE_CLASSES = {
-    "stable_diffusion": "StableDiffusionPipeline",
-    "stable_diffusion_xl": "StableDiffusionXLPipeline",
-    "auto": "AutoPipelineForText2Image",
-}
 NO_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 CONVERTED_DIR = "converted"
 MIN_FREE_BYTES = 2_000_000_000  # that a converted copy must leave on the disk
@@ -83,7 +79,7 @@ def load_pipeline(
                 device=device.name,
             )
             raise OutOfMemory(message) from error
-        raise _load_error(spec, local.path, str(error)) from error
+        raise _load_error(spec, error) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -92,7 +88,8 @@ def _from_folder(spec: ModelSpec, folder: Path, device: Device, components: Mapp
     import diffusers
 
     index = pipeline_files.read_index(folder)
-    weights = _selection(folder, device, without=components).weights
+    selection = _selection(folder, device, without=components)
+    weights = selection.weights
     options: dict[str, Any] = {
         "dtype": device.torch_dtype,
         "local_files_only": True,
@@ -100,9 +97,23 @@ def _from_folder(spec: ModelSpec, folder: Path, device: Device, components: Mapp
         "use_safetensors": weights.format == "safetensors",
     }
     options |= {name: value for name, value in NO_SAFETY_CHECKER.items() if name in index}
+    for name, variant in selection.exceptions.items():
+        options[name] = _load_component(folder / name, index[name], variant, device)
     options |= components
     capabilities = read_folder(folder, spec.name)
     return getattr(diffusers, capabilities.family.text_to_image).from_pretrained(str(folder), **options)
+
+
+def _load_component(folder: Path, origin: Sequence[str], variant: pipeline_files.WeightVariant, device: Device) -> Any:
+    """A component in another variant than the rest: from_pretrained takes only one for all."""
+    library = importlib.import_module(origin[0])
+    return getattr(library, origin[1]).from_pretrained(
+        str(folder),
+        dtype=device.torch_dtype,
+        variant=variant.variant,
+        use_safetensors=variant.format == "safetensors",
+        local_files_only=True,
+    )
 
 
 def device_for(spec: ModelSpec, local: LocalModel, device: Device) -> Device:
@@ -110,9 +121,7 @@ def device_for(spec: ModelSpec, local: LocalModel, device: Device) -> Device:
 
     Z-Image, for example, gives black ones in float16. Raises ModelUnsupported.
     """
-    if local.path.is_file() or not pipeline_files.has_index(local.path):
-        return device
-    dtype = read_folder(local.path, spec.name).choose_dtype(device.dtype, has_bfloat16=has_bfloat16(device))
+    dtype = single_file.read_local(local.path, spec.name).choose_dtype(device.dtype, has_bfloat16=has_bfloat16(device))
     return device if dtype == device.dtype else replace(device, dtype=dtype)
 
 
@@ -122,47 +131,42 @@ def _selection(folder: Path, device: Device, without: Collection[str] = ()) -> p
 
 
 def _from_single_file(spec: ModelSpec, path: Path, device: Device, components: Mapping[str, Any]) -> Any:
-    """Load a single file in the layout of the original authors.
+    """Load a single file in the layout of the original authors; asks no server.
 
-    The configuration is read from the folder of the same name beside it, if it exists;
-    otherwise diffusers detects the architecture and fetches a few small files.
+    The configuration is in the folder of the same name beside it, if there is one; otherwise it
+    is read from the keys.
     """
     import diffusers
 
     pipeline_files.check_single_file(path)
-    if spec.type == "auto":
-        raise _load_error(spec, path, "a single file needs the type stable_diffusion or stable_diffusion_xl")
-    options: dict[str, Any] = {"dtype": device.torch_dtype, **components}
-    config = path.with_suffix("")
-    if config.is_dir():
-        options |= {"config": str(config), "local_files_only": True}
-    if spec.type == "stable_diffusion":
-        options |= NO_SAFETY_CHECKER
-    pipeline_class = getattr(diffusers, PIPELINE_CLASSES[spec.type])
-    try:
+    beside = path.with_suffix("")
+    with tempfile.TemporaryDirectory() as temporary:
+        config = beside
+        if not beside.is_dir():
+            config = Path(temporary)
+            single_file.write_config_folder(single_file.read_configs(path), config)
+        capabilities = read_folder(config, spec.name)
+        index = pipeline_files.read_index(config)
+        options = {name: value for name, value in NO_SAFETY_CHECKER.items() if name in index}
+        options |= {"dtype": device.torch_dtype, "config": str(config), "local_files_only": True, **components}
+        pipeline_class = getattr(diffusers, capabilities.family.text_to_image)
         return pipeline_class.from_single_file(str(path), **options)
-    except OSError as error:
-        if config.is_dir() or not path.exists():
-            raise
-        message = LazyMessage(
-            "{file} holds weights only, and its configuration could not be downloaded. Connect to "
-            "the internet once, or put the pipeline's configuration files into a folder {folder} "
-            "beside it.",
-            file=path.name,
-            folder=config.name,
-        )
-        raise HubOffline(message) from error
 
 
-def _load_error(spec: ModelSpec, path: Path, problem: str) -> ModelCorrupted:
-    return ModelCorrupted(
-        LazyMessage(
-            "The files of the model {model} cannot be loaded ({reason}). Delete them and download "
-            "the model again, or choose another model.",
-            model=spec.key,
-            reason=(problem.strip().splitlines() or ["unreadable"])[0].replace(str(path), spec.public_name)[:200],
+def _load_error(spec: ModelSpec, error: Exception) -> ModelCorrupted:
+    """The error for the user; the library's own words go to the log."""
+    logger.warning("%s cannot be loaded: %s: %s", spec.key, type(error).__name__, error)
+    if spec.is_local:
+        text = (
+            "The files of the model {model} cannot be loaded. Replace {name} with an intact copy, or choose another "
+            "model."
         )
+        return ModelCorrupted(LazyMessage(text, model=spec.key, name=spec.public_name))
+    text = (
+        "The files of the model {model} cannot be loaded. Remove the model and download it again, or choose another "
+        "model."
     )
+    return ModelCorrupted(LazyMessage(text, model=spec.key))
 
 
 def optimize_for_device(pipeline: Any, device: Device) -> None:

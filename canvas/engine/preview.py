@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
+from canvas.engine.latent_colors import latent_colors, to_rgb
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,14 +26,16 @@ class Preview:
     """A preview of the first latents of a batch, (1, C, H, W), copied from the GPU asynchronously.
 
     AutoencoderTiny decodes small latents. Otherwise the four channels of Stable Diffusion are
-    converted to RGB linearly, and the first three channels of unknown latents are shown as RGB.
+    converted to RGB linearly, and `raw` latents, as the VAE encodes them, with `latent_colors`.
+    Of unknown latents the first three channels are shown as RGB.
     """
 
-    def __init__(self, latents: torch.Tensor, pipeline: Any) -> None:
+    def __init__(self, latents: torch.Tensor, pipeline: Any, *, raw: bool = False) -> None:
         import torch
 
         self._pipeline = pipeline
-        self._is_decoded = _has_fast_decoder(latents, pipeline)
+        self._colors = latent_colors(pipeline.vae) if raw else None
+        self._is_decoded = not raw and _has_fast_decoder(latents, pipeline)
         with torch.inference_mode():
             latents = latents[:1].detach()
             values = (_decode(latents, pipeline) if self._is_decoded else latents)[0].float()
@@ -54,6 +58,8 @@ class Preview:
         with torch.inference_mode():
             if self._is_decoded:
                 return _to_pil(self._values * 127.5 + 127.5)
+            if self._colors is not None:
+                return _to_pil(to_rgb(self._values, self._colors) * 127.5 + 127.5)
             return _latents_to_rgb(self._values, self._pipeline)
 
 
@@ -74,6 +80,24 @@ def predict_original_sample(
     if prediction_type == "sample":
         return model_output
     return (sample - (1 - alpha) ** 0.5 * model_output) / alpha**0.5
+
+
+def predict_from_steps(previous: torch.Tensor | None, latents: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    """The clean latents that the last step predicts; the latents themselves where it is unknown.
+
+    A step of Euler's method moves along the predicted direction, from one sigma to the next
+    (flow matching, arXiv 2210.02747), so two steps give the prediction in any layout of latents.
+    """
+    outputs = getattr(scheduler, "model_outputs", None)
+    if outputs and outputs[-1] is not None and outputs[-1].shape == latents.shape:
+        prediction: torch.Tensor = outputs[-1]  # DPM-Solver++ keeps its predictions of clean latents
+        return prediction
+    sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
+    if previous is None or sigmas is None or not index or index >= len(sigmas):
+        return latents
+    before, after = sigmas[index - 1].float().to(latents.device), sigmas[index].float().to(latents.device)
+    direction = (latents.float() - previous.float()) / (after - before)
+    return latents.float() - after * direction
 
 
 def _has_fast_decoder(latents: torch.Tensor, pipeline: Any) -> bool:

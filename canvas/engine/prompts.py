@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from dataclasses import dataclass
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from canvas.catalog import ModelSpec
-from canvas.errors import LazyMessage, ModelCorrupted
+from canvas.errors import ModelCorrupted, ModelUnsupported
+from canvas.models import single_file
+from canvas.models.capabilities import read_config
 from canvas.models.download import LocalModel
-from canvas.prompt_syntax import parse_lora_tags
+from canvas.prompt_syntax import parse_lora_tags, strip_weights
 from canvas.request import GenerationRequest
 from canvas.styles import STYLES
+
+logger = logging.getLogger(__name__)
 
 CLIP_LIMIT = 77
 # How CLIP's tokenizer splits a text first: letters, single digits, other signs.
@@ -50,35 +57,43 @@ def enhance_negative_prompt(request: GenerationRequest) -> str:
     return _append_missing(request.negative_prompt, STYLES[request.style].negative_words)
 
 
-def truncate_to_limit(text: str, local: LocalModel, spec: ModelSpec) -> TokenBudget:
-    """Count and split with the model's tokenizer, or an estimate if it has none.
+def without_weights(request: GenerationRequest) -> GenerationRequest:
+    """The request without the syntax of prompt weights; LoRA tags stay."""
+    prompts = {name: strip_weights(getattr(request, name)) for name in ("prompt", "negative_prompt")}
+    return replace(request, **prompts, prompt_weighting=False)
 
-    Raises ModelCorrupted if the tokenizer cannot be read.
-    """
-    folder = (local.path.with_suffix("") if local.path.is_file() else local.path) / "tokenizer"
-    if not folder.is_dir():
-        return estimate_tokens(text)
-    return _tokenize(text, _load_tokenizer(folder), spec)
+
+def truncate_to_limit(text: str, local: LocalModel, spec: ModelSpec) -> TokenBudget:
+    """Count and split with the model's tokenizer, or an estimate if it has none that can be read."""
+    name, limit = "tokenizer", spec.prompt_tokens
+    with suppress(ModelCorrupted, ModelUnsupported):  # loading it raises the error
+        capabilities = single_file.read_local(local.path, spec.name)
+        name, limit = capabilities.tokenizer, limit or capabilities.prompt_tokens
+    folder = local.path.with_suffix("") if local.path.is_file() else local.path
+    tokenizer = _load_tokenizer(folder / name)
+    if tokenizer is None:
+        return estimate_tokens(text, limit)
+    return _tokenize(text, tokenizer, limit)
 
 
 def text_within_limit(text: str, tokenizer: Any, spec: ModelSpec) -> str:
     """The text up to the model's token limit, which may be less than its tokenizer's."""
-    return _tokenize(text, tokenizer, spec).kept
+    return _tokenize(text, tokenizer, spec.prompt_tokens).kept
 
 
-def _tokenize(text: str, tokenizer: Any, spec: ModelSpec) -> TokenBudget:
+def _tokenize(text: str, tokenizer: Any, limit: int = 0) -> TokenBudget:
     max_length = int(tokenizer.model_max_length)  # about 1e30 if it is not configured
-    limit = spec.prompt_tokens or (max_length if max_length < 100_000 else CLIP_LIMIT) - 2
+    limit = limit or (max_length if max_length < 100_000 else CLIP_LIMIT) - 2
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return _split(text, encoded["offset_mapping"], limit)
 
 
-def estimate_tokens(text: str) -> TokenBudget:
-    """Estimate the tokens for CLIP's limit of 77: one per sign, one per few letters of a word."""
+def estimate_tokens(text: str, limit: int = 0) -> TokenBudget:
+    """Estimate the tokens: one per sign, one per few letters of a word; by default for CLIP's limit of 77."""
     spans: list[tuple[int, int]] = []
     for word in WORD.finditer(text):
         spans += [word.span()] * (1 + (len(word.group()) - 1) // LETTERS_PER_TOKEN)
-    return _split(text, spans, CLIP_LIMIT - 2)
+    return _split(text, spans, limit or CLIP_LIMIT - 2)
 
 
 def _split(text: str, spans: list[tuple[int, int]], limit: int) -> TokenBudget:
@@ -91,13 +106,29 @@ def _split(text: str, spans: list[tuple[int, int]], limit: int) -> TokenBudget:
 
 @lru_cache(maxsize=4)
 def _load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in the folder, of any class; None if it cannot be read or has no offsets."""
+    if not folder.is_dir():
+        return _shipped_tokenizer() if not folder.parent.is_dir() else None
+    try:
+        if read_config(folder).get("tokenizer_class", "CLIPTokenizer") == "CLIPTokenizer":
+            from transformers import CLIPTokenizer as Tokenizer
+        else:  # its import takes a second more
+            from transformers import AutoTokenizer as Tokenizer  # type: ignore[assignment]
+        tokenizer = Tokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        logger.warning("The tokenizer %s cannot be read: %s", folder, error)
+        return None
+    return tokenizer if tokenizer.is_fast else None
+
+
+@lru_cache(maxsize=1)
+def _shipped_tokenizer() -> Any:
+    """CLIP's, for single files."""
     from transformers import CLIPTokenizer
 
-    try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        text = "The tokenizer of the model {model} cannot be read. Download the model again."
-        raise ModelCorrupted(LazyMessage(text, model=folder.parent.name)) from error
+    with tempfile.TemporaryDirectory() as folder:
+        single_file.write_tokenizer(Path(folder) / "tokenizer")
+        return CLIPTokenizer.from_pretrained(str(Path(folder) / "tokenizer"))
 
 
 def _append_missing(text: str, words: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from canvas.engine.preview import Preview
+from canvas.engine.latent_colors import spatial_latents
+from canvas.engine.preview import Preview, predict_from_steps
 from canvas.errors import GenerationCancelled
 from canvas.request import GenerationRequest, ProgressUpdate
 
@@ -32,6 +35,26 @@ def raise_if_cancelled(cancelled: threading.Event) -> None:
         raise GenerationCancelled("Stopped.")
 
 
+@contextmanager
+def called_on_each_step(pipeline: Any, callback: StepCallback) -> Iterator[None]:
+    """Call the callback after each step of the scheduler, for pipelines that take none."""
+    scheduler = pipeline.scheduler
+    original = scheduler.step
+    steps = count()
+
+    def step(model_output: Any, timestep: Any, *args: Any, **options: Any) -> Any:
+        result = original(model_output, timestep, *args, **options)
+        latents = result[0] if isinstance(result, tuple) else result.prev_sample
+        callback(pipeline, next(steps), timestep, {"latents": latents})
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        scheduler.step = original
+
+
 class StepCallback:
     """The pipeline's `callback_on_step_end` for one request."""
 
@@ -52,13 +75,16 @@ class StepCallback:
         self._next_preview = time.perf_counter() + PREVIEW_DELAY
         self._pending_preview: Preview | None = None
         self._previous_step: torch.cuda.Event | None = None
+        self._previous_latents: torch.Tensor | None = None
+        self._size = (1, 1)
 
-    def start_image(self, index: int) -> None:
-        """Call before the first step of each image."""
+    def start_image(self, index: int, size: tuple[int, int] = (1, 1)) -> None:
+        """Call before the first step of each image; `size` is that at which the model works."""
         raise_if_cancelled(self._cancelled)
         self._image_index = index
         self._step_times = []
-        self._pending_preview = self._previous_step = None
+        self._pending_preview = self._previous_step = self._previous_latents = None
+        self._size = size
 
     def finish_image(self) -> None:
         """Call when the image is decoded."""
@@ -70,7 +96,7 @@ class StepCallback:
         raise_if_cancelled(self._cancelled)
         self._sync_previous_step(tensors["latents"])
         self._step_times.append(time.perf_counter())
-        num_steps = int(pipeline.num_timesteps)
+        num_steps = int(getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps))
         self._on_step(
             ProgressUpdate(
                 step=step + 1,
@@ -106,15 +132,19 @@ class StepCallback:
 
     def _preview(self, pipeline: Any, tensors: dict[str, Any]) -> Image | None:
         started = time.perf_counter()
+        previous, self._previous_latents = self._previous_latents, tensors["latents"]
         if self._pending_preview is None:
             if started < self._next_preview:
                 return None
             latents = self._hooks.predict_x0()
-            if latents is None and tensors["latents"].ndim == 4:
-                latents = tensors["latents"]
-            if latents is None:
-                return None
-            self._pending_preview = Preview(latents, pipeline)
+            if latents is not None:
+                self._pending_preview = Preview(latents, pipeline)
+            else:
+                latents = predict_from_steps(previous, tensors["latents"], pipeline.scheduler)
+                latents = spatial_latents(latents, pipeline, self._size)
+                if latents is None:
+                    return None
+                self._pending_preview = Preview(latents, pipeline, raw=True)
         if not self._pending_preview.is_ready():
             return None
         image, self._pending_preview = self._pending_preview.image(), None

@@ -22,7 +22,8 @@ class UNetHooks:
 
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
-        self._unet: Any = getattr(pipeline, "unet", None)
+        # Kandinsky's has other latents, and no `vae`.
+        self._unet: Any = getattr(pipeline, "unet", None) if hasattr(pipeline, "vae") else None
         # Cached: diffusers' property searches all modules, as slow as a layer of a small model.
         self._dtype = self._unet.dtype if self._unet is not None else None
         self._input: tuple[Any, Any] | None = None  # sample, timestep
@@ -75,6 +76,8 @@ class UNetHooks:
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         sample, timestep, *others = args
         self._input = (sample, timestep)
+        if (condition := kwargs.get("timestep_cond")) is not None:  # the guidance of an LCM, in float32
+            kwargs = {**kwargs, "timestep_cond": condition.to(self._dtype)}
         return (sample.to(self._dtype), _to_device(timestep, sample), *others), kwargs
 
     def _after(self, _: Any, __: Any, result: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
@@ -125,6 +128,6 @@ def build_scheduler(config: Any, name: str, num_inference_steps: int) -> Any:
     spec = SCHEDULERS[name]
     class_name = spec.class_name or config["_class_name"]
     options: dict[str, Any] = dict(spec.options)
-    if name == "LCM":  # it requires at least as many original steps
+    if name in ("LCM", "TCD"):  # they require at least as many original steps
         options["original_inference_steps"] = max(50, num_inference_steps)
     return getattr(diffusers, class_name).from_config(config, **options)

@@ -98,13 +98,13 @@ def read_capabilities(index: Mapping[str, Any], configs: Configs, name: str = ""
     )
 
 
-def read_folder(folder: Path) -> Capabilities:
+def read_folder(folder: Path, name: str = "") -> Capabilities:
     """`read_capabilities` of a diffusers folder; raises ModelCorrupted or ModelUnsupported."""
     from canvas.models.pipeline_files import read_index  # which uses this module
 
     index = read_index(folder)
     configs = {name: read_config(folder / name) for name in component_names(index)}
-    return read_capabilities(index, configs, folder.name)
+    return read_capabilities(index, configs, name or folder.name)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -131,10 +131,18 @@ def component_names(index: Mapping[str, Any]) -> list[str]:
 
 
 def adapt_spec(spec: ModelSpec, capabilities: Capabilities) -> ModelSpec:
-    """The catalog entry with defaults that act: a scheduler that the model accepts."""
-    if spec.scheduler in capabilities.schedulers:
-        return spec
-    return replace(spec, scheduler=capabilities.schedulers[0])
+    """The catalog entry with defaults that act: a scheduler that the model accepts.
+
+    Those that the entry lacks are the model's own.
+    """
+    own = {
+        "resolution": capabilities.resolution,
+        "num_inference_steps": capabilities.steps,
+        "guidance_scale": capabilities.guidance_scale,
+        "scheduler": capabilities.schedulers[0],
+    }
+    spec = replace(spec, **{name: own[name] for name in spec.unset}, unset=())  # type: ignore[arg-type]
+    return spec if spec.scheduler in capabilities.schedulers else replace(spec, scheduler=own["scheduler"])
 
 
 def unsupported(class_name: str, name: str) -> ModelUnsupported:

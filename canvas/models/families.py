@@ -222,8 +222,7 @@ FAMILIES = (
         "chroma",
         "Chroma",
         "ChromaPipeline",
-        "ChromaImg2ImgPipeline",
-        "ChromaInpaintPipeline",
+        "ChromaImg2ImgPipeline",  # ChromaInpaintPipeline of diffusers 0.42 reads a value that Chroma lacks
         tokens=511,
         tiny_decoder="madebyollin/taef1",
         steps=35,

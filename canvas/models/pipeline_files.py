@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,25 @@ class WeightVariant:
     variant: str | None
 
 
-# `.bin` only if a component lacks safetensors; fp16 for fp32 only if there is nothing else.
+# `.bin` only if a component lacks safetensors; 16 bits for fp32 only if there is nothing else.
 PREFERENCE_FP16 = tuple(
-    WeightVariant(suffix, variant) for suffix in ("safetensors", "bin") for variant in ("fp16", None)
+    WeightVariant(suffix, variant) for suffix in ("safetensors", "bin") for variant in ("fp16", None, "bf16")
 )
 PREFERENCE_FP32 = tuple(
-    WeightVariant(suffix, variant) for variant in (None, "fp16") for suffix in ("safetensors", "bin")
+    WeightVariant(suffix, variant) for variant in (None, "fp16", "bf16") for suffix in ("safetensors", "bin")
 )
 
 
 @dataclass(frozen=True)
 class FileSelection:
-    """The files of a pipeline, and the variant of their weights."""
+    """The files of a pipeline, and the variant of their weights.
+
+    `exceptions`: components that exist in other variants only.
+    """
 
     files: tuple[str, ...]
     weights: WeightVariant
+    exceptions: Mapping[str, WeightVariant] = field(default_factory=dict)
 
 
 def select_files(
@@ -79,8 +84,30 @@ def select_files(
         if all(selected.values()):
             weights = [f"{component}/{name}" for component, own in selected.items() for name in own]
             return FileSelection((MODEL_INDEX, *sorted(configs + weights)), variant)
-    without = [name for name, own in weighted.items() if not any(map(WEIGHTS.fullmatch, own))]
-    raise ModelCorrupted(_incomplete(sorted(without) or sorted(weighted)))
+    if mixed := _select_mixed(weighted, configs, half_precision=half_precision):
+        return mixed
+    empty = [name for name, own in weighted.items() if not any(map(WEIGHTS.fullmatch, own))]
+    raise ModelCorrupted(_incomplete(sorted(empty) or sorted(weighted)))
+
+
+def _select_mixed(
+    weighted: Mapping[str, set[str]], configs: list[str], *, half_precision: bool
+) -> FileSelection | None:
+    """Each component in its best variant; None if one has no complete weights."""
+    preference = sorted(
+        PREFERENCE_FP16 if half_precision else PREFERENCE_FP32, key=lambda variant: variant.format == "bin"
+    )
+    chosen: dict[str, WeightVariant] = {}
+    files = list(configs)
+    for component, own in weighted.items():
+        variant = next((each for each in preference if _weights(own, each)), None)
+        if variant is None:
+            return None
+        chosen[component] = variant
+        files += [f"{component}/{name}" for name in _weights(own, variant)]
+    main, _ = Counter(chosen.values()).most_common(1)[0]
+    exceptions = {component: variant for component, variant in chosen.items() if variant != main}
+    return FileSelection((MODEL_INDEX, *sorted(files)), main, exceptions)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
