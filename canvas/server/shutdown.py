@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 EXIT_SECONDS = 4.0  # from the signal to the end of the process, whatever still runs
 ANSWER_SECONDS = 0.5  # in which clients get the answers of the jobs that were ended
 DRAIN_SECONDS = 1.5  # for responses that are still being sent
-# Ctrl+Break, and closing the console, on Windows.
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if sys.platform == "win32" else [])]
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if sys.platform == "win32":  # Ctrl+Break, and closing the console
+    SIGNALS.append(signal.SIGBREAK)
 
 log = logging.getLogger(__name__)
 
