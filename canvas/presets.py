@@ -9,11 +9,16 @@ from canvas.catalog import ModelSpec
 from canvas.schedulers import MODEL_DEFAULT
 
 DISTILLED_LORA = "few_step_lora"
+ONE_STEP_LORA = "one_step_lora"
 LIGHTNING_LORA = "lightning_lora"
 # Steps, guidance scale and scheduler for LoRAs that were distilled for few steps, as their authors
 # recommend (ByteDance/Hyper-SD, ByteDance/SDXL-Lightning).
 DISTILLED_DEFAULTS = MappingProxyType(
-    {DISTILLED_LORA: (4, 0.0, "DDIM trailing"), LIGHTNING_LORA: (4, 0.0, "Euler trailing")}
+    {
+        ONE_STEP_LORA: (1, 0.0, "TCD"),
+        DISTILLED_LORA: (4, 0.0, "DDIM trailing"),
+        LIGHTNING_LORA: (4, 0.0, "Euler trailing"),
+    }
 )
 TINY_DECODERS = ("taesd", "taesdxl")
 # First-order solvers need about twice the steps of SECOND_ORDER_SCHEDULER for the same image.

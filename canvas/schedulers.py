@@ -33,6 +33,7 @@ SCHEDULERS = MappingProxyType(
         "DDIM trailing": SchedulerSpec("DDIMScheduler", {"timestep_spacing": "trailing"}),
         "PNDM": SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}),
         "LCM": SchedulerSpec("LCMScheduler"),
+        "TCD": SchedulerSpec("TCDScheduler"),
         MODEL_DEFAULT: SchedulerSpec(""),
     }
 )

@@ -15,7 +15,7 @@ from canvas.catalog import MODELS, Catalog, ModelSpec, get_model
 from canvas.engine import memory_plan, prompts, safety
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_duration
-from canvas.errors import InvalidInput, LazyMessage, NotFound, ServerStopping
+from canvas.errors import CanvasError, LazyMessage, NotFound, ServerStopping
 from canvas.history.api_keys import ApiKeyStore
 from canvas.history.comparisons import Comparisons
 from canvas.history.database import Database
@@ -30,7 +30,8 @@ from canvas.jobs.queue import JobRegistry
 from canvas.jobs.scheduler import CHECKER, JobScheduler
 from canvas.jobs.temp_files import TempFiles
 from canvas.model_status import ModelLocation, ModelStatus
-from canvas.models import addons, download
+from canvas.models import addons, download, single_file
+from canvas.models.capabilities import Capabilities
 from canvas.models.hub_client import Hub
 from canvas.models.licences import AcceptedLicences
 from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
@@ -190,6 +191,9 @@ class Studio:
         spec = get_model(request.model_key, self.models)
         if spec.unset and request.backend == LOCAL:
             spec = self.models[spec.key] = download.complete_spec(spec, hub=self._hub)
+        capabilities = self.model_capabilities(spec.key) if request.backend == LOCAL else None
+        if capabilities is not None and spec.scheduler not in capabilities.schedulers:
+            return replace(spec, scheduler=capabilities.schedulers[0])
         return spec
 
     def _resolve(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
@@ -357,9 +361,18 @@ class Studio:
             plan = memory_plan.plan_local(
                 spec, local, device, quantization=self.settings.quantization, offload=self.settings.offload
             )
-        except InvalidInput as error:  # what models.toml or a setting asks for is not possible
+        except CanvasError as error:  # what models.toml or a setting asks for is not possible
             return LazyMessage("{reason}", reason=error.args[0])
         return plan.text
+
+    def model_capabilities(self, model_key: str) -> Capabilities | None:
+        """What acts with a model that is on disk, and its tasks; None before the download."""
+        spec = get_model(model_key, self.models)
+        try:
+            local = self._scheduler.find_local(spec)
+            return single_file.read_local(local.path, spec.name) if local else None
+        except (ModelCorrupted, ModelUnsupported):
+            return None  # using the model raises the error
 
     def is_loaded(self, model_key: str) -> bool:
         """Whether a model is in memory; never waits for the database."""

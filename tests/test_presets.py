@@ -36,6 +36,11 @@ def test_turbo_uses_the_distilled_lora_if_it_fits() -> None:
     assert not distilled_lora_missing("quality", TINY)
 
 
+def test_one_step_weights_precede_those_of_four() -> None:
+    fast = replace(SMALL, accelerations=("few_step_lora", "one_step_lora", "taesd"))
+    assert preset_defaults("turbo", fast) == (1, 0.0, "TCD")
+
+
 def test_a_model_for_few_steps_keeps_its_scheduler() -> None:
     unchanged = (STARTER.guidance_scale, STARTER.scheduler)
     assert preset_defaults("balanced", STARTER) == (2, *unchanged)

@@ -87,9 +87,12 @@ class MemoryPlan:
     @property
     def text(self) -> LazyMessage:
         """For people: "int8, 9.0 GB of 16.0 GB"."""
-        names = {"int8": "int8, {peak} of {total}", "int8-dynamic": "int8 dynamic, {peak} of {total}"}
-        text = names.get(self.quantization, "{peak} of {total}")
-        return LazyMessage(text, peak=f"{self.peak_bytes / 1e9:.1f} GB", total=f"{self.total_bytes / 1e9:.1f} GB")
+        values = {"peak": f"{self.peak_bytes / 1e9:.1f} GB", "total": f"{self.total_bytes / 1e9:.1f} GB"}
+        if self.quantization == "int8":
+            return LazyMessage("int8, {peak} of {total}", **values)
+        if self.quantization == "int8-dynamic":
+            return LazyMessage("int8 dynamic, {peak} of {total}", **values)
+        return LazyMessage("{peak} of {total}", **values)
 
     @property
     def note(self) -> str:
@@ -238,6 +241,7 @@ def plan_local(
 
     `reclaimable`: bytes of models in memory that would be unloaded.
     """
+    device = loader.device_for(spec, local, device)
     try:
         weights = local_weights(local, device)
     except ModelCorrupted:

@@ -12,7 +12,7 @@ from canvas.catalog import ModelSpec
 from canvas.models import download, hub_cache
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
-from canvas.presets import DISTILLED_LORA, LIGHTNING_LORA, distilled_lora, tiny_decoder
+from canvas.presets import DISTILLED_LORA, LIGHTNING_LORA, ONE_STEP_LORA, distilled_lora, tiny_decoder
 
 TAESD, TAESDXL = "taesd", "taesdxl"
 
@@ -29,6 +29,7 @@ class Addon:
 ADDONS = MappingProxyType(
     {
         DISTILLED_LORA: Addon("ByteDance/Hyper-SD", ("Hyper-SD15-4steps-lora.safetensors",), 269_000_000),
+        ONE_STEP_LORA: Addon("ByteDance/Hyper-SD", ("Hyper-SD15-1step-lora.safetensors",), 269_000_000),
         LIGHTNING_LORA: Addon("ByteDance/SDXL-Lightning", ("sdxl_lightning_4step_lora.safetensors",), 394_000_000),
         TAESD: Addon("madebyollin/taesd", ("config.json", "diffusion_pytorch_model.safetensors"), 10_000_000),
         TAESDXL: Addon("madebyollin/taesdxl", ("config.json", "diffusion_pytorch_model.safetensors"), 10_000_000),

@@ -13,7 +13,7 @@ from typing import Any
 from canvas.catalog import ModelSpec, is_local_source, split_source
 from canvas.errors import CanvasError, DiskFull, HubOffline, LazyMessage, ModelCorrupted, ModelGated, ModelNotFound
 from canvas.models import hub_cache, pipeline_files
-from canvas.models.capabilities import read_capabilities
+from canvas.models.capabilities import adapt_spec, read_capabilities, read_folder
 from canvas.models.hub_client import Hub, call
 
 RATE_SECONDS = 10.0
@@ -143,6 +143,23 @@ def plan_download(
     raise _combine_errors(errors)
 
 
+def complete_spec(spec: ModelSpec, *, hub: Hub | None = None) -> ModelSpec:
+    """The entry with the defaults of the model where it has none of its own.
+
+    Asks the Hub if the model is not on disk. Raises ModelUnavailable for what does not run here.
+    """
+    if not spec.unset:
+        return spec
+    hub = hub or Hub()
+    local = find_local(spec, hub=hub)
+    if local is not None:
+        return adapt_spec(spec, single_file.read_local(local.path, spec.name))
+    if spec.is_local:
+        return spec
+    listing = call(hub, {"action": "list", "repo_id": spec.name})
+    return adapt_spec(spec, read_capabilities(pipeline_files.parse_index(listing["index"], spec.name), {}, spec.name))
+
+
 def plan_files(
     hub: Hub, repo_id: str, select: Callable[[Iterable[str]], Iterable[str]], cancelled: threading.Event | None = None
 ) -> DownloadPlan:
@@ -168,16 +185,22 @@ def download(
     """Download the files of a model; see `download_files`."""
     hub = hub or Hub()
     started = time.monotonic()
-    if not plan.files:
-        return DownloadResult(LocalModel(Path(spec.name), spec.name), 0, 0, 0.0)
-    missing = _missing_files(hub, plan.repo_id, plan.revision, plan.files)
-    missing_bytes = _missing_bytes(hub, plan.repo_id, missing)
-    folder = download_files(hub, plan, on_progress, cancelled, model_key=spec.key)
-    if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}):
-        raise ModelCorrupted(f"{plan.repo_id} was downloaded but is not a complete pipeline.")
-    return DownloadResult(
-        LocalModel(folder, plan.repo_id, plan.revision), missing_bytes, len(missing), time.monotonic() - started
-    )
+    count = len(_missing_files(hub, plan.repo_id, plan.revision, plan.files))
+    _check_disk_space(hub, spec.key, plan.missing_bytes)
+    for _, part in plan.components:
+        count += len(_missing_files(hub, part.repo_id, part.revision, part.files))
+        download_files(hub, part, on_progress, cancelled)
+    folder = Path(spec.name)
+    if plan.files:
+        folder = download_files(hub, plan, on_progress, cancelled, model_key=spec.key)
+        replaced = {name for name, _ in spec.components}
+        if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}, without=replaced):
+            raise ModelCorrupted(f"{plan.repo_id} was downloaded but is not a complete pipeline.")
+    components = _find_components(hub, spec)
+    if components is None:
+        raise ModelCorrupted(f"The components of {spec.key} were downloaded but are not complete.")
+    local = LocalModel(folder, plan.repo_id, plan.revision, components)
+    return DownloadResult(local, plan.missing_bytes, count, time.monotonic() - started)
 
 
 def download_files(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from threading import Thread
 
@@ -42,6 +43,27 @@ def test_nvidia_driver_without_cuda_build_of_torch_fails(tmp_path: Path, monkeyp
     assert not doctor.check_gpu(cpu).ok
     assert "pytorch.org" in doctor.check_gpu(cpu).message
     assert doctor.check_gpu(Device("cuda", "float16", "H200")).ok
+
+
+def test_torch_build_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_torch().ok
+    assert "built for CPU" in doctor.check_torch().message
+    monkeypatch.setattr("canvas.engine.system_info.torch_build", lambda: ("CUDA 13.0", False))
+    check = doctor.check_torch()
+    assert check.warning
+    assert "built for CUDA 13.0; no GPU is usable" in check.message
+
+
+def test_missing_optional_packages_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [check.warning for check in doctor.check_quantized()] == [False, False]
+
+    def missing(_: str) -> str:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(doctor, "version", missing)
+    for check in doctor.check_quantized():
+        assert check.ok and check.warning
+        assert "pip install torchao gguf" in check.message
 
 
 def test_port_in_use_fails_and_suggests_another() -> None:

@@ -33,7 +33,7 @@ GPU = Device("cuda", "float16", "for the test")
 CPU = Device("cpu", "float32", "for the test")
 STARTER = MODELS["starter"]
 # Two draw noise on the CPU in every step; UniPC itself copies values to the GPU.
-SYNCHRONIZING = ("Euler a", "LCM", "UniPC")
+SYNCHRONIZING = ("Euler a", "LCM", "TCD", "UniPC")
 
 
 def load(spec: ModelSpec, device: Device = GPU) -> Any:

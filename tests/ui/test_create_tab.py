@@ -206,7 +206,7 @@ def test_turbo_shows_its_download_and_what_it_lacks(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("a quick hare")
     open_settings(page)
     page.locator("#model input").click()
-    page.get_by_role("option", name="tiny", exact=True).click()
+    page.get_by_role("option", name="tiny · Stable Diffusion 1.5", exact=True).click()
     page.locator("#preset").get_by_text("Turbo").click()
     note = page.locator("#summary .text-line").nth(1)
     expect(note).to_contain_text("Turbo: 10.0 MB download with the first image")
