@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 # Gradio looks up the function of an event, and its parameters by name, without catching errors.
 EVENT_PREFIXES = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/")
-EVENT_PREFIXES += ("/gradio_api/component_server",)
+EVENT_PREFIXES += ("/gradio_api/component_server", "/gradio_api/upload")
 INVALID_CALL = "The call names no function of this app, or wrong parameters. /gradio_api/info lists them."
 
 

@@ -68,7 +68,8 @@ class PageBlocks(gr.Blocks):
                 inputs = [await self._checked(value, caller) for value in inputs]
                 inputs = self._own_drawings(block_fn, inputs, caller)
             output = await super().process_api(block_fn, inputs, state, request, iterator, **options)
-        except gr.Error:
+        except gr.Error as error:
+            error.print_exception = False  # Gradio's own repeat the value
             raise
         except Exception as error:  # noqa: BLE001 - of any event, which is logged
             self._raise_readable(block_fn, error)

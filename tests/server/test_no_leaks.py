@@ -1,0 +1,195 @@
+"""No answer or export holds a path of the machine, and no log of a public server a request body."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from canvas import GenerationRequest, Studio
+from canvas.errors import StorageError, without_paths
+from tests.app_server import serving
+from tests.visitors import Visitor, routes_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MARKER = "wolpertinger"
+PARAMETER = re.compile(r"\{\w+(?::\w+)?\}")
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Studio]:
+    with serving(tmp_path / "data") as studio:
+        yield studio
+
+
+def break_outputs(studio: Studio) -> None:
+    """Replace the image folder by a file, which fails for root as well."""
+    shutil.rmtree(studio.settings.outputs_dir, ignore_errors=True)
+    studio.settings.outputs_dir.write_text("not a folder")
+
+
+def answers(studio: Studio) -> Iterator[tuple[str, str]]:
+    """What the APIs and the page answer to requests that fail."""
+    url = studio.url  # type: ignore[attr-defined]
+    prompt = {"prompt": "a fox"}
+    posts: dict[str, dict[str, Any]] = {
+        "/v1/images/generations": prompt,
+        "/v1/images/edits": {**prompt, "image": "/etc/passwd"},
+        "/sdapi/v1/txt2img": {**prompt, "steps": 1},
+        "/sdapi/v1/img2img": {**prompt, "init_images": ["/etc/passwd"]},
+    }
+    for path, body in posts.items():
+        yield path, httpx.post(url + path, json=body, timeout=60).text
+    client = Client(url, verbose=False, download_files=False)
+    for function, arguments in (("/generate", {**prompt, "num_inference_steps": 1}), ("/image", {"image_id": 1})):
+        try:
+            yield function, str(client.predict(**arguments, api_name=function))
+        except AppError as error:
+            yield function, str(error)
+    for path in ("/pictures/x.png", "/downloads/x.png", "/thumbnails/x.png", "/export.zip?ids=9"):
+        yield path, httpx.get(url + path).text
+    visitor = Visitor(url)
+    for name in ("page_generate", "poll", "show_2"):
+        event = visitor.event(name)
+        yield name, visitor.call(event, visitor.inputs_of(event, Prompt="a fox", Steps=1)).decode()
+    visitor.close()
+
+
+def test_no_answer_holds_a_path(studio: Studio) -> None:
+    break_outputs(studio)
+    seen = ""
+    for what, answer in answers(studio):
+        for secret in (str(studio.settings.data_dir), str(ROOT), str(Path.home()) + "/"):
+            assert secret not in answer, f"{what}: {answer[:500]}"
+        seen += answer
+    assert "cannot be written" in seen, "the images could not be stored"
+    for job in studio.jobs(None):
+        if job.error:
+            assert str(studio.settings.data_dir) not in str(job.error)
+
+
+def test_an_export_names_no_path(studio: Studio) -> None:
+    images = [studio.generate(GenerationRequest("a fox", num_inference_steps=1, seed=seed))[0] for seed in (1, 2)]
+    studio.image_path(images[0].filename).write_bytes(b"no image")
+    studio.image_path(images[1].filename).unlink()
+    content = httpx.get(f"{studio.url}/export.zip?image_format=webp", timeout=60).content  # type: ignore[attr-defined]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        errors = archive.read("not-exported.txt").decode()
+    assert all(image.filename in errors for image in images)
+    assert str(studio.settings.data_dir) not in errors
+    assert "/" not in errors
+
+
+@pytest.mark.parametrize("quality", ["9" * 5000, "0", "101", "-1", "x", "1e3", "٣" * 5000])
+def test_invalid_qualities_are_explained(studio: Studio, quality: str) -> None:
+    response = httpx.get(f"{studio.url}/export.zip", params={"quality": quality})  # type: ignore[attr-defined]
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("Quality must be a whole number between 1 and 100")
+
+
+def test_paths_are_removed_from_messages() -> None:
+    folder = str(ROOT / "canvas")
+    assert without_paths(f"[Errno 2] No such file: '{folder}/x.py'") == "[Errno 2] No such file: 'x.py'"
+    assert without_paths("Send it to /v1/images/edits") == "Send it to /v1/images/edits"
+    assert without_paths("https://example.com/tmp/x.png") == "https://example.com/tmp/x.png"
+    error = StorageError(f"The file {folder}/x.db is locked.")
+    assert str(error) == "The file x.db is locked."
+    assert folder in error.full_text
+
+
+def test_wrong_arguments_are_answered_in_a_sentence(studio: Studio) -> None:
+    url = f"{studio.url}/gradio_api/call"  # type: ignore[attr-defined]
+    calls = {"generate": [], "edit": ["a fox"], "image": [], "history": [1], "upscale": [7, None, 2, "lanczos"]}
+    calls["edit"] = ["a fox", {"path": 7}, None, None, 0.5, "", "starter", 2, None, -1, "none", 1]
+    for name, data in calls.items():
+        event = httpx.post(f"{url}/{name}", json={"data": data}).json()["event_id"]
+        answer = httpx.get(f"{url}/{name}/{event}", timeout=30).text
+        assert "event: error" in answer, name
+        assert '"error": null' not in answer
+        assert "inputs" in answer or "uploaded" in answer, answer
+
+
+# The log of a public server
+
+
+@dataclass
+class Program:
+    """A public server in a process of its own, whose output is collected."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    code = (
+        "import time; from pathlib import Path; from tests.app_server import serving\n"
+        f"with serving(Path({str(tmp_path / 'data')!r}), public=True) as studio:\n"
+        "    print('URL', studio.url, flush=True); time.sleep(600)\n"
+    )
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=out, stderr=out, text=True, env=environ
+        )
+        while not (lines := [line for line in log.read_text().splitlines() if line.startswith("URL ")]):
+            assert process.poll() is None, log.read_text()
+        yield Program(lines[0].split()[1], process, log)
+        process.terminate()
+        process.wait(30)
+
+
+def bodies() -> Iterator[dict[str, Any]]:
+    """Request bodies with the marker, most of them malformed."""
+    json_type = {"content-type": "application/json"}
+    deep = [MARKER]
+    for _ in range(100):
+        deep = [deep]  # type: ignore[list-item]
+    for value in (MARKER, [MARKER], {"path": MARKER}, deep, {MARKER: MARKER}):
+        yield {"json": {"data": [value] * 19, "fn_index": 9, "session_hash": "s", "prompt": value, "username": value}}
+        yield {"json": {"data": value, "fn_index": MARKER, "session_hash": "s"}}
+        yield {"json": {"data": [value], "fn_index": 37, "session_hash": "s", "event_data": value, "trigger_id": 9}}
+    yield {"content": f'{{"data": ["{MARKER}"', "headers": json_type}
+    yield {"content": f'"{MARKER}"', "headers": json_type}
+    yield {"content": b'{"data": ["\xff' + MARKER.encode() + b'"]}', "headers": json_type}
+    yield {"content": f'{{"data": ["{MARKER}' + "x" * 3_000_000 + '"]}', "headers": json_type}
+    yield {"content": MARKER, "headers": {"content-type": "multipart/form-data; boundary=b"}}
+    yield {"files": {"files": (MARKER, MARKER.encode())}, "data": {"component_id": MARKER, "id": MARKER}}
+    yield {"data": {"username": MARKER, "password": MARKER}}
+
+
+def test_no_body_is_in_the_log_of_a_public_server(program: Program, tmp_path: Path) -> None:
+    with serving(tmp_path / "routes", public=True) as studio:
+        routes = {PARAMETER.sub("generate", path) for method, path in routes_of(studio.page.app) if method == "POST"}  # type: ignore[attr-defined]
+    with httpx.Client(base_url=program.url, timeout=30) as client:
+        for path in sorted(routes):
+            for body in bodies():
+                response = client.post(path, **body)
+                if response.status_code == 404:  # not one of our routes
+                    break
+                assert response.status_code < 500 or path.startswith("/gradio_api/"), path
+    visitor = Visitor(program.url)
+    for event in visitor.config["dependencies"]:
+        if event["backend_fn"]:
+            visitor.call(event, [MARKER] * len(event["inputs"]), {"action": MARKER, "image": MARKER})
+            visitor.call(event, [{MARKER: MARKER}] * len(event["inputs"]))
+    visitor.close()
+    log = program.log.read_text()
+    at = log.find(MARKER)
+    assert at < 0, log[max(0, at - 2000) : at + 200]
+    assert str(tmp_path) not in log.partition("URL ")[2], "no path of the data folder"
