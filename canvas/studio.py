@@ -15,7 +15,7 @@ from canvas.catalog import MODELS, Catalog, ModelSpec, get_model
 from canvas.engine import memory_plan, prompts, safety
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_duration
-from canvas.errors import CanvasError, LazyMessage, NotFound, ServerStopping
+from canvas.errors import CanvasError, LazyMessage, ModelCorrupted, ModelUnsupported, NotFound, ServerStopping
 from canvas.history.api_keys import ApiKeyStore
 from canvas.history.comparisons import Comparisons
 from canvas.history.database import Database

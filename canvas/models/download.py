@@ -12,8 +12,8 @@ from typing import Any
 
 from canvas.catalog import ModelSpec, is_local_source, split_source
 from canvas.errors import CanvasError, DiskFull, HubOffline, LazyMessage, ModelCorrupted, ModelGated, ModelNotFound
-from canvas.models import hub_cache, pipeline_files
-from canvas.models.capabilities import adapt_spec, read_capabilities, read_folder
+from canvas.models import hub_cache, pipeline_files, single_file
+from canvas.models.capabilities import adapt_spec, read_capabilities
 from canvas.models.hub_client import Hub, call
 
 RATE_SECONDS = 10.0
