@@ -103,7 +103,8 @@ class LocalBackend:
         request, model = task.request, None
         if task.local is not None and request.needs_model:
             on_progress(status="loading")
-            pipeline = self._pipeline(task.spec, task.local, request, torch_only=bool(task.inputs.loras))
+            torch_only = bool(task.inputs.loras or task.inputs.embeddings)
+            pipeline = self._pipeline(task.spec, task.local, request, torch_only=torch_only)
             model = LoadedPipeline(pipeline, task.spec, self.device, task.local.revision)
             if cancelled.is_set():
                 raise GenerationCancelled("Cancelled before the first step.")

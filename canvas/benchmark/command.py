@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 SYNTHETIC = "sd15"
+ENGINE_PARTS = ("passes", "one-step", "starter", "memory")
 STARTUP_LABELS = {"page": "first page", "picture": "first image", "gradio_hello_world": "gradio hello world"}
 
 app = typer.Typer()
@@ -59,14 +60,16 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
     from canvas.benchmark.report import format_markdown, format_table, replace_marked_section
     from canvas.benchmark.runner import run_benchmark
     from canvas.engine.device import detect_device
+    from canvas.engine.openvino.library import is_installed
 
     others = [_read_report(path) for path in compare_with or ()]
     settings = load_settings(None)
     device = detect_device(settings.cache_dir, settings.device, settings.dtype)
     keys = model or ([] if synthetic else [settings.model])
+    on_openvino = device.name == "cpu" and is_installed()
     reports = []
     for spec in [*map(_downloaded_model, keys), *([None] if synthetic else [])]:
-        report = run_benchmark(spec, device, size=size, full=full, rounds=rounds)
+        report = run_benchmark(spec, device, size=size, full=full, rounds=rounds, openvino=on_openvino)
         reports.append(report)
         if json:
             print_json(report.to_dict())
@@ -94,6 +97,32 @@ def _downloaded_model(key: str) -> ModelSpec:
         message = f"The model {key} is not downloaded. Run `python -m canvas download {key}`."
         raise InvalidInput("model", key, message=message)
     return spec
+
+
+@app.command()
+@with_examples("python -m canvas bench engines", "python -m canvas bench engines --part starter --part passes")
+def engines(
+    part: Annotated[list[str] | None, typer.Option(metavar="|".join(ENGINE_PARTS), help="Default: all.")] = None,
+    rounds: Annotated[int, number_option("rounds", "number of measurements", int)] = 5,
+    json: AsJson = False,
+) -> None:
+    """Compare plain diffusers, PyTorch, OpenVINO and int8 on a CPU; needs 16 GB of memory."""
+    validation.integer("rounds", rounds, 1, 1000)
+    for name in part or ():
+        validation.choice("part", name, ENGINE_PARTS)
+    from canvas.benchmark.engines import measure_engines
+
+    measurements = []
+    for each in measure_engines(tuple(part or ENGINE_PARTS), load_settings(None).cache_dir, rounds):
+        measurements.append(each.to_dict())
+        if not json:
+            bound = (
+                f"at least {each.at_least:g}" if each.at_least else f"at most {each.at_most:g}" if each.at_most else ""
+            )
+            met = {True: "yes", False: "NO", None: ""}[each.is_met]
+            print_line(f"{each.name:62}{each.value:9.3f} {each.unit:3} {bound:14} {met}")
+    if json:
+        print_json(measurements)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.generate import decode_latents, generate
 from canvas.engine.loader import optimize_for_device, silence_libraries
+from canvas.engine.openvino.engine import OpenVinoEngine
 from canvas.engine.optimizations import malloc
 from canvas.engine.optimizations.deepcache import CACHED, COND_ONLY, FULL, apply_deepcache
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.engine.prompt_embeds import clear_cache
 from canvas.errors import ModelNotFound
-from canvas.models.download import find_local
+from canvas.models.download import LocalModel, find_local
 from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -38,13 +40,14 @@ MATMUL_SIDES = MappingProxyType({"cpu": 2048, "cuda": 8192, "mps": 4096})
 
 @dataclass
 class BenchmarkModel:
-    """The baseline and the optimized pipeline of a model; None if not loaded."""
+    """The baseline and the optimized pipelines of a model, by torch and OpenVINO; None if not loaded."""
 
     spec: ModelSpec
     device: Device
     baseline: Any = None
     optimized: Any = None
     tiny_vae: Any = None
+    openvino: Any = None
 
     def generate_baseline(self, side: int, steps: int, *, slicing: bool = False) -> Image:
         """Generate an image as in diffusers' tutorials, with attention slicing if wanted."""
@@ -66,10 +69,10 @@ class BenchmarkModel:
                 self.baseline.disable_attention_slicing()
         return image
 
-    def generate_optimized(self, request: GenerationRequest) -> Image:
+    def generate_optimized(self, request: GenerationRequest, *, openvino: bool = False) -> Image:
         """Generate the image of a resolved request."""
         (result,) = generate(
-            self.optimized,
+            self.openvino if openvino else self.optimized,
             request,
             spec=self.spec,
             device=self.device,
@@ -110,6 +113,18 @@ def load_benchmark_model(
         model.baseline.set_progress_bar_config(disable=True)
         model.baseline.to(device.name)
     return model
+
+
+def load_openvino(model: BenchmarkModel, cache_dir: Path) -> None:
+    """Load `model.openvino`; the graphs are kept beside the model, or in `cache_dir`."""
+    engine = OpenVinoEngine(model.device, cache_dir, forced=True)
+    if local := find_local(model.spec):
+        model.openvino = PipelineCache(model.device, openvino=engine).get(model.spec, local)
+        return
+    model.openvino = build_synthetic(model.device.torch_dtype, model.device.name)
+    local = LocalModel(cache_dir / "synthetic", "synthetic")
+    local.path.mkdir(parents=True)
+    engine.adopt(model.openvino, model.spec, local)
 
 
 def baseline_dtype(device: Device) -> torch.dtype:
@@ -216,7 +231,13 @@ class StageTimings:
                 seconds["tiny decode"] = self._decode(optimized)
                 optimized.vae = vae
             seconds |= self._unet(optimized, (FULL, COND_ONLY, CACHED))
+            if self._model.openvino is not None:
+                seconds |= self._measure_openvino(self._model.openvino)
         return seconds
+
+    def _measure_openvino(self, pipeline: Any) -> dict[str, float]:
+        seconds = {f"openvino {kind}": value for kind, value in self._unet(pipeline, (FULL, COND_ONLY, CACHED)).items()}
+        return seconds | {"openvino decode": self._decode(pipeline)}
 
     def _encode(self, pipeline: Any) -> float:
         return time_call(lambda: pipeline.encode_prompt(PROMPT, pipeline.device, 1, False))

@@ -14,6 +14,7 @@ from canvas.request import GenerationRequest
 if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
 
+SAMPLE_SECONDS = 0.02
 STEPS_ON_GPU = 3  # the second captures CUDA graphs, which take memory of their own
 
 
@@ -28,12 +29,34 @@ def peak_memory(spec: ModelSpec | None, device: Device, side: int, variant: str)
     child = context.Process(target=_send_peak, args=(sender, spec, device, side, variant))
     child.start()
     sender.close()
+    return watch_process(child, receiver, on_gpu=device.name == "cuda")
+
+
+def watch_process(child: Any, receiver: Any, *, on_gpu: bool = False) -> int | None:
+    """Peak bytes of a process that sends its own peak at the end; None if it was killed.
+
+    On Linux only memory that the system cannot drop counts, without mapped files; with `on_gpu`
+    the value that the process sends.
+    """
+    peak = 0
+    while not receiver.poll(SAMPLE_SECONDS):
+        peak = max(peak, _anonymous_bytes(child.pid))
     try:
-        peak: int | None = receiver.recv()
-    except EOFError:  # the process was killed: not enough memory
-        peak = None
+        own: int | None = receiver.recv()
+    except EOFError:  # not enough memory
+        own = None
     child.join()
-    return peak
+    return peak if own and peak and not on_gpu else own
+
+
+def _anonymous_bytes(pid: int) -> int:
+    """0 if the system is not Linux, or the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(":", 1) for line in lines)
+    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in fields)
 
 
 def _send_peak(sender: Any, spec: ModelSpec | None, device: Device, side: int, variant: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas.benchmark import model_under_test, similarity
-from canvas.benchmark.model_under_test import PROMPT, BenchmarkModel, StageTimings, load_benchmark_model
+from canvas.benchmark.model_under_test import PROMPT, BenchmarkModel, StageTimings, load_benchmark_model, load_openvino
 from canvas.benchmark.peak_memory import peak_memory
 from canvas.engine import system_info
 from canvas.engine.device import Device
@@ -95,20 +97,32 @@ def run_benchmark(
     full: bool = False,
     rounds: int | None = None,
     memory: bool = True,
+    openvino: bool = False,
 ) -> BenchmarkReport:
     """Benchmark a downloaded model, or the synthetic Stable Diffusion 1.5 if `spec` is None.
 
     Results are medians of alternating rounds. Images that take long are extrapolated, unless
-    `full`. Memory is measured in a new process for each variant.
+    `full`. Memory is measured in a new process for each variant. With `openvino` there are rows
+    for that engine, too.
     """
     model = load_benchmark_model(spec, device)
-    side = size or model.spec.resolution
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache_dir:
+        if openvino:
+            load_openvino(model, Path(cache_dir))
+        report = _measure(model, size or model.spec.resolution, full=full, rounds=rounds)
+    del model
+    system_info.release_memory()  # for the processes that follow
+    return replace(report, rows=_with_memory(report.rows, spec, device, report.size)) if memory else report
+
+
+def _measure(model: BenchmarkModel, side: int, *, full: bool, rounds: int | None) -> BenchmarkReport:
+    device = model.device
     stages = StageTimings(model, side)
     end_to_end = full or stages.baseline_unet_call() * BASELINE_STEPS < MAX_SECONDS
     rounds = rounds or (ROUNDS if end_to_end else EXTRAPOLATED_ROUNDS)
     seconds = stages.measure(rounds)
     rows = _end_to_end(model, side, rounds) if end_to_end else _extrapolate(model, side, seconds)
-    report = BenchmarkReport(
+    return BenchmarkReport(
         model=model.spec.key,
         size=side,
         machine=model_under_test.machine_name(device),
@@ -125,11 +139,6 @@ def run_benchmark(
             model, side, None if end_to_end else 2, rounds if end_to_end else 1
         ),
     )
-    if not memory:
-        return report
-    del model, stages
-    system_info.release_memory()  # for the processes that follow
-    return replace(report, rows=_with_memory(report.rows, spec, device, side))
 
 
 def _requests(model: BenchmarkModel, side: int) -> dict[str, GenerationRequest]:
@@ -151,11 +160,18 @@ def _end_to_end(model: BenchmarkModel, side: int, rounds: int) -> list[Result]:
             preset_request.num_inference_steps or 1,
             lambda request=preset_request: model.generate_optimized(request),  # type: ignore[misc]
         )
+        if model.openvino is not None:
+            variants[f"{preset}, OpenVINO"] = (
+                preset_request.num_inference_steps or 1,
+                lambda request=preset_request: model.generate_optimized(request, openvino=True),  # type: ignore[misc]
+            )
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     images: dict[str, Image] = {}
     for number in range(rounds + 1):
         for name, (_, generate) in variants.items():
-            model_under_test.clear_cache(model.optimized)
+            for pipeline in (model.optimized, model.openvino):
+                if pipeline is not None:
+                    model_under_test.clear_cache(pipeline)
             started = time.perf_counter()
             images[name] = generate()
             if number:  # the first round warms up
@@ -168,7 +184,7 @@ def _end_to_end(model: BenchmarkModel, side: int, rounds: int) -> list[Result]:
             ssim=similarity.ssim(images["quality"], images[row.name]),
             psnr=similarity.psnr(images["quality"], images[row.name]),
         )
-        if row.name in PRESETS
+        if row.name.split(", ")[0] in PRESETS
         else row
         for row in rows
     ]
@@ -186,14 +202,15 @@ def _extrapolate(model: BenchmarkModel, side: int, seconds: dict[str, float]) ->
         # Distilled weights need no unconditional branch.
         schedule = [COND_ONLY] * steps if distilled else cache_schedule(PRESETS[preset], steps)
         tiny = PRESETS[preset].tiny_decoder and model.tiny_vae is not None
-        stages[preset] = (
-            steps,
-            {
-                "text": 1 if distilled else 2,
-                "tiny decode" if tiny else "decode": 1,
-                **{kind: schedule.count(kind) for kind in (FULL, COND_ONLY, CACHED)},
-            },
-        )
+        for engine in ("", "openvino ") if model.openvino is not None else ("",):
+            stages[f"{preset}, OpenVINO" if engine else preset] = (
+                steps,
+                {
+                    "text": 1 if distilled else 2,
+                    "tiny decode" if tiny else f"{engine}decode": 1,
+                    **{f"{engine}{kind}": schedule.count(kind) for kind in (FULL, COND_ONLY, CACHED)},
+                },
+            )
     return _results(
         {
             name: (steps, sum(seconds[stage] * count for stage, count in counts.items()))

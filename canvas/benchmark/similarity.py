@@ -33,7 +33,11 @@ def ssim(one: Image, other: Image) -> float:
 
 def psnr(one: Image, other: Image) -> float:
     """Peak signal-to-noise ratio in dB; infinite for equal images."""
-    error = float(((_to_tensor(one) - _to_tensor(other)) ** 2).mean())
+    return decibels(float(((_to_tensor(one) - _to_tensor(other)) ** 2).mean()))
+
+
+def decibels(error: float) -> float:
+    """The PSNR of a mean squared error relative to the square of the range."""
     return math.inf if error == 0 else -10 * math.log10(error)
 
 

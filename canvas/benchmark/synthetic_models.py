@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ASSETS, ModelSpec, parse_model
@@ -57,16 +59,16 @@ def synthetic_spec() -> ModelSpec:
     return parse_model("synthetic-sd15", entry)
 
 
-def build_synthetic(dtype: torch.dtype, device: str) -> Any:
-    """The pipeline, with the tokenizer of the built-in model."""
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def build_synthetic(dtype: torch.dtype, device: str, unet: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The pipeline, with the tokenizer of the built-in model; `unet` changes the UNet's configuration."""
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     pipeline: Any = StableDiffusionPipeline(
         vae=_random(lambda: AutoencoderKL(**VAE), dtype, device),
         text_encoder=_random(lambda: CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)), dtype, device),
         tokenizer=CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer"),
-        unet=_random(lambda: UNet2DConditionModel(**UNET), dtype, device),
+        unet=build_unet(dtype, device, unet),
         scheduler=PNDMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
@@ -75,6 +77,13 @@ def build_synthetic(dtype: torch.dtype, device: str) -> Any:
     pipeline.tokenizer.model_max_length = 77
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def build_unet(dtype: torch.dtype, device: str = "cpu", changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The UNet alone."""
+    from diffusers import UNet2DConditionModel
+
+    return _random(lambda: UNet2DConditionModel(**{**UNET, **changes}), dtype, device)
 
 
 def build_tiny_vae(dtype: torch.dtype, device: str) -> Any:

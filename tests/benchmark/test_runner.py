@@ -67,6 +67,19 @@ def test_long_images_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row.ssim is None and row.seconds > 0 for row in report.rows)
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_openvino_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    monkeypatch.setattr(runner, "MAX_SECONDS", 0.0)
+    report = run_benchmark(STARTER, CPU, size=128, rounds=1, memory=False, full=full, openvino=True)
+    names = [name for preset in PRESETS for name in (preset, f"{preset}, OpenVINO")]
+    assert [row.name for row in report.rows] == [*NAMES[:2], *names]
+    assert all(row.seconds > 0 for row in report.rows)
+    if full:
+        similar = next(row.psnr for row in report.rows if row.name == "quality, OpenVINO")
+        assert similar is not None
+        assert 40 <= similar < math.inf
+
+
 def test_memory_is_that_of_a_new_process() -> None:
     ballast = torch.ones(150_000_000)  # 600 MB in this process only
     peak = peak_memory(STARTER, CPU, 128, "optimized")

@@ -87,7 +87,7 @@ def test_both_passes_of_the_unet_give_the_results_of_torch(
 
 
 def test_large_models_compute_a_batch_one_by_one(on_openvino: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, timestep, embeds = conversion.example_inputs(on_openvino.unet.config, (16, 16))
+    sample, timestep, embeds = conversion.example_inputs(on_openvino.unet.config, (16, 24))
     batch = torch.cat([sample, -sample]), timestep, torch.cat([embeds, embeds / 2])
     together = on_openvino.unet.full_forward(*batch)
     monkeypatch.setattr(graph, "MAX_BYTES", 0)
@@ -135,6 +135,19 @@ def test_truncated_graphs_are_converted_again(on_openvino: Any, cache_dir: Path,
     pipeline = make_cache(tmp_path).get(STARTER, LOCAL)
     assert weights.stat().st_size == size
     assert engine_name(pipeline) == "openvino"
+
+
+def test_graphs_of_other_versions_are_deleted(cache_dir: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(LOCAL.path, model)
+    local = LocalModel(model, str(model))
+    make_cache(tmp_path).get(STARTER, local)
+    before = {path.name for path in tmp_path.glob("openvino/*/")}
+    (model / "unet" / "notes.txt").write_text("a changed model")
+    make_cache(tmp_path).get(STARTER, local)
+    after = {path.name for path in tmp_path.glob("openvino/*/")}
+    assert len(after) == len(before) == 2
+    assert not after & before
 
 
 def test_the_measured_choice_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def is_supported(pipeline: Any) -> bool:
     unet = getattr(pipeline, "unet", None)
     if not isinstance(unet, UNet2DConditionModel):
         return False
-    config: Any = unet.config
+    config: Any = pipeline.unet.config
     plain = not any(config[name] for name in UNSUPPORTED) and config.attention_type == "default"
     return plain and config.addition_embed_type in (None, "text_time")
 

@@ -51,7 +51,7 @@ def engine_name(pipeline: Any) -> str:
 
 def use_preset(pipeline: Any, preset: str) -> None:
     """Select the graph for the images that follow: Turbo and Balanced use int8 if there is one."""
-    unet = getattr(pipeline, "unet", None)
+    unet: Any = getattr(pipeline, "unet", None)
     if hasattr(unet, "use_preset"):
         unet.use_preset(preset)
 
@@ -86,7 +86,7 @@ class OpenVinoEngine:
     def generating(self, pipeline: Any) -> Iterator[None]:
         """For the generation of images: pauses the quantization, or starts it afterwards.
 
-        The first image of a large model provides the inputs for the statistics.
+        The first images of a large model provide the inputs for the statistics.
         """
         process = self._int8_process
         if process is not None and process.is_running:
@@ -96,20 +96,20 @@ class OpenVinoEngine:
             finally:
                 process.resume()
             return
-        unet = getattr(pipeline, "unet", None)
+        unet: Any = getattr(pipeline, "unet", None)
         if engine_name(pipeline) != "openvino" or not int8.is_worthwhile(unet.folder):
             yield
             return
-        unet.recorder = int8.InputRecorder()
-        try:
-            yield
-        finally:
-            recorder, unet.recorder = unet.recorder, None
-        self._start_int8(unet.folder, recorder)
+        unet.recorder = unet.recorder or int8.InputRecorder()
+        yield
+        self._start_int8(unet)
 
-    def _start_int8(self, folder: Path, recorder: int8.InputRecorder) -> None:
+    def _start_int8(self, unet: Any) -> None:
+        """Quantize the UNet in the background, once enough of its inputs are recorded."""
+        folder = unet.folder
         try:
-            if recorder.save(folder / int8.INPUTS):
+            if unet.recorder.save(folder / int8.INPUTS):
+                unet.recorder = None
                 logger.info("Quantizing %s in the background", folder.name)
                 self._int8_process = int8.Int8Process(folder, self._device)
         except OSError as error:  # for example a read-only cache
@@ -243,11 +243,15 @@ class ConvertedSource:
         self._device = device
         self.name = local.repo_id
         self.part = part
-        version = f"{part}-openvino-{library.version()}-{FORMAT}"
+        suffix = f"{part}-openvino-"
         if local.path.parent.name == "snapshots":
-            self.folder = local.path.parent.parent / CONVERTED_DIR / f"{local.path.name}-{version}"
+            parent, prefix = local.path.parent.parent / CONVERTED_DIR, f"{local.path.name}-"
+            self._all_versions = f"{prefix}{suffix}*"
         else:
-            self.folder = cache_dir / "openvino" / f"{local.path.stem}-{_fingerprint(local.path)}-{version}"
+            path_hash, files_hash = _fingerprints(local.path)
+            parent, prefix = cache_dir / "openvino", f"{local.path.stem}-{path_hash}-{files_hash}-"
+            self._all_versions = f"{local.path.stem}-{path_hash}-*-{suffix}*"
+        self.folder = parent / f"{prefix}{suffix}{library.version()}-{FORMAT}"
         self.key = f"{self.name} {self.folder.name}"
 
     def exists(self) -> bool:
@@ -269,6 +273,9 @@ class ConvertedSource:
             conversion.convert_decoder(pipeline.vae, self.folder)
         else:
             conversion.convert_unet(module, self.folder)
+        for folder in self.folder.parent.glob(self._all_versions):
+            if folder != self.folder and folder.is_dir():  # of other versions of the files or of OpenVINO
+                shutil.rmtree(folder, ignore_errors=True)
 
     def check_resources(self, module: Any) -> None:
         """Raise MemoryError or OSError if the conversion would fill the memory or the disk."""
@@ -281,11 +288,12 @@ class ConvertedSource:
             raise OSError("the disk is nearly full")
 
 
-def _fingerprint(path: Path) -> str:
-    """A hash of a model's path, and of its files' sizes and times."""
+def _fingerprints(path: Path) -> tuple[str, str]:
+    """A hash of a model's path, and one of its files' sizes and times."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return hashlib.sha256(repr((str(path.resolve()), stats)).encode()).hexdigest()[:16]
+    first, second = (hashlib.sha256(repr(each).encode()).hexdigest() for each in (str(path.resolve()), stats))
+    return first[:8], second[:12]
 
 
 def run_module(module: Any, inputs: tuple[Any, ...]) -> Any:

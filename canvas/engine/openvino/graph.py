@@ -37,14 +37,15 @@ class Graph:
             parts = [self(*(each[i : i + 1] if len(each) == count else each for each in inputs)) for i in range(count)]
             return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
         arrays = [each.detach().to(torch.float32).contiguous().numpy() for each in inputs]
-        result = self._request(tuple(each.shape for each in arrays)).infer(arrays, share_inputs=True)
+        result = self.compiled(tuple(each.shape for each in arrays)).infer(arrays, share_inputs=True)
         return tuple(torch.from_numpy(result[index]) for index in range(len(result)))
 
     def release(self) -> None:
         """Free the memory of the compiled sizes."""
         self._requests.clear()
 
-    def _request(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+    def compiled(self, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """The `InferRequest` for these shapes of the inputs."""
         if shapes not in self._requests:
             keep = MAX_SIZES if self.num_bytes <= MAX_BYTES else 1
             while len(self._requests) >= keep:

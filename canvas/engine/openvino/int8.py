@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ROOT = Path(__file__).resolve().parents[3]  # where the package `canvas` is
 INT8_UNET, INPUTS, REPORT = "unet_int8.xml", "inputs.npz", "int8.json"
 NUM_INPUTS = 10  # of which the last ones measure the similarity
 NUM_HELD_OUT = 2
@@ -42,7 +43,7 @@ MAX_ERRORS = {"turbo": 0.25, "balanced": 0.1}
 
 
 class InputRecorder:
-    """Keeps the inputs of a UNet's passes, until there are enough."""
+    """Keeps the inputs of a UNet's passes, of one size of images."""
 
     def __init__(self, max_passes: int = 100) -> None:
         self._max_passes = max_passes
@@ -50,19 +51,22 @@ class InputRecorder:
 
     def add(self, arrays: Sequence[np.ndarray]) -> None:
         """Keep the first of each batch and, with guidance, the conditional one in turn."""
-        if len(self._passes) < self._max_passes:
-            count = len(arrays[0])
-            index = len(self._passes) % count
-            row = slice(index, index + 1)
-            self._passes.append(tuple((each[row] if len(each) == count else each).copy() for each in arrays))
+        if len(self._passes) >= self._max_passes:
+            return
+        count = len(arrays[0])
+        index = len(self._passes) % count
+        row = slice(index, index + 1)
+        kept = tuple((each[row] if len(each) == count else each).copy() for each in arrays)
+        if not self._passes or [each.shape for each in kept] == [each.shape for each in self._passes[0]]:
+            self._passes.append(kept)
 
     def save(self, path: Path) -> bool:
         """Save inputs that are evenly spaced over the passes; False if there are too few."""
         import numpy as np
 
-        if len(self._passes) < NUM_INPUTS // 2:
+        if len(self._passes) < NUM_INPUTS:
             return False
-        spaced = np.linspace(0, len(self._passes) - 1, min(NUM_INPUTS, len(self._passes))).round().astype(int)
+        spaced = np.linspace(0, len(self._passes) - 1, NUM_INPUTS).round().astype(int)
         chosen = [self._passes[index] for index in spaced]
         # Those that measure are from the middle of the denoising
         middle = len(chosen) // 2
@@ -82,9 +86,9 @@ class Int8Process:
     def __init__(self, folder: Path, device: Device) -> None:
         import psutil
 
-        command = [sys.executable, "-m", __spec__.name, str(folder), device.dtype]
+        command = [sys.executable, "-m", __spec__.name, str(folder.resolve()), device.dtype]
         self._process = subprocess.Popen(  # noqa: S603 - our own program
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self._handle = psutil.Process(self._process.pid)
         self._set_priority(psutil.IDLE_PRIORITY_CLASS if sys.platform == "win32" else 19)
@@ -165,7 +169,6 @@ def quantize(folder: Path, dtype: str) -> dict[str, float]:
     known, held_out = passes[:-NUM_HELD_OUT], passes[-NUM_HELD_OUT:]
     model = core().read_model(str(folder / UNET))
     shapes = {index: list(array.shape) for index, array in enumerate(known[0])}
-    known = [each for each in known if [list(array.shape) for array in each] == list(shapes.values())]
     quantized = nncf.quantize(model, nncf.Dataset(known), subset_size=len(known), model_type=nncf.ModelType.TRANSFORMER)
     part = folder / f"part_{os.getpid()}.xml"
     openvino.save_model(quantized, str(part), compress_to_fp16=True)

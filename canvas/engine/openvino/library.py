@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import lru_cache
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,8 +35,8 @@ def core() -> Any:
 
 
 def version() -> str:
-    """For example 2026.4.1, without the build."""
-    return str(import_openvino().__version__).split("-")[0]
+    """For example 2026.4.1; does not import the package."""
+    return metadata.version("openvino")
 
 
 def compile_config(device: Device) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,8 +28,13 @@ class OpenVinoUNet(UNet2DConditionModel):
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        torch.nn.Module.__init__(self)
-        self.register_to_config(**json.loads((folder / UNET_CONFIG).read_text(encoding="utf-8")))
+        module: Any = self
+        torch.nn.Module.__init__(module)  # diffusers' would make the layers
+        unet_config = json.loads((folder / UNET_CONFIG).read_text(encoding="utf-8"))
+        module.register_to_config(**unet_config)
+        if unet_config["addition_embed_type"]:  # SDXL's pipelines read the size of this layer
+            in_features = unet_config["projection_class_embeddings_input_dim"]
+            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=in_features))
         self.folder = folder
         self.full = Graph(folder / UNET, config)
         self.shallow = Graph(folder / SHALLOW_UNET, config)
@@ -36,7 +42,7 @@ class OpenVinoUNet(UNet2DConditionModel):
         self.recorder: int8.InputRecorder | None = None
         self.num_bytes = self.full.num_bytes
         self._compile_config = config
-        self.eval()
+        module.eval()
 
     @property
     def engine(self) -> str:

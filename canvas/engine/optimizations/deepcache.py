@@ -204,6 +204,6 @@ def _make_forward(unet: Any, schedule: list[str], branch_depth: int) -> CachedUN
     graphs = cuda_graph_unet(unet, branch_depth)
     if graphs is None and set(schedule) <= {FULL}:
         return None
-    if hasattr(unet, "shallow_forward"):  # OpenVINO's UNet has graphs of both passes
-        return CachedUNetForward(unet, schedule)
-    return CachedUNetForward(graphs or UNetForward(unet, branch_depth), schedule)
+    # OpenVINO's UNet has graphs of both passes.
+    passes: Any = unet if hasattr(unet, "shallow_forward") else graphs or UNetForward(unet, branch_depth)
+    return CachedUNetForward(passes, schedule)

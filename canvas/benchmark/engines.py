@@ -1,0 +1,358 @@
+"""Compares the engines of a CPU: plain diffusers, torch, OpenVINO in 16 and 32 bits, and int8."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from canvas.benchmark import similarity
+from canvas.benchmark.model_under_test import PROMPT, time_call
+from canvas.benchmark.peak_memory import watch_process
+from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_vae, build_unet, synthetic_spec
+from canvas.engine.device import Device, detect_device
+from canvas.engine.loader import optimize_for_device, silence_libraries
+from canvas.engine.openvino import conversion, int8, library
+from canvas.engine.openvino.engine import OpenVinoEngine, engine_name
+from canvas.engine.optimizations import malloc
+from canvas.engine.pipeline_cache import PipelineCache
+from canvas.models.download import LocalModel
+from canvas.request import GenerationRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from canvas.studio import Studio
+
+SIDE = 512
+# The channels of SDXS-512 and of other one-step students of Stable Diffusion
+SMALL_UNET = {"layers_per_block": 1, "block_out_channels": (320, 640, 1280)}
+SMALL_UNET |= {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measured value, and a bound that it should keep if there is one."""
+
+    name: str
+    value: float
+    unit: str  # "s", "×", "GB" or "dB"
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the value keeps its bound; None without a bound."""
+        if self.at_least is not None:
+            return self.value >= self.at_least
+        return None if self.at_most is None else self.value <= self.at_most
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement for JSON."""
+        return {**asdict(self), "is_met": self.is_met}
+
+
+def measure_engines(parts: tuple[str, ...], cache_dir: Path, rounds: int) -> Iterator[Measurement]:
+    """Measure the parts of PARTS, each in a new process; medians of alternating rounds."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(target=_send, args=(sender, part, Path(folder), cache_dir, rounds))
+            child.start()
+            sender.close()
+            try:
+                while (measurement := receiver.recv()) is not None:
+                    yield measurement
+            except EOFError:  # the process was killed
+                yield Measurement(f"{part}: ended early", float("nan"), "s", at_most=0)
+            child.join()
+
+
+def _send(sender: Any, part: str, folder: Path, cache_dir: Path, rounds: int) -> None:
+    silence_libraries()
+    device = detect_device(cache_dir, "cpu")
+    for measurement in PARTS[part](folder, device, rounds):
+        sender.send(measurement)
+    sender.send(None)
+
+
+def measure_passes(folder: Path, device: Device, rounds: int) -> Iterator[Measurement]:
+    """Guided passes of Stable Diffusion 1.5's UNet, with random weights."""
+    import torch
+
+    torch.manual_seed(0)
+    unet = build_unet(torch.bfloat16)
+    conversion.convert_unet(unet, folder / "unet")
+    sixteen, full = (_converted(folder / "unet", replace(device, dtype=name)) for name in ("bfloat16", "float32"))
+    side = SIDE // 8
+    inputs = conversion.example_inputs(unet.config, (side, side))
+    guided = torch.cat([inputs[0]] * 2), inputs[1], torch.cat([inputs[2], inputs[2] / 2])
+    _quantize(folder / "unet", unet.config, side, device)
+    quantized = _converted(folder / "unet", device)
+    quantized.use_preset("turbo")
+    plain = _Copy(unet)  # before the layout is changed
+    optimize_for_device(_Holder(unet), device)
+
+    def run(module: Any) -> torch.Tensor:
+        dtype = next(module.parameters(), guided[0]).dtype
+        cast = tuple(each.to(dtype) for each in guided)
+        return module(*cast, return_dict=False)[0].float()
+
+    ways: dict[str, Callable[[], Any]] = {
+        "plain diffusers, float32": lambda: run(plain.module),
+        "PyTorch, 16 bits": lambda: run(unet),
+        "OpenVINO, 16 bits": lambda: run(sixteen),
+        "OpenVINO, float32": lambda: run(full),
+        "OpenVINO, int8": lambda: run(quantized),
+        "OpenVINO directly, 16 bits": _direct(folder / "unet", guided, device),
+    }
+    with torch.no_grad():
+        expected = run(plain.module)
+        outputs = {name: run(each) for name, each in (("16 bits", sixteen), ("float32", full), ("int8", quantized))}
+        outputs["PyTorch, 16 bits"] = run(unet)
+    seconds = _in_turns(ways, rounds)
+    yield from (Measurement(f"guided pass: {name}", value, "s") for name, value in seconds.items())
+    base = seconds["plain diffusers, float32"]
+    yield Measurement("Quality / plain", base / seconds["OpenVINO, 16 bits"], "×", at_least=3.4)
+    direct = seconds["OpenVINO directly, 16 bits"]
+    yield Measurement("Quality / OpenVINO directly", direct / seconds["OpenVINO, 16 bits"], "×", at_least=0.98)
+    yield Measurement("float32 / plain", base / seconds["OpenVINO, float32"], "×", at_least=1.9)
+    yield Measurement("int8 / plain", base / seconds["OpenVINO, int8"], "×", at_least=5.0)
+    for name, output in outputs.items():
+        yield Measurement(f"prediction, {name}", _psnr(output, expected), "dB")
+
+
+def measure_one_step(folder: Path, device: Device, rounds: int) -> Iterator[Measurement]:
+    """From a request to the file: one unguided pass and a tiny decoder."""
+    for name, bound_16, bound_8 in (("sd15", 1.6, 1.2), ("small", 0.8, None)):
+        model = _save_one_step_model(folder / name, device, small=name == "small")
+        with _studio(folder / f"{name}-data", device, model) as studio:
+            yield from _one_step_rows(studio, f"one step, {name}", "quality", bound_16, rounds)
+            if bound_8:
+                [converted] = (folder / f"{name}-data").glob("cache/openvino/*-unet-*")
+                config = json.loads((converted / conversion.UNET_CONFIG).read_text(encoding="utf-8"))
+                _quantize(converted, config, SIDE // 8, device)
+                yield from _one_step_rows(studio, f"one step, {name}, int8", "turbo", bound_8, rounds)
+    yield from _second_start(folder, device)
+
+
+def measure_starter(_: Path, device: Device, rounds: int) -> Iterator[Measurement]:
+    """Seconds an image of the built-in model by PyTorch and by OpenVINO, and their similarity."""
+    from canvas.benchmark.model_under_test import BenchmarkModel
+    from canvas.catalog import MODELS
+
+    spec = MODELS["starter"]
+    local = LocalModel(Path(spec.name), spec.name)
+    with tempfile.TemporaryDirectory() as cache:
+        engine = OpenVinoEngine(device, Path(cache))
+        models = [
+            BenchmarkModel(spec, device, optimized=PipelineCache(device, openvino=one).get(spec, local))
+            for one in (None, engine)
+        ]
+        for preset in ("quality", "balanced", "turbo"):
+            request = GenerationRequest(PROMPT, seed=1, preset=preset).with_defaults(spec)
+            on_torch, on_openvino = (partial(each.generate_optimized, request) for each in models)
+            seconds = _in_turns({"PyTorch": on_torch, "OpenVINO": on_openvino}, max(rounds, 5))
+            quality = preset == "quality"
+            ratio = seconds["OpenVINO"] / seconds["PyTorch"]
+            yield Measurement(f"starter, {preset}: PyTorch", seconds["PyTorch"], "s")
+            yield Measurement(f"starter, {preset}: OpenVINO", seconds["OpenVINO"], "s")
+            yield Measurement(f"starter, {preset}: OpenVINO / PyTorch", ratio, "×", at_most=0.6 if quality else None)
+            value = similarity.psnr(on_torch(), on_openvino())
+            yield Measurement(f"starter, {preset}: similarity", value, "dB", at_least=40.0 if quality else None)
+
+
+def measure_memory(folder: Path, device: Device, _: int) -> Iterator[Measurement]:
+    """Peak memory of one step of Stable Diffusion 1.5 by plain diffusers and by OpenVINO."""
+    context = multiprocessing.get_context("spawn")
+    peaks = []
+    for variant in ("convert", "plain", "openvino"):
+        receiver, sender = context.Pipe(duplex=False)
+        child = context.Process(target=_send_peak, args=(sender, folder, device, variant))
+        child.start()
+        sender.close()
+        peaks.append((watch_process(child, receiver) or 0) / 1e9)
+    _, plain, openvino = peaks
+    yield Measurement("peak memory: plain diffusers, float32", plain, "GB")
+    yield Measurement("peak memory: OpenVINO", openvino, "GB")
+    yield Measurement("peak memory / plain", openvino / plain, "×", at_most=0.6)
+
+
+PARTS: dict[str, Callable[[Path, Device, int], Iterator[Measurement]]] = {
+    "passes": measure_passes,
+    "one-step": measure_one_step,
+    "starter": measure_starter,
+    "memory": measure_memory,
+}
+
+
+class _Holder:
+    """What `optimize_for_device` expects of a pipeline."""
+
+    def __init__(self, unet: Any) -> None:
+        self.unet = unet
+
+
+class _Copy:
+    """A float32 copy of a module, in the default memory layout."""
+
+    def __init__(self, module: Any) -> None:
+        from copy import deepcopy
+
+        self.module = deepcopy(module).float()
+
+
+def _converted(folder: Path, device: Device) -> Any:
+    from canvas.engine.openvino.modules import OpenVinoUNet
+
+    return OpenVinoUNet(folder, library.compile_config(device))
+
+
+def _quantize(folder: Path, config: Any, side: int, device: Device) -> None:
+    """Quantize a UNet with random weights, for which no inputs are real, and let Turbo use it."""
+    import torch
+
+    recorder = int8.InputRecorder()
+    for number in range(int8.NUM_INPUTS):
+        sample, _, *others = conversion.example_inputs(config, (side, side))
+        noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(number))
+        timestep = torch.tensor([number * 999.0 / int8.NUM_INPUTS])
+        recorder.add([each.numpy() for each in (noise, timestep, *others)])
+    recorder.save(folder / int8.INPUTS)
+    process = int8.Int8Process(folder, device)
+    if process.wait(1200) != 0:
+        raise RuntimeError(f"the quantization failed with exit code {process.wait(0)}")
+    report = json.loads((folder / int8.REPORT).read_text(encoding="utf-8"))
+    (folder / int8.REPORT).write_text(json.dumps({**report, "error": 0.0, "seconds": 0.0}), encoding="utf-8")
+
+
+def _direct(folder: Path, guided: tuple[torch.Tensor, ...], device: Device) -> Callable[[], Any]:
+    """OpenVINO without this program: the graph compiled for the guided pass as one batch."""
+    model = library.core().read_model(str(folder / conversion.UNET))
+    model.reshape({index: list(each.shape) for index, each in enumerate(guided)})
+    config = {"INFERENCE_PRECISION_HINT": library.compile_config(device)["INFERENCE_PRECISION_HINT"]}
+    request = (
+        library.core().compile_model(model, "CPU", {**config, "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    )
+    arrays: list[np.ndarray] = [each.numpy() for each in guided]
+    return lambda: request.infer(arrays, share_inputs=True)
+
+
+def _in_turns(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each function, after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with malloc.retain_freed_memory():  # as in generate()
+        for number in range(rounds + 1):
+            for name, function in ways.items():
+                duration = time_call(function)
+                if number:
+                    seconds[name].append(duration)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _psnr(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """In dB, relative to the range of the expected values."""
+    error = float(((output - expected) ** 2).mean())
+    spread = float(expected.max() - expected.min())
+    return similarity.decibels(error / spread**2)
+
+
+def _save_one_step_model(folder: Path, device: Device, *, small: bool) -> Path:
+    pipeline = build_synthetic(device.torch_dtype, device.name, SMALL_UNET if small else {})
+    pipeline.register_modules(vae=build_tiny_vae(device.torch_dtype, device.name))
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def _studio(data_dir: Path, device: Device, model: Path) -> Iterator[Studio]:
+    from canvas.settings import Settings
+    from canvas.studio import Studio
+
+    values: dict[str, Any] = {"device": "cpu", "dtype": device.dtype, "engine": "openvino", "port": 0}
+    with Studio(Settings(data_dir=data_dir, cache_dir=data_dir / "cache", **values)) as studio:
+        studio.models["one-step"] = replace(
+            synthetic_spec(), key="one-step", name=str(model), num_inference_steps=1, accelerations=()
+        )
+        yield studio
+
+
+def _one_step_rows(studio: Studio, name: str, preset: str, bound: float, rounds: int) -> Iterator[Measurement]:
+    from canvas.engine.openvino.graph import Graph
+
+    inside: list[float] = []
+    original = Graph.__call__
+
+    def timed(self: Graph, *inputs: Any) -> Any:
+        started = time.perf_counter()
+        result = original(self, *inputs)
+        inside[-1] += time.perf_counter() - started
+        return result
+
+    totals = []
+    Graph.__call__ = timed  # type: ignore[method-assign]
+    try:
+        for number in range(rounds + 2):
+            request = GenerationRequest(f"{PROMPT}, number {number}", model_key="one-step", seed=number, preset=preset)
+            request = replace(request, num_inference_steps=1, guidance_scale=0.0, width=SIDE, height=SIDE)
+            inside.append(0.0)
+            started = time.perf_counter()
+            [image] = studio.generate(request)
+            totals.append(time.perf_counter() - started)
+    finally:
+        Graph.__call__ = original  # type: ignore[method-assign]
+    outside = [total - models for total, models in zip(totals, inside, strict=True)]
+    yield Measurement(f"{name}: request to file ({image.engine})", statistics.median(totals[2:]), "s", at_most=bound)
+    label = f"{name}: outside UNet and decoder, with the text encoder"
+    yield Measurement(label, statistics.median(outside[2:]), "s", at_most=0.1)
+
+
+def _second_start(folder: Path, device: Device) -> Iterator[Measurement]:
+    """Seconds until a converted Stable Diffusion 1.5 is loaded and compiled; torch is imported already."""
+    spec = replace(synthetic_spec(), key="one-step", name=str(folder / "sd15"), accelerations=())
+    local = LocalModel(folder / "sd15", spec.name)
+    engine = OpenVinoEngine(device, folder / "sd15-data" / "cache", forced=True)
+    started = time.perf_counter()
+    pipeline = PipelineCache(device, openvino=engine).get(spec, local)
+    inputs = conversion.example_inputs(pipeline.unet.config, (SIDE // 8, SIDE // 8))
+    pipeline.unet.full.compiled(tuple(tuple(each.shape) for each in inputs))
+    seconds = time.perf_counter() - started
+    yield Measurement(f"second start ({engine_name(pipeline)})", seconds, "s", at_most=4.0)
+
+
+def _send_peak(sender: Any, folder: Path, device: Device, variant: str) -> None:
+    import torch
+
+    silence_libraries()
+    engine = OpenVinoEngine(device, folder / "memory", forced=True)
+    spec = replace(synthetic_spec(), name=str(folder / "memory-model"), accelerations=())
+    if variant == "convert":
+        build_synthetic(device.torch_dtype, device.name).save_pretrained(spec.name)
+        PipelineCache(device, openvino=engine).get(spec, LocalModel(Path(spec.name), spec.name))
+        sender.send(1)
+        return
+    if variant == "plain":
+        from diffusers import DiffusionPipeline
+
+        pipeline = DiffusionPipeline.from_pretrained(spec.name, dtype=torch.float32)
+        pipeline(PROMPT, num_inference_steps=1, width=SIDE, height=SIDE)
+    else:
+        from canvas.benchmark.model_under_test import BenchmarkModel
+
+        pipeline = PipelineCache(device, openvino=engine).get(spec, LocalModel(Path(spec.name), spec.name))
+        request = GenerationRequest(PROMPT, seed=1, width=SIDE, height=SIDE, num_inference_steps=1)
+        BenchmarkModel(spec, device, optimized=pipeline).generate_optimized(request.with_defaults(spec))
+    sender.send(1)
