@@ -114,7 +114,7 @@ def test_every_route_limits_its_body(studio: Studio, visitor: Visitor) -> None:
         if limit == DEFAULT_LIMIT:
             chunks = (b'{"data": ["' + b"x" * 2**19 for _ in range(6))
             response = visitor.client.post(path, content=chunks, headers={"content-type": "application/json"})
-            assert response.status_code in (401, 413, 422), path  # 422: answered without reading it
+            assert response.status_code in (401, 404, 405, 413, 422), path  # or answered without reading it
     assert limit_of("/anything") == DEFAULT_LIMIT
 
 
