@@ -289,6 +289,10 @@ class Settings(BaseSettings):
         return self.data_dir / "loras"
 
     @property
+    def embeddings_dir(self) -> Path:
+        return self.data_dir / "embeddings"
+
+    @property
     def database_path(self) -> Path:
         return self.data_dir / "ai_images.db"
 

@@ -103,7 +103,7 @@ class LocalBackend:
         request, model = task.request, None
         if task.local is not None and request.needs_model:
             on_progress(status="loading")
-            torch_only = bool(task.inputs.loras or task.inputs.embeddings)
+            torch_only = any(weight for _, weight in task.inputs.loras) or bool(task.inputs.embeddings)
             pipeline = self._pipeline(task.spec, task.local, request, torch_only=torch_only)
             model = LoadedPipeline(pipeline, task.spec, self.device, task.local.revision)
             if cancelled.is_set():

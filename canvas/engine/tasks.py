@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 
 from canvas.engine.generate import GenerationInputs, generate
 from canvas.engine.image_io import add_watermark
 from canvas.engine.lora_adapters import applied_loras
 from canvas.engine.safety import ImageSafetyChecker
+from canvas.engine.textual_inversion import applied_embeddings
 from canvas.engine.upscale import LoadedPipeline, run_upscale
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
@@ -23,7 +24,10 @@ def run_task(
     cancelled: threading.Event,
 ) -> Generator[GeneratedImage]:
     """Yield the images of a resolved request; `model` is None if it needs no model."""
-    with applied_loras(model.pipeline, inputs.loras) if model else nullcontext():
+    with ExitStack() as stack:
+        if model is not None:
+            stack.enter_context(applied_loras(model.pipeline, inputs.loras))
+            embeddings = stack.enter_context(applied_embeddings(model.pipeline, inputs.embeddings))
         if model is None or request.task == "upscale":
             image = inputs.images["image"]
             yield run_upscale(request, image, on_step=on_step, cancelled=cancelled, model=model)
@@ -37,6 +41,7 @@ def run_task(
             cancelled=cancelled,
             model_revision=model.model_revision,
             images=inputs.images,
+            embeddings=embeddings,
         )
 
 

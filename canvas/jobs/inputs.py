@@ -17,6 +17,7 @@ from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.history.images import ImageRepository
 from canvas.history.uploads import Uploads, referenced_uploads
 from canvas.models import loras
+from canvas.models.embeddings import requested_embeddings
 from canvas.models.hub_client import Hub
 from canvas.models.loras import Lora
 from canvas.prompt_syntax import LORA_TAG, LoraTags, LoraWeight, parse_lora_tags
@@ -51,6 +52,7 @@ class InputResolver:
     def __init__(self, settings: Settings, repository: ImageRepository, hub: Hub | None = None) -> None:
         self._uploads = Uploads(settings.uploads_dir)
         self._loras_dir = settings.loras_dir
+        self._embeddings_dir = settings.embeddings_dir
         self._allow_downloads = not settings.is_public
         self._repository = repository
         self._last_cleanup = -math.inf
@@ -134,7 +136,9 @@ class InputResolver:
             names = {}
         images = {field: self.open_image(name, owner) for field, name in names.items() if name}
         found = [(self.get_lora(name), weight) for name, weight in requested_loras(request)]
-        return GenerationInputs(images, tuple((lora, weight) for lora, weight in found if lora))
+        texts = (request.prompt, request.negative_prompt)
+        embeddings = requested_embeddings(texts, self._embeddings_dir)
+        return GenerationInputs(images, tuple((lora, weight) for lora, weight in found if lora), embeddings)
 
     def resolve_request(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
         """`request.with_defaults` with the size of its image; raises what `load_inputs` raises."""
