@@ -17,8 +17,9 @@ from canvas.request import GenerationRequest
 SecondsPerStep = Callable[[GenerationRequest, str, str], float | None]
 # A whole UNet reaches this share of the speed of the probe workload in `device`.
 EFFICIENCY = 0.7
-# GFLOP of one UNet call at the native size, where the catalog does not give it.
-GFLOPS_BY_TYPE = {"stable_diffusion": 803.0, "stable_diffusion_xl": 5980.0}
+# GFLOP of one UNet call, and the side of the image for which it holds, where the catalog does not
+# give it: whatever size an entry names, the UNet is that of its type.
+GFLOPS_BY_TYPE = {"stable_diffusion": (803.0, 512), "stable_diffusion_xl": (5980.0, 1024)}
 # GFLOP per pixel of decoding: AutoencoderKL, AutoencoderTiny, and the built-in model's VAE.
 # Counted with torch's FlopCounterMode.
 VAE_DECODING, TINY_VAE_DECODING, SMALL_MODEL_DECODING = 9.6e-3, 5.4e-4, 1e-4
@@ -62,7 +63,9 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
 
     None if the speed of the device or the size of the model is unknown.
     """
-    gflops_per_call = spec.gflops_per_step or GFLOPS_BY_TYPE.get(spec.type)
+    gflops_per_call, side = (spec.gflops_per_step or None), spec.resolution
+    if gflops_per_call is None:
+        gflops_per_call, side = GFLOPS_BY_TYPE.get(spec.type, (None, side))
     if device.gflops is None or gflops_per_call is None or not request.needs_model:
         return None
     width, height = request.size if request.task == "upscale" else whole_area(request.size, 8, spec).size
@@ -74,7 +77,7 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
     guided = (request.guidance_scale or 0) > 1
     preset, steps = PRESETS[request.preset], request.step_counts[1]
     unet_calls = steps * unet_calls_per_step(preset, steps, guided=guided) * tiles
-    gflop += gflops_per_call * unet_calls * width * height / spec.resolution**2
+    gflop += gflops_per_call * unet_calls * width * height / side**2
     cached = cache_schedule(preset, steps).count(CACHED)
     kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles + KERNELS_PER_IMAGE
     return gflop / (device.gflops * EFFICIENCY) + kernels * device.kernel_launch_seconds

@@ -27,7 +27,9 @@ class CreateTab:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        self.form = GenerationForm(studio.models, studio.settings.model, studio.available_models)
+        self.form = GenerationForm(
+            studio.models, studio.settings.model, studio.available_models, studio.model_capabilities
+        )
         self.selected = gr.State(None)  # id of the selected image
         self._last_rendered: gr.State = gr.State({})  # hashes of what `poll` sent last
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-form", secret="form")  # noqa: S106 - no secret: the visitor's own form

@@ -13,6 +13,7 @@ import gradio as gr
 from canvas import validation
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.errors import CanvasError
+from canvas.models.capabilities import Capabilities
 from canvas.presets import PRESETS, preset_defaults
 from canvas.request import BACKENDS, IMAGE_FORMATS, LOCAL, RANDOM_SEED, GenerationRequest, rename_old_fields
 from canvas.schedulers import SCHEDULERS
@@ -133,6 +134,14 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
     }
 )
 FIELDS = tuple(name for name in COMPONENTS if name not in ("resolution", "aspect_ratio"))
+# Fields that do nothing with some models, and the attribute of Capabilities that says so
+ACTING_FIELDS = {
+    "negative_prompt": "negative_prompt",
+    "guidance_scale": "guidance",
+    "variation_seed": "variation_seed",
+    "variation_strength": "variation_seed",
+    "prompt_weighting": "prompt_weighting",
+}
 PRESET_FIELDS = ("num_inference_steps", "guidance_scale", "scheduler")
 
 
@@ -165,12 +174,20 @@ class Form:
 class GenerationForm(Form):
     """Renders the components and converts between their values and a `GenerationRequest`.
 
-    `available` are the models that can be selected; None means all.
+    `available` are the models that can be selected; None means all. `capabilities` returns what
+    acts with a model, None if that is not known yet: then everything is shown.
     """
 
-    def __init__(self, models: Catalog, default_model: str, available: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        models: Catalog,
+        default_model: str,
+        available: Sequence[str] | None = None,
+        capabilities: Callable[[str], Capabilities | None] | None = None,
+    ) -> None:
         super().__init__()
         self._models = models
+        self._capabilities = capabilities
         choices = models if available is None else [*available, default_model]
         self._available = tuple(dict.fromkeys(choices))
         self._default_model = get_model(default_model, models)
@@ -206,7 +223,8 @@ class GenerationForm(Form):
         updates = self.update_for_model(request.model_key, request.preset)
         for name, value in request.to_dict().items():
             if name in self._widgets and value is not None:
-                updates[self[name]] = value
+                update = updates.get(self[name])
+                updates[self[name]] = {**update, "value": value} if isinstance(update, dict) else value
         if not self._has_backend(request.backend):
             updates[self["backend"]] = LOCAL
         width, height = request.width or spec.resolution, request.height or spec.resolution
@@ -235,6 +253,25 @@ class GenerationForm(Form):
         updates = self.update_for_preset(model_key, preset)
         updates[self["resolution"]] = gr.Slider(**_slider_range(spec), value=spec.resolution)
         updates[self["width"]] = updates[self["height"]] = 0
+        return {**updates, **self._show_what_acts(model_key, updates)}
+
+    def _show_what_acts(self, model_key: str, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Show the fields, and the schedulers, that act with a model; `values` are set, too."""
+        if self._capabilities is None:
+            return {}
+        capabilities = self._capabilities(model_key)
+        updates: dict[Any, Any] = {}
+        for name, effect in ACTING_FIELDS.items():
+            if name in self._widgets:
+                updates[self[name]] = gr.update(visible=capabilities is None or getattr(capabilities, effect))
+        if "scheduler" in self._widgets:
+            choices = list(capabilities.schedulers if capabilities else SCHEDULERS)
+            updates[self["scheduler"]] = gr.update(choices=choices)
+            if values.get(self["scheduler"]) not in choices:
+                updates[self["scheduler"]]["value"] = choices[0]
+        for widget, update in updates.items():
+            if widget in values:
+                update.setdefault("value", values[widget])
         return updates
 
     def update_for_preset(self, model_key: str, preset: str) -> dict[Any, Any]:
