@@ -20,7 +20,8 @@ from tests.test_structure import ROOT, imports_of, modules
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ON_SPACES = {"spaces"}  # installed by Hugging Face
-REQUIRED_BY = {"accelerate": "diffusers"}  # needed by another package, never imported here
+# Needed by another package, never imported here
+REQUIRED_BY = {"accelerate": "diffusers", "protobuf": "transformers", "sentencepiece": "transformers"}
 
 
 def parse(lines: list[str]) -> dict[str, Requirement]:
