@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -80,6 +81,7 @@ UPSCALER_LABELS: Mapping[str, str] = MappingProxyType(
         "detail": "Diffusion model that adds detail",
     }
 )
+DRAWING_SECONDS = 30.0  # that the editor may take to draw an image, on a slow connection
 KEEP_SIZE = "Same as the image"
 BRUSH_COLORS = ("#ff2bd6", "#19e6ff", "#ffe600")  # stand out from most images
 
@@ -207,7 +209,7 @@ class EditTab:
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
         self._source = gr.State("")  # name of the stored image that was loaded into the editor
-        self._loading = gr.State(False)  # whether the editor may still show what was there before
+        self._replaced = gr.State(("", 0.0))  # name of the image before that one, and when it was replaced
         self._job = gr.State("")  # id of the job that is shown
         with gr.Row(elem_id="edit-workspace"):
             with gr.Column(elem_id="edit-source"):
@@ -232,10 +234,8 @@ class EditTab:
 
     def bind_events(self, page: gr.Blocks, tab: gr.Tab) -> None:
         form, source = self._form, {self._source}
-        inputs = {self._editor, self._source, self._loading, *form.widgets}
+        inputs = {self._editor, self._source, self._replaced, *form.widgets}
         bind(tab.select, self.show, source, {self._recent, self._notes})
-        # The editor draws an image some time after it gets it, and has then an upload event, too.
-        bind([self._editor.upload, self._editor.clear], lambda: False, None, self._loading)
         bind(self._recent.click, self.on_recent_click, source, self.load_image_outputs)
         bind(self._result.click, self.on_result_click, source, {*self.load_image_outputs, self._result})
         form.bind_events(page)
@@ -281,9 +281,9 @@ class EditTab:
     @property
     def load_image_outputs(self) -> set[Any]:
         names = ("prompt", "operation", "strength")
-        return {self._editor, self._source, self._loading, *(self._form[name] for name in names)}
+        return {self._editor, self._source, self._replaced, *(self._form[name] for name in names)}
 
-    def load_image(self, image_id: int, owner: str, operation: str | None = None) -> dict[Any, Any]:
+    def load_image(self, image_id: int, owner: str, operation: str | None = None, replaced: str = "") -> dict[Any, Any]:
         """Load a stored image into the editor; raises NotFound for another owner's.
 
         None leaves the selected operation as it is.
@@ -293,20 +293,24 @@ class EditTab:
         return {
             self._editor: {"background": pixels, "layers": [], "composite": None},
             self._source: image.filename,
-            self._loading: True,
+            self._replaced: (replaced, time.time()),
             self._form["prompt"]: image.request.prompt,
             self._form["operation"]: operation or gr.skip(),
             self._form["strength"]: OPERATIONS[operation].strength if operation else gr.skip(),
         }
 
-    def on_recent_click(self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
-        return self.load_image(int(event.image), current_owner(http_request))
+    def on_recent_click(
+        self, values: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request
+    ) -> dict[Any, Any]:
+        return self.load_image(int(event.image), current_owner(http_request), replaced=values[self._source])
 
-    def on_result_click(self, _: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
+    def on_result_click(
+        self, values: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request
+    ) -> dict[Any, Any]:
         """Show one image of the result, or load it into the editor."""
         owner = current_owner(http_request)
         if event.action == "edit":
-            return self.load_image(int(event.image), owner)
+            return self.load_image(int(event.image), owner, replaced=values[self._source])
         image = self._studio.image(int(event.image), owner)
         return {self._result: render_images([image], in_editor=True)}
 
@@ -365,18 +369,21 @@ class EditTab:
             num_images=int(fields["num_images"]),
         )
 
-    def _edited_image(
-        self, values: Mapping[Any, Any], owner: str
-    ) -> tuple[Image.Image | None, str, list[Image.Image]]:
+    def _edited_image(self, values: Mapping[Any, Any], owner: str) -> tuple[Image.Image | None, str, list[Image.Image]]:
         """What the editor shows: the image, its name if it is stored, and the painted layers."""
         content = values[self._editor] or {}
         image, layers = content.get("background"), content.get("layers") or []
-        if source := values[self._source]:
-            stored = self._studio.inputs.open_image(source, owner).convert("RGB")
-            if image and image.size == stored.size and image.convert("RGB").tobytes() == stored.tobytes():
-                return image, source, layers
-            if values[self._loading]:
-                return stored, source, []  # the editor has not drawn it yet
+        source, (replaced, replaced_at) = values[self._source], values[self._replaced]
+        if image is None or not source:
+            return image, "", layers
+        stored = self._studio.inputs.open_image(source, owner)
+        if _same_pixels(image, stored):
+            return image, source, layers
+        # The browser draws an image some time after it gets it, and sends the former one until then.
+        if replaced and time.time() - replaced_at < DRAWING_SECONDS:
+            former = self._studio.inputs.open_image(replaced, owner)
+            if _same_pixels(image, former):
+                return stored, source, []
         return image, "", layers
 
     def _upload_mask(self, layers: list[Image.Image], image: Image.Image) -> str:
@@ -390,6 +397,10 @@ class EditTab:
             message = "Paint over the area to change first, using the brush of the editor."
             raise InvalidInput("mask_image", None, message=LazyMessage(message))
         return self._studio.inputs.upload(mask, "mask_image").name
+
+
+def _same_pixels(first: Image.Image, second: Image.Image) -> bool:
+    return first.size == second.size and first.convert("RGB").tobytes() == second.convert("RGB").tobytes()
 
 
 def _fit_text(before: tuple[int, int], after: tuple[int, int], resize_mode: str) -> str:

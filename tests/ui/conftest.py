@@ -61,6 +61,9 @@ def page(served: Studio, context: BrowserContext) -> Iterator[Page]:
     """The open page with empty browser storage; errors in the console fail the test."""
     errors: list[str] = []
     page = context.new_page()
+    # Here and not after a test: a late answer to its page could fill the storage again.
+    page.goto(f"{served.address}favicon.ico")  # type: ignore[attr-defined]
+    page.evaluate("localStorage.clear(); sessionStorage.clear()")
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: _collect_errors(message, errors))
     page.goto(served.address)  # type: ignore[attr-defined]
@@ -68,7 +71,6 @@ def page(served: Studio, context: BrowserContext) -> Iterator[Page]:
     yield page
     for job in served.jobs("local"):
         job.cancel()
-    page.evaluate("localStorage.clear(); sessionStorage.clear()")
     context.clear_cookies()
     for open_page in context.pages:
         open_page.close()
