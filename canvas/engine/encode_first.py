@@ -44,7 +44,8 @@ class EncodeFirst:
         """Encode the prompts and give the pipeline its denoiser."""
         missing = [text for text in prompts[: 1 + guided] if self._find(text) is None]
         if missing:
-            self.free_denoiser()
+            if not getattr(self._denoiser, "peft_config", None):  # freeing it would lose the LoRAs
+                self.free_denoiser()
             self._encode(pipeline, missing)
         self.load_denoiser(pipeline)
 

@@ -17,9 +17,11 @@ from canvas.catalog import ModelSpec, parse_model
 from canvas.engine import encode_first, quantization
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
+from canvas.engine.lora_adapters import applied_loras
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.errors import ModelUnavailable
 from canvas.models.download import LocalModel
+from canvas.models.loras import read_lora
 from canvas.request import GeneratedImage, GenerationRequest
 
 BF16 = Device("cpu", "bfloat16", "for the test")
@@ -112,6 +114,27 @@ def test_one_of_encoder_and_denoiser_is_in_memory(local: LocalModel) -> None:
     assert image.notes == ("offload: encode-first",)
     assert (pixels(draw_with(pipeline, "a house")) != pixels(image)).any()
     assert (pixels(draw_with(pipeline)) == pixels(image)).all()
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_lora_acts_on_a_denoiser_that_is_loaded_later(local: LocalModel, tmp_path: Path, quantization: str) -> None:
+    from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    transformer = Flux2Transformer2DModel.from_pretrained(local.path / "transformer")
+    transformer.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k"]))
+    tensors = get_peft_model_state_dict(transformer)
+    Flux2KleinPipeline.save_lora_weights(tmp_path, transformer_lora_layers=tensors, weight_name="style.safetensors")
+    pipeline = PipelineCache(BF16, quantization=quantization, offload="encode-first").get(SPEC, local)
+    plain = draw_with(pipeline)
+    lora = read_lora(tmp_path / "style.safetensors")
+    with applied_loras(pipeline, [(lora, 1.0)]):
+        changed = draw_with(pipeline)
+        assert (pixels(draw_with(pipeline, "a house")) != pixels(changed)).any()
+        assert (pixels(draw_with(pipeline)) == pixels(changed)).all()
+    assert (pixels(changed) != pixels(plain)).any()
+    assert (pixels(draw_with(pipeline)) == pixels(plain)).all()
 
 
 def test_known_prompts_need_no_encoder_after_a_restart(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
