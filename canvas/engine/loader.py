@@ -147,7 +147,7 @@ def _from_single_file(spec: ModelSpec, path: Path, device: Device, components: M
             single_file.write_config_folder(single_file.read_configs(path), config)
         capabilities = read_folder(config, spec.name)
         index = pipeline_files.read_index(config)
-        options = {name: value for name, value in NO_SAFETY_CHECKER.items() if name in index}
+        options: dict[str, Any] = {name: value for name, value in NO_SAFETY_CHECKER.items() if name in index}
         options |= {"dtype": device.torch_dtype, "config": str(config), "local_files_only": True, **components}
         pipeline_class = getattr(diffusers, capabilities.family.text_to_image)
         return pipeline_class.from_single_file(str(path), **options)

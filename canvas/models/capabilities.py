@@ -142,7 +142,7 @@ def adapt_spec(spec: ModelSpec, capabilities: Capabilities) -> ModelSpec:
         "scheduler": capabilities.schedulers[0],
     }
     spec = replace(spec, **{name: own[name] for name in spec.unset}, unset=())  # type: ignore[arg-type]
-    return spec if spec.scheduler in capabilities.schedulers else replace(spec, scheduler=own["scheduler"])
+    return spec if spec.scheduler in capabilities.schedulers else replace(spec, scheduler=capabilities.schedulers[0])
 
 
 def unsupported(class_name: str, name: str) -> ModelUnsupported:

@@ -20,8 +20,8 @@ class Family:
     which the negative prompt needs), "embedded" (one pass) or "none". `schedulers`: "any" if
     others can replace the model's, "lcm" if only LCM can, "own". `tokens`: tokens of the prompt
     that the model reads, 0 for the tokenizer's limit. `tokenizer`: the one that limits the prompt.
-    `size_step` applies where the configuration does not give it. `lora`: whether diffusers loads
-    LoRAs. `tiny_decoder`: the Hub id of the small VAE. `steps`, `guidance_scale`: the defaults of
+    `size_step` applies where the configuration does not give it. `lora`: whether LoRAs
+    act. `tiny_decoder`: the Hub id of the small VAE. `steps`, `guidance_scale`: the defaults of
     the class's authors, and those of its `distilled` models.
     """
 
@@ -234,14 +234,15 @@ FAMILIES = (
         "AuraFlowPipeline",
         dtypes=("float16", "bfloat16", "float32"),
         tokens=255,
+        lora=False,
         tiny_decoder="madebyollin/taesdxl",
         steps=50,
         guidance_scale=3.5,
     ),
-    Family("cogview4", "CogView4", "CogView4Pipeline", tokens=1024, steps=50, guidance_scale=5.0),
-    Family("ernie_image", "ERNIE-Image", "ErnieImagePipeline", steps=50, distilled=(8, 1.0)),
+    Family("cogview4", "CogView4", "CogView4Pipeline", tokens=1024, lora=False, steps=50, guidance_scale=5.0),
+    Family("ernie_image", "ERNIE-Image", "ErnieImagePipeline", lora=False, steps=50, distilled=(8, 1.0)),
     Family("ovis_image", "Ovis-Image", "OvisImagePipeline", tokens=256, lora=False, steps=50, guidance_scale=5.0),
-    Family("krea2", "Krea 2", "Krea2Pipeline", tokens=512, guidance_scale=4.5, distilled=(8, 0.0)),
+    Family("krea2", "Krea 2", "Krea2Pipeline", tokens=512, lora=False, guidance_scale=4.5, distilled=(8, 0.0)),
 )
 BY_KEY: Mapping[str, Family] = MappingProxyType({family.key: family for family in FAMILIES})
 BY_CLASS: Mapping[str, Family] = MappingProxyType(

@@ -17,12 +17,14 @@ from canvas.engine import preview, step_callback
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.img2img import pipeline_task
+from canvas.engine.lora_adapters import applied_loras
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.engine.work_area import size_step
 from canvas.errors import GenerationCancelled, GenerationFailed, InvalidInput
 from canvas.models import download
 from canvas.models.capabilities import adapt_spec, read_folder
 from canvas.models.hub_client import Hub
+from canvas.models.loras import read_lora
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 from tests.hub_server import LocalHub
 from tests.tiny_families import BUILDERS, make_tiny
@@ -217,3 +219,36 @@ def test_the_record_says_what_acted(loaded: Loaded) -> None:
         assert (pixels(image) == pixels(plain)).all()
         assert image.request.scheduler == capabilities.schedulers[0]
         assert "Euler a" in image.notes[0]
+
+
+def test_a_lora_acts_where_diffusers_loads_it(loaded: Loaded, tmp_path: Path) -> None:
+    if not loaded.capabilities.lora_family:
+        assert not loaded.capabilities.family.lora
+        return
+    plain = loaded.generate()
+    pipeline = loaded.pipeline()
+    lora = read_lora(save_lora(pipeline, tmp_path))
+    with applied_loras(pipeline, [(lora, 1.0)]):
+        changed = loaded.generate()
+    assert (pixels(changed) != pixels(plain)).any()
+    assert (pixels(loaded.generate()) == pixels(plain)).all()
+
+
+def save_lora(pipeline: Any, folder: Path) -> Path:
+    """A LoRA with random weights for the attention of the denoiser, as diffusers' trainers save it."""
+    import torch
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    name = "unet" if hasattr(pipeline, "unet") else "transformer"
+    denoiser = getattr(pipeline, name)
+    targets = r".*attn2?\.to_q" if name == "unet" else r".*\.(to_q|to_k)"
+    denoiser.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets), "test")
+    torch.manual_seed(0)
+    layers = {
+        key: torch.randn(tensor.shape)
+        for key, tensor in get_peft_model_state_dict(denoiser, adapter_name="test").items()
+    }
+    denoiser.delete_adapters("test")
+    type(pipeline).save_lora_weights(folder, **{f"{name}_lora_layers": layers})
+    return folder / "pytorch_lora_weights.safetensors"

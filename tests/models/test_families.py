@@ -23,7 +23,7 @@ What a model can do is read from its `model_index.json`, its configurations and,
 keys. This table is made from `canvas/models/families.py` by `tests/models/test_families.py`. Families
 with an entry in the last column pass `tests/engine/test_families.py` as tiny pipelines in their true
 layout: download, text to image, image to image and inpainting or a refusal, sizes, previews, stop
-within a step, NaN, the same image twice, and a record of what acted, in float32 and bfloat16. The
+within a step, NaN, the same image twice, a LoRA, and a record of what acted, in float32 and bfloat16. The
 others only agree with the signatures in diffusers.
 
 | family | tasks | dtypes, the best first | negative prompt | guidance | schedulers | tokens | LoRA | tested as |
