@@ -78,7 +78,7 @@ def write_klein(
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     with torch.device("meta"):
-        modules = {
+        modules: dict[str, Any] = {
             "transformer": Flux2Transformer2DModel(**transformer),
             "text_encoder": Qwen3ForCausalLM(Qwen3Config(**text_encoder)),
             "vae": AutoencoderKLFlux2(**vae),
@@ -90,7 +90,8 @@ def write_klein(
     modules["text_encoder"].config.save_pretrained(folder / "text_encoder")
     for name in ("transformer", "vae"):
         modules[name].save_config(folder / name)
-    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True).save_pretrained(folder / "scheduler")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    scheduler.save_pretrained(folder / "scheduler")
     _write_tokenizer(folder / "tokenizer", text_encoder["vocab_size"])
     index = {
         "_class_name": "Flux2KleinPipeline",
@@ -161,7 +162,7 @@ def _random_tensors(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _write_tokenizer(folder: Path, vocab_size: int) -> None:
     """A tokenizer of bytes, with the special tokens and the chat template of Qwen."""
-    from transformers import Qwen2TokenizerFast
+    import transformers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     folder.mkdir()
@@ -171,7 +172,8 @@ def _write_tokenizer(folder: Path, vocab_size: int) -> None:
     assert len(vocab) <= vocab_size  # noqa: S101 - the embedding has that many rows
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    tokenizer = Qwen2TokenizerFast(
+    tokenizer_class: Any = transformers.Qwen2TokenizerFast  # type: ignore[attr-defined]  # loaded on first use
+    tokenizer = tokenizer_class(
         vocab=vocab, merges=[], additional_special_tokens=special[1:], pad_token=special[0], eos_token=special[2]
     )
     tokenizer.chat_template = CHAT_TEMPLATE

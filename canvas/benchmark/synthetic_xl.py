@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from canvas.benchmark.synthetic_klein import write_random_weights
 from canvas.catalog import ASSETS
@@ -35,8 +37,10 @@ VAE = MappingProxyType(
         "force_upcast": False,
     }
 )
-TEXT_ENCODER = MappingProxyType({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12})
-TEXT_ENCODER_2 = MappingProxyType(
+TEXT_ENCODER: Mapping[str, Any] = MappingProxyType(
+    {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+)
+TEXT_ENCODER_2: Mapping[str, Any] = MappingProxyType(
     {
         "hidden_size": 1280,
         "intermediate_size": 5120,
@@ -57,15 +61,14 @@ def write_xl(folder: Path) -> Path:
     folder.mkdir(parents=True)
     tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer")
     tokenizer.model_max_length = 77
-    layers = {"num_hidden_layers": 12}
     with torch.device("meta"):
-        modules = {
+        modules: dict[str, Any] = {
             "unet": UNet2DConditionModel(**UNET),
             "vae": AutoencoderKL(**VAE),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**layers | TEXT_ENCODER)),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
             "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2)),
         }
-    pipeline = StableDiffusionXLPipeline(
+    pipeline: Any = StableDiffusionXLPipeline(
         **dict.fromkeys(modules), tokenizer=tokenizer, tokenizer_2=tokenizer, scheduler=EulerDiscreteScheduler()
     )
     pipeline.register_modules(**modules)
