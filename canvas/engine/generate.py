@@ -150,6 +150,7 @@ def _denoise(
     generator = torch.Generator("cpu").manual_seed(request.seed)
     guided = (request.guidance_scale or 0) > 1
     width, height = size
+    known = inspect.signature(pipeline.__call__).parameters
     arguments: dict[str, Any] = {
         **encode_prompt_cached(pipeline, prompts, guided=guided, weighting=request.prompt_weighting),
         "width": width,
@@ -165,12 +166,14 @@ def _denoise(
     }
     if edit:
         arguments |= edit.pipeline_args(request, rounds_skipped=not hooks.has_unet)
+        if request.scheduler == "LCM" and "original_inference_steps" in known:
+            # Its own pipeline computes all steps, and takes them from the part of the schedule below `strength`.
+            arguments |= {"num_inference_steps": request.step_counts[1], "strength": request.strength}
         arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, step_callback)
     elif hooks.has_unet:
         arguments["latents"] = _initial_noise(request, size, hooks, generator)
     if hooks.has_unet:
         arguments["output_type"] = "latent"
-    known = inspect.signature(pipeline.__call__).parameters
     arguments = {name: value for name, value in arguments.items() if name in known}
     schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
     try:

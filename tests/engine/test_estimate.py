@@ -123,3 +123,11 @@ def test_generation_times_of_another_preset_correct_the_estimate(database: Datab
     assert predicted_turbo
     save(database, request, 3.0 * predicted)
     assert duration(database, turbo) == pytest.approx(3.0 * predicted_turbo)
+
+
+def test_a_wrong_native_size_does_not_change_the_size_of_the_unet() -> None:
+    request = GenerationRequest("a fox", width=512, height=512, num_inference_steps=20)
+    entry = replace(MODELS["small"], gflops_per_step=0.0)
+    expected = estimate_seconds(request.with_defaults(entry), entry, CPU)
+    small = replace(entry, resolution=256)
+    assert estimate_seconds(request.with_defaults(small), small, CPU) == expected
