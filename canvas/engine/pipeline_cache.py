@@ -24,7 +24,7 @@ from canvas.presets import distilled_lora, tiny_decoder, uses_distilled_lora
 logger = logging.getLogger(__name__)
 
 TASK_PIPELINES = {"image_to_image": "AutoPipelineForImage2Image", "inpaint": "AutoPipelineForInpainting"}
-TORCH_ONLY_NOTE = "computed with torch instead of OpenVINO, because of the LoRA"
+TORCH_ONLY_NOTE = "computed with torch instead of OpenVINO, because of the LoRA or embedding"
 # The rest is for activations, other programs and the file cache.
 CPU_MEMORY_FRACTION = 0.6
 GPU_MEMORY_FRACTION = 0.8

@@ -35,6 +35,7 @@ def render(pipeline: Any, preset: str, **options: Any) -> GeneratedImage:
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenVinoEngine]:
     monkeypatch.setattr(int8, "MIN_BYTES", 0)
+    monkeypatch.setattr(int8.Int8Process, "_set_priority", lambda *_: None)  # the test waits for it
     engine = OpenVinoEngine(CPU, tmp_path, forced=True)
     yield engine
     engine.close()

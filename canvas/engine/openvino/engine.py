@@ -166,17 +166,11 @@ class OpenVinoEngine:
 
     def _choose(self, source: ConvertedSource, module: Any, inputs: tuple[Any, ...], pipeline: Any) -> Any:
         """The converted module if it is faster than the module, or `forced`."""
-        from filelock import FileLock
-
         if not self._forced and self._is_chosen(source) is False:
             return None
         try:
-            source.folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{source.folder}.lock"):  # workers load the same model
-                if not source.exists():
-                    source.check_resources(module)
-                    logger.info("Converting %s of %s for OpenVINO", source.part, source.name)
-                    source.convert(module, pipeline)
+            if not source.exists():
+                self._convert(source, module, pipeline)
             converted = source.load()
             if not self._forced and self._is_chosen(source) is None:
                 self._measure(source, module, converted, inputs)
@@ -189,6 +183,16 @@ class OpenVinoEngine:
             return converted
         shutil.rmtree(source.folder, ignore_errors=True)
         return None
+
+    def _convert(self, source: ConvertedSource, module: Any, pipeline: Any) -> None:
+        from filelock import FileLock
+
+        source.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{source.folder}.lock"):  # workers load the same model
+            if not source.exists():
+                source.check_resources(module)
+                logger.info("Converting %s of %s for OpenVINO", source.part, source.name)
+                source.convert(module, pipeline)
 
     def _measure(self, source: ConvertedSource, module: Any, converted: Any, inputs: tuple[Any, ...]) -> None:
         seconds = {
