@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from canvas import MODELS
+from canvas.errors import LazyMessage
 from canvas.model_status import ModelStatus
 
 FREE = 10**11
@@ -22,3 +23,11 @@ def test_the_size_is_that_of_the_catalog_until_the_hub_is_asked() -> None:
 def test_the_text_of_a_model_on_disk() -> None:
     status = ModelStatus("tiny", "disk", None, FREE, MODELS["tiny"], seconds=None)
     assert status.text == "on disk · native 512 × 512"
+
+
+def test_the_text_says_how_a_large_model_is_loaded() -> None:
+    memory = LazyMessage("int8, {peak} of {total}", peak="5.9 GB", total="16.0 GB")
+    status = ModelStatus("flux-klein", "disk", None, FREE, MODELS["flux-klein"], 180.0, memory)
+    assert status.text == (
+        "on disk · native 512 × 512 · memory: int8, 5.9 GB of 16.0 GB · about 3 min per image on this computer"
+    )
