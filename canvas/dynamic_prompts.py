@@ -6,17 +6,19 @@ import re
 import unicodedata
 from fnmatch import fnmatchcase
 from itertools import permutations, product
-from math import perm, prod
+from math import perm
 from pathlib import Path
 
 from canvas.errors import InvalidInput, LazyMessage
 from canvas.text_files import read_text_file, split_lines
+from canvas.validation import MAX_TEXT
 
 MAX_PROMPTS = 100
 MAX_DEPTH = 5
 MAX_FILE_BYTES = 1_000_000  # of a wildcard list
 # An escaped special character, or a wildcard.
 TOKEN = re.compile(r"\\([{}|_\\])|__(?=[^\s_])((?:(?!__)[^{}|<>:\\\n]){1,100}?)(?<![\s_])__(?!_)")
+WORDS = re.compile(r"[^\\{}|_$]+")
 SPECIAL = re.compile(r"[{}|_\\]")
 SYNTAX = re.compile(r"\{|__|\\[{}|_\\]")
 # `2$$`, `1-3$$` or `2$$ and $$` in front of the alternatives, `0.5::` in front of one.
@@ -33,6 +35,8 @@ def expand(prompt: str, wildcards_dir: Path) -> list[str]:
     those of several lists. Braces without a bar stay; a backslash escapes these characters. Raises
     InvalidInput for a missing list, for variables and for more than MAX_PROMPTS prompts.
     """
+    if not SYNTAX.search(prompt) or len(prompt) > MAX_TEXT:  # which no request accepts
+        return [prompt]
     prompts = _parse_sequence(_PromptReader(prompt, Wildcards(wildcards_dir)), depth=0)
     return list(dict.fromkeys(prompts))
 
@@ -138,6 +142,8 @@ class _PromptReader:
         if variable := VARIABLE.match(self.prompt, self.position):
             text = "Variables such as {syntax} are not supported in prompts. Write the text itself."
             raise InvalidInput("prompt", self.prompt, message=LazyMessage(text, syntax=variable[0]))
+        if words := self.match(WORDS):
+            return [words[0]]
         token = self.match(TOKEN)
         if token is None:
             self.position += 1
@@ -169,9 +175,11 @@ def _parse_sequence(reader: _PromptReader, depth: int, ends: str | None = None) 
     """Read to the end, or inside braces to the next bar or closing brace."""
     ends = ("|}" if depth else "") if ends is None else ends
     parts: list[list[str]] = []
+    count = 1
     while reader.next and reader.next not in ends:
         parts.append(_parse_braces(reader, depth) if reader.next == "{" else reader.take(depth))
-        _check_count(prod(map(len, parts)))
+        count *= len(parts[-1])
+        _check_count(count)
     return ["".join(chosen) for chosen in product(*parts)]
 
 

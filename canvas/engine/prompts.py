@@ -59,8 +59,8 @@ def enhance_negative_prompt(request: GenerationRequest) -> str:
 
 def without_weights(request: GenerationRequest) -> GenerationRequest:
     """The request without the syntax of prompt weights; LoRA tags stay."""
-    prompts = {name: strip_weights(getattr(request, name)) for name in ("prompt", "negative_prompt")}
-    return replace(request, **prompts, prompt_weighting=False)
+    prompt, negative_prompt = strip_weights(request.prompt), strip_weights(request.negative_prompt)
+    return replace(request, prompt=prompt, negative_prompt=negative_prompt, prompt_weighting=False)
 
 
 def truncate_to_limit(text: str, local: LocalModel, spec: ModelSpec) -> TokenBudget:

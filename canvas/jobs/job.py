@@ -72,8 +72,8 @@ class Job:
         if self.dynamic_request is not None:
             return self.dynamic_request
         assert self.request is not None  # noqa: S101 - not a download
-        prompts = {name: escape(getattr(self.request, name)) for name in ("prompt", "negative_prompt")}
-        return replace(self.request, **prompts)
+        prompt, negative_prompt = escape(self.request.prompt), escape(self.request.negative_prompt)
+        return replace(self.request, prompt=prompt, negative_prompt=negative_prompt)
 
     def first_image(self, index: int) -> int:
         """The index of the first image of a request."""

@@ -241,6 +241,26 @@ def test_a_damaged_lora_is_named(served: Studio) -> None:
     path.unlink()
 
 
+def test_a_textual_inversion_acts_by_its_name(served: Studio) -> None:
+    from transformers import CLIPTokenizer
+
+    [token] = CLIPTokenizer.from_pretrained(ASSETS / "starter/tokenizer")("fox", add_special_tokens=False).input_ids
+    [weights] = (ASSETS / "starter/text_encoder").glob("*.safetensors")
+    with safe_open(weights, "pt") as file:
+        name = next(name for name in file.keys() if name.endswith("token_embedding.weight"))  # noqa: SIM118
+        vector = file.get_tensor(name)[token : token + 1].float()
+    served.settings.embeddings_dir.mkdir()
+    save_file({"emb_params": vector}, served.settings.embeddings_dir / "Vulpine.safetensors")
+    fields: dict[str, Any] = {"num_inference_steps": 1, "seed": 5}
+    [plain] = served.generate(GenerationRequest("a fox in the snow", **fields))
+    for word in ("vulpine", "embedding:vulpine", "<embed:Vulpine>"):
+        [image] = served.generate(GenerationRequest(f"a {word} in the snow", **fields))
+        assert stored_pixels(served, image.filename) == stored_pixels(served, plain.filename)
+        assert image.request.prompt == f"a {word} in the snow"
+    with pytest.raises(CanvasError, match="Textual inversion lupine not found"):
+        served.submit(GenerationRequest("a embedding:lupine", **fields))
+
+
 @pytest.fixture(autouse=True)
 def finished(served: Studio) -> Iterator[None]:
     yield
