@@ -91,12 +91,18 @@ def test_one_weight_variant_for_all_components(present: set[str], half_precision
 @given(st.sets(st.sampled_from(sorted(BIN | SAFE | BIN_16 | SAFE_16))), st.booleans())
 def test_every_selection_is_complete_or_an_error(present: set[str], half_precision: bool) -> None:
     variants = (SAFE, SAFE_16, BIN, BIN_16)
+    components = {name.partition("/")[0] for name in SAFE}
     try:
         selection = select_files(present | CONFIG_FILES | UNUSED, INDEX, half_precision=half_precision)
     except ModelCorrupted:
-        assert not any(variant <= present for variant in variants)
+        assert any(not any(name.startswith(f"{each}/") for name in present) for each in components)
     else:
-        assert set(selection.files) - CONFIG_FILES in variants
+        chosen = set(selection.files) - CONFIG_FILES
+        assert chosen <= present
+        assert sorted(name.partition("/")[0] for name in chosen) == sorted(components)  # one file each
+        if any(variant <= present for variant in variants):
+            assert chosen in variants
+            assert not selection.exceptions
 
 
 def test_all_shards_are_selected_with_their_index() -> None:
