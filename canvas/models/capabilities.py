@@ -149,7 +149,7 @@ def unsupported(class_name: str, name: str) -> ModelUnsupported:
     """The error for a pipeline of another class."""
     if reason := UNSUPPORTED.get(class_name):
         text = "{model} is no text-to-image model of its own. {reason}"
-        return ModelUnsupported(LazyMessage(text, model=name or class_name, reason=LazyMessage(reason)))
+        return ModelUnsupported(LazyMessage(text, model=name or class_name, reason=reason))
     text = "{model} is a {pipeline}, which this program does not run. It runs {families}."
     labels = ", ".join(family.label for family in FAMILIES)
     return ModelUnsupported(LazyMessage(text, model=name or "The model", pipeline=class_name or "?", families=labels))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from canvas.errors import LazyMessage
+
 CLIP_TOKENS = 75  # without the start and end tokens
 
 
@@ -261,12 +263,16 @@ DISTILLED_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 # Pipelines that people may try, and why they do not run.
-UNSUPPORTED: Mapping[str, str] = MappingProxyType(
+UNSUPPORTED: Mapping[str, LazyMessage] = MappingProxyType(
     {
-        "KandinskyV22Pipeline": "It is one half of Kandinsky 2.2, and the other one is in another repository.",
-        "KandinskyPipeline": "It is one half of Kandinsky 2.1, and the other one is in another repository.",
-        "IFPipeline": "It draws 64x64 pixels, and needs two more models to enlarge them.",
-        "StableDiffusionXLRefinerPipeline": "It refines images of SDXL and draws none by itself.",
-        "StableDiffusionUpscalePipeline": "It enlarges images and draws none by itself.",
+        "KandinskyV22Pipeline": LazyMessage(
+            "It is one half of Kandinsky 2.2, and the other one is in another repository."
+        ),
+        "KandinskyPipeline": LazyMessage(
+            "It is one half of Kandinsky 2.1, and the other one is in another repository."
+        ),
+        "IFPipeline": LazyMessage("It draws 64x64 pixels, and needs two more models to enlarge them."),
+        "StableDiffusionXLRefinerPipeline": LazyMessage("It refines images of SDXL and draws none by itself."),
+        "StableDiffusionUpscalePipeline": LazyMessage("It enlarges images and draws none by itself."),
     }
 )

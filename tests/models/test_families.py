@@ -70,7 +70,7 @@ def test_other_pipelines_are_refused_with_a_reason(class_name: str) -> None:
     with pytest.raises(ModelUnsupported) as caught:
         capabilities.read_capabilities({"_class_name": class_name}, {}, "org/model")
     assert "org/model" in str(caught.value)
-    assert UNSUPPORTED.get(class_name, "It runs Stable Diffusion") in str(caught.value)
+    assert str(UNSUPPORTED.get(class_name, "It runs Stable Diffusion")) in str(caught.value)
 
 
 @pytest.mark.parametrize("family", sorted(BUILDERS))
