@@ -184,8 +184,8 @@ def _run_checks(settings: Settings) -> Iterator[Check]:
     yield from check_hub_access()
     from canvas.history.repair import integrity_error
 
-    if error := integrity_error(settings.database_path):
-        yield Check("database", False, f"damaged ({error}); stop the server and run doctor with --rebuild")
+    if damage := integrity_error(settings.database_path):
+        yield Check("database", False, f"damaged ({damage}); stop the server and run doctor with --rebuild")
         return
     try:
         from canvas.studio import Studio

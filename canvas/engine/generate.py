@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -176,13 +176,15 @@ def _denoise(
         arguments["output_type"] = "latent"
     arguments = {name: value for name, value in arguments.items() if name in known}
     schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])
+    decoding: AbstractContextManager[list[str]]
+    decoding = nullcontext([]) if hooks.has_unet else guarded_decoding(pipeline.vae)
     try:
         with (
             torch.no_grad(),
             temporary_scheduler(pipeline, request.scheduler, request.num_inference_steps),
             hooks.attached(),
             deepcache.apply_deepcache(pipeline, schedule),
-            nullcontext([]) if hooks.has_unet else guarded_decoding(pipeline.vae) as notes,
+            decoding as notes,
             nullcontext() if "callback_on_step_end" in known else called_on_each_step(pipeline, step_callback),
         ):
             return pipeline(**arguments).images[0], "".join(notes)

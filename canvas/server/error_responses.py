@@ -13,8 +13,9 @@ from canvas.formatting import format_traceback
 log = logging.getLogger(__name__)
 
 # Gradio looks up the function of an event, and its parameters by name, without catching errors.
-EVENT_PREFIXES = ("/gradio_api/queue/join", "/gradio_api/call/", "/gradio_api/run/", "/gradio_api/api/")
-EVENT_PREFIXES += ("/gradio_api/component_server", "/gradio_api/upload")
+EVENT_PREFIXES = tuple(
+    f"/gradio_api/{name}" for name in ("queue/join", "call/", "run/", "api/", "component_server", "upload")
+)
 INVALID_CALL = "The call names no function of this app, or wrong parameters. /gradio_api/info lists them."
 
 

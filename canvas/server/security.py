@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from canvas.errors import MissingApiKey
+from canvas.server.signed_links import SignedLinks
 from canvas.validation import is_loopback
 
 # Gradio's file routes, which serve any file in a static directory.
@@ -27,6 +28,7 @@ FILE_ROUTE = re.compile(r"/gradio_api/file[=/](.*)", re.DOTALL)
 SSRF_ROUTES = re.compile(r"/gradio_api/(?:proxy=|file[=/]\s*https?:)", re.IGNORECASE)
 # All routes that serve image files.
 IMAGE_ROUTES = ("/pictures/", "/thumbnails/", "/downloads/", "/export.zip", "/gradio_api/file")
+SIGNED_FOLDERS = ("/pictures", "/thumbnails")
 # As strict as Gradio allows, which needs inline scripts and eval; no data can be sent to
 # another host.
 CSP = (
@@ -152,7 +154,7 @@ def named_origins_only(hosts: Collection[str]) -> Callable[[Starlette], Abstract
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        names = [middleware.cls.__name__ for middleware in app.user_middleware]
+        names = [getattr(middleware.cls, "__name__", "") for middleware in app.user_middleware]
         app.user_middleware[names.index(GRADIO_CORS)] = Middleware(
             CORSMiddleware,
             allow_origin_regex=named_origins(hosts),
@@ -214,14 +216,27 @@ class FileAccessMiddleware:
 
 
 class ImageLoginMiddleware:
-    """Requires a login, where there is one, for every route that serves images: 401 without."""
+    """Requires a login, where there is one, for every route that serves images: 401 without.
 
-    def __init__(self, app: ASGIApp) -> None:
+    The APIs' links, which `links` signs, are valid without one for a while: they are shown by
+    other programs than the one that was given them.
+    """
+
+    def __init__(self, app: ASGIApp, *, links: SignedLinks | None = None) -> None:
         self._app = app
+        self._links = links
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
+        if self._links is not None and scope["type"] == "http":
+            scope["state"]["sign_link"] = self._links.query
         is_image = scope["type"] == "http" and scope["path"].startswith(IMAGE_ROUTES)
-        if is_image and scope["state"]["owner"] is None:
+        if is_image and scope["state"]["owner"] is None and not self._is_signed(scope):
             app = PlainTextResponse(f"{MissingApiKey()}\n", 401)
         await app(scope, receive, send)
+
+    def _is_signed(self, scope: Scope) -> bool:
+        folder, _, filename = scope["path"].rpartition("/")
+        if self._links is None or folder not in SIGNED_FOLDERS:
+            return False
+        return self._links.is_valid(filename, scope["query_string"].decode("latin-1"))
