@@ -184,6 +184,7 @@ FIELD_VALIDATORS: Mapping[str, Validator] = MappingProxyType(
         "preset": _one_of(presets.PRESETS),
         "backend": _one_of(BACKENDS),
         "model_key": _check_model_key,
+        "scale_to_size": _check_bool,
         "seed": _integer(RANDOM_SEED, MAX_SEED),
         "num_images": _integer(1, MAX_IMAGES),
         "quality": _integer(1, 100),
@@ -217,7 +218,9 @@ class GenerationRequest:
     Image i of `num_images` has `seed + i`, so that it can be generated again alone; with a
     `variation_seed` that one counts up instead. `quality` (1 to 100) applies to JPEG and WebP.
     `image` and `mask_image` are names of gallery images or uploads. `outpaint` are pixels to
-    add on the left, top, right and bottom, `loras` pairs of name and weight. Raises InvalidInput.
+    add on the left, top, right and bottom, `loras` pairs of name and weight. With `scale_to_size` a
+    size that the model cannot draw is drawn at the nearest one that it can, and scaled. Raises
+    InvalidInput.
     """
 
     prompt: str
@@ -251,6 +254,7 @@ class GenerationRequest:
     watermark: str = ""
     preset: str = "quality"
     backend: str = LOCAL
+    scale_to_size: bool = False
 
     def __post_init__(self) -> None:
         for name, validator in FIELD_VALIDATORS.items():
@@ -305,7 +309,8 @@ class GenerationRequest:
         )
         for name in ("width", "height"):
             value = getattr(resolved, name)
-            if self.task == "text_to_image" and not spec.min_size <= value <= spec.max_size:
+            fits = self.scale_to_size or spec.min_size <= value <= spec.max_size
+            if self.task == "text_to_image" and not fits:
                 raise self._invalid_size(name, value, spec)
             if self.task in ("image_to_image", "inpaint"):  # of any size: see `engine.work_area`
                 validation.integer(name, value, MIN_EDIT_SIDE, MAX_EDIT_SIDE)
@@ -358,6 +363,8 @@ class GenerationRequest:
     def _check_side(self, name: str, value: object) -> int:
         if self.task != "text_to_image":
             return validation.integer(name, value, MIN_EDIT_SIDE, MAX_SIDE)
+        if self.scale_to_size:
+            return validation.integer(name, value, MIN_SIDE, MAX_EDIT_SIDE)
         try:
             return validation.multiple_of_8(name, validation.integer(name, value, MIN_SIDE, MAX_SIDE))
         except InvalidInput:

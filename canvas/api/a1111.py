@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
+from canvas.api import replies
+from canvas.api.a1111_bodies import (
+    CHECKPOINT,
+    REALESRGAN,
+    ImageBatch,
+    ImageToImage,
+    NotImplementedHere,
+    PngInfo,
+    SingleImage,
+    TextToImage,
+    Upscale,
+)
 from canvas.api.base import (
     ApiRoute,
     encode_preview,
@@ -23,23 +34,38 @@ from canvas.api.base import (
     upload_mask,
     wait_for_job,
 )
+from canvas.api.replies import A1111Error
 from canvas.catalog import get_model
-from canvas.engine import system_info
-from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, StorageError
-from canvas.history.infotext import read_infotext, read_sampler, write_infotext
+from canvas.dynamic_prompts import escape
+from canvas.engine import super_resolution, system_info
+from canvas.errors import CanvasError, ContentBlocked, GenerationCancelled, InvalidInput, StorageError
+from canvas.history.infotext import OWN_VERSION, read_infotext, write_infotext
 from canvas.history.metadata import read_text
 from canvas.image_formats import decode_base64
 from canvas.jobs.job import Job
-from canvas.prompt_syntax import has_weight_syntax
 from canvas.request import UPSCALERS, GeneratedImage, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
 from canvas.studio import Studio
 from canvas.styles import STYLES
 
-CHECKPOINT = "sd_model_checkpoint"
-# What clients send when the user chose no size; read as the model's native size.
-DEFAULT_CLIENT_SIZE = (512, 512)
-RESIZE_MODES = {0: "stretch", 1: "crop", 2: "pad"}
+# The answers of the routes, for /docs; of `options` that of GET.
+REPLIES: dict[str, Any] = {
+    "/txt2img": replies.A1111Images,
+    "/img2img": replies.A1111Images,
+    "/extra-single-image": replies.A1111Extra,
+    "/extra-batch-images": replies.A1111ExtraBatch,
+    "/png-info": replies.A1111PngInfo,
+    "/progress": replies.A1111Progress,
+    "/options": replies.A1111Options,
+    "/sd-models": list[replies.A1111Model],
+    "/samplers": list[replies.A1111Sampler],
+    "/schedulers": list[replies.A1111Schedule],
+    "/upscalers": list[replies.A1111Upscaler],
+    "/prompt-styles": list[replies.A1111Style],
+    "/loras": list[replies.A1111Lora],
+    "/memory": replies.A1111Memory,
+}
+REPLY_METHODS = {"/options": "GET"}
 SCHEDULES = {"automatic": "Automatic", "karras": "Karras"}
 # What clients request when they connect, and what they get.
 FIXED_RESPONSES: dict[str, Any] = {
@@ -49,93 +75,15 @@ FIXED_RESPONSES: dict[str, Any] = {
     "/latent-upscale-modes": [],
     "/cmd-flags": {},
     "/scripts": {"txt2img": [], "img2img": []},
+    "/script-info": [],
     "/embeddings": {"loaded": {}, "skipped": {}},
 }
-
-
-class TextToImage(BaseModel):
-    """The body of `txt2img`; fields without a counterpart here are ignored."""
-
-    prompt: str | None = ""
-    negative_prompt: str | None = ""
-    styles: list[str] | None = None
-    seed: int | None = -1
-    subseed: int | None = -1
-    subseed_strength: float | None = 0
-    sampler_name: str | None = None
-    sampler_index: str | None = None
-    scheduler: str | None = None
-    batch_size: int | None = Field(1, ge=1, le=16)
-    n_iter: int | None = Field(1, ge=1, le=16)
-    steps: int | None = None
-    cfg_scale: float | None = None
-    width: int | None = None
-    height: int | None = None
-    override_settings: dict[str, Any] | None = None
-    send_images: bool | None = True
-
-    def to_request(self, model_key: str, **fields: Any) -> GenerationRequest:
-        size = (self.width, self.height)
-        width, height = (None, None) if size == DEFAULT_CLIENT_SIZE else size
-        return GenerationRequest(
-            prompt=self.prompt or "",
-            negative_prompt=self.negative_prompt or "",
-            style=next((name for name in self.styles or () if name in STYLES), "none"),
-            model_key=model_key,
-            width=width,
-            height=height,
-            num_inference_steps=self.steps,
-            guidance_scale=self.cfg_scale,
-            scheduler=self._scheduler(),
-            seed=-1 if self.seed is None else self.seed,
-            num_images=(self.batch_size or 1) * (self.n_iter or 1),
-            **self._variation(),
-            # Clients of this API expect weights to act.
-            prompt_weighting=any(map(has_weight_syntax, (self.prompt or "", self.negative_prompt or ""))),
-            **fields,
-        )
-
-    def _variation(self) -> dict[str, Any]:
-        if not self.subseed_strength:
-            return {}
-        seed = random.randrange(2**32) if self.subseed in (None, -1) else self.subseed
-        return {"variation_seed": seed, "variation_strength": self.subseed_strength}
-
-    def _scheduler(self) -> str | None:
-        name = self.sampler_name or self.sampler_index
-        if not name:
-            return None
-        # A schedule that is not supported for this sampler is ignored.
-        scheduler = read_sampler(name, self.scheduler or "") or read_sampler(name)
-        if scheduler is None:
-            raise InvalidInput("sampler_name", name, f"one of {', '.join(SCHEDULERS)}")
-        return scheduler
-
-
-class ImageToImage(TextToImage):
-    """The body of `img2img`; `init_images` holds one image."""
-
-    init_images: list[str] | None = None
-    mask: str | None = None
-    mask_blur: int | None = None
-    inpainting_mask_invert: int | bool | None = 0
-    inpaint_full_res: bool | None = False
-    resize_mode: int | None = 0
-    denoising_strength: float | None = 0.75
-
-
-class SingleImage(BaseModel):
-    """The body of `extra-single-image`."""
-
-    image: str
-    upscaling_resize: float | None = 2
-    upscaler_1: str | None = None
-
-
-class PngInfo(BaseModel):
-    """The body of `png-info`: an image in base64, with or without a `data:` prefix."""
-
-    image: str
+# The lists are read anew for each request, and models are loaded when they are used.
+WITHOUT_WORK = ("/refresh-checkpoints", "/refresh-loras", "/refresh-vae", "/refresh-embeddings", "/reload-checkpoint")
+NOT_IMPLEMENTED = {
+    "/skip": "A single image of a batch cannot be skipped; /interrupt ends the job.",
+    "/interrogate": "This server cannot describe images.",
+}
 
 
 class A1111Route(ApiRoute):
@@ -156,13 +104,16 @@ class A1111Api:
         self.router = APIRouter(prefix="/sdapi/v1", route_class=A1111Route, tags=["sdapi"])
         routes: dict[str, dict[str, Callable[..., Any]]] = {
             "POST": {
+                **{path: _fixed_response(path, {}) for path in WITHOUT_WORK},
+                **{path: _not_implemented(path, message) for path, message in NOT_IMPLEMENTED.items()},
                 "/txt2img": self.txt2img,
                 "/img2img": self.img2img,
                 "/extra-single-image": self.extra_single_image,
+                "/extra-batch-images": self.extra_batch_images,
+                "/unload-checkpoint": self.unload_checkpoint,
                 "/png-info": self.png_info,
                 "/interrupt": self.interrupt,
                 "/options": self.set_options,
-                "/refresh-checkpoints": _fixed_response("/refresh-checkpoints", {}),
             },
             "GET": {
                 "/progress": self.progress,
@@ -171,6 +122,7 @@ class A1111Api:
                 "/samplers": self.samplers,
                 "/schedulers": self.schedulers,
                 "/upscalers": self.upscalers,
+                "/realesrgan-models": self.realesrgan_models,
                 "/prompt-styles": self.prompt_styles,
                 "/loras": self.loras,
                 "/memory": self.memory,
@@ -179,11 +131,18 @@ class A1111Api:
         }
         for method, endpoints in routes.items():
             for path, endpoint in endpoints.items():
-                self.router.api_route(path, methods=[method], response_model=None)(endpoint)
+                reply = REPLIES.get(path) if method == REPLY_METHODS.get(path, method) else None
+                responses: dict[int | str, dict[str, Any]] = {400: {"model": A1111Error}}
+                if reply is not None:
+                    responses[200] = {"model": reply}
+                add = self.router.api_route(path, methods=[method], response_model=None, responses=responses)
+                add(endpoint)
 
     async def txt2img(self, params: TextToImage, http_request: Request) -> Response:
         """Generate images from a prompt; `info` is a JSON string."""
         request = params.to_request(self._model_key(params, http_request))
+        if params.enable_hr:
+            params.to_hires_request(request)  # reports what it cannot do before the first pass
         return await self._submit(request, params, http_request)
 
     async def img2img(self, params: ImageToImage, http_request: Request) -> Response:
@@ -191,39 +150,38 @@ class A1111Api:
         if len(params.init_images or ()) != 1:
             raise InvalidInput("init_images", len(params.init_images or ()), "a list with one image in base64")
         assert params.init_images  # noqa: S101 - it has one element
-        fields: dict[str, Any] = {"task": "image_to_image"}
+        fields = {"task": "image_to_image", **params.image_fields()}
         if params.mask:
             invert = bool(params.inpainting_mask_invert)
             mask = await run_sync(decode_base64, params.mask, "mask")
-            mask_image = await upload_mask(self._studio, mask, "mask", invert=invert)
-            fields = {"task": "inpaint", "mask_image": mask_image}
-        if params.mask_blur is not None:
-            fields["mask_blur"] = params.mask_blur
-        request = params.to_request(
-            self._model_key(params, http_request),
-            **fields,
-            image=await self._upload(params.init_images[0], "init_images"),
-            strength=params.denoising_strength,
-            only_masked=bool(params.inpaint_full_res),
-            resize_mode=RESIZE_MODES.get(params.resize_mode or 0, RESIZE_MODES[0]),
-        )
+            fields["task"] = "inpaint"
+            fields["mask_image"] = await upload_mask(self._studio, mask, "mask", invert=invert)
+        elif any((params.model_extra or {}).get("outpaint") or ()):
+            fields["task"] = "inpaint"
+        image = await self._upload(params.init_images[0], "init_images")
+        request = params.to_request(self._model_key(params, http_request), **fields, image=image)
         return await self._submit(request, params, http_request)
 
     async def extra_single_image(self, params: SingleImage, http_request: Request) -> Response:
         """Upscale an image by 2 or 4."""
-        names = {name.lower(): name for name in UPSCALERS}
-        scale = params.upscaling_resize or 2
-        request = GenerationRequest(
-            "",
-            task="upscale",
-            image=await self._upload(params.image, "image"),
-            scale=int(scale) if scale == int(scale) else 0,
-            upscaler=names.get((params.upscaler_1 or "").lower(), UPSCALERS[0]),
-            model_key=self._studio.settings.model,
-        )
-        job = await run_database(self._studio.submit, request, require_owner(http_request), "sdapi")
-        [image] = await wait_for_job(job, http_request)
-        return JSONResponse({"html_info": "", "image": await run_sync(read_as_base64, self._studio, image)})
+        [content] = await self._upscale(params, [params.image], http_request)
+        return JSONResponse({"html_info": params.notes(), "image": content})
+
+    async def extra_batch_images(self, params: ImageBatch, http_request: Request) -> Response:
+        """Upscale several images by 2 or 4."""
+        contents = await self._upscale(params, [image.data for image in params.imageList], http_request)
+        return JSONResponse({"html_info": params.notes(), "images": contents})
+
+    async def _upscale(self, params: Upscale, images: list[str], http_request: Request) -> list[str]:
+        names = [await self._upload(image, "image") for image in images]
+        requests = [params.to_request(self._studio.settings.model, name) for name in names]
+        owner = require_owner(http_request)
+        contents = []
+        for request in requests:
+            job = await run_database(self._studio.submit, request, owner, "sdapi")
+            [image] = await wait_for_job(job, http_request)
+            contents.append(await run_sync(read_as_base64, self._studio, image))
+        return contents
 
     def png_info(self, params: PngInfo) -> Response:
         """The settings embedded in an image file."""
@@ -308,7 +266,21 @@ class A1111Api:
     def upscalers(self) -> Response:
         """List the upscalers."""
         fixed = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
-        return JSONResponse([{"name": name, **fixed} for name in UPSCALERS])
+        names = (*UPSCALERS, *(REALESRGAN if super_resolution.is_ncnn_available() else ()))
+        return JSONResponse([{"name": name, **fixed} for name in names])
+
+    def realesrgan_models(self) -> Response:
+        """List the super-resolution networks, where they are installed."""
+        names = REALESRGAN if super_resolution.is_ncnn_available() else ()
+        return JSONResponse([{"name": name, "path": None, "scale": 4} for name in names])
+
+    def unload_checkpoint(self, http_request: Request) -> Response:
+        """Unload the selected model from memory; it is loaded again when it is used."""
+        owner = require_owner(http_request)
+        if self._studio.settings.is_public and owner != self._studio.settings.admin:
+            raise ContentBlocked("Visitors of this server cannot unload models.")
+        self._studio.unload_model(self._selected_model(owner))
+        return JSONResponse({})
 
     def prompt_styles(self) -> Response:
         """List the styles with the words they add."""
@@ -357,9 +329,25 @@ class A1111Api:
         job = await run_database(self._studio.submit, request, require_owner(http_request), "sdapi")
         try:
             images = await wait_for_job(job, http_request)
+            if params.enable_hr:
+                images = await self._add_detail(images, params, http_request)
         except GenerationCancelled:  # clients expect the images that are finished by then
             images = job.images
         return await run_sync(self._images_response, job, images, params)
+
+    async def _add_detail(
+        self, images: list[GeneratedImage], params: TextToImage, http_request: Request
+    ) -> list[GeneratedImage]:
+        """The second pass of `enable_hr`."""
+        detailed = []
+        for image in images:
+            request = image.request
+            fields: dict[str, Any] = {"image": image.filename, "prompt": escape(request.prompt)}
+            fields |= {"negative_prompt": escape(request.negative_prompt), **params.to_hires_request(request)}
+            owner = require_owner(http_request)
+            job = await run_database(self._studio.submit, replace(request, **fields), owner, "sdapi")
+            detailed += await wait_for_job(job, http_request)
+        return detailed
 
     def _images_response(self, job: Job, images: list[GeneratedImage], params: TextToImage) -> Response:
         sent = images if params.send_images else []
@@ -367,22 +355,33 @@ class A1111Api:
             {
                 "images": [read_as_base64(self._studio, image) for image in sent],
                 "parameters": params.model_dump(exclude={"init_images", "mask"}),
-                "info": json.dumps(_info(job, images)),
+                "info": json.dumps(_info(job, images, params)),
             }
         )
+
+
+def _not_implemented(path: str, message: str) -> Callable[[], Response]:
+    def endpoint() -> Response:
+        raise NotImplementedHere(message)
+
+    endpoint.__name__, endpoint.__doc__ = path.strip("/"), f"Not available here: {message}"
+    return endpoint
 
 
 def _fixed_response(path: str, body: Any) -> Callable[[], Response]:
     def endpoint() -> Response:
         return JSONResponse(body)
 
-    endpoint.__name__ = path.strip("/").replace("-", "_")  # what /docs shows
+    # What /docs shows
+    endpoint.__name__, endpoint.__doc__ = path.strip("/").replace("-", "_"), "For clients that call it; does nothing."
     return endpoint
 
 
-def _info(job: Job, images: list[GeneratedImage]) -> dict[str, Any]:
-    request = job.request
+def _info(job: Job, images: list[GeneratedImage], params: TextToImage) -> dict[str, Any]:
+    """A1111's `info`; `extra_generation_params` has the notes of the record and about the body."""
+    request = images[0].request if images else job.request
     assert request is not None  # noqa: S101 - generate jobs have one
+    notes = list(dict.fromkeys([*params.notes(), *(note for image in images for note in image.notes)]))
     return {
         "prompt": request.prompt,
         "all_prompts": [image.request.prompt for image in images],
@@ -399,12 +398,23 @@ def _info(job: Job, images: list[GeneratedImage]) -> dict[str, Any]:
         "cfg_scale": request.guidance_scale,
         "steps": request.num_inference_steps,
         "batch_size": len(images),
+        "restore_faces": False,
+        "face_restoration_model": None,
         "sd_model_name": request.model_key,
-        "sd_model_hash": None,
-        "styles": [] if request.style == "none" else [request.style],
-        "infotexts": [write_infotext(image) for image in images],
-        "job_timestamp": _timestamp(job),
+        "sd_model_hash": (images[0].model_revision if images else "")[:10],
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": request.strength,
+        "extra_generation_params": {"Notes": " ".join(notes)} if notes else {},
         "index_of_first_image": 0,
+        "infotexts": [write_infotext(image) for image in images],
+        "styles": [] if request.style == "none" else [request.style],
+        "job_timestamp": _timestamp(job),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": OWN_VERSION,
     }
 
 

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
@@ -69,6 +69,8 @@ class ApiRoute(APIRoute):
                 return await handler(_limit_body(request))
             except CanvasError as error:
                 return type(self).error_response_for(error)
+            except ClientDisconnect:  # while it sent the body; nobody reads the answer
+                return type(self).error_response_for(GenerationCancelled("The client disconnected."))
             except HTTPException as error:
                 if error.status_code != InvalidInput.http_status:
                     raise
@@ -151,6 +153,13 @@ async def upload_mask(studio: Studio, source: bytes | Path, field: str, **option
 def read_as_base64(studio: Studio, image: GeneratedImage) -> str:
     """The stored file of an image in base64."""
     return encode_base64(studio.image_path(image.filename).read_bytes())
+
+
+def image_url(http_request: Any, image: GeneratedImage) -> str:
+    """The address of an image; with a login a link that is valid for an hour, for whoever shows it."""
+    url = str(http_request.url_for("picture", filename=image.filename))
+    sign = getattr(http_request.state, "sign_link", None)
+    return f"{url}?{sign(image.filename)}" if sign else url
 
 
 def encode_preview(preview: Image.Image, image_format: str, **options: Any) -> str:

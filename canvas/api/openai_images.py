@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from fastapi.routing import APIRoute
+from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from canvas.api.base import (
     ApiRoute,
     encode_preview,
+    image_url,
     invalid_body,
     read_as_base64,
     require_owner,
@@ -27,6 +31,7 @@ from canvas.api.base import (
     upload_mask,
     wait_for_job,
 )
+from canvas.api.replies import ErrorReply, ImagesReply, ModelList, ModelReply
 from canvas.catalog import ModelSpec, get_model
 from canvas.engine import masks
 from canvas.engine.image_io import decode_image
@@ -36,6 +41,8 @@ from canvas.history.metadata import read_text
 from canvas.jobs.job import Job
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.studio import Studio
+
+log = logging.getLogger(__name__)
 
 # Our fields whose name differs in this API.
 PARAM_NAMES = {
@@ -47,8 +54,23 @@ PARAM_NAMES = {
     "quality": "output_compression",
 }
 OPENAI_STYLES = ("vivid", "natural")  # of dall-e-3; ignored
+# Clients name these without a choice; they get the default model.
+OPENAI_MODELS = re.compile(r"(?:openai/)?(?:dall-e|gpt|chatgpt)\b.*")
+MODEL_HEADER = "X-Canvas-Model"
+# Fields of a request that have the same name here; those of the second list act with an image.
+OWN_FIELDS = (
+    *("num_inference_steps", "guidance_scale", "scheduler", "preset", "loras", "prompt_weighting", "watermark"),
+    *("variation_seed", "variation_strength", "scale_to_size"),
+)
+EDIT_FIELDS = (*("strength", "resize_mode", "fill_color", "mask_blur", "only_masked", "outpaint", "scale", "upscaler"),)
 IMAGE_FILE = "an image file (PNG, JPEG or WebP)"
 DEFAULT_VARIATION_PROMPT = "the same scene"  # for files without embedded settings
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+IMAGES_RESPONSE: dict[str, Any] = {
+    "model": ImagesReply,
+    "description": "The images; with `stream` server-sent events.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
 # Clients expect token counts; generation here uses none.
 NO_USAGE = {
     "input_tokens": 0,
@@ -61,10 +83,12 @@ NO_USAGE = {
 class ImageRequest(BaseModel):
     """OpenAI's fields, and these of ours; unknown fields are ignored.
 
-    `model` is a key that `/v1/models` lists; `size` is WIDTHxHEIGHT, or auto for the model's
-    native size. With `progress`, a stream has an event per step. `backend` is local,
-    hf-inference or remote; the last two require `accept_terms` once. `client` is `cli` for our
-    command line. The former names `where`, `agree` and `channel` are still accepted.
+    `model` is a key that `/v1/models` lists; OpenAI's own names stand for the default model.
+    `size` is WIDTHxHEIGHT, or auto for the model's native size; a size that the model cannot draw
+    is scaled unless `scale_to_size` is false. `preset` is quality, balanced or turbo, `loras` are
+    pairs of a name and a weight. With `progress`, a stream has an event per step. `backend` is
+    local, hf-inference or remote; the last two require `accept_terms` once. `client` is `cli` for
+    our command line. The former names `mode`, `where`, `agree` and `channel` are still accepted.
     """
 
     prompt: str
@@ -85,37 +109,72 @@ class ImageRequest(BaseModel):
     guidance_scale: float | None = None
     scheduler: str | None = None
     seed: int | None = None
+    preset: str | None = Field(None, validation_alias=AliasChoices("preset", "mode"))
+    loras: list[tuple[str, float]] | None = None
+    prompt_weighting: bool | None = None
+    watermark: str | None = None
+    variation_seed: int | None = None
+    variation_strength: float | None = None
+    scale_to_size: bool | None = True
     progress: bool | None = None
     client: Literal["openai", "cli"] | None = Field(None, validation_alias=AliasChoices("client", "channel"))
     backend: str | None = Field(None, validation_alias=AliasChoices("backend", "where"))
     accept_terms: bool | None = Field(None, validation_alias=AliasChoices("accept_terms", "agree"))
 
-    def to_request(self, default_model: str, **fields: Any) -> GenerationRequest:
+    def to_request(self, model_key: str, **fields: Any) -> GenerationRequest:
         width, height = _parse_size(self.size)
         style = self.style or "none"
         return GenerationRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt or "",
             style="none" if style in OPENAI_STYLES else style,
-            model_key=self.model or default_model,
+            model_key=model_key,
             width=self.width or width,
             height=self.height or height,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            scheduler=self.scheduler,
             seed=-1 if self.seed is None else self.seed,
             num_images=self.n or 1,
             image_format=self.output_format or "png",
             quality=self.output_compression or 95,
             backend=self.backend or LOCAL,
+            **self._present(OWN_FIELDS),
             **fields,
         )
 
+    def _present(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
 
 class EditRequest(ImageRequest):
-    """The same with `strength` (0.01 to 1): higher values change more of the image."""
+    """The same for an image. `strength` is 0.01 to 1; higher values change more of the image.
 
+    `task` is upscale for an image of `scale` (2 or 4) times the size. `outpaint` are pixels to add
+    on the left, top, right and bottom.
+    """
+
+    task: Literal["image_to_image", "inpaint", "upscale"] | None = None
     strength: float | None = None
+    resize_mode: str | None = None
+    fill_color: str | None = None
+    mask_blur: int | None = None
+    only_masked: bool | None = None
+    outpaint: list[int] | None = None
+    scale: int | None = None
+    upscaler: str | None = None
+
+    @field_validator("loras", "outpaint", mode="before")
+    @classmethod
+    def _parse_list(cls, value: object) -> object:
+        """A list in a form is JSON."""
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            return value
+
+    def to_request(self, model_key: str, **fields: Any) -> GenerationRequest:
+        task = self.task or ("inpaint" if fields.get("mask_image") or any(self.outpaint or ()) else "image_to_image")
+        if task != "inpaint":
+            fields.pop("mask_image", None)
+        return super().to_request(model_key, **fields, task=task, **self._present(EDIT_FIELDS))
 
 
 class OpenAIRoute(ApiRoute):
@@ -133,15 +192,21 @@ class OpenAIImagesApi:
         self._studio = studio
         self.router = APIRouter(prefix="/v1", route_class=OpenAIRoute, tags=["OpenAI images"])
         post, get = self.router.post, self.router.get
-        post("/images/generations", response_model=None)(self.generate)
-        post("/images/edits", openapi_extra=_form("image", "mask"))(self.edit)
-        post("/images/variations", openapi_extra=_form("image"))(self.create_variation)
-        get("/models", response_model=None)(self.list_models)
-        get("/models/{key}", response_model=None)(self.retrieve_model)
+        errors = {400: {"model": ErrorReply}, 404: {"model": ErrorReply}}
+        post("/images/generations", response_model=None, responses={**errors, 200: IMAGES_RESPONSE})(self.generate)
+        for path, endpoint, files in (
+            ("/images/edits", self.edit, ("image", "mask")),
+            ("/images/variations", self.create_variation, ("image",)),
+        ):
+            post(path, responses={**errors, 200: IMAGES_RESPONSE}, openapi_extra=_form(*files))(endpoint)
+        get("/models", response_model=None, responses={200: {"model": ModelList}})(self.list_models)
+        get("/models/{key}", response_model=None, responses={**errors, 200: {"model": ModelReply}})(self.retrieve_model)
+        known = [(route.path_regex, route.methods) for route in self.router.routes if isinstance(route, APIRoute)]
+        self.router.api_route("/{path:path}", methods=METHODS, include_in_schema=False)(_not_found(known))
 
     async def generate(self, params: ImageRequest, http_request: Request) -> Response:
         """Generate images from a prompt; with `stream` as server-sent events."""
-        return await self._submit(params.to_request(self._studio.settings.model), params, http_request)
+        return await self._submit(params.to_request(self._model_key(params)), params, http_request)
 
     async def edit(self, http_request: Request) -> Response:
         """Redraw an image; only where the mask is transparent, or without a mask the image."""
@@ -175,17 +240,21 @@ class OpenAIImagesApi:
     async def _submit_edit(
         self, params: EditRequest, image: bytes, mask: bytes | None, http_request: Request
     ) -> Response:
-        fields: dict[str, Any] = {"task": "image_to_image"}
+        fields = {}
         if mask is not None:
-            mask_image = await upload_mask(self._studio, mask, "mask", transparent=True)
-            fields = {"task": "inpaint", "mask_image": mask_image}
-        request = params.to_request(
-            self._studio.settings.model,
-            **fields,
-            image=await upload_image(self._studio, image, "image"),
-            strength=params.strength,
+            fields["mask_image"] = await upload_mask(self._studio, mask, "mask", transparent=True)
+        image_name = await upload_image(self._studio, image, "image")
+        return await self._submit(
+            params.to_request(self._model_key(params), **fields, image=image_name), params, http_request
         )
-        return await self._submit(request, params, http_request)
+
+    def _model_key(self, params: ImageRequest) -> str:
+        """The key of the named model; for a name of OpenAI's that of the default model."""
+        default = self._studio.settings.model
+        if params.model and params.model not in self._studio.models and OPENAI_MODELS.fullmatch(params.model):
+            log.info("The model %s stands for the default model %s.", params.model, default)
+            return default
+        return params.model or default
 
     async def _submit(self, request: GenerationRequest, params: ImageRequest, http_request: Request) -> Response:
         owner = require_owner(http_request)
@@ -197,19 +266,17 @@ class OpenAIImagesApi:
                 await run_database(self._studio.accept_licence, spec.key)
         job = await run_database(self._studio.submit, request, owner, params.client or "openai")
         if params.stream:
-            return StreamingResponse(self._events(job, params), media_type="text/event-stream")
+            headers = {MODEL_HEADER: job.model_key}
+            return StreamingResponse(self._events(job, params), media_type="text/event-stream", headers=headers)
         images = await wait_for_job(job, http_request)
         return await run_sync(self._image_response, images, params, http_request)
 
     def _image_response(self, images: list[GeneratedImage], params: ImageRequest, http_request: Request) -> Response:
         data: list[dict[str, Any]] = []
         for image in images:
-            if params.response_format == "b64_json":
-                item = {"b64_json": read_as_base64(self._studio, image)}
-            else:
-                item = {"url": str(http_request.url_for("picture", filename=image.filename))}
-            seed = image.request.seed
-            data.append({**item, "revised_prompt": image.enhanced_prompt, "seed": seed})
+            # Clients expect one or the other, and send no `response_format` or one that is ignored.
+            content = {"b64_json": read_as_base64(self._studio, image), "url": image_url(http_request, image)}
+            data.append({**content, "revised_prompt": _revised_prompt(image), "seed": image.request.seed})
         first = images[0]
         return JSONResponse(
             {
@@ -217,7 +284,11 @@ class OpenAIImagesApi:
                 "data": data,
                 "output_format": first.request.image_format,
                 "size": f"{first.request.width}x{first.request.height}",
-            }
+                "quality": "auto",
+                "background": "opaque",
+                "usage": NO_USAGE,
+            },
+            headers={MODEL_HEADER: first.request.model_key},
         )
 
     async def _events(self, job: Job, params: ImageRequest) -> AsyncIterator[str]:
@@ -254,6 +325,28 @@ def _error_body(error: CanvasError) -> dict[str, Any]:
             "code": "model_not_found" if isinstance(error, UnknownModel) else error.code,
         }
     }
+
+
+def _revised_prompt(image: GeneratedImage) -> str:
+    """The prompt as the model got it, and what the record notes; clients show it to the user."""
+    return " ".join([image.enhanced_prompt, *(f"[{note}]" for note in image.notes)]).strip()
+
+
+def _not_found(known: list[tuple[re.Pattern[str], set[str]]]) -> Callable[..., Response]:
+    """Answers unknown paths of this API with its error object."""
+
+    def endpoint(http_request: Request) -> Response:
+        path = http_request.url.path
+        methods = [method for regex, allowed in known if regex.match(path) for method in allowed]
+        if methods:
+            message = f"The method of {path} must be {' or '.join(methods)} (got {http_request.method})."
+        else:
+            message = f"Unknown path {path}. This server has the images API and the list of models; see /docs."
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": "unknown_url"}
+        headers = {"Allow": ", ".join(methods)} if methods else {}
+        return JSONResponse({"error": error}, 405 if methods else 404, headers)
+
+    return endpoint
 
 
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:
@@ -330,8 +423,9 @@ def _progress_event(job: Job) -> str:
 def _image_event(name: str, job: Job, content: str, **more: Any) -> str:
     request = job.request
     assert request is not None  # noqa: S101 - generate jobs have one
+    family = "image_generation" if request.task == "text_to_image" else "image_edit"
     body = {
-        "type": f"image_generation.{name}",
+        "type": f"{family}.{name}",
         "b64_json": content,
         "created_at": int(job.created_at.timestamp()),
         "size": f"{request.width}x{request.height}",

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, FastAPI, Query
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,6 +23,7 @@ from canvas import validation
 from canvas.api.a1111 import A1111Api
 from canvas.api.base import error_response
 from canvas.api.openai_images import OpenAIImagesApi
+from canvas.api.replies import HealthReply, OwnErrorReply
 from canvas.errors import CanvasError
 from canvas.history.metadata import embed, open_image
 from canvas.history.queries import from_query_params
@@ -54,12 +55,40 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
         ("/downloads/{filename}", images.download, "Images"),
         ("/export.zip", images.export, "Images"),
     ):
-        router.get(path, response_model=None, tags=[tag])(endpoint)
+        router.get(path, response_model=None, tags=[tag], responses=_responses(path))(endpoint)
         router.head(path, response_model=None, include_in_schema=False)(endpoint)
-    router.get("/metrics", response_model=None, tags=["Server"])(server.metrics)
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    router.get("/metrics", response_model=None, response_class=Response, tags=["Server"], responses=text)(
+        server.metrics
+    )
     for included in (OpenAIImagesApi(studio).router, A1111Api(studio).router, router):
         api_app.include_router(included)
+    _describe_access(api_app)
     return list(api_app.routes)
+
+
+def _responses(path: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route of this module, for /docs."""
+    if path == "/healthz":
+        return {200: {"model": HealthReply}, 503: {"model": HealthReply}}
+    kind = "application/zip" if path == "/export.zip" else "image/*"
+    file = {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}
+    return {200: {"description": "The file.", **file}, 404: {"model": OwnErrorReply}}
+
+
+def _describe_access(api_app: FastAPI) -> None:
+    """Add the API key to the OpenAPI description: /docs then has a button Authorize."""
+    describe = api_app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        description = "Created with `python -m canvas keys create NAME`; not required on localhost."
+        schemes = {"ApiKey": {"type": "http", "scheme": "bearer", "description": description}}
+        schema.setdefault("components", {})["securitySchemes"] = schemes
+        schema["security"] = [{"ApiKey": []}, {}]
+        return schema
+
+    api_app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents
 
 
 class ExportParams(BaseModel):

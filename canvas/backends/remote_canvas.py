@@ -105,6 +105,8 @@ def _submit(
         raise GenerationCancelled("Cancelled.")
     local = {"backend": LOCAL, "image": None, "mask_image": None, "image_format": "png"}
     fields = request.to_dict() | local | {"watermark": ""}  # it is added when the image is saved
+    if not request.scale_to_size:  # unknown to servers before version 0.2
+        del fields["scale_to_size"]
     fields |= {name: escape(fields[name]) for name in ("prompt", "negative_prompt")}  # expanded already
     job = client.submit(fields, files.get("image"), files.get("mask_image"), api_name="/draw")
     num_seen = 0

@@ -25,6 +25,7 @@ from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPath
 from canvas.server.security import ImageLoginMiddleware, named_origins_only, security_middleware
 from canvas.server.share_link import ShareLink, open_share_link
 from canvas.server.shutdown import block_until_stopped, exit_on_signals
+from canvas.server.signed_links import SignedLinks
 from canvas.server.uploads import UploadOwnerMiddleware, start_sweeping
 from canvas.settings import Settings
 from canvas.studio import Studio
@@ -119,6 +120,7 @@ def _build_middleware(
     visitors = None
     if settings.is_public:
         visitors = VisitorTokens(load_secret(settings.visitor_secret_file), studio.owns_data)
+    links = SignedLinks(load_secret(settings.visitor_secret_file)) if login else None
     login_attempts = [Middleware(LoginAttemptMiddleware)] if login else []
     return [
         Middleware(StripRootPathMiddleware),
@@ -141,7 +143,7 @@ def _build_middleware(
             login_required=login is not None,
             internal_token=internal_token,
         ),
-        Middleware(ImageLoginMiddleware),
+        Middleware(ImageLoginMiddleware, links=links),
         Middleware(UploadOwnerMiddleware, temp_files=studio.temp_files),
         Middleware(RestoreRootPathMiddleware),
     ]

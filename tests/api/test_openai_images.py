@@ -22,7 +22,6 @@ INVALID: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": ["a"]}, "prompt", "a valid string"),
     ({"size": "0x0"}, "size", "Width"),
     ({"size": "7x256"}, "size", "Width"),
-    ({"size": "257x256"}, "size", "a multiple of 8"),
     ({"size": "1000000000x256"}, "size", "(got 1000000000)"),
     ({"size": "big"}, "size", "Size must be WIDTHxHEIGHT in pixels, or auto (got 'big')."),
     ({"n": 1000}, "n", "less than or equal to 16"),
@@ -104,7 +103,7 @@ def test_accepting_the_terms_grants_consent(
 def test_a_stream_has_partial_images_and_the_result(client: OpenAI) -> None:
     events = list(
         client.images.generate(
-            prompt="a boat", stream=True, partial_images=2, extra_body={"num_inference_steps": 12, "seed": 3}
+            prompt="a boat", stream=True, partial_images=2, extra_body={"num_inference_steps": 100, "seed": 3}
         )
     )
     *partial, last = events
@@ -145,7 +144,7 @@ def test_a_missing_prompt_is_an_error(url: str) -> None:
 
 def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as error:
-        client.images.generate(prompt="a fox", model="dall-e-3")
+        client.images.generate(prompt="a fox", model="flux-dev")
     assert error.value.code == "model_not_found"
     assert "starter" in str(error.value)
 
