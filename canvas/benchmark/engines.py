@@ -142,9 +142,9 @@ def measure_one_step(folder: Path, device: Device, rounds: int) -> Iterator[Meas
         with _studio(folder / f"{name}-data", device, model) as studio:
             yield from _one_step_rows(studio, f"one step, {name}", "quality", bound_16, rounds)
             if bound_8:
-                [converted] = (folder / f"{name}-data").glob("cache/openvino/*-unet-*")
-                config = json.loads((converted / conversion.UNET_CONFIG).read_text(encoding="utf-8"))
-                _quantize(converted, config, SIDE // 8, device)
+                [config_file] = (folder / f"{name}-data").glob(f"cache/openvino/*/{conversion.UNET_CONFIG}")
+                config = json.loads(config_file.read_text(encoding="utf-8"))
+                _quantize(config_file.parent, config, SIDE // 8, device)
                 yield from _one_step_rows(studio, f"one step, {name}, int8", "turbo", bound_8, rounds)
     yield from _second_start(folder, device)
 
