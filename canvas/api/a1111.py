@@ -64,8 +64,8 @@ REPLIES: dict[str, Any] = {
     "/prompt-styles": list[replies.A1111Style],
     "/loras": list[replies.A1111Lora],
     "/memory": replies.A1111Memory,
+    "/realesrgan-models": list[dict[str, Any]],
 }
-REPLY_METHODS = {"/options": "GET"}
 SCHEDULES = {"automatic": "Automatic", "karras": "Karras"}
 # What clients request when they connect, and what they get.
 FIXED_RESPONSES: dict[str, Any] = {
@@ -131,10 +131,11 @@ class A1111Api:
         }
         for method, endpoints in routes.items():
             for path, endpoint in endpoints.items():
-                reply = REPLIES.get(path) if method == REPLY_METHODS.get(path, method) else None
-                responses: dict[int | str, dict[str, Any]] = {400: {"model": A1111Error}}
-                if reply is not None:
-                    responses[200] = {"model": reply}
+                reply = REPLIES.get(path, type(FIXED_RESPONSES.get(path, {})))
+                if path == "/options" and method == "POST":
+                    reply = None
+                schema = {"model": reply} if reply else {"content": {"application/json": {"schema": {"type": "null"}}}}
+                responses: dict[int | str, dict[str, Any]] = {200: schema, 400: {"model": A1111Error}}
                 add = self.router.api_route(path, methods=[method], response_model=None, responses=responses)
                 add(endpoint)
 

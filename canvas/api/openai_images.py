@@ -192,7 +192,7 @@ class OpenAIImagesApi:
         self._studio = studio
         self.router = APIRouter(prefix="/v1", route_class=OpenAIRoute, tags=["OpenAI images"])
         post, get = self.router.post, self.router.get
-        errors = {400: {"model": ErrorReply}, 404: {"model": ErrorReply}}
+        errors: dict[int | str, dict[str, Any]] = {400: {"model": ErrorReply}, 404: {"model": ErrorReply}}
         post("/images/generations", response_model=None, responses={**errors, 200: IMAGES_RESPONSE})(self.generate)
         for path, endpoint, files in (
             ("/images/edits", self.edit, ("image", "mask")),
@@ -201,7 +201,9 @@ class OpenAIImagesApi:
             post(path, responses={**errors, 200: IMAGES_RESPONSE}, openapi_extra=_form(*files))(endpoint)
         get("/models", response_model=None, responses={200: {"model": ModelList}})(self.list_models)
         get("/models/{key}", response_model=None, responses={**errors, 200: {"model": ModelReply}})(self.retrieve_model)
-        known = [(route.path_regex, route.methods) for route in self.router.routes if isinstance(route, APIRoute)]
+        known = [
+            (route.path_regex, route.methods or set()) for route in self.router.routes if isinstance(route, APIRoute)
+        ]
         self.router.api_route("/{path:path}", methods=METHODS, include_in_schema=False)(_not_found(known))
 
     async def generate(self, params: ImageRequest, http_request: Request) -> Response:
