@@ -29,6 +29,8 @@ from canvas.jobs.job import Job
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest, rename_old_fields, with_old_names
 from canvas.studio import Studio
 
+OUTPUT_FIELDS = ("scheduler", "preset", "image_format", "quality", "loras", "prompt_weighting", "watermark")
+VARIATION_FIELDS = ("variation_seed", "variation_strength")
 MAX_ID = 2**53  # the largest whole number that JSON clients keep exactly
 
 
@@ -50,8 +52,9 @@ def register_api(studio: Studio) -> None:
         history.recent_pictures,
         history.picture,
     )
-    _avoid_name_clashes({function.__name__ for function in functions})
-    _accept_missing_where()
+    names = {function.__name__ for function in functions}
+    _avoid_name_clashes(names)
+    _accept_missing_parameters(names)
     for function in functions:
         # The studio has its own queue; a limit of Gradio's would hide jobs from it.
         gr.api(function, api_name=function.__name__, concurrency_limit=None)
@@ -66,17 +69,16 @@ def _avoid_name_clashes(names: set[str]) -> None:
             event.api_name = f"page_{event.api_name}"
 
 
-def _accept_missing_where() -> None:
-    # HTTP clients send all parameters in a list. Before version 0.2 `where` was in place of
-    # `backend`, so that their lists are shorter by one.
+def _accept_missing_parameters(names: set[str]) -> None:
+    # HTTP clients send all parameters in a list, those of earlier versions a shorter one.
     config = get_blocks_context()
     if config is None:
         return
     validate_inputs = config.root_block.validate_inputs
 
     def pad_and_validate(block_fn: Any, inputs: list[Any]) -> None:
-        if block_fn.api_name == "generate" and len(inputs) == len(block_fn.inputs) - 1:
-            inputs.append(None)
+        if block_fn.api_name in names:
+            inputs += [None] * (len(block_fn.inputs) - len(inputs))
         validate_inputs(block_fn, inputs)
 
     config.root_block.validate_inputs = pad_and_validate  # type: ignore[method-assign]
@@ -101,6 +103,9 @@ class GenerateApi:
         "num_images",
         "backend",
         "where",
+        *OUTPUT_FIELDS,
+        *VARIATION_FIELDS,
+        "scale_to_size",
     )
     async def generate(self, params: dict[str, Any], caller: Caller) -> Job:
         """Generate images from a prompt; returns the first image and the settings of all.
@@ -129,6 +134,9 @@ class GenerateApi:
         "seed",
         "style",
         "num_images",
+        *("width", "height", "resize_mode", "fill_color", "mask_blur", "only_masked", "outpaint", "backend"),
+        *OUTPUT_FIELDS,
+        *VARIATION_FIELDS,
         prompt="What the new image shows: all of it, not only what is to change.",
     )
     async def edit(self, params: dict[str, Any], caller: Caller) -> Job:
@@ -142,9 +150,16 @@ class GenerateApi:
         if params["mask_image"]:
             params["task"] = "inpaint"
             params["mask_image"] = await upload_file(self.studio, params["mask_image"], "mask_image", caller.owner)
+        elif any(params["outpaint"] or ()):
+            params["task"] = "inpaint"
         return await self._submit(params, caller)
 
-    @job_function("image", "image_id", "scale", "upscaler", image="The image to upscale.")
+    @job_function(
+        *("image", "image_id", "scale", "upscaler", "strength", "negative_prompt", "style", "num_inference_steps"),
+        *("guidance_scale", "seed", *OUTPUT_FIELDS),
+        image="The image to upscale.",
+        strength="0.01 to 1; how much detail changes.",
+    )
     async def upscale(self, params: dict[str, Any], caller: Caller) -> Job:
         """Upscale an image; returns it and its settings, and before that updates of progress."""
         params["image"] = await self._image_name(params, caller)
@@ -169,7 +184,9 @@ class GenerateApi:
         return await run_database(self.studio.submit, request, *caller)
 
     async def _submit(self, params: dict[str, Any], caller: Caller) -> Job:
-        return await run_database(self.studio.submit, GenerationRequest(**params), *caller)
+        # What is None has no default here, but in the request.
+        given = {name: value for name, value in params.items() if value is not None}
+        return await run_database(self.studio.submit, GenerationRequest(**{"prompt": "", **given}), *caller)
 
     async def _image_name(self, params: dict[str, Any], caller: Caller) -> str:
         """The name of the image that `image` or `image_id` denotes."""
@@ -247,7 +264,9 @@ class HistoryApi:
         self._studio = studio
 
     @api_signature(list[dict])
-    def history(self, limit: int = 20, offset: int = 0, http_request: gr.Request | None = None) -> list[dict]:
+    def history(
+        self, limit: int | None = 20, offset: int | None = 0, http_request: gr.Request | None = None
+    ) -> list[dict]:
         """List your images with their settings, the newest first.
 
         Args:
@@ -257,10 +276,12 @@ class HistoryApi:
         with gradio_errors():
             images = self._studio.recent(
                 current_owner(http_request),
-                validation.integer("limit", limit, 1, 200),
-                validation.integer("offset", offset, 0, MAX_ID),
+                validation.integer("limit", 20 if limit is None else limit, 1, 200),
+                validation.integer("offset", offset or 0, 0, MAX_ID),
             )
-            return [{"id": image.id, **with_old_names(image.settings())} for image in images]
+            return [
+                {"id": image.id, "filename": image.filename, **with_old_names(image.settings())} for image in images
+            ]
 
     @api_signature(tuple[gr.FileData, dict])
     def image(self, image_id: int, http_request: gr.Request | None = None) -> tuple[File, dict]:

@@ -44,6 +44,21 @@ PARAM_DOCS: Mapping[str, str] = {
     "where": "The former name of backend; still accepted.",
     "scale": "2 or 4 times the width and height.",
     "upscaler": "lanczos is instant; illustration, photo and detail add detail and take longer.",
+    "preset": "quality, balanced or turbo; the latter are faster.",
+    "scheduler": "Such as Euler a; default: that of the model.",
+    "image_format": "png, jpeg or webp.",
+    "quality": "1 to 100, of JPEG and WebP.",
+    "loras": 'Pairs of a name and a weight, such as [["watercolour", 0.8]].',
+    "prompt_weighting": "Whether (word:1.3) in a prompt is a weight.",
+    "watermark": "A line of text on the image.",
+    "variation_seed": "A seed to vary the image towards.",
+    "variation_strength": "0 to 1; how far towards variation_seed.",
+    "scale_to_size": "Whether a size that the model cannot draw is scaled instead of refused.",
+    "resize_mode": "How an image of another shape is fitted: crop, pad or stretch.",
+    "fill_color": "Such as #ffffff; behind transparent parts and beside a padded image.",
+    "mask_blur": "0 to 256 pixels.",
+    "only_masked": "Whether the masked area alone is drawn, at the model's full resolution.",
+    "outpaint": "Pixels to add on the left, top, right and bottom, such as [0, 0, 128, 0].",
     "fields": "The fields of a GenerationRequest by name; the backend is always this server.",
 }
 # Type and default of parameters that are no request field, or a name in the request.
@@ -53,6 +68,8 @@ EXTRA_PARAMS: Mapping[str, tuple[Any, Any]] = {
     "image_id": (int | None, None),
     "mask_image": (gr.FileData, None),
     "where": (str | None, None),
+    "loras": (list | None, None),
+    "outpaint": (list | None, None),
     "fields": (dict, inspect.Parameter.empty),
 }
 
@@ -80,9 +97,10 @@ def job_function(
     the settings of all images. `preview` adds small previews to the progress, `docs` replace
     PARAM_DOCS.
     """
+    own = [_parameter(name) for name in names]
     parameters = [
         inspect.Parameter("self", POSITIONAL_OR_KEYWORD),
-        *map(_parameter, names),
+        *own,
         inspect.Parameter("http_request", POSITIONAL_OR_KEYWORD, default=None, annotation=gr.Request | None),
     ]
     signature = inspect.Signature(parameters, return_annotation=GenericAlias(tuple, (gr.FileData, dict)))
@@ -93,9 +111,13 @@ def job_function(
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             self, *values, http_request = bound.arguments.values()
-            with gradio_errors():
-                caller = Caller(current_owner(http_request), client_of(http_request))
-                job = await method(self, dict(zip(names, values, strict=True)), caller)
+            client = client_of(http_request)
+            with gradio_errors(client):
+                caller = Caller(current_owner(http_request), client)
+                params = {
+                    name: _given(parameter, value) for name, parameter, value in zip(names, own, values, strict=True)
+                }
+                job = await method(self, params, caller)
                 async with aclosing(_stream_result(self.studio, job, preview)) as results:
                     async for result in results:
                         yield result
@@ -109,6 +131,12 @@ def job_function(
         return function
 
     return decorate
+
+
+def _given(parameter: inspect.Parameter, value: Any) -> Any:
+    """The value; None stands for the default, as HTTP clients send all parameters in a list."""
+    has_default = value is None and parameter.default is not inspect.Parameter.empty
+    return parameter.default if has_default else value
 
 
 def _parameter(name: str) -> inspect.Parameter:
@@ -136,12 +164,15 @@ def api_signature(returns: Any) -> Callable[[Function], Function]:
 
 
 @contextmanager
-def gradio_errors() -> Iterator[None]:
-    """Raise our errors as gr.Error, whose message reaches the client."""
+def gradio_errors(client: str = "gradio") -> Iterator[None]:
+    """Raise our errors as gr.Error, whose message reaches the client; agents get the parameter's name, too."""
     try:
         yield
     except CanvasError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        message, field = str(error), getattr(error, "field", "")
+        if client == MCP_CLIENT and field and field not in message:
+            message = f"{field}: {message}"
+        raise gr.Error(message, print_exception=False) from error
 
 
 def current_owner(http_request: gr.Request | None) -> str:
@@ -192,6 +223,7 @@ def image_result(studio: Studio, images: list[GeneratedImage]) -> tuple[File, di
         "num_images": len(images),
         "pictures": files,
         "ids": [image.id for image in images],
+        "images": [{"id": image.id, "filename": image.filename, **image.settings()} for image in images],
     }
     return files[0], settings
 

@@ -8,23 +8,39 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.to_thread import run_sync
+from gradio.mcp import DEFAULT_TEMP_DIR
+from gradio.processing_utils import save_bytes_to_cache
 from gradio_client import Client
 
+from canvas import validation
 from canvas.api.gradio_signatures import CLIENT_HEADER, MCP_CLIENT
-from canvas.jobs.temp_files import TempFiles
+from canvas.api.mcp_tools import (
+    RESULT_KEYS,
+    image_reference,
+    input_property,
+    output_schema,
+    resource_of,
+    result_content,
+    structured_result,
+)
+from canvas.image_formats import decode_base64
+from canvas.request import GeneratedImage
+from canvas.studio import Studio
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
+MAX_MESSAGE = 300  # characters
 CREDENTIAL_HEADERS = ("authorization", "cookie")
 
 
-def patch_mcp_server(page: Blocks, internal_token: str, temp_files: TempFiles) -> None:
+def patch_mcp_server(page: Blocks, internal_token: str, studio: Studio) -> None:
     """Replace how the MCP server of a launched page calls the app.
 
     The server calls the app over HTTP. It passes the headers of tool calls on, but not those
@@ -35,7 +51,7 @@ def patch_mcp_server(page: Blocks, internal_token: str, temp_files: TempFiles) -
     if server is None:
         return
     runner = McpToolRunner(server)
-    server.convert_strings_to_filedata = McpFiles(server, temp_files).convert
+    server.convert_strings_to_filedata = McpFiles(server, studio).convert
     server._execute_tool_without_progress = runner.run
     server._execute_tool_with_progress = runner.run_with_progress
     # With a login, the token only lets the client read the app's configuration. Each call is
@@ -44,6 +60,97 @@ def patch_mcp_server(page: Blocks, internal_token: str, temp_files: TempFiles) -
     if page.auth is not None:
         headers["authorization"] = f"Bearer {internal_token}"
     server._get_or_create_client = McpClient(server, page.local_url or "", headers).connect
+    McpHandlers(server, studio).install()
+
+
+class McpHandlers:
+    """The handlers of the protocol: Gradio's, with our schemas, structured results and images."""
+
+    def __init__(self, server: Any, studio: Studio) -> None:
+        self._server = server
+        self._studio = studio
+        self._postprocess = server.postprocess_output_data
+        self._called: ContextVar[dict[str, Any]] = ContextVar("called")  # tool, and its structured result
+
+    def install(self) -> None:
+        from mcp import types
+
+        self._types = types
+        handlers = self._server.mcp_server.request_handlers
+        self._list_tools = handlers[types.ListToolsRequest]
+        self._call_tool = handlers[types.CallToolRequest]
+        self._list_resources = handlers[types.ListResourcesRequest]
+        handlers[types.ListToolsRequest] = self.list_tools
+        handlers[types.CallToolRequest] = self.call_tool
+        handlers[types.ListResourcesRequest] = self.list_resources
+        self._server.postprocess_output_data = self.postprocess
+
+    async def list_tools(self, message: Any) -> Any:
+        """The tools; the server validates calls with the same objects."""
+        result = await self._list_tools(message)
+        for tool in result.root.tools:
+            properties = tool.inputSchema.get("properties", {})
+            for name, described in properties.items():
+                properties[name] = input_property(name, described, self._studio.models)
+            tool.outputSchema = output_schema(self._name(tool.name))
+        return result
+
+    async def call_tool(self, message: Any) -> Any:
+        """Call a tool; an argument that is null is as one that is missing."""
+        name, arguments = message.params.name, message.params.arguments or {}
+        message.params.arguments = arguments = {key: value for key, value in arguments.items() if value is not None}
+        if error := await self._invalid_argument(name, arguments):
+            content: list[Any] = [self._types.TextContent(type="text", text=error)]
+            return self._types.ServerResult(self._types.CallToolResult(content=content, isError=True))
+        called: dict[str, Any] = {"tool": self._name(name)}
+        self._called.set(called)
+        result = await self._call_tool(message)
+        if not result.root.isError:
+            result.root.structuredContent = called.get("result")
+        return result
+
+    async def list_resources(self, message: Any) -> Any:
+        """Gradio's resources and the caller's latest images."""
+        result = await self._list_resources(message)
+        images = await run_sync(self._studio.recent, _owner(self._server))
+        result.root.resources += [resource_of(image, self._types) for image in images]
+        return result
+
+    def postprocess(self, data: Any, root_url: str) -> list[Any]:
+        """The content of a result: images, then JSON."""
+        called = self._called.get({})
+        if called.get("tool") not in RESULT_KEYS:
+            content: list[Any] = self._postprocess(data, root_url)
+            return content
+        sign = getattr(self._server.mcp_server.request_context.request.state, "sign_link", None)
+
+        def image_url(filename: str) -> str:
+            return f"{root_url.rstrip('/')}/pictures/{filename}" + (f"?{sign(filename)}" if sign else "")
+
+        outputs = list(data)
+        result = structured_result(called["tool"], outputs, image_url)
+        files = outputs[-1].get("pictures", ()) if isinstance(outputs[-1], dict) else ()
+        called["result"] = result
+        return result_content(result, list(files), self._types)
+
+    def _name(self, tool: str) -> str:
+        return tool.removeprefix(self._server.tool_prefix)
+
+    async def _invalid_argument(self, name: str, arguments: dict[str, Any]) -> str:
+        """The name of the first argument that does not fit the schema, and why; "" if all do."""
+        from jsonschema import Draft202012Validator
+
+        tool = await self._server.mcp_server._get_cached_tool_definition(name)
+        errors = Draft202012Validator(tool.inputSchema).iter_errors(arguments) if tool else ()
+        for error in errors:
+            path = ".".join(map(str, error.absolute_path))
+            text = error.message if len(error.message) < MAX_MESSAGE else f"{error.message[:MAX_MESSAGE]}…"
+            return f"{path}: {text}" if path else text
+        return ""
+
+
+def _owner(server: Any) -> str:
+    return getattr(server.mcp_server.request_context.request.state, "owner", None) or ""
 
 
 class McpClient:
@@ -89,31 +196,47 @@ async def _read_resource(call: Any) -> AsyncIterator[Any]:
 
 
 class McpFiles:
-    """The files in the arguments of a tool call: URLs, or base64 in a data URL."""
+    """The files in the arguments of a tool call: own images, other URLs, data URLs or base64."""
 
-    def __init__(self, server: Any, temp_files: TempFiles) -> None:
+    def __init__(self, server: Any, studio: Studio) -> None:
         self._server = server
         self._convert = server.convert_strings_to_filedata
-        self._temp_files = temp_files
+        self._studio = studio
 
     def convert(self, arguments: Any, positions: list[list[str | int]]) -> Any:
         """The arguments with their files, which belong to the agent's owner."""
         if _has_file(arguments):  # the client would upload that file of this computer
             raise ValueError("Send files as URLs, or in base64 as data URLs.")
-        return self._own(self._convert(arguments, positions))
+        converted = dict(arguments)
+        for name in [str(position[0]) for position in positions if len(position) == 1]:
+            if not isinstance(value := converted.get(name), str):
+                continue
+            image = self._own_image(value)
+            if image is not None and name == "image":
+                converted["image_id"] = image.id
+                del converted["image"]
+            elif image is not None:
+                converted[name] = self._save(self._studio.image_path(image.filename).read_bytes())
+            elif value.startswith(("http://", "https://")):
+                converted[name] = self._convert(value, [[]])
+            else:
+                converted[name] = self._save(decode_base64(value, name))
+        return converted
 
-    def _own(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._own(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        path = value.get("path")
-        if not isinstance(path, str):
-            return {name: self._own(item) for name, item in value.items()}
-        if path.startswith(("http://", "https://")):
-            return value
-        request = self._server.mcp_server.request_context.request
-        self._temp_files.register(Path(path), getattr(request.state, "owner", None) or "")
+    def _own_image(self, text: str) -> GeneratedImage | None:
+        """The agent's image that an address or an id denotes."""
+        reference = image_reference(text)
+        if reference is None:
+            return None
+        kind, value = reference
+        if kind == "filename":
+            return self._studio.inputs.find_image(value, _owner(self._server))
+        number = validation.integer_from_text("image_id", value, 1, 2**53)
+        return self._studio.image(number, _owner(self._server))
+
+    def _save(self, content: bytes) -> dict[str, Any]:
+        path = save_bytes_to_cache(content, "image", DEFAULT_TEMP_DIR)
+        self._studio.temp_files.register(Path(path), _owner(self._server))
         # Without "meta" the client does not upload it again, which would lack the agent's credentials.
         return {"path": path}
 

@@ -89,7 +89,7 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
         )
     if login:
         use_sessions(page, login.sessions)
-    patch_mcp_server(page, internal_token, studio.temp_files)
+    patch_mcp_server(page, internal_token, studio)
     start_sweeping(temp_folder, studio.temp_files)
     # "[::]" is no address to connect to.
     page.local_url = (page.local_url or "").replace("[::]", "[::1]")

@@ -29,6 +29,8 @@ PARAMETERS = [
     "num_images",
     "backend",
     "where",
+    *("scheduler", "preset", "image_format", "quality", "loras", "prompt_weighting", "watermark"),
+    *("variation_seed", "variation_strength", "scale_to_size"),
 ]
 ENDPOINTS = {
     "/generate",
@@ -60,8 +62,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"seed": -2}, "(got -2)"),
     ({"seed": 2**64}, "(got 18446744073709551616)"),
     ({"seed": "abc"}, "(got 'abc')"),
-    ({"model_key": "nope"}, "starter, tiny"),
-    ({"model_key": None}, "Model"),
+    ({"model_key": "nope"}, "one of starter, "),
     ({"style": "baroque"}, "one of none, photorealistic"),
     ({"backend": "moon"}, "one of local, hf-inference, remote"),
 ]
@@ -186,6 +187,22 @@ def test_positional_calls_of_earlier_versions(url: str, served: Studio, backend:
     events = httpx.get(event_url(url, data), timeout=60).text
     assert "event: complete" in events
     assert served.recent(limit=1)[0].request.prompt == f"positional {backend}"
+
+
+def test_none_is_the_default(url: str, served: Studio) -> None:
+    """HTTP clients that know no default send null for each parameter."""
+    data = ["a fox of nulls", *[None] * (len(PARAMETERS) - 1)]
+    data[PARAMETERS.index("num_inference_steps")] = 1
+    assert "event: complete" in httpx.get(event_url(url, data), timeout=60).text
+    request = served.recent(limit=1)[0].request
+    assert (request.prompt, request.model_key, request.num_images, request.style) == (
+        "a fox of nulls",
+        "starter",
+        1,
+        "none",
+    )
+    answer = httpx.get(event_url(url, []), timeout=60).text
+    assert "Prompt must not be empty." in answer
 
 
 def event_url(url: str, data: list[Any]) -> str:

@@ -47,8 +47,8 @@ def test_generate_returns_the_image_and_reports_progress(in_session: Callable[..
     with Image.open(served.image_path(image.filename)) as stored:
         assert returned.tobytes() == stored.tobytes()
     assert image.filename in result.content[1].text
-    assert "'seed': 41" in result.content[2].text
-    assert "'where': 'here'" in result.content[2].text, "the old name and value of backend"
+    [settings] = json.loads(result.content[2].text)["images"]
+    assert settings["seed"] == 41
     assert notifications == sorted(notifications)
     assert any("of 30" in str(message) for _, _, message in notifications)
     assert all(total == 1.0 for _, total, _ in notifications)

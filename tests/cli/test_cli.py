@@ -35,7 +35,7 @@ INVALID = [
     (["fox", "--seed", str(2**64)], "(got 18446744073709551616)"),
     (["fox", "--seed", "abc"], "Seed must be a whole number, or -1 for random (got 'abc')."),
     (["fox", "--guidance", "nan"], "(got nan)"),
-    (["fox", "--model", "nope"], "one of starter, tiny"),
+    (["fox", "--model", "nope"], "one of starter, "),
     (["fox", "--style", "baroque"], "one of none, photorealistic"),
     (["fox", "--scheduler", "magic"], "one of DPM++ 2M"),
     (["fox", "--backend", "cloud"], "one of local, hf-inference, remote"),
