@@ -145,9 +145,9 @@ class ImageRequest(BaseModel):
 
 
 class EditRequest(ImageRequest):
-    """The same for an image. `strength` is 0.01 to 1; higher values change more of the image.
+    """The same for an image; without `mask` and `task`, what is transparent in it is changed.
 
-    `task` is upscale for an image of `scale` (2 or 4) times the size. `outpaint` are pixels to add
+    `strength` is 0.01 to 1; higher values change more of the image. `task` is upscale for an image of `scale` (2 or 4) times the size. `outpaint` are pixels to add
     on the left, top, right and bottom.
     """
 
@@ -219,7 +219,7 @@ class OpenAIImagesApi:
             mask = await _read_file(form, "mask") if "mask" in form else None
         if mask is not None:
             await run_sync(_check_transparency, mask)
-        elif await run_sync(_has_transparency, image, "image"):
+        elif params.task is None and await run_sync(_has_transparency, image, "image"):
             mask = image
         return await self._submit_edit(params, image, mask, http_request)
 

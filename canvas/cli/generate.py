@@ -1,12 +1,13 @@
-"""`generate`: text to image, in this process or on the server that runs on the data folder."""
+"""`generate`, `edit` and `upscale`, in this process or on the server that runs on the data folder."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,17 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import httpx
 import typer
 
-from canvas.cli.console import (
-    AsJson,
-    DataDir,
-    load_settings,
-    number_option,
-    print_result,
-    progress_bar,
-    wait,
-    with_examples,
-    write_file,
-)
+from canvas.cli.console import AsJson, load_settings, print_result, progress_bar, wait, with_examples, write_file
+from canvas.cli.options import EDIT, TEXT_TO_IMAGE, UPSCALE, request_fields, with_options
 from canvas.dynamic_prompts import escape, expand_pairs
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound, error_from_code
 from canvas.formatting import format_progress
@@ -44,13 +36,8 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0  # seconds without an event; the server sends one every second
 KEY_HINT = "pass it with --key KEY or set CANVAS_API_KEY"
 STDIN = STDOUT = "-"
+Files = dict[str, tuple[str, bytes]]
 FORMATS = {suffix: name for name, known in IMAGE_FORMATS.items() for suffix in known.suffixes}
-
-
-def _complete_model() -> list[str]:
-    from canvas.catalog import MODELS
-
-    return list(MODELS)
 
 
 @with_examples(
@@ -60,71 +47,121 @@ def _complete_model() -> list[str]:
     "python -m canvas generate --prompts prompts.txt --json > images.jsonl",
     "shuf prompts.txt | python -m canvas generate -",
 )
-def generate(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requires
+@with_options(*TEXT_TO_IMAGE)
+def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The prompt; - reads one per line from stdin.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(metavar="FILE", help="Read one prompt per line from a file.")] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="KEY", help="A key that `models` lists.", autocompletion=_complete_model)
-    ] = None,
-    width: Annotated[int | None, number_option("width", "a multiple of 8", int)] = None,
-    height: Annotated[int | None, number_option("height", "a multiple of 8", int)] = None,
-    steps: Annotated[int | None, number_option("steps", "a whole number from 1 to 150", int)] = None,
-    guidance: Annotated[float | None, number_option("guidance", "a number from 0 to 30", float)] = None,
-    seed: Annotated[int, number_option("seed", "a whole number, or -1 for random", int)] = -1,
-    style: Annotated[
-        str, typer.Option(help="Such as photorealistic or anime.", autocompletion=lambda: STYLES)
-    ] = "none",
-    negative: Annotated[str, typer.Option(help="Negative prompt: what to avoid.")] = "",
-    scheduler: Annotated[str | None, typer.Option(help="Such as 'Euler a'.", autocompletion=lambda: SCHEDULERS)] = None,
-    count: Annotated[int, number_option("count", "a whole number from 1 to 16", int)] = 1,
-    backend: Annotated[str, typer.Option(help="local, hf-inference or remote.")] = LOCAL,
-    accept_terms: Annotated[
-        bool, typer.Option("--accept-terms", help="Accept the terms of a remote backend or a model.")
-    ] = False,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout.")
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="API key for a server that requires one (or CANVAS_API_KEY).")
-    ] = None,
-    json: AsJson = False,
-    data_dir: DataDir = None,
+    **options: Any,
 ) -> None:
     """Generate images from a prompt and print the paths of their files."""
-    settings = load_settings(data_dir, api_key=key)
-    pairs = [
-        pair for text in _read_prompts(prompt, prompts) for pair in expand_pairs(text, negative, settings.wildcards_dir)
-    ]
-    first = GenerationRequest(
-        prompt=pairs[0][0],
-        negative_prompt=pairs[0][1],
-        style=style,
-        model_key=model or settings.model,
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        scheduler=scheduler,
-        seed=seed,
-        num_images=count,
-        image_format=_format_of(output),
-        backend=backend,
-    )
-    requests = [replace(first, prompt=text, negative_prompt=negative) for text, negative in pairs]
-    paths = _output_paths(output, len(requests) * first.num_images)
+    _run(_read_prompts(prompt, prompts), options, InputFiles())
+
+
+@with_examples(
+    'python -m canvas edit photo.png "a snowy street" --strength 0.5',
+    'python -m canvas edit photo.png "a red door" --mask door.png --output out.png',
+    'python -m canvas edit photo.png "a wide beach" --outpaint 128,0,128,0 --json',
+)
+@with_options(*EDIT)
+def edit(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the new image shows, all of it.")],
+    mask: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An image that is white where the image is redrawn.")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Redraw an image from a prompt: all of it, the part that a mask marks, or more on its sides."""
+    _run([prompt], options, InputFiles(_read_image(image, "image"), _read_image(mask, "mask") if mask else None))
+
+
+@with_examples(
+    "python -m canvas upscale photo.png --output large.png",
+    "python -m canvas upscale photo.png --scale 4 --upscaler photo --json",
+    'python -m canvas upscale fox.png --upscaler detail --prompt "a fox in the snow"',
+)
+@with_options(*UPSCALE)
+def upscale(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.")],
+    prompt: Annotated[str, typer.Option(metavar="PROMPT", help="What the image shows, for detail.")] = "",
+    **options: Any,
+) -> None:
+    """Upscale an image by 2 or 4."""
+    _run([prompt], options, InputFiles(_read_image(image, "image"), upscales=True))
+
+
+@with_examples("python -m canvas styles", "python -m canvas styles --json")
+def styles(json: AsJson = False) -> None:
+    """List the styles with the words that they add."""
+    width = max(map(len, STYLES))
+    for name, style in STYLES.items():
+        fields = {"name": name, "words": style.words, "negative_words": style.negative_words}
+        print_result(f"{name:{width}}  {style.words}".rstrip(), fields, as_json=json)
+
+
+@with_examples("python -m canvas schedulers", "python -m canvas schedulers --json")
+def schedulers(json: AsJson = False) -> None:
+    """List the schedulers."""
+    for name, scheduler in SCHEDULERS.items():
+        print_result(name, {"name": name, "class_name": scheduler.class_name}, as_json=json)
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """The contents of the files that a request starts from."""
+
+    image: bytes | None = None
+    mask: bytes | None = None
+    upscales: bool = False
+
+    def task(self, fields: dict[str, Any]) -> str:
+        if self.image is None:
+            return "text_to_image"
+        if self.upscales:
+            return "upscale"
+        return "inpaint" if self.mask is not None or any(fields.get("outpaint", ())) else "image_to_image"
+
+    def as_form(self) -> dict[str, tuple[str, bytes]]:
+        """The files of `/v1/images/edits`, where the transparent part of a mask is redrawn."""
+        from PIL import ImageChops
+
+        from canvas.engine import masks
+        from canvas.engine.image_io import decode_image
+
+        assert self.image is not None  # noqa: S101 - called for a request with an image
+        files = {"image": ("image", self.image)}
+        if self.mask is not None:
+            mask = masks.to_mask(decode_image(self.mask, "mask").image)
+            transparent, content = mask.convert("RGBA"), io.BytesIO()
+            transparent.putalpha(ImageChops.invert(mask))
+            transparent.save(content, "PNG")
+            files["mask"] = ("mask.png", content.getvalue())
+        return files
+
+
+def _run(texts: list[str], options: dict[str, Any], files: InputFiles) -> None:
+    settings = load_settings(options["data_dir"], api_key=options["key"])
+    fields = request_fields(options)
+    output = options["output"]
+    fields = {"model_key": settings.model, "image_format": _format_of(output)} | fields
+    fields["task"] = files.task(fields)
+    negative = fields.pop("negative_prompt", "")
+    pairs = [pair for text in texts for pair in expand_pairs(text, negative, settings.wildcards_dir)]
+    requests = [GenerationRequest(prompt=text, negative_prompt=negative, **fields) for text, negative in pairs]
+    paths = _output_paths(output, len(requests) * requests[0].num_images)
     from canvas.server.discovery import find_server
 
     server = find_server(settings.data_dir)
     run = partial(_generate_via_server, server) if server else _generate_local
-    images = run(settings, requests, accept_terms=accept_terms)
+    images = run(settings, requests, files, accept_terms=options["accept_terms"])
     for (image, stored), path in zip(images, paths, strict=True):
-        _write_output(image, stored, path, as_json=json)
+        _write_output(image, stored, path, as_json=options["json"])
 
 
 def _generate_local(
-    settings: Settings, requests: list[GenerationRequest], *, accept_terms: bool
+    settings: Settings, requests: list[GenerationRequest], files: InputFiles, *, accept_terms: bool
 ) -> Iterator[SavedImage]:
     from canvas.catalog import get_model
     from canvas.studio import Studio
@@ -135,7 +172,10 @@ def _generate_local(
             studio.remote_backends.grant_consent(LOCAL_OWNER, requests[0].backend, spec)
             if spec.terms and requests[0].backend == LOCAL:
                 studio.accept_licence(spec.key)
-        for title, request in _with_titles(requests):
+        names: dict[str, Any] = {"image": studio.inputs.upload(files.image).name} if files.image else {}
+        if files.mask:
+            names["mask_image"] = studio.inputs.upload_mask(files.mask, "mask").name
+        for title, request in _with_titles([replace(request, **names) for request in requests]):
             [job] = studio.submit_many([request], LOCAL_OWNER, "cli")
             wait(job, title)
             for image in job.images:
@@ -143,7 +183,12 @@ def _generate_local(
 
 
 def _generate_via_server(
-    server: RunningServer, settings: Settings, requests: list[GenerationRequest], *, accept_terms: bool
+    server: RunningServer,
+    settings: Settings,
+    requests: list[GenerationRequest],
+    files: InputFiles,
+    *,
+    accept_terms: bool,
 ) -> Iterator[SavedImage]:
     from canvas.history.database import Database
     from canvas.history.image_files import ImageStorage
@@ -155,7 +200,8 @@ def _generate_via_server(
         repository = ImageRepository(database, ImageStorage(settings.outputs_dir))
         for title, request in _with_titles(requests):
             body = _request_body(request, accept_terms=accept_terms)
-            for image_id in _stream_image_ids(server.url, settings.api_key, body, title):
+            form = files.as_form() if files.image else None
+            for image_id in _stream_image_ids(server.url, settings.api_key, body, title, form):
                 image = database.image(image_id)
                 if image is None:
                     raise NotFound(f"Image {image_id} has been deleted.")
@@ -163,18 +209,16 @@ def _generate_via_server(
 
 
 def _request_body(request: GenerationRequest, *, accept_terms: bool) -> dict[str, Any]:
-    same_names = (
-        *("prompt", "negative_prompt", "style", "width", "height", "num_inference_steps"),
-        *("guidance_scale", "scheduler", "seed", "backend"),
-    )
+    renamed = ("model_key", "num_images", "image_format", "quality", "image", "mask_image")
     return {
-        **{name: getattr(request, name) for name in same_names},
+        **{name: value for name, value in request.to_dict().items() if name not in renamed},
         # Expanded already
         "prompt": escape(request.prompt),
         "negative_prompt": escape(request.negative_prompt),
         "model": request.model_key,
         "n": request.num_images,
         "output_format": request.image_format,
+        "output_compression": request.quality,
         "accept_terms": accept_terms,
         "stream": True,
         "progress": True,
@@ -182,12 +226,14 @@ def _request_body(request: GenerationRequest, *, accept_terms: bool) -> dict[str
     }
 
 
-def _stream_image_ids(url: str, api_key: str | None, body: dict[str, Any], title: str) -> list[int]:
-    """Send a request and show its progress. Ctrl+C disconnects, which cancels the job."""
+def _stream_image_ids(
+    url: str, api_key: str | None, body: dict[str, Any], title: str, files: Files | None
+) -> list[int]:
+    """Send a request, as a form if it has `files`, and show its progress. Ctrl+C disconnects, which cancels the job."""
     ids: list[int] = []
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     with progress_bar(title) as show:
-        for event in _stream_events(f"{url}/v1/images/generations", body, headers):
+        for event in _stream_events(url, body, headers, files):
             if "error" in event:
                 error = error_from_code(event["error"]["code"], event["error"]["message"])
                 raise MissingApiKey(KEY_HINT) if isinstance(error, MissingApiKey) else error
@@ -195,14 +241,21 @@ def _stream_image_ids(url: str, api_key: str | None, body: dict[str, Any], title
             if kind == "progress":
                 status = event.pop("status")
                 show(*format_progress(status, ProgressUpdate(**event) if event else None))
-            elif kind == "image_generation.completed":
+            elif kind.endswith(".completed"):
                 ids.append(event["id"])
     return ids
 
 
-def _stream_events(url: str, body: dict[str, Any], headers: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _stream_events(
+    url: str, body: dict[str, Any], headers: dict[str, str], files: Files | None
+) -> Iterator[dict[str, Any]]:
+    content: dict[str, Any] = {"json": body}
+    if files is not None:
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
+        content = {"data": {name: value for name, value in form.items() if value != "null"}, "files": files}
+    address = f"{url}/v1/images/{'generations' if files is None else 'edits'}"
     try:
-        with httpx.stream("POST", url, json=body, headers=headers, timeout=TIMEOUT) as response:
+        with httpx.stream("POST", address, headers=headers, timeout=TIMEOUT, **content) as response:
             if response.is_error:
                 yield json.loads(response.read())
                 return
@@ -229,6 +282,15 @@ def _write_output(image: GeneratedImage, stored: Path, output: str | None, *, as
         write_file(Path(output), [stored.read_bytes()])
         result["output"] = output
     print_result(output or str(stored), result, as_json=as_json)
+
+
+def _read_image(path: str, field: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        message = f"{field.capitalize()} {path!r} cannot be read ({reason}). Pass a PNG, JPEG or WebP file."
+        raise InvalidInput(field, path, message=message) from error
 
 
 def _format_of(output: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
+import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
@@ -107,6 +108,32 @@ def _bench_app() -> typer.Typer:
     return stub
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    project = ROOT / "pyproject.toml"  # a checkout, which may differ from an installed package
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    try:
+        return version("magic-canvas")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print_line(f"Magic Canvas {_version()}")
+        raise typer.Exit
+
+
+def _version_option(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Magic Canvas: text to image on your own computer."""
+
+
 app = typer.Typer(
     name="python -m canvas",
     help="Magic Canvas: text to image on your own computer.",
@@ -120,7 +147,12 @@ app = typer.Typer(
         "token_normalize_func": lambda name: OLD_NAMES.get(name, name),
     },
 )
+app.callback()(_version_option)
 app.command()(generate.generate)
+app.command()(generate.edit)
+app.command()(generate.upscale)
+app.command()(generate.styles)
+app.command()(generate.schedulers)
 app.command()(models.models)
 app.command()(models.download)
 app.command()(export_import.export)

@@ -50,6 +50,10 @@ INVALID = [
 ]
 COMMANDS = [
     "generate",
+    "edit",
+    "upscale",
+    "styles",
+    "schedulers",
     "models",
     "download",
     "export",
@@ -162,10 +166,7 @@ def test_braces_and_wildcards_are_expanded(workdir: Path, capfd: pytest.CaptureF
     (workdir / "wildcards" / "places.txt").write_text("snow\n")
     assert run("generate", r"a {red|blue} fox in __places__ \{x\|y\}", "--steps", "1", "--json") == 0
     lines = capfd.readouterr().out.splitlines()
-    assert [json.loads(line)["prompt"] for line in lines] == [
-        "a red fox in snow {x|y}",
-        "a blue fox in snow {x|y}",
-    ]
+    assert [json.loads(line)["prompt"] for line in lines] == ["a red fox in snow {x|y}", "a blue fox in snow {x|y}"]
 
 
 def test_prompts_are_read_from_a_file(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
