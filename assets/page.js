@@ -21,8 +21,10 @@ document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   if (document.querySelector("dialog:modal")) return;
   event.preventDefault();
+  const buttons = [...document.querySelectorAll("#generate, #edit-generate, #compare-start")];
+  const button = buttons.find((each) => each.checkVisibility()); // that of the open tab
   // After a frame, so that Gradio has received what was typed last.
-  requestAnimationFrame(() => setTimeout(() => document.getElementById("generate")?.click()));
+  if (button) requestAnimationFrame(() => setTimeout(() => button.click()));
 });
 
 // Gradio has no event for "all components are mounted": wait for the settings button once.

@@ -147,16 +147,22 @@ class InputResolver:
         if "image" not in images:
             return request.with_defaults(spec)
         size = images["image"].size
-        if request.task == "upscale":  # the size follows from the scale alone
-            super_resolution.check_size(size, request.scale)
-            width, height = img2img.result_size(request, size)
-            return replace(request, width=width, height=height).with_defaults(spec)
-        if not (request.width and request.height):
-            width, height = img2img.result_size(request, size)
-            request = replace(request, width=request.width or width, height=request.height or height)
-        resolved = request.with_defaults(spec)
+        width, height = self.result_size(request, size)
+        resolved = replace(request, width=width, height=height).with_defaults(spec)
+        if request.task == "upscale":
+            return resolved
         img2img.prepare_inputs(resolved, images, spec)  # reports a wrong mask before queueing
         return resolved
+
+    def result_size(self, request: GenerationRequest, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the result for an input image of that size; raises InvalidInput."""
+        if request.task == "upscale":  # the size follows from the scale alone
+            super_resolution.check_size(size, request.scale)
+            return img2img.result_size(request, size)
+        if request.width and request.height:
+            return request.width, request.height
+        width, height = img2img.result_size(request, size)
+        return request.width or width, request.height or height
 
     def preview_fit(self, image: Image.Image, request: GenerationRequest) -> Image.Image:
         return resize_to_fit(

@@ -18,11 +18,11 @@ from canvas.errors import CanvasError, InvalidInput, LazyMessage
 from canvas.jobs.job import Job
 from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
 from canvas.studio import Studio
-from canvas.ui.events import bind, current_owner, show_errors
+from canvas.ui.events import bind, bind_next, current_owner, show_errors
 from canvas.ui.generation_form import ASPECT_RATIOS, Form, model_choices, preset_options, size_from_resolution
-from canvas.ui.html_panel import error_line, panel, render
+from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import gettext
-from canvas.ui.page_blocks import image_editor
+from canvas.ui.page_blocks import COPY_DRAWING, drawing_of, image_editor
 from canvas.ui.pickers import LoraPicker
 from canvas.ui.result_panel import preview_url, render_images, render_progress, render_recent
 
@@ -223,33 +223,33 @@ class EditTab:
                     layers=False,
                     brush=gr.Brush(colors=list(BRUSH_COLORS), color_mode="fixed"),
                 )
+                self._drawing = drawing_of(self._editor)
                 self._notes = panel("edit-notes")
                 self._recent = panel("edit-recent")
             with gr.Column(elem_id="edit-form"):
                 self._form = EditForm(studio)
                 self._generate = gr.Button("Generate", variant="primary", elem_id="edit-generate")
                 self._stop = gr.Button("Stop", elem_id="edit-stop", visible=False)
+                self._size = panel("edit-size")
             with gr.Column(elem_id="edit-output"):
                 self._result = panel("edit-result")
 
     def bind_events(self, page: gr.Blocks, tab: gr.Tab) -> None:
         form, source = self._form, {self._source}
-        inputs = {self._editor, self._source, self._replaced, *form.widgets}
+        inputs = {self._drawing, self._source, self._replaced, *form.widgets}
+        copy: dict[str, Any] = {"inputs": [self._editor], "outputs": [self._drawing], "js": COPY_DRAWING}
         bind(tab.select, self.show, source, {self._recent, self._notes})
-        bind(self._recent.click, self.on_recent_click, source, self.load_image_outputs)
-        bind(self._result.click, self.on_result_click, source, {*self.load_image_outputs, self._result})
+        bind(self._recent.click, self.on_recent_click, source, self.load_image_outputs, **self.load_image_options)
+        result_outputs = {*self.load_image_outputs, self._result}
+        bind(self._result.click, self.on_result_click, source, result_outputs, **self.load_image_options)
         form.bind_events(page)
-        resized_by = ("aspect_ratio", "resize_mode", "fill_color", "operation", "model_key")
+        resized_by = ("aspect_ratio", "resize_mode", "fill_color", "operation", "model_key", "scale", *SIDES)
         editor_changes = [self._editor.upload, self._editor.clear, self._source.change]
-        bind(
-            [*(form[name].change for name in resized_by), *editor_changes],
-            self.preview_fit,
-            inputs,
-            {form.fit_preview},
-            trigger_mode="always_last",
-        )
+        changes = [*(form[name].change for name in resized_by), *editor_changes]
+        copied = bind(changes, None, trigger_mode="always_last", **copy)
+        bind_next(copied, self.show_size, inputs, {form.fit_preview, self._size}, trigger_mode="always_last")
         outputs = {self._result, self._recent, self._job, self._generate, self._stop}
-        bind(self._generate.click, self.generate, inputs, outputs)
+        bind_next(bind(self._generate.click, None, **copy), self.generate, inputs, outputs)
         bind(self._stop.click, self.stop, {self._job})
 
     def show(self, _: Mapping[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
@@ -257,31 +257,40 @@ class EditTab:
         recent = render_recent(self._studio, current_owner(http_request), None)
         return {self._recent: recent, self._notes: render("edit_notes.html")}
 
-    def preview_fit(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Show the input image as it will be resized for the model."""
-        image = (values[self._editor] or {}).get("background")
+    def show_size(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Show the size of the result, and the input image as it will be resized for the model."""
+        image = (values[self._drawing] or {}).get("background")
         fields = self._form.read(values)
         preview = self._form.fit_preview
-        if image is None or fields["operation"] not in FIELD_GROUPS["size"]:
-            return {preview: ""}
+        if image is None:
+            return {preview: "", self._size: ""}
         try:
             request = self._form.to_request(fields | {"prompt": "…"}, "image.png")
-            resized = self._studio.inputs.preview_fit(image, request)
+            width, height = self._studio.inputs.result_size(request, image.size)
+            fit = self._render_fit(image, request) if fields["operation"] in FIELD_GROUPS["size"] else ""
         except CanvasError as error:
-            return {preview: error_line(error)}
-        html = render(
+            return {preview: "", self._size: error_line(error)}
+        return {preview: fit, self._size: text_line(gettext("Result: {size}", size=f"{width} × {height}"))}
+
+    def _render_fit(self, image: Image.Image, request: GenerationRequest) -> str:
+        resized = self._studio.inputs.preview_fit(image, request)
+        return render(
             "fit_preview.html",
             preview=preview_url(resized),
             width=resized.width,
             height=resized.height,
             text=_fit_text(image.size, resized.size, request.resize_mode),
         )
-        return {preview: html}
 
     @property
     def load_image_outputs(self) -> set[Any]:
         names = ("prompt", "operation", "strength")
         return {self._editor, self._source, self._replaced, *(self._form[name] for name in names)}
+
+    @property
+    def load_image_options(self) -> dict[str, Any]:
+        """Options of events with these outputs: the editor must not show their progress, see `Drawing`."""
+        return {"show_progress_on": self._notes}
 
     def load_image(self, image_id: int, owner: str, operation: str | None = None, replaced: str = "") -> dict[Any, Any]:
         """Load a stored image into the editor; raises NotFound for another owner's.
@@ -371,7 +380,7 @@ class EditTab:
 
     def _edited_image(self, values: Mapping[Any, Any], owner: str) -> tuple[Image.Image | None, str, list[Image.Image]]:
         """What the editor shows: the image, its name if it is stored, and the painted layers."""
-        content = values[self._editor] or {}
+        content = values[self._drawing] or {}
         image, layers = content.get("background"), content.get("layers") or []
         source, (replaced, replaced_at) = values[self._source], values[self._replaced]
         if image is None or not source:

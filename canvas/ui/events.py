@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import html
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -13,6 +14,10 @@ import gradio as gr
 from canvas.errors import CanvasError, LazyMessage, NotFound
 from canvas.request import LOCAL_OWNER
 from canvas.ui.i18n import error_text, gettext
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+)
 
 
 def current_owner(http_request: gr.Request) -> str:
@@ -60,10 +65,18 @@ def bind(
 
     Errors of a generator are not shown; it uses `show_errors` itself.
     """
-    if callback is not None and not inspect.isgeneratorfunction(callback):
-        callback = show_errors(callback)
-    defaults = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
-    return gr.on(triggers, callback, inputs, outputs, **{**defaults, **options})
+    return gr.on(triggers, _with_errors(callback), inputs, outputs, **{**DEFAULTS, **options})
+
+
+def bind_next(event: Any, callback: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> Any:
+    """`bind` for a callback that runs after an event."""
+    return event.then(_with_errors(callback), inputs, outputs, **{**DEFAULTS, **options})
+
+
+def _with_errors(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    if callback is None or inspect.isgeneratorfunction(callback):
+        return callback
+    return show_errors(callback)
 
 
 def run_while_selected(timer: gr.Timer, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:

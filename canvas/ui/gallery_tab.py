@@ -73,10 +73,10 @@ class GalleryTab:
         rendered = {self._grid, self._last_rendered}
         bind(self._timer.tick, self.poll, inputs | {self._last_rendered}, rendered, queue=False)
         bind(self._filters.changes, self.show_first_page, inputs, outputs, trigger_mode="always_last")
-        bind(self._grid.click, self.on_click, inputs, outputs | {self._tabs})
+        bind(self._grid.click, self.on_click, inputs, outputs | {self._tabs}, **self._edit.load_image_options)
         form = self._create.form.widgets | {self._create.selected}
         all_outputs = outputs | form | self._edit.load_image_outputs | {self._tabs}
-        bind(self._detail.click, self.on_click, inputs, all_outputs)
+        bind(self._detail.click, self.on_click, inputs, all_outputs, **self._edit.load_image_options)
         upload = {self._import}
         bind(self._import.upload, self.import_zip, inputs | upload, outputs | upload)
 

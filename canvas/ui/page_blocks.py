@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import gradio as gr
 from gradio.components.base import server
-from gradio.components.image_editor import AcceptBlobs
+from gradio.components.image_editor import AcceptBlobs, EditorData
 from gradio.processing_utils import async_ssrf_protected_download
 
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, MissingApiKey, UnexpectedError
@@ -201,6 +201,34 @@ def image_editor(**options: Any) -> OwnedImageEditor:
     editor = OwnedImageEditor(**options)
     editor.blob_storage = Drawings()
     return editor
+
+
+class Drawing(gr.JSON):
+    """What a gr.ImageEditor holds, copied by `COPY_DRAWING` in the browser; a callback gets the editor's value.
+
+    The editor itself is an input of no callback, as Gradio's front end would then upload its image
+    again at every later event of the page, so at every tick of a timer.
+    """
+
+    is_template = True  # private: use the front end of gr.JSON
+    editor: gr.ImageEditor
+
+    def preprocess(self, payload: Any) -> Any:
+        value = getattr(payload, "root", payload)
+        if not isinstance(value, dict):
+            return None
+        parts = {"background": value.get("background"), "layers": value.get("layers") or []}
+        return self.editor.preprocess(EditorData.model_validate(parts))
+
+
+COPY_DRAWING = "(drawing) => drawing && { background: drawing.background, layers: drawing.layers }"
+
+
+def drawing_of(editor: gr.ImageEditor) -> Drawing:
+    """A hidden component for the drawing of an editor."""
+    drawing = Drawing(visible=False)
+    drawing.editor = editor
+    return drawing
 
 
 def drawing_id(name: object, owner: str | None) -> str:

@@ -258,6 +258,58 @@ def test_a_missing_image_mask_or_side_is_explained(page: Page, served: Studio, s
     assert all(job.finished for job in served.jobs("local"))
 
 
+def test_an_image_in_the_editor_is_not_uploaded_while_nothing_happens(page: Page, served: Studio, scene: Path) -> None:
+    open_tab(page)
+    drop(page, scene)
+    choose(page, "Image to image", "a fox in the snow")
+    generate(page, served, 4)
+    assert_idle(page)
+    page.get_by_role("tab", name="Create").click()
+    assert_idle(page)
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#edit-recent button").first.click()  # the editor is an output of this event
+    assert_idle(page)
+
+
+def assert_idle(page: Page) -> None:
+    """Fail if the page uploads something while only its timer runs."""
+    page.wait_for_timeout(3000)  # what the last click caused
+    posts: list[str] = []
+    page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
+    page.wait_for_timeout(10_000)
+    assert [url for url in posts if "/upload" in url or "/component_server" in url] == []
+    assert posts, "the timer of the page must have run meanwhile"
+
+
+def test_ctrl_enter_runs_the_task_of_the_open_tab(page: Page, served: Studio, scene: Path) -> None:
+    jobs = len(served.jobs("local"))
+    page.get_by_role("tab", name="Models").click()
+    page.keyboard.press("Control+Enter")
+    open_tab(page)
+    drop(page, scene)
+    choose(page, "Image to image", "a fox in the snow")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#edit-result .result-images img").first).to_be_visible()
+    [job] = served.jobs("local")[jobs:]
+    assert job.request is not None
+    assert job.request.task == "image_to_image"
+
+
+def test_the_size_of_the_result_is_shown_before_it_is_generated(page: Page, served: Studio, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200), "#4477bb").save(tmp_path / "photo.png")
+    open_tab(page)
+    drop(page, tmp_path / "photo.png")
+    size = page.locator("#edit-size")
+    expect(size).to_have_text("Result: 300 × 200")
+    page.get_by_role("radio", name="Outpaint", exact=True).check()
+    page.get_by_label("Left", exact=True).fill("128")
+    expect(size).to_have_text("Result: 428 × 200")
+    page.get_by_role("radio", name="Upscale", exact=True).check()
+    expect(size).to_have_text("Result: 600 × 400")
+    [image] = generate(page, served, 1)
+    assert pixels(served, image).shape == (400, 600, 3)
+
+
 def test_broken_files_and_animations_are_noted(page: Page, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     first, second = (Image.new("RGB", (64, 64), color) for color in ("red", "blue"))
