@@ -212,7 +212,7 @@ def test_a1111_img2img_and_inpainting(url: str, served: Studio, start: Path) -> 
     host, _, port = url.removeprefix("http://").partition(":")
     client = webuiapi.WebUIApi(host=host, port=int(port), sampler="DDIM", steps=4)
     with Image.open(start) as image:
-        params = {"images": [image], "prompt": "a green tree", "seed": 9}
+        params = {"images": [image], "prompt": "a green tree", "seed": 9, "width": 256, "height": 256}
         client.img2img(**params, denoising_strength=0.5).image.close()
         assert served.recent(limit=1)[0].request.strength == 0.5
         inpainted = client.img2img(**params, mask_image=right_half())

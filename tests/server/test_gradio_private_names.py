@@ -14,6 +14,7 @@ import gradio as gr
 import pytest
 from gradio.mcp import GradioMCPServer
 from gradio_client import Client
+from mcp.server.lowlevel import Server
 
 from canvas.api import gradio_api, mcp
 from canvas.server import auth, identity, security, share_link
@@ -27,7 +28,7 @@ OWNERS = {
     r"gradio\.networking|share_token": share_link,
     r"mcp_server_obj|_get_or_create_client|_execute_tool|_skip_components": mcp,
     r"gradio\.context|blocks\.fns|validate_inputs": gradio_api,
-    r"convert_strings_to_filedata": mcp,
+    r"convert_strings_to_filedata|postprocess_output_data|request_handlers|_get_cached_tool_definition": mcp,
 }
 
 
@@ -90,7 +91,9 @@ def test_names_of_the_mcp_server() -> None:
         method = getattr(GradioMCPServer, name, None)
         assert method, f"GradioMCPServer.{name} is gone: change canvas/api/mcp.py"
         assert list(inspect.signature(method).parameters) == parameters, name
-    assert hasattr(GradioMCPServer, "convert_strings_to_filedata"), "change canvas/api/mcp.py"
+    for name in ("convert_strings_to_filedata", "postprocess_output_data"):
+        assert hasattr(GradioMCPServer, name), "change canvas/api/mcp.py"
+    assert hasattr(Server, "_get_cached_tool_definition"), "change canvas/api/mcp.py"
     assert "_skip_components" in inspect.signature(Client).parameters
     assert "mcp_server_obj" in inspect.getsource(gr.Blocks.launch)
 
