@@ -120,10 +120,10 @@ class CreateTab:
     # Buttons and clicks
 
     def generate(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Submit the request of the form, one job for each prompt that it expands to."""
+        """Submit the request of the form as one job, whose result shows the images of all its prompts."""
         owner = current_owner(http_request)
         request = self.form.to_request(self.form.read(values))
-        self._studio.submit_expanded(request, owner, "page")
+        self._studio.submit(request, owner, "page")
         return {self.selected: None, **self._panels(owner, None)}
 
     def stop(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:

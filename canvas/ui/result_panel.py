@@ -92,7 +92,7 @@ def render_images(images: Sequence[GeneratedImage], *, in_editor: bool = False) 
         image=image,
         ratio=_aspect_ratio(image.request),
         columns=_columns(len(images)),
-        summary=image_summary(image),
+        summary=image_summary(image, sum(each.generation_time for each in images)),
         in_editor=in_editor,
     )
 
@@ -198,8 +198,8 @@ def _columns(num_images: int) -> int:
     return math.ceil(math.sqrt(num_images))
 
 
-def image_summary(image: GeneratedImage) -> list[str]:
-    """The most important settings of an image."""
+def image_summary(image: GeneratedImage, seconds: float) -> list[str]:
+    """The most important settings of an image, and the time that it and the others of its job took."""
     request = image.request
     parts = [request.model_key]
     if request.style != "none":
@@ -213,7 +213,7 @@ def image_summary(image: GeneratedImage) -> list[str]:
         parts.append(image.device)
     if request.preset != "quality":
         parts.append(gettext(request.preset))
-    return [*parts, format_duration(image.generation_time)]
+    return [*parts, format_duration(seconds)]
 
 
 def request_summary(request: GenerationRequest, num_prompts: int = 1) -> str:

@@ -256,6 +256,21 @@ def test_the_number_of_expanded_prompts_is_shown_before(page: Page, served: Stud
     assert len(served.jobs("local")) == before
 
 
+def test_the_result_has_the_images_of_all_prompts_each_with_a_download(page: Page, served: Studio) -> None:
+    generate(page, "a {red|blue} fox, {snow|desert}", {"Steps": 2})
+    images = page.locator(".result-images .zoom img")
+    expect(images).to_have_count(4, timeout=4 * TIMEOUT)
+    prompts = [image.get_attribute("alt") for image in images.all()]
+    assert prompts == ["a red fox, snow", "a red fox, desert", "a blue fox, snow", "a blue fox, desert"]
+    addresses = [image.get_attribute("src") for image in images.all()]
+    downloads = page.locator(".result-images a[download]")
+    assert [link.get_attribute("href") for link in downloads.all()] == addresses
+    page.get_by_role("button", name="Show image 3 of 4").click()
+    expect(page.locator(".result-details .prompt")).to_have_text("a blue fox, snow")
+    expect(downloads).to_have_count(1)
+    expect(downloads).to_have_attribute("href", addresses[2] or "")
+
+
 def test_every_control_has_an_accessible_name(page: Page) -> None:
     open_settings(page)
     page.get_by_role("button", name="Advanced").click()
