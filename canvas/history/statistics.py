@@ -10,6 +10,9 @@ from canvas.history.comparisons import Comparisons, VoteCount
 from canvas.history.database import Database
 from canvas.history.image_files import ImageStorage
 
+# Other upscalers enlarge an image without the model that its row names.
+MODEL_RAN = "(task <> 'upscale' OR (json_valid(options) AND json_extract(options, '$.upscaler') = 'detail'))"
+
 
 @dataclass(frozen=True)
 class GenerationTimes:
@@ -72,8 +75,9 @@ def compute_statistics(database: Database, owner: str | None) -> Statistics:
         sql = f"SELECT {columns} FROM generated_images WHERE {visible} {clauses}"  # noqa: S608
         return database.rows(sql, {"owner": owner})
 
-    def count_by(name: str, order: str) -> dict[str, int]:
-        rows = select(f"ifnull({name}, '') AS name, count(*) AS images", f"GROUP BY name ORDER BY {order}")
+    def count_by(name: str, order: str, condition: str = "1") -> dict[str, int]:
+        clauses = f"AND {condition} GROUP BY name ORDER BY {order}"
+        rows = select(f"ifnull({name}, '') AS name, count(*) AS images", clauses)
         return {row["name"]: row["images"] for row in rows}
 
     (totals,) = select(
@@ -82,13 +86,13 @@ def compute_statistics(database: Database, owner: str | None) -> Statistics:
     times = select(
         "model_used AS model_key, image_width AS width, image_height AS height, "
         "count(*) AS images, avg(generation_time) AS seconds",
-        "AND image_width > 0 AND generation_time > 0 "
+        f"AND {MODEL_RAN} AND image_width > 0 AND generation_time > 0 "
         "GROUP BY model_used, image_width, image_height ORDER BY images DESC, model_key",
     )
     return Statistics(
         **totals,
         by_day=count_by("substr(created_at, 1, 10)", "name"),
-        by_model=count_by("model_used", "images DESC, name"),
+        by_model=count_by("model_used", "images DESC, name", MODEL_RAN),
         by_style=count_by("style", "images DESC, name"),
         by_model_and_size=tuple(GenerationTimes(**row) for row in times),
         downloads=_download_stats(database),

@@ -40,6 +40,15 @@ def test_statistics_of_one_owner_and_of_all(database: Database) -> None:
     assert compute_statistics(database, "nobody").by_day == {}
 
 
+def test_an_enlargement_without_the_model_is_not_an_image_of_the_model(database: Database) -> None:
+    for upscaler in ("lanczos", "photo", "detail"):
+        database.save_image(make_image(task="upscale", upscaler=upscaler, generation_time=2.0))
+    statistics = compute_statistics(database, None)
+    assert statistics.images == 3
+    assert sum(statistics.by_model.values()) == 1
+    assert [times.images for times in statistics.by_model_and_size] == [1]
+
+
 def test_download_stats_count_complete_downloads(database: Database) -> None:
     for event, status, size in (
         ("download", "complete", 100),
