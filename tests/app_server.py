@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,8 @@ T = TypeVar("T")
 @contextmanager
 def serving(data_dir: Path, **options: Any) -> Iterator[Studio]:
     """A served studio with these settings; its address is `url`, its Blocks are `page`."""
-    settings = Settings(
-        data_dir=data_dir, cache_dir=data_dir / "cache", port=0, device="cpu", dtype="float32", **options
-    )
+    fixed: dict[str, Any] = {"device": "cpu", "dtype": "float32", "engine": os.environ["CANVAS_ENGINE"], "port": 0}
+    settings = Settings(data_dir=data_dir, cache_dir=data_dir / "cache", **{**fixed, **options})
     with Studio(settings) as studio:
         page = launch(studio, block=False)
         # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it

@@ -17,14 +17,14 @@ from tests.hub_server import LocalHub
 from tests.tiny_pipeline import make_bin_layout, make_full_layout, make_tiny_pipeline
 
 TINY_REPO = "tiny/diffusion"
+# `CANVAS_ENGINE=openvino pytest` generates all images with OpenVINO where it can. Without a choice
+# every test would convert the built-in model for its new cache folder.
+ENGINE = os.environ.setdefault("CANVAS_ENGINE", "torch")
 
 
 def pytest_configure() -> None:
     """Set the environment variables of the libraries before test modules import them."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two test processes share the cores
-    # `CANVAS_ENGINE=openvino pytest` generates all images with OpenVINO where it can. Without a
-    # choice every server would convert the built-in model for its new cache folder.
-    os.environ.setdefault("CANVAS_ENGINE", "torch")
     configure_process()
     hypothesis.settings.register_profile("canvas", deadline=None)  # no test depends on speed
     hypothesis.settings.load_profile("canvas")
@@ -41,7 +41,7 @@ def settings(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Settin
     # float32 on the CPU: the tests must not depend on the measured speed of this machine.
     cache = tmp_path_factory.getbasetemp() / "cache"
     data = tmp_path / "data"
-    return Settings(data_dir=data, cache_dir=cache, device="cpu", dtype="float32", port=0)
+    return Settings(data_dir=data, cache_dir=cache, device="cpu", dtype="float32", engine=ENGINE, port=0)
 
 
 @pytest.fixture

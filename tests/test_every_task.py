@@ -92,7 +92,7 @@ from canvas import GenerationRequest, Studio
 from canvas.settings import Settings
 folder, upscaler = sys.argv[1:]
 image = Image.radial_gradient("L").resize((1024, 1024)).convert("RGB")
-with Studio(Settings(data_dir=Path(folder), device="cpu", dtype="float32")) as studio:
+with Studio(Settings(data_dir=Path(folder), device="cpu", dtype="float32", engine="torch")) as studio:
     fields = {"image": studio.inputs.upload(image).name, "scale": 4, "upscaler": upscaler}
     [result] = studio.generate(GenerationRequest("a fox", task="upscale", seed=1, **fields))
     with Image.open(studio.image_path(result.filename)) as upscaled:

@@ -68,7 +68,7 @@ class PublicServer:
 
 def settings_of(kind: str, folder: Path, environ: pytest.MonkeyPatch) -> Settings:
     """Settings of a public server, or of a Space."""
-    options = {"cache_dir": folder / "cache", "port": 0, "device": "cpu", "dtype": "float32"}
+    options = {"cache_dir": folder / "cache", "port": 0, "device": "cpu", "dtype": "float32", "engine": "torch"}
     if kind == "public":
         return Settings(data_dir=folder, public=True, **options)
     for name, value in {"SYSTEM": "spaces", "SPACE_ID": "ann/canvas"}.items():

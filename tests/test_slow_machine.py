@@ -23,7 +23,7 @@ def slow_studio(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tupl
     path = cache / "speeds.json"
     (key,) = json.loads(path.read_text())
     path.write_text(json.dumps({key: {"float32": 0.01, "bfloat16": 0.03, "layer": 1e-5}}))
-    settings = Settings(data_dir=tmp_path, cache_dir=cache, device="cpu")
+    settings = Settings(data_dir=tmp_path, cache_dir=cache, device="cpu", engine="torch")
     reason = "bfloat16 takes 3.0 times as long as float32"
     if request.param == "requested":
         settings, reason = settings.model_copy(update={"dtype": "float32"}), "float32 as requested"

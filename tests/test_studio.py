@@ -196,7 +196,7 @@ from unittest.mock import patch
 before = dict(os.environ)
 from canvas import GenerationRequest, Studio
 from canvas.settings import Settings
-settings = Settings(data_dir=Path(sys.argv[1]), device="cpu", dtype="float32")
+settings = Settings(data_dir=Path(sys.argv[1]), device="cpu", dtype="float32", engine="torch")
 with patch("ctypes.CDLL", side_effect=AssertionError("mallopt")), Studio(settings):
     print(os.environ == before, [thread.name for thread in threading.enumerate()])
 """

@@ -15,7 +15,9 @@ NUM_IMAGES = 60
 
 def main(folder: Path, workers: int) -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
-    settings = Settings(data_dir=folder, cache_dir=folder / "cache", device="cpu", dtype="float32", workers=workers)
+    settings = Settings(
+        data_dir=folder, cache_dir=folder / "cache", device="cpu", dtype="float32", engine="torch", workers=workers
+    )
     with Studio(settings) as studio:
         studio.warm_up()
         spec = studio.models["starter"]

@@ -23,7 +23,7 @@ from pathlib import Path
 from canvas import GenerationRequest, Studio
 from canvas.settings import Settings
 folder = Path({folder!r})
-settings = Settings(data_dir=folder, cache_dir=folder, device="cpu", dtype="float32")
+settings = Settings(data_dir=folder, cache_dir=folder, device="cpu", dtype="float32", engine="torch")
 studio = Studio(settings)
 """
 CELLS = (

@@ -146,7 +146,7 @@ def fill_disk(data_dir: Path) -> None:
 
 def cpu_settings(data_dir: Path, **changes: Any) -> Settings:
     cache = data_dir.parent / "cache"
-    return Settings(data_dir=data_dir, cache_dir=cache, device="cpu", dtype="float32", **changes)
+    return Settings(data_dir=data_dir, cache_dir=cache, device="cpu", dtype="float32", engine="torch", **changes)
 
 
 def studio(data_dir: Path) -> None:

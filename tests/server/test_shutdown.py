@@ -102,7 +102,7 @@ def assert_answered(responses: list[Future[httpx.Response]]) -> None:
 
 def assert_kept(data: Path, count: int) -> None:
     """The next start offers the jobs again."""
-    settings = Settings(data_dir=data, cache_dir=data / "cache", device="cpu", dtype="float32")
+    settings = Settings(data_dir=data, cache_dir=data / "cache", device="cpu", dtype="float32", engine="torch")
     with Studio(settings) as studio:
         assert len(studio.interrupted_jobs("local")) == count
 

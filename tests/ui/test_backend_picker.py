@@ -29,6 +29,7 @@ def server_url(router: Router, tmp_path_factory: pytest.TempPathFactory) -> Iter
         cache_dir=folder,
         port=0,
         device="cpu",
+        engine="torch",
         dtype="float32",
         provider="nscale",
         provider_token=TOKEN,

@@ -98,7 +98,9 @@ def offline_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Brows
     """The page of a server started with `share` on a machine without a connection."""
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
-    settings = Settings(data_dir=tmp_path, cache_dir=tmp_path, port=0, device="cpu", dtype="float32", share=True)
+    settings = Settings(
+        data_dir=tmp_path, cache_dir=tmp_path, port=0, device="cpu", dtype="float32", engine="torch", share=True
+    )
     with Studio(settings) as studio, browser.new_context() as context:
         served = launch(studio, block=False)
         context.set_default_timeout(TIMEOUT)

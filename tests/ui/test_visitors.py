@@ -22,6 +22,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         cache_dir=tmp_path_factory.getbasetemp() / "cache",
         port=0,
         device="cpu",
+        engine="torch",
         dtype="float32",
         public=True,
     )
