@@ -103,6 +103,7 @@ def report(success: bool, text: str) -> bool:
 
 def main(folder: Path) -> int:
     """The number of clients that failed."""
+    os.environ.setdefault("CANVAS_ENGINE", "torch")
     python = install(folder)
     failed = 0
     with tempfile.TemporaryDirectory() as data_dir, serving(Path(data_dir)) as studio:
