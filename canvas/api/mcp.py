@@ -73,8 +73,7 @@ class McpHandlers:
         self._called: ContextVar[dict[str, Any]] = ContextVar("called")  # tool, and its structured result
 
     def install(self) -> None:
-        from mcp import types
-
+        types = self._server.types
         self._types = types
         handlers = self._server.mcp_server.request_handlers
         self._list_tools = handlers[types.ListToolsRequest]
