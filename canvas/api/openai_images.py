@@ -147,8 +147,9 @@ class ImageRequest(BaseModel):
 class EditRequest(ImageRequest):
     """The same for an image; without `mask` and `task`, what is transparent in it is changed.
 
-    `strength` is 0.01 to 1; higher values change more of the image. `task` is upscale for an image of `scale` (2 or 4) times the size. `outpaint` are pixels to add
-    on the left, top, right and bottom.
+    `strength` is 0.01 to 1; higher values change more of the image. `task` is upscale for an image
+    of `scale` (2 or 4) times the size. `outpaint` are pixels to add on the left, top, right and
+    bottom.
     """
 
     task: Literal["image_to_image", "inpaint", "upscale"] | None = None
