@@ -49,7 +49,8 @@ def place(pipeline: Any, local: LocalModel, device: Device, plan: MemoryPlan) ->
     if plan.offload == "encode-first":
         encode_first.attach(pipeline, _encode_first(local, device, plan))
     vae = getattr(pipeline, "vae", None)
-    if plan.tiling and vae is not None and hasattr(vae, "enable_tiling"):
+    # Not AutoencoderTiny, whose tiles fit only a scale of 8 and four latent channels.
+    if plan.tiling and vae is not None and type(vae).__name__ != "AutoencoderTiny" and hasattr(vae, "enable_tiling"):
         vae.enable_tiling()
     if vae is not None and plan.note:
         vars(vae)[NOTE_ATTRIBUTE] = plan.note

@@ -34,6 +34,7 @@ TRANSFORMER_FAMILIES = {
 }
 # Both have blocks `layers.0.attention`.
 LAYER_WIDTHS = {3840: "z_image", 2304: "lumina2"}
+OTHER_KIND = "a file with other weights"
 KINDS = {
     "a textual inversion": r"(^|\.)(emb_params|clip_[lg]|string_to_param)$|^<.*>$",
     "a VAE": r"^(first_stage_model\.)?(decoder\.conv_in|encoder\.conv_in)\.weight$",
@@ -48,8 +49,8 @@ def is_lora(shapes: Shapes) -> bool:
 
 
 def kind_of(shapes: Shapes) -> str:
-    """What the file is, for weights that are no LoRA; "" if unknown."""
-    return next((kind for kind, names in KINDS.items() if any(re.search(names, name) for name in shapes)), "")
+    """What the file is, for weights that are no LoRA."""
+    return next((kind for kind, names in KINDS.items() if any(re.search(names, name) for name in shapes)), OTHER_KIND)
 
 
 def lora_family(shapes: Shapes) -> str:

@@ -94,8 +94,8 @@ def read_lora(path: Path) -> Lora:
         message = LazyMessage("{name} is damaged or not a safetensors file.", name=path.name)
         raise InvalidInput("loras", path.name, message=message) from error
     if not lora_formats.is_lora(shapes):
-        text, kind = "{name} is not a LoRA but {kind}.", lora_formats.kind_of(shapes)
-        message = LazyMessage(text, name=path.name, kind=LazyMessage(kind or "a file with other weights"))
+        text = "{name} is not a LoRA but {kind}."
+        message = LazyMessage(text, name=path.name, kind=LazyMessage(lora_formats.kind_of(shapes)))
         raise InvalidInput("loras", path.name, message=message)
     family = lora_formats.lora_family(shapes)
     return Lora(path.stem, path, _base_model(family, metadata), _trigger_words(metadata), shapes, family)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from canvas.engine.lora_adapters import applied_loras, pipeline_family
 from canvas.engine.lora_conversion import to_lora
 from canvas.errors import InvalidInput
-from canvas.models.lora_formats import LABELS, kind_of, lora_family
+from canvas.models.lora_formats import LABELS, OTHER_KIND, kind_of, lora_family
 from canvas.models.loras import read_lora
 from tests.tiny_families import make_tiny
 
@@ -132,7 +132,7 @@ def test_other_weights_are_named(tmp_path: Path, names: list[str], kind: str) ->
     save_file({name: torch.zeros(1, 8) for name in names}, tmp_path / "x.safetensors")
     with pytest.raises(InvalidInput, match=rf"x\.safetensors is not a LoRA but {kind}\."):
         read_lora(tmp_path / "x.safetensors")
-    assert kind_of({name: (1, 8) for name in names}) in (kind, "")
+    assert kind_of({name: (1, 8) for name in names}) in (kind, OTHER_KIND)
 
 
 @pytest.fixture(scope="module")
