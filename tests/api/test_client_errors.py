@@ -131,7 +131,14 @@ def test_interrupting_the_command_line_cancels_the_job(served: Studio) -> None:
     prompt = "aborted in the terminal"
     options = ["--steps", "150", "--data-dir", str(served.settings.data_dir)]
     command = [sys.executable, "-m", "canvas", "generate", prompt, *options]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts its background jobs, this test perhaps, with SIGINT ignored.
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
         while (job := find_job(served, prompt)) is None or job.status == "queued":
             assert process.poll() is None
         process.send_signal(signal.SIGINT)

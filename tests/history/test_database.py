@@ -137,7 +137,7 @@ def test_a_locked_database_raises_and_recovers(tmp_path: Path) -> None:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StorageError, match="locked by another program") as caught:
             database.save_image(make_image(filename="a.png"))
-        assert str(path) in str(caught.value)
+        assert str(path) in caught.value.full_text
         other.execute("ROLLBACK")
     assert database.save_image(make_image(filename="a.png")).id == 1
     database.close()
@@ -157,7 +157,7 @@ def test_a_read_only_database_raises(plain_user: Path) -> None:
     path.chmod(0o400)
     with pytest.raises(StorageError, match="read-only") as caught:
         Database(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in caught.value.full_text
 
 
 def test_an_unwritable_folder_raises(plain_user: Path) -> None:
@@ -165,7 +165,7 @@ def test_an_unwritable_folder_raises(plain_user: Path) -> None:
     for path in (plain_user / "ai_images.db", plain_user / "new" / "ai_images.db"):
         with pytest.raises(StorageError, match="--data-dir") as caught:
             Database(path)
-        assert str(path.parent) in str(caught.value)
+        assert str(path.parent) in caught.value.full_text
 
 
 def test_a_data_folder_that_is_a_file_raises(tmp_path: Path) -> None:

@@ -48,7 +48,8 @@ def test_check_names_the_steps_that_are_allowed() -> None:
 
 def test_every_model_is_within_the_public_limits() -> None:
     for spec in MODELS.values():
-        PUBLIC.check(GenerationRequest("a fox", num_images=4).with_defaults(spec))
+        num_images = 4 if spec.resolution <= 512 else 2
+        PUBLIC.check(GenerationRequest("a fox", num_images=num_images).with_defaults(spec))
 
 
 def test_public_limits_apply_per_owner(settings: Settings) -> None:

@@ -99,7 +99,7 @@ def test_the_dtype_is_one_that_gives_images(
     assert read.choose_dtype(preferred, has_bfloat16=has_bfloat16) == expected
 
 
-def tested_as(family: Family) -> str:
+def name_in_tests(family: Family) -> str:
     classes = {
         "stable_diffusion": ("sd15", "sd21-v", "sdxs"),
         "stable_diffusion_xl": ("sdxl", "sdxl-turbo"),
@@ -121,7 +121,7 @@ def table_row(family: Family) -> str:
         {"any": "all", "lcm": "LCM", "own": "the model's own"}[family.schedulers],
         str(family.tokens or "-"),
         "yes" if family.lora else "no",
-        tested_as(family) or "-",
+        name_in_tests(family) or "-",
     )
     return f"| {' | '.join(cells)} |"
 
