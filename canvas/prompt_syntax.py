@@ -149,7 +149,7 @@ class _WeightParser:
 
 
 def _parse_weight(syntax: str) -> float:
-    weight = _number(syntax.strip(":) \t\n"))
+    weight = _number(syntax.strip(":)").strip())
     if not 0 <= weight <= MAX_WEIGHT:
         text = "Weights in the prompt must be from 0 to {maximum} (got {value})."
         raise InvalidInput("prompt", syntax, message=LazyMessage(text, maximum=f"{MAX_WEIGHT:g}", value=f"{weight:g}"))
