@@ -17,7 +17,6 @@ DEFAULT_LIMIT = 2 * MIB  # the events of the page, with the longest prompts
 # AUTOMATIC1111 APIs limit their bodies themselves, and answer in their own formats.
 LIMITS: tuple[tuple[str, int | None], ...] = (
     ("/gradio_api/upload", MAX_UPLOAD + MIB),
-    ("/gradio_api/component_server", MAX_UPLOAD + MIB),
     ("/gradio_api/mcp", 20 * MIB),  # images in base64
     ("/v1/", None),
     ("/sdapi/", None),

@@ -13,9 +13,7 @@ from canvas.formatting import format_traceback
 log = logging.getLogger(__name__)
 
 # Gradio looks up the function of an event, and its parameters by name, without catching errors.
-EVENT_PREFIXES = tuple(
-    f"/gradio_api/{name}" for name in ("queue/join", "call/", "run/", "api/", "component_server", "upload")
-)
+EVENT_PREFIXES = tuple(f"/gradio_api/{name}" for name in ("queue/join", "call/", "run/", "api/", "upload"))
 INVALID_CALL = "The call names no function of this app, or wrong parameters. /gradio_api/info lists them."
 
 

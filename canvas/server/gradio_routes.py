@@ -43,7 +43,6 @@ GRADIO_ROUTES: tuple[tuple[str, Sequence[str]], ...] = (
     ("/gradio_api/queue/status", GET),
     ("/gradio_api/cancel", POST),
     ("/gradio_api/reset", POST),
-    ("/gradio_api/component_server", POST),
     ("/gradio_api/upload", POST),
     ("/gradio_api/upload_progress", GET),
     ("/gradio_api/file={path:path}", GET),

@@ -22,7 +22,7 @@ from canvas.ui.events import bind, bind_next, current_owner, show_errors
 from canvas.ui.generation_form import ASPECT_RATIOS, Form, model_choices, preset_options, size_from_resolution
 from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import gettext
-from canvas.ui.page_blocks import COPY_DRAWING, drawing_of, image_editor
+from canvas.ui.page_blocks import COPY_DRAWING, drawing_of
 from canvas.ui.pickers import LoraPicker
 from canvas.ui.result_panel import preview_url, render_images, render_progress, render_recent
 
@@ -213,7 +213,7 @@ class EditTab:
         self._job = gr.State("")  # id of the job that is shown
         with gr.Row(elem_id="edit-workspace"):
             with gr.Column(elem_id="edit-source"):
-                self._editor = image_editor(
+                self._editor = gr.ImageEditor(
                     type="pil",
                     format="png",
                     label="Image. To inpaint, paint over the area to change.",

@@ -7,14 +7,12 @@ in them, but accepts any file of its temporary folder and of the folders that it
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import gradio as gr
-from gradio.components.base import server
-from gradio.components.image_editor import AcceptBlobs, EditorData
+from gradio.components.image_editor import EditorData
 from gradio.processing_utils import async_ssrf_protected_download
 
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, MissingApiKey, UnexpectedError
@@ -24,7 +22,6 @@ from canvas.request import LOCAL_OWNER
 from canvas.ui.events import error_toast
 
 MAX_URL_FILE = 100 * 2**20  # bytes, as for an upload
-MAX_LAYERS = 16
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +63,6 @@ class PageBlocks(gr.Blocks):
         try:
             if iterator is None:
                 inputs = [await self._checked(value, caller) for value in inputs]
-                inputs = self._own_drawings(block_fn, inputs, caller)
             output = await super().process_api(block_fn, inputs, state, request, iterator, **options)
         except gr.Error as error:
             error.print_exception = False  # Gradio's own repeat the value
@@ -128,16 +124,6 @@ class PageBlocks(gr.Blocks):
         self._temp_files.register(path, caller.owner or LOCAL_OWNER)
         return str(path)
 
-    def _own_drawings(self, block_fn: Any, inputs: list[Any], caller: Caller) -> list[Any]:
-        """The inputs, with the ids of drawings in image editors made those of the caller."""
-        pairs = zip(inputs, [*block_fn.inputs, *[None] * len(inputs)], strict=False)
-        return [
-            {**value, "id": drawing_id(value["id"], caller.owner)}
-            if isinstance(block, OwnedImageEditor) and isinstance(value, dict) and value.get("id") is not None
-            else value
-            for value, block in pairs
-        ]
-
     def _register(self, value: Any, caller: Caller) -> None:
         """Let the caller send back the temporary files of an answer."""
         if caller.owner is None:
@@ -161,46 +147,6 @@ class PageBlocks(gr.Blocks):
 
     def _log(self, block_fn: Any, error: Exception) -> None:
         log.warning("Error in %s: %s", block_fn.api_name, format_traceback(error, with_message=self._log_values))
-
-
-class Drawings(OrderedDict[str, Any]):
-    """What visitors drew in an image editor, until an event uses it; the oldest are dropped."""
-
-    MAX_BYTES = 256 * 2**20
-
-    def __setitem__(self, name: str, drawing: Any) -> None:
-        super().__setitem__(name, drawing)
-        self.move_to_end(name)
-        sizes = {other: _drawing_size(parts) for other, parts in self.items()}
-        while sum(sizes.values()) > self.MAX_BYTES and len(sizes) > 1:
-            oldest, _ = self.popitem(last=False)
-            del sizes[oldest]
-
-
-class OwnedImageEditor(gr.ImageEditor):
-    """gr.ImageEditor that gives a drawing only to the owner who drew it; made by `image_editor`.
-
-    It has no `__init__`, from whose parameters Gradio would make the configuration of the page.
-    """
-
-    is_template = True  # private: use the front end of gr.ImageEditor
-
-    @server
-    def accept_blobs(self, data: AcceptBlobs, http_request: gr.Request) -> None:  # type: ignore[override]
-        """Store one part of a drawing: its background, composite or one of its layers."""
-        fields = dict(data.data)
-        index = str(fields.get("index") or 0)
-        if index != "null" and not (index.isdecimal() and len(index) < 3 and int(index) < MAX_LAYERS):
-            raise InvalidInput("layers", None, message=LazyMessage("An image can have at most 16 layers."))
-        fields["id"] = drawing_id(fields.get("id"), Caller.of(http_request).owner)
-        super().accept_blobs(AcceptBlobs.model_construct(data=fields, files=data.files))
-
-
-def image_editor(**options: Any) -> OwnedImageEditor:
-    """An OwnedImageEditor that keeps a limited number of bytes."""
-    editor = OwnedImageEditor(**options)
-    editor.blob_storage = Drawings()
-    return editor
 
 
 class Drawing(gr.JSON):
@@ -229,16 +175,6 @@ def drawing_of(editor: gr.ImageEditor) -> Drawing:
     drawing = Drawing(visible=False)
     drawing.editor = editor
     return drawing
-
-
-def drawing_id(name: object, owner: str | None) -> str:
-    """The key of a drawing in `OwnedImageEditor.blob_storage`."""
-    return f"{owner}/{str(name)[:100]}"
-
-
-def _drawing_size(drawing: Any) -> int:
-    parts = (drawing.background, drawing.composite, *drawing.layers)
-    return sum(len(part) for part in parts if part)
 
 
 def _is_file_data(value: Mapping[str, Any]) -> bool:

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from gradio.utils import get_upload_folder
-from PIL import Image
 
 from canvas import GenerationRequest, Studio
 from canvas.history.export_zip import export_zip
@@ -196,33 +194,6 @@ def test_the_same_upload_of_two_visitors_is_deleted_with_the_second(target: Targ
         assert b"quetzalfinch" in visitor.call(visitor.event("load_settings"), [file])
         assert Path(path).exists() == left
         visitor.close()
-
-
-def send_drawing(visitor: Visitor, content: bytes, **fields: Any) -> httpx.Response:
-    [editor] = [one["id"] for one in visitor.config["components"] if one["type"] == "imageeditor"]
-    data = {"component_id": editor, "session_hash": visitor.session, "fn_name": "accept_blobs"}
-    data |= {"id": "drawing", "type": "background", "index": "null", **fields}
-    form = {name: str(value) for name, value in data.items()}
-    return visitor.client.post("/gradio_api/component_server", data=form, files={"file": ("a.png", content)})
-
-
-def test_a_drawing_belongs_to_the_visitor_who_drew_it(target: Target, tmp_path: Path) -> None:
-    Image.new("RGB", (128, 64), "red").save(tmp_path / "red.png")
-    other = target.attacker(with_key=False)
-    assert send_drawing(target.ann, (tmp_path / "red.png").read_bytes()).status_code == 200
-
-    def preview(visitor: Visitor) -> bytes:
-        event = visitor.event("preview_fit")
-        inputs = visitor.inputs_of(event)
-        [position] = file_inputs(visitor, event)
-        inputs[position] = {"id": "drawing", "background": None, "layers": [], "composite": None}
-        return visitor.call(event, inputs)
-
-    assert b"data:image/jpeg" not in preview(other)
-    assert b"data:image/jpeg" in preview(target.ann)
-    for index in ("1000000000", "-1", "x"):
-        assert send_drawing(other, b"", type="layer", index=index).status_code in (400, 500)
-    other.close()
 
 
 def test_agents_cannot_name_files_of_the_server(target: Target) -> None:
