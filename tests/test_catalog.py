@@ -146,7 +146,7 @@ def test_an_invalid_models_file_adds_nothing(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_models_file_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "models.toml"
-    path.write_bytes('[forêt]\r\nname = "owner/model"\r\n'.encode(encoding))
+    path.write_bytes('["forêt"]\r\nname = "owner/model"\r\n'.encode(encoding))
     models = Catalog()
     models.load(path)
     assert models["forêt"].name == "owner/model"

@@ -32,7 +32,7 @@ from canvas.history.api_keys import ApiKeyStore
 from canvas.server.listening import listening_port
 from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPathMiddleware
 from tests.app_server import run_in_mcp_session, serving
-from tests.ui.conftest import browser, wait_until_loaded  # noqa: F401 - a fixture
+from tests.ui.conftest import open_browser, wait_until_loaded
 
 WRONG_ADDRESS = (403, 404, 405, 421)
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
@@ -110,6 +110,12 @@ def proxied(folder: Path, **options: object) -> Iterator[Proxied]:
         yield Proxied(studio, f"{address}/canvas", verify)
 
 
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
     with proxied(tmp_path_factory.mktemp("nginx")) as proxied_server:
@@ -129,7 +135,7 @@ def image_file(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def open_page(browser: Browser, url: str) -> Iterator[Page]:  # noqa: F811
+def open_page(browser: Browser, url: str) -> Iterator[Page]:
     """The page in a browser that accepts the certificate; wrong paths and origins fail the test."""
     failed: list[str] = []
     with browser.new_context(ignore_https_errors=True) as context:
@@ -150,7 +156,7 @@ def generate(page: Page, prompt: str) -> None:
     assert image.evaluate("image => image.naturalWidth") == 256
 
 
-def test_page_events_and_uploads(server: Proxied, browser: Browser, image_file: Path) -> None:  # noqa: F811
+def test_page_events_and_uploads(server: Proxied, browser: Browser, image_file: Path) -> None:
     with open_page(browser, f"{server.url}/") as page:
         wait_until_loaded(page)
         generate(page, "a fox in the snow, 3d")
@@ -164,7 +170,7 @@ def test_page_events_and_uploads(server: Proxied, browser: Browser, image_file: 
         assert thumbnail.evaluate("image => image.naturalWidth") > 0
 
 
-def test_login(login_server: Proxied, browser: Browser) -> None:  # noqa: F811
+def test_login(login_server: Proxied, browser: Browser) -> None:
     with open_page(browser, f"{login_server.url}/") as page:
         page.locator("input[type=text], input:not([type])").first.fill("ann")
         page.locator("input[type=password]").fill("secret")

@@ -34,7 +34,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium."""
+    with open_browser() as browser:
+        yield browser
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """The system's Chromium. While it is open, no asyncio loop can run in this thread."""
     executable = shutil.which("chromium") or shutil.which("chromium-browser")
     if executable is None:
         if os.environ.get("CI"):
