@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
 from PIL import Image, ImageDraw
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.request import GeneratedImage
@@ -116,32 +116,6 @@ def test_upscale_links_the_result_to_its_source(page: Page, served: Studio) -> N
     expect(page.get_by_role("dialog")).to_contain_text("512 × 512")
     page.get_by_role("button", name="Open the source image").click()
     expect(page.get_by_role("dialog")).to_contain_text("256 × 256")
-
-
-def test_generate_uses_the_image_that_was_loaded_last(page: Page, served: Studio) -> None:
-    """Also before the editor has drawn it, which takes a while on a slow connection."""
-    first, second = (
-        served.generate(GenerationRequest(prompt, seed=3, num_inference_steps=2))[0] for prompt in ("a kite", "a plum")
-    )
-    open_tab(page)
-    recent = page.locator("#edit-recent")
-    recent.get_by_role("button", name="Show: a kite").first.click()
-    expect(page.get_by_text("Upload an image or select")).to_have_count(0)
-    page.get_by_role("radio", name="Upscale", exact=True).check()
-    [child] = generate(page, served, 1)
-    assert child.parent_id == first.id
-
-    held: list[Route] = []
-    page.route("**/gradio_api/file=**", lambda route: held.append(route))  # noqa: PLW0108 - playwright sets an attribute
-    recent.get_by_role("button", name="Show: a plum").first.click()
-    expect(prompt_field(page)).to_have_value("a plum")
-    [child] = generate(page, served, 1)
-    assert held, "the editor waits for the image"
-    assert child.parent_id == second.id
-    assert child.request.image == second.filename
-    page.unroute("**/gradio_api/file=**")
-    for route in held:
-        route.continue_()
 
 
 def test_seed_variation_of_an_own_image(page: Page, served: Studio) -> None:
