@@ -112,7 +112,7 @@ def test_paths_are_removed_from_messages() -> None:
 
 def test_wrong_arguments_are_answered_in_a_sentence(studio: Studio) -> None:
     url = f"{studio.url}/gradio_api/call"  # type: ignore[attr-defined]
-    calls = {"generate": [], "image": [], "history": [1], "upscale": [7, None, 2, "lanczos"]}
+    calls = {"generate": [], "image": [], "history": ["x"], "upscale": [7, None, 2, "lanczos"]}
     calls["edit"] = ["a fox", {"path": 7}, None, None, 0.5, "", "starter", 2, None, -1, "none", 1]
     for name, data in calls.items():
         event = httpx.post(f"{url}/{name}", json={"data": data}).json()["event_id"]
