@@ -43,7 +43,7 @@ class ModelSpec:
     `name`: a Hub id, or a diffusers folder or a single `.safetensors` file on this computer. An
     entry may also name a GGUF transformer: a file, or `repository:file.gguf`.
     `base`: the pipeline with the other parts of a GGUF transformer.
-    `components`: parts that come from elsewhere: a Hub id, `repository:file`, folder or file.
+    `components`: parts from another source: a Hub id, `repository:file`, folder or file.
     `mirrors`: Hub ids that are tried in order if `name` no longer exists.
     `resolution`: native side in pixels.
     `gflops_per_step`: GFLOP of one UNet call at that size; 0 uses the value of `type`.

@@ -24,7 +24,7 @@ COMPONENT_FILES = frozenset({"config.json", "diffusion_pytorch_model.safetensors
 class LocalModel:
     """A model on disk: a diffusers folder or one `.safetensors` file.
 
-    `components` are the folders or files of those that come from elsewhere.
+    `components` are the folders or files of those from other sources.
     """
 
     path: Path
@@ -260,7 +260,7 @@ def remove(spec: ModelSpec, *, hub: Hub | None = None) -> int:
 
 
 def component_repositories(spec: ModelSpec) -> tuple[str, ...]:
-    """The Hub repositories of the components that come from elsewhere."""
+    """The Hub repositories of the components from other sources."""
     return tuple(split_source(source)[0] for _, source in spec.components if not is_local_source(source))
 
 
@@ -270,7 +270,7 @@ def component_path(folder: Path, source: str) -> Path:
 
 
 def _find_components(hub: Hub, spec: ModelSpec) -> tuple[tuple[str, Path], ...] | None:
-    """The components from elsewhere on disk; None if one is missing."""
+    """The components from other sources on disk; None if one is missing."""
     found = []
     for name, source in spec.components:
         path = Path(source) if is_local_source(source) else _find_component(hub, source)

@@ -67,7 +67,7 @@ def select_files(
 ) -> FileSelection:
     """The files that the components in `model_index.json` need, with one variant of the weights.
 
-    Of the components `without` weights, which come from elsewhere, only the configuration. The
+    Of the components `without` weights, which have other sources, only the configuration. The
     safety checker is left out. Raises ModelCorrupted naming the incomplete components.
     """
     names = set(files)
