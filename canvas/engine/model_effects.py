@@ -18,7 +18,7 @@ def capabilities_of(pipeline: Any, name: str = "") -> Capabilities | None:
     """What a loaded pipeline can do; None if its class is not known. `name` is that of the model."""
     known = vars(pipeline).get(ATTRIBUTE)
     if known is not None:
-        return known  # type: ignore[no-any-return]
+        return known
     class_name = next((each.__name__ for each in type(pipeline).__mro__ if each.__name__ in BY_CLASS), None)
     if class_name is None:
         return None
