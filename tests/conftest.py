@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,8 @@ ENGINE = os.environ.setdefault("CANVAS_ENGINE", "torch")
 def pytest_configure() -> None:
     """Set the environment variables of the libraries before test modules import them."""
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two test processes share the cores
+    # Each `httpx.get` reads 150 certificates, which takes 30 ms.
+    ssl.create_default_context = functools.cache(ssl.create_default_context)
     configure_process()
     hypothesis.settings.register_profile("canvas", deadline=None)  # no test depends on speed
     hypothesis.settings.load_profile("canvas")

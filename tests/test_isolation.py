@@ -139,6 +139,7 @@ def guesses(server: PublicServer) -> dict[str, list[str]]:
         "api_name": events,
         "path": [*names, str(data / "ai_images.db")],
         "path_or_url": [*names, str(data / "ai_images.db"), "http://127.0.0.1/"],
+        "session_hash": [server.ann.session, "null"],  # streams without an end
         "": ids,
     }
 
@@ -151,6 +152,8 @@ def with_parameters(path: str, server: PublicServer) -> Iterator[str]:
         return
     known = guesses(server)
     tries = [known.get(name, known[""]) for name in parameters]
+    if path.endswith("/"):  # the handler of the route without the slash
+        tries = [values[:2] for values in tries]
     for number in range(max(map(len, tries))):
         values = iter([values[number % len(values)] for values in tries])
         yield PARAMETER.sub(lambda _, left=values: quote(next(left), safe=""), path)

@@ -130,11 +130,11 @@ def attack_events(target: Target, visitor: Visitor, *, of_api: bool) -> int:
         if bool(event["targets"]) == of_api or not event["backend_fn"]:
             continue
         has_files = bool(file_inputs(visitor, event))
-        for name, path in target.files.items():
-            # Every disguise for one file of the page's uploads, some for the others. Gradio handles files
-            # in the inputs of any component, so that events without files get one.
-            step = (1 if name == "image" else 7) if has_files and event["targets"] else 5 if has_files else 28
-            for value in list(disguises(path))[1::step]:
+        for start, (name, path) in enumerate(target.files.items()):
+            # Every disguise for one file of the page's uploads, other ones for each other file. Gradio handles
+            # files in the inputs of any component, so that events without files get one.
+            step = (1 if name == "image" else 7) if has_files and event["targets"] else 14 if has_files else 28
+            for value in list(disguises(path))[start::step]:
                 for inputs in attacks(visitor, event, value):
                     answer = visitor.call(event, inputs)
                     calls += 1
