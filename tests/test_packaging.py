@@ -92,6 +92,7 @@ def test_bench_is_not_installed(command: Path, options: dict[str, Any]) -> None:
     assert "source repository" in done.stderr
 
 
+@pytest.mark.long
 def test_installed_command_serves_by_default(command: Path, options: dict[str, Any]) -> None:
     arguments = [command, "--port", "0", "--json"]
     with subprocess.Popen(arguments, **options, stdout=subprocess.PIPE) as server:

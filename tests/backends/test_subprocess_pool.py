@@ -23,7 +23,7 @@ from canvas.platform import visible_gpus, worker_environment
 from canvas.request import ProgressUpdate
 from canvas.settings import Settings
 
-LONG = GenerationRequest("an owl", seed=3, num_inference_steps=150, guidance_scale=2.0)
+LONG = GenerationRequest("an owl", seed=3, num_inference_steps=60, guidance_scale=2.0)
 SHORT = replace(LONG, num_inference_steps=2)
 
 
@@ -107,7 +107,7 @@ def test_error_of_a_worker_keeps_its_class_and_message(pool: Studio, tmp_path: P
 
 
 def test_job_of_a_killed_worker_continues_without_repeating_images(pool: Studio) -> None:
-    long = pool.submit(replace(LONG, num_images=3, num_inference_steps=40), "eve")
+    long = pool.submit(replace(LONG, num_images=3, num_inference_steps=20), "eve")
     others = [pool.submit(replace(SHORT, seed=seed), "bob") for seed in range(4)]
     for update in long.subscribe():
         if len(update.images) == 1 and isinstance(update.progress, ProgressUpdate):
@@ -147,12 +147,14 @@ def test_worker_generates_again_after_out_of_memory(pool: Studio) -> None:
     assert worker_pids() == before
 
 
+@pytest.mark.long
 def test_idle_workers_that_crashed_are_replaced(pool: Studio) -> None:
     pool.generate(SHORT)
     kill_workers()
     assert pool.generate(SHORT)
 
 
+@pytest.mark.long
 def test_job_that_crashes_its_workers_fails(pool: Studio) -> None:
     job = pool.submit(LONG)
     for update in job.subscribe():

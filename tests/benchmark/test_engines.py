@@ -19,6 +19,7 @@ def test_a_measurement_knows_whether_it_keeps_its_bound(bounds: dict[str, float]
     assert measurement.to_dict()["is_met"] is is_met
 
 
+@pytest.mark.long
 def test_the_built_in_model_is_measured_with_both_engines(tmp_path: Path) -> None:
     rows = {each.name: each for each in measure_starter(tmp_path, Device("cpu", "float32", "test"), 1)}
     for preset in ("quality", "balanced", "turbo"):

@@ -67,6 +67,7 @@ def test_long_images_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row.ssim is None and row.seconds > 0 for row in report.rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("full", [True, False])
 def test_openvino_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
     monkeypatch.setattr(runner, "MAX_SECONDS", 0.0)
@@ -80,6 +81,7 @@ def test_openvino_has_rows_of_its_own(monkeypatch: pytest.MonkeyPatch, full: boo
         assert 40 <= similar < math.inf
 
 
+@pytest.mark.long
 def test_memory_is_that_of_a_new_process() -> None:
     ballast = torch.ones(150_000_000)  # 600 MB in this process only
     peak = peak_memory(STARTER, CPU, 128, "optimized")

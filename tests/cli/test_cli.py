@@ -229,6 +229,7 @@ def test_completion_scripts_of_zsh_and_fish_run_the_module(shell: str, capfd: py
     assert output.count(f"{sys.executable} -m canvas") == (3 if shell == "fish" else 2)
 
 
+@pytest.mark.long
 def test_progress_bar_is_shown_only_on_a_terminal(workdir: Path) -> None:
     parent, child = pty.openpty()
     command = ["generate", "a boat", "--steps", "60", "--json", "--data-dir", str(workdir)]

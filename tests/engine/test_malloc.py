@@ -47,6 +47,7 @@ def measure() -> None:
     sys.stdout.write(" ".join(map(str, counts)))
 
 
+@pytest.mark.long
 @linux
 def test_freed_memory_is_reused_in_the_block_only() -> None:
     code = "from tests.engine.test_malloc import measure; measure()"

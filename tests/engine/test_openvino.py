@@ -137,6 +137,7 @@ def test_truncated_graphs_are_converted_again(on_openvino: Any, cache_dir: Path,
     assert engine_name(pipeline) == "openvino"
 
 
+@pytest.mark.long
 def test_graphs_of_other_versions_are_deleted(cache_dir: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(LOCAL.path, model)
@@ -167,6 +168,7 @@ def test_the_measured_choice_is_remembered(tmp_path: Path, monkeypatch: pytest.M
     assert not engine.prefers_torch(LOCAL, lora="")
 
 
+@pytest.mark.long
 def test_a_slower_openvino_leaves_no_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("canvas.engine.openvino.engine.MIN_SPEEDUP", 1e9)
     assert engine_name(make_cache(tmp_path, forced=False).get(STARTER, LOCAL)) == "torch"

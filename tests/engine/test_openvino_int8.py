@@ -72,6 +72,7 @@ def test_the_first_image_starts_the_quantization_and_turbo_uses_it(pipeline: Any
     assert np.abs(np.asarray(before.image, int) - np.asarray(after.image, int)).mean() < 12
 
 
+@pytest.mark.long
 def test_closing_stops_the_quantization(pipeline: Any, engine: OpenVinoEngine) -> None:
     with engine.generating(pipeline):
         render(pipeline, "quality", num_inference_steps=10)

@@ -150,6 +150,7 @@ def two_big_models(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return make_spec(str(folder), "one"), make_spec(str(again), "two")
 
 
+@pytest.mark.long
 def test_memory_is_freed(two_big_models: tuple[ModelSpec, ModelSpec]) -> None:
     """Memory does not grow when two models alternate."""
     one, two = two_big_models

@@ -112,6 +112,7 @@ def test_detail_redraws_the_image_without_seams(model: LoadedPipeline) -> None:
         assert excess > max(3 * noise, 0.5)
 
 
+@pytest.mark.long
 def test_presets_keep_the_detail_without_seams(model: LoadedPipeline) -> None:
     calls = 0
 

@@ -141,6 +141,7 @@ def test_invalid_options_raise_before_the_first_chunk(
     assert caught.value.field == field
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_images(repository: ImageRepository) -> None:
     first = repository.save(make_image(image=Image.effect_noise((512, 512), 90).convert("RGB")))
     path = repository.storage.path_of(first)

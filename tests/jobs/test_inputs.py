@@ -115,6 +115,7 @@ def test_sizes_are_recorded_as_they_are(studio: Studio, settings: Settings) -> N
         assert (pixels(studio, again) == pixels(studio, result)).all()
 
 
+@pytest.mark.long
 def test_inpainting_a_large_image_keeps_its_scale(studio: Studio) -> None:
     image = Image.effect_noise((4096, 4096), 90).convert("RGB")
     mask = Image.new("L", image.size)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from canvas import GenerationRequest, Studio
 
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parent.parent.parent
 BEGIN = """
 import sys

@@ -415,6 +415,7 @@ def test_stalled_connection_is_replaced(hub: LocalHub, client: Hub, tiny_repo: s
     assert (local.path / UNET).read_bytes() == hub.files(tiny_repo)[UNET].read_bytes()
 
 
+@pytest.mark.long
 def test_last_tenth_of_a_large_file_is_fetched_after_the_process_was_killed(
     hub: LocalHub, client: Hub, tiny_folder: Path, tmp_path: Path
 ) -> None:

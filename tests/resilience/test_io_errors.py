@@ -76,6 +76,7 @@ def test_folder_that_becomes_read_only_fails_one_job(tmp_path: Path) -> None:
     assert assert_consistent(data, lines) == 2
 
 
+@pytest.mark.long
 def test_moved_data_folder_fails_jobs_until_it_is_moved_back(tmp_path: Path) -> None:
     data, away = tmp_path / "data", tmp_path / "away"
     with run_program("studio", data) as child:
@@ -91,6 +92,7 @@ def test_moved_data_folder_fails_jobs_until_it_is_moved_back(tmp_path: Path) -> 
     assert assert_consistent(data, lines) == 2
 
 
+@pytest.mark.long
 def test_deleted_images_are_marked_missing(tmp_path: Path) -> None:
     with run_program("studio", tmp_path / "data") as child:
         assert read_line(child) == "ready"
@@ -165,6 +167,7 @@ def test_short_lock_is_waited_for(settings: Settings) -> None:
         assert len(future.result()) == 1
 
 
+@pytest.mark.long
 def test_clock_changes_lose_nothing(settings: Settings) -> None:
     now = datetime.now(UTC)
     with Studio(settings) as studio:
@@ -195,6 +198,7 @@ def generate(url: str, seed: int) -> str:
     return str(response.json()["data"][0]["url"]).rpartition("/")[2]
 
 
+@pytest.mark.long
 def test_two_server_processes_share_a_data_folder(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with run_program("serve", data) as one, run_program("serve", data) as two:

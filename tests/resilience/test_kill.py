@@ -34,7 +34,7 @@ def rounds(few: int, many: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("rounds", [few, long])
 
 
-@rounds(5, 80)
+@rounds(2, 80)
 def test_kill_while_saving_images(tmp_path: Path, report: Report, rounds: int) -> None:
     lines: list[str] = []
     rng = random.Random(1)
@@ -45,7 +45,7 @@ def test_kill_while_saving_images(tmp_path: Path, report: Report, rounds: int) -
     report("killed while saving and deleting images", rounds)
 
 
-@rounds(2, 30)
+@rounds(1, 30)
 def test_kill_while_generating(tmp_path: Path, report: Report, rounds: int) -> None:
     lines: list[str] = []
     rng = random.Random(2)
@@ -57,7 +57,7 @@ def test_kill_while_generating(tmp_path: Path, report: Report, rounds: int) -> N
     report("killed while loading the built-in model or generating", rounds)
 
 
-@rounds(4, 40)
+@rounds(2, 40)
 def test_kill_while_migrating(tmp_path: Path, report: Report, rounds: int) -> None:
     old = build(tmp_path / "old.db", OLD)
     with closing(sqlite3.connect(old)) as connection, connection:
@@ -100,7 +100,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield data
 
 
-@rounds(3, 20)
+@rounds(1, 20)
 def test_kill_while_exporting(exported: Path, report: Report, rounds: int) -> None:
     rng = random.Random(4)
     for _ in range(rounds):
@@ -113,7 +113,7 @@ def test_kill_while_exporting(exported: Path, report: Report, rounds: int) -> No
     report("killed while exporting", rounds)
 
 
-@rounds(3, 20)
+@rounds(1, 20)
 def test_kill_while_importing(exported: Path, tmp_path: Path, report: Report, rounds: int) -> None:
     rng = random.Random(5)
     for number in range(rounds):
@@ -128,7 +128,7 @@ def test_kill_while_importing(exported: Path, tmp_path: Path, report: Report, ro
     report("killed while importing", rounds)
 
 
-@rounds(2, 20)
+@rounds(1, 20)
 def test_kill_while_downloading(tmp_path: Path, report: Report, rounds: int) -> None:
     folder = tmp_path / "model"
     shutil.copytree(ASSETS / "starter", folder)

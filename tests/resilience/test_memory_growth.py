@@ -21,6 +21,7 @@ def generate(url: str, size: str) -> tuple[int, dict[str, Any]]:
     return response.status_code, response.json()
 
 
+@pytest.mark.long
 def test_out_of_memory_suggests_a_size_and_the_next_request_works(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with run_program("serve-with-low-memory", data) as child:

@@ -95,6 +95,7 @@ def test_secrets_are_in_no_response_file_or_log(tmp_path: Path, monkeypatch: pyt
             assert secret.encode() not in content, name
 
 
+@pytest.mark.long
 def test_log_of_a_public_server_has_no_prompts(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with run_program("serve-public", tmp_path / "data", log=log, HF_ENDPOINT=CLOSED) as child:

@@ -66,7 +66,7 @@ def provider() -> Iterator[Provider]:
     provider.close()
 
 
-@pytest.fixture(scope="module", params=["with a bucket", "without"])
+@pytest.fixture(scope="module", params=["with a bucket", pytest.param("without", marks=pytest.mark.long)])
 def space(
     request: pytest.FixtureRequest, app: Path, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Space]:
