@@ -34,6 +34,13 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("canvas")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that open a browser."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes, or none for single files and for the long tests, which measure."""
     alone = config.option.markexpr == "long" or all(".py" in path for path in config.args)
