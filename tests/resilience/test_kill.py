@@ -45,7 +45,7 @@ def test_kill_while_saving_images(tmp_path: Path, report: Report, rounds: int) -
     report("killed while saving and deleting images", rounds)
 
 
-@rounds(1, 30)
+@rounds(2, 30)
 def test_kill_while_generating(tmp_path: Path, report: Report, rounds: int) -> None:
     lines: list[str] = []
     rng = random.Random(2)
