@@ -1,4 +1,4 @@
-"""The built-in models, as entries of a `models.toml`; sizes are those of the download for a CPU.
+"""The built-in models, as entries of a `models.toml`; sizes are those of the download.
 
 Bytes, licences and settings are those of the repositories in November 2026.
 """
@@ -30,7 +30,7 @@ _SD15 = {
     "type": "stable_diffusion",
     "resolution": 512,
     "gflops_per_step": 803,
-    "size": "4.3 GB",
+    "size": "4.3 GB",  # without fp16 files in the repository
     "accelerations": ["few_step_lora", "taesd"],
     "license": "creativeml-openrail-m",
     "group": SD15,
@@ -80,7 +80,6 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
         "scheduler": "Model default",
         "gflops_per_step": 803,
         "accelerations": ["taesd"],
-        "half_precision": True,
         "license": "stabilityai-community",
         "terms": STABILITY_TERMS,
         "group": ANY_COMPUTER,
@@ -96,6 +95,7 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     "small": {
         **_SD15,
         "name": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "size": "2.1 GB",
         "mirrors": ["sd-legacy/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"],
         "speed": "Medium",
         "quality": "Good",
@@ -104,6 +104,7 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     "dreamshaper": {
         **_SD15,
         "name": "Lykon/dreamshaper-8",
+        "size": "2.1 GB",
         "mirrors": ["Lykon/DreamShaper"],
         "speed": "Medium",
         "quality": "Very Good",
@@ -136,6 +137,7 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     "realistic": {
         **_SD15,
         "name": "SG161222/Realistic_Vision_V5.1_noVAE",
+        "size": "2.3 GB",
         "components": {"vae": "stabilityai/sd-vae-ft-mse"},
         "speed": "Medium",
         "quality": "Very Good",
@@ -164,7 +166,6 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
         "guidance_scale": 6.0,
         "scheduler": "Euler",
         "accelerations": ["lightning_lora", "taesdxl"],
-        "half_precision": True,
         "license": "openrail++",
         "group": LARGE,
         "description": "Large images, and the most LoRAs; Turbo uses SDXL-Lightning with 4 steps",

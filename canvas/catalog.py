@@ -49,7 +49,7 @@ class ModelSpec:
     `gflops_per_step`: GFLOP of one UNet call at that size; 0 uses the value of `type`.
     `prompt_tokens`: tokens of a prompt that the model reads, if fewer than its tokenizer's limit.
     `terms`: the address of a licence to which people agree before the download.
-    `half_precision`: download the fp16 files also for a device that computes in float32.
+    `half_precision`: download the fp16 files where the repository has them, half of the bytes.
     `quantization`, `offload`: see `canvas.engine.memory_plan`.
     `unset`: those of READ_FROM_MODEL that the entry lacks.
     """
@@ -75,7 +75,7 @@ class ModelSpec:
     terms: str = ""
     base: str = ""
     components: tuple[tuple[str, str], ...] = ()
-    half_precision: bool = False
+    half_precision: bool = True
     quantization: str = "auto"
     offload: str = "auto"
     unset: tuple[str, ...] = ()

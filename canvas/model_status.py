@@ -35,10 +35,10 @@ class ModelStatus:
     seconds: float | None
     memory: LazyMessage | None = None
 
-    @property
-    def download_size(self) -> str:
-        """The size of the download as text; without `missing_bytes` that of the catalog."""
-        return self.spec.size if self.missing_bytes is None else format_bytes(self.missing_bytes)
+    def download_text(self, gettext: Callable[..., str] = format_text) -> str:
+        """What there is to download: "2.1 GB download"; without `missing_bytes` the size of the catalog."""
+        size = self.spec.size if self.missing_bytes is None else format_bytes(self.missing_bytes)
+        return gettext("{size} download", size=size) if size else gettext("Download")
 
     @property
     def text(self) -> str:
@@ -51,7 +51,7 @@ class ModelStatus:
         """The parts of `text` in the language of `gettext` and `translate`, the location first."""
         resolution = self.spec.resolution
         if self.location == "hub":
-            parts = [gettext("{size} download", size=self.download_size)]
+            parts = [self.download_text(gettext)]
             if self.missing_bytes is not None:
                 duration = format_duration(self.missing_bytes / TYPICAL_BANDWIDTH)
                 parts.append(gettext("{time} at 100 Mbit/s", time=duration))

@@ -118,7 +118,7 @@ def test_a_broken_model_fails_and_the_next_job_works(studio: Studio, tmp_path: P
 
 def test_model_status_follows_download_and_memory(studio: Studio) -> None:
     assert studio.model_status("starter").location == "disk"
-    assert "4.3 GB download" in studio.model_status("small").text
+    assert "2.1 GB download" in studio.model_status("small").text
     studio.generate(FOX)
     assert studio.model_status("starter").text.startswith("in memory")
     assert "per image on this computer" in studio.model_status("starter").text

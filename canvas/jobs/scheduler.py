@@ -136,10 +136,8 @@ class JobScheduler:
         return download.find_local(spec, hub=self._hub)
 
     def plan_download(self, spec: ModelSpec, cancelled: threading.Event | None = None) -> download.DownloadPlan:
-        """The files to download for this device, in 16 bits if it supports that; asks the Hub."""
-        device = self.device_if_known or self.backends[0].device
-        half = device.dtype != "float32"
-        return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
+        """The files to download; asks the Hub."""
+        return download.plan_download(spec, hub=self._hub, cancelled=cancelled)
 
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
         """Detect the device of every backend and load a model that is on disk."""

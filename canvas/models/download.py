@@ -112,12 +112,11 @@ def find_local(spec: ModelSpec, *, hub: Hub | None = None) -> LocalModel | None:
     return None
 
 
-def plan_download(
-    spec: ModelSpec, *, half_precision: bool, hub: Hub | None = None, cancelled: threading.Event | None = None
-) -> DownloadPlan:
+def plan_download(spec: ModelSpec, *, hub: Hub | None = None, cancelled: threading.Event | None = None) -> DownloadPlan:
     """Plan the download from the first repository that has the model.
 
-    `half_precision` selects fp16 weights if every component has them. Raises ModelUnavailable.
+    The files do not depend on the device, so their bytes are known before it is. Raises
+    ModelUnavailable.
     """
     hub = hub or Hub()
     if spec.is_local:
@@ -132,7 +131,7 @@ def plan_download(
             selection = pipeline_files.select_files(
                 listing["files"],
                 index,
-                half_precision=half_precision or spec.half_precision,
+                half_precision=spec.half_precision,
                 without={name for name, _ in spec.components},
             )
             return _with_components(hub, spec, _plan(hub, repo_id, listing, selection.files), cancelled)
@@ -187,12 +186,14 @@ def download(
     started = time.monotonic()
     count = len(_missing_files(hub, plan.repo_id, plan.revision, plan.files))
     _check_disk_space(hub, spec.key, plan.missing_bytes)
+    done = 0
     for _, part in plan.components:
         count += len(_missing_files(hub, part.repo_id, part.revision, part.files))
-        download_files(hub, part, on_progress, cancelled)
+        download_files(hub, part, _part_of(plan, done, on_progress), cancelled)
+        done += part.total_bytes
     folder = Path(spec.name)
     if plan.files:
-        folder = download_files(hub, plan, on_progress, cancelled, model_key=spec.key)
+        folder = download_files(hub, plan, _part_of(plan, done, on_progress), cancelled, model_key=spec.key)
         replaced = {name for name, _ in spec.components}
         if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}, without=replaced):
             raise ModelCorrupted(f"{plan.repo_id} was downloaded but is not a complete pipeline.")
@@ -201,6 +202,19 @@ def download(
         raise ModelCorrupted(f"The components of {spec.key} were downloaded but are not complete.")
     local = LocalModel(folder, plan.repo_id, plan.revision, components)
     return DownloadResult(local, plan.missing_bytes, count, time.monotonic() - started)
+
+
+def _part_of(
+    plan: DownloadPlan, done_before: int, on_progress: Callable[[DownloadProgress], None]
+) -> Callable[[DownloadProgress], None]:
+    """Reports the progress of one repository as that of the whole plan."""
+
+    def report(part: DownloadProgress) -> None:
+        done, rate = done_before + part.bytes_done, part.bytes_per_second
+        left = (plan.total_bytes - done) / rate if rate else None
+        on_progress(replace(part, bytes_done=done, bytes_total=plan.total_bytes, seconds_left=left))
+
+    return report
 
 
 def download_files(

@@ -116,11 +116,7 @@ class CompareTab:
         known = [estimate for estimate in seconds if estimate is not None]
         if known and len(known) == len(requests):
             parts.append(gettext("about {time}", time=format_duration(sum(known))))
-        parts += [
-            f"{status.key}: " + gettext("{size} download", size=status.download_size)
-            for status in statuses
-            if status.location == "hub"
-        ]
+        parts += [f"{status.key}: {status.download_text(gettext)}" for status in statuses if status.location == "hub"]
         return {self._summary: text_line(" · ".join(parts))}
 
     def _refresh(self, comparison_id: str, owner: str) -> dict[Any, Any]:

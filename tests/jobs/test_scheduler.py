@@ -8,6 +8,7 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.errors import DownloadCancelled, ModelNotFound
+from canvas.formatting import format_bytes
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
 from canvas.settings import Settings
@@ -43,6 +44,24 @@ def test_a_model_is_downloaded_loaded_and_recorded(online: Studio, tiny_repo: st
     assert online.model_status("tiny-test").location == "memory"
     assert online.delete_model("tiny-test") >= status.missing_bytes
     assert online.model_status("tiny-test").location == "hub"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_size_of_a_download_is_the_same_everywhere(
+    settings: Settings, hub: LocalHub, tiny_repo: str, tmp_path: Path, dtype: str
+) -> None:
+    source = Hub(endpoint=hub.url, cache_dir=tmp_path / "hub", timeout=5)
+    with Studio(settings.model_copy(update={"dtype": dtype}), hub=source) as studio:
+        files = {name: path.stat().st_size for name, path in hub.files(tiny_repo).items()}
+        halves = sum(size for name, size in files.items() if ".fp16.safetensors" in name and "checker" not in name)
+        studio.models["tiny-test"] = make_spec(TINY_REPO)
+        status = studio.model_status("tiny-test", ask_hub=True)
+        job = studio.download_model("tiny-test")
+        shown = {job.progress.bytes_total for _ in job.subscribe() if isinstance(job.progress, DownloadProgress)}
+        downloaded = studio.database.model_events()[-1].bytes
+        assert shown == {status.missing_bytes} == {downloaded}
+        assert status.missing_bytes is not None and halves < status.missing_bytes < halves + 100_000
+        assert status.download_text() == f"{format_bytes(status.missing_bytes)} download"
 
 
 def test_a_model_that_does_not_exist_is_recorded(online: Studio) -> None:

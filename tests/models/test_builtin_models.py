@@ -1,4 +1,4 @@
-"""Each model of the catalog that was added, in the layout of its repositories: from the Hub to an image."""
+"""The models of the catalog in the layouts of their repositories: from the Hub to an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from canvas.settings import Settings
 from canvas.studio import Studio
 from tests.hub_server import LocalHub
 from tests.tiny_families import make_tiny
-from tests.tiny_pipeline import UNUSED_CONTENT, make_full_layout
+from tests.tiny_pipeline import UNUSED_CONTENT, make_bin_layout, make_full_layout
 
 BF16 = Device("cpu", "bfloat16", "for the test")
 FP32 = Device("cpu", "float32", "for the test")
@@ -54,6 +54,14 @@ def sd_turbo(root: Path) -> None:
     folder = make_tiny("sd21-v", root / "stabilityai/sd-turbo")
     add_fp16(folder)
     add_unused(folder, "sd_turbo.safetensors")
+
+
+def tiny(root: Path) -> None:
+    make_bin_layout(make_tiny("sd15", root / "sd15"), root / "OFA-Sys/small-stable-diffusion-v0")
+
+
+def small(root: Path) -> None:
+    make_full_layout(make_tiny("sd15", root / "sd15"), root / "stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def realistic(root: Path) -> None:
@@ -116,27 +124,37 @@ def original_z_image(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return found
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {
-    "sdxs": (sdxs, {}),
-    "sd-turbo": (sd_turbo, {}),
-    "realistic": (realistic, {}),
-    "anime": (anime, {}),
-    "sdxl": (sdxl, {}),
-    "flux-klein": (flux_klein, {}),
-    "z-image": (z_image, {}),
+LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "sdxs": sdxs,
+    "sd-turbo": sd_turbo,
+    "tiny": tiny,
+    "small": small,
+    "realistic": realistic,
+    "anime": anime,
+    "sdxl": sdxl,
+    "flux-klein": flux_klein,
+    "z-image": z_image,
 }
+
+
+# Models whose repositories have the same files as another's.
+SAME_LAYOUT = {"mini-sd": "tiny", "dreamshaper": "small", "openjourney": "anime", "portrait": "anime"}
+
+
+def test_every_model_is_tried() -> None:
+    assert set(MODELS) == {"starter", *LAYOUTS, *SAME_LAYOUT}
+    assert MODELS["mini-sd"].name == MODELS["tiny"].name
 
 
 @pytest.fixture(params=LAYOUTS)
 def served(request: pytest.FixtureRequest, hub: LocalHub, tmp_path: Path) -> ModelSpec:
     """The entry of the catalog, with its repositories on the local Hub; tiny, so of 64 x 64 pixels."""
-    build, changes = LAYOUTS[request.param]
     root = tmp_path / "hub"
-    build(root)
+    LAYOUTS[request.param](root)
     spec = MODELS[request.param]
     for repo_id in (spec.name, *download.component_repositories(spec)):
         hub.add(repo_id, root / repo_id)
-    return replace(spec, resolution=64, **changes)
+    return replace(spec, resolution=64)
 
 
 def draw(spec: ModelSpec, local: download.LocalModel, device: Device) -> Any:
@@ -150,7 +168,7 @@ def draw(spec: ModelSpec, local: download.LocalModel, device: Device) -> Any:
 def test_from_the_hub_to_an_image(hub: LocalHub, tmp_path: Path, served: ModelSpec, device: Device) -> None:
     client = Hub(hub.url, tmp_path / "cache", "none")
     assert download.find_local(served, hub=client) is None
-    plan = download.plan_download(served, half_precision=device.dtype != "float32", hub=client)
+    plan = download.plan_download(served, hub=client)
     parts = (plan, *(part for _, part in plan.components))
     assert plan.total_bytes == plan.missing_bytes == sum(file.size for part in parts for file in part.files)
     for part in parts:
@@ -190,7 +208,7 @@ def test_deleting_a_model_deletes_its_components(hub: LocalHub, tmp_path: Path) 
     for repo_id in (spec.name, *download.component_repositories(spec)):
         hub.add(repo_id, tmp_path / "hub" / repo_id)
     client = Hub(hub.url, tmp_path / "cache", "none")
-    plan = download.plan_download(spec, half_precision=True, hub=client)
+    plan = download.plan_download(spec, hub=client)
     done = download.download(spec, plan, lambda _: None, threading.Event(), hub=client)
     assert download.remove(spec, hub=client) >= done.bytes
     assert download.model_bytes_on_disk(spec, hub=client) == 0
@@ -202,11 +220,11 @@ def test_a_missing_component_is_downloaded_alone(hub: LocalHub, tmp_path: Path) 
     for repo_id in (spec.name, *download.component_repositories(spec)):
         hub.add(repo_id, tmp_path / "hub" / repo_id)
     client = Hub(hub.url, tmp_path / "cache", "none")
-    plan = download.plan_download(spec, half_precision=True, hub=client)
+    plan = download.plan_download(spec, hub=client)
     download.download(spec, plan, lambda _: None, threading.Event(), hub=client)
     shutil.rmtree(client.repo_folder("stabilityai/sd-vae-ft-mse"))
     assert download.find_local(spec, hub=client) is None
-    rest = download.plan_download(spec, half_precision=True, hub=client)
+    rest = download.plan_download(spec, hub=client)
     assert rest.missing_bytes == sum(part.total_bytes for _, part in rest.components)
 
 
@@ -242,7 +260,7 @@ def test_an_entry_with_only_a_name_gets_the_defaults_of_its_model(hub: LocalHub,
     given = parse_model("mine", {"name": "owner/z-image-turbo", "num_inference_steps": 5})
     assert download.complete_spec(given, hub=client).num_inference_steps == 5
     assert not client.cache.exists(), "nothing is downloaded"
-    plan = download.plan_download(complete, half_precision=True, hub=client)
+    plan = download.plan_download(complete, hub=client)
     download.download(complete, plan, lambda _: None, threading.Event(), hub=client)
     hub.requests.clear()
     assert download.complete_spec(spec, hub=client).num_inference_steps == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def with_short_timeout(client: Hub) -> Hub:
 
 
 def plan(repo_id: str, client: Hub, *, half_precision: bool = False) -> DownloadPlan:
-    return download.plan_download(make_spec(repo_id), half_precision=half_precision, hub=client)
+    return download.plan_download(replace(make_spec(repo_id), half_precision=half_precision), hub=client)
 
 
 def fetch(repo_id: str, client: Hub, *, half_precision: bool = False) -> download.DownloadResult:
@@ -171,7 +172,7 @@ def test_mirrors_are_tried_in_order(hub: LocalHub, client: Hub, tiny_folder: Pat
     hub.add("org/third", tiny_folder)
     hub.faults["org/second"] = Fault.gated()
     spec = make_spec("org/first", mirrors=("org/second", "org/third"))
-    planned = download.plan_download(spec, half_precision=False, hub=client)
+    planned = download.plan_download(spec, hub=client)
     assert planned.repo_id == "org/third"
     done = download.download(spec, planned, lambda _: None, threading.Event(), hub=client)
     assert done.local.repo_id == "org/third"
@@ -182,7 +183,7 @@ def test_not_found_error_names_all_repositories(hub: LocalHub, client: Hub) -> N
     hub.faults["org/second"] = Fault.gone()
     spec = make_spec("org/first", mirrors=("org/second",))
     with pytest.raises(ModelNotFound, match="Tried: org/first, org/second"):
-        download.plan_download(spec, half_precision=False, hub=client)
+        download.plan_download(spec, hub=client)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +464,7 @@ def test_plan_can_be_cancelled(hub: LocalHub, client: Hub, tiny_repo: str) -> No
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(DownloadCancelled):
-        download.plan_download(make_spec(tiny_repo), half_precision=False, hub=client, cancelled=cancelled)
+        download.plan_download(make_spec(tiny_repo), hub=client, cancelled=cancelled)
 
 
 def test_offline_error_says_what_is_on_disk(hub: LocalHub, client: Hub, tiny_repo: str) -> None:

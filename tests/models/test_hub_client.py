@@ -25,7 +25,7 @@ from tests.conftest import make_spec
 from canvas.models.download import plan_download
 from canvas.errors import CanvasError
 try:
-    plan = plan_download(make_spec("tiny/diffusion"), half_precision=False)
+    plan = plan_download(make_spec("tiny/diffusion"))
     print(len(plan.files), "files")
 except CanvasError as error:
     print(type(error).__name__, error)

@@ -118,7 +118,7 @@ def download(data_dir: Path, url: str, repo_id: str) -> None:
     from tests.conftest import make_spec
 
     spec, hub = make_spec(repo_id), Hub(endpoint=url, cache_dir=data_dir, token="none")  # noqa: S106
-    plan = download.plan_download(spec, half_precision=False, hub=hub)
+    plan = download.plan_download(spec, hub=hub)
     emit("ready")
     download.download(spec, plan, lambda _: None, threading.Event(), hub=hub)
     emit("done")

@@ -145,7 +145,7 @@ def test_kill_while_downloading(tmp_path: Path, report: Report, rounds: int) -> 
             spec = make_spec("an/owner")
             found = download.find_local(spec, hub=local_hub)
             if found is None:  # recognized as incomplete; the next download uses its files
-                plan = download.plan_download(spec, half_precision=False, hub=local_hub)
+                plan = download.plan_download(spec, hub=local_hub)
                 done = download.download(spec, plan, lambda _: None, threading.Event(), hub=local_hub)
                 found = done.local
             for file in folder.rglob("*.safetensors"):
