@@ -7,7 +7,6 @@ import inspect
 import logging
 import math
 import pickle
-import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ModelSpec
 from canvas.engine import placement, system_info
+from canvas.engine.bin_weights import replace_bin_weights
 from canvas.engine.device import Device, has_bfloat16
 from canvas.engine.lora_adapters import check_compatible
 from canvas.engine.optimizations.cpu_attention import enable_chunked_attention
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-CONVERTED_DIR = "converted"
-MIN_FREE_BYTES = 2_000_000_000  # that a converted copy must leave on the disk
 
 
 def load_pipeline(
@@ -54,7 +52,6 @@ def load_pipeline(
     """
     from safetensors import SafetensorError
 
-    silence_libraries()
     try:
         with FROM_PRETRAINED_LOCK:
             if plan is not None:
@@ -62,10 +59,8 @@ def load_pipeline(
             if local.path.is_file():
                 pipeline = _from_single_file(spec, local.path, device, components)
             else:
-                converted = find_converted(local, device)
-                pipeline = _from_folder(spec, converted or local.path, device, components)
-                if converted is None and not components:
-                    save_converted(pipeline, local, device)
+                replace_bin_weights(local)
+                pipeline = _from_folder(spec, local.path, device, components)
         pipeline = placement.place(pipeline, local, device, plan) if plan else pipeline.to(device.name)
     except (
         *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
@@ -199,9 +194,8 @@ def weight_files(local: LocalModel, device: Device) -> list[Path]:
     """The files that loading the model on the device will read; raises ModelCorrupted."""
     if local.path.is_file():
         return [local.path]
-    folder = find_converted(local, device) or local.path
     without = {name for name, _ in local.components}
-    return [folder / name for name in _selection(folder, device, without).files]
+    return [local.path / name for name in _selection(local.path, device, without).files]
 
 
 def estimate_bytes(files: list[Path], itemsize: int) -> int:
@@ -243,54 +237,6 @@ def graph_bytes(pipeline: Any) -> int:
     vae = getattr(pipeline, "vae", None)
     modules = (getattr(pipeline, "unet", None), getattr(vae, "decoder", None))
     return sum(int(vars(module).get("num_bytes", 0)) for module in modules if module is not None)
-
-
-def find_converted(local: LocalModel, device: Device) -> Path | None:
-    """The safetensors copy of a `.bin` model in the dtype of the device, if it is complete."""
-    folder = _converted_path(local, device)
-    if folder is None or not pipeline_files.is_complete(folder):
-        return None
-    try:
-        for weights in folder.glob("*/*.safetensors"):
-            pipeline_files.check_single_file(weights)
-    except ModelCorrupted as error:  # for example after a power failure
-        logger.warning("Deleting a damaged converted copy: %s", error)
-        shutil.rmtree(folder)
-        return None
-    return folder
-
-
-def save_converted(pipeline: Any, local: LocalModel, device: Device) -> bool:
-    """Save a pipeline that was loaded from `.bin` files as safetensors; False if not.
-
-    The copy is stored in the repository's folder in the Hub cache, so it is counted and
-    deleted with the model. The user's own folders are not touched.
-    """
-    target = _converted_path(local, device)
-    if target is None or pipeline_files.select_local_files(local.path).weights.format != "bin":
-        return False
-    try:
-        target.parent.mkdir(exist_ok=True)
-        needed = sum(path.stat().st_size for path in local.path.glob("*/*.bin"))
-        if shutil.disk_usage(target.parent).free < needed + MIN_FREE_BYTES:
-            logger.warning("Not converting %s to safetensors: disk nearly full", local.repo_id)
-            return False
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part = Path(folder) / "part"
-            pipeline.save_pretrained(part, safe_serialization=True)
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
-    except OSError as error:  # for example a read-only cache
-        logger.warning("Could not convert %s to safetensors: %s", local.repo_id, error)
-        return False
-    return True
-
-
-def _converted_path(local: LocalModel, device: Device) -> Path | None:
-    """`models--…/converted/REVISION-DTYPE`, next to `models--…/snapshots/REVISION`."""
-    if local.path.parent.name != "snapshots" or not local.path.is_dir():
-        return None
-    return local.path.parent.parent / CONVERTED_DIR / f"{local.path.name}-{device.dtype}"
 
 
 def fuse_distilled_lora(pipeline: Any, name: str = DISTILLED_LORA, *, hub: Hub | None = None) -> None:

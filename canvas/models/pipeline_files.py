@@ -158,7 +158,34 @@ def is_complete(folder: Path, tree: Mapping[str, int] | None = None, without: Co
     except ModelCorrupted:
         return False
     sizes = file_sizes(folder)
-    return any(all(sizes.get(name) == tree[name] for name in each.files) for each in selections)
+    return any(
+        all(sizes.get(name) == tree[name] or _is_replaced(folder, name) for name in each.files) for each in selections
+    )
+
+
+def bin_weights(folder: Path) -> list[str]:
+    """The `.bin` files that the pipeline in a folder needs, with the indexes of their shards."""
+    try:
+        files = select_local_files(folder).files
+    except ModelCorrupted:
+        return []
+    return [name for name in files if (match := WEIGHTS.fullmatch(Path(name).name)) and match["format"] == "bin"]
+
+
+def safetensors_name(name: str) -> str:
+    """The name or path of a `.bin` file as a safetensors file."""
+    return re.sub(r"(^|/)pytorch_model", r"\1model", name).replace(".bin", ".safetensors")
+
+
+def _is_replaced(folder: Path, name: str) -> bool:
+    """Whether a `.bin` file was replaced by a complete safetensors file."""
+    path = folder / safetensors_name(name)
+    if path == folder / name or not path.is_file():
+        return False
+    try:
+        return path.suffix == ".json" or check_single_file(path) is None
+    except ModelCorrupted:
+        return False
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:

@@ -1,21 +1,25 @@
-"""Models in `.bin` files are converted to safetensors once."""
+"""Models in `.bin` files: their weights are replaced by safetensors files at the first load."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from canvas.engine import loader
+from canvas.engine import bin_weights
 from canvas.engine.device import Device
 from canvas.engine.loader import load_pipeline, weight_files
-from canvas.models import download, hub_cache
+from canvas.errors import ModelCorrupted
+from canvas.models import download
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
 from tests.conftest import make_spec
+from tests.hub_server import LocalHub
 
 REPO = "tiny/pickled"
 CPU = Device("cpu", "bfloat16", "")
@@ -23,17 +27,18 @@ SPEC = make_spec(REPO)
 
 
 @pytest.fixture
-def own_hub(tmp_path: Path) -> Hub:
-    return Hub(cache_dir=tmp_path / "hub")
+def own_hub(hub: LocalHub, tmp_path: Path) -> Hub:
+    return Hub(hub.url, tmp_path / "hub", "none")
 
 
 @pytest.fixture
-def local(own_hub: Hub, tiny_bin_folder: Path) -> LocalModel:
-    """A pipeline of `.bin` files in the layout of the Hub cache."""
-    revision = "a" * 40
-    folder = own_hub.repo_folder(REPO) / "snapshots" / revision
-    shutil.copytree(tiny_bin_folder, folder)
-    return LocalModel(folder, REPO, revision)
+def local(hub: LocalHub, own_hub: Hub, tiny_bin_folder: Path) -> LocalModel:
+    """A pipeline of `.bin` files, downloaded from the local Hub."""
+    hub.add(REPO, tiny_bin_folder)
+    plan = download.plan_download(SPEC, hub=own_hub)
+    done = download.download(SPEC, plan, lambda _: None, threading.Event(), hub=own_hub)
+    hub.requests.clear()
+    return done.local
 
 
 def weights(pipeline: Any) -> dict[str, torch.Tensor]:
@@ -44,45 +49,80 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def test_second_load_reads_equal_safetensors(local: LocalModel) -> None:
-    first = load_pipeline(SPEC, local, CPU)
-    files = weight_files(local, CPU)
-    assert not [file for file in files if file.suffix == ".bin"]
-    assert len([file for file in files if file.suffix == ".safetensors"]) == 3
-    shutil.rmtree(local.path / "unet")  # not read any more
-    second = load_pipeline(SPEC, local, CPU)
-    assert second.unet.dtype == torch.bfloat16
-    expected = weights(first)
-    for name, tensor in weights(second).items():
-        assert torch.equal(tensor, expected[name]), name
-
-
-def test_each_dtype_has_its_own_copy(local: LocalModel) -> None:
-    load_pipeline(SPEC, local, CPU)
-    other = load_pipeline(SPEC, local, Device("cpu", "float32", ""))
-    assert other.unet.dtype == torch.float32
-    assert len(list((local.path.parent.parent / loader.CONVERTED_DIR).iterdir())) == 2
-
-
-def test_damaged_copy_is_converted_again(local: LocalModel) -> None:
-    expected = weights(load_pipeline(SPEC, local, CPU))
-    converted = loader.find_converted(local, CPU)
-    assert converted is not None
-    path = converted / "unet" / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert loader.find_converted(local, CPU) is None
-    actual = weights(load_pipeline(SPEC, local, CPU))
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
-    assert loader.find_converted(local, CPU) == converted
-
-
-def test_copy_is_counted_and_deleted_with_the_model(local: LocalModel, own_hub: Hub) -> None:
-    before = hub_cache.bytes_on_disk(own_hub, [REPO])
-    load_pipeline(SPEC, local, CPU)
-    assert hub_cache.bytes_on_disk(own_hub, [REPO]) > before
-    assert download.find_local(SPEC, hub=own_hub) == local
+def test_the_weights_are_replaced_by_equal_safetensors(
+    hub: LocalHub, own_hub: Hub, local: LocalModel, tiny_bin_folder: Path
+) -> None:
+    told = download.plan_download(SPEC, hub=own_hub).total_bytes
+    expected = weights(load_pipeline(make_spec(str(tiny_bin_folder)), LocalModel(tiny_bin_folder, ""), CPU))
+    hub.requests.clear()
+    for _ in range(2):
+        pipeline = load_pipeline(SPEC, local, CPU)
+        assert {file.suffix for file in weight_files(local, CPU)} == {".json", ".safetensors", ".txt"}
+        assert not list(own_hub.repo_folder(REPO).rglob("*.bin"))
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(pipeline).items())
+        assert download.find_local(SPEC, hub=own_hub) == local
+    folder = own_hub.repo_folder(REPO)
+    used = sum(
+        path.stat().st_size
+        for name in ("snapshots", "blobs")
+        for path in (folder / name).rglob("*")
+        if not path.is_symlink() and path.is_file()
+    )
+    assert used <= told
+    assert hub.requests == []
     download.remove(SPEC, hub=own_hub)
-    assert not own_hub.repo_folder(REPO).exists()
+    assert not folder.exists()
+
+
+def test_every_dtype_reads_the_same_files(local: LocalModel) -> None:
+    single = load_pipeline(SPEC, local, Device("cpu", "float32", ""))
+    half = load_pipeline(SPEC, local, CPU)
+    assert (single.unet.dtype, half.unet.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(half.unet.conv_in.weight, single.unet.conv_in.weight.bfloat16())
+
+
+def test_shards_are_replaced_with_their_index(local: LocalModel) -> None:
+    folder = local.path / "unet"
+    [file] = folder.glob("*.bin")
+    tensors = torch.load(file, weights_only=True)
+    file.unlink()
+    names = [f"diffusion_pytorch_model-{number:05}-of-00002.bin" for number in (1, 2)]
+    halves: list[dict[str, torch.Tensor]] = [{}, {}]
+    for number, (key, tensor) in enumerate(tensors.items()):
+        halves[number % 2][key] = tensor
+    for name, half in zip(names, halves, strict=True):
+        torch.save(half, folder / name)
+    weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
+    loaded = load_pipeline(SPEC, local, Device("cpu", "float32", "")).unet.state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in tensors.items())
+    assert not list(folder.glob("*.bin*"))
+    assert len(list(folder.glob("*.safetensors"))) == 2
+
+
+def test_a_truncated_copy_does_not_count(own_hub: Hub, local: LocalModel) -> None:
+    load_pipeline(SPEC, local, CPU)
+    path = local.path / "unet" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert download.find_local(SPEC, hub=own_hub) is None
+
+
+def test_a_damaged_file_stays_and_is_reported(local: LocalModel) -> None:
+    [file] = (local.path / "unet").glob("*.bin")
+    blob = file.resolve()
+    blob.write_bytes(blob.read_bytes()[:-1000])
+    with pytest.raises(ModelCorrupted, match="cannot be loaded"):
+        load_pipeline(SPEC, local, CPU)
+    assert file.is_file()
+
+
+def test_copies_of_earlier_versions_are_deleted(local: LocalModel) -> None:
+    converted = local.path.parent.parent / "converted"
+    for name in (f"{local.path.name}-bfloat16", f"{local.path.name}-unet-openvino-1", "other-bfloat16"):
+        (converted / name).mkdir(parents=True)
+    load_pipeline(SPEC, local, CPU)
+    assert sorted(path.name for path in converted.iterdir()) == [f"{local.path.name}-unet-openvino-1", "other-bfloat16"]
 
 
 def test_folder_of_the_user_is_not_changed(tiny_bin_folder: Path, tmp_path: Path) -> None:
@@ -92,7 +132,7 @@ def test_folder_of_the_user_is_not_changed(tiny_bin_folder: Path, tmp_path: Path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_is_converted_on_a_full_disk(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "MIN_FREE_BYTES", 2**60)
+def test_nothing_is_replaced_on_a_full_disk(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bin_weights, "MIN_FREE_BYTES", 2**60)
     load_pipeline(SPEC, local, CPU)
-    assert loader.find_converted(local, CPU) is None
+    assert len(list(local.path.glob("*/*.bin"))) == 3

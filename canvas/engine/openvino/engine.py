@@ -28,7 +28,7 @@ MIN_SPEEDUP = 1.1
 # Counted up whenever graphs of earlier versions can no longer be used.
 FORMAT = 1
 CHOICES_FILE = "engines.json"
-CONVERTED_DIR = "converted"  # beside `snapshots` in the Hub cache, as `loader.save_converted`
+CONVERTED_DIR = "converted"  # beside `snapshots` in the Hub cache
 MIN_FREE_BYTES = 2_000_000_000  # that the graphs must leave on the disk
 NOTE_ATTRIBUTE = "_engine_note"
 
