@@ -30,7 +30,7 @@ from canvas.engine.step_callback import StepCallback, called_on_each_step
 from canvas.engine.textual_inversion import AppliedEmbeddings
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
 from canvas.engine.vae_decoding import FLOAT32_NOTE, check_latents, check_pixels, guarded_decoding, is_empty
-from canvas.engine.work_area import Size, size_step, whole_area
+from canvas.engine.work_area import Size, whole_area
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
 from canvas.models.embeddings import Embedding
 from canvas.models.loras import Lora
@@ -74,15 +74,12 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     """
     check_task_supported(pipeline, request, spec)
     capabilities = capabilities_of(pipeline, spec.name)
-    effects: tuple[str, ...] = ()
-    if capabilities is not None:
-        request, effects = applied_request(request, capabilities, spec)
+    request, effects = applied_request(request, capabilities, spec)
     if request.prompt_weighting and not supports_weighting(pipeline):
         request = without_weights(request)
         effects = (*effects, "Prompt weights have no effect on this model; their syntax was removed.")
-    step = size_step(pipeline)
-    edit = prepare_inputs(request, images or {}, spec, step)
-    area = edit.area if edit else whole_area(request.size, step, spec)
+    edit = prepare_inputs(request, images or {}, spec, capabilities.size_step)
+    area = edit.area if edit else whole_area(request.size, capabilities.size_step, spec)
     if not (is_tiled(pipeline) or getattr(pipeline.vae, "use_tiling", False)):  # a tile has the model's own size
         check_memory(area.size, spec, device)
 
@@ -156,7 +153,7 @@ def _denoise(
         "width": width,
         "height": height,
         "num_inference_steps": request.num_inference_steps,
-        _guidance_argument(pipeline): request.guidance_scale,
+        capabilities_of(pipeline).family.guidance_argument: request.guidance_scale,
         "generator": generator,
         "output_type": "pil",
         "callback_on_step_end": step_callback,
@@ -201,11 +198,6 @@ def _initial_noise(request: GenerationRequest, size: Size, hooks: UNetHooks, gen
         return noise
     other = torch.Generator("cpu").manual_seed(request.variation_seed)
     return slerp(noise, hooks.make_noise(size, other), request.variation_strength)
-
-
-def _guidance_argument(pipeline: Any) -> str:
-    capabilities = capabilities_of(pipeline)
-    return capabilities.family.guidance_argument if capabilities else "guidance_scale"
 
 
 def _pipeline_dtype(pipeline: Any) -> str:

@@ -131,8 +131,7 @@ def pipeline_task(pipeline: Any, request: GenerationRequest) -> str:
     """The task for which `PipelineCache` must provide the pipeline of a request."""
     if request.task == "upscale":
         return "image_to_image"
-    capabilities = capabilities_of(pipeline)
-    blends = capabilities is not None and "inpaint" not in capabilities.pipelines and hasattr(pipeline, "unet")
+    blends = "inpaint" not in capabilities_of(pipeline).pipelines and hasattr(pipeline, "unet")
     if request.task == "inpaint" and (blends or _in_channels(pipeline) not in (4, 9)):
         return "image_to_image"  # diffusers' inpainting pipelines reject other UNets
     return request.task
@@ -155,7 +154,7 @@ def prepare_inputs(
 ) -> PreparedEdit | None:
     """Fit the input images to a resolved request; None for text to image.
 
-    `step` is that of `size_step`. Raises InvalidInput for an unusable mask, or margins that
+    `step`: see `Capabilities.size_step`. Raises InvalidInput for an unusable mask, or margins that
     leave no room for the image.
     """
     if request.task == "text_to_image":

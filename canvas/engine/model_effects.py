@@ -14,14 +14,13 @@ from canvas.request import GenerationRequest
 ATTRIBUTE = "_capabilities"
 
 
-def capabilities_of(pipeline: Any, name: str = "") -> Capabilities | None:
-    """What a loaded pipeline can do; None if its class is not known. `name` is that of the model."""
-    known = vars(pipeline).get(ATTRIBUTE)
+def capabilities_of(pipeline: Any, name: str = "") -> Capabilities:
+    """What a loaded pipeline can do; `name` is that of the model. Raises ModelUnsupported."""
+    known: Capabilities | None = vars(pipeline).get(ATTRIBUTE)
     if known is not None:
         return known
-    class_name = next((each.__name__ for each in type(pipeline).__mro__ if each.__name__ in BY_CLASS), None)
-    if class_name is None:
-        return None
+    classes = [each.__name__ for each in type(pipeline).__mro__]
+    class_name = next((each for each in classes if each in BY_CLASS), classes[0])
     components = {key: part for key, part in pipeline.components.items() if part is not None}
     configs = {key: dict(getattr(part, "config", None) or {}) for key, part in components.items() if _has_config(part)}
     index = {**dict(pipeline.config), "_class_name": class_name}

@@ -23,7 +23,7 @@ from canvas.presets import distilled_lora, tiny_decoder, uses_distilled_lora
 
 logger = logging.getLogger(__name__)
 
-TASK_PIPELINES = {"image_to_image": "AutoPipelineForImage2Image", "inpaint": "AutoPipelineForInpainting"}
+PIPELINE_TASKS = ("text_to_image", "image_to_image", "inpaint")
 TORCH_ONLY_NOTE = "computed with torch instead of OpenVINO, because of the LoRA or embedding"
 # The rest is for activations, other programs and the file cache.
 CPU_MEMORY_FRACTION = 0.6
@@ -87,9 +87,8 @@ class PipelineCache:
         OutOfMemory, or ModelUnavailable if an add-on of the preset is missing. The cache stays
         usable after a failure.
         """
-        if task != "text_to_image" and task not in TASK_PIPELINES:
-            allowed = ", ".join(("text_to_image", *TASK_PIPELINES))
-            raise InvalidInput("task", task, f"one of {allowed}")
+        if task not in PIPELINE_TASKS:
+            raise InvalidInput("task", task, f"one of {', '.join(PIPELINE_TASKS)}")
         source, use_taesd = cache_key(spec, preset), bool(tiny_decoder(preset, spec))
         with self._lock:
             entry = self._by_source.get(source)
@@ -150,6 +149,7 @@ class PipelineCache:
         return variant
 
     def _load(self, spec: ModelSpec, local: LocalModel, preset: str, source: str) -> CachedPipeline:
+        loader.silence_libraries()  # before any of their modules that warn is imported
         device = loader.device_for(spec, local, self.device)
         plan = self.plan(spec, local)
         self._evict_until_fits(spec, plan.weight_bytes)
@@ -235,16 +235,8 @@ def _for_task(pipeline: Any, task: str, spec: ModelSpec) -> Any:
     import diffusers
 
     capabilities = capabilities_of(pipeline, spec.name)
-    if capabilities is not None:
-        check_task(task, capabilities, spec)
-    try:
-        if capabilities is not None:
-            variant = _with_class(pipeline, getattr(diffusers, capabilities.pipelines[task]))
-        else:
-            variant = getattr(diffusers, TASK_PIPELINES[task]).from_pipe(pipeline)
-    except ValueError as error:
-        message = LazyMessage("The model {model} supports text to image only.", model=spec.key)
-        raise InvalidInput("task", task, message=message) from error
+    check_task(task, capabilities, spec)
+    variant = _with_class(pipeline, getattr(diffusers, capabilities.pipelines[task]))
     variant.set_progress_bar_config(disable=True)
     return variant
 

@@ -17,7 +17,6 @@ from canvas.models import download, hub_cache
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
 
-LEVELS = ("off", "prompt", "full")
 CHECKER = "CompVis/stable-diffusion-safety-checker"  # of Stable Diffusion 1, 1.2 GB
 CHECKER_FILES = ("config.json", "preprocessor_config.json")
 CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order of preference

@@ -52,7 +52,7 @@ class UNetHooks:
     def make_noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
         """The initial latents, (1, C, H, W) in float32 on the CPU, as diffusers makes them.
 
-        `size` is a multiple of `work_area.size_step`.
+        `size` is a multiple of the model's `size_step`.
         """
         import torch
 

@@ -14,12 +14,13 @@ from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
+from canvas.engine.model_effects import capabilities_of
 from canvas.engine.multidiffusion import tile_count, tiled_pipeline
 from canvas.engine.openvino.engine import engine_name
 from canvas.engine.optimizations import deepcache
 from canvas.engine.step_callback import raise_if_cancelled
 from canvas.engine.super_resolution import upscale_image
-from canvas.engine.work_area import size_step, whole_area
+from canvas.engine.work_area import whole_area
 from canvas.errors import InvalidInput, LazyMessage
 from canvas.presets import PRESETS
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
@@ -87,7 +88,7 @@ def _upscale_diffusion(
         message = LazyMessage("The model {model} does not support upscaling.", model=spec.key)
         raise InvalidInput("upscaler", request.upscaler, message=message)
     upscaled = upscale_image(image, request.scale, "lanczos")
-    work_size = whole_area(upscaled.size, size_step(pipeline)).size
+    work_size = whole_area(upscaled.size, capabilities_of(pipeline, spec.name).size_step).size
     num_tiles = tile_count(work_size, spec.resolution, pipeline.vae_scale_factor)
     progress = TileProgress(pipeline, num_tiles, on_step, cancelled)
     schedule = deepcache.cache_schedule(PRESETS[request.preset], request.step_counts[1])

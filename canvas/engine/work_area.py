@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
@@ -95,18 +92,6 @@ def masked_area(size: Size, mask_box: Box, step: int, spec: ModelSpec) -> WorkAr
         max(smallest, round(height * factor / step) * step),
     )
     return WorkArea(size, box, work_size)
-
-
-def size_step(pipeline: Any) -> int:
-    """The pixels of which sizes must be multiples: those of a latent, or of a patch of latents.
-
-    Some pipelines round by themselves, FLUX to 16; the image processor has its step.
-    """
-    scale = int(getattr(pipeline, "vae_scale_factor", 8))
-    patch = getattr(getattr(getattr(pipeline, "transformer", None), "config", None), "patch_size", 1)
-    patch = max(patch) if isinstance(patch, Iterable) else patch or 1
-    processor = getattr(getattr(pipeline, "image_processor", None), "config", None)
-    return math.lcm(8, scale * int(patch), int(getattr(processor, "vae_scale_factor", 1)))
 
 
 def _area(size: Size, box: Box, step: int, spec: ModelSpec | None) -> WorkArea:

@@ -45,7 +45,6 @@ class Capabilities:
     prompt_weighting: bool
     lora_family: str
     tiny_decoder: str
-    previews: bool
     steps: int
     guidance_scale: float
     components: tuple[str, ...] = field(default=(), repr=False)
@@ -91,7 +90,6 @@ def read_capabilities(index: Mapping[str, Any], configs: Configs, name: str = ""
         prompt_weighting=family.key in ("stable_diffusion", "stable_diffusion_xl"),
         lora_family=_lora_family(family, denoiser),
         tiny_decoder="" if _vae_class(index) == "AutoencoderTiny" else family.tiny_decoder,
-        previews=True,
         steps=steps,
         guidance_scale=guidance_scale,
         components=tuple(sorted(component_names(index))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,8 +19,8 @@ from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.img2img import pipeline_task
 from canvas.engine.lora_adapters import applied_loras
+from canvas.engine.model_effects import capabilities_of
 from canvas.engine.pipeline_cache import PipelineCache
-from canvas.engine.work_area import size_step
 from canvas.errors import GenerationCancelled, GenerationFailed, InvalidInput
 from canvas.models import download
 from canvas.models.capabilities import adapt_spec, read_folder
@@ -44,7 +45,7 @@ class Loaded:
             server.add(repo_id, make_tiny(family, folder))
             hub = Hub(endpoint=server.url, cache_dir=cache)
             self.spec = self._spec(repo_id, folder)
-            plan = download.plan_download(self.spec, half_precision=False, hub=hub)
+            plan = download.plan_download(self.spec, hub=hub)
             result = download.download(self.spec, plan, lambda _: None, threading.Event(), hub=hub)
         finally:
             server.close()
@@ -120,10 +121,20 @@ def test_text_to_image_is_repeatable(loaded: Loaded, dtype: str) -> None:
 
 
 def test_sizes_are_those_of_the_capabilities(loaded: Loaded) -> None:
-    assert loaded.capabilities.size_step == size_step(loaded.pipeline())
+    assert loaded.capabilities.size_step == capabilities_of(loaded.pipeline()).size_step == diffusers_step(loaded)
     assert loaded.capabilities.resolution in (SIDE, 512, 1024)
     image = loaded.generate(width=SIDE, height=SIDE + 32)
     assert image.image is not None and image.image.size == (SIDE, SIDE + 32)
+
+
+def diffusers_step(loaded: Loaded) -> int:
+    """The step to which the pipeline's own code rounds: a latent, or a patch of latents."""
+    pipeline = loaded.pipeline()
+    transformer = getattr(pipeline, "transformer", None)
+    patch = getattr(transformer.config, "patch_size", None) or 1 if transformer is not None else 1
+    patch = max(patch) if isinstance(patch, list | tuple) else patch
+    processor = pipeline.image_processor.config
+    return math.lcm(8, pipeline.vae_scale_factor * patch, getattr(processor, "vae_scale_factor", 1))
 
 
 def test_image_to_image(loaded: Loaded, inputs: dict[str, Any]) -> None:

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -10,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from canvas.catalog import MODELS, ModelSpec
-from canvas.engine.work_area import WorkArea, mask_area, masked_area, size_step, whole_area
+from canvas.engine.work_area import WorkArea, mask_area, masked_area, whole_area
 
 STARTER, SMALL = MODELS["starter"], MODELS["small"]
 sides = st.integers(8, 4096)
@@ -112,24 +109,3 @@ def test_a_masked_pixel_is_not_lost_by_scaling() -> None:
     mask = Image.new("L", (4096, 4096))
     mask.putpixel((2001, 999), 255)
     assert area.crop_mask(mask).getbbox() == (250, 124, 251, 125)
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "step"),
-    [
-        ({"vae_scale_factor": 8}, 8),
-        ({"vae_scale_factor": 2}, 8),
-        ({"vae_scale_factor": 16}, 16),
-        ({"vae_scale_factor": 8, "image_processor": {"vae_scale_factor": 16}}, 16),  # FLUX
-        ({"vae_scale_factor": 8, "transformer": {"patch_size": 2}}, 16),  # Stable Diffusion 3
-        ({"vae_scale_factor": 8, "transformer": {"patch_size": (1, 2, 2)}}, 16),
-        ({"vae_scale_factor": 32, "transformer": {"patch_size": 1}}, 32),  # Sana
-        ({}, 8),
-    ],
-)
-def test_size_step_is_that_of_the_pipeline(pipeline: dict[str, Any], step: int) -> None:
-    parts = {
-        name: SimpleNamespace(config=SimpleNamespace(**value)) if isinstance(value, dict) else value
-        for name, value in pipeline.items()
-    }
-    assert size_step(SimpleNamespace(**parts)) == step
