@@ -45,12 +45,12 @@ def convert_unet(unet: Any, folder: Path) -> None:
     passes = UNetForward(unet, CACHE_BRANCH_DEPTH)
     with _in_float32(unet), _fused_attention(unet), new_folder(folder) as part:
         inputs = example_inputs(unet.config)
-        _save(_full_pass(unet, passes), inputs, part / UNET)
+        _save(_full_pass(passes), inputs, part / UNET)
         import torch
 
         with torch.no_grad():
-            features = _full_pass(unet, passes)(*inputs)[1]
-        _save(_shallow_pass(unet, passes), (*inputs[:3], features, *inputs[3:]), part / SHALLOW_UNET)
+            features = passes.full_forward(*inputs[:3], **added_options(inputs[3:]))[1]
+        _save(_shallow_pass(passes), (*inputs[:3], features, *inputs[3:]), part / SHALLOW_UNET)
         (part / UNET_CONFIG).write_text(json.dumps(dict(unet.config)), encoding="utf-8")
 
 
@@ -91,24 +91,22 @@ def conversion_bytes(module: torch.nn.Module) -> int:
     return sum(4 * parameter.numel() for parameter in module.parameters())
 
 
-def _full_pass(unet: Any, passes: UNetForward) -> Any:
+def _full_pass(passes: UNetForward) -> Any:
     return _as_module(
-        unet,
-        lambda sample, timestep, embeds, *added: passes.full_forward(sample, timestep, embeds, **added_options(added)),
+        lambda sample, timestep, embeds, *added: passes.full_forward(sample, timestep, embeds, **added_options(added))
     )
 
 
-def _shallow_pass(unet: Any, passes: UNetForward) -> Any:
+def _shallow_pass(passes: UNetForward) -> Any:
     return _as_module(
-        unet,
         lambda sample, timestep, embeds, features, *added: passes.shallow_forward(
             sample, timestep, embeds, features, **added_options(added)
-        ),
+        )
     )
 
 
 def _decoder_pass(decoder: Any) -> Any:
-    return _as_module(decoder, lambda sample: (type(decoder).forward(decoder, sample),))
+    return _as_module(lambda sample: (type(decoder).forward(decoder, sample),))
 
 
 def added_options(added: tuple[Any, ...]) -> dict[str, Any]:
@@ -116,15 +114,15 @@ def added_options(added: tuple[Any, ...]) -> dict[str, Any]:
     return {"added_cond_kwargs": dict(zip(("text_embeds", "time_ids"), added, strict=True))} if added else {}
 
 
-def _as_module(module: Any, function: Any) -> Any:
-    """A torch module around a function that uses `module`, for tracing."""
+def _as_module(function: Any) -> Any:
+    """A torch module around a function, for tracing.
+
+    The modules that the function uses are no part of it: their weights become constants of the
+    graph, and the tracer need not build a script module of each layer, half of all the time.
+    """
     import torch
 
     class Pass(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
         def forward(self, *inputs: Any) -> Any:
             return function(*inputs)
 
@@ -158,6 +156,7 @@ def _dynamic_shape(tensor: torch.Tensor) -> list[int]:
 def _in_float32(module: Any) -> Iterator[None]:
     """Parameters in float32 inside the block; 16-bit values are restored exactly."""
     dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
+    module.requires_grad_(False)  # otherwise the tracer takes no parameter as a constant
     for parameter in module.parameters():
         parameter.data = parameter.data.float()
     try:
