@@ -76,7 +76,7 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
         else:
             print_line("\n".join(format_table(report)))
     if write_readme:
-        replace_marked_section(README, format_markdown([*reports, *others]))
+        replace_marked_section(README, f"\n\n{format_markdown([*reports, *others])}\n\n")
 
 
 def _read_report(path: Path) -> BenchmarkReport:
@@ -105,16 +105,20 @@ def engines(
     part: Annotated[list[str] | None, typer.Option(metavar="|".join(ENGINE_PARTS), help="Default: all.")] = None,
     rounds: Annotated[int, number_option("rounds", "number of measurements", int)] = 5,
     json: AsJson = False,
+    write_readme: Annotated[bool, typer.Option("--write-readme", help="Also write the passes into README.md.")] = False,
 ) -> None:
     """Compare plain diffusers, PyTorch, OpenVINO and int8 on a CPU; needs 16 GB of memory."""
     validation.integer("rounds", rounds, 1, 1000)
     for name in part or ():
         validation.choice("part", name, ENGINE_PARTS)
-    from canvas.benchmark.engines import measure_engines
+    if write_readme and part and "passes" not in part:
+        raise InvalidInput("part", ", ".join(part), "passes, if README.md is to be written")
+    from canvas.benchmark.engines import cpu_name, measure_engines
+    from canvas.benchmark.report import ENGINES_BEGIN, ENGINES_END, format_engines, replace_marked_section
 
     measurements = []
     for each in measure_engines(tuple(part or ENGINE_PARTS), load_settings(None).cache_dir, rounds):
-        measurements.append(each.to_dict())
+        measurements.append(each)
         if not json:
             bound = (
                 f"at least {each.at_least:g}" if each.at_least else f"at most {each.at_most:g}" if each.at_most else ""
@@ -122,7 +126,9 @@ def engines(
             met = {True: "yes", False: "NO", None: ""}[each.is_met]
             print_line(f"{each.name:62}{each.value:9.3f} {each.unit:3} {bound:14} {met}")
     if json:
-        print_json(measurements)
+        print_json([each.to_dict() for each in measurements])
+    if write_readme and (text := format_engines(measurements, cpu_name())):
+        replace_marked_section(README, text, ENGINES_BEGIN, ENGINES_END)
 
 
 @app.command()

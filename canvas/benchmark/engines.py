@@ -17,23 +17,31 @@ from typing import TYPE_CHECKING, Any
 from canvas.benchmark import similarity
 from canvas.benchmark.model_under_test import PROMPT, time_call
 from canvas.benchmark.peak_memory import watch_process
+from canvas.benchmark.report import GUIDED_PASS, SIMILARITY
 from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_vae, build_unet, synthetic_spec
+from canvas.engine import system_info
 from canvas.engine.device import Device, detect_device
 from canvas.engine.loader import optimize_for_device, silence_libraries
 from canvas.engine.openvino import conversion, int8, library
 from canvas.engine.openvino.engine import OpenVinoEngine, engine_name
 from canvas.engine.optimizations import malloc
+from canvas.engine.optimizations.deepcache import CACHE_BRANCH_DEPTH, UNetForward
 from canvas.engine.pipeline_cache import PipelineCache
+from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
+from canvas.engine.unet_hooks import build_scheduler
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from PIL.Image import Image
 
+    from canvas.catalog import ModelSpec
     from canvas.studio import Studio
 
 SIDE = 512
+EARLIER_STEP = 40  # timesteps before the pass, for cached features
 # The channels of SDXS-512 and of other one-step students of Stable Diffusion
 SMALL_UNET = {"layers_per_block": 1, "block_out_channels": (320, 640, 1280)}
 SMALL_UNET |= {
@@ -81,6 +89,11 @@ def measure_engines(parts: tuple[str, ...], cache_dir: Path, rounds: int) -> Ite
             child.join()
 
 
+def cpu_name() -> str:
+    """The processor with its number of cores."""
+    return f"{system_info.processor_name()} ({system_info.core_count()} cores)"
+
+
 def _send(sender: Any, part: str, folder: Path, cache_dir: Path, rounds: int) -> None:
     silence_libraries()
     device = detect_device(cache_dir, "cpu")
@@ -121,10 +134,12 @@ def measure_passes(folder: Path, device: Device, rounds: int) -> Iterator[Measur
     }
     with torch.no_grad():
         expected = run(plain.module)
-        outputs = {name: run(each) for name, each in (("16 bits", sixteen), ("float32", full), ("int8", quantized))}
-        outputs["PyTorch, 16 bits"] = run(unet)
+        outputs = {"PyTorch, 16 bits": run(unet), "PyTorch, 16 bits, cached features": _cached_pass(unet, guided)}
+        for name, each in (("16 bits", sixteen), ("float32", full), ("int8", quantized)):
+            outputs[f"OpenVINO, {name}"] = run(each)
+        outputs["OpenVINO, 16 bits, cached features"] = _cached_pass(sixteen, guided)
     seconds = _in_turns(ways, rounds)
-    yield from (Measurement(f"guided pass: {name}", value, "s") for name, value in seconds.items())
+    yield from (Measurement(f"{GUIDED_PASS}{name}", value, "s") for name, value in seconds.items())
     base = seconds["plain diffusers, float32"]
     yield Measurement("Quality / plain", base / seconds["OpenVINO, 16 bits"], "×", at_least=3.4)
     direct = seconds["OpenVINO directly, 16 bits"]
@@ -132,7 +147,7 @@ def measure_passes(folder: Path, device: Device, rounds: int) -> Iterator[Measur
     yield Measurement("float32 / plain", base / seconds["OpenVINO, float32"], "×", at_least=1.9)
     yield Measurement("int8 / plain", base / seconds["OpenVINO, int8"], "×", at_least=5.0)
     for name, output in outputs.items():
-        yield Measurement(f"prediction, {name}", _psnr(output, expected), "dB")
+        yield Measurement(f"{SIMILARITY}{name}", _psnr(output, expected), "dB")
 
 
 def measure_one_step(folder: Path, device: Device, rounds: int) -> Iterator[Measurement]:
@@ -162,6 +177,7 @@ def measure_starter(_: Path, device: Device, rounds: int) -> Iterator[Measuremen
             BenchmarkModel(spec, device, optimized=PipelineCache(device, openvino=one).get(spec, local))
             for one in (None, engine)
         ]
+        plain = _plain_image(spec, GenerationRequest(PROMPT, seed=1).with_defaults(spec))
         for preset in ("quality", "balanced", "turbo"):
             request = GenerationRequest(PROMPT, seed=1, preset=preset).with_defaults(spec)
             on_torch, on_openvino = (partial(each.generate_optimized, request) for each in models)
@@ -171,8 +187,34 @@ def measure_starter(_: Path, device: Device, rounds: int) -> Iterator[Measuremen
             yield Measurement(f"starter, {preset}: PyTorch", seconds["PyTorch"], "s")
             yield Measurement(f"starter, {preset}: OpenVINO", seconds["OpenVINO"], "s")
             yield Measurement(f"starter, {preset}: OpenVINO / PyTorch", ratio, "×", at_most=0.6 if quality else None)
-            value = similarity.psnr(on_torch(), on_openvino())
-            yield Measurement(f"starter, {preset}: similarity", value, "dB", at_least=40.0 if quality else None)
+            images = {"PyTorch": on_torch(), "OpenVINO": on_openvino()}
+            for engine_label, image in images.items():
+                label = f"starter, {preset}: similarity of {engine_label} to plain diffusers"
+                yield Measurement(label, similarity.psnr(plain, image), "dB")
+            value = similarity.psnr(*images.values())
+            label = f"starter, {preset}: similarity of OpenVINO to PyTorch"
+            yield Measurement(label, value, "dB", at_least=40.0 if quality else None)
+
+
+def _plain_image(spec: ModelSpec, request: GenerationRequest) -> Image:
+    """The image of a request by diffusers in float32, without this program."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    assert request.scheduler and request.num_inference_steps  # noqa: S101 - the request is resolved
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(spec.name, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = build_scheduler(pipeline.scheduler.config, request.scheduler, request.num_inference_steps)
+    image: Image = pipeline(
+        enhance_prompt(request, spec),
+        negative_prompt=enhance_negative_prompt(request),
+        width=request.width,
+        height=request.height,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        generator=torch.Generator().manual_seed(request.seed),
+    ).images[0]
+    return image
 
 
 def measure_memory(folder: Path, device: Device, _: int) -> Iterator[Measurement]:
@@ -204,6 +246,16 @@ class _Holder:
 
     def __init__(self, unet: Any) -> None:
         self.unet = unet
+
+
+def _cached_pass(unet: Any, guided: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The prediction from the features of an earlier step, as in Balanced."""
+    dtype = next(unet.parameters(), guided[0]).dtype
+    sample, timestep, embeds = (each.to(dtype) for each in guided)
+    passes = unet if hasattr(unet, "shallow_forward") else UNetForward(unet, CACHE_BRANCH_DEPTH)
+    features = passes.full_forward(sample, timestep + EARLIER_STEP, embeds)[1]
+    prediction: torch.Tensor = passes.shallow_forward(sample, timestep, embeds, features)[0]
+    return prediction.float()
 
 
 class _Copy:

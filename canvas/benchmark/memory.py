@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from canvas.benchmark.peak_memory import SAMPLE_SECONDS, process_memory
 from canvas.benchmark.synthetic_klein import write_klein
 from canvas.benchmark.synthetic_xl import write_xl
 from canvas.catalog import MODELS, ModelSpec
@@ -20,7 +21,6 @@ from canvas.models.download import LocalModel
 
 REVISION = "0" * 40
 PROMPT = "a fox in the snow"
-SAMPLE_SECONDS = 0.02
 WRITERS: dict[str, Callable[[Path], Path]] = {"sdxl": write_xl, "flux-klein": write_klein}
 
 
@@ -49,23 +49,12 @@ def measure(spec: ModelSpec, local: LocalModel, *, side: int, steps: int, memory
     anonymous = resident = 0
     result: tuple[float, float, str] | None = None
     while result is None:
-        now = _memory_of(child.pid)
+        now = process_memory(child.pid)
         anonymous, resident = max(anonymous, now[0]), max(resident, now[1])
         if receiver.poll(SAMPLE_SECONDS):
             result = receiver.recv()  # EOFError: the process failed, with its traceback on stderr
     child.join()
     return Measurement(anonymous, resident, *result)
-
-
-def _memory_of(pid: int | None) -> tuple[int, int]:
-    """Anonymous and resident bytes of a process (Linux)."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0, 0
-    fields = dict(line.split(":", 1) for line in lines)
-    sizes = {name: int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem", "VmRSS") if name in fields}
-    return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0), sizes.get("VmRSS", 0)
 
 
 def _generate(sender: Any, spec: ModelSpec, local: LocalModel, side: int, steps: int, memory: int) -> None:

@@ -40,7 +40,7 @@ def watch_process(child: Any, receiver: Any, *, on_gpu: bool = False) -> int | N
     """
     peak = 0
     while not receiver.poll(SAMPLE_SECONDS):
-        peak = max(peak, _anonymous_bytes(child.pid))
+        peak = max(peak, process_memory(child.pid)[0])
     try:
         own: int | None = receiver.recv()
     except EOFError:  # not enough memory
@@ -49,14 +49,17 @@ def watch_process(child: Any, receiver: Any, *, on_gpu: bool = False) -> int | N
     return peak if own and peak and not on_gpu else own
 
 
-def _anonymous_bytes(pid: int) -> int:
-    """0 if the system is not Linux, or the process has ended."""
+def process_memory(pid: int | None) -> tuple[int, int]:
+    """Bytes that the system cannot drop, and all in memory; 0 if it is not Linux, or the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0
+        return 0, 0
     fields = dict(line.split(":", 1) for line in lines)
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem") if name in fields)
+    anonymous, shared, resident = (
+        int(fields.get(name, "0").split()[0]) * 1024 for name in ("RssAnon", "RssShmem", "VmRSS")
+    )
+    return anonymous + shared, resident
 
 
 def _send_peak(sender: Any, spec: ModelSpec | None, device: Device, side: int, variant: str) -> None:

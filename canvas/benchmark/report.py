@@ -10,9 +10,13 @@ from canvas.errors import CanvasError
 from canvas.files import atomic_write
 
 if TYPE_CHECKING:
+    from canvas.benchmark.engines import Measurement
     from canvas.benchmark.runner import BenchmarkReport, Result
 
 BEGIN, END = "<!-- figures of `bench --write-readme` -->", "<!-- end of the figures -->"
+ENGINES_BEGIN, ENGINES_END = "<!-- `bench engines --write-readme` -->", "<!-- end -->"
+# The beginnings of the names of measurements.
+GUIDED_PASS, SIMILARITY = "guided pass: ", "similarity of the prediction: "
 
 
 def format_table(report: BenchmarkReport) -> list[str]:
@@ -51,15 +55,36 @@ def format_markdown(reports: Sequence[BenchmarkReport]) -> str:
     return "\n".join(lines)
 
 
-def replace_marked_section(path: Path, text: str) -> None:
-    """Replace the text between BEGIN and END in a file; raises CanvasError without them."""
+def format_engines(measurements: Sequence[Measurement], machine: str) -> str:
+    """A sentence with the seconds of a guided pass by each engine, and its similarity; "" if not measured."""
+    similarities = {
+        each.name.removeprefix(SIMILARITY): f"{each.value:.0f} dB"
+        for each in measurements
+        if each.name.startswith(SIMILARITY)
+    }
+    passes = []
+    for each in measurements:
+        if each.name.startswith(GUIDED_PASS):
+            name = each.name.removeprefix(GUIDED_PASS)
+            similarity = f" ({similarities[name]})" if name in similarities else ""
+            passes.append(f"{name} {each.value:.2f} s{similarity}")
+    if not passes:
+        return ""
+    return (
+        "One step of Stable Diffusion 1.5's UNet with guidance at 512 × 512, random weights, on "
+        f"{machine}, and the similarity of the prediction to plain diffusers: {'; '.join(passes)}."
+    )
+
+
+def replace_marked_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Replace the text between two marks in a file; raises CanvasError without them."""
     content = path.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise CanvasError(f"{path.name} must contain the lines {BEGIN} and {END}.")
+    before, found_begin, rest = content.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise CanvasError(f"{path.name} must contain {begin} and {end}.")
     with atomic_write(path) as file:
-        file.write(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}".encode())
+        file.write(f"{before}{begin}{text}{end}{after}".encode())
 
 
 def _machine(report: BenchmarkReport) -> str:

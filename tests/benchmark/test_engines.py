@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from canvas.benchmark.command import ENGINE_PARTS
 from canvas.benchmark.engines import PARTS, Measurement, measure_starter
 from canvas.engine.device import Device
 
@@ -25,5 +26,8 @@ def test_the_built_in_model_is_measured_with_both_engines(tmp_path: Path) -> Non
     for preset in ("quality", "balanced", "turbo"):
         ratio = rows[f"starter, {preset}: OpenVINO"].value / rows[f"starter, {preset}: PyTorch"].value
         assert rows[f"starter, {preset}: OpenVINO / PyTorch"].value == pytest.approx(ratio)
-        assert rows[f"starter, {preset}: similarity"].value >= 40
-    assert set(PARTS) == {"passes", "one-step", "starter", "memory"}
+        assert rows[f"starter, {preset}: similarity of OpenVINO to PyTorch"].value >= 40
+        for engine in ("PyTorch", "OpenVINO"):
+            row = rows[f"starter, {preset}: similarity of {engine} to plain diffusers"]
+            assert row.unit == "dB" and row.value >= (45 if preset == "quality" else 10)
+    assert tuple(PARTS) == ENGINE_PARTS

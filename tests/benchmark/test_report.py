@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from canvas.benchmark import report
+from canvas.benchmark.engines import Measurement
 from canvas.benchmark.runner import OLD_FIELD_NAMES, BenchmarkReport, Result
 from canvas.errors import CanvasError
 
@@ -74,9 +75,26 @@ def test_only_the_marked_section_is_replaced(tmp_path: Path) -> None:
     assert "A processor (2 cores)" in text
 
 
+def test_the_passes_of_the_engines_are_one_sentence(tmp_path: Path) -> None:
+    rows = [
+        Measurement("guided pass: plain diffusers, float32", 8.1, "s"),
+        Measurement("guided pass: OpenVINO, int8", 1.41, "s"),
+        Measurement("int8 / plain", 5.7, "×", at_least=5.0),
+        Measurement("similarity of the prediction: OpenVINO, int8", 31.6, "dB"),
+    ]
+    text = report.format_engines(rows, "A processor (2 cores)")
+    assert "on A processor (2 cores)" in text
+    assert text.endswith(": plain diffusers, float32 8.10 s; OpenVINO, int8 1.41 s (32 dB).")
+    assert report.format_engines(rows[2:], "A processor") == ""
+    path = tmp_path / "README.md"
+    path.write_text(f"before {report.ENGINES_BEGIN}{report.ENGINES_END} after\n")
+    report.replace_marked_section(path, text, report.ENGINES_BEGIN, report.ENGINES_END)
+    assert path.read_text() == f"before {report.ENGINES_BEGIN}{text}{report.ENGINES_END} after\n"
+
+
 def test_missing_marks_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("# A\n")
-    with pytest.raises(CanvasError, match="must contain the lines"):
+    with pytest.raises(CanvasError, match="must contain"):
         report.replace_marked_section(path, "")
     assert path.read_text() == "# A\n"
