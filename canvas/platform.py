@@ -72,6 +72,9 @@ def configure_runtime_env(environ: MutableMapping[str, str] | None = None) -> No
     environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
     environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Warnings about parts that are not used, such as torchao's old tensor classes.
+    environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     configure_hf_home(environ)
     # OpenMP threads busy-wait by default: beside another program that keeps a core busy, an
     # image then takes ten times as long.

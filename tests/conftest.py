@@ -35,10 +35,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that open a browser."""
+    """Mark the tests that open a browser, and those that use a studio or a server."""
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "browser" in fixtures:
             item.add_marker(pytest.mark.browser)
+        if "settings" in fixtures or hasattr(getattr(item, "module", None), "serving"):
+            item.add_marker(pytest.mark.draws)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
