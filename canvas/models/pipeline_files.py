@@ -183,9 +183,11 @@ def _is_replaced(folder: Path, name: str) -> bool:
     if path == folder / name or not path.is_file():
         return False
     try:
-        return path.suffix == ".json" or check_single_file(path) is None
+        if path.suffix == ".safetensors":
+            check_single_file(path)
     except ModelCorrupted:
         return False
+    return True
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:
