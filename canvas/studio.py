@@ -12,7 +12,7 @@ from canvas import dynamic_prompts
 from canvas.backends.base import Backend
 from canvas.backends.remote_backends import RemoteBackends
 from canvas.catalog import MODELS, Catalog, ModelSpec, get_model
-from canvas.engine import memory_plan, prompts, safety
+from canvas.engine import memory_plan, prompts, safety, system_info
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_duration
 from canvas.errors import CanvasError, LazyMessage, ModelCorrupted, ModelUnsupported, NotFound, ServerStopping
@@ -34,9 +34,14 @@ from canvas.models import addons, download, single_file
 from canvas.models.capabilities import Capabilities
 from canvas.models.hub_client import Hub
 from canvas.models.licences import AcceptedLicences
+from canvas.prompt_reading import Understanding, message_for_nothing
 from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.settings import Settings
+from canvas.vocabulary import vocabulary_of
 
+# Models for what the built-in one does not know, and the bytes of memory that they need: first those of one
+# step, which are quick without a GPU.
+GENERAL_MODELS = {"sd-turbo": 4e9, "sdxs": 3e9, "dreamshaper": 4e9, "small": 4e9}
 # Attributes of `Studio` in version 0.1, which still work.
 OLD_NAMES = {
     "store": "database",
@@ -305,6 +310,8 @@ class Studio:
 
     def _save_image(self, image: GeneratedImage, job: Job) -> GeneratedImage:
         parent_id = self.inputs.parent_id(image.request, job.owner)
+        if (reading := self.understanding(image.request)) and reading.nothing_known:
+            image = replace(image, notes=(*image.notes, str(self.advice_for_nothing())))
         saved = self.image_repository.save(replace(image, owner=job.owner, client=job.client, parent_id=parent_id))
         self.comparisons.add_image(saved)
         return saved
@@ -408,12 +415,39 @@ class Studio:
 
     def enhanced_prompt(self, request: GenerationRequest) -> str:
         """The prompt with style and trigger words, as the model gets it."""
+        if reading := self.understanding(request):
+            return reading.prompt
         return prompts.enhance_prompt(request, get_model(request.model_key, self.models))
+
+    def understanding(self, request: GenerationRequest) -> Understanding | None:
+        """What a model with a vocabulary, as the built-in one, understands of a request; None for other models."""
+        if request.backend != LOCAL or request.task == "upscale" or self.inputs.names_embedding(request):
+            return None
+        return prompts.understand(request, get_model(request.model_key, self.models))
+
+    def general_model(self) -> ModelSpec | None:
+        """A model for people and photos: one that is on disk, else one to download that fits this computer."""
+        for spec in self.models.values():
+            if vocabulary_of(spec) is None and self._scheduler.find_local(spec):
+                return spec
+        if not self._limits.allow_downloads:
+            return None
+        memory = system_info.total_memory()
+        fitting = [key for key, needed in GENERAL_MODELS.items() if key in self.models and needed <= memory]
+        return self.models[fitting[0]] if fitting else None
+
+    def advice_for_nothing(self) -> LazyMessage:
+        """What to do about a prompt of which the built-in model knows nothing."""
+        spec = self.general_model()
+        if spec is None:
+            return message_for_nothing("")
+        size = "" if self._scheduler.find_local(spec) else spec.size
+        return message_for_nothing(f"{spec.key} ({size})" if size else spec.key)
 
     def token_budget(self, request: GenerationRequest) -> prompts.TokenBudget:
         """Which part of the enhanced prompt the model reads."""
         spec = get_model(request.model_key, self.models)
-        text = prompts.enhance_prompt(request, spec)
+        text = self.enhanced_prompt(request)
         if local := self._scheduler.find_local(spec):
             budget = prompts.truncate_to_limit(text, local, spec)
         else:

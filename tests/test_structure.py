@@ -31,6 +31,8 @@ LAYERS = [
         "request",
         "dynamic_prompts",
         "prompt_syntax",
+        "vocabulary",
+        "prompt_reading",
     },
     {"models", "history"},
     {"engine"},

@@ -49,6 +49,26 @@ def test_a_generation_is_stored_and_logged(studio: Studio, settings: Settings) -
     assert rows.fetchall() == [("starter", "load", "complete")]
 
 
+def test_the_record_says_what_the_built_in_model_understood(studio: Studio) -> None:
+    [image] = studio.generate(replace(FOX, prompt="a bearded puppy in the snow"))
+    assert (image.request.prompt, image.enhanced_prompt) == ("a bearded puppy in the snow", "a dog in the snow")
+    assert image.notes == ("Understood: a dog (from puppy), in the snow. Not known: bearded.",)
+    assert studio.recent()[0].notes == image.notes
+    [plain] = studio.generate(replace(FOX, prompt="a dog in the snow"))
+    assert plain.notes == ()
+    difference = ImageChops.difference(pixels(studio, image.filename), pixels(studio, plain.filename))
+    assert difference.getbbox() is None
+
+
+def test_a_prompt_of_unknown_words_is_answered_with_a_model_that_fits(studio: Studio) -> None:
+    [image] = studio.generate(replace(FOX, prompt="zxcv qwerty"))
+    spec = studio.general_model()
+    assert spec is not None
+    assert spec.key in image.notes[-1]
+    assert "knows none of these words" in image.notes[-1]
+    assert spec.size in image.notes[-1]
+
+
 def test_an_image_of_a_batch_can_be_generated_again_alone(studio: Studio) -> None:
     batch = GenerationRequest("a fox", seed=7, num_inference_steps=2, num_images=2)
     second = studio.generate(batch)[1]

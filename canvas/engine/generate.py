@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL.Image import Image
 
@@ -25,7 +25,13 @@ from canvas.engine.pipeline_cache import check_memory, suggest_size
 from canvas.engine.placement import plan_note
 from canvas.engine.prompt_embeds import encode_prompt_cached
 from canvas.engine.prompt_weighting import supports_weighting
-from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt, text_within_limit, without_weights
+from canvas.engine.prompts import (
+    enhance_negative_prompt,
+    enhance_prompt,
+    text_within_limit,
+    understand,
+    without_weights,
+)
 from canvas.engine.step_callback import StepCallback, called_on_each_step
 from canvas.engine.textual_inversion import AppliedEmbeddings
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
@@ -80,20 +86,13 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         effects = (*effects, "Prompt weights have no effect on this model; their syntax was removed.")
     edit = prepare_inputs(request, images or {}, spec, capabilities.size_step)
     area = edit.area if edit else whole_area(request.size, capabilities.size_step, spec)
+    if embeddings is not None:
+        effects = (*effects, *embeddings.notes)
     if not (is_tiled(pipeline) or getattr(pipeline.vae, "use_tiling", False)):  # a tile has the model's own size
         check_memory(area.size, spec, device)
 
-    # 1. Enhance the prompts
-    enhanced_prompt = enhance_prompt(request, spec)
-    prompts = (enhanced_prompt, enhance_negative_prompt(request))
-    if embeddings is not None:
-        prompts = (embeddings.rewrite(prompts[0]), embeddings.rewrite(prompts[1]))
-        effects = (*effects, *embeddings.notes)
-    if spec.prompt_tokens and not request.prompt_weighting:
-        prompt, negative_prompt = (text_within_limit(text, pipeline.tokenizer, spec) for text in prompts)
-        prompts = (prompt, negative_prompt)
-
     if deferred := encode_first.attached(pipeline):
+        prompts = _model_prompts(request, pipeline, spec, embeddings).prompts
         deferred.prepare(pipeline, prompts, guided=(request.guidance_scale or 0) > 1)
     unused_weights = weights_note(request.prompt, weighting=request.prompt_weighting)
     use_preset(pipeline, request.preset)
@@ -103,9 +102,11 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         single = request.for_image(index)
         started = time.perf_counter()
         step_callback.start_image(index, area.size)
+        # 1. Enhance the prompts
+        enhanced = _model_prompts(single, pipeline, spec, embeddings)
         with _translate_errors(area.size, spec, device):
             # 2. Denoise the latents
-            latents, note = _denoise(pipeline, single, area.size, prompts, edit, hooks, step_callback)
+            latents, note = _denoise(pipeline, single, area.size, enhanced.prompts, edit, hooks, step_callback)
 
             # 3. Decode them
             if hooks.has_unet:
@@ -117,17 +118,48 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         # 4. Yield the image with its metadata
         yield GeneratedImage(
             request=single,
-            enhanced_prompt=enhanced_prompt,
+            enhanced_prompt=enhanced.shown,
             generation_time=time.perf_counter() - started,
             device=device.name,
             dtype=_pipeline_dtype(pipeline) or device.dtype,
             model_revision=model_revision,
             engine=engine_name(pipeline),
             notes=tuple(
-                filter(None, (*effects, note, area.note, engine_note(pipeline), plan_note(pipeline), unused_weights))
+                filter(
+                    None,
+                    [
+                        *(*effects, note, area.note),
+                        *(engine_note(pipeline), plan_note(pipeline), unused_weights, enhanced.note),
+                    ],
+                )
             ),
             image=image,
         )
+
+
+class _ModelPrompts(NamedTuple):
+    """The prompt for the record; prompt and negative prompt for the model; what was understood."""
+
+    shown: str
+    prompts: tuple[str, str]
+    note: str
+
+
+def _model_prompts(
+    request: GenerationRequest, pipeline: Any, spec: ModelSpec, embeddings: AppliedEmbeddings | None
+) -> _ModelPrompts:
+    """The prompts of one image; a place that is added to them depends on the seed."""
+    shown, note = enhance_prompt(request, spec), ""
+    prompts = (shown, enhance_negative_prompt(request))
+    if embeddings is not None and embeddings.tokens:
+        prompts = (embeddings.rewrite(prompts[0]), embeddings.rewrite(prompts[1]))
+    elif reading := understand(request, spec):
+        shown, note = reading.prompt, reading.note
+        prompts = (shown, prompts[1])
+    if spec.prompt_tokens and not request.prompt_weighting:
+        prompt, negative_prompt = (text_within_limit(text, pipeline.tokenizer, spec) for text in prompts)
+        prompts = (prompt, negative_prompt)
+    return _ModelPrompts(shown, prompts, note)
 
 
 @malloc.retain_freed_memory()

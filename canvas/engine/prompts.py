@@ -11,14 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from canvas import prompt_reading
 from canvas.catalog import ModelSpec
 from canvas.errors import ModelCorrupted, ModelUnsupported
 from canvas.models import single_file
 from canvas.models.capabilities import read_config
 from canvas.models.download import LocalModel
-from canvas.prompt_syntax import parse_lora_tags, strip_weights
-from canvas.request import GenerationRequest
+from canvas.prompt_syntax import has_weights, parse_lora_tags, split_chunks, strip_weights
+from canvas.request import RANDOM_SEED, GenerationRequest
 from canvas.styles import STYLES
+from canvas.vocabulary import vocabulary_of
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,23 @@ def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
     if not spec.trigger_words or _contains(prompt, spec.trigger_words):
         return prompt
     return f"{spec.trigger_words}, {prompt}"
+
+
+def understand(request: GenerationRequest, spec: ModelSpec) -> prompt_reading.Understanding | None:
+    """How a model with a vocabulary reads the prompt and the words of the style; None for any other model.
+
+    Also None with a LoRA, which changes what words mean, and with prompt weights.
+    """
+    vocabulary = vocabulary_of(spec)
+    prompt, tags = parse_lora_tags(request.prompt)
+    if vocabulary is None or tags or request.loras:
+        return None
+    if request.prompt_weighting and (has_weights(prompt) or len(split_chunks(prompt)) > 1):
+        return None
+    # An image that is edited has a background already
+    adds_place = request.task == "text_to_image" and request.seed != RANDOM_SEED
+    text = _append_missing(prompt, STYLES[request.style].words)
+    return prompt_reading.understand(vocabulary, text, seed=request.seed if adds_place else None)
 
 
 def enhance_negative_prompt(request: GenerationRequest) -> str:

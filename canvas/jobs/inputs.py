@@ -140,6 +140,13 @@ class InputResolver:
         embeddings = requested_embeddings(texts, self._embeddings_dir)
         return GenerationInputs(images, tuple((lora, weight) for lora, weight in found if lora), embeddings)
 
+    def names_embedding(self, request: GenerationRequest) -> bool:
+        """Whether the prompt has the name of a textual inversion in the folder."""
+        try:
+            return bool(requested_embeddings((request.prompt,), self._embeddings_dir))
+        except NotFound:
+            return False  # generating the image raises it
+
     def resolve_request(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
         """`request.with_defaults` with the size of its image; raises what `load_inputs` raises."""
         self._cleanup()

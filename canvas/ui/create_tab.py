@@ -10,7 +10,7 @@ from canvas.errors import CanvasError
 from canvas.history.third_party_metadata import read_metadata
 from canvas.request import LOCAL, RANDOM_SEED
 from canvas.studio import Studio
-from canvas.ui import result_panel
+from canvas.ui import prompt_hints, result_panel
 from canvas.ui.events import bind, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm
 from canvas.ui.html_panel import error_line, panel, text_line
@@ -108,6 +108,7 @@ class CreateTab:
         bind(form["model_key"].input, self.on_model_change, form.widgets, form.widgets | status).then(
             self.show_download_size, form.widgets, status, api_visibility="private"
         )
+        prompt_hints.bind_events(self._enhanced_prompt, self.select_model, form.widgets | status)
         bind(form["backend"].input, self.on_backend_change, form.widgets, status)
         bind(form["preset"].input, self.on_preset_change, form.widgets, form.widgets)
         for name in ("resolution", "aspect_ratio"):
@@ -197,7 +198,7 @@ class CreateTab:
         try:
             request = self.form.to_request(fields | {"prompt": prompt or "…"})
             requests = self._studio.expand_prompt(request)
-            enhanced = result_panel.render_enhanced_prompt(self._studio, requests[0]) if prompt else ""
+            enhanced = prompt_hints.render_hints(self._studio, requests[0]) if prompt else ""
         except CanvasError as error:  # in the line, as a toast for every key would be too much
             return {self._enhanced_prompt: "", self._summary: error_line(error), self._saved: fields}
         summary = text_line(result_panel.request_summary(request, len(requests)))
@@ -225,6 +226,17 @@ class CreateTab:
         fields = self.form.read(values)
         updates = self.form.update_for_model(fields["model_key"], fields["preset"])
         return updates | self._update_model_status(fields["model_key"], fields["backend"])
+
+    def select_model(self, model_key: str) -> dict[Any, Any]:
+        """Updates of the form and the model's status that select a model."""
+        form = self.form
+        return {
+            **form.update_for_model(model_key),
+            **self._update_model_status(model_key, LOCAL),
+            form["model_key"]: model_key,
+            form["backend"]: LOCAL,
+            form["preset"]: "quality",
+        }
 
     def on_backend_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Show the model's status, which matters on this computer only."""

@@ -23,13 +23,13 @@ MAX_RECENT = 24  # images below the result
 MIN_SHOWN_SECONDS = 0.1
 PREVIEW_SIZE = 256  # pixels; previews are embedded in the HTML as data URLs
 MAX_PREVIEW_BLUR = 8  # CSS pixels, before the first step
-EXAMPLES = (
+EXAMPLES = (  # each good with eight seeds
     "a fox in the snow, 3d",
-    "a red rocket at night, flat",
-    "an octopus under the sea, sticker",
-    "a lighthouse at sunset, flat",
-    "a robot on the moon, 3d",
-    "two owls in the forest at night",
+    "a rocket at night, flat",
+    "a panda in the forest, 3d",
+    "a sailboat at sunset, flat",
+    "a ghost at night, cartoon",
+    "a penguin in the snow, 3d",
 )
 
 

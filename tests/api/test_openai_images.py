@@ -48,7 +48,9 @@ def decode(content: str) -> Image.Image:
 
 
 def test_base64_is_the_stored_file(client: OpenAI, served: Studio) -> None:
-    response = client.images.generate(prompt="a red boat", response_format="b64_json", extra_body={**FAST, "seed": 21})
+    response = client.images.generate(
+        prompt="a fox in the snow", response_format="b64_json", extra_body={**FAST, "seed": 21}
+    )
     [image] = served.recent(limit=1)
     content = base64.b64decode(response.data[0].b64_json)
     assert content == served.image_path(image.filename).read_bytes()

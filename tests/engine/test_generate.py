@@ -94,11 +94,12 @@ def test_image_and_its_metadata(starter: Any) -> None:
     assert image.notes == ()
 
 
-def test_prompt_is_truncated_at_the_token_limit(starter: Any) -> None:
+def test_prompt_is_truncated_at_the_token_limit(tiny: Any, tiny_spec: ModelSpec) -> None:
     """The tokenizer of the built-in model accepts more tokens than the model was trained with."""
+    spec = replace(tiny_spec, prompt_tokens=27)
     short = "a fox in the snow" + " and a fox" * 7
     full, truncated = (
-        render(starter, replace(make_request(STARTER), prompt=prompt))
+        render(tiny, replace(make_request(spec), prompt=prompt), spec)
         for prompt in (short + " and a red boat on a lake" * 5, short + " and")
     )
     assert same(full, truncated)

@@ -164,17 +164,36 @@ def test_settings_of_an_image_fill_the_form(page: Page, served: Studio) -> None:
     assert served.recent("local", 1)[0].request == first.request
 
 
+def select_model(page: Page, name: str) -> None:
+    page.locator("#model input").click()
+    page.get_by_role("option", name=name).first.click()
+
+
 def test_the_enhanced_prompt_and_its_truncated_part_are_shown(page: Page) -> None:
+    open_settings(page)
+    select_model(page, "small")
     prompt = page.get_by_label("Prompt", exact=True)
     prompt.fill("a fox " * 80 + "and a hidden moon")
     expect(page.locator("#enhanced-prompt mark")).to_contain_text("hidden moon")
     expect(page.locator("#enhanced-prompt")).to_contain_text("crossed-out words are ignored")
-    open_settings(page)
     prompt.fill("a fox")
     page.get_by_label("Style").click()
     page.get_by_role("option", name="fantasy").click()
     expect(page.locator("#enhanced-prompt .added")).to_contain_text("magical, epic")
     expect(page.locator("#enhanced-prompt .own")).to_have_text("a fox")
+
+
+def test_what_the_built_in_model_understands_is_shown_before_with_a_model_for_the_rest(page: Page) -> None:
+    prompt, hints = page.get_by_label("Prompt", exact=True), page.locator("#enhanced-prompt .prompt-hints")
+    prompt.fill("a bearded puppy in the snow")
+    expect(hints.locator(".known")).to_have_text(["a dog (from puppy)", "in the snow"])
+    expect(hints.locator(".unknown")).to_have_text(["bearded"])
+    prompt.fill("zxcv qwerty")
+    expect(hints).to_contain_text("knows none of these words")
+    hints.get_by_role("button", name=re.compile(r"For people and photos get \w+, 4\.3 GB")).click()
+    expect(page.locator("#model-status")).to_contain_text("4.3 GB download")
+    expect(page.locator("#summary")).to_contain_text("512 × 512")
+    expect(hints).to_have_count(0)
 
 
 def test_prompts_are_escaped(page: Page) -> None:

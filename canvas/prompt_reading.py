@@ -1,0 +1,277 @@
+"""What a model with a vocabulary understands of a prompt, and the prompt that it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from canvas.errors import LazyMessage
+from canvas.vocabulary import Meaning, Part, Vocabulary, joined, key_of
+
+MAX_SHOWN = 8  # words of a note
+MAX_WORDS = 20  # of a prompt that the model gets as it is; it reads about 25
+
+
+def understand(vocabulary: Vocabulary, prompt: str, *, seed: int | None = None) -> Understanding:
+    """How the model reads a prompt; with a seed, a place is added where none is named."""
+    return _Reading(vocabulary, vocabulary.parts(prompt)).result(prompt.strip(), seed)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something understood: the words that the model gets, and the user's if they differ."""
+
+    words: str
+    written: str = ""
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """How a model reads a prompt.
+
+    `prompt`: what it gets. `understood`: what stands in it. `unknown`: the user's words without a
+    meaning; `nearest`: the closest known thing for some of them. `left_out`: known words that
+    cannot be combined with the rest. `added`: the place chosen where none is named.
+    """
+
+    prompt: str
+    understood: tuple[Item, ...] = ()
+    unknown: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    nearest: Mapping[str, str] = field(default_factory=dict)
+    added: str = ""
+
+    @property
+    def nothing_known(self) -> bool:
+        return not self.understood
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is more to say than that everything was understood."""
+        return bool(self.unknown or self.left_out or self.added or any(item.written for item in self.understood))
+
+    @property
+    def note(self) -> str:
+        """The difference between the user's words and the model's in English; "" if there is none."""
+        if not self.changed:
+            return ""
+        sentences = []
+        if self.understood:
+            items = [f"{item.words} (from {item.written})" if item.written else item.words for item in self.understood]
+            sentences.append(f"Understood: {', '.join(items)}.")
+        if self.unknown:
+            words = [
+                f"{word} (nearest: {self.nearest[word]})" if word in self.nearest else word for word in self.unknown
+            ]
+            sentences.append(f"Not known: {_shortened(words)}.")
+        if self.left_out:
+            sentences.append(f"Left out: {_shortened(self.left_out)}.")
+        if self.added:
+            sentences.append(f"Added, as no place was named: {self.added}.")
+        return " ".join(sentences)
+
+
+def _shortened(words: Sequence[str]) -> str:
+    return ", ".join(words[:MAX_SHOWN]) + (" …" if len(words) > MAX_SHOWN else "")
+
+
+@dataclass
+class _Thing:
+    """A thing with its adjectives: the model's words, and those of the prompt."""
+
+    name: str
+    count: int = 0
+    count_text: str = ""
+    size: str = ""
+    size_text: str = ""
+    colour: str = ""
+    colour_text: str = ""
+    written: str = ""  # the user's words if the model has others
+
+
+class _Reading:
+    """Collects the parts of one prompt."""
+
+    def __init__(self, vocabulary: Vocabulary, parts: Sequence[Part]) -> None:
+        self._vocabulary = vocabulary
+        self._parts = parts
+        self._things: dict[str, _Thing] = {}
+        self._place: tuple[str, str] | None = None  # name and, if it is a synonym, the user's word
+        self._place_is_vague = False
+        self._is_ordered = True  # things joined by words, before their place, as in captions
+        self._style: tuple[str, str] | None = None
+        self._position = ""
+        self._unknown: list[list[str]] = []  # of adjacent words
+        self._left_out: list[str] = []
+        self._next = _Thing("")  # with the adjectives of the thing that follows
+        self._read()
+
+    def _read(self) -> None:
+        negated = adjacent = False
+        for index, part in enumerate(self._parts):
+            meaning = part.meaning
+            kind = meaning.kind if meaning else None
+            if kind in ("break", "negation"):
+                negated = kind == "negation"
+                if negated:
+                    self._left_out.append(part.text)
+            elif negated:
+                self._left_out[-1] += f" {part.text}"
+            elif meaning is None:
+                self._add_unknown(part.text, adjacent=adjacent)
+            elif meaning.kind == "colour":
+                self._add_colour(index, part, meaning.name)
+            else:
+                self._add(part, meaning)
+            adjacent = meaning is None and not negated
+        self._leave_out(self._next.colour_text)
+
+    def _leave_out(self, text: str) -> None:
+        if text:
+            self._left_out.append(text)
+
+    def _add(self, part: Part, meaning: Meaning) -> None:
+        written = "" if meaning.own else part.text
+        if meaning.kind == "thing":
+            self._add_thing(part, meaning)
+        elif meaning.kind == "place":
+            self._add_place(meaning.name, part)
+        elif meaning.kind == "style":
+            if self._style is None:
+                named = meaning.name in key_of(part.text).split()  # as in "cartoon style"
+                self._style = (meaning.name, "" if named else written)
+            elif self._style[0] != meaning.name:
+                self._left_out.append(part.text)
+        elif meaning.kind == "count":
+            self._next.count, self._next.count_text = int(meaning.name), part.text
+            self._next.written = written and f"{part.text} "
+        elif meaning.kind == "size":
+            self._next.size, self._next.size_text = meaning.name, part.text
+        elif meaning.kind == "position":
+            self._position = meaning.name
+
+    def _add_thing(self, part: Part, meaning: Meaning) -> None:
+        thing, self._next = self._next, _Thing("")
+        thing.name = meaning.name
+        if thing.colour and not self._vocabulary.can_colour(thing.name):
+            self._left_out.append(thing.colour_text)
+            thing.colour = ""
+        if thing.name in self._things:
+            return
+        if len(self._things) >= self._vocabulary.max_things:
+            self._left_out.append(part.text)
+            return
+        is_own = meaning.own and not thing.written and not (part.plural and not thing.count)
+        thing.written = "" if is_own else f"{thing.written}{part.text}"
+        thing.count = min(thing.count or (2 if part.plural else 1), self._vocabulary.max_count)
+        self._is_ordered = self._is_ordered and self._place is None
+        self._things[thing.name] = thing
+
+    def _add_place(self, name: str, part: Part) -> None:
+        """The first place counts, except after a vague one such as "landscape"."""
+        if self._place is None or self._place_is_vague:
+            own = part.meaning is not None and part.meaning.own
+            self._place = (name, "" if own else part.text)
+            self._place_is_vague = self._vocabulary.is_vague(part.text)
+        elif self._place[0] != name and not self._vocabulary.is_vague(part.text):
+            self._left_out.append(part.text)
+
+    def _add_colour(self, index: int, part: Part, name: str) -> None:
+        """A colour beside the word "background" is that of the background, as is the last word."""
+        neighbours = [each.meaning for each in (*self._parts[max(0, index - 1) : index], *self._parts[index + 1 :][:1])]
+        beside = any(meaning and meaning.kind == "background" for meaning in neighbours)
+        following = next((each.meaning for each in self._parts[index + 1 :]), None)
+        ends = following is None or following.kind == "break"
+        if beside or (ends and self._things and self._follows_on(index)):
+            self._add_place(name, part)
+        else:
+            self._leave_out(self._next.colour_text)
+            self._next.colour, self._next.colour_text = name, part.text
+
+    def _follows_on(self, index: int) -> bool:
+        return index > 0 and key_of(self._parts[index - 1].text) in ("on", "on a", "auf", "sobre", "sur", "en")
+
+    def _add_unknown(self, word: str, *, adjacent: bool) -> None:
+        if not any(character.isalpha() for character in word):
+            return  # numbers, and signs of emphasis
+        if name := self._vocabulary.correct(word):
+            self._add_thing(Part(word, Meaning("thing", name)), Meaning("thing", name))
+        elif adjacent and self._unknown:
+            self._unknown[-1].append(word)
+        else:
+            self._unknown.append([word])
+
+    # The result
+
+    def result(self, prompt: str, seed: int | None) -> Understanding:
+        vocabulary = self._vocabulary
+        subjects = self._subjects()
+        added = ""
+        if self._things and self._place is None and seed is not None:
+            added = vocabulary.background_for(next(iter(self._things)), seed)
+        understood = [*subjects]
+        if self._place:
+            understood.append(Item(vocabulary.place_phrase(self._place[0]), self._written_place()))
+        if self._style:
+            understood.append(Item(self._style[0], self._style[1]))
+        unknown = tuple(dict.fromkeys(joined(words) for words in self._unknown))
+        reading = Understanding(
+            self._compose([item.words for item in subjects], added),
+            tuple(understood),
+            unknown,
+            tuple(dict.fromkeys(self._left_out)),
+            {word: near for word in unknown if (near := self._nearest(word))},
+            vocabulary.place_phrase(added) if added else "",
+        )
+        # A prompt in the model's own words stays as it is
+        is_own = not reading.changed and self._is_caption()
+        kept = is_own or not (self._things or self._place)
+        return replace(reading, prompt=prompt) if kept else reading
+
+    def _is_caption(self) -> bool:
+        """Whether the model reads the prompt well as it is."""
+        kinds = [part.meaning.kind for part in self._parts if part.meaning]
+        compound = any(pair == ("thing", "thing") for pair in pairwise(kinds))
+        return self._is_ordered and not compound and len(kinds) <= MAX_WORDS
+
+    def _subjects(self) -> list[Item]:
+        items = []
+        several = len(self._things) > 1
+        for thing in self._things.values():
+            if several and thing.count > 1:
+                self._leave_out(thing.count_text)
+                thing.count = 1
+            if several or thing.count > 1:
+                self._leave_out(thing.size_text)
+                thing.size = ""
+            words = self._vocabulary.subject(thing.name, thing.count, thing.size, thing.colour)
+            items.append(Item(words, thing.written))
+        return items
+
+    def _written_place(self) -> str:
+        assert self._place is not None  # noqa: S101 - the caller has checked
+        name, written = self._place
+        phrase = self._vocabulary.place_phrase(name)
+        return "" if key_of(written) in key_of(phrase) else written
+
+    def _compose(self, subjects: list[str], added: str) -> str:
+        place = self._place[0] if self._place else added
+        words = [" and ".join(subjects)]
+        if self._position and len(subjects) == 1:
+            words.append(f"on the {self._position}")
+        if place:
+            words.append(self._vocabulary.place_phrase(place))
+        text = " ".join(filter(None, words))
+        return f"{text}, {self._style[0]}" if self._style else text
+
+    def _nearest(self, words: str) -> str:
+        return next(filter(None, map(self._vocabulary.nearest, [words, *words.split()])), "")
+
+
+def message_for_nothing(suggestion: str) -> LazyMessage:
+    """What to do when a model knows nothing of a prompt; `suggestion` is a model with its size."""
+    if not suggestion:
+        return LazyMessage("The built-in model knows none of these words. Use one of its things and places.")
+    text = "The built-in model knows none of these words. For people and photos use {model}."
+    return LazyMessage(text, model=suggestion)

@@ -1,0 +1,38 @@
+"""The line under a prompt: what a model with a vocabulary understands of it, or what any other model gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from canvas.prompt_reading import message_for_nothing
+from canvas.request import GenerationRequest
+from canvas.studio import Studio
+from canvas.ui import result_panel
+from canvas.ui.events import bind
+from canvas.ui.html_panel import render
+from canvas.ui.i18n import translate_message
+
+
+def render_hints(studio: Studio, request: GenerationRequest) -> str:
+    """What is understood and what is not, and a model that would draw the rest."""
+    reading = studio.understanding(request)
+    if reading is None:
+        return result_panel.render_enhanced_prompt(studio, request)
+    spec = studio.general_model() if reading.unknown else None
+    nothing = ""
+    if reading.nothing_known:
+        nothing = translate_message(message_for_nothing(""))
+    on_disk = spec is not None and studio.model_status(spec.key).location != "hub"
+    return render("prompt_hints.html", reading=reading, nothing=nothing, spec=spec, on_disk=on_disk)
+
+
+def bind_events(panel: gr.HTML, select_model: Callable[[str], dict[Any, Any]], outputs: set[Any]) -> None:
+    """Select the model of the button, as in the list of models; `select_model` returns updates of `outputs`."""
+
+    def on_click(event: gr.EventData) -> dict[Any, Any]:
+        return select_model(str(event.model)) if event.action == "select_model" else {}
+
+    bind(panel.click, on_click, None, outputs)

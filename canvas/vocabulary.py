@@ -1,0 +1,369 @@
+"""The words that a model with a vocabulary knows, and their synonyms in several languages.
+
+The built-in model knows a list of things, places, colours and styles: `vocabulary.json` in its folder.
+`synonyms.json` beside it has further words for them in several languages; both are written by
+`canvas/training/word_table.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from canvas.catalog import ModelSpec
+
+VOCABULARY, SYNONYMS = "vocabulary.json", "synonyms.json"
+ENGLISH = "en"
+Kind = Literal[
+    "thing",
+    "place",
+    "style",
+    "colour",
+    "count",
+    "size",
+    "position",
+    "background",
+    "stop",
+    "decor",
+    "negation",
+    "unknown",
+    "break",
+]
+# Sections of synonyms.json with a table of words by meaning, and those with a plain list of words.
+MEANINGS: Mapping[str, Kind] = {
+    "things": "thing",
+    "places": "place",
+    "styles": "style",
+    "colours": "colour",
+    "counts": "count",
+    "sizes": "size",
+    "positions": "position",
+}
+PLAIN: Mapping[str, Kind] = {
+    "stop": "stop",
+    "background": "background",
+    "decor": "decor",
+    "negations": "negation",
+    "not_things": "unknown",  # phrases with the name of a thing that mean something else
+}
+# Han and Hiragana are written without spaces: each character is a token, a run of Katakana is one.
+_SIGNS = r"[,.;:!?、。؛،\n]"
+TOKEN = re.compile(
+    rf"\d+[.,]\d+|[\u3041-\u309f\u3400-\u9fff]|[\u30a1-\u30ff]+|[^\W_\u3041-\u30ff\u3400-\u9fff]+|{_SIGNS}"
+)
+BREAK = re.compile(_SIGNS)
+ENGLISH_ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("es", ""), ("s", ""))
+ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "de": ("e", "n", "en", "er", "ern", "s", "es"),
+    "es": ("s", "es"),
+    "pt": ("s", "es"),
+    "fr": ("s", "x"),
+}
+PREFIXES: Mapping[str, tuple[str, ...]] = {"ar": ("ال", "وال", "بال", "لل", "و", "ب", "ل")}
+MAX_PHRASE = 6  # tokens of a word or phrase
+MIN_TYPO_LENGTH, TYPO_SIMILARITY = 6, 0.85
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A word of a language: its kind and the model's name for it; `own` if captions use the word."""
+
+    kind: Kind
+    name: str = ""
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a prompt with its meaning; None if it is not known."""
+
+    text: str
+    meaning: Meaning | None
+    plural: bool = False
+
+
+class Vocabulary:
+    """The words of a model, in all languages of its table."""
+
+    def __init__(self, words: Mapping[str, Any], synonyms: Mapping[str, Any]) -> None:
+        self.things: Mapping[str, Mapping[str, Any]] = words["things"]
+        self.places: Mapping[str, Sequence[str]] = words["places"]
+        self.styles: Sequence[str] = words["styles"]
+        self.colours: Sequence[str] = words["colours"]
+        self._colour_phrase: str = words["colour_phrase"]
+        self._counts: Sequence[str] = words["counts"]
+        self._max_things: int = words["max_things"]
+        self._coloured = frozenset(words.get("coloured", ()))
+        self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
+        self._near: Mapping[str, str] = synonyms.get("near", {})
+        self._vague = frozenset(synonyms.get("vague", "").split("|"))
+        self._plurals: dict[str, str] = dict(synonyms.get("plurals", {}))
+        english = _language_table(synonyms.get("languages", {}).get(ENGLISH, {}))
+        self._add_own_words(english, words)
+        self._languages = {ENGLISH: english}
+        for language, sections in synonyms.get("languages", {}).items():
+            if language != ENGLISH:
+                self._languages[language] = _with_plain_letters(_language_table(sections))
+
+    def _add_own_words(self, table: dict[str, list[Meaning]], words: Mapping[str, Any]) -> None:
+        """The words of captions, which precede synonyms."""
+        own: list[tuple[str, Meaning]] = []
+        for name, thing in self.things.items():
+            own += [(word, Meaning("thing", name, own=True)) for word in thing["words"]]
+            self._plurals.setdefault(key_of(thing["many"]), key_of(name))
+        for name, phrases in self.places.items():
+            own += [(phrase, Meaning("place", name, own=True)) for phrase in (*phrases, name)]
+        own += [(name, Meaning("style", name, own=True)) for name in self.styles]
+        own += [(name, Meaning("colour", name, own=True)) for name in self.colours]
+        own += [(word, Meaning("count", str(number), own=True)) for number, word in enumerate(self._counts, 2)]
+        own += [(word, Meaning("size", word, own=True)) for word in words["sizes"]]
+        own += [(phrase, Meaning("position", phrase.rsplit(" ", 1)[-1], own=True)) for phrase in words["positions"]]
+        own += [(phrase, Meaning("decor", own=True)) for phrase in words.get("boilerplate", ())]
+        # Captions come first, but not names of things such as "orange" before the same colour
+        for word, meaning in reversed(own):
+            meanings = table.setdefault(key_of(word), [])
+            meanings[:] = [meaning, *(other for other in meanings if other.kind != meaning.kind)]
+
+    # Reading
+
+    def parts(self, prompt: str) -> list[Part]:
+        """The pieces of a prompt with their meanings, in the language that explains most of it."""
+        text = unicodedata.normalize("NFKC", prompt)
+        tokens = [match.group() for match in TOKEN.finditer(text)]
+        return self._in_likeliest_language(tokens, [key_of(token) or token for token in tokens])
+
+    def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> list[Part]:
+        """English, unless another language explains at least two more words, or all of an unknown prompt."""
+        english = list(self._read(tokens, keys, ENGLISH))
+        known = _known(english)
+        if all(part.meaning for part in english):
+            return english
+        best, best_score = english, known + 1 if known else 0
+        for language in self._languages:
+            parts = list(self._read(tokens, keys, language)) if language != ENGLISH else english
+            if (score := _known(parts)) > best_score:
+                best, best_score = parts, score
+        return best
+
+    def _read(self, tokens: Sequence[str], keys: Sequence[str], language: str) -> Iterator[Part]:
+        """Split into the longest phrases that the language has."""
+        start = 0
+        while start < len(tokens):
+            if BREAK.fullmatch(tokens[start]):
+                yield Part(tokens[start], Meaning("break"))
+                start += 1
+                continue
+            for length in range(min(MAX_PHRASE, len(tokens) - start), 0, -1):
+                key = " ".join(keys[start : start + length])
+                meanings, plural = self._find(key, language)
+                if meanings:
+                    following = keys[start + length] if start + length < len(keys) else ""
+                    preceding = keys[start - 1] if start else ""
+                    meaning = self._in_context(meanings, preceding, following, language)
+                    text = joined(tokens[start : start + length])
+                    yield Part(text, None if meaning.kind == "unknown" else meaning, plural)
+                    start += length
+                    break
+            else:
+                yield Part(tokens[start], None)
+                start += 1
+
+    def _in_context(self, meanings: Sequence[Meaning], preceding: str, following: str, language: str) -> Meaning:
+        """The sense of "orange" in "an orange", "an orange cat" and "on an orange background"."""
+        colour = next((meaning for meaning in meanings if meaning.kind == "colour"), None)
+        if colour is None or meanings[0] is colour:
+            return meanings[0]
+        neighbours = [*self._find(preceding, language)[0][:1], *self._find(following, language)[0][:1]]
+        is_background = any(meaning.kind == "background" for meaning in neighbours)
+        is_adjective = any(meaning.kind == "thing" for meaning in self._find(following, language)[0][:1])
+        return colour if is_background or is_adjective else meanings[0]
+
+    def _find(self, key: str, language: str) -> tuple[Sequence[Meaning], bool]:
+        """The meanings of a word or phrase and whether it is a plural."""
+        tables = [(language, self._languages[language])]
+        if language != ENGLISH:
+            tables.append((ENGLISH, self._languages[ENGLISH]))
+        for name, table in tables:
+            exact = self._of_language(table.get(key, ()), name, language)
+            if exact and exact[0].own:
+                return exact, False
+            forms = [
+                (self._of_language(table.get(form, ()), name, language), plural)
+                for form, plural in self._base_forms(key, name)
+            ]
+            found = [(meanings, plural) for meanings, plural in forms if meanings]
+            # "apples" is a plural of the model's own word, even if the table has it, too
+            own = next((each for each in found if each[0][0].own and each[0][0].kind == "thing"), None)
+            if own or exact or found:
+                return own or ((exact, False) if exact else found[0])
+        return (), False
+
+    def _of_language(self, meanings: Sequence[Meaning], name: str, language: str) -> Sequence[Meaning]:
+        """In a prompt of another language only names of things and styles are English."""
+        if name == language:
+            return meanings
+        return [meaning for meaning in meanings if meaning.own and meaning.kind in ("thing", "style")]
+
+    def _base_forms(self, key: str, language: str) -> Iterator[tuple[str, bool]]:
+        """Forms from which an inflected one may come, and whether it would be a plural."""
+        head, _, last = key.rpartition(" ")
+        head = f"{head} " if head else ""
+        if language == ENGLISH:
+            yield from self._english_singulars(key, head, last)
+            return
+        for prefix in PREFIXES.get(language, ()):
+            if last.startswith(prefix) and len(last) - len(prefix) >= 2:
+                yield head + last.removeprefix(prefix), False
+        for form in dict.fromkeys((last, without_accents(last))):
+            if form != last:
+                yield head + form, False
+            for ending in ENDINGS.get(language, ()):
+                if form.endswith(ending) and len(form) - len(ending) >= 3:
+                    yield head + form.removesuffix(ending), True
+
+    def _english_singulars(self, key: str, head: str, last: str) -> Iterator[tuple[str, bool]]:
+        if (plain := without_accents(key)) != key:
+            yield plain, False
+        if key in self._plurals:
+            yield self._plurals[key], True
+        if last in self._plurals:
+            yield head + self._plurals[last], True
+        for ending, replacement in ENGLISH_ENDINGS:
+            if last.endswith(ending) and len(last) - len(ending) >= 2:
+                yield head + last.removesuffix(ending) + replacement, True
+
+    # What a prompt consists of
+
+    def correct(self, word: str) -> str:
+        """The thing whose name has a slip of the pen in `word`; "" without one."""
+        key = key_of(word)
+        if len(key) < MIN_TYPO_LENGTH:
+            return ""
+        names = self._names_by_initial.get(key[0], {})
+        found = get_close_matches(key, names, 1, TYPO_SIMILARITY)
+        return names[found[0]] if found else ""
+
+    @cached_property
+    def _names_by_initial(self) -> Mapping[str, Mapping[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for name, thing in self.things.items():
+            for word in map(key_of, thing["words"]):
+                found.setdefault(word[0], {})[word] = name
+        return found
+
+    def nearest(self, word: str) -> str:
+        """The known thing that is closest to an unknown English word; "" if none is."""
+        key = key_of(word)
+        forms = [key, *(form for form, _ in self._base_forms(key, ENGLISH))]
+        return next((self._near[form] for form in forms if form in self._near), "")
+
+    def can_colour(self, thing: str) -> bool:
+        return thing in self._coloured
+
+    def is_vague(self, place: str) -> bool:
+        """Whether a more exact place in the same prompt counts instead."""
+        return key_of(place) in self._vague
+
+    @property
+    def max_things(self) -> int:
+        return self._max_things
+
+    @property
+    def max_count(self) -> int:
+        return len(self._counts) + 1
+
+    def place_phrase(self, place: str) -> str:
+        if place in self.places:
+            return self.places[place][0]
+        return self._colour_phrase.format(place).replace(" a orange", " an orange")
+
+    def subject(self, name: str, count: int, size: str, colour: str) -> str:
+        """`two foxes`, `a tiny fox`, `grapes`."""
+        thing = self.things[name]
+        adjectives = [word for word in (size, colour) if word]
+        if count > 1:
+            return " ".join([self._counts[count - 2], *adjectives, thing["many"]])
+        if not adjectives:
+            return thing["one"]
+        article, _, noun = thing["one"].partition(" ")
+        if article not in ("a", "an"):
+            return " ".join([*adjectives, thing["one"]])
+        return " ".join(["an" if adjectives[0][0] in "aeiou" else "a", *adjectives, noun])
+
+    def background_for(self, thing: str, seed: int) -> str:
+        """A place that suits a thing, by the seed; "" if the model needs none."""
+        choices = self._backgrounds.get(thing) or self._backgrounds.get("", ())
+        if not choices:
+            return ""
+        digest = hashlib.sha256(f"{thing} {seed}".encode()).digest()
+        return choices[digest[0] % len(choices)]
+
+
+def key_of(text: str) -> str:
+    """A text as a key of the tables: tokens in lower case, without signs."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    letters = "".join(letter for letter in folded if unicodedata.category(letter) != "Mn")
+    return " ".join(token for token in TOKEN.findall(letters) if not BREAK.fullmatch(token))
+
+
+def _known(parts: Sequence[Part]) -> int:
+    """How many words have a meaning; a Chinese or Japanese character counts as one."""
+    words = (part for part in parts if part.meaning and part.meaning.kind != "break")
+    return sum(len(key_of(part.text).split()) for part in words)
+
+
+def without_accents(text: str) -> str:
+    """é → e; letters without a base letter stay."""
+    decomposed = unicodedata.normalize("NFD", text)
+    return "".join(letter for letter in decomposed if unicodedata.category(letter) != "Mn")
+
+
+def joined(tokens: Sequence[str]) -> str:
+    """Words with spaces between them, but Chinese and Japanese characters without."""
+    text = ""
+    for token in tokens:
+        text += f" {token}" if text and not ("\u3040" <= token[0] <= "\u9fff") else token
+    return text
+
+
+def _language_table(sections: Mapping[str, Any]) -> dict[str, list[Meaning]]:
+    """The meanings of each word; those of later sections come after those of earlier ones."""
+    table: dict[str, list[Meaning]] = {}
+    for section, kind in MEANINGS.items():
+        for name, words in sections.get(section, {}).items():
+            for word in words.split("|"):
+                table.setdefault(word, []).append(Meaning(kind, name))
+    for section, kind in PLAIN.items():
+        for word in filter(None, sections.get(section, "").split("|")):
+            table.setdefault(word, []).append(Meaning(kind))
+    return table
+
+
+def _with_plain_letters(table: dict[str, list[Meaning]]) -> dict[str, list[Meaning]]:
+    """Also the words without their accents, as many people write them."""
+    plain = {without_accents(word): meanings for word, meanings in table.items() if word.isascii() is False}
+    return {**plain, **table}
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path) -> Vocabulary | None:
+    path = folder / VOCABULARY
+    if not path.is_file():
+        return None
+    words = json.loads(path.read_text(encoding="utf-8"))
+    table = folder / SYNONYMS
+    synonyms = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+    return Vocabulary(words, synonyms)
+
+
+def vocabulary_of(spec: ModelSpec) -> Vocabulary | None:
+    """The vocabulary of a model that has one in its folder."""
+    return _load(Path(spec.name)) if Path(spec.name).is_absolute() else None
