@@ -11,12 +11,14 @@ from typing import Any
 from PIL import Image
 
 from canvas.catalog import ModelSpec
+from canvas.engine.controlnet import Controls
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.multidiffusion import tile_count, tiled_pipeline
 from canvas.engine.openvino.engine import engine_name
 from canvas.engine.optimizations import deepcache
+from canvas.engine.references import NO_REFERENCES, References
 from canvas.engine.step_callback import raise_if_cancelled
 from canvas.engine.super_resolution import upscale_image
 from canvas.engine.work_area import size_step, whole_area
@@ -27,12 +29,13 @@ from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A diffusers pipeline with its model and device."""
+    """A diffusers pipeline with its model and device, and the ControlNets of the request."""
 
     pipeline: Any
     spec: ModelSpec
     device: Device
     model_revision: str = ""
+    controlnets: tuple[Any, ...] = ()
 
 
 def run_upscale(
@@ -42,6 +45,8 @@ def run_upscale(
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
     model: LoadedPipeline | None = None,
+    controls: Controls | None = None,
+    references: References = NO_REFERENCES,
 ) -> GeneratedImage:
     """Upscale the image of a resolved request; `model` is for the upscaler `detail`.
 
@@ -60,7 +65,7 @@ def run_upscale(
             cancelled=cancelled,
         )
     else:
-        upscaled = _upscale_diffusion(request, image, model, on_step, cancelled)
+        upscaled = _upscale_diffusion(request, image, model, on_step, cancelled, controls, references)
     device = model.device if model else Device("cpu", "float32", "")
     return GeneratedImage(
         request=request,
@@ -80,6 +85,8 @@ def _upscale_diffusion(
     model: LoadedPipeline,
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
+    controls: Controls | None,
+    references: References,
 ) -> Image.Image:
     """Upscale with Lanczos, then redraw the image in tiles of the model's resolution."""
     pipeline, spec = model.pipeline, model.spec
@@ -101,6 +108,8 @@ def _upscale_diffusion(
             on_step=progress.on_step,
             cancelled=cancelled,
             images={"image": upscaled},
+            controls=controls,
+            references=references,
         )
     assert result.image is not None  # noqa: S101 - it has just been generated
     return result.image
