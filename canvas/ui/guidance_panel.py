@@ -12,6 +12,7 @@ import gradio as gr
 from canvas.errors import CanvasError
 from canvas.formatting import format_bytes
 from canvas.guidance import AUTO, ControlImage, ReferenceImage
+from canvas.models import controlnets
 from canvas.request import GenerationRequest
 from canvas.studio import Studio
 from canvas.ui.events import bind
@@ -48,6 +49,14 @@ class GuidancePanel:
             kinds = [(label, kind) for kind, label in KIND_LABELS.items()]
             self._kind = gr.Dropdown(kinds, value=AUTO, label="Kind", elem_id=f"{elem_id_prefix}-control-kind")
             self._seen = panel(f"{elem_id_prefix}-control-preview")
+            own = [(name, name) for name in controlnets.list_names(studio.settings.controlnets_dir)]
+            self._model = gr.Dropdown(
+                [("Usual for the kind", ""), *own],
+                value="",
+                allow_custom_value=True,
+                label="ControlNet",
+                elem_id=f"{elem_id_prefix}-controlnet",
+            )
             self._weight = gr.Slider(0, 2, value=1, step=0.05, label="Control strength", buttons=[])
             with gr.Row():
                 self._start = gr.Slider(0, 0.95, value=0, step=0.05, label="Start", min_width=100, buttons=[])
@@ -67,14 +76,16 @@ class GuidancePanel:
     @property
     def widgets(self) -> set[Any]:
         """The inputs that `apply` needs."""
-        control = {self._control_name, self._kind, self._weight, self._start, self._end}
+        control = {self._control_name, self._kind, self._model, self._weight, self._start, self._end}
         return control | {self._reference_name, self._reference_kind, self._reference_weight}
 
     def bind_events(self, model_key: Any) -> None:
         """`model_key` is the widget that selects the model."""
+        self._model_key = model_key
         shown = {self._control_name, self._kind, self._seen}
-        bind(self._control.change, self.choose_control, {self._control, self._kind, model_key}, shown)
-        bind(self._kind.input, self.show_control, {self._control, self._kind, model_key}, {self._seen})
+        inputs = {self._control, self._kind, self._model, model_key}
+        bind(self._control.change, self.choose_control, inputs, shown)
+        bind([self._kind.input, self._model.input], self.show_control, inputs, {self._seen})
         bind(self._reference.change, self.choose_reference, {self._reference}, {self._reference_name})
 
     def choose_control(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -88,8 +99,7 @@ class GuidancePanel:
 
     def show_control(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Show what the model will see, of which kind it is and what has to be downloaded."""
-        image, kind = values[self._control], values[self._kind]
-        model_key = next(value for widget, value in values.items() if widget not in (self._control, self._kind))
+        image, kind, model_key = (values[widget] for widget in (self._control, self._kind, self._model_key))
         if image is None:
             return {self._seen: ""}
         lines = []
@@ -103,6 +113,8 @@ class GuidancePanel:
         except CanvasError as error:
             item = ControlImage("", kind, detect=True)
             lines.append(error_line(error))
+        if values[self._model]:
+            return {self._seen: "".join(lines)}
         try:
             size = self._studio.control_download_size(item.kind, model_key, detect=bool(item.detect))
             if size:
@@ -120,8 +132,10 @@ class GuidancePanel:
         """The request with the images of the section; raises InvalidInput."""
         if name := values[self._control_name]:
             weight, start, end = (values[widget] for widget in (self._weight, self._start, self._end))
-            request = replace(request, control_images=(ControlImage(name, values[self._kind], weight, start, end),))
+            model = (values[self._model] or "").strip()
+            item = ControlImage(name, values[self._kind], weight, start, end, model=model)
+            request = replace(request, control_images=(item,))
         if name := values[self._reference_name]:
-            item = ReferenceImage(name, values[self._reference_weight], values[self._reference_kind])
-            request = replace(request, reference_images=(item,))
+            reference = ReferenceImage(name, values[self._reference_weight], values[self._reference_kind])
+            request = replace(request, reference_images=(reference,))
         return request

@@ -29,7 +29,9 @@ from tests.app_server import run_in_mcp_session
 from tests.tiny_guidance import make_photo, make_tiny_controlnet
 
 PROMPT = "a red boat on a lake"
-FIELDS: dict[str, Any] = {"num_inference_steps": 4, "seed": 21, "width": 128, "height": 128}
+# webuiapi sends a sampler and a guidance of its own.
+OTHERS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "scheduler": "Euler a", "seed": 21}
+FIELDS: dict[str, Any] = {**OTHERS, "width": 128, "height": 128}
 SETTINGS: dict[str, Any] = {"kind": "canny", "weight": 0.8, "start": 0.0, "end": 0.75, "model": "mine"}
 PHOTO = make_photo((160, 128))
 
@@ -89,8 +91,7 @@ def with_mcp(studio: Studio, photo: Path) -> None:
 def with_openai(studio: Studio, photo: Path) -> None:
     client = openai.OpenAI(base_url=f"{studio.url}/v1", api_key="x", max_retries=0)  # type: ignore[attr-defined]
     items = [{"image": base64.b64encode(photo.read_bytes()).decode(), **SETTINGS}]
-    body = {"num_inference_steps": 4, "seed": 21, "control_images": items}
-    client.images.generate(prompt=PROMPT, size="128x128", extra_body=body)
+    client.images.generate(prompt=PROMPT, size="128x128", extra_body={**OTHERS, "control_images": items})
 
 
 def with_webuiapi(studio: Studio, photo: Path) -> None:
@@ -104,13 +105,14 @@ def with_webuiapi(studio: Studio, photo: Path) -> None:
         guidance_end=0.75,
         resize_mode="Crop and Resize",
     )
-    options = {"steps": 4, "seed": 21, "width": 128, "height": 128, "cfg_scale": None, "sampler_name": None}
+    options = {"steps": 4, "seed": 21, "width": 128, "height": 128, "cfg_scale": 4.0, "sampler_name": "Euler a"}
     result = client.txt2img(prompt=PROMPT, **options, controlnet_units=[unit])
     assert "ControlNet" not in str(result.info.get("extra_generation_params"))
 
 
 def with_cli(studio: Studio, photo: Path) -> None:
     options = ["--steps", "4", "--seed", "21", "--width", "128", "--height", "128"]
+    options += ["--guidance", "4", "--scheduler", "Euler a"]
     settings = ",".join(f"{name}={value}" for name, value in SETTINGS.items())
     folder = ["--data-dir", str(studio.settings.data_dir)]
     with pytest.raises(SystemExit) as raised:
