@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from canvas import presets, validation
 from canvas.catalog import MODELS, ModelSpec
 from canvas.errors import InvalidInput, LazyMessage
+from canvas.guidance import ControlImage, ReferenceImage, as_json, check_control_images, check_reference_images
 from canvas.image_formats import IMAGE_FORMATS, data_url
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
@@ -207,6 +208,8 @@ FIELD_VALIDATORS: Mapping[str, Validator] = MappingProxyType(
         "loras": _check_loras,
         "prompt_weighting": _check_bool,
         "watermark": _check_watermark,
+        "control_images": lambda field, value: check_control_images(field, value, _check_file_name),
+        "reference_images": lambda field, value: check_reference_images(field, value, _check_file_name),
     }
 )
 
@@ -217,7 +220,8 @@ class GenerationRequest:
 
     Image i of `num_images` has `seed + i`, so that it can be generated again alone; with a
     `variation_seed` that one counts up instead. `quality` (1 to 100) applies to JPEG and WebP.
-    `image` and `mask_image` are names of gallery images or uploads. `outpaint` are pixels to
+    `image` and `mask_image` are names of gallery images or uploads, as are those in `control_images`
+    and `reference_images`. `outpaint` are pixels to
     add on the left, top, right and bottom, `loras` pairs of name and weight. With `scale_to_size` a
     size that the model cannot draw is drawn at the nearest one that it can, and scaled. Raises
     InvalidInput.
@@ -255,6 +259,8 @@ class GenerationRequest:
     preset: str = "quality"
     backend: str = LOCAL
     scale_to_size: bool = False
+    control_images: tuple[ControlImage, ...] = ()
+    reference_images: tuple[ReferenceImage, ...] = ()
 
     def __post_init__(self) -> None:
         for name, validator in FIELD_VALIDATORS.items():
@@ -284,7 +290,8 @@ class GenerationRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, with values that JSON can represent."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return values | {name: as_json(values[name]) for name in ("control_images", "reference_images")}
 
     def with_defaults(self, spec: ModelSpec) -> GenerationRequest:
         """The request with the defaults of model and preset and a chosen seed.
@@ -328,6 +335,7 @@ class GenerationRequest:
         return (
             *(self.model_key, self.task, self.preset, self.width, self.height, self.num_images),
             *(self.num_inference_steps, self.guidance_scale, self.strength, self.upscaler),
+            *(len(self.control_images), len(self.reference_images)),
         )
 
     @property

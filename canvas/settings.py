@@ -313,6 +313,14 @@ class Settings(BaseSettings):
         return self.data_dir / "embeddings"
 
     @property
+    def controlnets_dir(self) -> Path:
+        return self.data_dir / "controlnets"
+
+    @property
+    def ip_adapters_dir(self) -> Path:
+        return self.data_dir / "ip_adapters"
+
+    @property
     def database_path(self) -> Path:
         return self.data_dir / "ai_images.db"
 

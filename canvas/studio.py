@@ -10,14 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL.Image import Image
+
 from canvas import dynamic_prompts
 from canvas.backends.base import Backend
 from canvas.backends.remote_backends import RemoteBackends
 from canvas.catalog import MODELS, Catalog, ModelSpec, get_model
 from canvas.engine import memory_plan, prompts, safety, system_info
+from canvas.engine.control_detectors import as_control_image, resolve_control
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_duration
+from canvas.engine.image_io import flatten_alpha
 from canvas.errors import CanvasError, LazyMessage, ModelCorrupted, ModelUnsupported, NotFound, ServerStopping
+from canvas.guidance import ControlImage
 from canvas.history.api_keys import ApiKeyStore
 from canvas.history.comparisons import Comparisons
 from canvas.history.database import Database
@@ -32,12 +37,12 @@ from canvas.jobs.queue import JobRegistry
 from canvas.jobs.scheduler import CHECKER, JobScheduler
 from canvas.jobs.temp_files import TempFiles
 from canvas.model_status import ModelLocation, ModelStatus
-from canvas.models import addons, download, single_file
+from canvas.models import addons, controlnets, download, single_file
 from canvas.models.capabilities import Capabilities
 from canvas.models.hub_client import Hub
 from canvas.models.licences import AcceptedLicences
-from canvas.prompt_reading import Understanding, message_for_nothing
 from canvas.presets import PRESETS
+from canvas.prompt_reading import Understanding, message_for_nothing
 from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.settings import Settings
 from canvas.vocabulary import vocabulary_of
@@ -209,6 +214,8 @@ class Studio:
     def _resolve(self, request: GenerationRequest, spec: ModelSpec, owner: str) -> GenerationRequest:
         if self.settings.safety_level != "off":
             safety.check_prompt(request.prompt)
+        capabilities = self.model_capabilities(spec.key) if request.backend == LOCAL else None
+        request = self.inputs.resolve_guidance(request, spec, capabilities, owner)
         resolved = self.inputs.resolve_request(request, spec, owner)
         self.remote_backends.check(resolved, spec, owner)
         self._limits.check(resolved)
@@ -425,6 +432,25 @@ class Studio:
         spec = get_model(request.model_key, self.models)
         missing = addons.missing(request.preset, spec, hub=self._hub)
         return sum(addons.ADDONS[name].size for name in missing)
+
+    def control_download_size(self, kind: str, model_key: str, *, detect: bool = True) -> int:
+        """The approximate bytes that a control image of that kind downloads once; raises InvalidInput."""
+        spec, capabilities = get_model(model_key, self.models), self.model_capabilities(model_key)
+        name = controlnets.usual_model(kind, controlnets.family_of(spec, capabilities), spec, capabilities)
+        folder = controlnets.find(name, self.settings.controlnets_dir, hub=self._hub)
+        size = 0 if folder else controlnets.download_size(name) or 0
+        if kind == "depth" and detect and addons.find(addons.DEPTH, hub=self._hub) is None:
+            size += addons.ADDONS[addons.DEPTH].size
+        return size
+
+    def control_preview(self, image: Image, item: ControlImage) -> tuple[ControlImage, Image]:
+        """The item with its kind and detection decided, and what the ControlNet sees of the image.
+
+        Raises InvalidInput, or ModelUnavailable if the detector is not downloaded.
+        """
+        resolved = resolve_control(item, image)
+        detector = addons.find(addons.DEPTH, hub=self._hub)
+        return resolved, as_control_image(resolved, flatten_alpha(image), detector)
 
     def estimate(self, request: GenerationRequest) -> float | None:
         """The estimated seconds of a request once its model is loaded; None if unknown."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from canvas import MODELS, GenerationRequest
 from canvas.errors import InvalidInput, field_label
+from canvas.guidance import CONTROL_KINDS, ControlImage, ReferenceImage
 from canvas.image_formats import IMAGE_FORMATS
 from canvas.request import (
     HF_INFERENCE,
@@ -59,6 +60,11 @@ requests = st.builds(
     loras=st.lists(st.tuples(st.just("snow"), st.floats(-4, 4)), max_size=3).map(tuple),
     prompt_weighting=st.booleans(),
     watermark=st.sampled_from(["", "mine"]),
+    control_images=st.lists(
+        st.builds(ControlImage, st.just("c.png"), st.sampled_from(CONTROL_KINDS), st.floats(0, 2), st.floats(0, 0.5)),
+        max_size=2,
+    ).map(tuple),
+    reference_images=st.lists(st.builds(ReferenceImage, st.just("r.png"), st.floats(0, 2)), max_size=2).map(tuple),
 )
 
 
@@ -123,6 +129,17 @@ requests = st.builds(
         ("watermark", "m" * 61),
         ("preset", "fast"),
         ("backend", "elsewhere"),
+        ("control_images", "a.png"),
+        ("control_images", [{"image": "a.png"}] * 5),
+        ("control_images", [{"kind": "canny"}]),
+        ("control_images", [{"image": "a.png", "strength": 1}]),
+        ("control_images", [{"image": "../a.png"}]),
+        ("control_images", [{"image": "a.png", "kind": "magic"}]),
+        ("control_images", [{"image": "a.png", "weight": float("nan")}]),
+        ("control_images", [{"image": "a.png", "start": 0.5, "end": 0.5}]),
+        ("control_images", [{"image": "a.png", "detect": 1}]),
+        ("reference_images", [{"image": "a.png", "kind": "hat"}]),
+        ("reference_images", [{"image": "a.png", "weight": 3}]),
     ],
 )
 def test_invalid_values_are_rejected(field: str, value: Any) -> None:

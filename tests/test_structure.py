@@ -22,6 +22,7 @@ LAYERS = [
         "platform",
         "settings",
         "formatting",
+        "guidance",
         "styles",
         "schedulers",
         "catalog",

@@ -24,12 +24,13 @@ from canvas.api.a1111_bodies import (
     TextToImage,
     Upscale,
 )
+from canvas.api.a1111_controlnet import A1111Route, read_units
 from canvas.api.base import (
-    ApiRoute,
     encode_preview,
     read_as_base64,
     require_owner,
     run_database,
+    upload_guidance,
     upload_image,
     upload_mask,
     wait_for_job,
@@ -38,7 +39,7 @@ from canvas.api.replies import A1111Error
 from canvas.catalog import get_model
 from canvas.dynamic_prompts import escape
 from canvas.engine import super_resolution, system_info
-from canvas.errors import CanvasError, ContentBlocked, GenerationCancelled, InvalidInput, StorageError
+from canvas.errors import ContentBlocked, GenerationCancelled, InvalidInput, StorageError
 from canvas.history.infotext import OWN_VERSION, read_infotext, write_infotext
 from canvas.history.metadata import read_text
 from canvas.image_formats import decode_base64
@@ -66,6 +67,7 @@ REPLIES: dict[str, Any] = {
     "/memory": replies.A1111Memory,
     "/realesrgan-models": list[dict[str, Any]],
 }
+GUIDANCE = ("control_images", "reference_images")
 SCHEDULES = {"automatic": "Automatic", "karras": "Karras"}
 # What clients request when they connect, and what they get.
 FIXED_RESPONSES: dict[str, Any] = {
@@ -84,15 +86,6 @@ NOT_IMPLEMENTED = {
     "/skip": "A single image of a batch cannot be skipped; /interrupt ends the job.",
     "/interrogate": "This server cannot describe images.",
 }
-
-
-class A1111Route(ApiRoute):
-    """Answers errors in the format of this API."""
-
-    @staticmethod
-    def error_response_for(error: CanvasError) -> Response:
-        """`detail` is what most clients show."""
-        return JSONResponse({"error": error.code, "detail": str(error), "errors": str(error)}, error.http_status)
 
 
 class A1111Api:
@@ -141,6 +134,7 @@ class A1111Api:
 
     async def txt2img(self, params: TextToImage, http_request: Request) -> Response:
         """Generate images from a prompt; `info` is a JSON string."""
+        await self._store_guidance(params)
         request = params.to_request(self._model_key(params, http_request))
         if params.enable_hr:
             params.to_hires_request(request)  # reports what it cannot do before the first pass
@@ -160,6 +154,7 @@ class A1111Api:
         elif any((params.model_extra or {}).get("outpaint") or ()):
             fields["task"] = "inpaint"
         image = await self._upload(params.init_images[0], "init_images")
+        await self._store_guidance(params, image)
         request = params.to_request(self._model_key(params, http_request), **fields, image=image)
         return await self._submit(request, params, http_request)
 
@@ -325,6 +320,20 @@ class A1111Api:
         """Store a base64 image; returns its name."""
         content = await run_sync(decode_base64, encoded, field)
         return await upload_image(self._studio, content, field)
+
+    async def _store_guidance(self, params: TextToImage, image: str | None = None) -> None:
+        """Put the units of ControlNet, with their images stored, into the fields of ours.
+
+        `image` is the name of the image that is redrawn, which units without an image use.
+        """
+        extra = params.model_extra if params.model_extra is not None else {}
+        found: dict[str, list[Any]] = {name: list(extra.get(name) or ()) for name in GUIDANCE}
+        for unit in read_units(params.alwayson_scripts, self._studio.settings.controlnets_dir):
+            found[GUIDANCE[unit.is_reference]].append(unit.fields(image))
+            params.unit_notes.extend(unit.notes())
+        for name, items in found.items():
+            if items:
+                extra[name] = await upload_guidance(self._studio, items, name)
 
     async def _submit(self, request: GenerationRequest, params: TextToImage, http_request: Request) -> Response:
         job = await run_database(self._studio.submit, request, require_owner(http_request), "sdapi")

@@ -6,8 +6,9 @@ import random
 from dataclasses import fields
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from canvas.api.a1111_controlnet import other_scripts
 from canvas.errors import CanvasError, InvalidInput
 from canvas.history.infotext import DEFAULT_SCHEDULES, read_sampler
 from canvas.image_formats import IMAGE_FORMATS
@@ -104,6 +105,12 @@ class TextToImage(BaseModel):
     denoising_strength: float | None = None
     override_settings: dict[str, Any] | None = None
     send_images: bool | None = True
+    _unit_notes: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def unit_notes(self) -> list[str]:
+        """What of the ControlNet units has no effect."""
+        return self._unit_notes
 
     def to_request(self, model_key: str, **fields: Any) -> GenerationRequest:
         if self.script_name and self.script_name.lower() != "none":
@@ -152,7 +159,7 @@ class TextToImage(BaseModel):
 
     def notes(self) -> list[str]:
         """What of the body has no effect, by name."""
-        notes = [note for note in [self._scheduler()[1]] if note]
+        notes = [note for note in [self._scheduler()[1], *self._unit_notes] if note]
         unknown = [name for name in self.styles or () if name not in STYLES]
         ignored: dict[str, Any] = {"styles": ", ".join(unknown), "alwayson_scripts": ", ".join(self._scripts())}
         ignored |= {"restore_faces": self.restore_faces, "tiling": self.tiling}
@@ -171,7 +178,8 @@ class TextToImage(BaseModel):
 
     def _scripts(self) -> list[str]:
         """The scripts of `alwayson_scripts` that would do something."""
-        return [name for name, value in (self.alwayson_scripts or {}).items() if value and value != {"args": []}]
+        scripts = self.alwayson_scripts or {}
+        return [name for name in other_scripts(scripts) if scripts[name] and scripts[name] != {"args": []}]
 
     def _own_fields(self) -> dict[str, Any]:
         given = rename_old_fields({**(self.override_settings or {}), **(self.model_extra or {})})

@@ -23,12 +23,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
 from canvas.errors import CanvasError, GenerationCancelled, InvalidInput, MissingApiKey, field_label
-from canvas.image_formats import encode_base64
+from canvas.image_formats import decode_base64, encode_base64
 from canvas.jobs.job import Job
 from canvas.request import GeneratedImage
 from canvas.studio import Studio
 
 MAX_BODY = 20 * 2**20  # bytes: an image and its mask in base64, with room to spare
+MAX_NAME = 255  # characters of the name of a stored image; a file in base64 is longer
 POLL_INTERVAL = 0.05  # seconds; polling is cheaper than one waiting thread per client
 DATABASE_THREADS = 8  # SQLite has a single writer
 HEARTBEAT = 1.0  # seconds within which a disconnected client is noticed
@@ -148,6 +149,20 @@ async def upload_mask(studio: Studio, source: bytes | Path, field: str, **option
     """Store a mask with the options of `InputResolver.upload_mask`; returns its name."""
     upload = await run_sync(partial(studio.inputs.upload_mask, source, field, **options))
     return upload.name
+
+
+async def upload_guidance(studio: Studio, items: Any, field: str) -> Any:
+    """The control or reference images with the files in base64 stored, under their names; names stay."""
+    if not isinstance(items, list | tuple):
+        return items  # the request reports it
+    stored = []
+    for item in items:
+        source = item.get("image") if isinstance(item, dict) else None
+        if isinstance(source, str) and (len(source) > MAX_NAME or source.startswith("data:")):
+            content = await run_sync(decode_base64, source, field)
+            item = {**item, "image": await upload_image(studio, content, field)}  # noqa: PLW2901
+        stored.append(item)
+    return stored
 
 
 def read_as_base64(studio: Studio, image: GeneratedImage) -> str:

@@ -22,6 +22,7 @@ from canvas.api.gradio_signatures import (
     image_result,
     job_function,
     job_progress,
+    store_guidance,
     upload_file,
 )
 from canvas.errors import InvalidInput
@@ -30,6 +31,7 @@ from canvas.request import LOCAL, GeneratedImage, GenerationRequest, rename_old_
 from canvas.studio import Studio
 
 OUTPUT_FIELDS = ("scheduler", "preset", "image_format", "quality", "loras", "prompt_weighting", "watermark")
+GUIDANCE_FIELDS = ("control_images", "reference_images")
 VARIATION_FIELDS = ("variation_seed", "variation_strength")
 MAX_ID = 2**53  # the largest whole number that JSON clients keep exactly
 
@@ -106,6 +108,7 @@ class GenerateApi:
         *OUTPUT_FIELDS,
         *VARIATION_FIELDS,
         "scale_to_size",
+        *GUIDANCE_FIELDS,
     )
     async def generate(self, params: dict[str, Any], caller: Caller) -> Job:
         """Generate images from a prompt; returns the first image and the settings of all.
@@ -137,6 +140,7 @@ class GenerateApi:
         *("width", "height", "resize_mode", "fill_color", "mask_blur", "only_masked", "outpaint", "backend"),
         *OUTPUT_FIELDS,
         *VARIATION_FIELDS,
+        *GUIDANCE_FIELDS,
         prompt="What the new image shows: all of it, not only what is to change.",
     )
     async def edit(self, params: dict[str, Any], caller: Caller) -> Job:
@@ -156,7 +160,7 @@ class GenerateApi:
 
     @job_function(
         *("image", "image_id", "scale", "upscaler", "strength", "negative_prompt", "style", "num_inference_steps"),
-        *("guidance_scale", "seed", *OUTPUT_FIELDS),
+        *("guidance_scale", "seed", *OUTPUT_FIELDS, "control_images"),
         image="The image to upscale.",
         strength="0.01 to 1; how much detail changes.",
     )
@@ -179,12 +183,14 @@ class GenerateApi:
             name: await upload_file(self.studio, file, name, caller.owner) if file else None
             for name, file in params.items()
         }
+        await store_guidance(self.studio, fields, caller.owner)
         fixed = {"backend": LOCAL, "num_images": 1, **files}
         request = GenerationRequest.from_dict(rename_old_fields(fields) | fixed)
         return await run_database(self.studio.submit, request, *caller)
 
     async def _submit(self, params: dict[str, Any], caller: Caller) -> Job:
         # What is None has no default here, but in the request.
+        await store_guidance(self.studio, params, caller.owner)
         given = {name: value for name, value in params.items() if value is not None}
         return await run_database(self.studio.submit, GenerationRequest(**{"prompt": "", **given}), *caller)
 

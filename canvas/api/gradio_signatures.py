@@ -59,6 +59,13 @@ PARAM_DOCS: Mapping[str, str] = {
     "mask_blur": "0 to 256 pixels.",
     "only_masked": "Whether the masked area alone is drawn, at the model's full resolution.",
     "outpaint": "Pixels to add on the left, top, right and bottom, such as [0, 0, 128, 0].",
+    "control_images": (
+        'Images whose structure the result follows: [{"image": FILE, "kind": "canny", "weight": 1.0, "start": 0.0, '
+        '"end": 1.0}]; kind is auto, canny, lineart, scribble, soft_edge, depth, pose, tile or inpaint.'
+    ),
+    "reference_images": (
+        'Images whose subject, style or face the result takes on: [{"image": FILE, "weight": 0.6, "kind": "style"}].'
+    ),
     "fields": "The fields of a GenerationRequest by name; the backend is always this server.",
 }
 # Type and default of parameters that are no request field, or a name in the request.
@@ -70,6 +77,8 @@ EXTRA_PARAMS: Mapping[str, tuple[Any, Any]] = {
     "where": (str | None, None),
     "loras": (list | None, None),
     "outpaint": (list | None, None),
+    "control_images": (list | None, None),
+    "reference_images": (list | None, None),
     "fields": (dict, inspect.Parameter.empty),
 }
 
@@ -195,6 +204,24 @@ async def upload_file(studio: Studio, file: object, field: str, owner: str) -> s
         raise InvalidInput(field, file, "an image uploaded with the call, or an image_id")
     path = await run_sync(studio.temp_files.find, file.get("path"), owner, field)
     return await upload_image(studio, path, field)
+
+
+async def store_guidance(studio: Studio, params: dict[str, Any], owner: str) -> None:
+    """Replace the files and ids in `control_images` and `reference_images` by names of stored images."""
+    for field in ("control_images", "reference_images"):
+        items = params.get(field)
+        if isinstance(items, list):
+            params[field] = [await _store_item(studio, item, field, owner) for item in items]
+
+
+async def _store_item(studio: Studio, item: Any, field: str, owner: str) -> Any:
+    source = item.get("image") if isinstance(item, dict) else None
+    if isinstance(source, dict):
+        return {**item, "image": await upload_file(studio, source, field, owner)}
+    if isinstance(source, int) and not isinstance(source, bool):
+        image = await run_sync(studio.image, source, owner)
+        return {**item, "image": image.filename}
+    return item  # a name
 
 
 async def _stream_result(studio: Studio, job: Job, preview: bool) -> AsyncGenerator[Result, None]:

@@ -19,6 +19,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio_client import Client
 
 from canvas import validation
+from canvas.api.gradio_api import GUIDANCE_FIELDS
 from canvas.api.gradio_signatures import CLIENT_HEADER, MCP_CLIENT
 from canvas.api.mcp_tools import (
     RESULT_KEYS,
@@ -214,13 +215,26 @@ class McpFiles:
             if image is not None and name == "image":
                 converted["image_id"] = image.id
                 del converted["image"]
-            elif image is not None:
-                converted[name] = self._save(self._studio.image_path(image.filename).read_bytes())
-            elif value.startswith(("http://", "https://")):
-                converted[name] = self._convert(value, [[]])
             else:
-                converted[name] = self._save(decode_base64(value, name))
+                converted[name] = self._file(value, name)
+        for name in GUIDANCE_FIELDS:
+            converted |= {name: [self._guiding(item, name) for item in arguments[name]]} if arguments.get(name) else {}
         return converted
+
+    def _guiding(self, item: Any, name: str) -> Any:
+        """A control or reference image with its file; the schema says that `image` is a text."""
+        image = self._own_image(item["image"])
+        return {**item, "image": image.filename if image is not None else self._file(item["image"], name)}
+
+    def _file(self, value: str, name: str) -> dict[str, Any]:
+        """The file of an own image, another URL, a data URL or base64."""
+        image = self._own_image(value)
+        if image is not None:
+            return self._save(self._studio.image_path(image.filename).read_bytes())
+        if value.startswith(("http://", "https://")):
+            converted: dict[str, Any] = self._convert(value, [[]])
+            return converted
+        return self._save(decode_base64(value, name))
 
     def _own_image(self, text: str) -> GeneratedImage | None:
         """The agent's image that an address or an id denotes."""

@@ -10,6 +10,14 @@ from typing import Any, get_type_hints
 from urllib.parse import unquote, urlsplit
 
 from canvas.catalog import Catalog
+from canvas.guidance import (
+    CONTROL_KINDS,
+    CONTROL_RESIZE_MODES,
+    MAX_CONTROL_IMAGES,
+    MAX_REFERENCE_IMAGES,
+    MAX_WEIGHT,
+    REFERENCE_KINDS,
+)
 from canvas.image_formats import IMAGE_FORMATS, encode_base64
 from canvas.presets import PRESETS
 from canvas.request import BACKENDS, RESIZE_MODES, SCALES, UPSCALERS, GeneratedImage, GenerationRequest
@@ -22,7 +30,33 @@ JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 LORAS: dict[str, Any] = {"type": "array", "items": {"type": "array", "minItems": 2, "maxItems": 2}}
 OUTPAINT: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 4, "maxItems": 4}
 FILE: dict[str, Any] = {"type": "string"}
-KNOWN_SCHEMAS: dict[str, dict[str, Any]] = {"loras": LORAS, "outpaint": OUTPAINT, "image": FILE, "mask_image": FILE}
+FRACTION: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
+WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}
+GUIDING_FILE: dict[str, Any] = {**FILE, "description": "A URL, a data URL, or the address or id of one of your images."}
+
+
+def _list_of(number: int, **properties: dict[str, Any]) -> dict[str, Any]:
+    item = {"type": "object", "properties": {"image": GUIDING_FILE, **properties}, "required": ["image"]}
+    return {"type": "array", "maxItems": number, "items": {**item, "additionalProperties": False}}
+
+
+KNOWN_SCHEMAS: dict[str, dict[str, Any]] = {
+    "loras": LORAS,
+    "outpaint": OUTPAINT,
+    "image": FILE,
+    "mask_image": FILE,
+    "control_images": _list_of(
+        MAX_CONTROL_IMAGES,
+        kind={"enum": list(CONTROL_KINDS)},
+        weight=WEIGHT,
+        start=FRACTION,
+        end=FRACTION,
+        detect={"type": "boolean"},
+        resize_mode={"enum": list(CONTROL_RESIZE_MODES)},
+        model={"type": "string"},
+    ),
+    "reference_images": _list_of(MAX_REFERENCE_IMAGES, weight=WEIGHT, kind={"enum": list(REFERENCE_KINDS)}),
+}
 IMAGE_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {

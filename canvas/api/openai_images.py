@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from canvas.api.base import (
     require_owner,
     run_database,
     stream_job,
+    upload_guidance,
     upload_image,
     upload_mask,
     wait_for_job,
@@ -80,13 +81,35 @@ NO_USAGE = {
 }
 
 
+class ControlImageBody(BaseModel):
+    """An image whose structure the result follows; see `ImageRequest`."""
+
+    image: str
+    kind: str | None = None
+    weight: float | None = None
+    start: float | None = None
+    end: float | None = None
+    detect: bool | None = None
+    resize_mode: str | None = None
+    model: str | None = None
+
+
+class ReferenceImageBody(BaseModel):
+    """An image whose subject, style or face the result takes on; see `ImageRequest`."""
+
+    image: str
+    weight: float | None = None
+    kind: str | None = None
+
+
 class ImageRequest(BaseModel):
     """OpenAI's fields, and these of ours; unknown fields are ignored.
 
     `model` is a key that `/v1/models` lists; OpenAI's own names stand for the default model.
     `size` is WIDTHxHEIGHT, or auto for the model's native size; a size that the model cannot draw
     is scaled unless `scale_to_size` is false. `preset` is quality, balanced or turbo, `loras` are
-    pairs of a name and a weight. With `progress`, a stream has an event per step. `backend` is
+    pairs of a name and a weight. `control_images` and `reference_images` hold images in base64 or as
+    data URLs, or names of images on this server. With `progress`, a stream has an event per step. `backend` is
     local, hf-inference or remote; the last two require `accept_terms` once. `client` is `cli` for
     our command line. The former names `mode`, `where`, `agree` and `channel` are still accepted.
     """
@@ -116,6 +139,8 @@ class ImageRequest(BaseModel):
     variation_seed: int | None = None
     variation_strength: float | None = None
     scale_to_size: bool | None = True
+    control_images: list[ControlImageBody] | None = None
+    reference_images: list[ReferenceImageBody] | None = None
     progress: bool | None = None
     client: Literal["openai", "cli"] | None = Field(None, validation_alias=AliasChoices("client", "channel"))
     backend: str | None = Field(None, validation_alias=AliasChoices("backend", "where"))
@@ -162,7 +187,7 @@ class EditRequest(ImageRequest):
     scale: int | None = None
     upscaler: str | None = None
 
-    @field_validator("loras", "outpaint", mode="before")
+    @field_validator("loras", "outpaint", "control_images", "reference_images", mode="before")
     @classmethod
     def _parse_list(cls, value: object) -> object:
         """A list in a form is JSON."""
@@ -209,20 +234,25 @@ class OpenAIImagesApi:
 
     async def generate(self, params: ImageRequest, http_request: Request) -> Response:
         """Generate images from a prompt; with `stream` as server-sent events."""
-        return await self._submit(params.to_request(self._model_key(params)), params, http_request)
+        require_owner(http_request)
+        fields = await self._store_guidance(params)
+        return await self._submit(params.to_request(self._model_key(params), **fields), params, http_request)
 
     async def edit(self, http_request: Request) -> Response:
-        """Redraw an image; only where the mask is transparent, or without a mask the image."""
+        """Redraw an image; only where the mask is transparent, or without a mask the image.
+
+        With several files `image` the first is redrawn, and the others are reference images.
+        """
         require_owner(http_request)
         async with http_request.form() as form:
             params = _parse_form(form)
-            image = await _read_file(form, "image")
+            image, *references = await _read_files(form, "image")
             mask = await _read_file(form, "mask") if "mask" in form else None
         if mask is not None:
             await run_sync(_check_transparency, mask)
         elif params.task is None and await run_sync(_has_transparency, image, "image"):
             mask = image
-        return await self._submit_edit(params, image, mask, http_request)
+        return await self._submit_edit(params, image, mask, http_request, references)
 
     async def create_variation(self, http_request: Request) -> Response:
         """Generate variations of an image, from the prompt embedded in the file."""
@@ -241,15 +271,32 @@ class OpenAIImagesApi:
         return JSONResponse(_model_object(get_model(key, self._studio.models)))
 
     async def _submit_edit(
-        self, params: EditRequest, image: bytes, mask: bytes | None, http_request: Request
+        self,
+        params: EditRequest,
+        image: bytes,
+        mask: bytes | None,
+        http_request: Request,
+        references: Sequence[bytes] = (),
     ) -> Response:
-        fields = {}
+        fields = await self._store_guidance(params)
+        for content in references:
+            name = await upload_image(self._studio, content, "image")
+            fields["reference_images"] = [*fields.get("reference_images", ()), {"image": name}]
         if mask is not None:
             fields["mask_image"] = await upload_mask(self._studio, mask, "mask", transparent=True)
         image_name = await upload_image(self._studio, image, "image")
         return await self._submit(
             params.to_request(self._model_key(params), **fields, image=image_name), params, http_request
         )
+
+    async def _store_guidance(self, params: ImageRequest) -> dict[str, Any]:
+        """The control and reference images with their files stored, as fields of a request."""
+        fields = {}
+        for name in ("control_images", "reference_images"):
+            if items := getattr(params, name):
+                values = [item.model_dump(exclude_none=True) for item in items]
+                fields[name] = await upload_guidance(self._studio, values, name)
+        return fields
 
     def _model_key(self, params: ImageRequest) -> str:
         """The key of the named model; for a name of OpenAI's that of the default model."""
@@ -364,6 +411,9 @@ def _parse_size(size: str | None) -> tuple[int | None, int | None]:
 def _form(*files: str) -> dict[str, Any]:
     """The OpenAPI description of a multipart form with these files."""
     schema = EditRequest.model_json_schema()
+    items = schema.pop("$defs")  # references to them would be looked up in the whole description
+    for name, kind in (("control_images", "ControlImageBody"), ("reference_images", "ReferenceImageBody")):
+        schema["properties"][name] = {"type": "array", "items": items[kind]}
     schema["properties"] |= {name: {"type": "string", "format": "binary"} for name in files}
     schema["required"] = ["image"]
     return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
@@ -378,16 +428,20 @@ def _parse_form(form: FormData, prompt: str = "") -> EditRequest:
 
 
 async def _read_file(form: FormData, field: str) -> bytes:
-    # Some clients send a list of one file.
+    content, *others = await _read_files(form, field)
+    if others:
+        message = LazyMessage("Send one {field} (got {number}).", field=field, number=len(others) + 1)
+        raise InvalidInput(field, len(others) + 1, message=message)
+    return content
+
+
+async def _read_files(form: FormData, field: str) -> list[bytes]:
+    """At least one file; some clients send a list of one."""
     files = [*form.getlist(field), *form.getlist(f"{field}[]")]
-    if len(files) > 1:
-        message = LazyMessage(
-            "Send one {field}: the models here use a single one (got {number}).", field=field, number=len(files)
-        )
-        raise InvalidInput(field, len(files), message=message)
-    if not files or not isinstance(files[0], UploadFile):
+    contents = [await file.read() for file in files if isinstance(file, UploadFile)]
+    if not files or len(contents) < len(files):
         raise InvalidInput(field, files[0] if files else None, IMAGE_FILE)
-    return await files[0].read()
+    return contents
 
 
 def _has_transparency(content: bytes, field: str) -> bool:

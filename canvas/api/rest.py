@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 
 from canvas import validation
 from canvas.api.a1111 import A1111Api
+from canvas.api.a1111_controlnet import ControlNetApi
 from canvas.api.base import error_response
 from canvas.api.openai_images import OpenAIImagesApi
 from canvas.api.replies import HealthReply, OwnErrorReply
@@ -61,7 +62,8 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
     router.get("/metrics", response_model=None, response_class=Response, tags=["Server"], responses=text)(
         server.metrics
     )
-    for included in (OpenAIImagesApi(studio).router, A1111Api(studio).router, router):
+    apis = (OpenAIImagesApi(studio), A1111Api(studio), ControlNetApi(studio))
+    for included in (*(api.router for api in apis), router):
         api_app.include_router(included)
     _describe_access(api_app)
     return list(api_app.routes)

@@ -29,6 +29,8 @@ UNSUPPORTED_FIELDS: tuple[tuple[str, Any, str], ...] = (
     ("loras", (), "empty"),
     ("variation_seed", None, "empty"),
     ("prompt_weighting", False, "off"),
+    ("control_images", (), "empty"),
+    ("reference_images", (), "empty"),
 )
 ERROR_MESSAGES: Mapping[int, str] = {
     401: "Hugging Face rejected the token. Create a new one at https://huggingface.co/settings/tokens.",

@@ -15,6 +15,7 @@ from canvas.engine.device import Device, detect_device
 from canvas.engine.img2img import pipeline_task
 from canvas.engine.openvino.engine import OpenVinoEngine, make_engine
 from canvas.engine.pipeline_cache import PipelineCache, cache_key, default_budget
+from canvas.engine.references import reference_bytes
 from canvas.engine.safety import ImageSafetyChecker, find_checker
 from canvas.engine.tasks import postprocess, run_task
 from canvas.engine.upscale import LoadedPipeline
@@ -110,9 +111,15 @@ class LocalBackend:
         request, model = task.request, None
         if task.local is not None and request.needs_model:
             on_progress(status="loading")
-            torch_only = any(weight for _, weight in task.inputs.loras) or bool(task.inputs.embeddings)
+            inputs = task.inputs
+            torch_only = any(weight for _, weight in inputs.loras) or bool(
+                inputs.embeddings or inputs.controls or inputs.references
+            )
             pipeline = self._pipeline(task.spec, task.local, request, torch_only=torch_only)
-            model = LoadedPipeline(pipeline, task.spec, self.device, task.local.revision)
+            assert self._pipelines is not None  # noqa: S101 - it has the pipeline
+            nets = tuple(self._pipelines.get_controlnet(each.folder, pipeline) for each in inputs.controls)
+            self._pipelines.make_room(reference_bytes(inputs.references, pipeline), pipeline)
+            model = LoadedPipeline(pipeline, task.spec, self.device, task.local.revision, nets)
             if cancelled.is_set():
                 raise GenerationCancelled("Cancelled before the first step.")
         on_progress(status="running")

@@ -24,6 +24,7 @@ from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpd
 
 STOPPED = "Server stopped."  # gradio_client's message for a server that shut down
 POLL_INTERVAL = 0.1  # seconds
+GUIDANCE_FIELDS = ("control_images", "reference_images")
 # In the server's error for a missing API key; version 0.1 had "keys make".
 MISSING_KEY_HINTS = ("keys create", "keys make")
 CONNECTION_LOST = "The connection to {host} was lost before the image was complete. Check that it still runs."
@@ -107,6 +108,9 @@ def _submit(
     fields = request.to_dict() | local | {"watermark": ""}  # it is added when the image is saved
     if not request.scale_to_size:  # unknown to servers before version 0.2
         del fields["scale_to_size"]
+    for name in GUIDANCE_FIELDS:
+        items = [{**item, "image": files[item["image"]]} for item in fields.pop(name)]
+        fields |= {name: items} if items else {}
     fields |= {name: escape(fields[name]) for name in ("prompt", "negative_prompt")}  # expanded already
     job = client.submit(fields, files.get("image"), files.get("mask_image"), api_name="/draw")
     num_seen = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import sys
@@ -20,7 +21,7 @@ from canvas.cli.options import EDIT, TEXT_TO_IMAGE, UPSCALE, request_fields, wit
 from canvas.dynamic_prompts import escape, expand_pairs
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound, error_from_code
 from canvas.formatting import format_progress
-from canvas.image_formats import IMAGE_FORMATS
+from canvas.image_formats import IMAGE_FORMATS, encode_base64
 from canvas.request import LOCAL, LOCAL_OWNER, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
@@ -37,6 +38,7 @@ TIMEOUT = 60.0  # seconds without an event; the server sends one every second
 KEY_HINT = "pass it with --key KEY or set CANVAS_API_KEY"
 STDIN = STDOUT = "-"
 Files = dict[str, tuple[str, bytes]]
+GUIDANCE_FIELDS = ("control_images", "reference_images")
 FORMATS = {suffix: name for name, known in IMAGE_FORMATS.items() for suffix in known.suffixes}
 
 
@@ -115,6 +117,7 @@ class InputFiles:
     image: bytes | None = None
     mask: bytes | None = None
     upscales: bool = False
+    guiding: tuple[tuple[str, bytes], ...] = ()  # control and reference images by the hash in the request
 
     def task(self, fields: dict[str, Any]) -> str:
         if self.image is None:
@@ -146,6 +149,7 @@ def _run(texts: list[str], options: dict[str, Any], files: InputFiles) -> None:
     fields = request_fields(options)
     output = options["output"]
     fields = {"model_key": settings.model, "image_format": _format_of(output)} | fields
+    files = replace(files, guiding=_read_guiding(fields))
     fields["task"] = files.task(fields)
     negative = fields.pop("negative_prompt", "")
     pairs = [pair for text in texts for pair in expand_pairs(text, negative, settings.wildcards_dir)]
@@ -175,7 +179,9 @@ def _generate_local(
         names: dict[str, Any] = {"image": studio.inputs.upload(files.image).name} if files.image else {}
         if files.mask:
             names["mask_image"] = studio.inputs.upload_mask(files.mask, "mask").name
-        for title, request in _with_titles([replace(request, **names) for request in requests]):
+        stored = {name: studio.inputs.upload(content, "control_images").name for name, content in files.guiding}
+        requests = [replace(request, **names, **_with_files(request, stored)) for request in requests]
+        for title, request in _with_titles(requests):
             [job] = studio.submit_many([request], LOCAL_OWNER, "cli")
             wait(job, title)
             for image in job.images:
@@ -199,13 +205,39 @@ def _generate_via_server(
     with closing(Database(settings.database_path)) as database:
         repository = ImageRepository(database, ImageStorage(settings.outputs_dir))
         for title, request in _with_titles(requests):
-            body = _request_body(request, accept_terms=accept_terms)
+            encoded = {name: encode_base64(content) for name, content in files.guiding}
+            body = _request_body(request, accept_terms=accept_terms) | _as_base64(request, encoded)
             form = files.as_form() if files.image else None
             for image_id in _stream_image_ids(server.url, settings.api_key, body, title, form):
                 image = database.image(image_id)
                 if image is None:
                     raise NotFound(f"Image {image_id} has been deleted.")
                 yield image, repository.path_of(image.filename)
+
+
+def _read_guiding(fields: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
+    """The files of control and reference images; a name takes the place of each path in the fields."""
+    files: dict[str, bytes] = {}
+    for field in GUIDANCE_FIELDS:
+        for item in fields.get(field, ()):
+            content = _read_image(item["image"], field)
+            item["image"] = hashlib.sha256(content).hexdigest()
+            files[item["image"]] = content
+    return tuple(files.items())
+
+
+def _with_files(request: GenerationRequest, names: dict[str, str]) -> dict[str, Any]:
+    """The lists of guiding images with other names."""
+    return {
+        field: tuple(item._replace(image=names[item.image]) for item in getattr(request, field))
+        for field in GUIDANCE_FIELDS
+    }
+
+
+def _as_base64(request: GenerationRequest, contents: dict[str, str]) -> dict[str, Any]:
+    """The lists of guiding images for a request body."""
+    lists = {name: items for name, items in request.to_dict().items() if name in GUIDANCE_FIELDS}
+    return {name: [{**item, "image": contents[item["image"]]} for item in items] for name, items in lists.items()}
 
 
 def _request_body(request: GenerationRequest, *, accept_terms: bool) -> dict[str, Any]:

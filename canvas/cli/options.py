@@ -12,6 +12,7 @@ import typer
 
 from canvas.cli.console import AsJson, DataDir, number_option
 from canvas.errors import InvalidInput
+from canvas.guidance import CONTROL_KINDS, ControlImage, ReferenceImage
 from canvas.image_formats import IMAGE_FORMATS
 from canvas.presets import PRESETS
 from canvas.request import LOCAL, RESIZE_MODES, UPSCALERS
@@ -65,6 +66,38 @@ def _parse_outpaint(value: str) -> list[int]:
         raise InvalidInput("outpaint", value, "left,top,right,bottom in pixels, such as 0,0,128,0") from error
 
 
+def _parse_item(value: str, field: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """`FILE,kind=canny,weight=0.8` as the fields of a control or reference image."""
+    path, *settings = value.split(",")
+    item: dict[str, Any] = {"image": path}
+    for setting in settings:
+        name, separator, text = setting.strip().partition("=")
+        if not separator or name not in names:
+            raise InvalidInput(field, value, f"FILE,name=value,… with the names {', '.join(names[1:])}")
+        item[name] = _parse_value(text)
+    return item
+
+
+def _parse_value(text: str) -> Any:
+    if text.lower() in ("true", "yes", "false", "no"):
+        return text.lower() in ("true", "yes")
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+CONTROL = typer.Option(
+    "--control",
+    metavar="FILE[,kind=…]",
+    help=f"An image whose structure is followed, such as house.png,kind=canny,weight=0.8,start=0,end=0.5. Kinds: "
+    f"{', '.join(CONTROL_KINDS)}. May be repeated.",
+)
+REFERENCE = typer.Option(
+    "--reference",
+    metavar="FILE[,weight=…]",
+    help="An image whose subject, style or face is taken on, such as face.png,weight=0.6,kind=face. May be repeated.",
+)
 LORA = typer.Option("--lora", metavar="NAME[:WEIGHT]", help="A LoRA; may be repeated.")
 OUTPAINT = typer.Option(metavar="L,T,R,B", help="Pixels to add on the left, top, right and bottom.")
 MODEL = typer.Option(metavar="KEY", help="A key that `models` lists.", autocompletion=_complete_model)
@@ -97,6 +130,8 @@ OPTIONS: Mapping[str, RequestOption] = MappingProxyType(
         "image_format": _text("format", "png, jpeg or webp; by default that of --output.", IMAGE_FORMATS),
         "quality": _number("quality", "quality", "a whole number from 1 to 100, of JPEG and WebP", int),
         "watermark": _text("watermark", "A line of text on the image."),
+        "control_images": RequestOption("control", Annotated[list[str] | None, CONTROL]),
+        "reference_images": RequestOption("reference", Annotated[list[str] | None, REFERENCE]),
         "backend": _text("backend", "local, hf-inference or remote.", default=LOCAL),
     }
 )
@@ -154,4 +189,7 @@ def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         fields["loras"] = tuple(map(_parse_lora, fields["loras"]))
     if "outpaint" in fields:
         fields["outpaint"] = _parse_outpaint(fields["outpaint"])
+    for field, kind in (("control_images", ControlImage), ("reference_images", ReferenceImage)):
+        if field in fields:
+            fields[field] = [_parse_item(value, field, kind._fields) for value in fields[field]]
     return fields

@@ -23,6 +23,9 @@ GFLOPS_BY_TYPE = {"stable_diffusion": (803.0, 512), "stable_diffusion_xl": (5980
 # GFLOP per pixel of decoding: AutoencoderKL, AutoencoderTiny, and the built-in model's VAE.
 # Counted with torch's FlopCounterMode.
 VAE_DECODING, TINY_VAE_DECODING, SMALL_MODEL_DECODING = 9.6e-3, 5.4e-4, 1e-4
+# GFLOP of a ControlNet per GFLOP of the UNet call that it guides, of Stable Diffusion 1.5 and SDXL.
+# Counted with torch's FlopCounterMode.
+CONTROLNET_COST, XL_CONTROLNET_COST = 0.353, 0.447
 SMALL_MODEL_GFLOPS = 50.0  # per UNet call; such models bring a small VAE
 # Kernel launches per step and per image besides the arithmetic, fitted to generation times of
 # the built-in model, which has little of it.
@@ -77,7 +80,9 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
     guided = (request.guidance_scale or 0) > 1
     preset, steps = PRESETS[request.preset], request.step_counts[1]
     unet_calls = steps * unet_calls_per_step(preset, steps, guided=guided) * tiles
-    gflop += gflops_per_call * unet_calls * width * height / side**2
+    cost = XL_CONTROLNET_COST if spec.type == "stable_diffusion_xl" else CONTROLNET_COST
+    net_calls = sum(item.end - item.start for item in request.control_images) * cost
+    gflop += gflops_per_call * unet_calls * (1 + net_calls) * width * height / side**2
     cached = cache_schedule(preset, steps).count(CACHED)
     kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles + KERNELS_PER_IMAGE
     return gflop / (device.gflops * EFFICIENCY) + kernels * device.kernel_launch_seconds

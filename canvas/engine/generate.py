@@ -15,6 +15,7 @@ from PIL.Image import Image
 
 from canvas.catalog import ModelSpec
 from canvas.engine import encode_first, system_info
+from canvas.engine.controlnet import ControlInput, Controls
 from canvas.engine.device import Device
 from canvas.engine.img2img import InputImages, PreparedEdit, check_task_supported, prepare_inputs
 from canvas.engine.model_effects import applied_request, capabilities_of
@@ -32,6 +33,7 @@ from canvas.engine.prompts import (
     understand,
     without_weights,
 )
+from canvas.engine.references import NO_REFERENCES, ReferenceInput, References
 from canvas.engine.step_callback import StepCallback, called_on_each_step
 from canvas.engine.textual_inversion import AppliedEmbeddings
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
@@ -58,6 +60,8 @@ class GenerationInputs:
     images: Mapping[str, Image] = field(default_factory=dict)
     loras: tuple[tuple[Lora, LoraWeight], ...] = ()
     embeddings: tuple[Embedding, ...] = ()
+    controls: tuple[ControlInput, ...] = ()
+    references: tuple[ReferenceInput, ...] = ()
 
 
 def generate(  # noqa: PLR0913 - keyword only, one a line
@@ -71,6 +75,8 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     model_revision: str = "",
     images: InputImages | None = None,
     embeddings: AppliedEmbeddings | None = None,
+    controls: Controls | None = None,
+    references: References = NO_REFERENCES,
 ) -> Iterator[GeneratedImage]:
     """Yield the images of a resolved request, each as soon as it is done.
 
@@ -94,19 +100,26 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     if deferred := encode_first.attached(pipeline):
         prompts = _model_prompts(request, pipeline, spec, embeddings).prompts
         deferred.prepare(pipeline, prompts, guided=(request.guidance_scale or 0) > 1)
+    effects = (*effects, *references.notes)
     unused_weights = weights_note(request.prompt, weighting=request.prompt_weighting)
     use_preset(pipeline, request.preset)
+    controls = controls or Controls(pipeline, (), ())
+    with _translate_errors(area.size, spec, device):
+        controls.prepare(request, area, edit)
     hooks = UNetHooks(pipeline)
     step_callback = StepCallback(request, hooks, on_step, cancelled)
     for index in range(request.num_images):
         single = request.for_image(index)
         started = time.perf_counter()
         step_callback.start_image(index, area.size)
+        controls.start_image()
         # 1. Enhance the prompts
         enhanced = _model_prompts(single, pipeline, spec, embeddings)
         with _translate_errors(area.size, spec, device):
             # 2. Denoise the latents
-            latents, note = _denoise(pipeline, single, area.size, enhanced.prompts, edit, hooks, step_callback)
+            latents, note = _denoise(
+                pipeline, single, area.size, enhanced.prompts, edit, hooks, step_callback, references=references
+            )
 
             # 3. Decode them
             if hooks.has_unet:
@@ -163,7 +176,7 @@ def _model_prompts(
 
 
 @malloc.retain_freed_memory()
-def _denoise(
+def _denoise(  # noqa: PLR0913 - called once
     pipeline: Any,
     request: GenerationRequest,
     size: Size,
@@ -171,6 +184,8 @@ def _denoise(
     edit: PreparedEdit | None,
     hooks: UNetHooks,
     step_callback: StepCallback,
+    *,
+    references: References,
 ) -> tuple[Any, str]:
     """The latents of one image, (C, H, W), or of a pipeline without a UNet the PIL image; a note."""
     import torch
@@ -201,6 +216,7 @@ def _denoise(
         arguments["callback_on_step_end"] = edit.on_step_end(pipeline, request.seed, step_callback)
     elif hooks.has_unet:
         arguments["latents"] = _initial_noise(request, size, hooks, generator)
+    arguments = references.add_to(arguments, has_mask=edit is not None and edit.mask is not None)
     if hooks.has_unet:
         arguments["output_type"] = "latent"
     arguments = {name: value for name, value in arguments.items() if name in known}

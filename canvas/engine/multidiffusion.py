@@ -8,6 +8,8 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from canvas.engine.optimizations.deepcache import CONTROLLED
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,9 +33,12 @@ def tile_count(size: tuple[int, int], side: int, scale: int) -> int:
 
 
 def blend_tiles(
-    compute: Callable[[torch.Tensor], torch.Tensor], sample: torch.Tensor, side: int, scales: tuple[int, int] = (1, 1)
+    compute: Callable[[torch.Tensor, Span, Span], torch.Tensor],
+    sample: torch.Tensor,
+    side: int,
+    scales: tuple[int, int] = (1, 1),
 ) -> torch.Tensor:
-    """Apply `compute` to each tile of `side` latents and blend the outputs.
+    """Apply `compute` to each tile of `side` latents, with its rows and columns, and blend the outputs.
 
     `scales` are the sizes of a latent in the input and in the output, 1 or 8 for example.
     """
@@ -41,7 +46,7 @@ def blend_tiles(
     height, width = (length // scale_in for length in sample.shape[-2:])
     result = total = None
     for rows, columns in product(tile_spans(height, side, side // 4), tile_spans(width, side, side // 4)):
-        tile = compute(sample[_slices(rows, columns, scale_in)]).float()
+        tile = compute(sample[_slices(rows, columns, scale_in)], rows, columns).float()
         if result is None or total is None:
             result = tile.new_zeros((*tile.shape[:2], height * scale_out, width * scale_out))
             total = tile.new_zeros(result.shape[-2:])
@@ -70,9 +75,13 @@ class TiledUNetForward:
     The predictions of overlapping tiles are blended in each denoising step ("MultiDiffusion",
     arXiv 2302.08113), so there are no seams. Each tile has its own forward method, because
     DeepCache keeps features between steps. `on_tile` is called with the number of tiles done.
+    `controlled`: the forward method with ControlNets that those of the tiles call, if there is one.
     """
 
-    def __init__(self, forwards: Sequence[Any], side: int, scale: int, on_tile: Callable[[int], None]) -> None:
+    def __init__(
+        self, forwards: Sequence[Any], side: int, scale: int, on_tile: Callable[[int], None], controlled: Any = None
+    ) -> None:
+        self._controlled = controlled
         self._forwards = forwards
         self._side = side  # pixels
         self._scale = scale
@@ -84,7 +93,9 @@ class TiledUNetForward:
     ) -> tuple[torch.Tensor]:
         options = self._clamp_time_ids(options)
 
-        def predict(tile: torch.Tensor) -> torch.Tensor:
+        def predict(tile: torch.Tensor, rows: Span, columns: Span) -> torch.Tensor:
+            if self._controlled is not None:
+                self._controlled.use_tile(rows, columns, self._scale)
             forward = self._forwards[self._done % len(self._forwards)]
             prediction = forward(tile, timestep, encoder_hidden_states, **options)[0]
             self._done += 1
@@ -108,7 +119,7 @@ def tiled_pipeline(pipeline: Any, side: int, forwards: Sequence[Any], on_tile: C
     `forwards` holds the UNet's forward method for each tile.
     """
     unet, vae, scale = pipeline.unet, pipeline.vae, pipeline.vae_scale_factor
-    unet.forward = TiledUNetForward(forwards, side, scale, on_tile)
+    unet.forward = TiledUNetForward(forwards, side, scale, on_tile, vars(unet).get(CONTROLLED))
     # Not vae.enable_tiling(): AutoencoderTiny's supports four latent channels only.
     vae.encoder.forward = partial(_tiled_vae, vae.encoder.forward, side // scale, (scale, 1))
     vae.decoder.forward = partial(_tiled_vae, vae.decoder.forward, side // scale, (1, scale))
@@ -120,7 +131,7 @@ def tiled_pipeline(pipeline: Any, side: int, forwards: Sequence[Any], on_tile: C
 
 
 def _tiled_vae(forward: Any, side: int, scales: tuple[int, int], sample: torch.Tensor, *args: Any) -> torch.Tensor:
-    return blend_tiles(lambda tile: forward(tile, *args), sample, side, scales).to(sample.dtype)
+    return blend_tiles(lambda tile, *_: forward(tile, *args), sample, side, scales).to(sample.dtype)
 
 
 def is_tiled(pipeline: Any) -> bool:

@@ -7,16 +7,18 @@ import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from canvas.catalog import ModelSpec
 from canvas.engine import loader, memory_plan, system_info
+from canvas.engine.controlnet import load_controlnet
 from canvas.engine.device import Device
 from canvas.engine.memory_plan import BYTES_PER_PIXEL, MemoryPlan
 from canvas.engine.model_effects import capabilities_of, check_task
 from canvas.engine.openvino.engine import OpenVinoEngine, add_note, engine_name
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
-from canvas.models import addons
+from canvas.models import addons, controlnets
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
 from canvas.presets import distilled_lora, tiny_decoder, uses_distilled_lora
@@ -24,7 +26,7 @@ from canvas.presets import distilled_lora, tiny_decoder, uses_distilled_lora
 logger = logging.getLogger(__name__)
 
 PIPELINE_TASKS = ("text_to_image", "image_to_image", "inpaint")
-TORCH_ONLY_NOTE = "computed with torch instead of OpenVINO, because of the LoRA or embedding"
+TORCH_ONLY_NOTE = "computed with torch instead of OpenVINO, because of the LoRA, embedding or guiding image"
 # The rest is for activations, other programs and the file cache.
 CPU_MEMORY_FRACTION = 0.6
 GPU_MEMORY_FRACTION = 0.8
@@ -70,6 +72,7 @@ class PipelineCache:
         self._offload = offload
         self._lock = threading.RLock()
         self._by_source: OrderedDict[str, CachedPipeline] = OrderedDict()
+        self._controlnets: OrderedDict[str, tuple[Any, int]] = OrderedDict()  # with their bytes
 
     def get(
         self,
@@ -108,6 +111,12 @@ class PipelineCache:
                 entry.variants[task, use_taesd] = _for_task(base, task, spec)
             return entry.variants[task, use_taesd]
 
+    def make_room(self, size: int, pipeline: Any) -> None:
+        """Unload other models until `size` more bytes fit beside that of the pipeline; raises OutOfMemory."""
+        with self._lock:
+            if size:
+                self._evict_until_fits(LazyMessage("IP-Adapter"), size, keep=pipeline)
+
     def is_loaded(self, spec: ModelSpec, preset: str = "quality", *, torch_only: bool = False) -> bool:
         source = cache_key(spec, preset)
         entry = self._by_source.get(source)
@@ -117,7 +126,25 @@ class PipelineCache:
 
     def loaded(self) -> dict[str, int]:
         """Bytes of weights in memory by source, the least recently used first."""
-        return {name: entry.size for name, entry in self._by_source.copy().items()}
+        nets = {name: size for name, (_, size) in self._controlnets.copy().items()}
+        return nets | {name: entry.size for name, entry in self._by_source.copy().items()}
+
+    def get_controlnet(self, folder: Path, pipeline: Any) -> Any:
+        """The ControlNet in that folder, in the dtype of the pipeline's denoiser; loaded if needed.
+
+        Raises InvalidInput, ModelCorrupted or OutOfMemory.
+        """
+        denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+        dtype = getattr(denoiser, "dtype", None) or self.device.torch_dtype
+        name = f"controlnet {folder} {dtype}"
+        with self._lock:
+            if name not in self._controlnets:
+                weights = controlnets.weights_of(folder)
+                size = loader.estimate_bytes([weights] if weights else [], dtype.itemsize)
+                self._evict_until_fits(LazyMessage("ControlNet"), size, keep=pipeline)
+                self._controlnets[name] = load_controlnet(folder, dtype, self.device.name), size
+            self._controlnets.move_to_end(name)
+            return self._controlnets[name][0]
 
     def unload(self, spec: ModelSpec) -> bool:
         """Unload the model with all its presets; False if it was not loaded."""
@@ -132,6 +159,7 @@ class PipelineCache:
     def clear(self) -> None:
         with self._lock:
             self._by_source.clear()
+            self._controlnets.clear()
             self._release()
 
     def _runs_on_torch(self, entry: CachedPipeline | None, local: LocalModel, preset: str, spec: ModelSpec) -> bool:
@@ -152,7 +180,7 @@ class PipelineCache:
         loader.silence_libraries()  # before any of their modules that warn is imported
         device = loader.device_for(spec, local, self.device)
         plan = self.plan(spec, local)
-        self._evict_until_fits(spec, plan.weight_bytes)
+        self._evict_until_fits(spec.key, plan.weight_bytes)
         lora = distilled_lora(preset, spec)
         changed = plan.quantized or plan.offload != "none"  # torch cannot count packed or absent weights
         openvino = self._openvino if source == cache_key(spec, preset) and not changed else None
@@ -185,16 +213,18 @@ class PipelineCache:
             reclaimable=sum(self.loaded().values()),
         )
 
-    def _evict_until_fits(self, spec: ModelSpec, size: int) -> None:
-        """Unload the least recently used models until `size` more bytes fit.
+    def _evict_until_fits(self, model: str, size: int, keep: Any = None) -> None:
+        """Unload ControlNets, then the least recently used models, until `size` more bytes fit.
 
-        Raises OutOfMemory if they do not fit into the free memory even then.
+        The model of the pipeline `keep` stays. Raises OutOfMemory if they do not fit even then.
         """
-        while self._by_source and (
-            sum(self.loaded().values()) + size > self.memory_budget or size > free_device_memory(self.device)
-        ):
-            name, _ = self._by_source.popitem(last=False)
-            logger.info("Unloading %s to make room for %s", name, spec.name)
+        while sum(self.loaded().values()) + size > self.memory_budget or size > free_device_memory(self.device):
+            cache: OrderedDict[str, Any] = self._controlnets or self._by_source
+            name = next((key for key, entry in cache.items() if not _holds(entry, keep)), None)
+            if name is None:
+                break
+            del cache[name]
+            logger.info("Unloading %s to make room for %s", name, model)
             self._release()
         free = free_device_memory(self.device)
         if size <= free:
@@ -202,7 +232,7 @@ class PipelineCache:
         message = LazyMessage(
             "The model {model} needs {needed} of memory, but only {free} are free. Close other "
             "programs or choose a smaller model.",
-            model=spec.key,
+            model=model,
             needed=f"{size / 1e9:.1f} GB",
             free=f"{free / 1e9:.1f} GB",
         )
@@ -216,6 +246,11 @@ class PipelineCache:
             import torch
 
             torch.cuda.empty_cache()
+
+
+def _holds(entry: Any, pipeline: Any) -> bool:
+    variants = entry.variants.values() if isinstance(entry, CachedPipeline) else ()
+    return any(variant is pipeline for variant in variants)
 
 
 def cache_key(spec: ModelSpec, preset: str) -> str:

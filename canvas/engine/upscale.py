@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from canvas.catalog import ModelSpec
+from canvas.engine.controlnet import Controls
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
@@ -18,6 +19,7 @@ from canvas.engine.model_effects import capabilities_of
 from canvas.engine.multidiffusion import tile_count, tiled_pipeline
 from canvas.engine.openvino.engine import engine_name
 from canvas.engine.optimizations import deepcache
+from canvas.engine.references import NO_REFERENCES, References
 from canvas.engine.step_callback import raise_if_cancelled
 from canvas.engine.super_resolution import upscale_image
 from canvas.engine.work_area import whole_area
@@ -28,12 +30,13 @@ from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """A diffusers pipeline with its model and device."""
+    """A diffusers pipeline with its model and device, and the ControlNets of the request."""
 
     pipeline: Any
     spec: ModelSpec
     device: Device
     model_revision: str = ""
+    controlnets: tuple[Any, ...] = ()
 
 
 def run_upscale(
@@ -43,6 +46,8 @@ def run_upscale(
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
     model: LoadedPipeline | None = None,
+    controls: Controls | None = None,
+    references: References = NO_REFERENCES,
 ) -> GeneratedImage:
     """Upscale the image of a resolved request; `model` is for the upscaler `detail`.
 
@@ -61,7 +66,7 @@ def run_upscale(
             cancelled=cancelled,
         )
     else:
-        upscaled = _upscale_diffusion(request, image, model, on_step, cancelled)
+        upscaled = _upscale_diffusion(request, image, model, on_step, cancelled, controls, references)
     device = model.device if model else Device("cpu", "float32", "")
     return GeneratedImage(
         request=request,
@@ -81,6 +86,8 @@ def _upscale_diffusion(
     model: LoadedPipeline,
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
+    controls: Controls | None,
+    references: References,
 ) -> Image.Image:
     """Upscale with Lanczos, then redraw the image in tiles of the model's resolution."""
     pipeline, spec = model.pipeline, model.spec
@@ -102,6 +109,8 @@ def _upscale_diffusion(
             on_step=progress.on_step,
             cancelled=cancelled,
             images={"image": upscaled},
+            controls=controls,
+            references=references,
         )
     assert result.image is not None  # noqa: S101 - it has just been generated
     return result.image

@@ -156,10 +156,11 @@ class Database:
         return [event_from_row(row) for row in rows]
 
     def seconds_per_step(self, request: GenerationRequest, device: str, dtype: str) -> float | None:
-        """The median seconds of the latest images of this model, preset and size; None without any.
+        """The median seconds of the latest images of this model, preset, size and number of control images.
 
-        If there are only other sizes, their times are scaled by the number of pixels.
+        None without any. If there are only other sizes, their times are scaled by the number of pixels.
         """
+        num_controls = len(request.control_images)
         rows = self.rows(
             "SELECT generation_time AS seconds, num_inference_steps AS steps, "
             "coalesce(json_extract(options, '$.strength'), 1) AS strength, "
@@ -168,9 +169,10 @@ class Database:
             "AND coalesce(json_extract(options, '$.preset'), "
             "json_extract(options, '$.mode'), 'quality') = ? "  # `mode` in old rows
             "AND (task <> 'upscale' OR json_extract(options, '$.upscaler') = ?) "
+            "AND coalesce(json_array_length(options, '$.control_images'), 0) = ? "
             "AND generation_time > 0 AND num_inference_steps > 0 AND image_width > 0 "
             "ORDER BY id DESC LIMIT 100",
-            [request.model_key, device, dtype, request.task, request.preset, request.upscaler],
+            [request.model_key, device, dtype, request.task, request.preset, request.upscaler, num_controls],
         )
         for row in rows:
             row["seconds"] /= img2img_steps(row["steps"], row["strength"])[1]

@@ -143,7 +143,7 @@ def check_values(found: Mapping[str, Any], warnings: list[str]) -> ImportedSetti
         except InvalidInput as error:
             warnings.append(str(error))
         else:
-            values[name] = getattr(checked, name)
+            values[name] = checked.to_dict()[name]
     return ImportedSettings(values, tuple(warnings))
 
 

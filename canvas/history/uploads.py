@@ -16,8 +16,10 @@ from PIL import Image
 from canvas.errors import NotFound, StorageError
 from canvas.files import atomic_write
 from canvas.history.database import Database
+from canvas.history.rows import parse_json_object
 
 GRACE_SECONDS = 3600.0  # between an upload and the request that uses it
+LISTS = ("control_images", "reference_images")  # fields of requests that hold images
 FILENAME_PATTERN = re.compile(r"[0-9a-f]{64}\.png")
 
 
@@ -79,15 +81,19 @@ class Uploads:
 
 
 def referenced_uploads(database: Database) -> set[str]:
-    """The names in the `image` and `mask_image` fields of stored images and unfinished jobs."""
+    """The names of the images from which stored images and unfinished jobs were made."""
     rows = database.rows(
-        "SELECT json_extract(options, '$.image') AS image, "
-        "json_extract(options, '$.mask_image') AS mask FROM generated_images "
-        "WHERE task <> 'text_to_image' AND json_valid(options) UNION ALL "
-        "SELECT json_extract(request, '$.image'), json_extract(request, '$.mask_image') "
-        "FROM unfinished_jobs"
+        "SELECT options AS fields FROM generated_images WHERE json_valid(options) "
+        "AND (task <> 'text_to_image' OR options LIKE '%_images\": [{%') "
+        "UNION ALL SELECT request FROM unfinished_jobs WHERE json_valid(request)"
     )
-    return {name for row in rows for name in row.values() if isinstance(name, str)}
+    names: set[str] = set()
+    for row in rows:
+        fields = parse_json_object(str(row["fields"]))
+        items = [item for name in LISTS for item in fields.get(name) or () if isinstance(item, dict)]
+        found = [fields.get("image"), fields.get("mask_image"), *(item.get("image") for item in items)]
+        names |= {name for name in found if isinstance(name, str)}
+    return names
 
 
 def upload_name(image: Image.Image) -> str:

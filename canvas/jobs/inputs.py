@@ -11,17 +11,21 @@ from PIL import Image, ImageChops
 
 from canvas.catalog import ModelSpec
 from canvas.engine import img2img, masks, super_resolution
+from canvas.engine.control_detectors import resolve_control
+from canvas.engine.controlnet import ControlInput, check_control_task
 from canvas.engine.generate import GenerationInputs
 from canvas.engine.image_io import decode_image, flatten_alpha, resize_to_fit
+from canvas.engine.references import ReferenceInput
 from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.history.images import ImageRepository
 from canvas.history.uploads import Uploads, referenced_uploads
-from canvas.models import loras
+from canvas.models import addons, controlnets, ip_adapters, loras
+from canvas.models.capabilities import Capabilities
 from canvas.models.embeddings import requested_embeddings
 from canvas.models.hub_client import Hub
 from canvas.models.loras import Lora
 from canvas.prompt_syntax import LORA_TAG, LoraTags, LoraWeight, parse_lora_tags
-from canvas.request import MAX_EDIT_SIDE, GeneratedImage, GenerationRequest
+from canvas.request import LOCAL, MAX_EDIT_SIDE, GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
 CLEANUP_INTERVAL = 600.0  # seconds
@@ -53,6 +57,8 @@ class InputResolver:
         self._uploads = Uploads(settings.uploads_dir)
         self._loras_dir = settings.loras_dir
         self._embeddings_dir = settings.embeddings_dir
+        self._controlnets_dir = settings.controlnets_dir
+        self._ip_adapters_dir = settings.ip_adapters_dir
         self._allow_downloads = not settings.is_public
         self._repository = repository
         self._last_cleanup = -math.inf
@@ -134,11 +140,98 @@ class InputResolver:
         names = {"image": request.image, "mask_image": request.mask_image}
         if request.task == "text_to_image":
             names = {}
+        if request.backend != LOCAL:  # sent with the request, under their own names
+            names |= {item.image: item.image for item in request.control_images}
+            names |= {item.image: item.image for item in request.reference_images}
         images = {field: self.open_image(name, owner) for field, name in names.items() if name}
         found = [(self.get_lora(name), weight) for name, weight in requested_loras(request)]
         texts = (request.prompt, request.negative_prompt)
         embeddings = requested_embeddings(texts, self._embeddings_dir)
-        return GenerationInputs(images, tuple((lora, weight) for lora, weight in found if lora), embeddings)
+        present = tuple((lora, weight) for lora, weight in found if lora)
+        controls, references = self._load_controls(request, owner), self._load_references(request, owner)
+        return GenerationInputs(images, present, embeddings, controls, references)
+
+    def _load_controls(self, request: GenerationRequest, owner: str) -> tuple[ControlInput, ...]:
+        """The control images whose ControlNets are on disk."""
+        detector = addons.find(addons.DEPTH, hub=self._hub) if request.control_images else None
+        found = []
+        for item in request.control_images:
+            folder = self.find_controlnet(item.model) if item.model and request.backend == LOCAL else None
+            if folder is not None:
+                found.append(ControlInput(item, self.open_image(item.image, owner), folder, detector))
+        return tuple(found)
+
+    def _load_references(self, request: GenerationRequest, owner: str) -> tuple[ReferenceInput, ...]:
+        """The reference images; those with an adapter only if it is on disk."""
+        if request.backend != LOCAL:
+            return ()
+        encoder = ip_adapters.find_encoder(self._hub) if request.reference_images else None
+        found = []
+        for item in request.reference_images:
+            file = ip_adapters.find(item.model, self._ip_adapters_dir, hub=self._hub) if item.model else None
+            if not item.model or (file and encoder):
+                found.append(ReferenceInput(item, self.open_image(item.image, owner), file, encoder))
+        return tuple(found)
+
+    def find_controlnet(self, name: str) -> Path | None:
+        """The folder of a ControlNet, None if it can be downloaded; raises InvalidInput or NotFound."""
+        folder = controlnets.find(name, self._controlnets_dir, hub=self._hub)
+        if folder is None and not self._allow_downloads:
+            text = "The ControlNet {name} is not installed on this server, and visitors cannot download it."
+            raise NotFound(LazyMessage(text, name=name))
+        return folder
+
+    def resolve_guidance(
+        self, request: GenerationRequest, spec: ModelSpec, capabilities: Capabilities | None, owner: str
+    ) -> GenerationRequest:
+        """The request with what its control and reference images need; raises NotFound or InvalidInput."""
+        request = self._resolve_controls(request, spec, capabilities, owner)
+        return self._resolve_references(request, spec, capabilities, owner)
+
+    def _resolve_references(
+        self, request: GenerationRequest, spec: ModelSpec, capabilities: Capabilities | None, owner: str
+    ) -> GenerationRequest:
+        """The request with the IP-Adapter of each reference image."""
+        if request.reference_images and not request.needs_model:
+            message = "Reference images act with the upscaler detail only. Choose it, or remove them."
+            raise InvalidInput("reference_images", len(request.reference_images), message=message)
+        family, items = controlnets.family_of(spec, capabilities), []
+        for item in request.reference_images:
+            self.open_image(item.image, owner)
+            model = item.model
+            if request.backend == LOCAL:
+                model = model or ip_adapters.usual_adapter(item.kind, family, spec, capabilities)
+                if model and not self._allow_downloads and self._lacks_adapter(model):
+                    text = "The IP-Adapter {name} is not installed on this server, and visitors cannot download it."
+                    raise NotFound(LazyMessage(text, name=model))
+            items.append(item._replace(model=model))
+        return replace(request, reference_images=tuple(items))
+
+    def _lacks_adapter(self, name: str) -> bool:
+        found = ip_adapters.find(name, self._ip_adapters_dir, hub=self._hub)
+        return found is None or ip_adapters.find_encoder(self._hub) is None
+
+    def _resolve_controls(
+        self, request: GenerationRequest, spec: ModelSpec, capabilities: Capabilities | None, owner: str
+    ) -> GenerationRequest:
+        """The request with the kind, the detection and the ControlNet of each control image.
+
+        Raises NotFound or InvalidInput.
+        """
+        if not request.control_images:
+            return request
+        check_control_task(request)
+        family = controlnets.family_of(spec, capabilities)
+        items = []
+        for item in request.control_images:
+            resolved = resolve_control(item, self.open_image(item.image, owner))
+            if request.backend != LOCAL:
+                items.append(resolved)
+                continue
+            model = resolved.model or controlnets.usual_model(resolved.kind, family, spec, capabilities)
+            self.find_controlnet(model)
+            items.append(resolved._replace(model=model))
+        return replace(request, control_images=tuple(items))
 
     def names_embedding(self, request: GenerationRequest) -> bool:
         """Whether the prompt has the name of a textual inversion in the folder."""

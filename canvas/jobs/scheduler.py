@@ -17,6 +17,7 @@ from canvas.backends.remote_backends import RemoteBackends
 from canvas.backends.subprocess_pool import create_backends
 from canvas.catalog import Catalog, ModelSpec, get_model
 from canvas.engine import safety
+from canvas.engine.control_detectors import needs_depth_model
 from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, OutOfMemory, unexpected_error
@@ -25,7 +26,7 @@ from canvas.history.rows import ModelEvent
 from canvas.jobs.inputs import requested_loras
 from canvas.jobs.job import Job
 from canvas.jobs.queue import JobQueue
-from canvas.models import addons, download, loras
+from canvas.models import addons, controlnets, download, ip_adapters, loras
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest
@@ -64,6 +65,8 @@ class JobScheduler:
         self._load_inputs = load_inputs
         self._hub = hub
         self._loras_dir = settings.loras_dir
+        self._controlnets_dir = settings.controlnets_dir
+        self._ip_adapters_dir = settings.ip_adapters_dir
         self._checks_images = settings.safety_level == "full"
         self.backends: list[Backend] = [] if settings.cluster else create_backends(settings, record_event, hub)
         self._busy: set[Backend] = set()
@@ -96,7 +99,10 @@ class JobScheduler:
         return self._missing_addons(spec, request) | ({"model"} if needs_model else set())
 
     def _missing_addons(self, spec: ModelSpec, request: GenerationRequest) -> set[str]:
-        missing = set(self._missing_loras(request))
+        missing = {*self._missing_loras(request), *controlnets.missing(request, self._controlnets_dir, hub=self._hub)}
+        missing |= {addon.files[0] for addon in ip_adapters.missing(request, self._ip_adapters_dir, hub=self._hub)}
+        if self._needs_depth_model(request):
+            missing.add(addons.DEPTH)
         if request.needs_model:
             missing.update(addons.missing(request.preset, spec, hub=self._hub))
         if self._checks_images and safety.find_checker(hub=self._hub) is None:
@@ -106,6 +112,9 @@ class JobScheduler:
     def _missing_loras(self, request: GenerationRequest) -> list[str]:
         names = (name for name, _ in requested_loras(request) if loras.is_hub_name(name, self._loras_dir))
         return [name for name in names if loras.find(name, hub=self._hub) is None]
+
+    def _needs_depth_model(self, request: GenerationRequest) -> bool:
+        return any(map(needs_depth_model, request.control_images)) and addons.find(addons.DEPTH, hub=self._hub) is None
 
     def jobs_ahead_of(self, job: Job, jobs: list[Job]) -> list[Job]:
         """The jobs that run or will run before a waiting job; empty if it does not wait."""
@@ -270,9 +279,20 @@ class JobScheduler:
             addons.fetch(request.preset, spec, on_progress, job.cancelled, hub=self._hub)
         for name in {name for each in job.requests for name in self._missing_loras(each)}:
             loras.fetch(name, on_progress, job.cancelled, hub=self._hub)
+        self._download_guidance(job, on_progress)
         if self._checks_images and safety.find_checker(hub=self._hub) is None:
             safety.fetch_checker(on_progress, job.cancelled, hub=self._hub)
         job.update(status="queued", progress=None)
+
+    def _download_guidance(self, job: Job, on_progress: DownloadReporter) -> None:
+        """Download the ControlNets, detectors and IP-Adapters of a job's requests."""
+        for request in job.requests:
+            for name in controlnets.missing(request, self._controlnets_dir, hub=self._hub):
+                controlnets.fetch(name, on_progress, job.cancelled, hub=self._hub)
+            for addon in ip_adapters.missing(request, self._ip_adapters_dir, hub=self._hub):
+                addons.fetch_files(addon, on_progress, job.cancelled, hub=self._hub)
+            if self._needs_depth_model(request):
+                addons.fetch_files(addons.ADDONS[addons.DEPTH], on_progress, job.cancelled, hub=self._hub)
 
     def _download_model(self, job: Job, spec: ModelSpec, on_progress: DownloadReporter) -> None:
         with log_event(self._record_event, ModelEvent(spec.key, "download", spec.name)) as event:

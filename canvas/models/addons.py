@@ -1,4 +1,4 @@
-"""Add-ons of the presets: a distilled LoRA for few steps, and a tiny VAE."""
+"""Add-ons: a distilled LoRA for few steps and a tiny VAE for presets, a depth estimator for control images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from canvas.models.hub_client import Hub
 from canvas.presets import DISTILLED_LORA, LIGHTNING_LORA, ONE_STEP_LORA, distilled_lora, tiny_decoder
 
 TAESD, TAESDXL = "taesd", "taesdxl"
+DEPTH = "depth"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ ADDONS = MappingProxyType(
         LIGHTNING_LORA: Addon("ByteDance/SDXL-Lightning", ("sdxl_lightning_4step_lora.safetensors",), 394_000_000),
         TAESD: Addon("madebyollin/taesd", ("config.json", "diffusion_pytorch_model.safetensors"), 10_000_000),
         TAESDXL: Addon("madebyollin/taesdxl", ("config.json", "diffusion_pytorch_model.safetensors"), 10_000_000),
+        DEPTH: Addon("depth-anything/Depth-Anything-V2-Small-hf", ("config.json", "model.safetensors"), 99_200_000),
     }
 )
 
@@ -49,7 +51,11 @@ def missing(preset: str, spec: ModelSpec, *, hub: Hub | None = None) -> tuple[st
 
 def find(name: str, *, hub: Hub | None = None) -> Path | None:
     """The cached folder of an add-on; makes no request."""
-    addon = ADDONS[name]
+    return find_files(ADDONS[name], hub=hub)
+
+
+def find_files(addon: Addon, *, hub: Hub | None = None) -> Path | None:
+    """The cached folder with all files of an add-on."""
     for folder in hub_cache.snapshots(hub or Hub(), addon.repo_id):
         if all((folder / file).exists() for file in addon.files):
             return folder
@@ -65,11 +71,18 @@ def fetch(
     hub: Hub | None = None,
 ) -> None:
     """Download the missing add-ons; raises ModelUnavailable."""
+    for name in missing(preset, spec, hub=hub):
+        fetch_files(ADDONS[name], on_progress, cancelled, hub=hub)
+
+
+def fetch_files(
+    addon: Addon, on_progress: Callable[[DownloadProgress], None], cancelled: threading.Event, *, hub: Hub | None = None
+) -> None:
+    """Download the files of one add-on; raises ModelUnavailable."""
     hub = hub or Hub()
-    for addon in [ADDONS[name] for name in missing(preset, spec, hub=hub)]:
 
-        def select(_: Iterable[str], addon: Addon = addon) -> tuple[str, ...]:
-            return addon.files
+    def select(_: Iterable[str]) -> tuple[str, ...]:
+        return addon.files
 
-        plan = download.plan_files(hub, addon.repo_id, select, cancelled)
-        download.download_files(hub, plan, on_progress, cancelled)
+    plan = download.plan_files(hub, addon.repo_id, select, cancelled)
+    download.download_files(hub, plan, on_progress, cancelled)

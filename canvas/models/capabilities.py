@@ -48,6 +48,7 @@ class Capabilities:
     steps: int
     guidance_scale: float
     components: tuple[str, ...] = field(default=(), repr=False)
+    standard_unet: bool = False  # that of Stable Diffusion 1.5 or SDXL, for which ControlNets and adapters are made
 
     def choose_dtype(self, preferred: str, *, has_bfloat16: bool = True) -> str:
         """The preferred dtype if the model gives images in it, or the nearest that does.
@@ -93,6 +94,7 @@ def read_capabilities(index: Mapping[str, Any], configs: Configs, name: str = ""
         steps=steps,
         guidance_scale=guidance_scale,
         components=tuple(sorted(component_names(index))),
+        standard_unet=_is_standard(family, denoiser),
     )
 
 
@@ -207,6 +209,15 @@ def _lora_family(family: Family, denoiser: Mapping[str, Any]) -> str:
     if family.key == "stable_diffusion":
         return "sd2" if denoiser.get("cross_attention_dim") == 1024 else "sd1"
     return "sd1" if family.key == "lcm" else family.key
+
+
+def _is_standard(family: Family, denoiser: Mapping[str, Any]) -> bool:
+    layout = (tuple(denoiser.get("block_out_channels", ())), denoiser.get("layers_per_block"))
+    standard = {
+        "stable_diffusion": ((320, 640, 1280, 1280), 2, 768),
+        "stable_diffusion_xl": ((320, 640, 1280), 2, 2048),
+    }
+    return (*layout, denoiser.get("cross_attention_dim")) == standard.get(family.key)
 
 
 def _vae_class(index: Mapping[str, Any]) -> str:

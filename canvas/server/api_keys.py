@@ -17,8 +17,8 @@ from canvas.server.auth import temporary_session
 
 # Routes for programs only. Gradio's functions share their routes with the page, so they check
 # `api_allowed` themselves.
-OPENAI_PREFIX, A1111_PREFIX = "/v1/", "/sdapi/"
-API_PREFIXES = (OPENAI_PREFIX, A1111_PREFIX, "/metrics", "/gradio_api/mcp")
+OPENAI_PREFIX, A1111_PREFIXES = "/v1/", ("/sdapi/", "/controlnet/")
+API_PREFIXES = (OPENAI_PREFIX, *A1111_PREFIXES, "/metrics", "/gradio_api/mcp")
 
 
 class ApiKeyMiddleware:
@@ -72,7 +72,7 @@ def key_from_headers(authorization: str) -> str:
 def _unauthorized(path: str) -> JSONResponse:
     """The error in the format of the API that the path belongs to."""
     error = MissingApiKey()
-    if path.startswith(A1111_PREFIX):
+    if path.startswith(A1111_PREFIXES):
         return JSONResponse({"detail": str(error)}, error.http_status, {"WWW-Authenticate": "Basic"})
     kind = "invalid_request_error" if path.startswith(OPENAI_PREFIX) else "error"
     body = {"message": str(error), "type": kind, "param": None, "code": error.code}

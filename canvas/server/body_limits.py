@@ -20,6 +20,7 @@ LIMITS: tuple[tuple[str, int | None], ...] = (
     ("/gradio_api/mcp", 20 * MIB),  # images in base64
     ("/v1/", None),
     ("/sdapi/", None),
+    ("/controlnet/", None),
 )
 
 # A response that rejects the request, or None, for each message of the body.

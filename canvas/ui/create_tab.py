@@ -13,6 +13,7 @@ from canvas.studio import Studio
 from canvas.ui import prompt_hints, result_panel
 from canvas.ui.events import bind, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm
+from canvas.ui.guidance_panel import GuidancePanel
 from canvas.ui.html_panel import error_line, panel, text_line
 from canvas.ui.i18n import gettext, translate_message
 from canvas.ui.pickers import BackendPicker, LoraPicker
@@ -66,6 +67,7 @@ class CreateTab:
                 self.form.render("width", "height")
             self.form.render("image_format", "quality", "prompt_weighting", "watermark")
         self._lora_picker = LoraPicker(self._studio, "create")
+        self._guidance = GuidancePanel(self._studio, "create")
         self._load_settings = gr.UploadButton(
             "Load settings from an image", file_types=["image"], size="sm", elem_id="load-settings"
         )
@@ -76,7 +78,7 @@ class CreateTab:
         bind(
             [self._generate.click, form["prompt"].submit],
             self.generate,
-            form.widgets,
+            form.widgets | self._guidance.widgets,
             panels | {self.selected},
             trigger_mode="multiple",  # every click counts, also while one is being sent
         )
@@ -93,6 +95,7 @@ class CreateTab:
         self._bind_form()
         self._lora_picker.bind_events(page, form["prompt"])
         self._backend_picker.bind_events()
+        self._guidance.bind_events(form["model_key"])
 
     def _bind_form(self) -> None:
         form = self.form
@@ -123,7 +126,7 @@ class CreateTab:
     def generate(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         """Submit the request of the form as one job, whose result shows the images of all its prompts."""
         owner = current_owner(http_request)
-        request = self.form.to_request(self.form.read(values))
+        request = self._guidance.apply(self.form.to_request(self.form.read(values)), values)
         self._studio.submit(request, owner, "page")
         return {self.selected: None, **self._panels(owner, None)}
 

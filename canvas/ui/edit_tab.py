@@ -20,6 +20,7 @@ from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
 from canvas.studio import Studio
 from canvas.ui.events import bind, bind_next, current_owner, show_errors
 from canvas.ui.generation_form import ASPECT_RATIOS, Form, model_choices, preset_options, size_from_resolution
+from canvas.ui.guidance_panel import GuidancePanel
 from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import gettext
 from canvas.ui.page_blocks import COPY_DRAWING, drawing_of
@@ -70,6 +71,7 @@ FIELD_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "model": DIFFUSION,
         "size": ("image_to_image", "inpaint"),
         "loras": (*DIFFUSION, "seed_variation"),
+        "guidance": DIFFUSION,
     }
 )
 SIDES = ("left", "top", "right", "bottom")
@@ -128,6 +130,8 @@ class EditForm(Form):
             self.fit_preview = panel("edit-fit-preview")
         with self._group("loras"):
             self._lora_picker = LoraPicker(studio, "edit")
+        with self._group("guidance"):
+            self.guidance = GuidancePanel(studio, "edit")
 
     def _group(self, name: str) -> gr.Column:
         visible = "image_to_image" in FIELD_GROUPS[name]
@@ -151,6 +155,7 @@ class EditForm(Form):
             queue=False,
         )
         self._lora_picker.bind_events(page, self["prompt"])
+        self.guidance.bind_events(self["model_key"])
 
     def set_strength(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         strength = OPERATIONS[values[self["operation"]]].strength
@@ -249,7 +254,8 @@ class EditTab:
         copied = bind(changes, None, trigger_mode="always_last", **copy)
         bind_next(copied, self.show_size, inputs, {form.fit_preview, self._size}, trigger_mode="always_last")
         outputs = {self._result, self._recent, self._job, self._generate, self._stop}
-        bind_next(bind(self._generate.click, None, **copy), self.generate, inputs, outputs)
+        all_inputs = inputs | form.guidance.widgets
+        bind_next(bind(self._generate.click, None, **copy), self.generate, all_inputs, outputs)
         bind(self._stop.click, self.stop, {self._job})
 
     def show(self, _: Mapping[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
@@ -360,6 +366,8 @@ class EditTab:
             message = "Enter how many pixels to add on at least one side."
             raise InvalidInput("outpaint", None, message=LazyMessage(message))
         request = self._form.to_request(fields, name or self._studio.inputs.upload(image).name)
+        if request.needs_model:
+            request = self._form.guidance.apply(request, values)
         if fields["operation"] != "inpaint":
             return request
         return replace(request, mask_image=self._upload_mask(layers, image))

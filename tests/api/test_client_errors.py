@@ -45,6 +45,7 @@ ROUTES: dict[str, Callable[[httpx.Response], str]] = {
     "/sdapi/v1/img2img": a1111_error,
     "/sdapi/v1/extra-single-image": a1111_error,
     "/sdapi/v1/png-info": a1111_error,
+    "/controlnet/detect": a1111_error,
 }
 
 

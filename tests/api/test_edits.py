@@ -156,7 +156,7 @@ def test_openai_edit_without_a_mask_uses_the_holes_of_the_image(openai_client: o
     [
         ({}, [("image", None), ("mask", to_png(right_half()))], "mask", "no transparent pixels"),
         ({}, [("image", None), ("mask", b"text")], "mask", "not an image"),
-        ({}, [("image[]", None), ("image[]", None)], "image", "Send one image"),
+        ({}, [("image[]", None), ("image[]", None)], "reference_images", "no usual IP-Adapter"),
         ({"background": "transparent"}, [("image", None)], "background", "'auto' or 'opaque'"),
     ],
 )

@@ -30,7 +30,7 @@ PARAMETERS = [
     "backend",
     "where",
     *("scheduler", "preset", "image_format", "quality", "loras", "prompt_weighting", "watermark"),
-    *("variation_seed", "variation_strength", "scale_to_size"),
+    *("variation_seed", "variation_strength", "scale_to_size", "control_images", "reference_images"),
 ]
 ENDPOINTS = {
     "/generate",

@@ -22,6 +22,7 @@ from canvas.api.gradio_api import GenerateApi
 from canvas.api.openai_images import PARAM_NAMES, EditRequest
 from canvas.cli import main as cli
 from canvas.cli.options import OPTIONS
+from canvas.guidance import ControlImage, ReferenceImage
 from canvas.image_formats import data_url
 from tests.api.test_notation import make_lora
 from tests.app_server import run_in_mcp_session
@@ -234,6 +235,8 @@ OWN_VALUES: dict[str, Any] = {
     **{"mask_blur": 1, "only_masked": True, "outpaint": (8, 0, 0, 0), "variation_seed": 1, "variation_strength": 0.5},
     **{"scale": 4, "upscaler": "detail", "loras": (("a", 0.5),), "prompt_weighting": True, "watermark": "w"},
     **{"preset": "turbo", "backend": "remote", "scale_to_size": False},
+    "control_images": (ControlImage("a.png", "canny", 0.5),),
+    "reference_images": (ReferenceImage("b.png", 0.5, "style"),),
 }
 CLI_ARGUMENTS = ("prompt", "image", "mask_image", "task")
 

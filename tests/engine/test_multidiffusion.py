@@ -36,10 +36,10 @@ def test_pointwise_function_is_unchanged_by_tiles(size: tuple[int, int]) -> None
 
 def test_tiles_of_pixels_match_tiles_of_latents() -> None:
     pixels = torch.randn((1, 3, 160, 264), generator=torch.Generator().manual_seed(0))
-    small = blend_tiles(lambda tile: tile[..., ::8, ::8], pixels, 16, (8, 1))
+    small = blend_tiles(lambda tile, *_: tile[..., ::8, ::8], pixels, 16, (8, 1))
     assert torch.allclose(small, pixels[..., ::8, ::8], atol=1e-5)
     whole = torch.nn.functional.interpolate(small, scale_factor=8)
-    large = blend_tiles(lambda tile: torch.nn.functional.interpolate(tile, scale_factor=8),
+    large = blend_tiles(lambda tile, *_: torch.nn.functional.interpolate(tile, scale_factor=8),
                    small, 16, (1, 8))  # fmt: skip
     assert torch.allclose(large, whole, atol=1e-5)
 

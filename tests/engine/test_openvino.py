@@ -218,7 +218,7 @@ def test_a_lora_runs_on_torch_and_is_noted(studio: Studio, settings: Settings, o
     [plain] = studio.generate(request)
     [styled] = studio.generate(replace(request, loras=(("snow", 1.0),)))
     assert (plain.engine, styled.engine) == ("openvino", "torch")
-    assert styled.notes == ("computed with torch instead of OpenVINO, because of the LoRA or embedding",)
+    assert styled.notes == ("computed with torch instead of OpenVINO, because of the LoRA, embedding or guiding image",)
     [again] = studio.generate(request)
     assert again.engine == "openvino"
 

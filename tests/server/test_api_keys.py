@@ -42,6 +42,7 @@ def key(protected: Studio) -> str:
         ("GET", "/v1/models"),
         ("POST", "/sdapi/v1/txt2img"),
         ("GET", "/sdapi/v1/options"),
+        ("GET", "/controlnet/model_list"),
         ("GET", "/metrics"),
         ("POST", "/gradio_api/mcp/"),
     ],

@@ -21,7 +21,10 @@ from tests.app_server import serving
 from tests.visitors import Visitor, routes_of
 
 PARAMETER = re.compile(r"\{\w+(?::\w+)?\}")
-OWN_PREFIXES = ("/v1/", "/sdapi/", "/internal/", "/docs", "/openapi.json", "/redoc", "/static-offline-docs")
+OWN_PREFIXES = (
+    *("/v1/", "/sdapi/", "/controlnet/", "/internal/"),
+    *("/docs", "/openapi.json", "/redoc", "/static-offline-docs"),
+)
 OWN_ROUTES = ("/healthz", "/metrics", "/export.zip", "/pictures/x", "/thumbnails/x", "/downloads/x")
 # Headers of a part of a form; whether each is a file is up to the parser.
 DISPOSITIONS = (

@@ -20,6 +20,8 @@ CACHE_BRANCH_DEPTH = 2  # layers of the last decoder block that a cached step co
 # Cost of a cached step relative to a UNet call, in the architecture of Stable Diffusion 1.5.
 CACHED_STEP_COST = 0.22
 CACHE_ATTRIBUTE = "_cuda_graph_unet"
+# Where a UNet has a forward method with ControlNets (`engine.controlnet.ControlledUNet`), if any
+CONTROLLED = "_controlled_forward"
 
 
 class UNetForward:
@@ -30,7 +32,9 @@ class UNetForward:
 
     def __init__(self, unet: Any, branch_depth: int) -> None:
         self._unet = unet
-        self._forward = partial(type(unet).forward, unet)  # unet.forward may be replaced
+        self._controlled = vars(unet).get(CONTROLLED)
+        self._forward = self._controlled or partial(type(unet).forward, unet)  # unet.forward may be replaced
+        self._residuals: list[torch.Tensor] | None = None  # of ControlNets in the last full pass
         self._branch_depth = min(branch_depth, len(unet.up_blocks[-1].resnets))
 
     def full_forward(
@@ -46,6 +50,7 @@ class UNetForward:
             prediction = self._forward(sample, timestep, encoder_hidden_states, **options)[0]
         finally:
             handle.remove()
+        self._residuals = self._controlled.residuals if self._controlled else None
         return prediction, features[0]
 
     def shallow_forward(
@@ -69,6 +74,8 @@ class UNetForward:
         for layer in range(self._branch_depth - 1):
             hidden = _run_layer(unet.down_blocks[0], layer, hidden, temb, encoder_hidden_states)
             skips.append(hidden)
+        if self._residuals:
+            skips = [skip + residual[-1:] for skip, residual in zip(skips, self._residuals, strict=False)]
         block = unet.up_blocks[-1]
         hidden = features[:, : features.shape[1] - skips[-1].shape[1]]
         for layer in range(len(block.resnets) - self._branch_depth, len(block.resnets)):
@@ -95,11 +102,12 @@ class CudaGraphUNet:
 
 
 def cuda_graph_unet(unet: Any, branch_depth: int) -> CudaGraphUNet | None:
-    """The UNet's CUDA graphs, stored on it; None on a CPU or with LoRAs.
+    """The UNet's CUDA graphs, stored on it; None on a CPU, or with LoRAs, ControlNets or IP-Adapters.
 
-    Graphs are valid only for weights at the same address, and a LoRA adds layers.
+    Graphs are valid only for weights at the same address, and each of these adds layers.
     """
-    if unet.device.type != "cuda" or hasattr(unet, "peft_config"):
+    added = hasattr(unet, "peft_config") or CONTROLLED in vars(unet) or unet.encoder_hid_proj is not None
+    if unet.device.type != "cuda" or added:
         return None
     key = (branch_depth, next(unet.parameters()).data_ptr())
     cached = vars(unet).get(CACHE_ATTRIBUTE)
@@ -138,7 +146,7 @@ class CachedUNetForward:
             self._guidance = prediction[1:] - prediction[:1] if guided else None
             return (prediction,)
         if added := options.get("added_cond_kwargs"):
-            options["added_cond_kwargs"] = {name: value[-1:] for name, value in added.items()}
+            options["added_cond_kwargs"] = {name: _conditional(value) for name, value in added.items()}
         args = (sample[-1:], timestep, encoder_hidden_states[-1:])
         if kind == COND_ONLY:
             cond = self._full_forward(*args, options)
@@ -152,6 +160,11 @@ class CachedUNetForward:
         prediction, features = self._unet_forward.full_forward(sample, timestep, encoder_hidden_states, **options)
         self._features = features[-1:]  # with guidance, the conditional branch is the second
         return prediction
+
+
+def _conditional(value: Any) -> Any:
+    """The last element of a batch; IP-Adapters have a list of them."""
+    return [each[-1:] for each in value] if isinstance(value, list | tuple) else value[-1:]
 
 
 def cache_schedule(preset: SpeedPreset, num_inference_steps: int) -> list[str]:
@@ -202,7 +215,7 @@ def _make_forward(unet: Any, schedule: list[str], branch_depth: int) -> CachedUN
     if not isinstance(unet, UNet2DConditionModel):
         return None
     graphs = cuda_graph_unet(unet, branch_depth)
-    if graphs is None and set(schedule) <= {FULL}:
+    if graphs is None and set(schedule) <= {FULL} and CONTROLLED not in vars(unet):
         return None
     # OpenVINO's UNet has graphs of both passes.
     passes: Any = unet if hasattr(unet, "shallow_forward") else graphs or UNetForward(unet, branch_depth)

@@ -1,0 +1,112 @@
+"""ControlNets and IP-Adapters with random weights for the tiny pipelines, in their true layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+ENCODER_WIDTH = 16  # of the embedding of an image
+
+
+def make_tiny_controlnet(pipeline: Any, folder: Path, seed: int = 0) -> Path:
+    """Save a ControlNet for the UNet of a pipeline, as the repositories of diffusers have it."""
+    import torch
+    from diffusers import ControlNetModel
+
+    torch.manual_seed(seed)
+    net = ControlNetModel.from_unet(
+        pipeline.unet, conditioning_embedding_out_channels=(4, 4, 8, 8), load_weights_from_unet=True
+    )
+    _randomize(net)
+    net.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def make_tiny_flux_controlnet(pipeline: Any, folder: Path) -> Path:
+    """The same for FLUX.1."""
+    import torch
+    from diffusers import FluxControlNetModel
+
+    torch.manual_seed(0)
+    net = FluxControlNetModel.from_transformer(
+        pipeline.transformer,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=pipeline.transformer.config.attention_head_dim,
+        num_attention_heads=pipeline.transformer.config.num_attention_heads,
+    )
+    _randomize(net)
+    net.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def _randomize(net: Any) -> None:
+    """Give the layers that a new ControlNet starts with at zero other weights."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "controlnet_" in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.2)
+
+
+def make_photo(size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A coloured image with shapes, which no detector takes for a control image."""
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4), fill="#cc5511")
+    draw.rectangle((0, size[1] * 3 // 4, size[0], size[1]), fill="#203050")
+    return image
+
+
+def make_drawing(size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """Black lines on white."""
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    draw.line((4, 8, size[0] - 6, size[1] - 12), fill="black", width=3)
+    draw.ellipse((size[0] // 4, size[1] // 4, size[0] * 3 // 4, size[1] * 3 // 4), outline="black", width=3)
+    return image
+
+
+def make_tiny_encoder(folder: Path) -> Path:
+    """Save an image encoder as `models/image_encoder` of h94/IP-Adapter."""
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        projection_dim=ENCODER_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    return folder
+
+
+def make_tiny_adapter(unet: Any, path: Path) -> Path:
+    """Save an IP-Adapter for a UNet in the layout of `ip-adapter_sd15.safetensors`."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    width, tokens = unet.config.cross_attention_dim, 4
+    tensors = {
+        "image_proj.proj.weight": torch.randn(tokens * width, ENCODER_WIDTH),
+        "image_proj.proj.bias": torch.randn(tokens * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    layers = [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
+    for number, name in enumerate(layers):
+        module = unet.get_submodule(name.removesuffix(".processor"))
+        for part in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * number + 1}.{part}.weight"] = torch.randn(module.to_q.out_features, width)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    return path
