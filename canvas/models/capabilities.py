@@ -50,6 +50,11 @@ class Capabilities:
     guidance_scale: float
     components: tuple[str, ...] = field(default=(), repr=False)
 
+    @property
+    def has_unet(self) -> bool:
+        """Whether a UNet draws the image, which repeats the subject beyond its native size."""
+        return "unet" in self.components
+
     def choose_dtype(self, preferred: str, *, has_bfloat16: bool = True) -> str:
         """The preferred dtype if the model gives images in it, or the nearest that does.
 

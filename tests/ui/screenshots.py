@@ -85,9 +85,9 @@ def _take_all(page: Page, studio: Studio, folder: Path, name: str) -> None:
     page.get_by_label("Prompt", exact=True).fill(PROMPTS[-1])
     page.locator("#summary .text-line").wait_for()
     _save(page, folder / f"create-{name}.webp")
-    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_role("button", name="Advanced", exact=True).click()
     _save(page, folder / f"settings-{name}.webp")
-    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_role("button", name="Advanced", exact=True).click()
     jobs = [studio.submit(GenerationRequest(prompt, num_inference_steps=150)) for prompt in (PROMPTS[0], PROMPTS[1])]
     page.locator(".result-progress img.preview").first.wait_for()
     _save(page, folder / f"progress-{name}.webp")
