@@ -56,6 +56,7 @@ SOLE_IMPORTERS = {
     "gradio_client": ("backends", "api"),
     "gradio": ("ui", "api", "server", "backends.zerogpu"),  # ZeroGPU raises Gradio's errors
     "spaces": ("backends.zerogpu",),
+    "tomlkit": ("models.models_file",),
     "typer": ("cli", "benchmark.command"),
     "pydantic_settings": ("settings",),
 }

@@ -132,14 +132,17 @@ class JobScheduler:
         known = (backend.device_if_known for backend in self.backends)
         return next((device for device in known if device), None)
 
+    @property
+    def half_precision(self) -> bool:
+        """Whether the device loads weights in 16 bits; detects it on first use."""
+        return (self.device_if_known or self.backends[0].device).dtype != "float32"
+
     def find_local(self, spec: ModelSpec) -> download.LocalModel | None:
         return download.find_local(spec, hub=self._hub)
 
     def plan_download(self, spec: ModelSpec, cancelled: threading.Event | None = None) -> download.DownloadPlan:
         """The files to download for this device, in 16 bits if it supports that; asks the Hub."""
-        device = self.device_if_known or self.backends[0].device
-        half = device.dtype != "float32"
-        return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
+        return download.plan_download(spec, half_precision=self.half_precision, hub=self._hub, cancelled=cancelled)
 
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
         """Detect the device of every backend and load a model that is on disk."""

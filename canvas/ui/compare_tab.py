@@ -10,7 +10,6 @@ import gradio as gr
 
 from canvas.comparison import ComparisonEntry, ComparisonService
 from canvas.errors import CanvasError, NotFound
-from canvas.formatting import format_duration
 from canvas.history.comparisons import Comparison
 from canvas.presets import PRESETS
 from canvas.request import RANDOM_SEED, GenerationRequest, ProgressUpdate
@@ -19,7 +18,7 @@ from canvas.ui.create_tab import CreateTab
 from canvas.ui.events import bind, current_owner, run_while_selected
 from canvas.ui.generation_form import preset_options
 from canvas.ui.html_panel import error_line, panel, render, text_line
-from canvas.ui.i18n import error_text, gettext, ngettext
+from canvas.ui.i18n import error_text, format_duration, gettext, ngettext
 from canvas.ui.result_panel import preview_url, progress_text
 
 POLL_INTERVAL = 0.5  # seconds between polls while the tab is selected
@@ -59,7 +58,8 @@ class CompareTab:
         outputs = {self._panel, self._selected, self._last_rendered}
         prompt = self._create.form["prompt"]
         run_while_selected(self._timer, tab, all_tabs)
-        bind(tab.select, self.open, {self._prompt, prompt, self._selected}, {self._prompt, *outputs})
+        opened = {self._prompt, self._models, *outputs}
+        bind(tab.select, self.open, {self._prompt, prompt, self._selected}, opened)
         bind([self._start.click, self._prompt.submit], self.start, form, outputs)
         bind(self._panel.click, self.on_click, {self._selected}, outputs)
         bind(self._timer.tick, self.poll, {self._selected, self._last_rendered}, outputs, queue=False)
@@ -75,7 +75,8 @@ class CompareTab:
         """Show the comparison; an empty prompt is filled with that of the Create tab."""
         prompt = values[self._prompt] or values[self._create.form["prompt"]]
         updates = self._refresh(values[self._selected], current_owner(http_request))
-        return {self._prompt: prompt, **updates}
+        models = gr.CheckboxGroup(choices=list(self._studio.models))  # one may have been added
+        return {self._prompt: prompt, self._models: models, **updates}
 
     def start(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         seed = RANDOM_SEED if values[self._seed] is None else values[self._seed]
