@@ -16,7 +16,7 @@ element.addEventListener("click", (event) => {
   trigger("click", { ...fields, ...target.dataset, shift: event.shiftKey });
 });
 
-magicCanvas.panels[element.closest("[id]").id] = (data) => {
+magicCanvas.panels[element.closest(".block").id] = (data) => {
   magicCanvas.dialogClosed = false;
   trigger("click", data);
 };
