@@ -73,7 +73,7 @@ class OwnModels:
         spec = get_model(key, self._models)
         values = {name: values[name] for name in EDITABLE if name in values}
         changed = change_model(spec, values)
-        self._file.update(spec.key, values)
+        self._file.update(spec.key, {name: getattr(changed, name) for name in values})
         self._models[spec.key] = changed
         return changed
 

@@ -22,7 +22,7 @@ from canvas.ui.i18n import format_bytes, format_duration, gettext, ngettext
 from canvas.ui.image_actions import OPENING_ACTIONS, ImageActions
 
 PAGE_SIZE = 48  # images
-POLL_INTERVAL = 1.0  # seconds between checks for images that other programs made
+POLL_INTERVAL = 4.0  # seconds between checks for images that other programs made
 MAX_COMPARE = 6  # images side by side
 MAX_SELECTED = 1000  # "Select all" selects so many; the address of an export names them
 ENGINES = {"torch": "PyTorch", "openvino": "OpenVINO", "openvino int8": "OpenVINO, int8"}

@@ -21,7 +21,7 @@ from canvas.ui.i18n import error_text, gettext, translate_message
 from canvas.ui.model_search import ModelSearch
 from canvas.ui.result_panel import download_text
 
-POLL_INTERVAL = 1.0  # seconds between polls while the tab is selected
+POLL_BUSY, POLL_IDLE = 1.0, 4.0  # seconds between polls while the tab is selected
 
 
 class ModelsTab:
@@ -32,7 +32,7 @@ class ModelsTab:
         self._search = None if studio.settings.is_public else ModelSearch(studio)
         self._table = panel("models")
         self._dialog = panel("model-dialog")
-        self._timer = gr.Timer(POLL_INTERVAL, active=False)
+        self._timer = gr.Timer(POLL_IDLE, active=False)
         self._last_rendered = gr.State("")
         self._refresh = gr.State(0.0)  # time of the latest click, which triggers `poll`
 
@@ -43,7 +43,7 @@ class ModelsTab:
             [tab.select, self._timer.tick, self._refresh.change],
             self.poll,
             self._last_rendered,
-            [self._table, self._last_rendered],
+            [self._table, self._last_rendered, self._timer],
             trigger_mode="always_last",
             queue=False,
         )
@@ -51,9 +51,12 @@ class ModelsTab:
         if self._search:
             self._search.bind_events(self._refresh)
 
-    def poll(self, last_rendered: str, http_request: gr.Request) -> tuple[Any, Any]:
-        html = self._render(current_owner(http_request))
-        return (gr.skip(), gr.skip()) if html == last_rendered else (html, html)
+    def poll(self, last_rendered: str, http_request: gr.Request) -> tuple[Any, Any, Any]:
+        jobs = self._studio.jobs(current_owner(http_request))
+        html = self._render(jobs)
+        if html == last_rendered:
+            return gr.skip(), gr.skip(), gr.skip()
+        return html, html, gr.update(value=POLL_IDLE if all(job.finished for job in jobs) else POLL_BUSY)
 
     def on_click(self, event: gr.EventData, http_request: gr.Request) -> tuple[float, str]:
         owner, may_change = current_owner(http_request), not self._studio.settings.is_public
@@ -98,8 +101,7 @@ class ModelsTab:
                 error = error_text(refused)
         return render("model_defaults.html", spec=spec, title=model_title(spec), error=error)
 
-    def _render(self, owner: str) -> str:
-        jobs = self._studio.jobs(owner)
+    def _render(self, jobs: list[Job]) -> str:
         rows = [self._row(spec, self._studio.model_status(key), jobs) for key, spec in self._studio.models.items()]
         groups = {group: [row for row in rows if row["spec"].group == group] for group in model_groups(self._studio)}
         return render(
