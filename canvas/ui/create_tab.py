@@ -80,6 +80,7 @@ class CreateTab:
         self.form.render("num_inference_steps", "guidance_scale", "scheduler")
         with gr.Row():
             self.form.render("width", "height")
+        gr.Markdown("For larger images, upscale the result.", elem_classes="text-line")
         self.form.render("image_format", "quality", "prompt_weighting", "watermark")
         self._lora_picker = LoraPicker(self._studio, "create")
         self._load_settings = gr.UploadButton(

@@ -18,7 +18,7 @@ from canvas.ui.models_tab import model_groups
 from tests.ui.conftest import TIMEOUT
 
 LONG = {"Steps": 150, "Number of images": 16}  # still running during a test
-MEDIUM = {"Steps": 150, "Number of images": 4}
+MEDIUM = {"Steps": 150, "Number of images": 2}
 SHORT = {"Steps": 150}  # long enough for a slow page to show a preview
 # Of each result, beside the link to download it.
 BUTTONS = (
@@ -123,13 +123,18 @@ def test_queued_jobs_can_be_removed(page: Page, served: Studio) -> None:
     assert [job.status for job in served.jobs("local")[-3:-1]] == ["cancelled", "cancelled"]
 
 
-def test_every_click_on_generate_counts(page: Page, served: Studio) -> None:
+def test_every_click_on_generate_counts_and_the_queue_can_be_cleared(page: Page, served: Studio) -> None:
     before = len(served.jobs("local"))
     generate(page, "a patient snail", LONG)
     for _ in range(2):
         page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.get_by_role("region", name="Queue").get_by_role("listitem")).to_have_count(2)
+    waiting = page.get_by_role("region", name="Queue").get_by_role("listitem")
+    expect(waiting).to_have_count(2)
     assert len(served.jobs("local")) == before + 3
+    expect(waiting.first).to_contain_text("takes about")
+    page.get_by_role("button", name="Remove all").click()
+    expect(page.get_by_role("region", name="Queue")).to_have_count(0)
+    assert [job.status for job in served.jobs("local")[before + 1 :]] == ["cancelled"] * 2
 
 
 def test_invalid_input_is_shown_as_a_message(page: Page, served: Studio) -> None:
@@ -157,7 +162,7 @@ def test_settings_of_an_image_fill_the_form(page: Page, served: Studio) -> None:
     [first] = served.generate(request)
     page.get_by_role("tab", name="Gallery").click()
     page.get_by_role("button", name="Open: a cat on the beach").click()
-    page.get_by_role("dialog").get_by_role("button", name="Reuse settings").click()
+    page.get_by_role("dialog").get_by_role("button", name="Reuse settings", exact=True).click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a cat on the beach")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("-1")
     page.get_by_role("tab", name="Gallery").click()
