@@ -114,10 +114,10 @@ def test_delete_can_be_undone(gallery: Page, served: Studio, stored: list[Genera
     gallery.locator(f'.tile[data-image="{newest.id}"]').click()
     gallery.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(gallery.locator(f'.tile[data-image="{newest.id}"]')).to_have_count(0)
-    assert gallery.request.get(f"{gallery.url}pictures/{newest.filename}").status == 404
+    assert gallery.request.get(f"{served.address}pictures/{newest.filename}").status == 404  # type: ignore[attr-defined]
     gallery.get_by_role("button", name="Undo").click()
     expect(gallery.locator(f'.tile[data-image="{newest.id}"]')).to_have_count(1)
-    assert gallery.request.get(f"{gallery.url}pictures/{newest.filename}").status == 200
+    assert gallery.request.get(f"{served.address}pictures/{newest.filename}").status == 200  # type: ignore[attr-defined]
 
 
 def test_a_selection_can_be_compared_exported_and_imported(gallery: Page, stored: list[GeneratedImage]) -> None:
@@ -142,7 +142,8 @@ def test_a_selection_can_be_compared_exported_and_imported(gallery: Page, stored
         assert sum(name.endswith(".webp") for name in content.namelist()) == 2
     zipped = {"name": "mine.zip", "mimeType": "application/zip", "buffer": archive.read_bytes()}
     gallery.locator("input[type=file][accept*=zip]").set_input_files(zipped)
-    expect(gallery.get_by_test_id("toast-body")).to_contain_text("0 imported, 2 already in the gallery")
+    imported = gallery.get_by_test_id("toast-body").filter(has_text="0 imported, 2 already in the gallery")
+    expect(imported).to_be_visible()
 
 
 def test_shift_selects_a_range_and_all_can_be_selected(gallery: Page, stored: list[GeneratedImage]) -> None:
@@ -239,14 +240,13 @@ def test_a_dropped_image_is_imported_or_its_settings_are_loaded(
     expect(gallery.get_by_role("tab", name="Create")).to_have_attribute("aria-selected", "true")
 
 
-def test_an_export_closes_its_menu_and_is_confirmed(gallery: Page, stored: list[GeneratedImage]) -> None:
-    gallery.get_by_label("Search").fill("purple ladder")
-    expect(gallery.locator(".grid-header")).to_contain_text("1 image")
+def test_an_export_closes_its_menu_and_is_confirmed(gallery: Page, served: Studio) -> None:
     gallery.get_by_text("Export as ZIP").click()
     with gallery.expect_download():
         gallery.get_by_role("button", name="Download", exact=True).click()
     expect(gallery.locator(".export form")).to_be_hidden()
-    expect(gallery.get_by_test_id("toast-body")).to_contain_text("1 image as a ZIP, in the downloads of your browser.")
+    total = len(served.database.ids(Query(owner="local")))
+    expect(gallery.get_by_test_id("toast-body")).to_contain_text(f"{total} images as a ZIP, in the downloads")
 
 
 def test_on_a_phone_filters_are_folded_and_buttons_come_first(gallery: Page, stored: list[GeneratedImage]) -> None:
