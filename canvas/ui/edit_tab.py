@@ -131,7 +131,7 @@ class EditForm(Form):
         with self._group("model"):
             choices = [(model_title(spec), key) for key, spec in studio.models.items()]
             add("model_key", gr.Dropdown(choices, value=default_model, label="Model"))
-            add("preset", gr.Radio(preset_options(), value="quality", label="Preset"))
+            add("preset", gr.Radio(preset_options(), value="quality", label="Speed"))
         with self._group("size"), gr.Accordion("Size and aspect ratio", open=False):
             add("aspect_ratio", gr.Dropdown([KEEP_SIZE, *ASPECT_RATIOS], value=KEEP_SIZE, label="Aspect ratio"))
             resize_modes = [(mode.capitalize(), mode) for mode in RESIZE_MODES]

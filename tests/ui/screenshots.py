@@ -82,6 +82,7 @@ def _visit(browser: Browser, address: str, size: tuple[int, int], scheme: str) -
 
 def _take_all(page: Page, studio: Studio, folder: Path, name: str) -> None:
     """Write the screenshots of one window size and colour scheme."""
+    page.locator("#starter-card").get_by_role("button", name="Not now").click()
     page.get_by_label("Prompt", exact=True).fill(PROMPTS[-1])
     page.locator("#summary .text-line").wait_for()
     _save(page, folder / f"create-{name}.webp")

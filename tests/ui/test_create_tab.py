@@ -13,8 +13,6 @@ from canvas import GenerationRequest, Studio
 from canvas.dynamic_prompts import escape
 from canvas.formatting import format_duration
 from canvas.presets import preset_defaults
-from canvas.ui.generation_form import model_title
-from canvas.ui.models_tab import model_groups
 from tests.ui.conftest import TIMEOUT
 
 LONG = {"Steps": 150, "Number of images": 16}  # still running during a test
@@ -229,17 +227,6 @@ def test_ctrl_enter_generates(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("a boat at sunset")
     page.keyboard.press("Control+Enter")
     expect_result(page, "a boat at sunset")
-
-
-def test_models_are_listed_with_their_status_and_the_device(page: Page, served: Studio) -> None:
-    served.generate(GenerationRequest("a fox", num_inference_steps=1))  # loads the model
-    page.get_by_role("tab", name="Models").click()
-    specs = [spec for group in model_groups(served) for spec in served.models.values() if spec.group == group]
-    expect(page.locator(".model h3")).to_have_text([f"{model_title(spec)} {spec.key}" for spec in specs])
-    expect(page.get_by_role("button", name="Download Stable Diffusion 1.5")).to_be_visible()
-    expect(page.locator(".device")).to_contain_text("CPU · float32")
-    page.get_by_role("button", name="Unload Built-in model from memory").click()
-    expect(page.locator(".model", has_text="starter")).to_contain_text("on disk")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
