@@ -133,7 +133,7 @@ def test_a_selection_can_be_compared_exported_and_imported(gallery: Page, stored
     expect(gallery.locator(".compare-slider")).to_have_attribute("style", "--split: 20%;")
     gallery.get_by_role("button", name="Close").click()
     gallery.get_by_text("Export as ZIP").click()
-    gallery.get_by_label("Format").select_option("webp")
+    gallery.locator("#gallery").get_by_label("Format").select_option("webp")
     with gallery.expect_download() as download:
         gallery.get_by_role("button", name="Download").click()
     archive = download.value.path()
