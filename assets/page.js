@@ -1,11 +1,16 @@
 // Behaviour of the whole page in the browser: keys, the settings panel, dropped files.
 window.magicCanvas = {
+  panels: {}, // functions that send an action to Python, by the panel's id: see panel.js
   toggleSettings(open) {
     const workspace = document.getElementById("workspace");
     const next = open ?? !workspace.classList.contains("open");
     workspace.classList.toggle("open", next);
     document.getElementById("settings-button")?.setAttribute("aria-expanded", String(next));
     localStorage.setItem("magic-canvas-settings-open", String(next));
+  },
+  toggleFilters() {
+    const open = document.getElementById("filters").classList.toggle("open");
+    document.getElementById("filters-button").setAttribute("aria-expanded", String(open));
   },
 };
 
@@ -28,24 +33,38 @@ document.addEventListener("keydown", (event) => {
 });
 
 // Gradio has no event for "all components are mounted": wait for the settings button once.
-new MutationObserver((_, observer) => {
-  const button = document.getElementById("settings-button");
-  if (!button || !document.getElementById("workspace")) return;
-  observer.disconnect();
-  button.setAttribute("aria-controls", "settings-panel");
-  document.documentElement.lang = pageLanguage();
+magicCanvas.mounted = new Promise((resolve) => {
+  new MutationObserver((_, observer) => {
+    if (!document.getElementById("settings-button") || !document.getElementById("workspace")) return;
+    observer.disconnect();
+    resolve();
+  }).observe(document, { childList: true, subtree: true });
+});
+magicCanvas.mounted.then(() => {
+  document.getElementById("settings-button").setAttribute("aria-controls", "settings-panel");
   magicCanvas.toggleSettings(localStorage.getItem("magic-canvas-settings-open") === "true");
-}).observe(document, { childList: true, subtree: true });
+});
 
-// An image dropped anywhere on the page is uploaded to the button that loads settings from it,
-// except on components that take files themselves.
+// Files dropped anywhere on the page, except on components that take files themselves: the settings of
+// an image are loaded, in the gallery it can be imported instead.
 const isPageDrop = (event) =>
-  [...(event.dataTransfer?.types ?? [])].includes("Files") &&
-  !event.target.closest?.("#edit-image, #import");
+  [...(event.dataTransfer?.types ?? [])].includes("Files") && !event.target.closest?.("#edit-image, #import");
+const galleryIsOpen = () => document.getElementById("gallery")?.checkVisibility();
+const upload = (selector, files) => {
+  const input = document.querySelector(selector);
+  if (!input) return;
+  input.files = files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+};
+const loadSettings = (files) => {
+  document.querySelector("#tabs [role=tab]")?.click(); // the Create tab, which has the settings
+  upload("#settings-panel input[type=file]", files);
+};
+const importFiles = (files) => upload("input[type=file][accept*=zip]", files);
 document.addEventListener("dragover", (event) => {
   const pageDrop = isPageDrop(event);
   if (pageDrop) event.preventDefault();
-  const button = document.querySelector("#load-settings");
+  const button = document.querySelector(galleryIsOpen() ? "#import" : "#load-settings");
   document.documentElement.dataset.drop = button?.textContent.trim() ?? "";
   document.documentElement.classList.toggle("page-drop", pageDrop);
 });
@@ -54,12 +73,24 @@ document.addEventListener("dragleave", (event) => {
 });
 document.addEventListener("drop", (event) => {
   document.documentElement.classList.remove("page-drop");
-  const input = document.querySelector("#settings-panel input[type=file]");
-  if (!isPageDrop(event) || !input) return;
+  if (!isPageDrop(event)) return;
   event.preventDefault();
-  document.querySelector("#tabs [role=tab]")?.click(); // the Create tab, which has the settings
-  input.files = event.dataTransfer.files;
-  input.dispatchEvent(new Event("change", { bubbles: true }));
+  const held = new DataTransfer(); // the event's own list is empty after the event
+  for (const file of event.dataTransfer.files) held.items.add(file);
+  const { files } = held;
+  const question = document.querySelector("#drop-question dialog");
+  if (!galleryIsOpen() || !question) loadSettings(files);
+  else if (files.length !== 1 || !files[0].type.startsWith("image/")) importFiles(files);
+  else {
+    question.onclick = ({ target }) => {
+      const answer = target === question ? "" : target.dataset.drop;
+      if (answer === undefined) return;
+      question.close();
+      if (answer === "import") importFiles(files);
+      else if (answer === "settings") loadSettings(files);
+    };
+    question.showModal();
+  }
 });
 
 // Gradio's image editor does not report broken files, and uses the first frame of animations.

@@ -38,6 +38,8 @@ _SD15 = {
 
 BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     "starter": {
+        "title": "Built-in model",
+        "specialty": "storybook",
         "name": str(ASSETS / "starter"),
         "size": "built in",
         "speed": "Instant",
@@ -54,6 +56,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
         "description": "Storybook scenes of one or two things in a place; no download",
     },
     "sdxs": {
+        "title": "SDXS DreamShaper",
+        "specialty": "fastest, one step",
         "name": "IDKiro/sdxs-512-dreamshaper",
         "size": "1.8 GB",
         "speed": "Fastest",
@@ -69,6 +73,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
         "description": "General images in one step, the fastest model to download; text to image only",
     },
     "sd-turbo": {
+        "title": "SD-Turbo",
+        "specialty": "photo and art, one step",
         "name": "stabilityai/sd-turbo",
         "size": "2.6 GB",
         "speed": "Very fast",
@@ -87,6 +93,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "tiny": {
         **_SMALL_SD,
+        "title": "Small Stable Diffusion",
+        "specialty": "general, fewest steps",
         "speed": "Fast",
         "quality": "Fair",
         "num_inference_steps": 15,
@@ -94,6 +102,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "small": {
         **_SD15,
+        "title": "Stable Diffusion 1.5",
+        "specialty": "general",
         "name": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "size": "2.1 GB",
         "mirrors": ["sd-legacy/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5"],
@@ -103,6 +113,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "dreamshaper": {
         **_SD15,
+        "title": "DreamShaper 8",
+        "specialty": "painterly and photo",
         "name": "Lykon/dreamshaper-8",
         "size": "2.1 GB",
         "mirrors": ["Lykon/DreamShaper"],
@@ -113,6 +125,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "openjourney": {
         **_SD15,
+        "title": "Openjourney 4",
+        "specialty": "illustration",
         "name": "prompthero/openjourney-v4",
         "mirrors": ["prompthero/openjourney"],
         "speed": "Medium",
@@ -121,6 +135,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "mini-sd": {
         **_SMALL_SD,
+        "title": "Small Stable Diffusion, 25 steps",
+        "specialty": "general",
         "speed": "Medium",
         "quality": "Good",
         "num_inference_steps": 25,
@@ -128,6 +144,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "portrait": {
         **_SD15,
+        "title": "Portrait+",
+        "specialty": "portraits",
         "name": "wavymulder/portraitplus",
         "speed": "Medium",
         "quality": "Excellent for faces",
@@ -136,6 +154,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "realistic": {
         **_SD15,
+        "title": "Realistic Vision 5.1",
+        "specialty": "photo",
         "name": "SG161222/Realistic_Vision_V5.1_noVAE",
         "size": "2.3 GB",
         "components": {"vae": "stabilityai/sd-vae-ft-mse"},
@@ -147,6 +167,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "anime": {
         **_SD15,
+        "title": "MeinaMix 11",
+        "specialty": "anime",
         "name": "Meina/MeinaMix_V11",
         "speed": "Medium",
         "quality": "Very Good",
@@ -155,6 +177,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
         "description": "Anime and manga (MeinaMix V11)",
     },
     "sdxl": {
+        "title": "Stable Diffusion XL",
+        "specialty": "large images",
         "name": "stabilityai/stable-diffusion-xl-base-1.0",
         "components": {"vae": "madebyollin/sdxl-vae-fp16-fix"},
         "size": "7.1 GB",
@@ -171,6 +195,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
         "description": "Large images, and the most LoRAs; Turbo uses SDXL-Lightning with 4 steps",
     },
     "flux-klein": {
+        "title": "FLUX.2 klein 4B",
+        "specialty": "long prompts and text",
         "name": "black-forest-labs/FLUX.2-klein-4B",
         "size": "16.0 GB",
         "speed": "Slow without a GPU",
@@ -186,6 +212,8 @@ BUILTIN_MODELS: Mapping[str, Mapping[str, Any]] = {
         "description": "Follows long prompts, writes text, and edits images by instruction",
     },
     "z-image": {
+        "title": "Z-Image Turbo",
+        "specialty": "photo, long prompts",
         "name": "Tongyi-MAI/Z-Image-Turbo",
         # The repository's own transformer is in float32 and has twice the bytes.
         "components": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class ModelSpec:
     `components`: parts from another source: a Hub id, `repository:file`, folder or file.
     `mirrors`: Hub ids that are tried in order if `name` no longer exists.
     `resolution`: native side in pixels.
+    `title`, `specialty`: its name, and what it draws in two or three words.
     `gflops_per_step`: GFLOP of one UNet call at that size; 0 uses the value of `type`.
     `prompt_tokens`: tokens of a prompt that the model reads, if fewer than its tokenizer's limit.
     `terms`: the address of a licence to which people agree before the download.
@@ -71,6 +72,8 @@ class ModelSpec:
     prompt_tokens: int = 0
     license: str = ""
     description: str = ""
+    title: str = ""
+    specialty: str = ""
     group: str = OWN_GROUP
     terms: str = ""
     base: str = ""
@@ -111,6 +114,11 @@ class ModelSpec:
         return self.resolution * 2
 
     @property
+    def recommended_size(self) -> int:
+        """Largest side of a square that the model draws well: UNets repeat the subject beyond their native one."""
+        return self.max_size if self.type == "auto" else self.resolution
+
+    @property
     def size_step(self) -> int:
         """Step of the resolution slider in pixels, a multiple of 8."""
         return max(8, self.resolution // 8)
@@ -135,6 +143,13 @@ def parse_model(key: str, entry: object) -> ModelSpec:
         if name not in entry:
             raise InvalidInput(f"{path}.{name}", None, message=f"{path}.{name} is required.")
     return ModelSpec(key=key, **_checked_fields(path, entry))
+
+
+def change_model(spec: ModelSpec, entry: Mapping[str, Any]) -> ModelSpec:
+    """The model with the fields of an entry that has no `name`; raises InvalidInput."""
+    changed = parse_model(spec.key, {**entry, "name": spec.name})
+    values = {name: getattr(changed, name) for name in (OLD_FIELD_NAMES.get(name, name) for name in entry)}
+    return replace(spec, **values, unset=tuple(name for name in spec.unset if name not in values))
 
 
 def _checked_fields(path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,18 +256,33 @@ class Catalog(MutableMapping[str, ModelSpec]):
     def __iter__(self) -> Iterator[str]:
         inherited = self._base or ()
         yield from inherited
-        yield from (key for key in self._own if key not in inherited)
+        # A copy: another thread may add a model meanwhile
+        yield from (key for key in tuple(self._own) if key not in inherited)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def load(self, path: Path) -> None:
-        """Add the tables of a `models.toml`; adds nothing if one of them is invalid."""
+        """Add the tables of a `models.toml`; adds nothing if one of them is invalid.
+
+        A table without `name` changes fields of the built-in model with its key.
+        """
         try:
             tables = tomllib.loads(read_text_file(path))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidInput(str(path), "", message=f"{path} is not valid TOML: {error}") from error
-        self._own.update({key: parse_model(key, entry) for key, entry in tables.items()})
+        self._own.update({key: self.parse_table(key, entry) for key, entry in tables.items()})
+
+    def base(self, key: str) -> ModelSpec | None:
+        """The model of `base` with that key, without own changes."""
+        return None if self._base is None else self._base.get(key)
+
+    def parse_table(self, key: str, entry: object) -> ModelSpec:
+        """The model of a table of a `models.toml`; raises InvalidInput."""
+        built_in = self.base(key)
+        if built_in is not None and isinstance(entry, Mapping) and "name" not in entry:
+            return change_model(built_in, entry)
+        return parse_model(key, entry)
 
 
 def get_model(key: str, models: Mapping[str, ModelSpec] | None = None) -> ModelSpec:

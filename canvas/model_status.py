@@ -46,9 +46,16 @@ class ModelStatus:
         return " · ".join(self.parts())
 
     def parts(
-        self, gettext: Callable[..., str] = format_text, translate: Callable[[LazyMessage], str] = str
+        self,
+        gettext: Callable[..., str] = format_text,
+        translate: Callable[[LazyMessage], str] = str,
+        *,
+        brief: bool = False,
     ) -> list[str]:
-        """The parts of `text` in the language of `gettext` and `translate`, the location first."""
+        """The parts of `text` in the language of `gettext` and `translate`, the location first.
+
+        `brief` leaves out the native size and the seconds of an image.
+        """
         resolution = self.spec.resolution
         if self.location == "hub":
             parts = [self.download_text(gettext)]
@@ -56,15 +63,16 @@ class ModelStatus:
                 duration = format_duration(self.missing_bytes / TYPICAL_BANDWIDTH)
                 parts.append(gettext("{time} at 100 Mbit/s", time=duration))
             free = format_bytes(self.free_bytes)
-            parts = [", ".join([*parts, gettext("{size} of disk space free", size=free)])]
+            parts = [f"{', '.join(parts)} ({gettext('{size} disk space free', size=free)})"]
             if self.spec.license:
                 parts.append(gettext("licence {name}", name=self.spec.license))
         else:
             parts = [gettext("in memory") if self.location == "memory" else gettext("on disk")]
-        parts.append(gettext("native {size}", size=f"{resolution} × {resolution}"))
+        if not brief:
+            parts.append(gettext("native {size}", size=f"{resolution} × {resolution}"))
         if self.memory is not None:
             parts.append(gettext("memory: {plan}", plan=translate(self.memory)))
-        if self.seconds is not None:
+        if self.seconds is not None and not brief:
             duration = format_duration(self.seconds)
             parts.append(gettext("about {time} per image on this computer", time=duration))
         return parts

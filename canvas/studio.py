@@ -41,6 +41,7 @@ from canvas.models import addons, controlnets, download, single_file
 from canvas.models.capabilities import Capabilities
 from canvas.models.hub_client import Hub
 from canvas.models.licences import AcceptedLicences
+from canvas.models.own_models import OwnModels
 from canvas.presets import PRESETS
 from canvas.prompt_reading import Understanding, message_for_nothing
 from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
@@ -116,6 +117,9 @@ class Studio:
             record_event=self.database.save_model_event,
             load_inputs=self.inputs.load_inputs,
             hub=hub,
+        )
+        self.own_models = OwnModels(
+            self.models, self.settings.models_file, self.settings.model, hub, allowed=not self.settings.is_public
         )
 
     if not TYPE_CHECKING:  # type checkers accept the present names only
@@ -297,6 +301,19 @@ class Studio:
             raise NotFound(f"There is no job {job_id!r}; it may have finished long ago.")
         return job
 
+    def clear_queue(self, owner: str) -> int:
+        """Cancel all of the owner's jobs that wait; returns their number."""
+        waiting = [job for job in self.jobs(owner) if job.kind == "generate" and job.status == "queued"]
+        for job in waiting:
+            job.cancel()
+        return len(waiting)
+
+    def forget_job(self, job_id: str, owner: str) -> None:
+        """Drop a finished job of this owner from `jobs`; raises NotFound."""
+        job = self.job(job_id, owner)
+        if job.finished:
+            self._jobs.remove(job)
+
     def queue_position(self, job: Job) -> int:
         """How many jobs are ahead; 0 if the job runs or is next on a free device."""
         return len(self._scheduler.jobs_ahead_of(job, self._jobs.for_owner()))
@@ -370,6 +387,10 @@ class Studio:
         """The keys of the models to choose from: on a public server those on disk."""
         allow, find_local = self._limits.allow_downloads, self._scheduler.find_local
         return [key for key, spec in self.models.items() if allow or find_local(spec)]
+
+    def is_on_disk(self, model_key: str) -> bool:
+        """Whether a model is complete on this computer; makes no request."""
+        return self._scheduler.find_local(get_model(model_key, self.models)) is not None
 
     def model_status(self, model_key: str, *, ask_hub: bool = False) -> ModelStatus:
         """Where a model is and what using it takes; the exact download size with `ask_hub`."""
@@ -458,7 +479,7 @@ class Studio:
         if device is None or request.backend != LOCAL:
             return None
         spec = get_model(request.model_key, self.models)
-        return estimate_duration(request, spec, device, self.database.seconds_per_step)
+        return estimate_duration(request, spec, device, self.database.recent_times)
 
     def enhanced_prompt(self, request: GenerationRequest) -> str:
         """The prompt with style and trigger words, as the model gets it."""

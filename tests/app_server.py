@@ -15,6 +15,7 @@ from mcp.client.streamable_http import streamablehttp_client
 
 from canvas import Studio
 from canvas.jobs.job import Job
+from canvas.models.hub_client import Hub
 from canvas.server.launch import launch
 from canvas.settings import Settings
 
@@ -22,11 +23,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def serving(data_dir: Path, **options: Any) -> Iterator[Studio]:
+def serving(data_dir: Path, hub: Hub | None = None, **options: Any) -> Iterator[Studio]:
     """A served studio with these settings; its address is `url`, its Blocks are `page`."""
     fixed: dict[str, Any] = {"device": "cpu", "dtype": "float32", "engine": os.environ["CANVAS_ENGINE"], "port": 0}
     settings = Settings(data_dir=data_dir, cache_dir=data_dir / "cache", **{**fixed, **options})
-    with Studio(settings) as studio:
+    with Studio(settings, hub=hub) as studio:
         page = launch(studio, block=False)
         # Gradio leaves event loops open. Python 3.11 cannot have their finalizers run while it
         # parses a module (gh-106905), so they run here, and again at the end.

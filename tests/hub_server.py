@@ -12,7 +12,7 @@ from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 CHUNK = 64 * 1024
 
@@ -108,6 +108,7 @@ class LocalHub:
         self.bytes_sent = 0  # of bodies
         self.repositories: dict[str, Path] = {}
         self.commits: dict[str, Path] = {}
+        self.cards: dict[str, dict[str, Any]] = {}  # `likes`, `downloads`, `gated`, `tags`, `cardData` by repository
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
@@ -122,6 +123,49 @@ class LocalHub:
         commit = self.revision(repo_id)
         self.commits[commit] = folder
         return commit
+
+    def describe(self, repo_id: str) -> dict[str, Any]:
+        """The repository with every field of the list API that a search asks for."""
+        index = self.files(repo_id).get("model_index.json")
+        class_name = json.loads(index.read_text())["_class_name"] if index else ""
+        own = self.cards.get(repo_id, {})
+        tags = [
+            "diffusers",
+            "text-to-image",
+            *([f"diffusers:{class_name}"] if class_name else []),
+            *own.get("tags", []),
+        ]
+        return {
+            "_id": self.revision(repo_id)[:24],
+            "id": repo_id,
+            "likes": own.get("likes", 0),
+            "downloads": own.get("downloads", 0),
+            "trendingScore": own.get("likes", 0),
+            "lastModified": own.get("lastModified", "2026-01-01T00:00:00.000Z"),
+            "gated": own.get("gated", False),  # or "auto" or "manual"
+            "pipeline_tag": "text-to-image",
+            "tags": tags,
+            "cardData": own.get("cardData", {}),
+            "config": {"diffusers": {"_class_name": class_name}} if class_name else {},
+        }
+
+    def search(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """All results of `GET /api/models` in their order."""
+
+        def first(name: str) -> str:
+            return query.get(name, [""])[0]
+
+        found = [self.describe(repo_id) for repo_id in self.repositories]
+        found = [
+            model
+            for model in found
+            if first("search").lower() in model["id"].lower()
+            and set(query.get("filter", [])) <= {*model["tags"]}
+            and first("pipeline_tag") in ("", model["pipeline_tag"])
+            and (first("gated").lower() != "false" or not model["gated"])
+        ]
+        order = first("sort") or "trendingScore"
+        return sorted(found, key=lambda model: model[order], reverse=True)
 
     def revision(self, repo_id: str) -> str:
         """The commit hash, made from names and sizes."""
@@ -199,6 +243,11 @@ def _digests(file: Path, size: int, mtime_ns: int) -> tuple[str, str]:
     return git.hexdigest(), sha256.hexdigest()
 
 
+def _expand(model: dict[str, Any], query: dict[str, list[str]]) -> dict[str, Any]:
+    """The id and the fields that the query names in `expand`."""
+    return {name: value for name, value in model.items() if name in ("_id", "id", *query.get("expand", []))}
+
+
 def _etag(entry: dict[str, Any]) -> str:
     return str(entry["lfs"]["oid"] if "lfs" in entry else entry["oid"])
 
@@ -222,7 +271,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.log(self.command, path, self.headers.get("Authorization", ""))
         try:
-            if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
+            if path == "/api/models":
+                self._list()
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
                 self._api(match[1], match[2] or "")
             elif match := re.fullmatch(r"/(?:cdn/)?([^/]+/[^/]+)/resolve/(\w+)/(.+)", path):
                 self._file(match[1], match[2], match[3], body=body, on_cdn=path.startswith("/cdn/"))
@@ -230,6 +281,25 @@ class _Handler(BaseHTTPRequestHandler):
                 self._error(404, "EntryNotFound")
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # some tests kill the client
+
+    @property
+    def _query(self) -> dict[str, list[str]]:
+        return parse_qs(urlsplit(self.path).query)
+
+    def _list(self) -> None:
+        """A page of the search results; the Hub names the next one in a Link header."""
+        fault = self.hub.fault_at(self.command, "/api/models")
+        if fault.status != 200:
+            return self._error(fault.status, fault.error_code, fault.headers)
+        query = self._query
+        start, limit = int(query.get("cursor", ["0"])[0]), int(query.get("limit", ["1000"])[0])
+        found = self.hub.search(query)
+        models = [_expand(model, query) for model in found[start : start + limit]]
+        headers = {"Content-Type": "application/json"}
+        if start + limit < len(found):
+            following = urlencode({**query, "cursor": [start + limit]}, doseq=True)
+            headers["Link"] = f'<{self.hub.url}/api/models?{following}>; rel="next"'
+        return self._send(200, json.dumps(models).encode(), headers, fault)
 
     def _api(self, repo_id: str, route: str) -> None:
         fault = self.hub.fault_at(self.command, repo_id)
@@ -239,6 +309,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(401, "RepoNotFound")
         elif route.startswith("/tree/"):
             self._json([tree_entry(*item) for item in self.hub.files(repo_id).items()], fault)
+        elif not route and "expand" in self._query:
+            self._json(_expand(self.hub.describe(repo_id), self._query), fault)
         elif not route or route.startswith("/revision/"):
             siblings = [{"rfilename": path} for path in self.hub.files(repo_id)]
             sha = self.hub.revision(repo_id)

@@ -10,14 +10,14 @@ FREE = 10**11
 def test_the_text_before_a_download() -> None:
     status = ModelStatus("small", "hub", 4_300_000_000, FREE, MODELS["small"], seconds=90.0)
     assert status.text == (
-        "4.3 GB download, 6 min at 100 Mbit/s, 100.0 GB of disk space free · licence "
+        "4.3 GB download, 6 min at 100 Mbit/s (100.0 GB disk space free) · licence "
         "creativeml-openrail-m · native 512 × 512 · about 2 min per image on this computer"
     )
 
 
 def test_the_size_is_that_of_the_catalog_until_the_hub_is_asked() -> None:
     status = ModelStatus("tiny", "hub", None, FREE, MODELS["tiny"], seconds=None)
-    assert status.text.startswith("3.2 GB download, 100.0 GB of disk space free · licence openrail")
+    assert status.text.startswith("3.2 GB download (100.0 GB disk space free) · licence openrail")
 
 
 def test_the_text_of_a_model_on_disk() -> None:

@@ -60,6 +60,7 @@ SOLE_IMPORTERS = {
     "gradio": ("ui", "api", "server", "backends.zerogpu"),  # ZeroGPU raises Gradio's errors
     "ray": ("backends.ray_cluster",),
     "spaces": ("backends.zerogpu",),
+    "tomlkit": ("models.models_file",),
     "typer": ("cli", "benchmark.command"),
     "pydantic_settings": ("settings",),
 }

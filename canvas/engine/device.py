@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine import system_info
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, LazyMessage
 from canvas.files import atomic_write
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ MIN_BF16_SPEEDUP = 1.15
 
 @dataclass(frozen=True)
 class Device:
-    """A torch device, the dtype of the weights and the reason for the choice, as English text.
+    """A torch device, the dtype of the weights and the reason for the choice, as a text that the page can translate.
 
     `gflops` is the measured speed on typical UNet layers in GFLOP/s, None if not measured.
     `kernel_launch_seconds` is the fixed overhead of each layer.
@@ -66,18 +66,19 @@ def detect_device(
     _check_choice("device", name, DEVICES)
     _check_choice("dtype", dtype, DTYPES)
     set_num_threads(num_processes)
-    selected, why = (name, "as requested") if name else _best_device()
+    selected = name or _best_device()
     if name:
         _check_available(name)
     if dtype:
-        why_dtype = f"{dtype} as requested"
+        why_dtype = LazyMessage("{name} as requested", name=dtype)
     elif selected == "cuda":
-        dtype, why_dtype = "float16", "float16 is fast on it"
+        dtype, why_dtype = "float16", LazyMessage("float16 is fast on it")
     elif selected == "mps":
         dtype, why_dtype = _mps_dtype()
     else:
         dtype, why_dtype = _cpu_dtype(cache_dir)
-    device = Device(selected, dtype, f"{_device_label(selected)} {why}; {why_dtype}")
+    reason = LazyMessage("{why_device}; {why_dtype}", why_device=_why_device(selected, name), why_dtype=why_dtype)
+    device = Device(selected, dtype, reason)
     if selected == "cpu":
         return _with_cpu_speed(device, cache_dir)
     return _with_cuda_speed(device) if selected == "cuda" and measure else device
@@ -169,15 +170,16 @@ def _time_tiny_layer() -> float:
     return best
 
 
-def _cpu_dtype(cache_dir: Path) -> tuple[str, str]:
+def _cpu_dtype(cache_dir: Path) -> tuple[str, LazyMessage]:
     """The faster dtype, and why."""
     seconds = _cached_speeds(cache_dir)
     gain = seconds["float32"] / seconds["bfloat16"]
     if gain >= MIN_BF16_SPEEDUP:
-        return "bfloat16", f"bfloat16 is {gain:.1f} times as fast as float32 (measured)"
+        return "bfloat16", LazyMessage("bfloat16 is {gain} times as fast as float32 (measured)", gain=f"{gain:.1f}")
     if gain >= 1:
-        return "float32", f"bfloat16 is only {gain:.2f} times as fast as float32 (measured)"
-    return "float32", f"bfloat16 takes {1 / gain:.1f} times as long as float32 (measured)"
+        text = "bfloat16 is only {gain} times as fast as float32 (measured)"
+        return "float32", LazyMessage(text, gain=f"{gain:.2f}")
+    return "float32", LazyMessage("bfloat16 takes {gain} times as long as float32 (measured)", gain=f"{1 / gain:.1f}")
 
 
 def _cached_speeds(cache_dir: Path) -> dict[str, float]:
@@ -212,14 +214,21 @@ def _read_cache(path: Path) -> dict[str, Any]:
     return cached if isinstance(cached, dict) else {}
 
 
-def _best_device() -> tuple[str, str]:
+def _best_device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return "cuda", "was found"
-    if torch.backends.mps.is_available():
-        return "mps", "was found"
-    return "cpu", "because no GPU was found"
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _why_device(selected: str, requested: str | None) -> LazyMessage:
+    label = _device_label(selected)
+    if requested:
+        return LazyMessage("{name} as requested", name=label)
+    if selected == "cpu":
+        return LazyMessage("{name}, because no GPU was found", name=label)
+    return LazyMessage("{name} was found", name=label)
 
 
 def _check_available(name: str) -> None:
@@ -230,7 +239,7 @@ def _check_available(name: str) -> None:
         raise InvalidInput("device", name, "cpu on this machine, because torch finds no such GPU")
 
 
-def _mps_dtype() -> tuple[str, str]:
+def _mps_dtype() -> tuple[str, LazyMessage]:
     """float16, unless this version of macOS and torch cannot run a convolution in it."""
     import torch
 
@@ -239,7 +248,9 @@ def _mps_dtype() -> tuple[str, str]:
         works = bool(torch.nn.functional.conv2d(image, image).isfinite().all())
     except (RuntimeError, TypeError):
         works = False
-    return ("float16", "float16 is fast on it") if works else ("float32", "float32 because float16 fails on it")
+    if works:
+        return "float16", LazyMessage("float16 is fast on it")
+    return "float32", LazyMessage("float32 because float16 fails on it")
 
 
 def has_bfloat16(device: Device) -> bool:
@@ -259,7 +270,12 @@ def _device_label(name: str) -> str:
     if name == "mps":
         return "Apple GPU"
     cores = torch.get_num_threads()
-    return f"{system_info.processor_name()}, {cores} {'core' if cores == 1 else 'cores'},"
+    values = {"name": system_info.processor_name(), "number": cores}
+    return (
+        LazyMessage("{name}, {number} core", **values)
+        if cores == 1
+        else LazyMessage("{name}, {number} cores", **values)
+    )
 
 
 def _check_choice(field: str, value: str | None, choices: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from statistics import median
 
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
@@ -13,8 +13,9 @@ from canvas.engine.work_area import whole_area
 from canvas.presets import PRESETS, tiny_decoder
 from canvas.request import GenerationRequest
 
-# Seconds per step of such requests on a device in a dtype, None if unknown.
-SecondsPerStep = Callable[[GenerationRequest, str, str], float | None]
+# The latest requests of the same model and task on a device in a dtype, with the seconds of each image.
+RecentTimes = Callable[[GenerationRequest, str, str], list[tuple[GenerationRequest, float]]]
+MAX_TIMES = 20  # that count, the latest ones
 # A whole UNet reaches this share of the speed of the probe workload in `device`.
 EFFICIENCY = 0.7
 # GFLOP of one UNet call, and the side of the image for which it holds, where the catalog does not
@@ -26,6 +27,7 @@ VAE_DECODING, TINY_VAE_DECODING, SMALL_MODEL_DECODING = 9.6e-3, 5.4e-4, 1e-4
 # GFLOP of a ControlNet per GFLOP of the UNet call that it guides, of Stable Diffusion 1.5 and SDXL.
 # Counted with torch's FlopCounterMode.
 CONTROLNET_COST, XL_CONTROLNET_COST = 0.353, 0.447
+NOMINAL_GFLOPS = 100.0  # of a device of unknown speed, where only proportions matter
 SMALL_MODEL_GFLOPS = 50.0  # per UNet call; such models bring a small VAE
 # Kernel launches per step and per image besides the arithmetic, fitted to generation times of
 # the built-in model, which has little of it.
@@ -33,32 +35,23 @@ KERNELS_PER_STEP, KERNELS_PER_IMAGE = 1150, 950
 
 
 def estimate_duration(
-    request: GenerationRequest, spec: ModelSpec, device: Device, seconds_per_step: SecondsPerStep
+    request: GenerationRequest, spec: ModelSpec, device: Device, recent_times: RecentTimes
 ) -> float | None:
     """Seconds for all images of a request once the model is loaded; None if unknown.
 
-    Uses the generation times of earlier images with the same preset. Without any, uses
-    `estimate_seconds`, corrected by its error for another preset with known times.
+    The number of operations gives the proportions between requests, and the median of earlier
+    generation times the scale. All presets share that scale, so that their order is right.
     """
     request = request.with_defaults(spec)
-
-    def measured(request: GenerationRequest) -> float | None:
-        per_step = seconds_per_step(request, device.name, device.dtype)
-        return None if per_step is None else per_step * request.step_counts[1]
-
-    if (seconds := measured(request)) is not None:
-        return seconds * request.num_images
+    times = recent_times(request, device.name, device.dtype)
+    same_size = [time for time in times if time[0].size == request.size]
+    if times:
+        scale = median(
+            seconds / _relative_cost(past, spec, device) for past, seconds in (same_size or times)[:MAX_TIMES]
+        )
+        return scale * _relative_cost(request, spec, device) * request.num_images
     predicted = estimate_seconds(request, spec, device)
-    if predicted is None:
-        return None
-    for preset in (name for name in PRESETS if name != request.preset):
-        other = replace(
-            request, preset=preset, num_inference_steps=None, guidance_scale=None, scheduler=None
-        ).with_defaults(spec)
-        if (seconds := measured(other)) is not None:
-            predicted *= seconds / (estimate_seconds(other, spec, device) or seconds)
-            break
-    return predicted * request.num_images
+    return None if predicted is None else predicted * request.num_images
 
 
 def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device) -> float | None:
@@ -66,11 +59,19 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
 
     None if the speed of the device or the size of the model is unknown.
     """
-    gflops_per_call, side = (spec.gflops_per_step or None), spec.resolution
-    if gflops_per_call is None:
-        gflops_per_call, side = GFLOPS_BY_TYPE.get(spec.type, (None, side))
-    if device.gflops is None or gflops_per_call is None or not request.needs_model:
+    known = spec.gflops_per_step or spec.type in GFLOPS_BY_TYPE
+    if device.gflops is None or not known or not request.needs_model:
         return None
+    return _relative_cost(request, spec, device)
+
+
+def _relative_cost(request: GenerationRequest, spec: ModelSpec, device: Device) -> float:
+    """Seconds for one image of a resolved request; only in proportion where the speed or size is unknown."""
+    if not request.needs_model:
+        return request.size[0] * request.size[1] / 1e6
+    gflops_per_call, side = spec.gflops_per_step, spec.resolution
+    if not gflops_per_call:
+        gflops_per_call, side = GFLOPS_BY_TYPE.get(spec.type, (GFLOPS_BY_TYPE["stable_diffusion"][0], side))
     width, height = request.size if request.task == "upscale" else whole_area(request.size, 8, spec).size
     gflop = _decoding_gflop_per_pixel(request, spec) * width * height
     tiles = 1
@@ -85,10 +86,11 @@ def estimate_seconds(request: GenerationRequest, spec: ModelSpec, device: Device
     gflop += gflops_per_call * unet_calls * (1 + net_calls) * width * height / side**2
     cached = cache_schedule(preset, steps).count(CACHED)
     kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles + KERNELS_PER_IMAGE
-    return gflop / (device.gflops * EFFICIENCY) + kernels * device.kernel_launch_seconds
+    return gflop / ((device.gflops or NOMINAL_GFLOPS) * EFFICIENCY) + kernels * device.kernel_launch_seconds
 
 
 def _decoding_gflop_per_pixel(request: GenerationRequest, spec: ModelSpec) -> float:
     if 0 < spec.gflops_per_step < SMALL_MODEL_GFLOPS:
         return SMALL_MODEL_DECODING
-    return TINY_VAE_DECODING if tiny_decoder(request.preset, spec) else VAE_DECODING
+    has_tiny_vae = "sdxs" in spec.name.lower()  # the only models of the catalog with an AutoencoderTiny
+    return TINY_VAE_DECODING if has_tiny_vae or tiny_decoder(request.preset, spec) else VAE_DECODING

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from canvas.errors import StorageError
@@ -17,9 +16,10 @@ from canvas.history import queries
 from canvas.history.migrations import migrate
 from canvas.history.queries import Query
 from canvas.history.rows import ModelEvent, event_from_row, event_to_row, from_row, to_row
-from canvas.request import GeneratedImage, GenerationRequest, img2img_steps
+from canvas.request import GeneratedImage, GenerationRequest
 
 BUSY_TIMEOUT = 30.0  # seconds
+MAX_TIMES = 40  # that `recent_times` reads
 COMMON_MATCHES = 2000  # with as many matches, scanning in order of time is the faster search
 
 SELECTED = "id IN (SELECT value FROM json_each(:ids)) AND (:owner IS NULL OR +owner = :owner)"
@@ -155,34 +155,21 @@ class Database:
         rows = self.rows("SELECT * FROM model_downloads ORDER BY id DESC LIMIT ?", [limit])
         return [event_from_row(row) for row in rows]
 
-    def seconds_per_step(self, request: GenerationRequest, device: str, dtype: str) -> float | None:
-        """The median seconds of the latest images of this model, preset, size and number of control images.
-
-        None without any. If there are only other sizes, their times are scaled by the number of pixels.
-        """
-        num_controls = len(request.control_images)
+    def recent_times(
+        self, request: GenerationRequest, device: str, dtype: str
+    ) -> list[tuple[GenerationRequest, float]]:
+        """Requests and seconds per image of the latest images of this model, task and number of control images."""
         rows = self.rows(
-            "SELECT generation_time AS seconds, num_inference_steps AS steps, "
-            "coalesce(json_extract(options, '$.strength'), 1) AS strength, "
-            "image_width AS width, image_height AS height FROM generated_images "
-            "WHERE model_used = ? AND device = ? AND dtype = ? AND task = ? "
-            "AND coalesce(json_extract(options, '$.preset'), "
-            "json_extract(options, '$.mode'), 'quality') = ? "  # `mode` in old rows
+            "SELECT * FROM generated_images WHERE model_used = ? AND device = ? AND dtype = ? AND task = ? "
             "AND (task <> 'upscale' OR json_extract(options, '$.upscaler') = ?) "
             "AND coalesce(json_array_length(options, '$.control_images'), 0) = ? "
-            "AND generation_time > 0 AND num_inference_steps > 0 AND image_width > 0 "
-            "ORDER BY id DESC LIMIT 100",
-            [request.model_key, device, dtype, request.task, request.preset, request.upscaler, num_controls],
+            "AND generation_time > 0 AND num_inference_steps > 0 ORDER BY id DESC LIMIT ?",
+            [request.model_key, device, dtype, request.task, request.upscaler, len(request.control_images), MAX_TIMES],
         )
-        for row in rows:
-            row["seconds"] /= img2img_steps(row["steps"], row["strength"])[1]
-        size = (request.width, request.height)
-        same_size = [row["seconds"] for row in rows if (row["width"], row["height"]) == size]
-        if same_size:
-            return median(same_size[:20])
-        pixels = (request.width or 0) * (request.height or 0)
-        scaled = [row["seconds"] * pixels / (row["width"] * row["height"]) for row in rows]
-        return median(scaled) if scaled and pixels else None
+        images = [from_row(row) for row in rows]
+        return [
+            (image.request, image.generation_time) for image in images if image.request.width and image.request.height
+        ]
 
     def set_favourite(self, ids: Iterable[int], owner: str | None, favourite: bool) -> int:
         """Mark or unmark images of an owner (None: of all); returns how many were found."""

@@ -12,7 +12,7 @@ from canvas.history import queries
 from canvas.history.database import Database
 from canvas.history.export_zip import export_zip
 from canvas.history.image_files import FILENAME_PATTERN, ImageStorage
-from canvas.history.import_zip import ImportResult, image_from_file, import_zip
+from canvas.history.import_zip import ImportResult, image_from_file, import_files, import_zip
 from canvas.history.metadata import read_settings
 from canvas.history.queries import Query
 from canvas.history.statistics import Statistics, compute_statistics
@@ -168,8 +168,16 @@ class UserGallery:
             self._database, self._repository.storage, self._visible(query), image_format=image_format, quality=quality
         )
 
+    def ids(self, query: Query) -> list[int]:
+        """The ids of all matching images in their order."""
+        return self._database.ids(self._visible(query))
+
     def import_zip(self, path: Path) -> ImportResult:
         return import_zip(self._database, self._repository.storage, path, self.owner)
+
+    def import_files(self, paths: Iterable[Path]) -> ImportResult:
+        """Import images and the images in ZIPs; a ZIP that cannot be read is an error of the result."""
+        return import_files(self._database, self._repository.storage, paths, self.owner)
 
     def totals(self, query: Query) -> tuple[int, int]:
         """The number and bytes of the owner's matching images, which `delete_matching` deletes."""

@@ -9,7 +9,7 @@ import secrets
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -84,6 +84,23 @@ class FolderSource:
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
                 yield from _read_lines(file)
+
+
+class FileSource(FolderSource):
+    """Like FolderSource for one image file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.parent)
+        self._name = path.name
+
+    def names(self) -> list[str]:
+        if _is_image(PurePosixPath(self._name)):
+            return [self._name]
+        self.errors.append(f"{self._name}: is neither an image nor a ZIP.")
+        return []
+
+    def lines(self) -> Iterator[bytes]:
+        return iter(())
 
 
 class ZipSource:
@@ -210,6 +227,23 @@ def import_zip(database: Database, storage: ImageStorage, path: Path, owner: str
     """Import the images of a ZIP, as `export_zip` makes it or any other; raises StorageError."""
     with closing(ZipSource(path)) as source:
         return _Import(database, storage, source, owner).run()
+
+
+def import_files(database: Database, storage: ImageStorage, paths: Iterable[Path], owner: str) -> ImportResult:
+    """Import image files and the images of ZIPs; what cannot be read is among the errors."""
+    added = duplicates = 0
+    errors: list[str] = []
+    for path in paths:
+        try:
+            if path.suffix.lower() == ".zip":
+                result = import_zip(database, storage, path, owner)
+            else:
+                result = _Import(database, storage, FileSource(path), owner).run()
+        except StorageError as error:
+            errors.append(str(error))
+            continue
+        added, duplicates, errors = added + result.added, duplicates + result.duplicates, [*errors, *result.errors]
+    return ImportResult(added, duplicates, tuple(errors[:MAX_ERRORS]))
 
 
 @dataclass

@@ -144,7 +144,7 @@ class JobRegistry:
             self._jobs[job.id] = job
 
     def remove(self, job: Job) -> None:
-        """Forget a job that could not be queued."""
+        """Forget a job: one that could not be queued, or a finished one."""
         with self._lock:
             self._jobs.pop(job.id, None)
 

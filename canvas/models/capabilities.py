@@ -50,6 +50,11 @@ class Capabilities:
     components: tuple[str, ...] = field(default=(), repr=False)
     standard_unet: bool = False  # that of Stable Diffusion 1.5 or SDXL, for which ControlNets and adapters are made
 
+    @property
+    def has_unet(self) -> bool:
+        """Whether a UNet draws the image, which repeats the subject beyond its native size."""
+        return "unet" in self.components
+
     def choose_dtype(self, preferred: str, *, has_bfloat16: bool = True) -> str:
         """The preferred dtype if the model gives images in it, or the nearest that does.
 

@@ -89,7 +89,7 @@ def call(
 ) -> HubEvent:
     """Run a task of `hub_worker` and return its result; raises ModelUnavailable.
 
-    `task["action"]` is "list" or "fetch". `on_bytes` is called in this thread.
+    `task["action"]` is "list", "search" or "fetch". `on_bytes` is called in this thread.
     """
     cancelled = cancelled or threading.Event()
     task = {**task, "endpoint": hub.endpoint, "cache_dir": str(hub.cache), "token": hub.token, "timeout": hub.timeout}

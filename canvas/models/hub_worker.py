@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +33,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import ModelInfo, RepoFile
 from tqdm.auto import tqdm
 
 MODEL_INDEX = "model_index.json"
@@ -50,7 +51,14 @@ ERROR_KINDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], 
     ((httpx2.NetworkError, httpx2.RemoteProtocolError), "broken"),
 )
 # Planning without a connection fails at once.
-RETRYABLE = {"list": {"server", "broken"}, "fetch": {"server", "broken", "timeout", "offline", "short"}}
+RETRYABLE = {
+    "list": {"server", "broken"},
+    "search": {"server", "broken"},
+    "fetch": {"server", "broken", "timeout", "offline", "short"},
+}
+# What a search returns of each model.
+EXPAND: list[Any] = ["cardData", "config", "downloads", "gated", "likes", "tags"]
+MAX_CONCURRENCY = 8  # requests of a search
 
 
 class ChecksumMismatch(Exception):
@@ -153,6 +161,58 @@ def list_files(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
             path = api.hf_hub_download(repo_id, MODEL_INDEX, revision=revision, local_dir=folder)
             index = Path(path).read_text(encoding="utf-8")
     return {"revision": revision, "files": files, "index": index}
+
+
+def search_models(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
+    """Text-to-image models that match, or those with the `ids`, each with its files and their sizes."""
+    api = HfApi(endpoint=task["endpoint"], token=task["token"])
+    if task["ids"]:
+        found = [api.model_info(repo_id, timeout=task["timeout"], expand=EXPAND) for repo_id in task["ids"]]
+    else:
+        found = list(
+            api.list_models(
+                search=task["search"] or None,
+                pipeline_tag="text-to-image",
+                filter=task["filter"],
+                gated=False if task["open_only"] else None,
+                sort=task["sort"],
+                limit=task["limit"],
+                expand=EXPAND,
+            )
+        )
+    writer.report()
+
+    def describe(model: ModelInfo) -> dict[str, Any]:
+        card = model.card_data.to_dict() if model.card_data else {}
+        return {
+            "id": model.id,
+            "likes": model.likes or 0,
+            "downloads": model.downloads or 0,
+            "gated": bool(model.gated),
+            "tags": model.tags or [],
+            "class_name": _class_name(model),
+            "license": {name: str(card.get(name) or "") for name in ("license", "license_name", "license_link")},
+            "files": _file_sizes(api, model.id, writer),
+        }
+
+    with ThreadPoolExecutor(MAX_CONCURRENCY) as pool:
+        return {"models": list(pool.map(describe, found))}
+
+
+def _class_name(model: ModelInfo) -> str:
+    """The pipeline class from the configuration, or else from the tags."""
+    tagged = (tag.removeprefix("diffusers:") for tag in model.tags or [] if tag.startswith("diffusers:"))
+    return str((model.config or {}).get("diffusers", {}).get("_class_name") or next(tagged, ""))
+
+
+def _file_sizes(api: HfApi, repo_id: str, writer: EventWriter) -> dict[str, int] | None:
+    """Bytes by path; None if the Hub does not list the files, as of some gated repositories."""
+    try:
+        entries = list(api.list_repo_tree(repo_id, recursive=True))
+    except (HfHubHTTPError, httpx2.HTTPError):
+        return None
+    writer.count("written", 0)
+    return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
 
 def resume_partial_files(writer: EventWriter) -> None:
@@ -313,7 +373,7 @@ def main() -> None:
     resume_partial_files(writer)
     writer.report()
     threading.Thread(target=writer.report_periodically, daemon=True).start()
-    action = {"list": list_files, "fetch": fetch}[task["action"]]
+    action = {"list": list_files, "search": search_models, "fetch": fetch}[task["action"]]
     writer.send(**with_retries(action, task, writer), done=True)
 
 

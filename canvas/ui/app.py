@@ -29,6 +29,7 @@ SHARE_LINK_TIMEOUT = 30.0  # seconds, as long as Gradio waits for its tunnel
 # Gradio keeps the state of up to 10,000 page loads, 0.3 MB each. A page whose state was dropped
 # only forgets which image was selected.
 MAX_SESSIONS = 256
+SCRIPTS = ("page.js", "preferences.js", "address.js", "image_actions.js")
 CACHE_CLEANUP = (3600, 3600)  # seconds: cleanup interval and maximum age of Gradio's cached files
 
 
@@ -45,7 +46,7 @@ def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
     with page:
         _add_banners(page, studio.settings, link)
         gr.HTML(render("header.html"), apply_default_css=False, elem_id="header")
-        with gr.Tabs(selected="create", elem_id="tabs") as tabs:
+        with gr.Tabs(selected="create", elem_id="tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Create", id="create") as create_tab:
                 create = CreateTab(studio)
             with gr.Tab("Edit", id="edit") as edit_tab:
@@ -58,9 +59,10 @@ def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
                 models = ModelsTab(studio)
             with gr.Tab("Statistics", id="statistics") as statistics_tab:
                 statistics = StatisticsTab(studio)
+        _add_theme_choice(page)
         all_tabs = [create_tab, edit_tab, compare_tab, gallery_tab, models_tab, statistics_tab]
-        create.bind_events(page)
-        edit.bind_events(page, edit_tab)
+        create.bind_events(page, edit, tabs)
+        edit.bind_events(page, edit_tab, create, tabs)
         compare.bind_events(compare_tab, all_tabs)
         gallery.bind_events(gallery_tab, all_tabs)
         models.bind_events(models_tab, all_tabs)
@@ -77,6 +79,14 @@ def _add_banners(page: gr.Blocks, settings: Settings, link: ShareLink | None) ->
         bind(page.load, lambda: render_banners(settings, link), None, banners)
 
 
+def _add_theme_choice(page: gr.Blocks) -> None:
+    """The choice between light and dark, kept and applied by the browser alone: see preferences.js."""
+    themes = [("System", "system"), ("Light", "light"), ("Dark", "dark")]
+    theme = gr.Radio(themes, value="system", label="Theme", elem_id="theme", elem_classes="pills")
+    bind(page.load, None, None, theme, js="() => magicCanvas.theme()")
+    bind(theme.input, None, theme, None, js="(theme) => magicCanvas.setTheme(theme)")
+
+
 def render_banners(settings: Settings, link: ShareLink | None) -> str:
     """The banners above the header. Waits until the share link is open or has failed."""
     if link:
@@ -87,7 +97,7 @@ def render_banners(settings: Settings, link: ShareLink | None) -> str:
 
 def launch_options() -> dict[str, Any]:
     """Arguments of `Blocks.launch` for the look of the page."""
-    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return {
         "theme": canvas_theme(),
         "css": _heading_font(),

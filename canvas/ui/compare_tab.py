@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
@@ -10,7 +11,6 @@ import gradio as gr
 
 from canvas.comparison import ComparisonEntry, ComparisonService
 from canvas.errors import CanvasError, NotFound
-from canvas.formatting import format_duration
 from canvas.history.comparisons import Comparison
 from canvas.presets import PRESETS
 from canvas.request import RANDOM_SEED, GenerationRequest, ProgressUpdate
@@ -19,10 +19,10 @@ from canvas.ui.create_tab import CreateTab
 from canvas.ui.events import bind, current_owner, run_while_selected
 from canvas.ui.generation_form import preset_options
 from canvas.ui.html_panel import error_line, panel, render, text_line
-from canvas.ui.i18n import error_text, gettext, ngettext
+from canvas.ui.i18n import error_text, format_duration, gettext, ngettext
 from canvas.ui.result_panel import preview_url, progress_text
 
-POLL_INTERVAL = 0.5  # seconds between polls while the tab is selected
+POLL_BUSY, POLL_IDLE = 0.5, 4.0  # seconds between polls while the tab is selected
 MAX_EARLIER = 8  # comparisons in the list below
 
 
@@ -35,7 +35,8 @@ class CompareTab:
         self._create = create
         self._selected = gr.State("")  # id of the comparison that is shown; "" for the latest
         self._last_rendered = gr.State("")
-        self._timer = gr.Timer(POLL_INTERVAL, active=False)
+        self._refresh = gr.State(0.0)  # time of the latest click, which triggers `poll`
+        self._timer = gr.Timer(POLL_IDLE, active=False)
         with gr.Column(elem_id="compare"):
             self._prompt = gr.Textbox(label="Prompt for all models", lines=1, max_lines=6, elem_id="compare-prompt")
             self._models = gr.CheckboxGroup(
@@ -56,13 +57,21 @@ class CompareTab:
 
     def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
         form = {self._prompt, self._models, self._presets, self._seed, self._blind}
-        outputs = {self._panel, self._selected, self._last_rendered}
         prompt = self._create.form["prompt"]
         run_while_selected(self._timer, tab, all_tabs)
-        bind(tab.select, self.open, {self._prompt, prompt, self._selected}, {self._prompt, *outputs})
-        bind([self._start.click, self._prompt.submit], self.start, form, outputs)
-        bind(self._panel.click, self.on_click, {self._selected}, outputs)
-        bind(self._timer.tick, self.poll, {self._selected, self._last_rendered}, outputs, queue=False)
+        bind(tab.select, self.open, {self._prompt, prompt}, {self._prompt, self._models})
+        changed = {self._selected, self._refresh}
+        bind([self._start.click, self._prompt.submit], self.start, form, changed)
+        bind(self._panel.click, self.on_click, None, changed)
+        # Only this event writes the panel: the answers of several could arrive in the wrong order
+        bind(
+            [tab.select, self._timer.tick, self._refresh.change],
+            self.poll,
+            {self._selected, self._last_rendered},
+            {self._panel, self._last_rendered, self._timer},
+            trigger_mode="always_last",
+            queue=False,
+        )
         bind(
             [tab.select, self._models.change, self._presets.change],
             self.update_summary,
@@ -71,11 +80,10 @@ class CompareTab:
             trigger_mode="always_last",
         )
 
-    def open(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Show the comparison; an empty prompt is filled with that of the Create tab."""
+    def open(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        """Fill an empty prompt with that of the Create tab, and list the models, of which one may be new."""
         prompt = values[self._prompt] or values[self._create.form["prompt"]]
-        updates = self._refresh(values[self._selected], current_owner(http_request))
-        return {self._prompt: prompt, **updates}
+        return {self._prompt: prompt, self._models: gr.CheckboxGroup(choices=list(self._studio.models))}
 
     def start(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         seed = RANDOM_SEED if values[self._seed] is None else values[self._seed]
@@ -86,22 +94,33 @@ class CompareTab:
             blind=values[self._blind],
             owner=current_owner(http_request),
         )
-        return self._refresh(comparison.id, current_owner(http_request))
+        return {self._selected: comparison.id, self._refresh: time.time()}
 
-    def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
+    def on_click(self, event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         owner = current_owner(http_request)
         comparison = self._studio.comparisons.get(str(event.comparison), owner)
         if event.action == "vote":
             self._comparisons.vote(comparison, int(event.position))
         elif event.action == "stop":
             self._comparisons.stop(comparison)
-        return self._refresh(comparison.id, owner)
+        return {self._selected: comparison.id, self._refresh: time.time()}
 
     def poll(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        updates = self._refresh(values[self._selected], current_owner(http_request))
-        if updates[self._last_rendered] == values[self._last_rendered]:
+        """Show the selected comparison, or the latest, if it has changed."""
+        owner, comparison_id = current_owner(http_request), values[self._selected]
+        latest = self._studio.comparisons.latest(owner, MAX_EARLIER)
+        try:
+            comparison = self._studio.comparisons.get(comparison_id, owner) if comparison_id else None
+        except NotFound:  # deleted meanwhile
+            comparison = None
+        comparison = comparison or (latest[0] if latest else None)
+        entries = self._comparisons.entries(comparison) if comparison else []
+        html = self._render(comparison, entries, latest)
+        if html == values[self._last_rendered]:
             return {self._last_rendered: gr.skip()}
-        return updates
+        active = any(entry.active for entry in entries)
+        timer = gr.update(value=POLL_BUSY if active else POLL_IDLE)
+        return {self._panel: html, self._last_rendered: html, self._timer: timer}
 
     def update_summary(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Show the number of images, their estimated time and the models to download."""
@@ -119,20 +138,11 @@ class CompareTab:
         parts += [f"{status.key}: {status.download_text(gettext)}" for status in statuses if status.location == "hub"]
         return {self._summary: text_line(" · ".join(parts))}
 
-    def _refresh(self, comparison_id: str, owner: str) -> dict[Any, Any]:
-        latest = self._studio.comparisons.latest(owner, MAX_EARLIER)
-        try:
-            comparison = self._studio.comparisons.get(comparison_id, owner) if comparison_id else None
-        except NotFound:  # deleted meanwhile
-            comparison = None
-        comparison = comparison or (latest[0] if latest else None)
-        html = self._render(comparison, latest)
-        return {self._panel: html, self._selected: comparison.id if comparison else "", self._last_rendered: html}
-
-    def _render(self, comparison: Comparison | None, latest: list[Comparison]) -> str:
+    def _render(
+        self, comparison: Comparison | None, entries: Sequence[ComparisonEntry], latest: list[Comparison]
+    ) -> str:
         if comparison is None:
             return render("comparison.html", comparison=None)
-        entries = self._comparisons.entries(comparison)
         undecided = comparison.chosen is None
         hidden = comparison.blind and undecided
         active = any(entry.active for entry in entries)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from canvas.errors import CanvasError
 from canvas.history.third_party_metadata import read_metadata
+from canvas.model_status import ModelStatus
 from canvas.request import LOCAL, RANDOM_SEED
 from canvas.studio import Studio
 from canvas.ui import prompt_hints, result_panel
 from canvas.ui.events import bind, current_owner, toast_html
-from canvas.ui.generation_form import GenerationForm
+from canvas.ui.generation_form import GenerationForm, require_prompt
 from canvas.ui.guidance_panel import GuidancePanel
-from canvas.ui.html_panel import error_line, panel, text_line
+from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import gettext, translate_message
-from canvas.ui.pickers import BackendPicker, LoraPicker
+from canvas.ui.image_actions import CHANGING_ACTIONS, OPENING_ACTIONS, ImageActions
+from canvas.ui.pickers import BackendPicker, LoraPicker, model_choices
+from canvas.ui.starter_card import StarterCard
+
+if TYPE_CHECKING:
+    from canvas.ui.edit_tab import EditTab
 
 POLL_BUSY = 0.4  # seconds between polls while a job of this owner is active
 POLL_IDLE = 2.5  # seconds between polls otherwise: another tab or program may start a job
@@ -33,71 +40,91 @@ class CreateTab:
         )
         self.selected = gr.State(None)  # id of the selected image
         self._last_rendered: gr.State = gr.State({})  # hashes of what `poll` sent last
+        self._refresh = gr.State(0.0)  # time of the latest click, which triggers `poll`
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-form", secret="form")  # noqa: S106 - no secret: the visitor's own form
         self._timer = gr.Timer(POLL_BUSY)
-        with gr.Column(elem_id="prompt-form"):
-            self.form.render("prompt")
-            self._enhanced_prompt = panel("enhanced-prompt")
-            with gr.Row(elem_id="prompt-actions"):
-                self._settings_button = gr.Button("Settings", elem_id="settings-button", size="sm", scale=0)
-                self._summary = panel("summary")
-                self.form.render("preset")
-                self._stop = gr.Button("Stop", elem_id="stop", scale=0, visible=False)
-                self._generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=0)
         with gr.Row(elem_id="workspace"):
+            with gr.Column(elem_id="create-form", scale=0):
+                with gr.Column(elem_id="prompt-form"):
+                    self._render_form()
+                with gr.Column(elem_id="settings-panel"):
+                    self._render_settings()
             with gr.Column(elem_id="result"):
+                self._starter_card = StarterCard(self._studio)
+                self._undo = panel("undo")
+                self._lightbox = panel("lightbox")
                 self._current = panel("current-result")
                 self._queue = panel("queue")
                 self._recent = panel("recent")
-            with gr.Column(elem_id="settings-panel", scale=0):
-                self._render_settings()
 
-    def _render_settings(self) -> None:
+    def _render_form(self) -> None:
+        """What every image needs; everything else is in the panel that "Advanced" opens."""
+        self.form.render("prompt")
+        self._enhanced_prompt = panel("enhanced-prompt")
         self.form.render("model_key")
         self._model_status = panel("model-status")
+        with gr.Row(elem_id="size"):
+            self.form.render("aspect_ratio", "resolution")
+        self.form.render("num_images", "preset")
+        self._summary = panel("summary")
+        with gr.Row(elem_id="prompt-actions"):
+            self._settings_button = gr.Button("Advanced", elem_id="settings-button", size="sm", scale=0)
+            self._stop = gr.Button("Stop", elem_id="stop", scale=0, visible=False)
+            self._generate = gr.Button("Generate", variant="primary", elem_id="generate")
+
+    def _render_settings(self) -> None:
         self._backend_picker = BackendPicker(self._studio, self.form)
-        self.form.render("style", "resolution", "aspect_ratio", "num_images")
+        self.form.render("style", "negative_prompt")
         with gr.Row(elem_classes="seed-row"):
             self.form.render("seed")
             self._random_seed = gr.Button("🎲 Random", size="sm", scale=0, elem_id="random-seed")
-        self.form.render("negative_prompt")
-        with gr.Accordion("Advanced", open=False):
-            self.form.render("num_inference_steps", "guidance_scale", "scheduler")
-            with gr.Row():
-                self.form.render("width", "height")
-            self.form.render("image_format", "quality", "prompt_weighting", "watermark")
+        self.form.render("num_inference_steps", "guidance_scale", "scheduler")
+        with gr.Row():
+            self.form.render("width", "height")
+        gr.Markdown("For larger images, upscale the result.", elem_classes="text-line")
+        self.form.render("image_format", "quality", "prompt_weighting", "watermark")
         self._lora_picker = LoraPicker(self._studio, "create")
         self._guidance = GuidancePanel(self._studio, "create")
         self._load_settings = gr.UploadButton(
             "Load settings from an image", file_types=["image"], size="sm", elem_id="load-settings"
         )
+        self._close_settings = gr.Button("Close", size="sm", elem_id="close-settings")
 
-    def bind_events(self, page: gr.Blocks) -> None:
+    def bind_events(self, page: gr.Blocks, edit: EditTab, tabs: gr.Tabs) -> None:
         form = self.form
-        panels = {self._current, self._queue, self._recent, self._stop, self._timer}
+        self._actions = ImageActions(self._studio, self, edit, tabs)
+        # Clicks do not write the panels: an answer that arrives after that of a later poll would
+        # bring back what it replaced. One event writes them, and does not overlap with itself.
+        bind(
+            [self._timer.tick, self._refresh.change, page.load],
+            self.poll,
+            {self.selected, self._last_rendered},
+            {self._current, self._queue, self._recent, self._stop, self._timer, self._last_rendered},
+            trigger_mode="always_last",
+            queue=False,
+        )
         bind(
             [self._generate.click, form["prompt"].submit],
             self.generate,
             form.widgets | self._guidance.widgets,
-            panels | {self.selected},
+            {self._refresh, self.selected, self._undo},
             trigger_mode="multiple",  # every click counts, also while one is being sent
         )
-        bind(self._stop.click, self.stop, {self.selected}, panels)
-        for clicked in (self._current, self._queue, self._recent):
-            bind(clicked.click, self.on_click, {self.selected}, panels | form.widgets | {self.selected})
-        polled = {self.selected, self._last_rendered}
-        live = panels | {self._last_rendered}
-        bind(self._timer.tick, self.poll, polled, live, queue=False)
-        bind(page.load, self.poll, polled, live)
+        bind(self._stop.click, self.stop, None, self._refresh)
+        clicked = [self._current.click, self._queue.click, self._recent.click, self._undo.click]
+        outputs = {self._refresh, self._undo} | self._actions.outputs
+        bind(clicked, self.on_click, {self.selected}, outputs, **self._actions.options)
+        bind(page.load, lambda: render("lightbox.html"), None, self._lightbox)
         bind(page.load, self.restore, {self._saved}, form.widgets | {self._model_status}).then(
             self.update_summary_on_load, form.widgets, {self._summary, form["preset"]}, api_visibility="private"
         )
-        self._bind_form()
+        self._bind_form(page)
+        self._starter_card.bind_events(page, self.select_model, form.widgets | {self._model_status})
         self._lora_picker.bind_events(page, form["prompt"])
         self._backend_picker.bind_events()
         self._guidance.bind_events(form["model_key"])
 
-    def _bind_form(self) -> None:
+    def _bind_form(self, page: gr.Blocks) -> None:
         form = self.form
         bind(
             [form[name].change for name in form],
@@ -108,6 +135,8 @@ class CreateTab:
             queue=False,
         )
         status = {self._model_status}
+        # On focus, too: another tab or program may have downloaded or added a model
+        bind([page.load, form["model_key"].focus], self.list_models, None, {form["model_key"]})
         bind(form["model_key"].input, self.on_model_change, form.widgets, form.widgets | status).then(
             self.show_download_size, form.widgets, status, api_visibility="private"
         )
@@ -119,41 +148,46 @@ class CreateTab:
         bind(self._random_seed.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
         upload = self._load_settings
         bind(upload.upload, self.load_settings, {upload}, form.widgets | {upload})
-        bind(self._settings_button.click, None, js="() => magicCanvas.toggleSettings()")
+        for button in (self._settings_button, self._close_settings):
+            bind(button.click, None, js="() => magicCanvas.toggleSettings()")
 
     # Buttons and clicks
 
     def generate(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         """Submit the request of the form as one job, whose result shows the images of all its prompts."""
-        owner = current_owner(http_request)
-        request = self._guidance.apply(self.form.to_request(self.form.read(values)), values)
+        owner, fields = current_owner(http_request), self.form.read(values)
+        require_prompt(fields)
+        request = self._guidance.apply(self.form.to_request(fields), values)
         self._studio.submit(request, owner, "page")
-        return {self.selected: None, **self._panels(owner, None)}
+        return {self.selected: None, self._undo: "", self._refresh: time.time()}
 
-    def stop(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        owner = current_owner(http_request)
-        for job in self._studio.jobs(owner):
+    def stop(self, http_request: gr.Request) -> float:
+        for job in self._studio.jobs(current_owner(http_request)):
             if job.kind == "generate" and not job.finished and job.status != "queued":
                 job.cancel()
-        return self._panels(owner, values[self.selected])
+        return time.time()
 
     def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """An action of the result, the queue, the recent images or the examples."""
-        owner, selected = current_owner(http_request), values[self.selected]
+        owner, selected, undo = current_owner(http_request), values[self.selected], ""
         if event.action == "example":
             return {self.form["prompt"]: event.prompt}
-        if event.action in ("use_settings", "reuse_seed"):
-            request = self._studio.image(int(event.image), owner).request
-            return self.form.reuse_settings(request, keep_seed=event.action == "reuse_seed")
+        if event.action in OPENING_ACTIONS:
+            updates = self._actions.open(event, owner)
+            return {**updates, self._refresh: time.time()}
+        if event.action in CHANGING_ACTIONS:
+            undo = self._actions.change(event, owner)
         if event.action == "remove":
             self._studio.job(str(event.job), owner).cancel()
+        if event.action == "clear_queue":
+            self._studio.clear_queue(owner)
         if event.action == "resume":
             self._studio.resume_job(str(event.job), owner)
         if event.action == "dismiss":
             self._studio.dismiss_job(str(event.job), owner)
         if event.action == "show":
             selected = self._studio.image(int(event.image), owner).id
-        return {self.selected: selected, **self._panels(owner, selected)}
+        return {self.selected: selected, self._undo: undo, self._refresh: time.time()}
 
     def load_settings(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         """Fill the form with the settings embedded in an uploaded image."""
@@ -174,7 +208,7 @@ class CreateTab:
         """Update the panels that have changed, also by another tab or another program."""
         owner, selected = current_owner(http_request), values[self.selected]
         panels = self._panels(owner, selected)
-        # Clicks write the panels, too: when a job changes its status, everything is sent again
+        # When a job changes its status, everything is sent again: an answer may have been lost
         state = (selected, [(job.id, job.status) for job in self._studio.jobs(owner)])
         hashes = {index: hash(str((content, state))) for index, content in enumerate(panels.values())}
         last = values[self._last_rendered]
@@ -236,7 +270,7 @@ class CreateTab:
         return {
             **form.update_for_model(model_key),
             **self._update_model_status(model_key, LOCAL),
-            form["model_key"]: model_key,
+            form["model_key"]: gr.Dropdown(choices=self._model_choices(), value=model_key),
             form["backend"]: LOCAL,
             form["preset"]: "quality",
         }
@@ -245,6 +279,14 @@ class CreateTab:
         """Show the model's status, which matters on this computer only."""
         fields = self.form.read(values)
         return self._update_model_status(fields["model_key"], fields["backend"])
+
+    def list_models(self) -> dict[Any, Any]:
+        """The models to choose from, each with whether it is downloaded."""
+        return {self.form["model_key"]: gr.Dropdown(choices=self._model_choices())}
+
+    def _model_choices(self) -> list[tuple[str, str]]:
+        keys = dict.fromkeys([*self._studio.available_models, self._studio.settings.model])
+        return model_choices(self._studio, keys)
 
     def on_preset_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         fields = self.form.read(values)
@@ -258,12 +300,17 @@ class CreateTab:
             return {self._model_status: gr.skip()}
         try:
             status = self._studio.model_status(model_key, ask_hub=True)
-        except CanvasError as error:
-            return {self._model_status: error_line(error)}
-        return {self._model_status: text_line(" · ".join(status.parts(gettext, translate_message)))}
+        except CanvasError as error:  # the size and licence of the catalog stay
+            status = self._studio.model_status(model_key)
+            return {self._model_status: _status_line(status) + error_line(error)}
+        return {self._model_status: _status_line(status)}
 
     def _update_model_status(self, model_key: str, backend: str) -> dict[Any, Any]:
-        html = text_line(gettext(self._studio.models[model_key].description))
-        if backend == LOCAL:
-            html += text_line(" · ".join(self._studio.model_status(model_key).parts(gettext, translate_message)))
-        return {self._model_status: html}
+        shown = backend == LOCAL
+        return {self._model_status: _status_line(self._studio.model_status(model_key)) if shown else ""}
+
+
+def _status_line(status: ModelStatus) -> str:
+    """What using a model takes: its download, or its memory where that is limited."""
+    parts = status.parts(gettext, translate_message, brief=True)
+    return text_line(" · ".join(parts)) if status.location == "hub" or len(parts) > 1 else ""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
@@ -19,13 +19,24 @@ from canvas.jobs.job import Job
 from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
 from canvas.studio import Studio
 from canvas.ui.events import bind, bind_next, current_owner, show_errors
-from canvas.ui.generation_form import ASPECT_RATIOS, Form, model_choices, preset_options, size_from_resolution
+from canvas.ui.generation_form import (
+    ASPECT_RATIOS,
+    Form,
+    model_title,
+    preset_options,
+    require_prompt,
+    size_from_resolution,
+)
 from canvas.ui.guidance_panel import GuidancePanel
 from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import gettext
+from canvas.ui.image_actions import EDIT_OPERATIONS, OPENING_ACTIONS, ImageActions, stored_images
 from canvas.ui.page_blocks import COPY_DRAWING, drawing_of
-from canvas.ui.pickers import LoraPicker
+from canvas.ui.pickers import LoraPicker, model_choices
 from canvas.ui.result_panel import preview_url, render_images, render_progress, render_recent
+
+if TYPE_CHECKING:
+    from canvas.ui.create_tab import CreateTab
 
 
 class Operation(NamedTuple):
@@ -55,6 +66,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "upscale": Operation("Upscale", "upscale", "Increases the resolution of the image.", 0.3),
     }
 )
+VERBS = ("inpaint", "outpaint", "upscale")  # operations whose labels are verbs
 DETAIL = "upscale_detail"  # stands for "upscale" with a diffusion model in FIELD_GROUPS
 DIFFUSION = ("image_to_image", "inpaint", "outpaint", DETAIL)  # operations that use the model
 # The operations for which a group of fields is visible
@@ -119,9 +131,9 @@ class EditForm(Form):
             add("only_masked", gr.Checkbox(label="Only the masked area, at full resolution"))
             add("mask_blur", gr.Slider(0, 64, value=8, step=1, label="Mask blur", buttons=[]))
         with self._group("model"):
-            choices = model_choices(studio.models, studio.models)
+            choices = [(model_title(spec), key) for key, spec in studio.models.items()]
             add("model_key", gr.Dropdown(choices, value=default_model, label="Model"))
-            add("preset", gr.Radio(preset_options(), value="quality", label="Preset"))
+            add("preset", gr.Radio(preset_options(), value="quality", label="Speed"))
         with self._group("size"), gr.Accordion("Size and aspect ratio", open=False):
             add("aspect_ratio", gr.Dropdown([KEEP_SIZE, *ASPECT_RATIOS], value=KEEP_SIZE, label="Aspect ratio"))
             resize_modes = [(mode.capitalize(), mode) for mode in RESIZE_MODES]
@@ -156,16 +168,24 @@ class EditForm(Form):
         )
         self._lora_picker.bind_events(page, self["prompt"])
         self.guidance.bind_events(self["model_key"])
+        bind([page.load, self["model_key"].focus], self.list_models, None, {self["model_key"]})
+
+    def list_models(self) -> dict[Any, Any]:
+        return {self["model_key"]: gr.Dropdown(choices=model_choices(self._studio, self._studio.models))}
 
     def set_strength(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         strength = OPERATIONS[values[self["operation"]]].strength
         return {self["strength"]: gr.skip() if strength is None else strength}
 
     def toggle_groups(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        operation = values[self["operation"]]
-        if operation == "upscale" and values[self["upscaler"]] == "detail":
-            operation = DETAIL
+        operation = self.group_of({name: values[self[name]] for name in ("operation", "upscaler")})
         return {group: gr.Column(visible=operation in FIELD_GROUPS[name]) for name, group in self._groups.items()}
+
+    @staticmethod
+    def group_of(fields: Mapping[str, Any]) -> str:
+        """The operation of these values as in FIELD_GROUPS."""
+        detail = fields["operation"] == "upscale" and fields["upscaler"] == "detail"
+        return DETAIL if detail else str(fields["operation"])
 
     def save(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         return {self._saved: self.read(values)}
@@ -239,14 +259,16 @@ class EditTab:
             with gr.Column(elem_id="edit-output"):
                 self._result = panel("edit-result")
 
-    def bind_events(self, page: gr.Blocks, tab: gr.Tab) -> None:
+    def bind_events(self, page: gr.Blocks, tab: gr.Tab, create: CreateTab, tabs: gr.Tabs) -> None:
         form, source = self._form, {self._source}
+        self._actions = ImageActions(self._studio, create, self, tabs)
         inputs = {self._drawing, self._source, self._replaced, *form.widgets}
         copy: dict[str, Any] = {"inputs": [self._editor], "outputs": [self._drawing], "js": COPY_DRAWING}
         bind(tab.select, self.show, source, {self._recent, self._notes})
         bind(self._recent.click, self.on_recent_click, source, self.load_image_outputs, **self.load_image_options)
-        result_outputs = {*self.load_image_outputs, self._result}
-        bind(self._result.click, self.on_result_click, source, result_outputs, **self.load_image_options)
+        result_outputs = self._actions.outputs | {self._result, self._recent}
+        shown = source | {self._job}
+        bind(self._result.click, self.on_result_click, shown, result_outputs, **self.load_image_options)
         form.bind_events(page)
         resized_by = ("aspect_ratio", "resize_mode", "fill_color", "operation", "model_key", "scale", *SIDES)
         editor_changes = [self._editor.upload, self._editor.clear, self._source.change]
@@ -257,11 +279,18 @@ class EditTab:
         all_inputs = inputs | form.guidance.widgets
         bind_next(bind(self._generate.click, None, **copy), self.generate, all_inputs, outputs)
         bind(self._stop.click, self.stop, {self._job})
+        bind(form["operation"].change, self.name_button, {form["operation"]}, {self._generate})
 
     def show(self, _: Mapping[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         """Show the owner's latest images; page.js reveals the notes when they apply."""
         recent = render_recent(self._studio, current_owner(http_request), None)
         return {self._recent: recent, self._notes: render("edit_notes.html")}
+
+    def name_button(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Name the button after the task, where that is a verb."""
+        operation = values[self._form["operation"]]
+        label = OPERATIONS[operation].label if operation in VERBS else "Generate"
+        return {self._generate: gr.Button(gettext(label))}
 
     def show_size(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         """Show the size of the result, and the input image as it will be resized for the model."""
@@ -322,12 +351,21 @@ class EditTab:
     def on_result_click(
         self, values: Mapping[Any, Any], event: gr.EventData, http_request: gr.Request
     ) -> dict[Any, Any]:
-        """Show one image of the result, or load it into the editor."""
+        """An action of an image of the result; "edit" loads it into the editor."""
         owner = current_owner(http_request)
-        if event.action == "edit":
-            return self.load_image(int(event.image), owner, replaced=values[self._source])
-        image = self._studio.image(int(event.image), owner)
-        return {self._result: render_images([image], in_editor=True)}
+        if event.action in EDIT_OPERATIONS:
+            operation = "upscale" if event.action == "upscale" else None
+            return self.load_image(int(event.image), owner, operation, replaced=values[self._source])
+        if event.action in OPENING_ACTIONS:
+            return self._actions.open(event, owner)
+        undo = self._actions.change(event, owner)
+        job = self._studio.job(values[self._job], owner)
+        recent = render_recent(self._studio, owner, None)
+        return {self._result: undo + self._render_result(job, owner), self._recent: recent}
+
+    def _render_result(self, job: Job, owner: str) -> str:
+        images = stored_images(self._studio, job.images, owner)
+        return render_images(images, job, in_editor=True) if images else ""
 
     def generate(self, values: Mapping[Any, Any], http_request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Submit the request and show the job until it is finished; it outlives the tab."""
@@ -337,7 +375,7 @@ class EditTab:
             if not state.finished:
                 html = render_progress(self._studio, state)
                 yield {self._result: html, self._job: job.id, **self._buttons(running=True)}
-        html = render_images(job.images, in_editor=True) if job.images else ""
+        html = self._render_result(job, owner)
         recent = render_recent(self._studio, owner, None)
         yield {self._result: html, self._recent: recent, **self._buttons(running=False)}
         if job.status == "failed":
@@ -356,6 +394,8 @@ class EditTab:
     def _build_request(self, values: Mapping[Any, Any], owner: str) -> GenerationRequest:
         """The request of the form, with the edited image and its mask uploaded."""
         fields = self._form.read(values)
+        if self._form.group_of(fields) in FIELD_GROUPS["prompt"]:
+            require_prompt(fields)
         if fields["operation"] == "seed_variation":
             return self._seed_variation(fields, values[self._source], owner)
         image, name, layers = self._edited_image(values, owner)

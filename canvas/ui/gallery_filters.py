@@ -26,6 +26,9 @@ class GalleryFilters:
     """Search, filters and order; the administrator can also choose the owner."""
 
     def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        # On a phone only: the filters are folded away there
+        self._show_filters = gr.Button("Filters", size="sm", elem_id="filters-button")
         with gr.Row(elem_id="filters"):
             self._text = gr.Textbox(
                 label="Search", placeholder='fox "in the snow" -night', min_width=220, scale=3, elem_id="search"
@@ -64,6 +67,7 @@ class GalleryFilters:
         return [self._text.change, self._favourites.input, *days, *inputs]
 
     def bind_events(self) -> None:
+        bind(self._show_filters.click, None, js="() => magicCanvas.toggleFilters()")
         bind(
             self._created.change,
             lambda created: [gr.update(visible=created == CUSTOM_RANGE)] * 2,
@@ -73,13 +77,14 @@ class GalleryFilters:
 
     @property
     def choice_outputs(self) -> set[Any]:
-        return {self._size, self._owner}
+        return {self._model, self._size, self._owner}
 
     def update_choices(self, gallery: UserGallery) -> dict[Any, Any]:
-        """Offer the sizes that exist and, to the administrator, the images of all users."""
+        """Offer the models and sizes that exist and, to the administrator, the images of all users."""
         sizes = gallery.sizes(Query())
         choices = [(f"{width} × {height}", f"{width}x{height}") for width, height in sizes]
         return {
+            self._model: gr.update(choices=[(gettext("all"), ""), *((key, key) for key in self._studio.models)]),
             self._size: gr.update(choices=[(gettext("all"), ""), *choices]),
             self._owner: gr.update(visible=gallery.sees_all),
         }

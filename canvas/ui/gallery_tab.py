@@ -1,14 +1,14 @@
-"""The Gallery tab: filters, grid, selection, detail view, ZIP import and export."""
+"""The Gallery tab: filters, grid, selection, detail view, import and export."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
-from canvas.formatting import format_bytes, format_duration
 from canvas.history.images import UserGallery
 from canvas.history.queries import to_query_params
 from canvas.request import IMAGE_FORMATS, GeneratedImage
@@ -18,14 +18,14 @@ from canvas.ui.edit_tab import EditTab
 from canvas.ui.events import bind, current_owner, run_while_selected, toast_html
 from canvas.ui.gallery_filters import GalleryFilters
 from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import gettext
+from canvas.ui.i18n import format_bytes, format_duration, gettext, ngettext
+from canvas.ui.image_actions import OPENING_ACTIONS, ImageActions
 
 PAGE_SIZE = 48  # images
-POLL_INTERVAL = 1.0  # seconds between checks for images that other programs made
-NUM_VARIATIONS = 4
+POLL_INTERVAL = 4.0  # seconds between checks for images that other programs made
 MAX_COMPARE = 6  # images side by side
+MAX_SELECTED = 1000  # "Select all" selects so many; the address of an export names them
 ENGINES = {"torch": "PyTorch", "openvino": "OpenVINO", "openvino int8": "OpenVINO, int8"}
-EDIT_ACTIONS = {"edit": "inpaint", "upscale": "upscale"}  # operations of the Edit tab
 CLIENT_LABELS = {
     "page": "Web page",
     "gradio": "Gradio API",
@@ -39,13 +39,27 @@ CLIENT_LABELS = {
 
 @dataclass(frozen=True)
 class GalleryState:
-    """What one visitor sees: the page, the selection, and the deletion that can be undone."""
+    """What one visitor sees: the page, the selection, and the deletion that can be undone.
+
+    `anchor`: the image that was selected last, where a range begins. `version` counts the changes, each of
+    which renders the grid again.
+    """
 
     page: int = 0
     selecting: bool = False
     selected: tuple[int, ...] = ()
+    anchor: int = 0
     undo: str = ""  # token
     deleted: int = 0  # number of images
+    version: int = 0
+
+    def change(self, **changes: Any) -> GalleryState:
+        """The state with these changes."""
+        return replace(self, **changes, version=self.version + 1)
+
+    def reset(self, **values: Any) -> GalleryState:
+        """The initial state with these values."""
+        return GalleryState(**values, version=self.version + 1)
 
 
 class GalleryTab:
@@ -53,82 +67,148 @@ class GalleryTab:
 
     def __init__(self, studio: Studio, create: CreateTab, edit: EditTab, tabs: gr.Tabs) -> None:
         self._studio = studio
-        self._create = create
-        self._edit = edit
         self._tabs = tabs
+        self._create = create
+        self._actions = ImageActions(studio, create, edit, tabs)
         self._state = gr.State(GalleryState())
         self._last_rendered = gr.State(0)  # hash of the grid
         self._timer = gr.Timer(POLL_INTERVAL, active=False)
         self._filters = GalleryFilters(studio)
         self._grid = panel("gallery")
-        self._import = gr.UploadButton("Import a ZIP", file_types=[".zip"], size="sm", elem_id="import")
+        self._import = gr.UploadButton(
+            "Import images or a ZIP", file_types=["image", ".zip"], file_count="multiple", size="sm", elem_id="import"
+        )
         self._detail = panel("image-detail")
+        self._drop_question = panel("drop-question")  # see page.js
 
     def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
         inputs = self._filters.widgets | {self._state}
-        outputs = {self._grid, self._detail, self._state, self._last_rendered}
+        outputs = {self._detail, self._state}
         self._filters.bind_events()
-        bind(tab.select, self.show, inputs, outputs | self._filters.choice_outputs)
+        bind(tab.select, self.show, None, self._filters.choice_outputs | {self._drop_question})
         run_while_selected(self._timer, tab, all_tabs)
-        rendered = {self._grid, self._last_rendered}
-        bind(self._timer.tick, self.poll, inputs | {self._last_rendered}, rendered, queue=False)
-        bind(self._filters.changes, self.show_first_page, inputs, outputs, trigger_mode="always_last")
-        bind(self._grid.click, self.on_click, inputs, outputs | {self._tabs}, **self._edit.load_image_options)
-        form = self._create.form.widgets | {self._create.selected}
-        all_outputs = outputs | form | self._edit.load_image_outputs | {self._tabs}
-        bind(self._detail.click, self.on_click, inputs, all_outputs, **self._edit.load_image_options)
+        # Only this event writes the grid: the answers of several could arrive in the wrong order
+        bind(
+            [tab.select, self._timer.tick, self._state.change],
+            self.poll,
+            inputs | {self._last_rendered},
+            {self._grid, self._last_rendered},
+            trigger_mode="always_last",
+            queue=False,
+        )
+        bind(self._filters.changes, self.show_first_page, {self._state}, outputs, trigger_mode="always_last")
+        all_outputs = outputs | self._actions.outputs
+        bind([self._grid.click, self._detail.click], self.on_click, inputs, all_outputs, **self._actions.options)
         upload = {self._import}
-        bind(self._import.upload, self.import_zip, inputs | upload, outputs | upload)
+        bind(self._import.upload, self.import_files, {self._state} | upload, outputs | upload)
 
     def _gallery(self, http_request: gr.Request) -> UserGallery:
         return self._studio.user_gallery(current_owner(http_request))
 
-    def show(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        gallery = self._gallery(http_request)
-        return {**self._filters.update_choices(gallery), **self._render(values, values[self._state], gallery)}
+    def show(self, http_request: gr.Request) -> dict[Any, Any]:
+        choices = self._filters.update_choices(self._gallery(http_request))
+        return {**choices, self._drop_question: render("drop_question.html")}
 
     def poll(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        updates = self._render(values, values[self._state], self._gallery(http_request))
-        if updates[self._last_rendered] == values[self._last_rendered]:
+        """Update the grid if it has changed, also by another page or program."""
+        html = self._render(values, self._gallery(http_request))
+        if hash(html) == values[self._last_rendered]:
             return {self._last_rendered: gr.skip()}
-        return {output: updates[output] for output in (self._grid, self._last_rendered)}
+        return {self._grid: html, self._last_rendered: hash(html)}
 
-    def show_first_page(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        return self._render(values, GalleryState(), self._gallery(http_request))
+    def show_first_page(self, values: dict[Any, Any]) -> dict[Any, Any]:
+        return {self._state: values[self._state].reset()}
 
     def on_click(self, values: dict[Any, Any], event: gr.EventData, http_request: gr.Request) -> dict[Any, Any]:
         """An action of the grid or the detail view."""
         gallery, state = self._gallery(http_request), values[self._state]
-        if event.action in ("page", "toggle", "select", "unselect"):
-            return self._render(values, self._navigate(state, event, gallery), gallery)
+        if event.action == "open" and not getattr(event, "shift", False):
+            return self._open(values, state, gallery, int(event.image))
+        if event.action in ("open", "page", "toggle", "select", "select_all", "unselect"):
+            return {self._state: self._navigate(values, event, gallery), self._detail: ""}
         if event.action in ("favourite", "delete", "undo"):
             return self._mutate(values, state, event, gallery)
+        if event.action in OPENING_ACTIONS:
+            return {self._detail: "", **self._actions.open(event, gallery.owner)}
+        if event.action == "create":
+            return {self._detail: "", self._tabs: gr.Tabs(selected="create")}
+        detail: Any = ""
         if event.action == "compare":
             images = [gallery.image(image_id) for image_id in state.selected[:MAX_COMPARE]]
-            return {self._detail: render("compare_dialog.html", images=images)}
-        if event.action in ("create", "use_settings", "reuse_seed", "variations", *EDIT_ACTIONS):
-            return self._open_in_tab(event, gallery)
-        if event.action == "open":
-            return {self._detail: render_detail(gallery.image(int(event.image)), gallery.owner)}
-        return {self._detail: ""}
+            detail = render("compare_dialog.html", images=images)
+        elif event.action == "exported":
+            self._confirm_export(values, gallery)
+            detail = gr.skip()
+        return {self._detail: detail}
 
-    def import_zip(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
-        """Import the images of an uploaded ZIP and report what was imported and what failed."""
-        gallery = self._gallery(http_request)
-        with self._studio.temp_files.take(values[self._import], gallery.owner) as path:
-            result = gallery.import_zip(path)
+    def import_files(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
+        """Import uploaded images and the images of uploaded ZIPs; report what was imported and what failed."""
+        gallery, uploads = self._gallery(http_request), values[self._import]
+        with ExitStack() as taken:
+            paths = [
+                taken.enter_context(self._studio.temp_files.take(upload, gallery.owner))
+                for upload in (uploads if isinstance(uploads, list) else [uploads])
+            ]
+            result = gallery.import_files(paths)
         text = gettext("{new} imported, {known} already in the gallery.", new=result.added, known=result.duplicates)
         gr.Info(toast_html(gettext("Import finished"), " ".join([text, *result.errors[:5]])))
-        return self._render(values, GalleryState(), gallery)
+        return {self._state: values[self._state].reset()}
 
-    def _navigate(self, state: GalleryState, event: gr.EventData, gallery: UserGallery) -> GalleryState:
+    def _navigate(self, values: dict[Any, Any], event: gr.EventData, gallery: UserGallery) -> GalleryState:
+        """The state after another page or selection was chosen."""
+        state: GalleryState = values[self._state]
         if event.action == "page":
-            return replace(state, page=max(0, int(event.page)))
-        if event.action == "toggle":
-            image_id = gallery.image(int(event.image)).id or 0
-            others = tuple(other for other in state.selected if other != image_id)
-            return replace(state, selected=others if image_id in state.selected else (*others, image_id))
-        return GalleryState(page=state.page, selecting=event.action == "select")
+            return state.change(page=max(0, int(event.page)))
+        if event.action == "select_all":
+            query = self._filters.query(values, gallery.owner)
+            return state.change(selected=tuple(gallery.ids(query)[:MAX_SELECTED]))
+        if event.action not in ("open", "toggle"):
+            return state.reset(page=state.page, selecting=event.action == "select")
+        image_id = gallery.image(int(event.image)).id or 0
+        state = state.change(selecting=True, anchor=image_id)
+        if getattr(event, "shift", False) and values[self._state].anchor:
+            between = self._range(values, gallery, values[self._state].anchor, image_id)
+            return replace(state, selected=tuple(dict.fromkeys([*state.selected, *between])))
+        others = tuple(other for other in state.selected if other != image_id)
+        return replace(state, selected=others if image_id in state.selected else (*others, image_id))
+
+    def _range(self, values: dict[Any, Any], gallery: UserGallery, first: int, last: int) -> list[int]:
+        """The images of the page from one to another; the last one alone if the first is on another page."""
+        ids = [image.id or 0 for image in self._page_of(values, gallery, values[self._state].page)]
+        if first not in ids or last not in ids:
+            return [last]
+        start, end = sorted((ids.index(first), ids.index(last)))
+        return ids[start : end + 1]
+
+    def _page_of(
+        self, values: dict[Any, Any], gallery: UserGallery, page: int, *, around: int = 0
+    ) -> list[GeneratedImage]:
+        """The images of a page, with so many `around` it."""
+        start = max(0, page * PAGE_SIZE - around)
+        limit = (page + 1) * PAGE_SIZE + around - start
+        return gallery.search(replace(self._filters.query(values, gallery.owner), limit=limit, offset=start))
+
+    def _open(self, values: dict[Any, Any], state: GalleryState, gallery: UserGallery, image_id: int) -> dict[Any, Any]:
+        """Show an image in the detail view, and in the grid the page that has it."""
+        image = gallery.image(image_id)
+        window = [each.id for each in self._page_of(values, gallery, state.page, around=1)]
+        updates: dict[Any, Any] = {}
+        if image_id in window:
+            page = (max(0, state.page * PAGE_SIZE - 1) + window.index(image_id)) // PAGE_SIZE
+            if page != state.page:
+                updates = {self._state: state.change(page=page)}
+                window = [each.id for each in self._page_of(values, gallery, page, around=1)]
+        return {**updates, self._detail: render_detail(image, gallery.owner, window)}
+
+    def _confirm_export(self, values: dict[Any, Any], gallery: UserGallery) -> None:
+        state = values[self._state]
+        number = len(state.selected) if state.selecting else gallery.count(self._filters.query(values, gallery.owner))
+        text = ngettext(
+            "{number} image as a ZIP, in the downloads of your browser.",
+            "{number} images as a ZIP, in the downloads of your browser.",
+            number,
+        )
+        gr.Info(toast_html(gettext("Export started"), text))
 
     def _mutate(
         self, values: dict[Any, Any], state: GalleryState, event: gr.EventData, gallery: UserGallery
@@ -136,60 +216,56 @@ class GalleryTab:
         ids = [int(event.image)] if hasattr(event, "image") else list(state.selected)
         if event.action == "favourite":
             gallery.favourite(ids, event.favourite == "true")
-            updates = self._render(values, state, gallery)
-            if hasattr(event, "image"):
-                updates[self._detail] = render_detail(gallery.image(ids[0]), gallery.owner)
+            updates = {self._state: state.change()}
+            if hasattr(event, "image") and getattr(event, "from", "") != "tile":
+                updates |= self._open(values, state.change(), gallery, ids[0])
             return updates
         if event.action == "delete":
             token, number = gallery.delete(ids)
-            state = GalleryState(state.page, undo=token, deleted=number)
-        else:
-            gallery.undo(state.undo)
-            state = GalleryState(state.page)
-        return self._render(values, state, gallery)
+            return {self._state: state.reset(page=state.page, undo=token, deleted=number), self._detail: ""}
+        gallery.undo(state.undo)
+        return {self._state: state.reset(page=state.page), self._detail: ""}
 
-    def _open_in_tab(self, event: gr.EventData, gallery: UserGallery) -> dict[Any, Any]:
-        updates: dict[Any, Any] = {self._detail: "", self._tabs: gr.Tabs(selected="create")}
-        if event.action == "create":
-            return updates
-        image = gallery.image(int(event.image))
-        if event.action in EDIT_ACTIONS:
-            loaded = self._edit.load_image(int(event.image), gallery.owner, EDIT_ACTIONS[event.action])
-            return {**updates, **loaded, self._tabs: gr.Tabs(selected="edit")}
-        if event.action in ("use_settings", "reuse_seed"):
-            keep_seed = event.action == "reuse_seed"
-            return updates | self._create.form.reuse_settings(image.request, keep_seed=keep_seed)
-        request = replace(image.request, seed=image.request.seed + 1, num_images=NUM_VARIATIONS)
-        self._studio.submit(request, gallery.owner, "page")
-        return {**updates, self._create.selected: None}
-
-    def _render(self, values: dict[Any, Any], state: GalleryState, gallery: UserGallery) -> dict[Any, Any]:
-        query = self._filters.query(values, gallery.owner)
+    def _render(self, values: dict[Any, Any], gallery: UserGallery) -> str:
+        query, state = self._filters.query(values, gallery.owner), values[self._state]
         total = gallery.count(query)
         pages = max(1, -(-total // PAGE_SIZE))
         state = replace(state, page=min(state.page, pages - 1))
         export = replace(query, ids=state.selected) if state.selecting else query
         everybody = {} if query.owner else {"everybody": "1"}
-        html = render(
+        return render(
             "gallery.html",
-            images=gallery.search(replace(query, limit=PAGE_SIZE, offset=state.page * PAGE_SIZE)),
+            images=self._page_of(values, gallery, state.page),
+            owner=gallery.owner,
             total=total,
+            max_selected=MAX_SELECTED,
             pages=pages,
             state=state,
             filtered=self._filters.is_active(values),
             export_params={**to_query_params(export), **everybody},
             formats=IMAGE_FORMATS,
         )
-        return {self._grid: html, self._state: state, self._last_rendered: hash(html), self._detail: ""}
 
 
-def render_detail(image: GeneratedImage, owner: str) -> str:
-    """The detail view: the image, its settings and the actions that this owner may use."""
+def render_detail(image: GeneratedImage, owner: str, ids: Sequence[int | None] = ()) -> str:
+    """The detail view: the image, its settings and the actions that this owner may use.
+
+    `ids`: the images of the grid in their order, among which the arrow keys move.
+    """
     is_own = image.owner == owner
     rows = detail_rows(image)
     if not is_own:
         rows.insert(0, (gettext("Owner"), image.owner))
-    return render("image_detail.html", image=image, rows=rows, formats=IMAGE_FORMATS, own=is_own)
+    index = ids.index(image.id) if image.id in ids else None
+    return render(
+        "image_detail.html",
+        image=image,
+        rows=rows,
+        formats=IMAGE_FORMATS,
+        own=is_own,
+        previous=ids[index - 1] if index else None,
+        following=ids[index + 1] if index is not None and index + 1 < len(ids) else None,
+    )
 
 
 def detail_rows(image: GeneratedImage) -> list[tuple[str, object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -12,12 +12,13 @@ import gradio as gr
 
 from canvas import validation
 from canvas.catalog import Catalog, ModelSpec, get_model
-from canvas.errors import CanvasError
+from canvas.errors import CanvasError, InvalidInput, LazyMessage
 from canvas.models.capabilities import Capabilities
 from canvas.presets import PRESETS, preset_defaults
 from canvas.request import BACKENDS, IMAGE_FORMATS, LOCAL, RANDOM_SEED, GenerationRequest, rename_old_fields
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
+from canvas.ui.i18n import gettext
 
 ASPECT_RATIOS = ("1:1", "4:3", "3:2", "16:9", "3:4", "2:3", "9:16")
 ComponentFactory = Callable[[Sequence[str], ModelSpec], gr.components.Component]
@@ -37,9 +38,9 @@ def _clamp_side(spec: ModelSpec, side: float) -> int:
     return min(max(round(side / 8) * 8, lowest), highest)
 
 
-def resolution_from_size(spec: ModelSpec, width: int, height: int) -> tuple[int, str] | None:
-    """The resolution and aspect ratio that give exactly this size, or None."""
-    for resolution in range(spec.min_size, spec.max_size + 1, spec.size_step):
+def resolution_from_size(spec: ModelSpec, width: int, height: int, largest: int) -> tuple[int, str] | None:
+    """The resolution (at most `largest`) and aspect ratio that give exactly this size, or None."""
+    for resolution in range(spec.min_size, largest + 1, spec.size_step):
         for aspect_ratio in ASPECT_RATIOS:
             if size_from_resolution(spec, resolution, aspect_ratio) == (width, height):
                 return resolution, aspect_ratio
@@ -59,14 +60,20 @@ class ResolutionSlider(gr.Slider):
         return payload
 
 
+def require_prompt(fields: Mapping[str, Any]) -> None:
+    """Raise InvalidInput if the form has no prompt."""
+    if not fields["prompt"].strip():
+        raise InvalidInput("prompt", "", message=LazyMessage("Write a prompt first."))
+
+
+def model_title(spec: ModelSpec) -> str:
+    """What a list of models calls a model, in the visitor's language."""
+    return gettext(spec.title) if spec.title else spec.key
+
+
 def preset_options() -> list[tuple[str, str]]:
     """The choices of a preset widget, as labels and values."""
     return [(preset.capitalize(), preset) for preset in PRESETS]
-
-
-def model_choices(models: Mapping[str, ModelSpec], keys: Iterable[str]) -> list[tuple[str, str]]:
-    """The choices of a model widget, as labels with the group and values."""
-    return [(f"{key} · {models[key].group}", key) for key in keys]
 
 
 COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
@@ -74,8 +81,8 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
         "prompt": lambda models, spec: gr.Textbox(
             label="Prompt",
             placeholder="Describe an image: a fox in the snow, 3d",
-            lines=1,
-            max_lines=6,
+            lines=3,
+            max_lines=8,
             autofocus=True,
             show_label=False,
             container=False,
@@ -86,13 +93,7 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
             [(label, backend) for backend, label in BACKENDS.items()], value=LOCAL, label="Run on", elem_id="backend"
         ),
         "preset": lambda models, spec: gr.Radio(
-            preset_options(),
-            value="quality",
-            label="Preset",
-            show_label=False,
-            container=False,
-            elem_id="preset",
-            elem_classes="pills",
+            preset_options(), value="quality", label="Speed", elem_id="preset", elem_classes="pills"
         ),
         "style": lambda models, spec: gr.Dropdown(list(STYLES), value="none", label="Style"),
         "num_images": lambda models, spec: gr.Slider(1, 16, value=1, step=1, label="Number of images", buttons=[]),
@@ -126,10 +127,20 @@ COMPONENTS: Mapping[str, ComponentFactory] = MappingProxyType(
         "watermark": lambda models, spec: gr.Textbox(label="Watermark", placeholder="None", max_lines=1, max_length=60),
         # Not fields of a request: these two set width and height while the exact ones are 0
         "resolution": lambda models, spec: ResolutionSlider(
-            **_slider_range(spec), value=spec.resolution, label="Resolution", buttons=[]
+            **_slider_range(spec, spec.recommended_size),
+            value=spec.resolution,
+            label="Resolution",
+            buttons=[],
+            elem_id="resolution",
+            min_width=150,
         ),
-        "aspect_ratio": lambda models, spec: gr.Radio(
-            list(ASPECT_RATIOS), value="1:1", label="Aspect ratio", elem_classes="pills"
+        "aspect_ratio": lambda models, spec: gr.Dropdown(
+            list(ASPECT_RATIOS),
+            value="1:1",
+            label="Aspect ratio",
+            elem_id="aspect-ratio",
+            filterable=False,
+            min_width=90,
         ),
     }
 )
@@ -145,8 +156,8 @@ ACTING_FIELDS = {
 PRESET_FIELDS = ("num_inference_steps", "guidance_scale", "scheduler")
 
 
-def _slider_range(spec: ModelSpec) -> dict[str, Any]:
-    return {"minimum": spec.min_size, "maximum": spec.max_size, "step": spec.size_step}
+def _slider_range(spec: ModelSpec, largest: int) -> dict[str, Any]:
+    return {"minimum": spec.min_size, "maximum": largest, "step": spec.size_step}
 
 
 class Form:
@@ -196,7 +207,7 @@ class GenerationForm(Form):
         for name in names:
             self._widgets[name] = COMPONENTS[name](self._available, self._default_model)
             if name == "model_key":
-                self._widgets[name].choices = model_choices(self._models, self._available)
+                self._widgets[name].choices = [(model_title(self._models[key]), key) for key in self._available]
 
     def to_request(self, fields: Mapping[str, Any]) -> GenerationRequest:
         """The request of these values by field name; raises InvalidInput."""
@@ -211,6 +222,15 @@ class GenerationForm(Form):
     def model_of(self, updates: Mapping[Any, Any]) -> str:
         """The model that is selected after these updates of a fresh form."""
         return updates.get(self["model_key"], self._default_model.key)
+
+    def _largest(self, spec: ModelSpec) -> int:
+        """The end of the resolution slider; larger images are upscaled afterwards."""
+        capabilities = self._capabilities(spec.key) if self._capabilities else None
+        return spec.resolution if capabilities and capabilities.has_unet else spec.recommended_size
+
+    def _resolution_slider(self, spec: ModelSpec, value: float) -> gr.Slider:
+        largest = self._largest(spec)
+        return gr.Slider(**_slider_range(spec, largest), value=min(value, largest))
 
     def _has_backend(self, backend: str) -> bool:
         return backend in [value for _, value in self["backend"].choices]
@@ -228,9 +248,9 @@ class GenerationForm(Form):
         if not self._has_backend(request.backend):
             updates[self["backend"]] = LOCAL
         width, height = request.width or spec.resolution, request.height or spec.resolution
-        if found := resolution_from_size(spec, width, height):
+        if found := resolution_from_size(spec, width, height, self._largest(spec)):
             updates[self["width"]] = updates[self["height"]] = 0
-            updates[self["resolution"]] = gr.Slider(**_slider_range(spec), value=found[0])
+            updates[self["resolution"]] = self._resolution_slider(spec, found[0])
             updates[self["aspect_ratio"]] = found[1]
         return updates
 
@@ -251,7 +271,7 @@ class GenerationForm(Form):
         """Set size, steps, guidance and scheduler to the defaults of a model."""
         spec = get_model(model_key, self._models)
         updates = self.update_for_preset(model_key, preset)
-        updates[self["resolution"]] = gr.Slider(**_slider_range(spec), value=spec.resolution)
+        updates[self["resolution"]] = self._resolution_slider(spec, spec.resolution)
         updates[self["width"]] = updates[self["height"]] = 0
         return {**updates, **self._show_what_acts(model_key, updates)}
 
@@ -292,5 +312,5 @@ class GenerationForm(Form):
             return {}
         updates = {self[name]: value for name, value in saved.items()}
         spec = get_model(saved["model_key"], self._models)
-        updates[self["resolution"]] = gr.Slider(**_slider_range(spec), value=saved["resolution"])
+        updates[self["resolution"]] = self._resolution_slider(spec, saved["resolution"])
         return updates

@@ -8,11 +8,10 @@ from typing import Any
 import gradio as gr
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from canvas import formatting
 from canvas.catalog import ASSETS
 from canvas.errors import CanvasError
 from canvas.request import GeneratedImage
-from canvas.ui.i18n import error_text, gettext, ngettext
+from canvas.ui.i18n import error_text, format_bytes, format_duration, gettext, localize, ngettext, translate_message
 
 
 def panel(elem_id: str) -> gr.HTML:
@@ -50,8 +49,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"_": gettext, "ngettext": ngettext}
-    environment.filters["bytes"] = formatting.format_bytes
-    environment.filters["duration"] = formatting.format_duration
+    environment.filters["bytes"] = format_bytes
+    environment.filters["duration"] = format_duration
+    environment.filters["localize"] = localize
+    environment.filters["message"] = translate_message
     environment.filters["image_url"] = image_url
     environment.filters["thumbnail_url"] = thumbnail_url
     return environment

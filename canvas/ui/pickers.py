@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gradio as gr
 
 from canvas.catalog import get_model
 from canvas.errors import CanvasError
-from canvas.formatting import format_bytes
 from canvas.request import BACKENDS, LOCAL
 from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, toast_html
-from canvas.ui.generation_form import GenerationForm
+from canvas.ui.generation_form import GenerationForm, model_title
 from canvas.ui.html_panel import error_line, panel, render
-from canvas.ui.i18n import gettext, translate_message
+from canvas.ui.i18n import format_bytes, gettext, translate_message
+
+
+def model_choices(studio: Studio, keys: Iterable[str]) -> list[tuple[str, str]]:
+    """The choices of a model widget: name, what it draws, size and whether it is downloaded; and the keys."""
+    return [(" · ".join(_model_label(studio, key)), key) for key in keys]
+
+
+def _model_label(studio: Studio, key: str) -> list[str]:
+    spec = studio.models[key]
+    parts = [model_title(spec), gettext(spec.specialty) if spec.specialty else ""]
+    if spec.is_local:
+        parts.append(gettext("no download"))
+    else:
+        parts += [spec.size, gettext("downloaded") if studio.is_on_disk(key) else gettext("not downloaded")]
+    return [part for part in parts if part]
 
 
 class BackendPicker:

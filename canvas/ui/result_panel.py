@@ -10,14 +10,14 @@ from dataclasses import replace
 from PIL.Image import Image
 
 from canvas.errors import CanvasError, NotFound
-from canvas.formatting import format_bytes, format_duration
 from canvas.image_formats import data_url
 from canvas.jobs.job import Job
 from canvas.presets import PRESETS, distilled_lora_missing
 from canvas.request import BACKENDS, LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.studio import Studio
 from canvas.ui.html_panel import render
-from canvas.ui.i18n import error_text, gettext, ngettext
+from canvas.ui.i18n import error_text, format_bytes, format_duration, gettext, ngettext
+from canvas.ui.image_actions import stored_images
 
 MAX_RECENT = 24  # images below the result
 MIN_SHOWN_SECONDS = 0.1
@@ -45,10 +45,11 @@ def render_current(studio: Studio, owner: str, selected: int | None) -> str:
     if active:
         running = (job for job in active if job.status != "queued")
         return render_progress(studio, next(running, active[0]))
-    finished = [job for job in jobs if job.images or job.status == "failed"]
-    if finished:
-        latest = finished[-1]
-        return render_failure(latest) if latest.status == "failed" else render_images(latest.images)
+    for job in reversed(jobs):
+        if job.status == "failed":
+            return render_failure(job)
+        if images := stored_images(studio, job.images, owner):
+            return render_images(images, job)
     recent = studio.recent(owner, 1, 0)
     return render_images(recent) if recent else render("empty.html", examples=EXAMPLES)
 
@@ -63,6 +64,7 @@ def render_progress(studio: Studio, job: Job) -> str:
         prompt=job.request.prompt,
         ratio=_aspect_ratio(job.request),
         columns=_columns(job.num_images),
+        rows=math.ceil(job.num_images / _columns(job.num_images)),
         preview=preview_url(job.preview) if job.preview else "",
         finished=job.images,
         missing=max(0, job.num_images - len(job.images) - 1),
@@ -83,28 +85,38 @@ def render_failure(job: Job) -> str:
     )
 
 
-def render_images(images: Sequence[GeneratedImage], *, in_editor: bool = False) -> str:
-    """The images of a job with their settings and actions."""
+def render_images(images: Sequence[GeneratedImage], job: Job | None = None, *, in_editor: bool = False) -> str:
+    """Images, those of a job if it is given, with their settings and actions."""
     image = images[0]
+    dynamic = job.dynamic_request if job and len(images) > 1 else None
+    columns = _columns(len(images))
     return render(
         "result.html",
         images=images,
         image=image,
+        prompt=dynamic.prompt if dynamic else image.request.prompt,
         ratio=_aspect_ratio(image.request),
-        columns=_columns(len(images)),
+        columns=columns,
+        rows=math.ceil(len(images) / columns),
         summary=image_summary(image, sum(each.generation_time for each in images)),
         in_editor=in_editor,
     )
 
 
 def render_queue(studio: Studio, owner: str) -> str:
-    """The queued jobs, and those that a restart interrupted."""
-    queued = [
-        (job, progress_text(studio, job))
-        for job in studio.jobs(owner)
-        if job.status == "queued" and job.kind == "generate"
-    ]
+    """The queued jobs, each with its wait and its own time, and those that a restart interrupted."""
+    jobs = [job for job in studio.jobs(owner) if job.status == "queued" and job.kind == "generate" and job.request]
+    # Hundreds may wait, most of them alike
+    seconds = {job.request.cost_key: studio.estimate(job.request) for job in jobs if job.request}
+    queued = [(job, _queued_text(studio, job, seconds[job.request.cost_key])) for job in jobs if job.request]
     return render("queue.html", queued=queued, interrupted=studio.interrupted_jobs(owner))
+
+
+def _queued_text(studio: Studio, job: Job, seconds: float | None) -> str:
+    parts = [progress_text(studio, job)]
+    if seconds is not None:
+        parts.append(gettext("takes about {time}", time=format_duration(seconds * len(job.requests))))
+    return " · ".join(parts)
 
 
 def render_recent(studio: Studio, owner: str, selected: int | None) -> str:
@@ -145,14 +157,18 @@ def progress_text(studio: Studio, job: Job) -> str:
         return text + (gettext(", about {time}", time=format_duration(seconds)) if seconds else "")
     if job.status == "downloading":
         return download_text(job)
+    if job.cancelled.is_set():
+        return gettext("Stopping…")
     if job.status == "loading":
         return gettext("Loading {model} into memory…", model=job.model_key)
-    if not isinstance(job.progress, ProgressUpdate):
-        backend = job.request.backend if job.request else LOCAL
-        if backend == LOCAL:
-            return gettext("Starting…")
-        return gettext("Waiting for {backend}…", backend=gettext(BACKENDS[backend]))
-    return _step_text(job.progress)
+    return _step_text(job.progress) if isinstance(job.progress, ProgressUpdate) else _start_text(job)
+
+
+def _start_text(job: Job) -> str:
+    backend = job.request.backend if job.request else LOCAL
+    if backend == LOCAL:
+        return gettext("Starting…")
+    return gettext("Waiting for {backend}…", backend=gettext(BACKENDS[backend]))
 
 
 def download_text(job: Job) -> str:
@@ -182,6 +198,8 @@ def _time_left(seconds: float | None) -> list[str]:
 
 def _fraction(job: Job) -> float | None:
     progress = job.progress
+    if job.cancelled.is_set():
+        return None
     if job.status == "running" and isinstance(progress, ProgressUpdate):
         return progress.fraction
     if job.status == "downloading" and progress is not None and progress.bytes_total:

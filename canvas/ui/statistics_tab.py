@@ -8,14 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from canvas.formatting import format_bytes, format_duration
 from canvas.history.images import UserGallery
 from canvas.history.queries import Query
 from canvas.history.statistics import Statistics
 from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner
 from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import gettext
+from canvas.ui.i18n import format_bytes, format_duration, gettext, localize
 
 NUM_DAYS = 60  # of the chart by day
 MAX_BARS = 8  # of a chart
@@ -147,7 +146,7 @@ def _chart(title: str, bars: list[Bar], kind: str = "") -> dict[str, Any]:
 def _bars(values: Mapping[str, float], text: str) -> list[Bar]:
     shown = list(values.items())[:MAX_BARS]
     highest = max((value for _, value in shown), default=1) or 1
-    return [(label, round(100 * value / highest), text.format(value)) for label, value in shown]
+    return [(label, round(100 * value / highest), localize(text.format(value))) for label, value in shown]
 
 
 def _download_bars(statistics: Statistics) -> list[Bar]:

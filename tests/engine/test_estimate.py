@@ -13,6 +13,7 @@ from canvas import MODELS, GenerationRequest
 from canvas.engine.device import Device
 from canvas.engine.estimate import SMALL_MODEL_DECODING, VAE_DECODING, estimate_duration, estimate_seconds
 from canvas.history.database import Database
+from canvas.presets import PRESETS
 from canvas.request import GeneratedImage
 
 CPU = Device("cpu", "float32", "", gflops=100.0)
@@ -101,7 +102,7 @@ def save(database: Database, request: GenerationRequest, seconds: float) -> None
 
 
 def duration(database: Database, request: GenerationRequest, device: Device = CPU) -> float | None:
-    return estimate_duration(request, STARTER, device, database.seconds_per_step)
+    return estimate_duration(request, STARTER, device, database.recent_times)
 
 
 def test_without_history_the_speed_of_the_device_is_used(database: Database) -> None:
@@ -123,6 +124,27 @@ def test_generation_times_of_another_preset_correct_the_estimate(database: Datab
     assert predicted_turbo
     save(database, request, 3.0 * predicted)
     assert duration(database, turbo) == pytest.approx(3.0 * predicted_turbo)
+
+
+def test_the_estimates_of_presets_stay_ordered_whatever_was_measured(database: Database) -> None:
+    save(database, make_request(preset="balanced"), 0.1)
+    save(database, make_request(preset="turbo"), 9.0)
+    quality, balanced, turbo = (duration(database, make_request(preset=preset)) for preset in PRESETS)
+    assert quality > balanced > turbo > 0  # type: ignore[operator]
+
+
+def test_times_of_other_numbers_of_steps_count_in_proportion(database: Database) -> None:
+    long, short = make_request(num_inference_steps=150), make_request()
+    save(database, long, 2 * (estimate_seconds(long, STARTER, CPU) or 0))
+    assert duration(database, short) == pytest.approx(2 * (estimate_seconds(short, STARTER, CPU) or 0))
+
+
+def test_a_model_of_unknown_size_is_estimated_from_its_images(database: Database) -> None:
+    spec = replace(STARTER, type="auto", gflops_per_step=0.0)
+    request = make_request()
+    assert estimate_duration(request, spec, CPU, database.recent_times) is None
+    save(database, request, 3.0)
+    assert estimate_duration(request, spec, CPU, database.recent_times) == pytest.approx(3.0)
 
 
 def test_a_wrong_native_size_does_not_change_the_size_of_the_unet() -> None:

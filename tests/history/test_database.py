@@ -66,32 +66,20 @@ def test_model_events_are_newest_first(database: Database) -> None:
     assert abs(datetime.now(UTC) - first.downloaded_at) < timedelta(minutes=5)
 
 
-def test_seconds_per_step_of_the_same_size_or_scaled_by_pixels(database: Database) -> None:
-    for seconds in (15.0, 30.0, 90.0):
-        database.save_image(make_image(width=512, height=512, generation_time=seconds))
-    request = make_image(width=512, height=512).request
-    assert database.seconds_per_step(request, "cpu", "float32") == 2.0
-    assert database.seconds_per_step(request, "cuda", "float32") is None
-    half = replace(request, height=256)
-    assert database.seconds_per_step(half, "cpu", "float32") == 1.0
-    turbo = replace(request, preset="turbo")
-    assert database.seconds_per_step(turbo, "cpu", "float32") is None
-    database.save_image(make_image(width=512, height=512, preset="turbo", generation_time=3.0))
-    assert database.seconds_per_step(turbo, "cpu", "float32") == pytest.approx(0.2)
-    assert database.seconds_per_step(request, "cpu", "float32") == 2.0
-
-
-def test_seconds_per_step_counts_executed_steps_of_the_same_upscaler(database: Database) -> None:
-    # At a strength of 0.4 six of the fifteen steps are executed.
-    image_to_image: dict[str, object] = {"task": "image_to_image", "strength": 0.4}
-    image_to_image |= {"width": 512, "height": 512}
-    database.save_image(make_image(**image_to_image, generation_time=12.0))
-    request = make_image(**image_to_image).request
-    assert database.seconds_per_step(request, "cpu", "float32") == 2.0
-    upscale: dict[str, object] = {**image_to_image, "task": "upscale", "num_inference_steps": 1}
+def test_recent_times_are_of_the_same_model_task_and_device(database: Database) -> None:
+    images = [make_image(width=512, height=512, generation_time=seconds) for seconds in (15.0, 30.0)]
+    images += [make_image(width=256, height=512, preset="turbo", generation_time=3.0)]
+    for image in images:
+        database.save_image(image)
+    database.save_image(make_image(width=None, height=None, generation_time=1.0))  # an old row
+    request = images[0].request
+    assert [seconds for _, seconds in database.recent_times(request, "cpu", "float32")] == [3.0, 30.0, 15.0]
+    assert database.recent_times(request, "cpu", "float32")[0][0] == images[2].request
+    assert database.recent_times(request, "cuda", "float32") == []
+    upscale: dict[str, object] = {"width": 512, "height": 512, "task": "upscale", "num_inference_steps": 1}
     database.save_image(make_image(**upscale, upscaler="lanczos"))
     with_detail = make_image(**upscale, upscaler="detail").request
-    assert database.seconds_per_step(with_detail, "cpu", "float32") is None
+    assert database.recent_times(with_detail, "cpu", "float32") == []
 
 
 def test_a_failed_transaction_is_rolled_back(database: Database) -> None:

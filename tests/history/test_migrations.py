@@ -143,7 +143,7 @@ def test_old_field_names_in_rows_are_read_and_new_ones_written(database: Databas
     image = database.image(5)
     assert image is not None
     assert (image.request, image.client, image.notes) == (OLD_REQUEST, "gradio", ("n",))
-    assert database.seconds_per_step(OLD_REQUEST, "cpu", "float32") == 3.25 / 2
+    assert database.recent_times(OLD_REQUEST, "cpu", "float32") == [(OLD_REQUEST, 3.25)]
     row = to_row(image)
     options = json.loads(row["options"])
     assert (options["preset"], options["backend"]) == ("turbo", "hf-inference")

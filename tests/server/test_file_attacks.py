@@ -165,7 +165,7 @@ def test_relative_paths_do_not_work_either(target: Target, monkeypatch: pytest.M
     monkeypatch.chdir(target.studio.settings.data_dir)
     visitor, before = target.attacker(with_key=False), target.contents()
     path = target.files["image"].relative_to(target.studio.settings.data_dir)
-    for name in ("load_settings", "import_zip"):
+    for name in ("load_settings", "import_files"):
         event = visitor.event(name)
         for value in disguises(path):
             for inputs in attacks(visitor, event, value):

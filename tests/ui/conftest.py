@@ -13,7 +13,9 @@ from gradio.context import LocalContext
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from canvas import Studio
+from canvas.models.hub_client import Hub
 from tests.app_server import serving
+from tests.hub_server import LocalHub
 
 TIMEOUT = 40_000  # milliseconds: the machine may be busy
 IGNORED_ERRORS = (
@@ -25,9 +27,19 @@ BROWSER_ARGS = ("--no-sandbox", "--disable-background-networking", "--disable-co
 
 
 @pytest.fixture(scope="package")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+def served_hub() -> Iterator[LocalHub]:
+    """The Hub of `served`."""
+    server = LocalHub()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory: pytest.TempPathFactory, served_hub: LocalHub) -> Iterator[Studio]:
     """A studio served on a free port; the URL of its page is `served.address`."""
-    with serving(tmp_path_factory.mktemp("served")) as studio:
+    folder = tmp_path_factory.mktemp("served")
+    hub = Hub(endpoint=served_hub.url, cache_dir=folder / "hub", token="none")  # noqa: S106
+    with serving(folder, hub) as studio:
         studio.address = f"{studio.url}/"  # type: ignore[attr-defined]
         yield studio
 

@@ -82,12 +82,13 @@ def _visit(browser: Browser, address: str, size: tuple[int, int], scheme: str) -
 
 def _take_all(page: Page, studio: Studio, folder: Path, name: str) -> None:
     """Write the screenshots of one window size and colour scheme."""
+    page.locator("#starter-card").get_by_role("button", name="Not now").click()
     page.get_by_label("Prompt", exact=True).fill(PROMPTS[-1])
     page.locator("#summary .text-line").wait_for()
     _save(page, folder / f"create-{name}.webp")
-    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_role("button", name="Advanced", exact=True).click()
     _save(page, folder / f"settings-{name}.webp")
-    page.get_by_role("button", name="Settings", exact=True).click()
+    page.get_by_role("button", name="Advanced", exact=True).click()
     jobs = [studio.submit(GenerationRequest(prompt, num_inference_steps=150)) for prompt in (PROMPTS[0], PROMPTS[1])]
     page.locator(".result-progress img.preview").first.wait_for()
     _save(page, folder / f"progress-{name}.webp")

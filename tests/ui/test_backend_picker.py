@@ -63,7 +63,7 @@ def test_nothing_is_sent_before_the_user_agrees(visit: Page, router: Router) -> 
     visit.locator("#settings-button").click()
     choose(visit, "backend", "Hugging Face Inference Providers")
     expect(consent).to_contain_text("starter is a local model")
-    choose(visit, "model", "small")
+    choose(visit, "model", "Stable Diffusion 1.5")
     expect(consent).to_contain_text("provider: nscale")
     expect(consent).to_contain_text("stable-diffusion-v1-5/stable-diffusion-v1-5")
     expect(consent).to_contain_text("charged to your Hugging Face account")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import re
+import zipfile
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
-from canvas import Studio
+from canvas import GenerationRequest, Studio
+from canvas.dynamic_prompts import escape
+from canvas.formatting import format_duration
 from canvas.presets import preset_defaults
 from tests.ui.conftest import TIMEOUT
 
 LONG = {"Steps": 150, "Number of images": 16}  # still running during a test
-MEDIUM = {"Steps": 150, "Number of images": 4}
+MEDIUM = {"Steps": 150, "Number of images": 2}
 SHORT = {"Steps": 150}  # long enough for a slow page to show a preview
+# Of each result, beside the link to download it.
+BUTTONS = (
+    *("Edit", "Upscale", "Variations", "Favourite", "Reuse settings", "Reuse settings and seed"),
+    *("Copy prompt", "Delete"),
+)
 
 
 def generate(page: Page, prompt: str, settings: dict[str, int] | None = None) -> None:
     """Fill the form and press Generate."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
-    if settings:
+    if "Steps" in (settings or {}):
         open_settings(page)
-        if not page.get_by_label("Scheduler").is_visible():
-            page.get_by_role("button", name="Advanced").click()
     for name, value in (settings or {}).items():
         field = page.get_by_label(f"number input for {name}")
         slider = page.get_by_label(f"range slider for {name}")
@@ -33,7 +40,7 @@ def generate(page: Page, prompt: str, settings: dict[str, int] | None = None) ->
 
 
 def open_settings(page: Page) -> None:
-    button = page.get_by_role("button", name="Settings", exact=True)
+    button = page.get_by_role("button", name="Advanced", exact=True)
     if button.get_attribute("aria-expanded") != "true":
         button.click()
 
@@ -114,20 +121,25 @@ def test_queued_jobs_can_be_removed(page: Page, served: Studio) -> None:
     assert [job.status for job in served.jobs("local")[-3:-1]] == ["cancelled", "cancelled"]
 
 
-def test_every_click_on_generate_counts(page: Page, served: Studio) -> None:
+def test_every_click_on_generate_counts_and_the_queue_can_be_cleared(page: Page, served: Studio) -> None:
     before = len(served.jobs("local"))
     generate(page, "a patient snail", LONG)
     for _ in range(2):
         page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.get_by_role("region", name="Queue").get_by_role("listitem")).to_have_count(2)
+    waiting = page.get_by_role("region", name="Queue").get_by_role("listitem")
+    expect(waiting).to_have_count(2)
     assert len(served.jobs("local")) == before + 3
+    expect(waiting.first).to_contain_text("takes about")
+    page.get_by_role("button", name="Remove all").click()
+    expect(page.get_by_role("region", name="Queue")).to_have_count(0)
+    assert [job.status for job in served.jobs("local")[before + 1 :]] == ["cancelled"] * 2
 
 
 def test_invalid_input_is_shown_as_a_message(page: Page, served: Studio) -> None:
     before = len(served.jobs("local"))
     generate(page, "   ")
     toast = page.get_by_test_id("toast-body")
-    expect(toast).to_contain_text("Prompt must not be empty")
+    expect(toast).to_contain_text("Write a prompt first.")
     expect(toast).not_to_contain_text("Traceback")
     generate(page, "x" * 10_001)
     expect(toast.last).to_contain_text("Prompt must be at most 10,000 characters")
@@ -135,8 +147,6 @@ def test_invalid_input_is_shown_as_a_message(page: Page, served: Studio) -> None
 
 
 def test_settings_of_an_image_fill_the_form(page: Page, served: Studio) -> None:
-    from canvas import GenerationRequest
-
     request = GenerationRequest(
         "a cat on the beach",
         negative_prompt="rain",
@@ -150,7 +160,7 @@ def test_settings_of_an_image_fill_the_form(page: Page, served: Studio) -> None:
     [first] = served.generate(request)
     page.get_by_role("tab", name="Gallery").click()
     page.get_by_role("button", name="Open: a cat on the beach").click()
-    page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+    page.get_by_role("dialog").get_by_role("button", name="Reuse settings", exact=True).click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a cat on the beach")
     expect(page.get_by_label("Seed", exact=True)).to_have_value("-1")
     page.get_by_role("tab", name="Gallery").click()
@@ -198,7 +208,7 @@ def test_what_the_built_in_model_understands_is_shown_before_with_a_model_for_th
 
 def test_prompts_are_escaped(page: Page) -> None:
     prompt = "<img src=x onerror='window.hacked=1'> ${window.hacked=2} `{{value}}` a fox"
-    generate(page, prompt, {"Steps": 2})
+    generate(page, escape(prompt), {"Steps": 2})
     expect_result(page, prompt)
     page.get_by_role("tab", name="Gallery").click()
     page.locator(".tile").first.click()
@@ -210,7 +220,6 @@ def test_a_preset_sets_the_steps_and_shows_its_time(page: Page, served: Studio) 
     page.locator("#preset").get_by_text("Turbo").click()
     page.get_by_label("Prompt", exact=True).fill("a quick duck")
     open_settings(page)
-    page.get_by_role("button", name="Advanced").click()
     steps = preset_defaults("turbo", served.models["starter"])[0]
     expect(page.get_by_label("number input for Steps")).to_have_value(str(steps))
     page.get_by_role("button", name="Generate", exact=True).click()
@@ -223,9 +232,8 @@ def test_a_preset_sets_the_steps_and_shows_its_time(page: Page, served: Studio) 
 def test_turbo_shows_its_download_and_what_it_lacks(page: Page) -> None:
     """`tiny` uses the tiny decoder, but there is no distilled LoRA for it."""
     page.get_by_label("Prompt", exact=True).fill("a quick hare")
-    open_settings(page)
     page.locator("#model input").click()
-    page.get_by_role("option", name="tiny · Stable Diffusion 1.5", exact=True).click()
+    page.get_by_role("option", name="Small Stable Diffusion · general, fewest steps · 3.2 GB").click()
     page.locator("#preset").get_by_text("Turbo").click()
     note = page.locator("#summary .text-line").nth(1)
     expect(note).to_contain_text("Turbo: 10.0 MB download with the first image")
@@ -238,17 +246,6 @@ def test_ctrl_enter_generates(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("a boat at sunset")
     page.keyboard.press("Control+Enter")
     expect_result(page, "a boat at sunset")
-
-
-def test_models_are_listed_with_their_status_and_the_device(page: Page) -> None:
-    page.get_by_role("tab", name="Models").click()
-    expect(page.locator(".model h3")).to_have_text(
-        ["starter", "tiny", "small", "dreamshaper", "openjourney", "mini-sd", "portrait"]
-    )
-    expect(page.get_by_role("button", name="Download small")).to_be_visible()
-    expect(page.locator(".device")).to_contain_text("CPU · float32")
-    page.get_by_role("button", name="Unload starter from memory").click()
-    expect(page.locator(".model", has_text="starter")).to_contain_text("on disk")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -275,24 +272,188 @@ def test_the_number_of_expanded_prompts_is_shown_before(page: Page, served: Stud
     assert len(served.jobs("local")) == before
 
 
-def test_the_result_has_the_images_of_all_prompts_each_with_a_download(page: Page, served: Studio) -> None:
+def test_a_batch_shows_the_images_of_all_prompts_each_with_its_buttons(page: Page, served: Studio) -> None:
     generate(page, "a {red|blue} fox, {snow|desert}", {"Steps": 2})
     images = page.locator(".result-images .zoom img")
     expect(images).to_have_count(4, timeout=4 * TIMEOUT)
-    prompts = [image.get_attribute("alt") for image in images.all()]
-    assert prompts == ["a red fox, snow", "a red fox, desert", "a blue fox, snow", "a blue fox, desert"]
-    addresses = [image.get_attribute("src") for image in images.all()]
-    downloads = page.locator(".result-images a[download]")
-    assert [link.get_attribute("href") for link in downloads.all()] == addresses
-    page.get_by_role("button", name="Show image 3 of 4").click()
-    expect(page.locator(".result-details .prompt")).to_have_text("a blue fox, snow")
-    expect(downloads).to_have_count(1)
-    expect(downloads).to_have_attribute("href", addresses[2] or "")
+    prompts = ["a red fox, snow", "a red fox, desert", "a blue fox, snow", "a blue fox, desert"]
+    assert [image.get_attribute("alt") for image in images.all()] == prompts
+    expect(page.locator(".result-details .prompt")).to_have_text("a {red|blue} fox, {snow|desert}")
+    job = served.jobs("local")[-1]
+    seconds = sum(image.generation_time for image in job.images)
+    expect(page.locator(".image-summary")).to_contain_text(format_duration(seconds))
+    saved = page.locator(".cell-actions > a[download]")
+    assert [link.get_attribute("href") for link in saved.all()] == [
+        f"pictures/{image.filename}" for image in job.images
+    ]
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download all 4 as ZIP").click()
+    with zipfile.ZipFile(download.value.path()) as file:
+        assert len([name for name in file.namelist() if name.endswith(".png")]) == 4
+    page.locator(".action-menu summary").nth(2).click()
+    expect(page.locator(".action-menu[open] .menu > *")).to_have_text(
+        [re.compile(name) for name in ("Download", *BUTTONS)]
+    )
+    page.locator(".action-menu[open]").get_by_role("button", name="Delete").click()
+    expect(images).to_have_count(3)
+    assert [image.get_attribute("alt") for image in images.all()] == [*prompts[:2], prompts[3]]
+
+
+def test_the_buttons_of_a_result(page: Page, served: Studio) -> None:
+    [image] = served.generate(GenerationRequest("a lonely kite", seed=7, style="cartoon", num_inference_steps=2))
+    page.get_by_role("button", name="Show: a lonely kite").first.click()
+    expect_result(page, "a lonely kite")
+    actions = page.locator(".image-actions")
+    expect(actions.get_by_role("button")).to_have_text([re.compile(name) for name in BUTTONS])
+    with page.expect_download() as download:
+        actions.get_by_role("link", name="Download").click()
+    assert Path(download.value.path()).read_bytes() == served.image_path(image.filename).read_bytes()
+    favourite = actions.get_by_role("button", name="Favourite")
+    favourite.click()
+    expect(favourite).to_have_attribute("aria-pressed", "true")
+    assert served.image(image.id or 0).favourite
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    actions.get_by_role("button", name="Copy prompt").click()
+    expect(actions.get_by_text("Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "a lonely kite"
+    actions.get_by_role("button", name="Reuse settings and seed").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a lonely kite")
+    expect(page.locator("#summary")).to_contain_text("cartoon")
+    expect(page.locator("#seed input")).to_have_value("7")
+    actions.get_by_role("button", name="Reuse settings", exact=True).click()
+    expect(page.locator("#seed input")).to_have_value("-1")
+    actions.get_by_role("button", name="Delete").click()
+    expect(page.locator("#undo")).to_contain_text("1 image deleted.")
+    expect(page.get_by_role("button", name="Show: a lonely kite")).to_have_count(0)
+    page.locator("#undo").get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("button", name="Show: a lonely kite").first).to_be_visible()
+    expect(page.locator("#undo")).to_be_empty()
+
+
+def test_edit_upscale_and_variations_of_a_result(page: Page, served: Studio) -> None:
+    served.generate(GenerationRequest("a tall ship", seed=7, num_inference_steps=2))
+    for button, operation in (("Edit", "Inpaint"), ("Upscale", "Upscale")):
+        page.get_by_role("tab", name="Create").click()
+        page.get_by_role("button", name="Show: a tall ship").first.click()
+        expect_result(page, "a tall ship")
+        page.locator(".image-actions").get_by_role("button", name=button, exact=True).click()
+        expect(page.get_by_role("tab", name="Edit")).to_have_attribute("aria-selected", "true")
+        expect(page.get_by_role("radio", name=operation, exact=True)).to_be_checked()
+        expect(page.locator("#edit-image canvas").first).to_be_visible()
+    page.get_by_role("tab", name="Create").click()
+    page.locator(".image-actions").get_by_role("button", name="Variations").click()
+    expect(page.locator(".result-images .zoom img")).to_have_count(4, timeout=4 * TIMEOUT)
+    assert [each.request.seed for each in served.jobs("local")[-1].images] == [8, 9, 10, 11]
+
+
+def test_the_lightbox_goes_through_the_images_with_the_arrow_keys(page: Page) -> None:
+    generate(page, "a {red|green} door", {"Steps": 2})
+    shown = page.locator(".result-images .zoom")
+    expect(shown).to_have_count(2, timeout=4 * TIMEOUT)
+    shown.first.click()
+    lightbox = page.locator("dialog.lightbox")
+    expect(lightbox.locator(".prompt")).to_have_text("a red door")
+    expect(lightbox.locator(".position")).to_have_text("1 / 2")
+    page.keyboard.press("ArrowRight")
+    expect(lightbox.locator(".prompt")).to_have_text("a green door")
+    expect(lightbox.locator("img")).to_have_js_property("naturalWidth", 256)
+    page.keyboard.press("ArrowLeft")
+    lightbox.get_by_role("button", name="Previous image").click()
+    expect(lightbox.locator(".prompt")).to_have_text("a green door")
+    page.keyboard.press("Escape")
+    expect(lightbox).to_be_hidden()
+    expect(shown.first).to_be_focused()
+    assert len(page.context.pages) == 1
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_the_first_screen_has_everything_that_an_image_needs(page: Page, served: Studio, size: tuple[int, int]) -> None:
+    if not served.recent():
+        served.generate(GenerationRequest("a fox", num_inference_steps=2))
+        page.reload()
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    image = page.locator(".result-images .zoom").first
+    for element in ("#prompt", "#model", "#aspect-ratio", "#resolution", "#preset", "#generate"):
+        expect(page.locator(element)).to_be_in_viewport(ratio=1)
+    expect(page.get_by_label("number input for Number of images")).to_be_in_viewport(ratio=1)
+    assert bottom(page.locator("#generate")) <= size[1]
+    assert top(image) < size[1] - 150
+    before = top(image), top(page.locator("#generate"))
+    open_settings(page)
+    expect(page.get_by_label("Style")).to_be_in_viewport()
+    assert (top(image), top(page.locator("#generate"))) == before, "Advanced pushes nothing away"
+    page.locator("#settings-button").click()
+    expect(page.get_by_label("Style")).to_be_hidden()
+    page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def top(locator: Locator) -> float:
+    box = locator.bounding_box()
+    assert box is not None
+    return box["y"]
+
+
+def bottom(locator: Locator) -> float:
+    box = locator.bounding_box()
+    assert box is not None
+    return box["y"] + box["height"]
+
+
+def test_the_models_say_what_they_draw_and_whether_they_are_downloaded(page: Page) -> None:
+    model = page.locator("#model input")
+    expect(model).to_have_value("Built-in model · storybook · no download")
+    model.click()
+    page.get_by_role("option", name="DreamShaper 8 · painterly and photo · 4.3 GB · not downloaded").click()
+    expect(page.locator("#model-status")).to_contain_text("4.3 GB download")
+    expect(page.get_by_label("range slider for Resolution")).to_have_attribute("max", "512")
+
+
+def test_the_resolution_ends_at_the_size_that_the_model_draws_well(page: Page) -> None:
+    slider = page.get_by_label("range slider for Resolution")
+    expect(slider).to_have_attribute("max", "256")
+    slider.press("End")
+    page.locator("#aspect-ratio input").click()
+    page.get_by_role("option", name="4:3").click()
+    expect(page.locator("#summary")).to_contain_text("296 × 224")
+
+
+def test_the_bar_of_a_job_starts_empty_after_stop(page: Page, served: Studio) -> None:
+    served.submit(GenerationRequest("a long whale", num_inference_steps=150, num_images=4))
+    served.submit(GenerationRequest("a longer whale", num_inference_steps=150))
+    page.wait_for_function("() => document.querySelector('.progress')?.ariaValueNow > 15", timeout=4 * TIMEOUT)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    share = page.wait_for_function(  # in the first frame that shows the next job
+        """() => {
+            const text = document.querySelector(".result-progress .prompt")?.textContent;
+            const bar = document.querySelector(".result-progress .progress");
+            const width = bar?.querySelector("span").getBoundingClientRect().width;
+            return text === "a longer whale" && { share: width / bar.getBoundingClientRect().width };
+        }"""
+    ).json_value()
+    assert share["share"] < 0.1
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_messages_cover_no_button(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.get_by_role("button", name="Generate", exact=True).click()
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text("Write a prompt first.")
+    covered = page.evaluate(
+        """() => [...document.querySelectorAll("#prompt-form button, [role=tab], .image-actions > *")]
+        .filter((button) => {
+            const box = button.getBoundingClientRect();
+            if (box.top < 0 || box.bottom > innerHeight || !box.width) return false;
+            const hit = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
+            return !button.contains(hit);
+        }).map((button) => button.outerHTML.slice(0, 200))"""
+    )
+    assert covered == []
+    page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def test_every_control_has_an_accessible_name(page: Page) -> None:
     open_settings(page)
-    page.get_by_role("button", name="Advanced").click()
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("input, textarea, select, button, [role=option]")]
             .filter(element => element.checkVisibility())

@@ -50,7 +50,7 @@ def generate(page: Page, served: Studio, count: int) -> list[GeneratedImage]:
     before = {image.id for image in served.recent()}
     shown = page.locator("#edit-result .result-images")
     shown.evaluate_all("all => all.forEach(each => each.classList.add('old'))")
-    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#edit-generate").click()
     expect(page.locator("#edit-result .result-images:not(.old) img").first).to_be_visible()
     new = [image for image in served.recent() if image.id not in before]
     assert len(new) == count
@@ -131,8 +131,8 @@ def test_seed_variation_of_an_own_image(page: Page, served: Studio) -> None:
     assert len({image.request.variation_seed for image in four}) == 4
     assert len({pixels(served, image).tobytes() for image in (*four, parent)}) == 5
 
-    page.get_by_role("button", name="Show image 2 of 4").click()
-    page.get_by_role("button", name="Keep editing this one").click()
+    page.locator("#edit-result .action-menu summary").nth(1).click()
+    page.locator("#edit-result .action-menu[open]").get_by_role("button", name="Keep editing this one").click()
     page.get_by_role("radio", name="Upscale", exact=True).check()
     [child] = generate(page, served, 1)
     assert child.parent_id in {image.id for image in four}
@@ -171,10 +171,10 @@ def test_stop_cancels_the_job(page: Page, served: Studio, tmp_path: Path) -> Non
     page.get_by_label("Upscaler", exact=True).click()
     page.get_by_role("option", name="Diffusion model").click()
     expect(prompt_field(page)).to_be_visible()
-    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#edit-generate").click()
     # With a key, as the button moves while the result grows.
     page.locator("#edit-stop").press("Enter", timeout=3 * TIMEOUT)
-    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_visible()
+    expect(page.locator("#edit-generate")).to_be_visible()
     expect(page.locator("#edit-stop")).to_have_count(0)
     job = served.jobs("local")[-1]
     assert (job.status, job.images) == ("cancelled", [])
@@ -189,6 +189,7 @@ def test_only_the_fields_of_the_operation_are_shown(page: Page) -> None:
     ):
         page.get_by_role("radio", name=operation, exact=True).check()
         form = page.locator("#edit-form")
+        expect(page.locator("#edit-generate")).to_have_text(operation)
         expect(form.get_by_text(shown, exact=True).first).to_be_visible()
         expect(form.get_by_text(hidden, exact=True)).to_have_count(0)
 
@@ -219,15 +220,17 @@ def test_images_can_come_from_disk_clipboard_and_camera(page: Page) -> None:
 
 def test_a_missing_image_mask_or_side_is_explained(page: Page, served: Studio, scene: Path) -> None:
     open_tab(page)
+    page.locator("#edit-generate").click()
+    expect(page.get_by_text("Write a prompt first.")).to_be_visible()
     prompt_field(page).fill("a fox")
-    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#edit-generate").click()
     expect(page.get_by_text("Choose an image first")).to_be_visible()
     drop(page, scene)
     page.get_by_role("radio", name="Inpaint", exact=True).check()
-    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#edit-generate").click()
     expect(page.get_by_text("Paint over the area to change first")).to_be_visible()
     page.get_by_role("radio", name="Outpaint", exact=True).check()
-    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#edit-generate").click()
     expect(page.get_by_text("Enter how many pixels to add")).to_be_visible()
     assert all(job.finished for job in served.jobs("local"))
 

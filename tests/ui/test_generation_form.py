@@ -100,6 +100,11 @@ def test_to_request_names_the_invalid_field(form: GenerationForm, field: str, va
     assert caught.value.field == field
 
 
+def test_a_saved_resolution_beyond_the_slider_becomes_its_end(form: GenerationForm) -> None:
+    saved = values_of(form) | {"prompt": "a cat", "resolution": 512}
+    assert values_of(form, form.restore(saved))["resolution"] == 256
+
+
 def test_restore_accepts_old_field_names(form: GenerationForm) -> None:
     saved = values_of(form) | {"prompt": "a cat"}
     old = {"preset": "mode", "backend": "where"}
@@ -114,9 +119,9 @@ def test_to_request_rejects_unknown_models(form: GenerationForm) -> None:
 @given(key=st.sampled_from(sorted(MODELS)), step=st.integers(0, 12), aspect_ratio=st.sampled_from(ASPECT_RATIOS))
 def test_sizes_are_valid_for_the_model_and_convert_back(key: str, step: int, aspect_ratio: str) -> None:
     spec = get_model(key, MODELS)
-    resolution = min(spec.min_size + step * spec.size_step, spec.max_size)
+    resolution = min(spec.min_size + step * spec.size_step, spec.recommended_size)
     width, height = size_from_resolution(spec, resolution, aspect_ratio)
     GenerationRequest("a", model_key=key, width=width, height=height).with_defaults(spec)
-    found = resolution_from_size(spec, width, height)
+    found = resolution_from_size(spec, width, height, spec.recommended_size)
     assert found is not None
     assert size_from_resolution(spec, *found) == (width, height)

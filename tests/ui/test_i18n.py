@@ -20,6 +20,7 @@ from canvas.backends import inference_providers, remote_backends
 from canvas.catalog import ASSETS, MODELS
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, error_classes, field_label
 from canvas.models import hub_client, lora_formats
+from canvas.models.families import FAMILIES
 from canvas.presets import PRESETS
 from canvas.request import BACKENDS, IMAGE_FORMATS, TASKS, GenerationRequest
 from canvas.schedulers import SCHEDULERS
@@ -33,7 +34,15 @@ from tests.ui.conftest import TIMEOUT, browser_language
 
 TEMPLATES = sorted((ASSETS / "templates").glob("*.html"))
 SHOWN_ATTRIBUTES = {"aria-label", "title", "alt", "placeholder", "data-confirm"}
-NAMES = {"Magic Canvas", "px", *SCHEDULERS, *IMAGE_FORMATS, *MODELS}  # the same everywhere
+NAMES = {
+    "Magic Canvas",
+    "px",
+    *SCHEDULERS,
+    *IMAGE_FORMATS,
+    *MODELS,
+    *(spec.title for spec in MODELS.values()),
+    *(family.label for family in FAMILIES),
+}  # the same everywhere
 
 
 def has_words(text: str) -> bool:
@@ -111,7 +120,7 @@ def rendered() -> Iterator[tuple[str, str]]:
 def texts_of_choices() -> Iterator[tuple[str, str]]:
     """The texts of models, presets, styles and tasks."""
     for spec in MODELS.values():
-        texts = (spec.description, spec.speed, spec.quality, spec.size)
+        texts = (spec.description, spec.specialty, spec.speed, spec.quality, spec.size)
         yield from ((text, "catalog.py") for text in texts if not text[:1].isdigit())
     for name in (*PRESETS, *(preset.capitalize() for preset in PRESETS), *STYLES):
         yield name, "presets.py, styles.py"
@@ -178,6 +187,9 @@ def test_templates_translate_every_text(path: Path) -> None:
         ("de-DE,de;q=0.9,en;q=0.8", "de"),
         ("fr", "fr"),
         ("zh-CN,zh;q=0.9", "zh-CN"),
+        ("ar-EG,ar;q=0.9", "ar"),
+        ("pt-BR", "pt-BR"),
+        ("pt-PT,pt;q=0.9", "pt-BR"),
         ("it-IT,de;q=0.9", "en"),  # Gradio's own texts are Italian then: not a third language
         ("en-GB", "en"),
         ("zh-TW", "en"),
@@ -189,7 +201,7 @@ def test_templates_translate_every_text(path: Path) -> None:
 def test_the_first_language_of_the_browser_is_used(accepted: str, language: str) -> None:
     with browser_language(accepted):
         assert i18n.language() == language
-        assert i18n.gettext("Settings") == i18n.catalog(language).get("Settings", "Settings")
+        assert i18n.gettext("Gallery") == i18n.catalog(language).get("Gallery", "Gallery")
 
 
 def test_ngettext_chooses_the_plural_form() -> None:
@@ -201,6 +213,29 @@ def test_ngettext_chooses_the_plural_form() -> None:
         assert i18n.ngettext(*forms, 2) == "2 images"
 
 
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        ("en", ["1,200", "0.3 s", "3 min", "4.3 GB/s", "v1.5"]),
+        ("de", ["1.200", "0,3 s", "3 min", "4,3 GB/s", "v1.5"]),
+        ("fr", ["1\u202f200", "0,3 s", "3 min", "4,3 Go/s", "v1.5"]),
+        ("ja", ["1,200", "0.3 秒", "3 分", "4.3 GB/s", "v1.5"]),
+    ],
+)
+def test_numbers_are_shown_in_the_visitors_notation(language: str, expected: list[str]) -> None:
+    with browser_language(language):
+        assert [i18n.localize(text) for text in ("1,200", "0.3 s", "3 min", "4.3 GB/s", "v1.5")] == expected
+        assert i18n.gettext("{time} left", time="0.3 s").count(expected[1]) == 1
+
+
+def test_foreign_phrases_keep_their_order_from_right_to_left() -> None:
+    with browser_language("ar"):
+        assert "\u2068512 × 768\u2069" in i18n.gettext("native {size}", size="512 × 768")
+        assert "\u2068" not in i18n.gettext("The licence has conditions: {terms}", terms="https://example.org/a b")
+    with browser_language("de"):
+        assert "\u2068" not in i18n.gettext("native {size}", size="512 × 768")
+
+
 def test_errors_are_shown_in_the_visitors_language() -> None:
     allowed = LazyMessage("at most {number} characters", number="10,000")
     error = pickle.loads(pickle.dumps(InvalidInput("prompt", "…", allowed)))  # noqa: S301 - our own
@@ -208,13 +243,14 @@ def test_errors_are_shown_in_the_visitors_language() -> None:
     with browser_language("de"):
         german = i18n.catalog("de")
         template, allowed = (german["{field} must be {allowed} (got {value})."], german[allowed.template])
-        expected = template.format(field=german["Prompt"], allowed=allowed.format(number="10,000"), value="'…'")
+        expected = template.format(field=german["Prompt"], allowed=allowed.format(number="10.000"), value="'…'")
         assert i18n.error_text(error) == expected != str(error)
         assert i18n.error_text(CanvasError("{not} a template")) == "{not} a template"
 
 
 VISITS = {
     "de-DE": ("Generieren", "Galerie", "Modell", "Stil", "Seitenverhältnis", "Schritt", "Favorit"),
+    "ar-EG": ("توليد", "المعرض", "النموذج", "النمط", "نسبة الأبعاد", "الخطوات", "مفضّلة"),
     "ja-JP": ("生成", "ギャラリー", "モデル", "スタイル", "縦横比", "ステップ", "お気に入り"),
 }
 
@@ -229,7 +265,7 @@ def test_the_page_is_shown_in_the_browsers_language(served: Studio, browser: Bro
         page.goto(served.address)  # type: ignore[attr-defined]
         language, _, _ = locale.partition("-")
         texts = i18n.catalog(language)
-        page.get_by_role("button", name=texts["Settings"], exact=True).click()
+        page.get_by_role("button", name=texts["Advanced"], exact=True).click()
         for label in (model, style):
             expect(page.get_by_label(label, exact=True).first).to_be_visible()
         expect(page.get_by_text(ratio, exact=True)).to_be_visible()
@@ -243,7 +279,9 @@ def test_the_page_is_shown_in_the_browsers_language(served: Studio, browser: Bro
         page.get_by_role("tab", name=gallery, exact=True).click()
         page.locator(".tile").first.click()
         expect(page.get_by_role("dialog").get_by_role("button", name=favourite)).to_be_visible()
-        assert page.evaluate("document.documentElement.lang") == language
+        root = page.locator("html")
+        expect(root).to_have_attribute("lang", language)
+        expect(root).to_have_attribute("dir", "rtl" if language == "ar" else "ltr")
     [image] = served.recent("local", 1)
     assert (image.request.prompt, image.request.style) == (prompt, "anime")
 

@@ -1,0 +1,101 @@
+"""Adds, changes and removes models while the program runs, and writes them to `models.toml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from canvas.catalog import Catalog, ModelSpec, change_model, get_model, parse_model
+from canvas.errors import ContentBlocked, InvalidInput, LazyMessage
+from canvas.formatting import format_bytes
+from canvas.models import download, hub_search
+from canvas.models.hub_client import Hub
+from canvas.models.hub_search import FoundModel
+from canvas.models.models_file import ModelsFile
+
+EDITABLE = ("num_inference_steps", "guidance_scale", "resolution")
+
+
+class OwnModels:
+    """The models of a data folder. On a public server every method raises ContentBlocked."""
+
+    def __init__(self, models: Catalog, path: Path, default_model: str, hub: Hub | None, *, allowed: bool) -> None:
+        self._models = models
+        self._file = ModelsFile(path)
+        self._default_model = default_model
+        self._hub = hub
+        self._allowed = allowed
+
+    def search(self, text: str, *, family: str = "", sort: str, open_only: bool = False) -> list[FoundModel]:
+        """See `hub_search.search`."""
+        self._check_allowed()
+        return hub_search.search(text, family=family, sort=sort, open_only=open_only, hub=self._hub)
+
+    def add(self, found: FoundModel) -> ModelSpec:
+        """Add a model to the catalog; raises ModelUnavailable for what is not there or does not run here."""
+        self._check_allowed()
+        if found.unsupported:
+            raise InvalidInput("name", found.source, message=found.unsupported)
+        for spec in self._models.values():
+            if found.source in (spec.name, *(source for _, source in spec.components if source.endswith(".gguf"))):
+                message = LazyMessage("{model} is in the list already.", model=spec.key)
+                raise InvalidInput("name", found.source, message=message)
+        key = hub_search.unique_key(found.title, self._models)
+        entry: dict[str, Any] = {"name": found.source, "title": found.title}
+        if found.size is not None:
+            entry["size"] = format_bytes(found.size)
+        entry |= {name: getattr(found, name) for name in ("license", "terms") if getattr(found, name)}
+        spec = download.complete_spec(parse_model(key, entry), hub=self._hub)
+        self._file.update(key, entry)
+        self._models[key] = spec
+        return spec
+
+    def edit(self, key: str, values: Mapping[str, Any]) -> ModelSpec:
+        """Set the defaults of a model: any of EDITABLE. Raises InvalidInput."""
+        self._check_allowed()
+        spec = get_model(key, self._models)
+        values = {name: values[name] for name in EDITABLE if name in values}
+        changed = change_model(spec, values)
+        self._file.update(spec.key, {name: getattr(changed, name) for name in values})
+        self._models[spec.key] = changed
+        return changed
+
+    def is_own(self, key: str) -> bool:
+        """Whether the model is not one of the program, so that it can be removed."""
+        return self._models.base(key) is None
+
+    def reset(self, key: str) -> None:
+        """Undo `edit`; other fields of the model in the file stay. Raises InvalidInput."""
+        self._check_allowed()
+        spec = get_model(key, self._models)
+        entry = self._file.tables().get(spec.key, {})
+        left = {name: value for name, value in entry.items() if name not in EDITABLE}
+        if left:
+            self._models[spec.key] = self._models.parse_table(spec.key, left)
+        elif entry:
+            del self._models[spec.key]
+        self._file.unset(spec.key, EDITABLE)
+
+    def remove(self, key: str) -> None:
+        """Remove a model that was added, and its download unless another model uses it. Raises InvalidInput."""
+        self._check_allowed()
+        spec = get_model(key, self._models)
+        if not self.is_own(spec.key):
+            message = LazyMessage("{model} belongs to the program and cannot be removed.", model=spec.key)
+            raise InvalidInput("model_key", spec.key, message=message)
+        if spec.key == self._default_model:
+            message = LazyMessage("{model} is the default model. Start with another --model first.", model=spec.key)
+            raise InvalidInput("model_key", spec.key, message=message)
+        self._file.remove(spec.key)
+        del self._models[spec.key]
+        if not spec.is_local and not any(_sources(spec) & _sources(other) for other in self._models.values()):
+            download.remove(spec, hub=self._hub)
+
+    def _check_allowed(self) -> None:
+        if not self._allowed:
+            raise ContentBlocked(LazyMessage("Visitors cannot change the models of this server."))
+
+
+def _sources(spec: ModelSpec) -> set[str]:
+    return {*spec.sources, *download.component_repositories(spec)}

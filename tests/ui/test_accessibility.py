@@ -1,0 +1,91 @@
+"""The page for screen readers and keyboards: axe-core finds nothing, jobs are read aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from canvas import GenerationRequest, Studio
+from tests.ui.conftest import TIMEOUT, wait_until_loaded
+
+TABS = {  # with an element that shows that the tab has its content
+    "create": "#current-result .result",
+    "edit": "#edit-recent button",
+    "compare": "#comparison h2",
+    "gallery": ".tile",
+    "models": "#models .model",
+    "statistics": "#statistics .chart",
+}
+# target-size: 24 px, which axe checks only on demand
+OPTIONS = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
+WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
+
+
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("desktop-light", "desktop-dark", "phone-light")]
+
+
+@pytest.fixture(params=["phone-dark", *LONG])
+def visit(request: pytest.FixtureRequest, served: Studio, browser: Browser) -> Iterator[Page]:
+    """A page of each size and theme, with an image in the gallery."""
+    window, scheme = request.param.split("-")
+    width, height = WINDOWS[window]
+    served.generate(GenerationRequest("a fox in the snow", seed=1, num_inference_steps=1))
+    with browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme) as context:
+        context.set_default_timeout(TIMEOUT)
+        page = context.new_page()
+        page.goto(served.address)  # type: ignore[attr-defined]
+        wait_until_loaded(page)
+        yield page
+
+
+def violations(page: Page) -> list[str]:
+    """The rules that the page breaks, with the elements."""
+    page.evaluate("Promise.all(document.getAnimations().map(animation => animation.finished.catch(() => 0)))")
+    found = Axe().run(page, options=OPTIONS).response["violations"]
+    return [f"{rule['id']}: {node['html'][:160]} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
+
+
+def open_tab(page: Page, tab: str) -> None:
+    page.locator(f'#tabs [role=tab][data-tab-id="{tab}"]').click()
+
+
+def test_axe_finds_no_violations(served: Studio, visit: Page) -> None:
+    found: dict[str, list[str]] = {}
+    for tab, content in TABS.items():
+        open_tab(visit, tab)
+        visit.locator(content).first.wait_for()
+        found[tab] = violations(visit)
+    open_tab(visit, "models")
+    visit.locator("#models [data-action=edit_defaults]").first.click()
+    visit.locator("#model-dialog dialog:modal").wait_for()
+    found["defaults of a model"] = violations(visit)
+    visit.keyboard.press("Escape")
+    open_tab(visit, "create")
+    visit.locator("[data-lightbox]").first.click()
+    visit.locator("dialog:modal").wait_for()
+    found["lightbox"] = violations(visit)
+    visit.keyboard.press("Escape")
+    visit.locator("#settings-button").click()
+    # Its panel scrolls below the button that closes it
+    found["settings"] = [problem for problem in violations(visit) if "partially obscured" not in problem]
+    image = served.recent("local", 1)[0]
+    visit.goto(f"{served.address}?image={image.id}")  # type: ignore[attr-defined]
+    visit.locator("#image-detail dialog:modal").wait_for()
+    found["image"] = violations(visit)
+    assert {place: problems for place, problems in found.items() if problems} == {}
+
+
+def test_jobs_are_read_aloud(page: Page) -> None:
+    region = page.locator("#announcements")
+    expect(region).to_have_attribute("role", "status")
+    expect(region).to_be_empty()
+    page.get_by_label("Prompt", exact=True).fill("a fox for a screen reader")
+    page.locator("#generate").click()
+    expect(region).to_contain_text("Step")
+    expect(region).to_have_text("Finished: a fox for a screen reader")
+    expect(page.locator(".result-images .image-cell img:not(.glow)")).to_have_attribute(
+        "alt", "a fox for a screen reader"
+    )
