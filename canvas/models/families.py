@@ -246,6 +246,7 @@ FAMILIES = (
     Family("ovis_image", "Ovis-Image", "OvisImagePipeline", tokens=256, lora=False, steps=50, guidance_scale=5.0),
     Family("krea2", "Krea 2", "Krea2Pipeline", tokens=512, lora=False, guidance_scale=4.5, distilled=(8, 0.0)),
 )
+BY_KEY: Mapping[str, Family] = MappingProxyType({family.key: family for family in FAMILIES})
 BY_CLASS: Mapping[str, Family] = MappingProxyType(
     {name: family for family in FAMILIES for name in family.tasks.values()}
 )
