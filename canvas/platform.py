@@ -7,8 +7,10 @@ import os
 import secrets
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,17 @@ SPACE_PROXIES = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 TEMP_VARIABLE, TEMP_PREFIX = "GRADIO_TEMP_DIR", "magic-canvas-"
 TRUSTED_PROXIES_VARIABLE = "FORWARDED_ALLOW_IPS"  # of uvicorn
 DEVICES = Path("/dev")  # where Linux lists the GPUs that this process or its container may use
+
+
+def program_version() -> str:
+    """The version of a checkout, which may differ from an installed package, or else of the package."""
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    try:
+        return version("magic-canvas")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def space_defaults(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -72,6 +85,7 @@ def configure_runtime_env(environ: MutableMapping[str, str] | None = None) -> No
     environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
     environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     configure_hf_home(environ)
     # OpenMP threads busy-wait by default: beside another program that keeps a core busy, an
     # image then takes ten times as long.

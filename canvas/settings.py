@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     `admin`: the owner id (a login, `key-NAME` or `hf-NUMBER`) who sees the images of all users.
     `api_key`: what the command line sends to a server that requires a key.
     `provider`, `provider_token`: Hugging Face Inference Providers (default token: HF_TOKEN).
+    `cluster`: address of a Ray cluster, such as ray://head:10001, or "auto" on one of its nodes,
+    where Ray ends this process if the head is lost.
+    `cores_per_worker`: CPU cores of each of its workers on nodes without a GPU; None: all of a node.
+    `scale_down_after`: seconds without a job after which the workers end; None: never. With it Ray's
+    autoscaler starts nodes for waiting jobs.
     `remote`, `remote_key`: address and API key of another Magic Canvas.
 
     Raises InvalidInput.
@@ -84,6 +89,9 @@ class Settings(BaseSettings):
     trusted_proxies: tuple[str, ...] = ()
     root_path: str = ""
     workers: int | None = Field(None, ge=1, le=MAX_WORKERS)
+    cluster: str | None = None
+    cores_per_worker: int | None = Field(None, ge=1)
+    scale_down_after: int | None = Field(None, ge=1)
     space: str = ""
     persistent: bool = True
     zero_gpu: bool = False
@@ -148,6 +156,8 @@ class Settings(BaseSettings):
         parser.add_argument("--admin", metavar="USER", help="login that sees the images of all users")
         parser.add_argument("--data-dir", help="folder of ai_images.db and outputs/")
         parser.add_argument("--workers", metavar="N", help="worker processes (default: 1 per GPU)")
+        parser.add_argument("--cluster", metavar="ADDRESS", help="Ray cluster that generates the images")
+        parser.add_argument("--cores-per-worker", metavar="N", help="CPU cores of each worker of the cluster")
         parser.add_argument("--model", metavar="KEY", help="default model")
         return cls.from_environment(**vars(parser.parse_args(arguments)))
 
@@ -202,6 +212,13 @@ class Settings(BaseSettings):
             raise ValueError("a URL such as http://192.168.1.20:7860")
         return value
 
+    @field_validator("cluster")
+    @classmethod
+    def _check_cluster_address(cls, value: str | None) -> str | None:
+        if value not in (None, "auto") and not re.fullmatch(r"(ray://)?[^/\s]+:\d+", value):
+            raise ValueError("auto, HOST:PORT or ray://HOST:PORT")
+        return value
+
     @field_validator("*", mode="wrap")  # the last one: it wraps the others
     @classmethod
     def _explain(cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
@@ -225,6 +242,16 @@ class Settings(BaseSettings):
         if not self.admin.startswith(("key-", "hf-") if self.sign_in else "key-"):
             allowed = "the USER of --auth, key-NAME for a key, or hf-NUMBER on a Space with sign-in"
             raise InvalidInput("admin", self.admin, allowed)
+        return self
+
+    @model_validator(mode="after")
+    def _check_cluster(self) -> Settings:
+        """Refuse settings that would have no effect."""
+        if self.cluster is not None and self.workers is not None:
+            raise InvalidInput("workers", self.workers, "unset with a cluster, which has a worker per GPU or node")
+        for field in ("cores_per_worker", "scale_down_after"):
+            if self.cluster is None and getattr(self, field) is not None:
+                raise InvalidInput(field, getattr(self, field), "unset without a cluster")
         return self
 
     def make_data_dir(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ from canvas.models import addons, download, single_file
 from canvas.models.capabilities import Capabilities
 from canvas.models.hub_client import Hub
 from canvas.models.licences import AcceptedLicences
+from canvas.presets import PRESETS
 from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.settings import Settings
 
@@ -91,6 +94,8 @@ class Studio:
         self.remote_backends = RemoteBackends(self.settings, hub)
         self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
         self._jobs = JobRegistry()
+        self._jobs_by_node: Counter[tuple[str, str]] = Counter()
+        self._count_lock = threading.Lock()
         self._pending_jobs = PendingJobStore(self.database)
         self._closing = False
         self._scheduler = JobScheduler(
@@ -297,9 +302,12 @@ class Studio:
             estimate *= max(1, len(other.requests))
             done = other.progress.fraction if isinstance(other.progress, ProgressUpdate) else 0.0
             seconds += estimate * (1 - done)
-        return seconds / len(self.backends)
+        return seconds / max(1, len(self._scheduler.usable_backends))
 
     def _on_job_finished(self, job: Job) -> None:
+        if job.node:
+            with self._count_lock:
+                self._jobs_by_node[job.node, job.status] += 1
         if not isinstance(job.error, ServerStopping):
             self._pending_jobs.remove_eventually(job.id)
 
@@ -314,7 +322,10 @@ class Studio:
     @property
     def device(self) -> Device:
         """The device with its dtype; detected by a short measurement on first use."""
-        return self.device_if_known or self.backends[0].device
+        usable = self._scheduler.usable_backends
+        if not usable:
+            raise CanvasError(LazyMessage("No worker has joined the cluster yet. Start a node with Ray, or wait."))
+        return self.device_if_known or usable[0].device
 
     @property
     def device_if_known(self) -> Device | None:
@@ -323,8 +334,18 @@ class Studio:
 
     @property
     def backends(self) -> list[Backend]:
-        """The local backends: one in this process, or several workers."""
+        """The local backends: one in this process, several workers, or the present ones of a cluster."""
         return self._scheduler.backends
+
+    def models_of(self, backend: Backend) -> list[str]:
+        """The keys of the models that a backend holds in memory."""
+        return [key for key, spec in self.models.items() if any(backend.is_loaded(spec, preset) for preset in PRESETS)]
+
+    @property
+    def jobs_by_node(self) -> dict[tuple[str, str], int]:
+        """The number of jobs that have finished since the start, by node and status."""
+        with self._count_lock:
+            return dict(self._jobs_by_node)
 
     def warm_up(self, *, wait: bool = False) -> None:
         """Detect the device and load the default model, in the background unless `wait`."""

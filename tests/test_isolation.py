@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from canvas.server.identity import COOKIE, visitor_owner_id
 from canvas.server.launch import launch
 from canvas.settings import Settings
 from canvas.ui.app import MAX_SESSIONS
+from tests.backends.cluster import running_cluster
 from tests.visitors import Visitor, routes_of
 
 PROMPT = "quetzalfinch in a velvet fjord"
@@ -66,22 +68,31 @@ class PublicServer:
         return {**found, "image": content[middle : middle + 64]}
 
 
-def settings_of(kind: str, folder: Path, environ: pytest.MonkeyPatch) -> Settings:
-    """Settings of a public server, or of a Space."""
+def settings_of(kind: str, folder: Path, environ: pytest.MonkeyPatch, cluster: str | None) -> Settings:
+    """Settings of a public server, also with workers, or of a Space."""
     options = {"cache_dir": folder / "cache", "port": 0, "device": "cpu", "dtype": "float32", "engine": "torch"}
-    if kind == "public":
-        return Settings(data_dir=folder, public=True, **options)
+    if kind != "space":
+        workers = 2 if kind == "workers" else None
+        return Settings(data_dir=folder, public=True, workers=workers, cluster=cluster, **options)
     for name, value in {"SYSTEM": "spaces", "SPACE_ID": "ann/canvas"}.items():
         environ.setenv(name, value)
     environ.setenv("CANVAS_BUCKET", str(folder))
     return Settings.from_environment(**options)
 
 
-@pytest.fixture(scope="module", params=["public", pytest.param("space", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=["public", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("space", "workers", "cluster"))],
+)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PublicServer]:
     environ = pytest.MonkeyPatch()
-    settings = settings_of(request.param, tmp_path_factory.mktemp("public"), environ)
-    with Studio(settings) as studio:
+    with ExitStack() as stack:
+        cluster = None
+        if request.param == "cluster":
+            pytest.importorskip("ray", reason="needs the extra `cluster`")
+            cluster = stack.enter_context(running_cluster(tmp_path_factory.mktemp("nodes"))).address
+        settings = settings_of(request.param, tmp_path_factory.mktemp("public"), environ, cluster)
+        studio = stack.enter_context(Studio(settings))
         page = launch(studio, block=False)
         ann = Visitor(page.local_url)
         generate = ann.event("page_generate")

@@ -235,9 +235,25 @@ class StudioCollector(Collector):
         for status, count in count_unfinished(self._studio.jobs(None)).items():
             jobs.add_metric([status], count)
         yield jobs
+        yield from self._collect_workers()
         free = free_bytes(self._studio.settings.data_dir)
         if free is not None:
             yield GaugeMetricFamily("canvas_disk_free_bytes", "Free bytes of the data folder.", free)
+
+    def _collect_workers(self) -> Iterator[Metric]:
+        finished = CounterMetricFamily(
+            "canvas_node_jobs", "Jobs that have finished since the start, by node.", labels=["node", "status"]
+        )
+        for (node, status), count in self._studio.jobs_by_node.items():
+            finished.add_metric([node, status], count)
+        yield finished
+        loaded = GaugeMetricFamily(
+            "canvas_worker_models", "Models in memory, by worker.", labels=["worker", "node", "model"]
+        )
+        for backend in self._studio.backends:
+            for model_key in self._studio.models_of(backend):
+                loaded.add_metric([backend.name, backend.node, model_key], 1)
+        yield loaded
 
 
 def count_unfinished(jobs: list[Job]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
 from canvas.errors import CanvasError, GenerationFailed
-from canvas.models.download import LocalModel
+from canvas.models.download import DownloadProgress, LocalModel
 from canvas.request import GeneratedImage, GenerationRequest, JobStatus, ProgressUpdate
 
 Result = TypeVar("Result")
@@ -29,14 +29,28 @@ class GenerationTask:
 
 
 class ProgressCallback(Protocol):
-    """Called with each new status of the job and with each step."""
+    """Called with each new status of the job, with each step, and with the progress of a worker's download."""
 
-    def __call__(self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
-        """Report one of the two."""
+    def __call__(
+        self,
+        *,
+        status: JobStatus | None = None,
+        step: ProgressUpdate | None = None,
+        download: DownloadProgress | None = None,
+    ) -> None:
+        """Report one of the three."""
 
 
 class Backend(Protocol):
-    """A device and the models loaded on it; runs one task at a time."""
+    """A device and the models loaded on it; runs one task at a time.
+
+    `name` is that of the process or actor, `node` that of its machine. `error` is why it takes no
+    jobs.
+    """
+
+    name: str
+    node: str
+    error: CanvasError | None
 
     @property
     def device(self) -> Device:
@@ -45,6 +59,9 @@ class Backend(Protocol):
     @property
     def device_if_known(self) -> Device | None:
         """The device if it is already detected; never waits."""
+
+    def wait_until_ready(self) -> bool:
+        """Wait until it can run a task; False once it is closed."""
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         """Whether the model is in memory; never waits."""
@@ -83,4 +100,8 @@ def busy_error() -> CanvasError:
 
 
 class WorkerCrashed(GenerationFailed):
-    """The worker process exited unexpectedly; the task is not known to be the cause."""
+    """The worker exited unexpectedly; the task is not known to be the cause."""
+
+
+class WorkerRemoved(WorkerCrashed):
+    """The worker had ended for good before the task started."""

@@ -34,6 +34,10 @@ class LocalBackend:
     `num_workers` backends in as many processes share the CPU cores and the memory.
     """
 
+    name = "This process"
+    node = "local"
+    error: CanvasError | None = None
+
     def __init__(
         self, settings: Settings, record_event: RecordEvent, hub: Hub | None = None, num_workers: int = 1
     ) -> None:
@@ -69,6 +73,9 @@ class LocalBackend:
     def loaded_models(self) -> frozenset[str]:
         """The cache keys of the pipelines in memory."""
         return frozenset(self._pipelines.loaded() if self._pipelines else ())
+
+    def wait_until_ready(self) -> bool:
+        return True
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         return cache_key(spec, preset) in self.loaded_models()

@@ -20,7 +20,7 @@ from canvas.errors import CanvasError, GenerationCancelled, GenerationFailed
 from canvas.history.database import ModelEvent
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
-from canvas.request import GeneratedImage, JobStatus, ProgressUpdate
+from canvas.request import GeneratedImage
 from canvas.settings import Settings
 
 Message = tuple[str, Any]
@@ -48,6 +48,10 @@ class ZeroGpuBackend:
     must be created before torch is imported.
     """
 
+    name = "ZeroGPU"
+    node = "local"
+    error: CanvasError | None = None
+
     def __init__(self, settings: Settings, record_event: RecordEvent, hub: Hub | None = None) -> None:
         import spaces
 
@@ -64,6 +68,9 @@ class ZeroGpuBackend:
     @property
     def device_if_known(self) -> Device | None:
         return self._local.device_if_known
+
+    def wait_until_ready(self) -> bool:
+        return True
 
     def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
         """Whether new processes inherit the model."""
@@ -110,8 +117,8 @@ class ZeroGpuBackend:
         messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         stop = threading.Event()
 
-        def on_progress(*, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
-            messages.put(("progress", {"status": status, "step": step}))
+        def on_progress(**progress: Any) -> None:
+            messages.put(("progress", progress))
 
         def run() -> None:
             try:

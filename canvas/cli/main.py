@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
-import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +16,7 @@ from canvas.cli import deploy_space, doctor, export_import, generate, keys, mode
 from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_json, print_line, with_examples
 from canvas.engine import configure_process
 from canvas.errors import CanvasError, GenerationCancelled
+from canvas.platform import program_version
 
 CANCELLED = GenerationCancelled.exit_code  # also of Ctrl+C, as in shells
 # Commands and options of version 0.1, still accepted.
@@ -70,6 +70,12 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
     ] = None,
     admin: Annotated[str | None, typer.Option(metavar="USER", help="Login that sees the images of all users.")] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", help="Worker processes; one per GPU by default.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Ray cluster that generates the images.")
+    ] = None,
+    cores_per_worker: Annotated[
+        str | None, typer.Option(metavar="N", help="CPU cores of each worker of the cluster; all of a node by default.")
+    ] = None,
     model: Annotated[str | None, typer.Option(metavar="KEY", help="Default model.")] = None,
     json: AsJson = False,
     data_dir: DataDir = None,
@@ -80,8 +86,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
     from canvas.studio import Studio
 
     flags = {"share": share or None, "public": public or None, "insecure": insecure or None}
-    options = {"host": host, "port": port, "auth": auth, "admin": admin, "workers": workers, "root_path": root_path}
-    settings = load_settings(data_dir, model=model, **flags, **options)
+    options = {"host": host, "port": port, "auth": auth, "admin": admin, "root_path": root_path}
+    workers_options = {"workers": workers, "cluster": cluster, "cores_per_worker": cores_per_worker}
+    settings = load_settings(data_dir, model=model, **flags, **options, **workers_options)
     with exit_on_signals(), Studio(settings) as studio:
         with redirect_stdout(sys.stderr if json else sys.stdout):  # Gradio prints the MCP address
             page = launch(studio, block=False, quiet=json)
@@ -108,21 +115,9 @@ def _bench_app() -> typer.Typer:
     return stub
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    project = ROOT / "pyproject.toml"  # a checkout, which may differ from an installed package
-    if project.is_file():
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    try:
-        return version("magic-canvas")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _print_version(value: bool) -> None:
     if value:
-        print_line(f"Magic Canvas {_version()}")
+        print_line(f"Magic Canvas {program_version()}")
         raise typer.Exit
 
 

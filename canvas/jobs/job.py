@@ -16,6 +16,7 @@ from typing import Any, Literal
 from canvas.dynamic_prompts import escape
 from canvas.errors import CanvasError, GenerationCancelled
 from canvas.formatting import format_progress
+from canvas.models.download import DownloadProgress
 from canvas.request import FINISHED_STATUSES, GeneratedImage, GenerationRequest, JobStatus, ProgressUpdate
 
 BAR_FORMAT = "{desc} |{bar:24}| {percentage:3.0f} %{postfix}"
@@ -49,6 +50,7 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
     on_finish: Callable[[Job], None] | None = field(default=None, repr=False)
     context: Context = field(default_factory=copy_context, repr=False)
+    node: str = ""  # where it runs or ran last
     attempts: int = 0  # that ended with a crashed worker
     skipped: int = 0  # times that a later job was taken first
     version: int = 0  # counts the changes
@@ -103,9 +105,19 @@ class Job:
                 self.version += 1
                 self._changed.notify_all()
 
-    def report_progress(self, *, status: JobStatus | None = None, step: ProgressUpdate | None = None) -> None:
+    def report_progress(
+        self,
+        *,
+        status: JobStatus | None = None,
+        step: ProgressUpdate | None = None,
+        download: DownloadProgress | None = None,
+    ) -> None:
         """The backend's callback; after a restart `step` counts only the remaining images."""
         changes: dict[str, Any] = {} if status is None else {"status": status}
+        if download is not None:
+            changes["progress"] = download
+        elif status == "loading":  # after the download
+            changes["progress"] = None
         if step is not None:
             done = self.first_image(self.current + 1) - step.num_images
             changes["progress"] = replace(

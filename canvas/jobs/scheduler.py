@@ -10,8 +10,9 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from canvas.backends.base import Backend, GenerationTask, WorkerCrashed, run_in_fresh_thread
+from canvas.backends.base import Backend, GenerationTask, WorkerCrashed, WorkerRemoved, run_in_fresh_thread
 from canvas.backends.local import log_event
+from canvas.backends.ray_cluster import RayCluster
 from canvas.backends.remote_backends import RemoteBackends
 from canvas.backends.subprocess_pool import create_backends
 from canvas.catalog import Catalog, ModelSpec, get_model
@@ -64,7 +65,8 @@ class JobScheduler:
         self._hub = hub
         self._loras_dir = settings.loras_dir
         self._checks_images = settings.safety_level == "full"
-        self.backends = create_backends(settings, record_event, hub)
+        self.backends: list[Backend] = [] if settings.cluster else create_backends(settings, record_event, hub)
+        self._busy: set[Backend] = set()
         self._download_queue = JobQueue()
         self._generate_queue = JobQueue()
         self._remote_queue = JobQueue()
@@ -77,6 +79,9 @@ class JobScheduler:
             self._remote_queue: [("canvas-remote", remote_loop)] * REMOTE_CONCURRENCY,
         }
         self._threads: list[threading.Thread] = []
+        self._default_model: ModelSpec | None = None
+        self._has_cluster = settings.cluster is not None
+        self._cluster = self._join_cluster(settings) if self._has_cluster else None
 
     def put(self, job: Job, *, ready: bool) -> None:
         """Queue a job; one that is not `ready` starts with its downloads."""
@@ -117,9 +122,32 @@ class JobScheduler:
         for queue in (self._download_queue, self._generate_queue, self._remote_queue):
             queue.close()
         self._join_threads(STOP_TIMEOUT)  # most end within a step
+        if self._cluster is not None:
+            self._cluster.close()
         for backend in self.backends:
             backend.close()
         self._join_threads(CLOSE_TIMEOUT)
+
+    def _join_cluster(self, settings: Settings) -> RayCluster:
+        return RayCluster(
+            settings, self._hub, self._record_event, self._add_backend, self._remove_backend, self._count_jobs
+        )
+
+    def _add_backend(self, backend: Backend) -> None:
+        self.backends = [*self.backends, backend]
+        self._start_thread("canvas-generate", partial(self._cluster_loop, backend))
+
+    def _remove_backend(self, backend: Backend) -> None:
+        self.backends = [other for other in self.backends if other is not backend]
+
+    def _cluster_loop(self, backend: Backend) -> None:
+        if self._default_model is not None:
+            self._warm_up(backend, self._default_model)
+        self._generate_loop(backend)
+
+    def _count_jobs(self) -> int:
+        """The generations that wait or run."""
+        return len(self._generate_queue.snapshot()) + len(self._busy)
 
     def _join_threads(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -132,17 +160,25 @@ class JobScheduler:
         known = (backend.device_if_known for backend in self.backends)
         return next((device for device in known if device), None)
 
+    @property
+    def usable_backends(self) -> list[Backend]:
+        """Those that take jobs: without the nodes of a cluster that were refused."""
+        return [backend for backend in self.backends if backend.error is None]
+
     def find_local(self, spec: ModelSpec) -> download.LocalModel | None:
         return download.find_local(spec, hub=self._hub)
 
     def plan_download(self, spec: ModelSpec, cancelled: threading.Event | None = None) -> download.DownloadPlan:
         """The files to download for this device, in 16 bits if it supports that; asks the Hub."""
-        device = self.device_if_known or self.backends[0].device
-        half = device.dtype != "float32"
+        device = self.device_if_known
+        if device is None and self.usable_backends:
+            device = self.usable_backends[0].device
+        half = device is None or device.dtype != "float32"
         return download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
 
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
         """Detect the device of every backend and load a model that is on disk."""
+        self._default_model = spec
         for backend in self.backends:
             if wait:  # in this thread: on ZeroGPU no other may place models
                 self._warm_up(backend, spec)
@@ -161,7 +197,7 @@ class JobScheduler:
 
     def _warm_up(self, backend: Backend, spec: ModelSpec) -> None:
         local = self.find_local(spec)
-        if local is None:
+        if local is None or not backend.wait_until_ready():
             return
         try:
             backend.load(spec, local)
@@ -179,10 +215,13 @@ class JobScheduler:
             spec, request = self._models.get(job.model_key), job.request
             return bool(spec and request and backend.is_loaded(spec, request.preset))
 
-        alone = len(self.backends) == 1
+        alone = len(self.backends) == 1 and not self._has_cluster
         run: Callable[[Job], None] = partial(self._generate, backend)
-        while (job := self._generate_queue.take(None if alone else prefers)) is not None:
+        while backend.wait_until_ready() and (job := self._generate_queue.take(None if alone else prefers)) is not None:
+            self._busy.add(backend)
+            job.node = backend.node
             self._run_job(job, run)
+            self._busy.discard(backend)
             if alone and isinstance(job.error, OutOfMemory):  # workers do this themselves
                 run = partial(run_in_fresh_thread, self._generate, backend)
 
@@ -209,7 +248,7 @@ class JobScheduler:
     def _requeue(self, job: Job, error: WorkerCrashed) -> None:
         """Run a job again after its worker crashed, at most MAX_ATTEMPTS times."""
         log.warning("%s", error)
-        job.attempts += 1
+        job.attempts += not isinstance(error, WorkerRemoved)
         if job.cancelled.is_set():
             job.update(status="cancelled", error=GenerationCancelled("Cancelled."))
         elif job.attempts >= MAX_ATTEMPTS:

@@ -13,7 +13,7 @@ from canvas.model_status import ModelStatus
 from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, run_while_selected
 from canvas.ui.html_panel import panel, render
-from canvas.ui.i18n import gettext, translate_message
+from canvas.ui.i18n import error_text, gettext, translate_message
 from canvas.ui.result_panel import download_text
 
 POLL_INTERVAL = 1.0  # seconds between polls while the tab is selected
@@ -63,8 +63,26 @@ class ModelsTab:
         rows = [self._row(spec, self._studio.model_status(key), jobs) for key, spec in self._studio.models.items()]
         groups = {group: [row for row in rows if row["spec"].group == group] for group in model_groups(self._studio)}
         return render(
-            "models.html", groups=groups, device=self._studio.device_if_known, public=self._studio.settings.is_public
+            "models.html",
+            groups=groups,
+            device=self._studio.device_if_known,
+            workers=self._workers(),
+            public=self._studio.settings.is_public,
         )
+
+    def _workers(self) -> list[dict[str, str]]:
+        """Several workers with their models; nothing for visitors."""
+        studio = self._studio
+        if studio.settings.is_public or (len(studio.backends) < 2 and not studio.settings.cluster):
+            return []
+        return [
+            {
+                "name": backend.name,
+                "error": error_text(backend.error) if backend.error else "",
+                "text": ", ".join(studio.models_of(backend)) or gettext("no model in memory"),
+            }
+            for backend in studio.backends
+        ]
 
     def _row(self, spec: ModelSpec, status: ModelStatus, jobs: list[Job]) -> dict[str, Any]:
         model_jobs = [job for job in jobs if job.model_key == spec.key]

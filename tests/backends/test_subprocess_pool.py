@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import gradio as gr
 import psutil
 import pytest
 from PIL import Image, ImageChops
@@ -22,6 +24,7 @@ from canvas.jobs.scheduler import MAX_ATTEMPTS
 from canvas.platform import visible_gpus, worker_environment
 from canvas.request import ProgressUpdate
 from canvas.settings import Settings
+from canvas.ui.models_tab import ModelsTab
 
 LONG = GenerationRequest("an owl", seed=3, num_inference_steps=60, guidance_scale=2.0)
 SHORT = replace(LONG, num_inference_steps=2)
@@ -43,7 +46,7 @@ def worker_pids() -> list[int]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-            if "canvas.backends.subprocess_worker" in child.cmdline():
+            if "canvas.backends.worker" in child.cmdline():
                 found.append(child.pid)
     return found
 
@@ -69,6 +72,14 @@ def test_two_jobs_run_at_once_with_steps_and_previews(pool: Studio) -> None:
     assert previews
     assert (first.request.seed, second.request.seed) == (1, 2)
     assert pool.model_status("starter").location == "memory"
+    assert [pool.models_of(backend) for backend in pool.backends] == [["starter"]] * 2
+    assert pool.jobs_by_node == {("local", "done"): 2}
+    with gr.Blocks():
+        html = ModelsTab(pool)._render("a")
+    assert re.findall(r"<strong>(Worker process \d)</strong> <span[^>]*>(.*?)</span>", html) == [
+        ("Worker process 1", "starter"),
+        ("Worker process 2", "starter"),
+    ]
     assert pool.device.name == "cpu"
     assert [event.model_name for event in pool.database.model_events()] == ["starter"] * 2
     assert pool.unload_model("starter")

@@ -1,7 +1,7 @@
-"""The worker process: `python -m canvas.backends.subprocess_worker`.
+"""The worker's end of a `WorkerBackend`; `python -m canvas.backends.worker` is a worker process.
 
-Messages are pickles in both directions; `subprocess_pool` is the other end. The worker exits at
-once when its stdin closes, because the parent process ended.
+Messages are pickles in both directions. The process exits at once when its stdin closes, because
+the parent process ended.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any, BinaryIO
@@ -21,23 +22,29 @@ from canvas.backends.base import GenerationTask, run_in_fresh_thread
 from canvas.backends.local import LocalBackend
 from canvas.errors import CanvasError, OutOfMemory, unexpected_error
 from canvas.platform import configure_runtime_env
-from canvas.request import ProgressUpdate
 
 Call = tuple[Any, threading.Event]
+Send = Callable[[str, object], None]
 
 
-class WorkerProcess:
-    """A LocalBackend that handles calls from a pipe."""
+class Worker:
+    """Handles calls on a LocalBackend, one after the other; `send` gets each kind of message with its value."""
 
-    def __init__(self, input_pipe: BinaryIO, output_pipe: BinaryIO) -> None:
-        self._input = input_pipe
-        self._output = output_pipe
+    def __init__(self, backend: LocalBackend, send: Send) -> None:
+        self._backend = backend
+        self._send = send
         self._calls: queue.Queue[Call] = queue.Queue()
-        settings, hub, num_workers = pickle.load(input_pipe)  # noqa: S301 - from our own program
-        self._backend = LocalBackend(settings, partial(self._send, "record"), hub, num_workers)
+        self._cancelled = threading.Event()
+
+    def put(self, message: Any) -> None:
+        """Queue a call with an event of its own, so that a late "cancel" cannot stop the next one."""
+        if message == "cancel":
+            self._cancelled.set()
+        else:
+            self._cancelled = threading.Event()
+            self._calls.put((message, self._cancelled))
 
     def run(self) -> None:
-        threading.Thread(target=self._read, daemon=True).start()
         handle = self._handle
         while True:
             call, cancelled = self._calls.get()
@@ -51,20 +58,6 @@ class WorkerProcess:
             except Exception as error:
                 logging.getLogger(__name__).exception("a call failed")
                 self._send("error", unexpected_error(error))
-
-    def _read(self) -> None:
-        """Queue calls, each with its own event, so that a late "cancel" cannot stop the next."""
-        cancelled = threading.Event()
-        while True:
-            try:
-                message = pickle.load(self._input)  # noqa: S301 - from our own program
-            except EOFError:
-                os._exit(0)
-            if message == "cancel":
-                cancelled.set()
-            else:
-                cancelled = threading.Event()
-                self._calls.put((message, cancelled))
 
     def _handle(self, call: Any, cancelled: threading.Event) -> None:
         result: object = None
@@ -84,12 +77,8 @@ class WorkerProcess:
             self._send("loaded", self._backend.loaded_models())
         self._send("done", result)
 
-    def _on_progress(self, *, status: str | None = None, step: ProgressUpdate | None = None) -> None:
-        self._send("progress", {"status": status, "step": step})
-
-    def _send(self, kind: str, value: object) -> None:
-        pickle.dump((kind, value), self._output)
-        self._output.flush()
+    def _on_progress(self, **progress: Any) -> None:
+        self._send("progress", progress)
 
 
 def main() -> None:
@@ -100,7 +89,24 @@ def main() -> None:
     configure_runtime_env()
     output_pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not mix with messages
-    WorkerProcess(sys.stdin.buffer, output_pipe).run()
+    settings, hub, num_workers = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own program
+    send = partial(_write, output_pipe)
+    worker = Worker(LocalBackend(settings, partial(send, "record"), hub, num_workers), send)
+    threading.Thread(target=_read, args=(sys.stdin.buffer, worker), daemon=True).start()
+    worker.run()
+
+
+def _write(pipe: BinaryIO, kind: str, value: object) -> None:
+    pickle.dump((kind, value), pipe)
+    pipe.flush()
+
+
+def _read(pipe: BinaryIO, worker: Worker) -> None:
+    while True:
+        try:
+            worker.put(pickle.load(pipe))  # noqa: S301 - from our own program
+        except EOFError:
+            os._exit(0)
 
 
 if __name__ == "__main__":
