@@ -212,6 +212,13 @@ class Settings(BaseSettings):
             raise ValueError("a URL such as http://192.168.1.20:7860")
         return value
 
+    @field_validator("cluster")
+    @classmethod
+    def _check_cluster_address(cls, value: str | None) -> str | None:
+        if value not in (None, "auto") and not re.fullmatch(r"(ray://)?[^/\s]+:\d+", value):
+            raise ValueError("auto, HOST:PORT or ray://HOST:PORT")
+        return value
+
     @field_validator("*", mode="wrap")  # the last one: it wraps the others
     @classmethod
     def _explain(cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:

@@ -79,7 +79,6 @@ class RayCluster:
         self._backends: dict[str, list[WorkerBackend]] = {}  # by node
         self._closed = threading.Event()
         run_in_fresh_thread(self._connect)  # in the main thread Ray replaces the handler of SIGTERM
-        self._update()
         self._thread = threading.Thread(target=self._watch, name="canvas-cluster", daemon=True)
         self._thread.start()
 
@@ -101,7 +100,10 @@ class RayCluster:
 
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:  # also of a version of Ray or Python
+            self._update()
+        # Also if the head has another version of Ray or Python, or (ImportError) not this program.
+        except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
+            ray.shutdown()
             text = "The Ray cluster {address} cannot be used: {reason}"
             raise CanvasError(LazyMessage(text, address=address, reason=reason_of(error))) from error
 
@@ -111,7 +113,7 @@ class RayCluster:
         while not self._closed.wait(POLL_INTERVAL):
             try:
                 self._update()
-            except (ConnectionError, ray.exceptions.RayError) as error:
+            except (ConnectionError, ImportError, ray.exceptions.RayError) as error:
                 if ray.is_initialized():
                     log.warning("The connection to the Ray cluster was lost: %s", reason_of(error))
                 self._remove(set(self._backends))

@@ -188,8 +188,7 @@ class NodeBackend(LocalBackend):
 
     def _download(self, spec: ModelSpec, report: Report, cancelled: threading.Event) -> LocalModel:
         with log_event(self._record_event, ModelEvent(spec.key, "download", spec.name)) as event:
-            half = self.device.dtype != "float32"
-            plan = download.plan_download(spec, half_precision=half, hub=self._hub, cancelled=cancelled)
+            plan = download.plan_download(spec, hub=self._hub, cancelled=cancelled)
             event.update(repo_id=plan.repo_id, revision=plan.revision)
             result = download.download(spec, plan, report, cancelled, hub=self._hub)
             event.update(bytes=result.bytes, file_count=result.file_count)

@@ -76,7 +76,7 @@ def localize(text: str) -> str:
     if match is None:
         return text
     whole, fraction, unit, rate = match.groups()
-    thousands, decimal = SEPARATORS.get(language(), ",.")
+    thousands, decimal = SEPARATORS.get(language(), (",", "."))
     number = whole.replace(",", thousands) + (fraction or "").replace(".", decimal)
     template = catalog(language()).get(UNITS[unit], UNITS[unit]) if unit else "{number}"
     text = template.format(number=number) + (rate or "")

@@ -82,6 +82,16 @@ def pixels(studio: Studio, filename: str) -> Image.Image:
         return file.convert("RGB")
 
 
+def test_other_versions_are_refused(cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ray Client; the first test, as a process has one connection to Ray."""
+    monkeypatch.setattr(ray_cluster, "code_version", lambda: "0.1.0 (00000000)")  # of the server
+    with Studio(settings_for(tmp_path, cluster.address)) as studio:
+        job = studio.submit(SHORT)
+        wait_for(lambda: all(backend.error for backend in studio.backends))
+        assert "the server has 0.1.0 (00000000). Install the same version" in str(studio.backends[0].error)
+        assert job.status == "queued"
+
+
 def test_two_nodes_draw_at_once_with_steps_and_previews(studio_with_cluster: Studio) -> None:
     studio = studio_with_cluster
     jobs = [studio.submit(replace(LONG, seed=seed), owner) for seed, owner in ((1, "a"), (2, "b"))]
@@ -198,19 +208,6 @@ def test_job_that_crashes_its_workers_fails(studio_with_cluster: Studio) -> None
     assert studio_with_cluster.generate(SHORT)
 
 
-def test_other_versions_are_refused(
-    cluster: LoopbackCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, studio_with_cluster: Studio
-) -> None:
-    """With Ray Client; started last, as a process has one connection to Ray."""
-    studio_with_cluster.close()
-    monkeypatch.setattr(ray_cluster, "code_version", lambda: "0.1.0 (00000000)")  # of the server
-    with Studio(settings_for(tmp_path, cluster.address)) as studio:
-        job = studio.submit(SHORT)
-        wait_for(lambda: all(backend.error for backend in studio.backends))
-        assert "the server has 0.1.0 (00000000). Install the same version" in str(studio.backends[0].error)
-        assert job.status == "queued"
-
-
 def test_a_model_is_downloaded_once_per_node(settings: Settings, hub: LocalHub, tiny_repo: str, tmp_path: Path) -> None:
     """Two actors of one node, whose cache lacks the model that the server has."""
     node_hub = Hub(endpoint=hub.url, cache_dir=tmp_path / "node", timeout=5)
@@ -251,8 +248,10 @@ def test_settings_without_effect_and_a_missing_package_are_refused(
         Settings.from_environment({"CANVAS_CLUSTER": "auto", "CANVAS_WORKERS": "2"})
     with pytest.raises(InvalidInput, match="Cores per worker must be unset without a cluster"):
         Settings(cores_per_worker=2)
+    with pytest.raises(InvalidInput, match="Cluster must be auto, HOST:PORT or ray://HOST:PORT"):
+        Settings(cluster="local")
     with pytest.raises(CanvasError, match="cannot be used"):
-        Studio(settings_for(tmp_path, "127.0.0.1:1"))
+        Studio(settings_for(tmp_path, "ray://127.0.0.1:1"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match="needs the package ray"):
         Studio(settings_for(tmp_path, "auto"))
