@@ -16,8 +16,9 @@ def make_tiny_controlnet(pipeline: Any, folder: Path, seed: int = 0) -> Path:
     from diffusers import ControlNetModel
 
     torch.manual_seed(seed)
+    halvings = pipeline.vae_scale_factor.bit_length() - 1  # from pixels to latents
     net = ControlNetModel.from_unet(
-        pipeline.unet, conditioning_embedding_out_channels=(4, 4, 8, 8), load_weights_from_unet=True
+        pipeline.unet, conditioning_embedding_out_channels=(4,) * (halvings + 1), load_weights_from_unet=True
     )
     _randomize(net)
     net.save_pretrained(folder, safe_serialization=True)

@@ -220,7 +220,7 @@ def _read_guiding(fields: dict[str, Any]) -> tuple[tuple[str, bytes], ...]:
     files: dict[str, bytes] = {}
     for field in GUIDANCE_FIELDS:
         for item in fields.get(field, ()):
-            content = _read_image(item["image"], field)
+            content = _read_image(item["image"], "image")
             item["image"] = hashlib.sha256(content).hexdigest()
             files[item["image"]] = content
     return tuple(files.items())

@@ -107,6 +107,8 @@ def check_fits(net: Any, name: str, pipeline: Any) -> None:
             and net.config.cross_attention_dim == unet.config.cross_attention_dim
             and net.config.in_channels == unet.config.out_channels
             and net.config.addition_embed_type == unet.config.addition_embed_type
+            # Its layers halve the condition from pixels to latents.
+            and 2 ** (len(net.config.conditioning_embedding_out_channels) - 1) == pipeline.vae_scale_factor
         )
     elif type(net).__name__ == "FluxControlNetModel" and type(transformer).__name__ == "FluxTransformer2DModel":
         names = ("num_attention_heads", "attention_head_dim", "joint_attention_dim", "in_channels")

@@ -41,7 +41,7 @@ def studio(served: Studio) -> Iterator[Studio]:
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(ASSETS / "starter" / "unet")
-    make_tiny_controlnet(SimpleNamespace(unet=unet), served.settings.controlnets_dir / "mine")
+    make_tiny_controlnet(SimpleNamespace(unet=unet, vae_scale_factor=16), served.settings.controlnets_dir / "mine")
     yield served
     for path in (served.settings.controlnets_dir / "mine").iterdir():
         path.unlink()
