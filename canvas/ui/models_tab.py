@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -22,6 +23,8 @@ from canvas.ui.model_search import ModelSearch
 from canvas.ui.result_panel import download_text
 
 POLL_BUSY, POLL_IDLE = 1.0, 4.0  # seconds between polls while the tab is selected
+
+GB = 10**9
 
 
 class ModelsTab:
@@ -127,6 +130,8 @@ class ModelsTab:
         ]
 
     def _row(self, spec: ModelSpec, status: ModelStatus, jobs: list[Job]) -> dict[str, Any]:
+        # In whole GB: otherwise every file that any program writes would send the table again
+        status = replace(status, free_bytes=status.free_bytes // GB * GB)
         model_jobs = [job for job in jobs if job.model_key == spec.key]
         downloads = (
             job for job in model_jobs if job.status == "downloading" or (job.kind == "download" and not job.finished)
