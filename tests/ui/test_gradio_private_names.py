@@ -23,6 +23,7 @@ from canvas.ui.i18n import TEXT_ATTRIBUTES
 GRADIO_SELECTORS = (
     "main",
     "#tabs .tab-wrapper .tab-container button.selected",
+    "#tabs .tab-container [role=tab][data-tab-id=gallery]",  # also in address.js
     "#tabs .tabitem",
     "#settings-panel .form .block",
     "#preset .wrap label.selected",
@@ -107,7 +108,9 @@ def test_the_page_has_its_config_and_gradios_classes(page: Page) -> None:
         assert page.locator(selector).count(), renamed(selector, "assets/style.css")
 
 
-@pytest.mark.parametrize("name", ["toast-wrap", "toast-body", "toast-title", "contain"])
+@pytest.mark.parametrize(
+    "name", ["toast-wrap", "toast-body", "toast-title", "contain", "half-container", "secondary-wrap", "icon-wrap"]
+)
 def test_gradios_scripts_contain_class(name: str) -> None:
     assert re.search(rf"\.{name}\b", (ASSETS / "style.css").read_text(encoding="utf-8"))
     scripts = (path.read_text(encoding="utf-8") for path in FRONTEND.glob("*.js"))
