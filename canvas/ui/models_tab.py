@@ -130,8 +130,9 @@ class ModelsTab:
         ]
 
     def _row(self, spec: ModelSpec, status: ModelStatus, jobs: list[Job]) -> dict[str, Any]:
-        # In whole GB: otherwise every file that any program writes would send the table again
-        status = replace(status, free_bytes=status.free_bytes // GB * GB)
+        # Rounded: otherwise every file that any program writes would send the table again
+        unit = GB if status.free_bytes >= 10 * GB else GB // 10
+        status = replace(status, free_bytes=status.free_bytes // unit * unit)
         model_jobs = [job for job in jobs if job.model_key == spec.key]
         downloads = (
             job for job in model_jobs if job.status == "downloading" or (job.kind == "download" and not job.finished)
