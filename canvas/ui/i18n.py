@@ -27,7 +27,9 @@ RIGHT_TO_LEFT = ("ar",)
 ISOLATE = ("\u2068", "\u2069")  # around text of another direction: first strong isolate
 TEXT_ATTRIBUTES = ("label", "info", "placeholder")  # attributes of components that hold texts
 SINGULAR_ZERO = ("fr", "pt-BR")  # languages that say "0 image"
-SEPARATORS = MappingProxyType({"de": ".,", "es": ".,", "fr": "\u202f,", "pt-BR": ".,"})  # thousands, decimals
+SEPARATORS = MappingProxyType(  # thousands, decimals
+    {"de": (".", ","), "es": (".", ","), "fr": ("\u202f", ","), "pt-BR": (".", ",")}
+)
 NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?: (s|min|kB|MB|GB)(/s)?)?")  # of canvas.formatting
 UNITS = MappingProxyType(
     {"s": "{number} s", "min": "{number} min", "kB": "{number} kB", "MB": "{number} MB", "GB": "{number} GB"}
