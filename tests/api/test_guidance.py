@@ -38,6 +38,7 @@ PHOTO = make_photo((160, 128))
 
 @pytest.fixture(scope="module")
 def studio(served: Studio) -> Iterator[Studio]:
+    served.warm_up(wait=True)  # imports diffusers in another thread
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(ASSETS / "starter" / "unet")
@@ -194,7 +195,7 @@ def to_png(image: Image.Image) -> bytes:
     [
         ({"image": "missing.png"}, "There is no image"),
         ({"image": data_url(to_png(PHOTO), "png"), "kind": "magic"}, "list in which kind is one of auto, canny"),
-        ({"image": data_url(to_png(PHOTO), "png"), "weight": 9}, "weight is a number between 0 and 2 (got 9)"),
+        ({"image": data_url(to_png(PHOTO), "png"), "weight": 9}, "weight is a number between 0 and 2 (got 9.0)"),
         ({"image": data_url(to_png(PHOTO), "png")}, "no usual ControlNet of the kind canny for the model starter"),
         ({"image": data_url(to_png(PHOTO), "png"), "model": "other"}, "ControlNet other not found. Add a folder other"),
         ({"image": data_url(to_png(PHOTO), "png"), "model": "../x"}, "not found"),

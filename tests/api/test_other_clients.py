@@ -148,7 +148,7 @@ def test_what_has_no_effect_is_named(url: str) -> None:
     notes = json.loads(post(url, "txt2img", body).json()["info"])["extra_generation_params"]["Notes"]
     for name in ("restore_faces", "tiling", "(ADetailer)", "refiner_checkpoint", "(mine)", "CLIP_stop", "Exponential"):
         assert name in notes
-    for name in ("empty", "anime", "sd_vae", "save_images"):
+    for name in ("empty", "(anime)", "sd_vae", "save_images"):
         assert name not in notes
 
 
