@@ -249,12 +249,16 @@ def test_an_image_in_the_editor_is_not_uploaded_while_nothing_happens(page: Page
 
 
 def assert_idle(page: Page) -> None:
-    """Fail if the page uploads something while only its timer runs."""
-    page.wait_for_timeout(3000)  # what the last click caused
+    """Fail if the page goes on uploading something while only its timer runs."""
     posts: list[str] = []
     page.on("request", lambda request: posts.append(request.url) if request.method == "POST" else None)
-    page.wait_for_timeout(10_000)
-    assert [url for url in posts if "/upload" in url or "/component_server" in url] == []
+    for _ in range(4):  # on a busy machine, what the last click caused takes a while
+        posts.clear()
+        page.wait_for_timeout(10_000)
+        uploads = [url for url in posts if "/upload" in url or "/component_server" in url]
+        if not uploads:
+            break
+    assert uploads == []
     assert posts, "the timer of the page must have run meanwhile"
 
 
