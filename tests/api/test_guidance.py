@@ -162,9 +162,8 @@ def test_clients_of_the_extension_get_its_lists_and_detector(studio: Studio) -> 
     assert {"mine", "control_v11p_sd15_canny"} <= set(client.controlnet_model_list())
     assert {"none", "canny", "tile_resample"} <= set(client.controlnet_module_list())
     found = client.controlnet_detect([PHOTO], module="canny")
-    with Image.open(io.BytesIO(base64.b64decode(found["images"][0]))) as detected:
-        assert detected.size == PHOTO.size
-        assert recognize(detected) == "canny"
+    assert found.image.size == PHOTO.size
+    assert recognize(found.image) == "canny"
 
 
 def test_units_redraw_the_source_image_and_name_what_has_no_effect(studio: Studio) -> None:
