@@ -106,8 +106,9 @@ def cuda_graph_unet(unet: Any, branch_depth: int) -> CudaGraphUNet | None:
 
     Graphs are valid only for weights at the same address, and each of these adds layers.
     """
-    added = hasattr(unet, "peft_config") or CONTROLLED in vars(unet) or unet.encoder_hid_proj is not None
-    if unet.device.type != "cuda" or added:
+    if unet.device.type != "cuda":
+        return None
+    if hasattr(unet, "peft_config") or CONTROLLED in vars(unet) or unet.encoder_hid_proj is not None:
         return None
     key = (branch_depth, next(unet.parameters()).data_ptr())
     cached = vars(unet).get(CACHE_ATTRIBUTE)
