@@ -169,7 +169,8 @@ def _depth(image: Image.Image, folder: Path | None) -> Image.Image:
     values = (resized / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     with torch.no_grad():
         tensor = torch.from_numpy(values).permute(2, 0, 1)[None].float()
-        depth = model(pixel_values=tensor).predicted_depth[0].numpy()
+        estimate = Image.fromarray(model(pixel_values=tensor).predicted_depth[0].numpy())
+    depth = np.asarray(estimate.resize(image.size, Image.Resampling.BICUBIC))
     low, high = float(depth.min()), float(depth.max())
-    scaled = ((depth - low) / ((high - low) or 1.0) * 255).astype(np.uint8)
-    return Image.fromarray(scaled).resize(image.size, Image.Resampling.BICUBIC).convert("RGB")
+    scaled = ((depth - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
+    return Image.fromarray(scaled).convert("RGB")

@@ -75,7 +75,7 @@ def test_two_jobs_run_at_once_with_steps_and_previews(pool: Studio) -> None:
     assert [pool.models_of(backend) for backend in pool.backends] == [["starter"]] * 2
     assert pool.jobs_by_node == {("local", "done"): 2}
     with gr.Blocks():
-        html = ModelsTab(pool)._render("a")
+        html = ModelsTab(pool)._render(pool.jobs("a"))
     assert re.findall(r"<strong>(Worker process \d)</strong> <span[^>]*>(.*?)</span>", html) == [
         ("Worker process 1", "starter"),
         ("Worker process 2", "starter"),

@@ -182,4 +182,4 @@ def test_depth_estimator_is_an_add_on(hub: LocalHub, online: Hub, tmp_path: Path
     found = detect("depth", make_photo((96, 64)), addons.find(addons.DEPTH, hub=online))
     assert isinstance(found, Image.Image)
     assert found.size == (96, 64)
-    assert found.getextrema() == ((0, 255),) * 3 or max(high - low for low, high in found.getextrema()) > 100
+    assert found.getextrema() == ((0, 255),) * 3

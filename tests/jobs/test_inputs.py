@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from canvas import MODELS, GenerationRequest, Studio
+from canvas.catalog import ModelSpec
 from canvas.engine import safety
 from canvas.errors import ContentBlocked, HubOffline, InvalidInput, ModelNotFound, NotFound
 from canvas.history.metadata import read_settings
@@ -363,12 +365,14 @@ def test_visitors_cannot_download_loras(settings: Settings, lora_hub: LocalHub, 
     assert lora_hub.requests == []
 
 
-def test_prompt_weighting_reads_long_prompts_completely(studio: Studio) -> None:
+def test_prompt_weighting_reads_long_prompts_completely(studio: Studio, tiny_spec: ModelSpec) -> None:
+    studio.models["tiny"] = replace(tiny_spec, key="tiny")
     long = ", ".join(["a fox in the snow"] * 30)
-    assert studio.token_budget(make_request(prompt=long)).truncated
-    assert not studio.token_budget(make_request(prompt=long, prompt_weighting=True)).truncated
-    [plain] = studio.generate(make_request(prompt=f"{long}, a red house"))
-    [whole] = studio.generate(make_request(prompt=f"{long}, a red house", prompt_weighting=True))
+    request = make_request(prompt=f"{long}, a red house", model_key="tiny", width=64, height=64)
+    weighted = replace(request, prompt_weighting=True)
+    assert studio.token_budget(request).truncated
+    assert not studio.token_budget(weighted).truncated
+    [plain], [whole] = studio.generate(request), studio.generate(weighted)
     assert (pixels(studio, whole) != pixels(studio, plain)).any()
 
 
