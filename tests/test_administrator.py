@@ -68,7 +68,9 @@ def server(
 
 
 def gallery_of(visitor: Visitor, whose: str) -> bytes:
-    event = visitor.event("show_first_page")
+    """The answer of the event that updates the grid: of the polling events the one with a choice of owners."""
+    events = [one for one in visitor.config["dependencies"] if str(one["api_name"]).startswith("poll")]
+    [event] = [one for one in events if whose in visitor.inputs_of(one, Owner=whose)]
     return visitor.call(event, visitor.inputs_of(event, Owner=whose))
 
 

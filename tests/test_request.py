@@ -61,10 +61,12 @@ requests = st.builds(
     prompt_weighting=st.booleans(),
     watermark=st.sampled_from(["", "mine"]),
     control_images=st.lists(
-        st.builds(ControlImage, st.just("c.png"), st.sampled_from(CONTROL_KINDS), st.floats(0, 2), st.floats(0, 0.5)),
+        st.tuples(st.just("c.png"), st.sampled_from(CONTROL_KINDS), st.floats(0, 2), st.floats(0, 0.5)).map(
+            lambda values: ControlImage(*values)
+        ),
         max_size=2,
     ).map(tuple),
-    reference_images=st.lists(st.builds(ReferenceImage, st.just("r.png"), st.floats(0, 2)), max_size=2).map(tuple),
+    reference_images=st.lists(st.floats(0, 2).map(lambda weight: ReferenceImage("r.png", weight)), max_size=2).map(tuple),
 )
 
 

@@ -37,6 +37,6 @@ def test_every_preset_works_and_the_page_shows_why(slow_studio: tuple[Studio, st
         request = GenerationRequest("a fox", seed=1, preset=preset, num_inference_steps=2)
         [image] = studio.generate(request)
         assert (image.device, image.dtype) == ("cpu", "float32")
-    page = render("models.html", groups={}, device=studio.device_if_known, public=False)
+    page = render("models.html", groups={}, device=studio.device_if_known, workers=[], public=False)
     assert reason in page
     assert studio.estimate(GenerationRequest("a fox", preset="turbo"))

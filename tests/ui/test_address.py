@@ -14,8 +14,8 @@ from tests.ui.conftest import TIMEOUT, wait_until_loaded
 @pytest.fixture(scope="module")
 def image_ids(served: Studio) -> list[int]:
     """Two images, the newer one first as in the gallery."""
-    results = [served.generate(GenerationRequest(prompt, num_inference_steps=1)) for prompt in ("a fox", "an owl")]
-    return [result.images[0].id or 0 for result in reversed(results)]
+    images = [served.generate(GenerationRequest(prompt, num_inference_steps=1))[0] for prompt in ("a fox", "an owl")]
+    return [image.id or 0 for image in reversed(images)]
 
 
 def open_tab(page: Page, name: str) -> None:
