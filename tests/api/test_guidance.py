@@ -107,7 +107,8 @@ def with_webuiapi(studio: Studio, photo: Path) -> None:
         resize_mode="Crop and Resize",
     )
     options = {"steps": 4, "seed": 21, "width": 128, "height": 128, "cfg_scale": 4.0, "sampler_name": "Euler a"}
-    result = client.txt2img(prompt=PROMPT, **options, controlnet_units=[unit])
+    # A dict of our own: webuiapi writes the units into its default, so that later calls send them too
+    result = client.txt2img(prompt=PROMPT, **options, controlnet_units=[unit], alwayson_scripts={})
     assert "ControlNet" not in str(result.info.get("extra_generation_params"))
 
 
