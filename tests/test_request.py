@@ -66,7 +66,9 @@ requests = st.builds(
         ),
         max_size=2,
     ).map(tuple),
-    reference_images=st.lists(st.floats(0, 2).map(lambda weight: ReferenceImage("r.png", weight)), max_size=2).map(tuple),
+    reference_images=st.lists(st.floats(0, 2).map(lambda weight: ReferenceImage("r.png", weight)), max_size=2).map(
+        tuple
+    ),
 )
 
 

@@ -93,7 +93,7 @@ def load_controlnet(folder: Path, dtype: Any, device: str) -> Any:
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
         text = "The ControlNet {name} cannot be loaded. Remove its files and download them again."
         raise ModelCorrupted(LazyMessage(text, name=folder.name)) from error
-    return net.to(device).eval()
+    return net.to(device).eval().requires_grad_(False)
 
 
 def check_fits(net: Any, name: str, pipeline: Any) -> None:

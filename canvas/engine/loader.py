@@ -75,8 +75,22 @@ def load_pipeline(
             )
             raise OutOfMemory(message) from error
         raise _load_error(spec, error) from error
+    _freeze(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _freeze(pipeline: Any) -> None:
+    """Let no parameter require a gradient.
+
+    torch multiplies in another order for those that do, and peft freezes them when it loads a
+    LoRA: the images before and after would differ.
+    """
+    import torch
+
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.requires_grad_(False)
 
 
 def _from_folder(spec: ModelSpec, folder: Path, device: Device, components: Mapping[str, Any]) -> Any:

@@ -65,6 +65,12 @@ def load_plain(local: LocalModel, component: str, device: Device) -> Any:
 def _load(
     local: LocalModel, component: str, source: Path, device: Device, scheme: str | None, *, variant: str | None = None
 ) -> Any:
+    return _read(local, component, source, device, scheme, variant).eval().requires_grad_(False)
+
+
+def _read(
+    local: LocalModel, component: str, source: Path, device: Device, scheme: str | None, variant: str | None
+) -> Any:
     library, class_name = pipeline_files.read_index(local.path)[component]
     options: dict[str, Any] = {"dtype": device.torch_dtype, "local_files_only": True}
     if variant:
@@ -80,17 +86,17 @@ def _load(
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:layers]
             options["config"] = config
-        return getattr(transformers, class_name).from_pretrained(str(source), **options).eval()
+        return getattr(transformers, class_name).from_pretrained(str(source), **options)
     import diffusers
 
     model_class = getattr(diffusers, class_name)
     if scheme:
         options["quantization_config"] = diffusers.TorchAoConfig(_torchao_config(scheme))
     if source.is_file():
-        return model_class.from_single_file(str(source), config=str(local.path / component), **options).eval()
+        return model_class.from_single_file(str(source), config=str(local.path / component), **options)
     if scheme is None:
         options["use_safetensors"] = True
-    return model_class.from_pretrained(str(source), **options).eval()
+    return model_class.from_pretrained(str(source), **options)
 
 
 def _torchao_config(scheme: str) -> Any:

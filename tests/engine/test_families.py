@@ -245,6 +245,12 @@ def test_a_lora_acts_where_diffusers_loads_it(loaded: Loaded, tmp_path: Path) ->
     assert (pixels(loaded.generate()) == pixels(plain)).all()
 
 
+def test_no_parameter_requires_a_gradient(loaded: Loaded) -> None:
+    pipeline = loaded.pipeline()
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    assert not any(parameter.requires_grad for parameter in denoiser.parameters())
+
+
 def save_lora(pipeline: Any, folder: Path) -> Path:
     """A LoRA with random weights for the attention of the denoiser, as diffusers' trainers save it."""
     import torch

@@ -73,7 +73,7 @@ def test_a_model_that_does_not_exist_is_recorded(online: Studio) -> None:
 
 
 def test_a_download_can_be_cancelled_while_images_are_generated(online: Studio, hub: LocalHub, tiny_repo: str) -> None:
-    hub.faults[f"{tiny_repo}/unet/diffusion_pytorch_model.safetensors"] = Fault.stalls(after=100)
+    hub.faults[f"{tiny_repo}/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.stalls(after=100)
     job = online.download_model("tiny-test")
     assert next(seen for seen in job.subscribe() if seen.status == "downloading")
     assert online.generate(GenerationRequest("a fox", num_inference_steps=1))

@@ -137,7 +137,7 @@ def test_a_signal_ends_the_server_while_images_are_made(
 
 def test_a_stalled_download_does_not_delay_the_end(tmp_path: Path, hub: LocalHub, tiny_full_folder: Path) -> None:
     hub.add("tiny/diffusion", tiny_full_folder)
-    hub.faults["tiny/diffusion/unet/diffusion_pytorch_model.safetensors"] = Fault.stalls(after=100)
+    hub.faults["tiny/diffusion/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.stalls(after=100)
     (tmp_path / "models.toml").write_text(HUB_MODEL)
     with ThreadPoolExecutor() as pool:
         with server(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_CACHE=str(tmp_path / "hub")) as (url, pid):

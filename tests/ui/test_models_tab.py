@@ -112,7 +112,7 @@ def test_a_failed_download_keeps_the_licence_and_can_be_dismissed(
     models: Page, served: Studio, served_hub: LocalHub, repo: str
 ) -> None:
     search(models, repo)
-    served_hub.faults[f"{repo}/unet/diffusion_pytorch_model.safetensors"] = Fault.damaged()
+    served_hub.faults[f"{repo}/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.damaged()
     models.locator(".model.found").get_by_role("button", name="Add fox-painter").click()
     added = row(models, "fox-painter")
     expect(added.get_by_role("alert")).to_contain_text("damaged")
