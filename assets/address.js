@@ -1,6 +1,7 @@
 // The address of what is shown: ?tab=gallery, or ?image=17 for an image that is open in the gallery.
 const address = {
   opening: null, // the place of an address that is being opened
+  isGoingBack: false, // until the browser has gone back, which takes a moment
 
   ofPage() {
     const query = new URLSearchParams(location.search);
@@ -43,9 +44,12 @@ const address = {
       if (isSamePlace(this.opening, shown)) this.opening = null;
       return;
     }
-    if (isSamePlace(shown, written)) return;
+    if (this.isGoingBack || isSamePlace(shown, written)) return;
     const isClosed = written.image && !shown.image && shown.tab === written.tab;
-    if (isClosed && history.state?.openedImage) return history.back();
+    if (isClosed && history.state?.openedImage) {
+      this.isGoingBack = true;
+      return history.back();
+    }
     const url = new URL(location);
     for (const name of ["tab", "image"]) url.searchParams.delete(name);
     if (shown.image) url.searchParams.set("image", shown.image);
@@ -62,7 +66,10 @@ const isSamePlace = (one, other) => one.tab === other.tab && one.image === other
 magicCanvas.mounted.then(() => {
   const changes = { subtree: true, childList: true, attributeFilter: ["aria-selected", "data-image"] };
   new MutationObserver(() => address.update()).observe(document.getElementById("tabs"), changes);
-  addEventListener("popstate", () => address.open());
+  addEventListener("popstate", () => {
+    address.isGoingBack = false;
+    address.open();
+  });
   // An address that cannot be opened, such as that of a deleted image, is forgotten with the next action.
   for (const name of ["pointerdown", "keydown"])
     addEventListener(name, () => (address.opening = null), true);

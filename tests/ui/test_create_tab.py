@@ -403,8 +403,8 @@ def test_the_models_say_what_they_draw_and_whether_they_are_downloaded(page: Pag
     model = page.locator("#model input")
     expect(model).to_have_value("Built-in model · storybook · no download")
     model.click()
-    page.get_by_role("option", name="DreamShaper 8 · painterly and photo · 4.3 GB · not downloaded").click()
-    expect(page.locator("#model-status")).to_contain_text("4.3 GB download")
+    page.get_by_role("option", name="DreamShaper 8 · painterly and photo · 2.1 GB · not downloaded").click()
+    expect(page.locator("#model-status")).to_contain_text("2.1 GB download")
     expect(page.get_by_label("range slider for Resolution")).to_have_attribute("max", "512")
 
 
