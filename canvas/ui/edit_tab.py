@@ -394,7 +394,7 @@ class EditTab:
     def _build_request(self, values: Mapping[Any, Any], owner: str) -> GenerationRequest:
         """The request of the form, with the edited image and its mask uploaded."""
         fields = self._form.read(values)
-        if self._form.group_of(fields) in FIELD_GROUPS["prompt"]:
+        if fields["operation"] != "upscale":  # its prompt is optional
             require_prompt(fields)
         if fields["operation"] == "seed_variation":
             return self._seed_variation(fields, values[self._source], owner)
