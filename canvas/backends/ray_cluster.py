@@ -277,7 +277,7 @@ class ActorConnection:
     def close(self) -> None:
         import ray
 
-        with suppress(ConnectionError, ray.exceptions.RayError):
+        with suppress(ConnectionError, ray.exceptions.RayError, SystemExit):
             connected_ray().kill(self._actor)
         self._ended.wait(END_TIMEOUT)
 
@@ -292,7 +292,8 @@ class ActorConnection:
 
         try:
             return connected_ray().get(method.remote(*args))
-        except (ConnectionError, ray.exceptions.RayError) as error:
+        # Ray raises SystemExit in threads that wait while it shuts down
+        except (ConnectionError, ray.exceptions.RayError, SystemExit) as error:
             with self._end_lock:
                 if self.is_alive:
                     self._reason = reason_of(error)
@@ -302,7 +303,9 @@ class ActorConnection:
             return None
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The last line of Ray's message, which says why; the others have identifiers and a traceback."""
+    if isinstance(error, SystemExit):
+        return "Ray was shut down."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -34,6 +34,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from tqdm.auto import tqdm
 
 MODEL_INDEX = "model_index.json"
@@ -169,6 +170,10 @@ def search_models(task: dict[str, Any], writer: EventWriter) -> dict[str, Any]:
     if task["ids"]:
         found = [api.model_info(repo_id, timeout=task["timeout"], expand=EXPAND) for repo_id in task["ids"]]
     else:
+        # `list_models` tries five times, for half a minute; a visitor who searches should hear at once
+        headers = build_hf_headers(token=task["token"])
+        url = f"{api.endpoint}/api/models"
+        hf_raise_for_status(get_session().get(url, params={"limit": 1}, headers=headers, timeout=task["timeout"]))
         found = list(
             api.list_models(
                 search=task["search"] or None,

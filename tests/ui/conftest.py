@@ -69,7 +69,8 @@ def open_browser() -> Iterator[Browser]:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """One context for all tests, so that Gradio's scripts are loaded and compiled once."""
     expect.set_options(timeout=TIMEOUT)
-    with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
+    # Without animations, which cost a core while nothing happens
+    with browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce") as context:
         context.set_default_timeout(TIMEOUT)
         yield context
 
