@@ -32,6 +32,7 @@ ALWAYS = {
         "spec.num_inference_steps < DISTILLED_MAX_STEPS",
     ),
 }
+LONG_ONLY = {"ray_cluster.py", "ray_worker.py"}  # all their tests are of `pytest -m long`
 MAX_TEST_FILES = 4
 TIME_LIMIT = 1800  # seconds for the test files of a mutation; pytest ends single tests before
 COMPARISONS = {
@@ -142,7 +143,7 @@ def choose(count: int, seed: int) -> list[Mutation]:
     """The mutations in ALWAYS, then one of each package in turn, of each kind alike."""
     packages = defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] not in APART:
+        if path.relative_to(PACKAGE).parts[0] not in APART and path.name not in LONG_ONLY:
             packages[path.parent] += mutations_of(path)
     everywhere = [each for found in packages.values() for each in found]
     chosen = [each for each in everywhere if (each.name, each.before, each.after) in ALWAYS]
@@ -165,16 +166,16 @@ def nearest_tests(path: Path) -> list[str]:
     users = {f"test_{each.stem}" for each in PACKAGE.rglob("*.py") if importing.search(each.read_text("utf-8"))}
     defined = [node.name for node in ast.parse(path.read_text("utf-8")).body if hasattr(node, "name")]
     words = re.compile(rf"\b({'|'.join([path.stem, *defined])})\b")
-    folder = ROOT.joinpath("tests", *parts[1:-1][:1])
-    ranked = []
+    topic = path.stem.split("_")[0]
+    ranks = {}
     for test in sorted((ROOT / "tests").rglob("test_*.py")):
         text = test.read_text("utf-8")
-        same, near = test.stem == f"test_{path.stem}", test.parent == folder
+        same, near = test.stem == f"test_{path.stem}", test.parent == ROOT.joinpath("tests", *parts[1:-1][:1])
         named = len(set(words.findall(text)))
         rank = (same and near, bool(importing.search(text)), near and test.stem in users, same, near * named)
-        if any(rank):
-            ranked.append((*rank, named, test.relative_to(ROOT).as_posix()))
-    return [name for *_, name in sorted(ranked, reverse=True)][:MAX_TEST_FILES]
+        ranks[test.relative_to(ROOT).as_posix()] = (*rank, near * text.lower().count(topic))
+    found = [name for name, rank in ranks.items() if any(rank[:-1])] or [name for name in ranks if ranks[name][-1]]
+    return sorted(found, key=lambda name: ranks[name], reverse=True)[:MAX_TEST_FILES]
 
 
 def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
@@ -182,9 +183,8 @@ def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
     marks = "not long" if with_browser else "not long and not browser"
     command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "--tb", "no", "-rfE", "-m", marks]
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "2"}
-    with subprocess.Popen(
-        [*command, *tests], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([*command, *tests], cwd=folder, env=environment, start_new_session=True, **pipes) as process:
         try:
             output, _ = process.communicate(timeout=TIME_LIMIT)
         except subprocess.TimeoutExpired:
