@@ -195,7 +195,7 @@ def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
     if process.returncode in (0, 5):  # 5: all were deselected
         return ""
     found = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", output, re.MULTILINE)
-    return found[1] if found else "an error at import"
+    return found[1] if found else f"exit code {process.returncode}"
 
 
 def outcome(mutation: Mutation, folder: Path) -> str:
@@ -211,7 +211,7 @@ def outcome(mutation: Mutation, folder: Path) -> str:
         write(copy, original)
     if not killer:
         return f"SURVIVED {' '.join(tests)}"
-    if "::" in killer and failing_test(folder, [killer], with_browser):
+    if failing_test(folder, [killer] if "::" in killer else tests, with_browser):
         return f"SURVIVED: {killer} fails without it, too"
     return f"killed by {killer}"
 
