@@ -34,7 +34,7 @@ ALWAYS = {
 }
 LONG_ONLY = {"ray_cluster.py", "ray_worker.py"}  # all their tests are of `pytest -m long`
 MAX_TEST_FILES = 4
-TIME_LIMIT = 1800  # seconds for the test files of a mutation; pytest ends single tests before
+TIME_LIMIT = 900  # seconds for the test files of a mutation; pytest ends single tests before
 COMPARISONS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
