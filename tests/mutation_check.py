@@ -13,9 +13,11 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +48,7 @@ KEYWORDS = {
     "max_lines", "container", "show_label", "height",
 }  # fmt: skip
 TIMES = re.compile("TIMEOUT|SECONDS|INTERVAL")
+FAILURE = re.compile(r"(?:FAILED|ERROR) (.*?)(?: - .*)?$")
 LOGGERS = {"log", "logger", "logging", "warnings"}
 
 
@@ -182,20 +185,20 @@ def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
     """The first test that fails in this copy of the repository, "" if all pass."""
     marks = "not long" if with_browser else "not long and not browser"
     command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "--tb", "no", "-rfE", "-m", marks]
-    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen([*command, *tests], cwd=folder, env=environment, start_new_session=True, **pipes) as process:
+        timer = threading.Timer(TIME_LIMIT, os.killpg, (process.pid, signal.SIGKILL))
+        timer.start()
         try:
-            output, _ = process.communicate(timeout=TIME_LIMIT)
-        except subprocess.TimeoutExpired:
-            output = f"FAILED no end after {TIME_LIMIT} s"
+            for line in process.stdout:
+                if found := FAILURE.match(line):
+                    return found[1]
+            return "" if process.wait() in (0, 5) else f"exit code {process.returncode}"  # 5: all deselected
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, 9)
-    if process.returncode in (0, 5):  # 5: all were deselected
-        return ""
-    found = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", output, re.MULTILINE)
-    return found[1] if found else f"exit code {process.returncode}"
+            timer.cancel()
+            if process.poll() is None:  # threads that do not end after a failure
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def outcome(mutation: Mutation, folder: Path) -> str:
