@@ -167,6 +167,22 @@ def test_a_file_without_prompts_is_rejected(workdir: Path, capfd: pytest.Capture
     assert "a text with one prompt per line (got 'prompts.txt')" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--insecure"),
+        (["--insecure"], "cannot listen on --host 192.0.2.1"),
+        (["--public"], "cannot listen on --host 192.0.2.1"),
+        (["--share"], "cannot listen on --host 192.0.2.1"),
+    ],
+)
+def test_serve_passes_its_flags_on(
+    workdir: Path, capfd: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert run("serve", "--host", "192.0.2.1", *flags) == 2  # an address for documentation, RFC 5737
+    assert message in capfd.readouterr().err
+
+
 def test_braces_and_wildcards_are_expanded(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "wildcards").mkdir()
     (workdir / "wildcards" / "places.txt").write_text("snow\n")
