@@ -44,7 +44,7 @@ COMPARISONS = {
 ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult}
 # What no test can or should notice: layout, waiting times, checks of the types.
 KEYWORDS = {
-    "timeout", "stacklevel", "strict", "frozen", "slots", "kw_only", "scale", "min_width", "lines",
+    "timeout", "stacklevel", "strict", "repr", "frozen", "slots", "kw_only", "scale", "min_width", "lines",
     "max_lines", "container", "show_label", "height",
 }  # fmt: skip
 TIMES = re.compile("TIMEOUT|SECONDS|INTERVAL")
