@@ -64,6 +64,7 @@ def wildcards(tmp_path: Path) -> Path:
         ("{0.3::a|0.7::b}", ["a", "b"]),
         ("{cost $5|$$}", ["cost $5", "$$"]),
         ("C:\\new", ["C:\\new"]),
+        ("{e|{d|{c|{b|{a|five deep}}}}}", ["e", "d", "c", "b", "a", "five deep"]),
     ],
 )
 def test_expand(wildcards: Path, prompt: str, expected: list[str]) -> None:
@@ -84,6 +85,7 @@ def test_expand(wildcards: Path, prompt: str, expected: list[str]) -> None:
         ("a __empty__", 'list "empty" is empty'),
         ("{a|b}" * 7, f"at most {MAX_PROMPTS} prompts"),
         ("{a|b}" * 1900, f"at most {MAX_PROMPTS} prompts"),
+        ("{f|{e|{d|{c|{b|{a|six deep}}}}}}", "nested at most 5 deep"),
         ("{" * 50 + "a|b" + "}" * 50, "nested at most 5 deep"),
     ],
 )

@@ -47,6 +47,13 @@ def test_a_model_for_few_steps_keeps_its_scheduler() -> None:
     assert preset_defaults("turbo", STARTER) == (1, *unchanged)
 
 
+def test_a_model_for_few_steps_has_at_most_eight() -> None:
+    eight, nine = (replace(STARTER, num_inference_steps=steps) for steps in (8, 9))
+    assert preset_defaults("turbo", eight)[0] == 2
+    assert preset_defaults("turbo", nine)[0] == 6
+    assert [distilled_lora_missing("turbo", spec) for spec in (eight, nine)] == [False, True]
+
+
 def test_no_preset_takes_more_steps_than_the_default() -> None:
     short = replace(TINY, num_inference_steps=3)
     for preset in PRESETS:

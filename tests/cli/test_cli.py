@@ -45,7 +45,7 @@ INVALID = [
     (["fox", "--colour", "red"], "--colour"),
     ([], "--prompts FILE"),
     (["fox", "--prompts", "x.txt"], "not both"),
-    (["--prompts", "no.txt"], "No such file"),
+    (["--prompts", "no.txt"], "Prompts cannot be read from 'no.txt' ([Errno 2] No such file"),
     (["--prompts", "."], "a text in UTF-8 or UTF-16"),
 ]
 COMMANDS = [
@@ -159,6 +159,28 @@ def test_prompts_in_a_legacy_encoding_are_rejected(workdir: Path, capfd: pytest.
     (workdir / "prompts.txt").write_bytes("une forêt".encode("latin-1"))
     assert run("generate", "--prompts", "prompts.txt") == 2
     assert "a text in UTF-8 or UTF-16" in capfd.readouterr().err
+
+
+def test_a_file_without_prompts_is_rejected(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (workdir / "prompts.txt").write_text("\n")
+    assert run("generate", "--prompts", "prompts.txt") == 2
+    assert "a text with one prompt per line (got 'prompts.txt')" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--insecure"),
+        (["--insecure"], "cannot listen on --host 192.0.2.1"),
+        (["--public"], "cannot listen on --host 192.0.2.1"),
+        (["--share"], "cannot listen on --host 192.0.2.1"),
+    ],
+)
+def test_serve_passes_its_flags_on(
+    workdir: Path, capfd: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert run("serve", "--host", "192.0.2.1", *flags) == 2  # an address for documentation, RFC 5737
+    assert message in capfd.readouterr().err
 
 
 def test_braces_and_wildcards_are_expanded(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:

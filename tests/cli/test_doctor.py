@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -23,6 +24,11 @@ def test_old_python_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     check = doctor.check_python()
     assert not check.ok
     assert "install 3.11" in check.message
+
+
+def test_oldest_python_is_that_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=" + ".".join(map(str, doctor.MIN_PYTHON))
 
 
 @pytest.mark.parametrize(

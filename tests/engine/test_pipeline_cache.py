@@ -264,6 +264,11 @@ def test_default_budget_is_a_fraction_of_the_memory() -> None:
     assert PipelineCache(CPU).memory_budget == default_budget(CPU)
 
 
+def test_default_budget_of_a_gpu_is_a_fraction_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10 * 10**9))
+    assert default_budget(Device("cuda", "float16", "a GPU")) == 8 * 10**9
+
+
 def test_clear_unloads_all_models(tiny_folder: Path) -> None:
     cache = PipelineCache(CPU)
     unet = weakref.ref(load(tiny_folder, cache).unet)

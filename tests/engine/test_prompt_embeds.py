@@ -73,6 +73,12 @@ def test_weighted_prompt_has_its_own_entry(pipeline: Any, passes: list[int]) -> 
     assert len(passes) == count
 
 
+def test_weights_of_1_share_the_entry_of_the_plain_prompt(pipeline: Any, passes: list[int]) -> None:
+    plain = encode(pipeline)["prompt_embeds"]
+    assert encode(pipeline, ("a (fox:1)", "snow"), weighting=True)["prompt_embeds"] is plain
+    assert len(passes) == 2
+
+
 def test_lora_on_the_encoder_has_its_own_entry(pipeline: Any, passes: list[int]) -> None:
     from peft import LoraConfig
 

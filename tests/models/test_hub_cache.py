@@ -39,6 +39,16 @@ def test_cached_tree_lists_all_files(client: Hub, hub: LocalHub, tiny_repo: str)
     assert hub_cache.cached_tree(client, tiny_repo, "0" * 40) is None
 
 
+def test_a_file_of_another_size_is_missing(client: Hub, tiny_repo: str) -> None:
+    folder = fetch(client, tiny_repo)
+    size = (folder / "model_index.json").stat().st_size
+    found = [
+        hub_cache.has_file(client, tiny_repo, folder.name, "model_index.json", "", size=given)
+        for given in (size, size + 1)
+    ]
+    assert found == [True, False]
+
+
 def test_snapshot_without_cached_tree_is_checked_by_its_files(client: Hub, tiny_repo: str) -> None:
     folder = fetch(client, tiny_repo)
     assert pipeline_files.is_complete(folder)
