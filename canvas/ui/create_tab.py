@@ -199,8 +199,10 @@ class CreateTab:
         if imported.warnings:
             title = gettext("Settings from {program}", program=imported.program)
             gr.Info(toast_html(title, " ".join(imported.warnings)))
-        request = GenerationRequest.from_dict({**imported.values, "prompt": imported.values.get("prompt") or "…"})
-        return self.form.update_partial(imported.values) | self.guidance.restore(request, owner)
+        updates = self.form.update_partial(imported.values)
+        fields = {**imported.values, "model_key": self.form.model_of(updates)}
+        request = GenerationRequest.from_dict({**fields, "prompt": imported.values.get("prompt") or "…"})
+        return updates | self.guidance.restore(request, owner)
 
     # Jobs and images
 

@@ -14,7 +14,7 @@ import gradio as gr
 from PIL import Image
 
 from canvas.catalog import get_model
-from canvas.errors import CanvasError, InvalidInput, LazyMessage
+from canvas.errors import CanvasError, InvalidInput, LazyMessage, NotFound
 from canvas.jobs.job import Job
 from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GeneratedImage, GenerationRequest
 from canvas.studio import Studio
@@ -435,7 +435,11 @@ class EditTab:
         name = job.request.image if job.request else None
         if not name:
             return ""
-        before, (width, height) = self._studio.inputs.open_image(name, owner), result.request.size
+        try:
+            before = self._studio.inputs.open_image(name, owner)
+        except NotFound:  # deleted meanwhile
+            return ""
+        width, height = result.request.size
         if abs(before.width * height - before.height * width) > max(before.size) * max(width, height) * SAME_RATIO:
             return ""
         stored = self._studio.inputs.find_image(name, owner)

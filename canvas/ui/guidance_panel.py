@@ -46,8 +46,10 @@ class Added(NamedTuple):
 
     def without(self, kind: str, index: int) -> Added:
         """The same without one image of "control" or "reference"; an index that does not exist changes nothing."""
+        if kind not in self._fields or not 0 <= index < len(getattr(self, kind)):
+            return self
         items = getattr(self, kind)
-        return self._replace(**{kind: items[:index] + items[index + 1 :]}) if kind in self._fields else self
+        return self._replace(**{kind: items[:index] + items[index + 1 :]})
 
 
 class GuidancePanel:
