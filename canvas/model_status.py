@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,11 @@ from canvas.formatting import format_bytes, format_duration
 
 TYPICAL_BANDWIDTH = 100e6 / 8  # bytes per second
 ModelLocation = Literal["memory", "disk", "hub"]
+# Models for photos and art, the best images first. None has a licence to agree to.
+SUGGESTED = ("z-image", "sdxl", "dreamshaper", "sdxs")
+MAX_SECONDS = 15.0  # that an image of a suggested model may take, except of the last one
+SPARE_BYTES = 2_000_000_000  # that stay free on the disk
+UNITS = {"GB": 10**9, "MB": 10**6}
 
 
 def format_text(text: str, **values: object) -> str:
@@ -39,6 +45,12 @@ class ModelStatus:
         """What there is to download: "2.1 GB download"; without `missing_bytes` the size of the catalog."""
         size = self.spec.size if self.missing_bytes is None else format_bytes(self.missing_bytes)
         return gettext("{size} download", size=size) if size else gettext("Download")
+
+    @property
+    def catalog_bytes(self) -> int:
+        """The size in the catalog, such as "1.8 GB", in bytes; 0 without one."""
+        match = re.fullmatch(r"([\d.]+) (GB|MB)", self.spec.size)
+        return int(float(match[1]) * UNITS[match[2]]) if match else 0
 
     @property
     def text(self) -> str:
@@ -76,3 +88,14 @@ class ModelStatus:
             duration = format_duration(self.seconds)
             parts.append(gettext("about {time} per image on this computer", time=duration))
         return parts
+
+
+def best_suggestion(candidates: Iterable[ModelStatus], memory: int) -> ModelStatus | None:
+    """The first that fits into so many bytes of memory and on the disk, and is quick; else the last that fits."""
+    fits = [
+        status
+        for status in candidates
+        if status.catalog_bytes < memory and status.catalog_bytes + SPARE_BYTES < status.free_bytes
+    ]
+    quick = (status for status in fits if status.seconds is not None and status.seconds <= MAX_SECONDS)
+    return next(quick, fits[-1] if fits else None)

@@ -36,7 +36,7 @@ from canvas.jobs.job import ImageList, Job, wait_with_progress
 from canvas.jobs.queue import JobRegistry
 from canvas.jobs.scheduler import CHECKER, JobScheduler
 from canvas.jobs.temp_files import TempFiles
-from canvas.model_status import ModelLocation, ModelStatus
+from canvas.model_status import SUGGESTED, ModelLocation, ModelStatus, best_suggestion
 from canvas.models import addons, controlnets, download, single_file
 from canvas.models.capabilities import Capabilities
 from canvas.models.hub_client import Hub
@@ -48,9 +48,6 @@ from canvas.request import LOCAL, LOCAL_OWNER, GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 from canvas.vocabulary import vocabulary_of
 
-# Models for what the built-in one does not know, and the bytes of memory that they need: first those of one
-# step, which are quick without a GPU.
-GENERAL_MODELS = {"sd-turbo": 4e9, "sdxs": 3e9, "dreamshaper": 4e9, "small": 4e9}
 # Attributes of `Studio` in version 0.1, which still work.
 OLD_NAMES = {
     "store": "database",
@@ -430,6 +427,12 @@ class Studio:
         except (ModelCorrupted, ModelUnsupported):
             return None  # using the model raises the error
 
+    @property
+    def instruction_models(self) -> list[str]:
+        """The keys of the models on disk that edit an image by instruction."""
+        capabilities = {key: self.model_capabilities(key) for key in self.models}
+        return [key for key, found in capabilities.items() if found is not None and found.edits_by_instruction]
+
     def is_loaded(self, model_key: str) -> bool:
         """Whether a model is in memory; never waits for the database."""
         spec = get_model(model_key, self.models)
@@ -454,10 +457,14 @@ class Studio:
         missing = addons.missing(request.preset, spec, hub=self._hub)
         return sum(addons.ADDONS[name].size for name in missing)
 
+    def usual_controlnet(self, kind: str, model_key: str) -> str:
+        """The Hub id of the ControlNet that a control image of that kind gets; raises InvalidInput."""
+        spec, capabilities = get_model(model_key, self.models), self.model_capabilities(model_key)
+        return controlnets.usual_model(kind, controlnets.family_of(spec, capabilities), spec, capabilities)
+
     def control_download_size(self, kind: str, model_key: str, *, detect: bool = True) -> int:
         """The approximate bytes that a control image of that kind downloads once; raises InvalidInput."""
-        spec, capabilities = get_model(model_key, self.models), self.model_capabilities(model_key)
-        name = controlnets.usual_model(kind, controlnets.family_of(spec, capabilities), spec, capabilities)
+        name = self.usual_controlnet(kind, model_key)
         folder = controlnets.find(name, self.settings.controlnets_dir, hub=self._hub)
         size = 0 if folder else controlnets.download_size(name) or 0
         if kind == "depth" and detect and addons.find(addons.DEPTH, hub=self._hub) is None:
@@ -493,24 +500,28 @@ class Studio:
             return None
         return prompts.understand(request, get_model(request.model_key, self.models))
 
-    def general_model(self) -> ModelSpec | None:
-        """A model for people and photos: one that is on disk, else one to download that fits this computer."""
-        for spec in self.models.values():
+    def general_model(self) -> ModelStatus | None:
+        """A model for people and photos: one that is on disk, else the best to download for this computer.
+
+        Never waits: how quick a model is counts once the device is known.
+        """
+        for key, spec in self.models.items():
             if vocabulary_of(spec) is None and self._scheduler.find_local(spec):
-                return spec
+                return self.model_status(key)
         if not self._limits.allow_downloads:
             return None
-        memory = system_info.total_memory()
-        fitting = [key for key, needed in GENERAL_MODELS.items() if key in self.models and needed <= memory]
-        return self.models[fitting[0]] if fitting else None
+        device = self.device_if_known
+        memory = memory_plan.memory_of(device)[1] if device else system_info.total_memory()
+        candidates = (self.model_status(key) for key in SUGGESTED if key in self.models)
+        return best_suggestion(candidates, memory - memory_plan.ACTIVATION_BYTES)
 
     def advice_for_nothing(self) -> LazyMessage:
         """What to do about a prompt of which the built-in model knows nothing."""
-        spec = self.general_model()
-        if spec is None:
+        status = self.general_model()
+        if status is None:
             return message_for_nothing("")
-        size = "" if self._scheduler.find_local(spec) else spec.size
-        return message_for_nothing(f"{spec.key} ({size})" if size else spec.key)
+        size = status.spec.size if status.location == "hub" else ""
+        return message_for_nothing(f"{status.key} ({size})" if size else status.key)
 
     def token_budget(self, request: GenerationRequest) -> prompts.TokenBudget:
         """Which part of the enhanced prompt the model reads."""

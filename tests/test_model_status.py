@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
 from canvas import MODELS
 from canvas.errors import LazyMessage
-from canvas.model_status import ModelStatus
+from canvas.model_status import SUGGESTED, ModelStatus, best_suggestion
 
 FREE = 10**11
 
@@ -31,3 +33,22 @@ def test_the_text_says_how_a_large_model_is_loaded() -> None:
     assert status.text == (
         "on disk · native 512 × 512 · memory: int8, 5.9 GB of 16.0 GB · about 3 min per image on this computer"
     )
+
+
+@pytest.mark.parametrize(
+    ("memory", "free", "seconds", "expected"),
+    [
+        (64 * 10**9, FREE, 2.0, "z-image"),
+        (64 * 10**9, FREE, 60.0, "sdxs"),  # none is quick: the smallest
+        (64 * 10**9, FREE, None, "sdxs"),
+        (6 * 10**9, FREE, 2.0, "dreamshaper"),
+        (64 * 10**9, 5 * 10**9, 2.0, "sdxs"),
+        (10**9, FREE, 2.0, None),
+    ],
+)
+def test_the_best_model_that_fits_is_suggested(
+    memory: int, free: int, seconds: float | None, expected: str | None
+) -> None:
+    candidates = [ModelStatus(key, "hub", None, free, MODELS[key], seconds) for key in SUGGESTED]
+    status = best_suggestion(candidates, memory)
+    assert (status.key if status else None) == expected

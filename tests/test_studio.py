@@ -62,8 +62,9 @@ def test_the_record_says_what_the_built_in_model_understood(studio: Studio) -> N
 
 def test_a_prompt_of_unknown_words_is_answered_with_a_model_that_fits(studio: Studio) -> None:
     [image] = studio.generate(replace(FOX, prompt="zxcv qwerty"))
-    spec = studio.general_model()
-    assert spec is not None
+    status = studio.general_model()
+    assert status is not None
+    spec = status.spec
     assert spec.key in image.notes[-1]
     assert "knows none of these words" in image.notes[-1]
     assert spec.size in image.notes[-1]

@@ -55,7 +55,7 @@ def applied_request(
     if request.variation_seed is not None and not capabilities.variation_seed:
         notes.append("The variation seed has no effect on this model.")
         request = replace(request, variation_seed=None, variation_strength=0.0)
-    if request.task == "image_to_image" and not capabilities.strength and request.strength is not None:
+    if request.task == "image_to_image" and not capabilities.strength and request.strength not in (None, 1.0):
         notes.append("The strength has no effect on this model, which uses the image as a reference.")
         request = replace(request, strength=1.0)
     return request, tuple(notes)

@@ -96,6 +96,14 @@ def referenced_uploads(database: Database) -> set[str]:
     return names
 
 
+def is_upload_of(name: str, owner: str, database: Database) -> bool:
+    """Whether an image of this owner was made from the upload of that name."""
+    if not FILENAME_PATTERN.fullmatch(name):
+        return False
+    query = "SELECT 1 FROM generated_images WHERE owner = ? AND options LIKE ? LIMIT 1"
+    return bool(database.rows(query, (owner, f"%{name}%")))
+
+
 def upload_name(image: Image.Image) -> str:
     """The SHA-256 of mode, size and pixels, as a file name."""
     layout = f"{image.mode} {image.width} {image.height} ".encode()

@@ -18,7 +18,7 @@ from canvas.engine.image_io import decode_image, flatten_alpha, resize_to_fit
 from canvas.engine.references import ReferenceInput
 from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.history.images import ImageRepository
-from canvas.history.uploads import Uploads, referenced_uploads
+from canvas.history.uploads import Uploads, is_upload_of, referenced_uploads
 from canvas.models import addons, controlnets, ip_adapters, loras
 from canvas.models.capabilities import Capabilities
 from canvas.models.embeddings import requested_embeddings
@@ -106,6 +106,12 @@ class InputResolver:
         """The gallery image with that file name, if the owner (None: anyone) may see it."""
         image = self._repository.database.image_by_filename(name)
         return image if image is not None and owner in (None, image.owner) else None
+
+    def is_stored_for(self, name: str, owner: str) -> bool:
+        """Whether the owner may see that image: a gallery image of theirs, or an upload from which they made one."""
+        if self.find_image(name, owner) is not None:
+            return True
+        return name in self._uploads and is_upload_of(name, owner, self._repository.database)
 
     def parent_id(self, request: GenerationRequest, owner: str) -> int | None:
         """The id of the gallery image that a request starts from."""

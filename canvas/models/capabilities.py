@@ -55,6 +55,11 @@ class Capabilities:
         """Whether a UNet draws the image, which repeats the subject beyond its native size."""
         return "unet" in self.components
 
+    @property
+    def edits_by_instruction(self) -> bool:
+        """Whether the prompt says what to change in an image, which the pipeline takes without a strength."""
+        return "image_to_image" in self.pipelines and not self.family.strength
+
     def choose_dtype(self, preferred: str, *, has_bfloat16: bool = True) -> str:
         """The preferred dtype if the model gives images in it, or the nearest that does.
 

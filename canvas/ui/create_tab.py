@@ -10,7 +10,7 @@ import gradio as gr
 from canvas.errors import CanvasError
 from canvas.history.third_party_metadata import read_metadata
 from canvas.model_status import ModelStatus
-from canvas.request import LOCAL, RANDOM_SEED
+from canvas.request import LOCAL, RANDOM_SEED, GenerationRequest
 from canvas.studio import Studio
 from canvas.ui import prompt_hints, result_panel
 from canvas.ui.events import bind, current_owner, toast_html
@@ -31,7 +31,7 @@ RESET_EXACT_SIZE = "() => [0, 0]"
 
 
 class CreateTab:
-    """Layout and callbacks of the tab; other tabs update its `form` and `selected`."""
+    """Layout and callbacks of the tab; other tabs update its `form`, `guidance` and `selected`."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
@@ -42,6 +42,7 @@ class CreateTab:
         self._last_rendered: gr.State = gr.State({})  # hashes of what `poll` sent last
         self._refresh = gr.State(0.0)  # time of the latest click, which triggers `poll`
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-form", secret="form")  # noqa: S106 - no secret: the visitor's own form
+        self._restored = gr.State(False)  # whether the form has what `_saved` holds
         self._timer = gr.Timer(POLL_BUSY)
         with gr.Row(elem_id="workspace"):
             with gr.Column(elem_id="create-form", scale=0):
@@ -84,7 +85,7 @@ class CreateTab:
         gr.Markdown("For larger images, upscale the result.", elem_classes="text-line")
         self.form.render("image_format", "quality", "prompt_weighting", "watermark")
         self._lora_picker = LoraPicker(self._studio, "create")
-        self._guidance = GuidancePanel(self._studio, "create")
+        self.guidance = GuidancePanel(self._studio, "create")
         self._load_settings = gr.UploadButton(
             "Load settings from an image", file_types=["image"], size="sm", elem_id="load-settings"
         )
@@ -106,7 +107,7 @@ class CreateTab:
         bind(
             [self._generate.click, form["prompt"].submit],
             self.generate,
-            form.widgets | self._guidance.widgets,
+            form.widgets | self.guidance.widgets,
             {self._refresh, self.selected, self._undo},
             trigger_mode="multiple",  # every click counts, also while one is being sent
         )
@@ -115,21 +116,19 @@ class CreateTab:
         outputs = {self._refresh, self._undo} | self._actions.outputs
         bind(clicked, self.on_click, {self.selected}, outputs, **self._actions.options)
         bind(page.load, lambda: render("lightbox.html"), None, self._lightbox)
-        bind(page.load, self.restore, {self._saved}, form.widgets | {self._model_status}).then(
-            self.update_summary_on_load, form.widgets, {self._summary, form["preset"]}, api_visibility="private"
-        )
+        bind(page.load, self.restore, {self._saved}, form.widgets | {self._model_status, self._restored})
         self._bind_form(page)
         self._starter_card.bind_events(page, self.select_model, form.widgets | {self._model_status})
         self._lora_picker.bind_events(page, form["prompt"])
         self._backend_picker.bind_events()
-        self._guidance.bind_events(form["model_key"])
+        self.guidance.bind_events(form["model_key"])
 
     def _bind_form(self, page: gr.Blocks) -> None:
         form = self.form
         bind(
-            [form[name].change for name in form],
+            [self._restored.change, *(form[name].change for name in form), *self.guidance.changes],
             self.update_summary,
-            form.widgets,
+            form.widgets | self.guidance.widgets,
             {self._enhanced_prompt, self._summary, self._saved, form["preset"]},
             trigger_mode="always_last",
             queue=False,
@@ -147,7 +146,7 @@ class CreateTab:
             bind(form[name].input, None, None, [form["width"], form["height"]], js=RESET_EXACT_SIZE)
         bind(self._random_seed.click, None, None, [form["seed"]], js=f"() => {RANDOM_SEED}")
         upload = self._load_settings
-        bind(upload.upload, self.load_settings, {upload}, form.widgets | {upload})
+        bind(upload.upload, self.load_settings, {upload}, form.widgets | self.guidance.outputs | {upload})
         for button in (self._settings_button, self._close_settings):
             bind(button.click, None, js="() => magicCanvas.toggleSettings()")
 
@@ -157,7 +156,7 @@ class CreateTab:
         """Submit the request of the form as one job, whose result shows the images of all its prompts."""
         owner, fields = current_owner(http_request), self.form.read(values)
         require_prompt(fields)
-        request = self._guidance.apply(self.form.to_request(fields), values)
+        request = self.guidance.apply(self.form.to_request(fields), values)
         self._studio.submit(request, owner, "page")
         return {self.selected: None, self._undo: "", self._refresh: time.time()}
 
@@ -200,7 +199,10 @@ class CreateTab:
         if imported.warnings:
             title = gettext("Settings from {program}", program=imported.program)
             gr.Info(toast_html(title, " ".join(imported.warnings)))
-        return self.form.update_partial(imported.values)
+        updates = self.form.update_partial(imported.values)
+        fields = {**imported.values, "model_key": self.form.model_of(updates)}
+        request = GenerationRequest.from_dict({**fields, "prompt": imported.values.get("prompt") or "…"})
+        return updates | self.guidance.restore(request, owner)
 
     # Jobs and images
 
@@ -233,7 +235,7 @@ class CreateTab:
         fields = self.form.read(values)
         prompt = fields["prompt"].strip()
         try:
-            request = self.form.to_request(fields | {"prompt": prompt or "…"})
+            request = self.guidance.apply(self.form.to_request(fields | {"prompt": prompt or "…"}), values)
             requests = self._studio.expand_prompt(request)
             enhanced = prompt_hints.render_hints(self._studio, requests[0]) if prompt else ""
         except CanvasError as error:  # in the line, as a toast for every key would be too much
@@ -248,16 +250,10 @@ class CreateTab:
             self.form["preset"]: gr.Radio(choices=result_panel.preset_choices(self._studio, request)),
         }
 
-    def update_summary_on_load(self, values: dict[Any, Any]) -> dict[Any, Any]:
-        """The part of `update_summary` that does not depend on the prompt being typed."""
-        updates = self.update_summary(values)
-        outputs = {self._summary, self.form["preset"]}
-        return {component: updates[component] for component in outputs & updates.keys()}
-
     def restore(self, values: dict[Any, Any]) -> dict[Any, Any]:
         updates = self.form.restore(values[self._saved])
         backend = updates.get(self.form["backend"], LOCAL)
-        return updates | self._update_model_status(self.form.model_of(updates), backend)
+        return {**updates, **self._update_model_status(self.form.model_of(updates), backend), self._restored: True}
 
     def on_model_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         fields = self.form.read(values)

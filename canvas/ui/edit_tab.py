@@ -1,4 +1,4 @@
-"""The Edit tab: image to image, seed variation, inpaint, outpaint and upscale."""
+"""The Edit tab: edits by instruction, image to image, seed variation, inpaint, outpaint and upscale."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import gradio as gr
 from PIL import Image
 
 from canvas.catalog import get_model
-from canvas.errors import CanvasError, InvalidInput, LazyMessage
+from canvas.errors import CanvasError, InvalidInput, LazyMessage, NotFound
 from canvas.jobs.job import Job
-from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GenerationRequest
+from canvas.request import RANDOM_SEED, RESIZE_MODES, SCALES, GeneratedImage, GenerationRequest
 from canvas.studio import Studio
 from canvas.ui.events import bind, bind_next, current_owner, show_errors
 from canvas.ui.generation_form import (
@@ -28,7 +28,7 @@ from canvas.ui.generation_form import (
     size_from_resolution,
 )
 from canvas.ui.guidance_panel import GuidancePanel
-from canvas.ui.html_panel import error_line, panel, render, text_line
+from canvas.ui.html_panel import error_line, image_url, panel, render, text_line
 from canvas.ui.i18n import gettext
 from canvas.ui.image_actions import EDIT_OPERATIONS, OPENING_ACTIONS, ImageActions, stored_images
 from canvas.ui.page_blocks import COPY_DRAWING, drawing_of
@@ -37,6 +37,9 @@ from canvas.ui.result_panel import preview_url, render_images, render_progress, 
 
 if TYPE_CHECKING:
     from canvas.ui.create_tab import CreateTab
+
+
+INSTRUCTION = "instruction"  # offered where a model for it is on disk
 
 
 class Operation(NamedTuple):
@@ -50,6 +53,11 @@ class Operation(NamedTuple):
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
+        INSTRUCTION: Operation(
+            "Edit by instruction",
+            "image_to_image",
+            "Changes what the prompt says, such as “make it night”, and keeps the rest.",
+        ),
         "image_to_image": Operation(
             "Image to image",
             "image_to_image",
@@ -68,7 +76,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
 )
 VERBS = ("inpaint", "outpaint", "upscale")  # operations whose labels are verbs
 DETAIL = "upscale_detail"  # stands for "upscale" with a diffusion model in FIELD_GROUPS
-DIFFUSION = ("image_to_image", "inpaint", "outpaint", DETAIL)  # operations that use the model
+DIFFUSION = (INSTRUCTION, "image_to_image", "inpaint", "outpaint", DETAIL)  # operations that use the model
 # The operations for which a group of fields is visible
 FIELD_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -78,7 +86,7 @@ FIELD_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "upscaler": ("upscale", DETAIL),
         "sides": ("outpaint",),
         "strength": ("image_to_image", "seed_variation", "inpaint", DETAIL),
-        "num_images": ("image_to_image", "seed_variation"),
+        "num_images": (INSTRUCTION, "image_to_image", "seed_variation"),
         "mask": ("inpaint",),
         "model": DIFFUSION,
         "size": ("image_to_image", "inpaint"),
@@ -96,6 +104,8 @@ UPSCALER_LABELS: Mapping[str, str] = MappingProxyType(
     }
 )
 DRAWING_SECONDS = 30.0  # that the editor may take to draw an image, on a slow connection
+COMPARED_SIDE = 768  # pixels of an upload in "Before and after"
+SAME_RATIO = 0.02  # difference of proportions that comparing does not show
 KEEP_SIZE = "Same as the image"
 BRUSH_COLORS = ("#ff2bd6", "#19e6ff", "#ffe600")  # stand out from most images
 
@@ -109,7 +119,7 @@ class EditForm(Form):
         self._groups: dict[str, gr.Column] = {}
         add = self._widgets.__setitem__
         default_model = get_model(studio.settings.model, studio.models).key
-        operations = [(operation.label, name) for name, operation in OPERATIONS.items()]
+        operations = [(operation.label, name) for name, operation in OPERATIONS.items() if name != INSTRUCTION]
         add("operation", gr.Radio(operations, value="image_to_image", label="Task"))
         for name, operation in OPERATIONS.items():
             with self._group(name):
@@ -155,7 +165,9 @@ class EditForm(Form):
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-edit", secret="form")  # noqa: S106 - no secret: the visitor's own form
         operation, upscaler = self["operation"], self["upscaler"]
         groups = set(self._groups.values())
-        bind(operation.input, self.set_strength, {operation}, {self["strength"]})
+        model = self["model_key"]
+        bind(operation.input, self.on_operation, {operation, model}, {self["strength"], model})
+        bind(model.input, self.on_model, {operation, model}, {operation})
         bind([operation.change, upscaler.change], self.toggle_groups, {operation, upscaler}, groups)
         bind(page.load, self.restore, {self._saved}, self.widgets)
         bind(
@@ -168,14 +180,41 @@ class EditForm(Form):
         )
         self._lora_picker.bind_events(page, self["prompt"])
         self.guidance.bind_events(self["model_key"])
-        bind([page.load, self["model_key"].focus], self.list_models, None, {self["model_key"]})
+        # On focus, too: another tab or program may have downloaded or added a model
+        bind(model.focus, self.list_models, {operation}, {operation, model})
 
-    def list_models(self) -> dict[Any, Any]:
-        return {self["model_key"]: gr.Dropdown(choices=model_choices(self._studio, self._studio.models))}
+    def list_models(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """The models to choose from for the operation, and the operations for which there are models."""
+        return {self["model_key"]: self._model_update(values[self["operation"]]), self["operation"]: self.operations()}
 
-    def set_strength(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        strength = OPERATIONS[values[self["operation"]]].strength
-        return {self["strength"]: gr.skip() if strength is None else strength}
+    def operations(self, **update: Any) -> gr.Radio:
+        """The operations to choose from."""
+        names = [name for name in OPERATIONS if name != INSTRUCTION or self._studio.instruction_models]
+        return gr.Radio(choices=[(gettext(OPERATIONS[name].label), name) for name in names], **update)
+
+    def _model_update(self, operation: str, **update: Any) -> gr.Dropdown:
+        keys = self._studio.instruction_models if operation == INSTRUCTION else self._studio.models
+        return gr.Dropdown(choices=model_choices(self._studio, keys), **update)
+
+    def on_operation(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        operation, strength = values[self["operation"]], OPERATIONS[values[self["operation"]]].strength
+        model = {self["model_key"]: self._model_update(operation)}
+        if operation == INSTRUCTION and values[self["model_key"]] not in self._studio.instruction_models:
+            model = self.select(INSTRUCTION)
+        return {**model, self["strength"]: gr.skip() if strength is None else strength}
+
+    def on_model(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """A model that edits by instruction has no strength, which image to image is about."""
+        is_instruction = values[self["model_key"]] in self._studio.instruction_models
+        if values[self["operation"]] != "image_to_image" or not is_instruction:
+            return {self["operation"]: gr.skip()}
+        return {self["operation"]: self.operations(value=INSTRUCTION)}
+
+    def select(self, operation: str) -> dict[Any, Any]:
+        """Updates of the model for an operation that needs one of its own."""
+        if operation != INSTRUCTION:
+            return {self["model_key"]: self._model_update(operation)}
+        return {self["model_key"]: self._model_update(operation, value=self._studio.instruction_models[0])}
 
     def toggle_groups(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         operation = self.group_of({name: values[self[name]] for name in ("operation", "upscaler")})
@@ -194,14 +233,29 @@ class EditForm(Form):
         """Restore the form from the browser's storage, unless it is not valid any more."""
         saved = values[self._saved]
         unchanged: dict[Any, Any] = {widget: gr.skip() for widget in self.widgets}
+        unchanged |= {self["operation"]: self.operations(), **self.select("image_to_image")}
+        if self._studio.instruction_models:  # the first choice
+            unchanged |= {self["operation"]: self.operations(value=INSTRUCTION), **self.select(INSTRUCTION)}
         if not isinstance(saved, dict) or set(saved) != set(self) or saved["operation"] not in OPERATIONS:
             return unchanged  # nothing was saved, or by another version
         try:
             get_model(saved["model_key"], self._studio.models)
+            self.check_model(saved)
             self.to_request({**saved, "prompt": saved["prompt"] or "…"}, "image.png")
         except CanvasError:
             return unchanged
-        return {self[name]: value for name, value in saved.items()}
+        updates = {self[name]: value for name, value in saved.items()}
+        updates[self["operation"]] = self.operations(value=saved["operation"])
+        updates[self["model_key"]] = self._model_update(saved["operation"], value=saved["model_key"])
+        return updates
+
+    def check_model(self, fields: Mapping[str, Any]) -> None:
+        """Raise InvalidInput if the operation needs another model."""
+        if fields["operation"] == INSTRUCTION and fields["model_key"] not in self._studio.instruction_models:
+            text = "The model {model} does not edit by instruction. Choose one that does, such as FLUX.2 klein."
+            raise InvalidInput(
+                "model_key", fields["model_key"], message=LazyMessage(text, model=str(fields["model_key"]))
+            )
 
     def to_request(self, fields: Mapping[str, Any], image_name: str) -> GenerationRequest:
         """The request of these values for a stored image, without a mask; raises InvalidInput."""
@@ -217,6 +271,8 @@ class EditForm(Form):
             values["num_images"] = 1
         if operation == "outpaint":
             values |= {"outpaint": sides, "strength": None}
+        if operation == INSTRUCTION:
+            values["strength"] = 1.0
         if operation == "upscale" and values["upscaler"] != "detail":
             values["strength"] = None
         return GenerationRequest.from_dict({"seed": RANDOM_SEED, **values})
@@ -319,7 +375,7 @@ class EditTab:
 
     @property
     def load_image_outputs(self) -> set[Any]:
-        names = ("prompt", "operation", "strength")
+        names = ("prompt", "operation", "strength", "model_key")
         return {self._editor, self._source, self._replaced, *(self._form[name] for name in names)}
 
     @property
@@ -334,13 +390,18 @@ class EditTab:
         """
         image = self._studio.image(image_id, owner)
         pixels = self._studio.inputs.open_image(image.filename, owner)
+        if operation == "inpaint" and self._studio.instruction_models:
+            operation = INSTRUCTION  # the first choice
+        strength = OPERATIONS[operation].strength if operation else None
+        model = self._form.select(operation) if operation else {self._form["model_key"]: gr.skip()}
         return {
+            **model,
             self._editor: {"background": pixels, "layers": [], "composite": None},
             self._source: image.filename,
             self._replaced: (replaced, time.time()),
-            self._form["prompt"]: image.request.prompt,
-            self._form["operation"]: operation or gr.skip(),
-            self._form["strength"]: OPERATIONS[operation].strength if operation else gr.skip(),
+            self._form["prompt"]: "" if operation == INSTRUCTION else image.request.prompt,
+            self._form["operation"]: self._form.operations(value=operation) if operation else gr.skip(),
+            self._form["strength"]: strength if strength is not None else gr.skip(),
         }
 
     def on_recent_click(
@@ -365,7 +426,24 @@ class EditTab:
 
     def _render_result(self, job: Job, owner: str) -> str:
         images = stored_images(self._studio, job.images, owner)
-        return render_images(images, job, in_editor=True) if images else ""
+        return (
+            render_images(images, job, in_editor=True, before=self._before_url(job, images[0], owner)) if images else ""
+        )
+
+    def _before_url(self, job: Job, result: GeneratedImage, owner: str) -> str:
+        """The URL of the image that a result was made from; "" without one, or if their proportions differ."""
+        name = job.request.image if job.request else None
+        if not name:
+            return ""
+        try:
+            before = self._studio.inputs.open_image(name, owner)
+        except NotFound:  # deleted meanwhile
+            return ""
+        width, height = result.request.size
+        if abs(before.width * height - before.height * width) > max(before.size) * max(width, height) * SAME_RATIO:
+            return ""
+        stored = self._studio.inputs.find_image(name, owner)
+        return image_url(stored) if stored else preview_url(before, COMPARED_SIDE)
 
     def generate(self, values: Mapping[Any, Any], http_request: gr.Request) -> Iterator[dict[Any, Any]]:
         """Submit the request and show the job until it is finished; it outlives the tab."""
@@ -394,6 +472,7 @@ class EditTab:
     def _build_request(self, values: Mapping[Any, Any], owner: str) -> GenerationRequest:
         """The request of the form, with the edited image and its mask uploaded."""
         fields = self._form.read(values)
+        self._form.check_model(fields)
         if fields["operation"] != "upscale":  # its prompt is optional
             require_prompt(fields)
         if fields["operation"] == "seed_variation":

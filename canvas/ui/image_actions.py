@@ -52,7 +52,7 @@ class ImageActions:
     @property
     def outputs(self) -> set[Any]:
         """The components that `open` updates."""
-        form = self._create.form.widgets | {self._create.selected}
+        form = self._create.form.widgets | self._create.guidance.outputs | {self._create.selected}
         return form | self._edit.load_image_outputs | {self._tabs}
 
     @property
@@ -69,7 +69,8 @@ class ImageActions:
         create = {self._tabs: gr.Tabs(selected="create")}
         if event.action in ("use_settings", "reuse_seed"):
             keep_seed = event.action == "reuse_seed"
-            return create | self._create.form.reuse_settings(image.request, keep_seed=keep_seed)
+            form = self._create.form.reuse_settings(image.request, keep_seed=keep_seed)
+            return create | form | self._create.guidance.restore(image.request, owner)
         self._studio.submit_many([variations_of(image)], owner, "page")
         return {**create, self._create.selected: None}
 

@@ -21,12 +21,11 @@ def render_hints(studio: Studio, request: GenerationRequest) -> str:
     reading = studio.understanding(request)
     if reading is None:
         return result_panel.render_enhanced_prompt(studio, request)
-    spec = studio.general_model() if reading.unknown else None
+    status = studio.general_model() if reading.unknown else None
     nothing = ""
     if reading.nothing_known:
         nothing = translate_message(message_for_nothing(""))
-    on_disk = spec is not None and studio.model_status(spec.key).location != "hub"
-    return render("prompt_hints.html", reading=reading, nothing=nothing, spec=spec, on_disk=on_disk)
+    return render("prompt_hints.html", reading=reading, nothing=nothing, status=status)
 
 
 def bind_events(panel: gr.HTML, select_model: Callable[[str], dict[Any, Any]], outputs: set[Any]) -> None:

@@ -85,8 +85,13 @@ def render_failure(job: Job) -> str:
     )
 
 
-def render_images(images: Sequence[GeneratedImage], job: Job | None = None, *, in_editor: bool = False) -> str:
-    """Images, those of a job if it is given, with their settings and actions."""
+def render_images(
+    images: Sequence[GeneratedImage], job: Job | None = None, *, in_editor: bool = False, before: str = ""
+) -> str:
+    """Images, those of a job if it is given, with their settings and actions.
+
+    `before`: the URL of the image that they were made from, to compare each with.
+    """
     image = images[0]
     dynamic = job.dynamic_request if job and len(images) > 1 else None
     columns = _columns(len(images))
@@ -100,6 +105,7 @@ def render_images(images: Sequence[GeneratedImage], job: Job | None = None, *, i
         rows=math.ceil(len(images) / columns),
         summary=image_summary(image, sum(each.generation_time for each in images)),
         in_editor=in_editor,
+        before=before,
     )
 
 
@@ -140,10 +146,10 @@ def render_enhanced_prompt(studio: Studio, request: GenerationRequest) -> str:
     )
 
 
-def preview_url(image: Image) -> str:
-    """An image as a small JPEG in a data URL."""
+def preview_url(image: Image, side: int = PREVIEW_SIZE) -> str:
+    """An image as a JPEG in a data URL, at most `side` pixels wide and high."""
     small = image.convert("RGB")
-    small.thumbnail((PREVIEW_SIZE, PREVIEW_SIZE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=70)
     return data_url(buffer.getvalue(), "jpeg")
@@ -241,6 +247,8 @@ def request_summary(request: GenerationRequest, num_prompts: int = 1) -> str:
         parts.append(gettext(BACKENDS[request.backend]))
     if request.style != "none":
         parts.append(gettext(request.style))
+    if number := len(request.control_images) + len(request.reference_images):
+        parts.append(ngettext("guided by {number} image", "guided by {number} images", number))
     if (number := request.num_images * num_prompts) > 1:
         parts.append(ngettext("{number} image", "{number} images", number))
     return " · ".join(parts)

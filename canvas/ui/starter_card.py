@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from canvas.catalog import ModelSpec
-from canvas.engine.memory_plan import ACTIVATION_BYTES, memory_of
 from canvas.jobs.job import Job
-from canvas.model_status import ModelStatus
+from canvas.model_status import SUGGESTED
 from canvas.studio import Studio
 from canvas.ui.events import bind, current_owner, toast_html
 from canvas.ui.generation_form import model_title
@@ -19,13 +16,8 @@ from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import error_text, gettext
 from canvas.ui.result_panel import download_text
 
-# Models for photos and art, the best images first. None has a licence to agree to.
-SUGGESTED = ("z-image", "sdxl", "dreamshaper", "sdxs")
 STARTER = "starter"
-MAX_SECONDS = 15.0  # that an image of a suggested model may take, except of the last one
-SPARE_BYTES = 2_000_000_000  # that stay free on the disk
 POLL_INTERVAL = 1.0  # seconds between polls while the model is downloaded
-UNITS = {"GB": 10**9, "MB": 10**6}
 
 
 class StarterCard:
@@ -78,8 +70,12 @@ class StarterCard:
         return {**self._hide(), **self._select_model(job.model_key)}
 
     def _offer(self, error: str = "") -> dict[Any, Any]:
-        status = suggest_model(self._studio)
-        if status is None:
+        """Offer a model, once the device is known, if there is only the built-in one."""
+        studio = self._studio
+        if studio.settings.model != STARTER or not studio.device:
+            return self._hide()
+        status = studio.general_model()
+        if status is None or status.location != "hub":
             return self._hide()
         html = render("starter_card.html", status=status, title=model_title(status.spec), error=error, job=None)
         return {self._panel: html, self._timer: gr.Timer(active=False), self._job: ""}
@@ -98,28 +94,3 @@ class StarterCard:
 
     def _hide(self) -> dict[Any, Any]:
         return {self._panel: "", self._timer: gr.Timer(active=False), self._job: ""}
-
-
-def suggest_model(studio: Studio) -> ModelStatus | None:
-    """The best model that this computer has the memory, disk and speed for, if it has only the built-in one.
-
-    Waits until the device is known.
-    """
-    models = studio.models
-    if studio.settings.model != STARTER or any(studio.is_on_disk(key) for key in models if key != STARTER):
-        return None
-    device, fits = studio.device, []
-    memory = memory_of(device)[1]
-    for key in (key for key in SUGGESTED if key in models):
-        status = studio.model_status(key)
-        size = size_in_bytes(models[key])
-        if status.free_bytes > size + SPARE_BYTES and memory > size + ACTIVATION_BYTES:
-            fits.append(status)
-    quick = [status for status in fits if status.seconds is not None and status.seconds <= MAX_SECONDS]
-    return next(iter(quick), fits[-1] if fits else None)
-
-
-def size_in_bytes(spec: ModelSpec) -> int:
-    """The size in the catalog, such as "1.8 GB", in bytes; 0 without one."""
-    match = re.fullmatch(r"([\d.]+) (GB|MB)", spec.size)
-    return int(float(match[1]) * UNITS[match[2]]) if match else 0

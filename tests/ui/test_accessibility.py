@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from canvas import GenerationRequest, Studio
 from tests.ui.conftest import TIMEOUT, wait_until_loaded
+from tests.ui.test_gallery_tab import DROP
 
 TABS = {  # with an element that shows that the tab has its content
     "create": "#current-result .result",
@@ -36,7 +37,8 @@ def visit(request: pytest.FixtureRequest, served: Studio, browser: Browser) -> I
     """A page of each size and theme, with an image in the gallery."""
     window, scheme = request.param.split("-")
     width, height = WINDOWS[window]
-    served.generate(GenerationRequest("a fox in the snow", seed=1, num_inference_steps=1))
+    for seed in (1, 2):
+        served.generate(GenerationRequest("a bearded fox in the snow", seed=seed, num_inference_steps=1))
     with browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme) as context:
         context.set_default_timeout(TIMEOUT)
         page = context.new_page()
@@ -79,7 +81,29 @@ def test_axe_finds_no_violations(served: Studio, visit: Page) -> None:
     visit.goto(f"{served.address}?image={image.id}")  # type: ignore[attr-defined]
     visit.locator("#image-detail dialog:modal").wait_for()
     found["image"] = violations(visit)
+    assert_none(found)
+
+
+def assert_none(found: dict[str, list[str]]) -> None:
     assert {place: problems for place, problems in found.items() if problems} == {}
+
+
+def test_axe_finds_no_violations_in_what_opens_over_the_gallery(visit: Page) -> None:
+    found = {}
+    open_tab(visit, "gallery")
+    visit.get_by_role("button", name="Select", exact=True).click()
+    for number in range(2):
+        visit.locator(".tile[aria-pressed=false]").first.click()
+        expect(visit.locator(".tile[aria-pressed=true]")).to_have_count(number + 1)
+    visit.get_by_role("button", name="Compare", exact=True).click()
+    visit.locator("#image-detail dialog:modal .compare-slider").wait_for()
+    found["comparison"] = violations(visit)
+    visit.keyboard.press("Escape")
+    expect(visit.locator("#image-detail dialog")).to_have_count(0)
+    visit.evaluate(DROP, ["#gallery", ""])
+    visit.locator("#drop-question dialog:modal").wait_for()
+    found["drop question"] = violations(visit)
+    assert_none(found)
 
 
 def test_jobs_are_read_aloud(page: Page) -> None:

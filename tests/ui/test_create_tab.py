@@ -331,7 +331,7 @@ def test_the_buttons_of_a_result(page: Page, served: Studio) -> None:
 
 
 def test_edit_upscale_and_variations_of_a_result(page: Page, served: Studio) -> None:
-    served.generate(GenerationRequest("a tall ship", seed=7, num_inference_steps=2))
+    [ship] = served.generate(GenerationRequest("a tall ship", seed=7, num_inference_steps=2))
     for button, operation in (("Edit", "Inpaint"), ("Upscale", "Upscale")):
         page.get_by_role("tab", name="Create").click()
         page.get_by_role("button", name="Show: a tall ship").first.click()
@@ -340,7 +340,14 @@ def test_edit_upscale_and_variations_of_a_result(page: Page, served: Studio) -> 
         expect(page.get_by_role("tab", name="Edit")).to_have_attribute("aria-selected", "true")
         expect(page.get_by_role("radio", name=operation, exact=True)).to_be_checked()
         expect(page.locator("#edit-image canvas").first).to_be_visible()
+    expect(page.locator("#edit-size")).to_have_text("Result: 512 × 512")
+    page.locator("#edit-generate").click()  # everything else is filled in
+    expect(page.locator("#edit-result .result-images")).to_be_visible()
+    large = served.recent("local", 1)[0]
+    assert (large.task, large.parent_id, large.request.size) == ("upscale", ship.id, (512, 512))
     page.get_by_role("tab", name="Create").click()
+    page.get_by_role("button", name="Show: a tall ship").nth(1).click()  # the original
+    expect(page.locator(".image-actions").get_by_role("button", name="Variations")).to_be_visible()
     page.locator(".image-actions").get_by_role("button", name="Variations").click()
     expect(page.locator(".result-images .zoom img")).to_have_count(4, timeout=4 * TIMEOUT)
     assert [each.request.seed for each in served.jobs("local")[-1].images] == [8, 9, 10, 11]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.request import GeneratedImage
+from tests.conftest import make_spec
 from tests.models.test_loras import make_lora
+from tests.tiny_families import make_tiny
 from tests.ui.conftest import TIMEOUT
 
 
@@ -160,6 +165,46 @@ def test_the_fit_is_previewed_and_the_form_survives_a_reload(page: Page, served:
     drop(page, scene)
     [image, *_] = generate(page, served, 4)
     assert (image.request.resize_mode, image.request.width) == ("pad", 344)
+
+
+@pytest.fixture
+def klein(served: Studio, tmp_path: Path) -> Iterator[str]:
+    """The key of a tiny FLUX.2-klein."""
+    served.warm_up(wait=True)  # imports diffusers in another thread
+    spec = make_spec(str(make_tiny("flux2-klein", tmp_path / "klein")), "tiny-klein")
+    served.models["tiny-klein"] = replace(spec, type="auto", title="Tiny klein")
+    yield "tiny-klein"
+    served.unload_model("tiny-klein")
+    del served.models["tiny-klein"]
+
+
+def test_edits_by_instruction_come_first_where_a_model_follows_them(klein: str, page: Page, served: Studio) -> None:
+    [parent] = served.generate(GenerationRequest("a red kite", seed=3, num_inference_steps=1))
+    page.get_by_role("button", name="Show: a red kite").first.click()
+    expect(page.locator(".result-details .prompt")).to_have_text("a red kite")
+    page.locator(".image-actions").get_by_role("button", name="Edit", exact=True).click()
+    form = page.locator("#edit-form")
+    expect(page.get_by_role("radio", name="Edit by instruction")).to_be_checked()
+    expect(form.get_by_role("radio").first).to_have_accessible_name("Edit by instruction")
+    expect(form.get_by_label("Model", exact=True)).to_have_value(re.compile("Tiny klein"))
+    expect(form.get_by_text("Strength", exact=True)).to_have_count(0)
+    expect(prompt_field(page)).to_have_value("")
+    expect(page.locator("#edit-image canvas").first).to_be_visible()
+    prompt_field(page).fill("make it night")
+    form.get_by_label("number input for Number of images").fill("1")
+    [image] = generate(page, served, 1)
+    assert (image.request.prompt, image.request.model_key, image.task) == ("make it night", klein, "image_to_image")
+    assert image.parent_id == parent.id
+    assert not any("strength" in note for note in image.notes)
+    page.get_by_text("Before and after").click()
+    compared = page.locator(".before-after")
+    sources = [each.get_attribute("src") for each in compared.locator("img").all()]
+    assert sources == [f"pictures/{parent.filename}", f"pictures/{image.filename}"]
+    slider = compared.get_by_role("slider", name="Comparison slider position")
+    slider.press("ArrowRight")
+    expect(compared.locator(".compare-slider")).to_have_attribute("style", "--split: 51%;")
+    form.get_by_role("radio", name="Image to image").check()
+    expect(form.get_by_text("Strength", exact=True).first).to_be_visible()
 
 
 def test_stop_cancels_the_job(page: Page, served: Studio, tmp_path: Path) -> None:

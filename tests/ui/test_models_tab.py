@@ -11,7 +11,6 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from canvas import Studio
-from canvas.ui.starter_card import suggest_model
 from tests.hub_server import Fault, LocalHub
 
 REPO = "ann/fox-painter"
@@ -125,7 +124,7 @@ def test_a_failed_download_keeps_the_licence_and_can_be_dismissed(
 def test_the_starter_card_downloads_a_model_and_selects_it(
     page: Page, served: Studio, served_hub: LocalHub, tiny_full_folder: Path
 ) -> None:
-    status = suggest_model(served)
+    status = served.general_model()
     assert status is not None
     served_hub.add(status.spec.name, tiny_full_folder)
     card = page.locator("#starter-card")
