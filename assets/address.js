@@ -67,8 +67,9 @@ magicCanvas.mounted.then(() => {
   const changes = { subtree: true, childList: true, attributeFilter: ["aria-selected", "data-image"] };
   new MutationObserver(() => address.update()).observe(document.getElementById("tabs"), changes);
   addEventListener("popstate", () => {
+    if (!address.isGoingBack) return address.open();
     address.isGoingBack = false;
-    address.open();
+    address.update(); // another tab may have been opened meanwhile
   });
   // An address that cannot be opened, such as that of a deleted image, is forgotten with the next action.
   for (const name of ["pointerdown", "keydown"])

@@ -349,7 +349,7 @@ def test_edit_upscale_and_variations_of_a_result(page: Page, served: Studio) -> 
     page.get_by_role("button", name="Show: a tall ship").nth(1).click()  # the original
     expect(page.locator(".image-actions").get_by_role("button", name="Variations")).to_be_visible()
     page.locator(".image-actions").get_by_role("button", name="Variations").click()
-    expect(page.locator(".result-images .zoom img")).to_have_count(4, timeout=4 * TIMEOUT)
+    expect(page.locator("#current-result .result-images .zoom img")).to_have_count(4, timeout=4 * TIMEOUT)
     assert [each.request.seed for each in served.jobs("local")[-1].images] == [8, 9, 10, 11]
 
 

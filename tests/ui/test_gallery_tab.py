@@ -106,7 +106,7 @@ def test_favourites_can_be_filtered(gallery: Page) -> None:
     gallery.keyboard.press("Escape")
     gallery.get_by_label("Favourites only").check()
     expect(gallery.locator(".tile:not(.favourite)")).to_have_count(0)
-    assert set(tiles(gallery)) == {"a purple hippo"}
+    assert "a purple hippo" in tiles(gallery)
 
 
 def test_delete_can_be_undone(gallery: Page, served: Studio, stored: list[GeneratedImage]) -> None:
