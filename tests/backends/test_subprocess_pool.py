@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,7 +187,10 @@ def test_jobs_run_where_their_model_is_loaded(pool: Studio) -> None:
     before = len(pool.database.model_events())
     for job in [pool.submit(request) for request in requests]:
         job.wait()
-    for request in [*requests, *reversed(requests)] * 2:  # one at a time, so that both workers are free
+    waiting = pool._scheduler._generate_queue._idle
+    for request in [*requests, *reversed(requests)] * 2:
+        while len(waiting) < 2:  # a worker that just finished a job is not free yet
+            time.sleep(0.01)
         pool.generate(request)
     loads = pool.database.model_events()[: -before or None]
     assert sorted(event.model_name for event in loads) == ["starter", "twin"]
