@@ -42,7 +42,7 @@ def test_the_text_says_how_a_large_model_is_loaded() -> None:
         (64 * 10**9, FREE, 60.0, "sdxs"),  # none is quick: the smallest
         (64 * 10**9, FREE, None, "sdxs"),
         (6 * 10**9, FREE, 2.0, "dreamshaper"),
-        (64 * 10**9, 5 * 10**9, 2.0, "sdxs"),
+        (64 * 10**9, 4 * 10**9, 2.0, "sdxs"),
         (10**9, FREE, 2.0, None),
     ],
 )
