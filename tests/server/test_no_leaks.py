@@ -93,11 +93,12 @@ def test_an_export_names_no_path(studio: Studio) -> None:
     assert "/" not in errors
 
 
-@pytest.mark.parametrize("quality", ["9" * 5000, "0", "101", "-1", "x", "1e3", "٣" * 5000])
-def test_invalid_qualities_are_explained(studio: Studio, quality: str) -> None:
-    response = httpx.get(f"{studio.url}/export.zip", params={"quality": quality})  # type: ignore[attr-defined]
-    assert response.status_code == 400
-    assert response.json()["error"]["message"].startswith("Quality must be a whole number between 1 and 100")
+def test_invalid_qualities_are_explained(studio: Studio) -> None:
+    for quality in ("9" * 5000, "0", "101", "-1", "x", "1e3", "٣" * 5000):
+        response = httpx.get(f"{studio.url}/export.zip", params={"quality": quality})  # type: ignore[attr-defined]
+        assert response.status_code == 400, quality[:9]
+        message = response.json()["error"]["message"]
+        assert message.startswith("Quality must be a whole number between 1 and 100"), quality[:9]
 
 
 def test_paths_are_removed_from_messages() -> None:
