@@ -124,7 +124,7 @@ def add_symlinks(studio: Studio, image: GeneratedImage) -> None:
     (outputs / "root").symlink_to("/")
 
 
-@pytest.fixture(params=["another visitor", pytest.param("a visitor without cookies", marks=pytest.mark.long)])
+@pytest.fixture(params=["another visitor", "a visitor without cookies"])
 def other(request: pytest.FixtureRequest, server: PublicServer) -> Iterator[Visitor]:
     visitor = Visitor(server.ann.url)
     visitor.cookies = request.param == "another visitor"
