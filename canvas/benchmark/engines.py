@@ -116,26 +116,21 @@ def measure_passes(folder: Path, device: Device, rounds: int) -> Iterator[Measur
     inputs = conversion.example_inputs(unet.config, (side, side))
     guided = torch.cat([inputs[0]] * 2), inputs[1], torch.cat([inputs[2], inputs[2] / 2])
     _quantize(folder / "unet", unet.config, side, device)
-    dtypes = {"float32": "float32"}
-    if device.dtype != "float32":
-        dtypes |= {"16 bits": device.dtype}
     plain = _Copy(unet).module  # before the layout is changed
-    on_torch = {name: unet.to(getattr(torch, dtype)) for name, dtype in dtypes.items() if name != "float32"}
-    for each in on_torch.values():
-        optimize_for_device(_Holder(each), device)
-    converted = {
-        f"OpenVINO, {name}": _converted(folder / "unet", replace(device, dtype=dtype)) for name, dtype in dtypes.items()
-    }
-    converted["OpenVINO, int8"] = _converted(folder / "unet", device)
-    converted["OpenVINO, int8"].use_preset("turbo")
-    modules = {f"PyTorch, {name}": each for name, each in on_torch.items()} | converted
+    modules = {"OpenVINO, float32": _converted(folder / "unet", replace(device, dtype="float32"))}
+    quality = "float32"
+    if device.dtype != "float32":
+        quality = "16 bits"
+        optimize_for_device(_Holder(unet), device)
+        modules |= {"PyTorch, 16 bits": unet, "OpenVINO, 16 bits": _converted(folder / "unet", device)}
+    modules["OpenVINO, int8"] = _converted(folder / "unet", device)
+    modules["OpenVINO, int8"].use_preset("turbo")
 
     def run(module: Any) -> torch.Tensor:
         dtype = next(module.parameters(), guided[0]).dtype
         cast = tuple(each.to(dtype) for each in guided)
         return module(*cast, return_dict=False)[0].float()
 
-    quality = list(dtypes)[-1]
     ways: dict[str, Callable[[], Any]] = {
         "plain diffusers, float32": partial(run, plain),
         **{name: partial(run, module) for name, module in modules.items()},

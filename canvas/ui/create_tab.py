@@ -10,7 +10,7 @@ import gradio as gr
 from canvas.errors import CanvasError
 from canvas.history.third_party_metadata import read_metadata
 from canvas.model_status import ModelStatus
-from canvas.request import LOCAL, RANDOM_SEED, GenerationRequest
+from canvas.request import LOCAL, RANDOM_SEED
 from canvas.studio import Studio
 from canvas.ui import prompt_hints, result_panel
 from canvas.ui.events import bind, current_owner, toast_html
@@ -200,8 +200,7 @@ class CreateTab:
             title = gettext("Settings from {program}", program=imported.program)
             gr.Info(toast_html(title, " ".join(imported.warnings)))
         updates = self.form.update_partial(imported.values)
-        fields = {**imported.values, "model_key": self.form.model_of(updates)}
-        request = GenerationRequest.from_dict({**fields, "prompt": imported.values.get("prompt") or "…"})
+        request = self.form.request_from({**imported.values, "model_key": self.form.model_of(updates)})
         return updates | self.guidance.restore(request, owner)
 
     # Jobs and images

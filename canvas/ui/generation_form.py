@@ -261,11 +261,14 @@ class GenerationForm(Form):
 
     def update_partial(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """`update_from_request` with some fields; the others get the defaults of the model."""
-        fields = {"prompt": "…", "model_key": self._default_model.key, **values}
-        updates = self.update_from_request(GenerationRequest.from_dict(fields))
+        updates = self.update_from_request(self.request_from(values))
         if "prompt" not in values:
             updates.pop(self["prompt"])
         return updates
+
+    def request_from(self, values: Mapping[str, Any]) -> GenerationRequest:
+        """A request with some fields, and a placeholder for a missing prompt."""
+        return GenerationRequest.from_dict({"prompt": "…", "model_key": self._default_model.key, **values})
 
     def update_for_model(self, model_key: str, preset: str = "quality") -> dict[Any, Any]:
         """Set size, steps, guidance and scheduler to the defaults of a model."""
