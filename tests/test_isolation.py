@@ -170,13 +170,13 @@ def with_parameters(path: str, server: PublicServer) -> Iterator[str]:
         yield PARAMETER.sub(lambda _, left=values: quote(next(left), safe=""), path)
 
 
-def bodies(server: PublicServer, other: Visitor) -> list[dict[str, Any]]:
-    ids = [server.image.id, server.job.id]
+def bodies(route: str, server: PublicServer, other: Visitor) -> list[dict[str, Any]]:
     # Each visitor has a session: what one sent must not reach the next one as a secret.
-    return [
-        {"data": ids, "session_hash": other.session, "fn_index": 5, "event_id": server.job.id},
-        {"data": [], "prompt": "", "body": {}},
-    ]
+    session = {"session_hash": other.session}
+    ids = {"data": [server.image.id, server.job.id], "fn_index": 5, "event_id": server.job.id}
+    empty: dict[str, Any] = {"data": [], "prompt": "", "body": {}}
+    # Without a session, Gradio builds one for every call of an event, which takes most of its time.
+    return [ids | session, empty | session if "{api_name}" in route else empty]
 
 
 def test_no_route_reveals_anything_of_another_visitor(
@@ -188,7 +188,7 @@ def test_no_route_reveals_anything_of_another_visitor(
     for method, route in sorted(routes):
         for path in with_parameters(route, server):
             if method == "POST":
-                requests: list[dict[str, Any]] = [{"json": one} for one in bodies(server, other)]
+                requests: list[dict[str, Any]] = [{"json": one} for one in bodies(route, server, other)]
             else:
                 query = f"?session_hash=null&ids={server.image.id}&limit=100&upload_id=1"
                 requests = [{}, {"params": httpx.QueryParams(query)}]
