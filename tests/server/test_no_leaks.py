@@ -126,6 +126,24 @@ def test_wrong_arguments_are_answered_in_a_sentence(studio: Studio) -> None:
 # The log of a public server
 
 
+def test_unexpected_errors_are_logged_without_their_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(MARKER)
+
+    with serving(tmp_path, public=True) as studio:
+        visitor = Visitor(studio.url)  # type: ignore[attr-defined]
+        monkeypatch.setattr(studio, "submit", fail)
+        monkeypatch.setattr(studio, "user_gallery", fail)
+        event = visitor.event("page_generate")
+        answers = [visitor.client.get("/export.zip").text]
+        answers += [visitor.call(event, visitor.inputs_of(event, Prompt="a fox")).decode()]
+        visitor.close()
+    assert MARKER not in caplog.text.join(answers)
+    assert caplog.text.count(": RuntimeError\n") == 2, "the log says what happened, and where"
+
+
 @dataclass
 class Program:
     """A public server in a process of its own, whose output is collected."""
