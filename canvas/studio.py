@@ -376,7 +376,9 @@ class Studio:
             return dict(self._jobs_by_node)
 
     def warm_up(self, *, wait: bool = False) -> None:
-        """Detect the device and load the default model, in the background unless `wait`."""
+        """Detect the device and load the default model, in the background unless `wait`; not after `stop`."""
+        if self._closing:  # a timer of the page calls this
+            return
         self._scheduler.warm_up(get_model(self.settings.model, self.models), wait=wait)
 
     @property
