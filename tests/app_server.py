@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mcp import ClientSession
-from mcp.client.streamable_http import streamablehttp_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
 
 from canvas import Studio
 from canvas.jobs.job import Job
@@ -46,7 +47,8 @@ def run_in_mcp_session(
 
     async def run() -> T:
         async with (
-            streamablehttp_client(f"{url}/gradio_api/mcp/", headers=headers) as (read, write, _),
+            create_mcp_http_client(headers) as client,
+            streamable_http_client(f"{url}/gradio_api/mcp/", http_client=client) as (read, write, _),
             ClientSession(read, write) as session,
         ):
             await session.initialize()

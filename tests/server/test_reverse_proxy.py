@@ -205,11 +205,12 @@ def test_a_key_is_required_on_every_spelling_of_a_path(login_server: Proxied) ->
 
 def test_gradio_client_and_uploads(server: Proxied, image_file: Path) -> None:
     client = Client(f"{server.url}/", verbose=False, ssl_verify=False)
-    image, progress = client.predict("a fox", api_name="/generate")
-    assert Image.open(image).size == (256, 256)
+    generated, progress = client.predict("a fox", api_name="/generate")
     assert progress["seed"] is not None
-    image, _ = client.predict("a boat", handle_file(image_file), num_inference_steps=2, api_name="/edit")
-    assert Image.open(image).size == (256, 256)
+    edited, _ = client.predict("a boat", handle_file(image_file), num_inference_steps=2, api_name="/edit")
+    for path in (generated, edited):
+        with Image.open(path) as image:
+            assert image.size == (256, 256)
     direct = Client(server.studio.url, verbose=False)  # type: ignore[attr-defined]
     assert direct.predict(api_name="/models"), "the command line does not use the proxy"
 
