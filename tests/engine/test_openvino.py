@@ -159,10 +159,22 @@ def test_the_measured_choice_is_remembered(tmp_path: Path, monkeypatch: pytest.M
     faster = choices[key]["torch"] >= 1.1 * choices[key]["openvino"]
     assert engine_name(pipeline) == ("openvino" if faster else "torch")
 
+    assert choices[key]["int8"] is False, "too small"
+
     (tmp_path / CHOICES_FILE).write_text(json.dumps({key: {"torch": 1.0, "openvino": 0.95}}))
     monkeypatch.setattr(conversion, "convert_unet", None)
     assert engine.prefers_torch(LOCAL, lora="")
     assert engine_name(PipelineCache(CPU, openvino=engine).get(STARTER, LOCAL)) == "torch"
+
+    with_int8 = {"torch": 1.0, "openvino": 1.05, "int8": True}
+    (tmp_path / CHOICES_FILE).write_text(json.dumps({key: with_int8}))
+    monkeypatch.setattr("canvas.engine.openvino.int8.is_installed", lambda: True)
+    assert not engine.prefers_torch(LOCAL, lora=""), "Turbo and Balanced gain more than Quality loses"
+    (tmp_path / CHOICES_FILE).write_text(json.dumps({key: with_int8 | {"openvino": 1.06}}))
+    assert engine.prefers_torch(LOCAL, lora="")
+    (tmp_path / CHOICES_FILE).write_text(json.dumps({key: with_int8}))
+    monkeypatch.setattr("canvas.engine.openvino.int8.is_installed", lambda: False)
+    assert engine.prefers_torch(LOCAL, lora=""), "without nncf there is no int8"
 
     (tmp_path / CHOICES_FILE).write_text("not JSON")
     assert not engine.prefers_torch(LOCAL, lora="")

@@ -128,12 +128,20 @@ class Int8Process:
             logger.debug("The quantization process: %s", error)
 
 
+def is_large(folder: Path) -> bool:
+    """Whether int8 saves more than it costs for the UNet of a folder."""
+    return _unet_bytes(folder) >= MIN_BYTES
+
+
 def is_worthwhile(folder: Path) -> bool:
     """Whether the UNet is large, not quantized yet, and fits into the free memory for it."""
-    size = (folder / UNET).with_suffix(".bin").stat().st_size
-    if not is_installed() or size < MIN_BYTES or (folder / REPORT).exists():
+    if not is_installed() or not is_large(folder) or (folder / REPORT).exists():
         return False
-    return size * MEMORY_FACTOR < system_info.free_memory()
+    return _unet_bytes(folder) * MEMORY_FACTOR < system_info.free_memory()
+
+
+def _unet_bytes(folder: Path) -> int:
+    return (folder / UNET).with_suffix(".bin").stat().st_size
 
 
 def read_report(folder: Path) -> dict[str, float]:
