@@ -27,6 +27,9 @@ VAE_DECODING, TINY_VAE_DECODING, SMALL_MODEL_DECODING = 9.6e-3, 5.4e-4, 1e-4
 # GFLOP of a ControlNet per GFLOP of the UNet call that it guides, of Stable Diffusion 1.5 and SDXL.
 # Counted with torch's FlopCounterMode.
 CONTROLNET_COST, XL_CONTROLNET_COST = 0.353, 0.447
+# The attention of an IP-Adapter adds 0.3 % at most, and does not count. FLUX.2-klein attends to the
+# reference images themselves; diffusers reduces them to this area.
+REFERENCE_PIXELS = 1024**2
 NOMINAL_GFLOPS = 100.0  # of a device of unknown speed, where only proportions matter
 SMALL_MODEL_GFLOPS = 50.0  # per UNet call; such models bring a small VAE
 # Kernel launches per step and per image besides the arithmetic, fitted to generation times of
@@ -83,10 +86,15 @@ def _relative_cost(request: GenerationRequest, spec: ModelSpec, device: Device) 
     unet_calls = steps * unet_calls_per_step(preset, steps, guided=guided) * tiles
     cost = XL_CONTROLNET_COST if spec.type == "stable_diffusion_xl" else CONTROLNET_COST
     net_calls = sum(item.end - item.start for item in request.control_images) * cost
-    gflop += gflops_per_call * unet_calls * (1 + net_calls) * width * height / side**2
+    pixels = width * height + _reference_pixels(request, spec)
+    gflop += gflops_per_call * unet_calls * (1 + net_calls) * pixels / side**2
     cached = cache_schedule(preset, steps).count(CACHED)
     kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles + KERNELS_PER_IMAGE
     return gflop / ((device.gflops or NOMINAL_GFLOPS) * EFFICIENCY) + kernels * device.kernel_launch_seconds
+
+
+def _reference_pixels(request: GenerationRequest, spec: ModelSpec) -> int:
+    return len(request.reference_images) * REFERENCE_PIXELS if "klein" in spec.name.lower() else 0
 
 
 def _decoding_gflop_per_pixel(request: GenerationRequest, spec: ModelSpec) -> float:

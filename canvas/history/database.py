@@ -158,13 +158,17 @@ class Database:
     def recent_times(
         self, request: GenerationRequest, device: str, dtype: str
     ) -> list[tuple[GenerationRequest, float]]:
-        """Requests and seconds per image of the latest images of this model, task and number of control images."""
+        """Requests and seconds per image of the latest images of this model, task and number of guiding images."""
         rows = self.rows(
             "SELECT * FROM generated_images WHERE model_used = ? AND device = ? AND dtype = ? AND task = ? "
             "AND (task <> 'upscale' OR json_extract(options, '$.upscaler') = ?) "
             "AND coalesce(json_array_length(options, '$.control_images'), 0) = ? "
+            "AND coalesce(json_array_length(options, '$.reference_images'), 0) = ? "
             "AND generation_time > 0 AND num_inference_steps > 0 ORDER BY id DESC LIMIT ?",
-            [request.model_key, device, dtype, request.task, request.upscaler, len(request.control_images), MAX_TIMES],
+            [
+                *(request.model_key, device, dtype, request.task, request.upscaler),
+                *(len(request.control_images), len(request.reference_images), MAX_TIMES),
+            ],
         )
         images = [from_row(row) for row in rows]
         return [

@@ -11,13 +11,33 @@ import pytest
 
 from canvas import MODELS, GenerationRequest
 from canvas.engine.device import Device
-from canvas.engine.estimate import SMALL_MODEL_DECODING, VAE_DECODING, estimate_duration, estimate_seconds
+from canvas.engine.estimate import (
+    CONTROLNET_COST,
+    SMALL_MODEL_DECODING,
+    VAE_DECODING,
+    XL_CONTROLNET_COST,
+    estimate_duration,
+    estimate_seconds,
+)
+from canvas.guidance import ReferenceImage
 from canvas.history.database import Database
 from canvas.presets import PRESETS
 from canvas.request import GeneratedImage
 
 CPU = Device("cpu", "float32", "", gflops=100.0)
 STARTER = MODELS["starter"]
+XL_UNET: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 
 
 def seconds(model_key: str, device: Device = CPU, **options: Any) -> float:
@@ -83,6 +103,36 @@ def test_catalog_has_the_gflops_of_the_built_in_model() -> None:
         unet(sample, tensor(1), zeros(1, 77, config.cross_attention_dim))
     gflops = counter.get_total_flops() / 1e9
     assert STARTER.gflops_per_step == pytest.approx(gflops, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("cost", "config", "side"),
+    [(CONTROLNET_COST, {"cross_attention_dim": 768}, 64), (XL_CONTROLNET_COST, XL_UNET, 128)],
+)
+def test_cost_of_a_controlnet_is_counted(cost: float, config: dict[str, Any], side: int) -> None:
+    from diffusers import ControlNetModel, UNet2DConditionModel
+    from torch import device, empty, no_grad, tensor
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flops = []
+    with device("meta"), no_grad():
+        unet = UNet2DConditionModel(**config)
+        net = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+        inputs = (empty(1, 4, side, side), tensor(1), empty(1, 77, config["cross_attention_dim"]))
+        conditions = {"text_embeds": empty(1, 1280), "time_ids": empty(1, 6)}
+        for module, options in ((unet, {}), (net, {"controlnet_cond": empty(1, 3, 8 * side, 8 * side)})):
+            with FlopCounterMode(display=False) as counter:
+                module(*inputs, added_cond_kwargs=conditions, **options)
+            flops.append(counter.get_total_flops())
+    assert cost == pytest.approx(flops[1] / flops[0], rel=0.01)
+
+
+def test_reference_images_count_where_the_model_attends_to_them() -> None:
+    references = (ReferenceImage("a.png"), ReferenceImage("b.png"))
+    plain, one, two = (seconds("flux-klein", reference_images=references[:number]) for number in range(3))
+    assert two - one == pytest.approx(one - plain)
+    assert one > 1.5 * plain
+    assert seconds("sdxl", reference_images=references) == seconds("sdxl")
 
 
 @pytest.fixture

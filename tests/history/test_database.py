@@ -80,6 +80,12 @@ def test_recent_times_are_of_the_same_model_task_and_device(database: Database) 
     database.save_image(make_image(**upscale, upscaler="lanczos"))
     with_detail = make_image(**upscale, upscaler="detail").request
     assert database.recent_times(with_detail, "cpu", "float32") == []
+    for guides in ({"control_images": ({"image": "a.png"},)}, {"reference_images": ({"image": "a.png"},)}):
+        guided = make_image(width=512, height=512, generation_time=40.0, **guides)
+        assert database.recent_times(guided.request, "cpu", "float32") == []
+        database.save_image(guided)
+        assert [seconds for _, seconds in database.recent_times(guided.request, "cpu", "float32")] == [40.0]
+    assert len(database.recent_times(request, "cpu", "float32")) == 3
 
 
 def test_a_failed_transaction_is_rolled_back(database: Database) -> None:
