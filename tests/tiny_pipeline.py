@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ def make_full_layout(source: Path, folder: Path) -> Path:
     (folder / "README.md").write_text("# A tiny model\n", encoding="utf-8")
     (folder / ".gitattributes").write_text("*.bin filter=lfs\n", encoding="utf-8")
     return folder
+
+
+def write_announced_terabyte(path: Path) -> None:
+    """Write a file of safetensors with the header of a terabyte of weights, and nothing else."""
+    numbers = 2**38
+    tensor = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}
+    header = json.dumps({"conv_in.weight": tensor}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +23,14 @@ from canvas.engine.pipeline_cache import PipelineCache
 from canvas.engine.tasks import run_task
 from canvas.engine.unet_hooks import build_scheduler
 from canvas.engine.upscale import LoadedPipeline
-from canvas.errors import GenerationCancelled, InvalidInput
+from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
 from canvas.guidance import ControlImage
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage, GenerationRequest
 from tests.conftest import make_spec
 from tests.tiny_families import make_tiny
 from tests.tiny_guidance import make_photo, make_tiny_controlnet, make_tiny_flux_controlnet
+from tests.tiny_pipeline import write_announced_terabyte
 
 CPU = Device("cpu", "float32", "test")
 DIFFUSERS_PIPELINES = {"sd15": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
@@ -200,6 +202,13 @@ def test_other_models_are_no_controlnets(model: Model) -> None:
     wrong = model._replace(folder=Path(model.spec.name) / part)
     with pytest.raises(InvalidInput, match=r"which this program does not run\. It runs ControlNetModel, Flux"):
         wrong.generate(ITEM)
+
+
+def test_controlnet_that_does_not_fit_is_refused_before_loading(model: Model, tmp_path: Path) -> None:
+    shutil.copy(model.folder / "config.json", tmp_path)
+    write_announced_terabyte(tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(OutOfMemory, match=r"ControlNet needs 1099\.\d GB of memory, but only"):
+        model._replace(folder=tmp_path).generate(ITEM)
 
 
 def test_controlnets_count_in_the_memory_budget(model: Model) -> None:

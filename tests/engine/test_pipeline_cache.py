@@ -6,7 +6,6 @@ import gc
 import json
 import pickle
 import shutil
-import struct
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +23,7 @@ from canvas.engine.pipeline_cache import PipelineCache, default_budget
 from canvas.errors import InvalidInput, ModelCorrupted, OutOfMemory
 from canvas.models.download import LocalModel
 from tests.conftest import make_spec
+from tests.tiny_pipeline import write_announced_terabyte
 
 CPU = Device("cpu", "float32", "test")
 MEGABYTE = 2**20
@@ -248,11 +248,7 @@ def test_fp16_files_are_loaded_if_there_are_no_others(tiny_full_folder: Path, tm
 
 def test_model_that_does_not_fit_is_rejected_before_loading(damaged: Path, tiny_spec: ModelSpec) -> None:
     """The header announces a terabyte; the kernel would kill the process."""
-    numbers = 2**38
-    tensor = {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}
-    header = json.dumps({"conv_in.weight": tensor}).encode()
-    path = damaged / "unet" / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    write_announced_terabyte(damaged / "unet" / "diffusion_pytorch_model.safetensors")
     cache = PipelineCache(CPU)
     cache.get(tiny_spec, local(tiny_spec))
     with pytest.raises(OutOfMemory, match=r"needs 1099\.\d GB of memory"):

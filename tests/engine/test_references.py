@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
+from canvas.backends.base import GenerationTask
+from canvas.backends.local import LocalBackend
 from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.engine.references import ReferenceInput, applied_references, reference_bytes
 from canvas.engine.tasks import run_task
 from canvas.engine.upscale import LoadedPipeline
-from canvas.errors import InvalidInput
+from canvas.errors import InvalidInput, OutOfMemory
 from canvas.guidance import ReferenceImage
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
+from canvas.settings import Settings
 from tests.conftest import make_spec
 from tests.tiny_families import make_tiny
 from tests.tiny_guidance import make_drawing, make_photo, make_tiny_adapter, make_tiny_encoder
+from tests.tiny_pipeline import write_announced_terabyte
 
 CPU = Device("cpu", "float32", "test")
 PHOTO, DRAWING = make_photo(), make_drawing()
@@ -109,6 +114,8 @@ def test_models_without_references_and_wrong_adapters_are_sentences(model: Model
             applied_references(flux, model.inputs(PHOTO), guided=True),
         ):
             pass
+        with pytest.raises(InvalidInput, match=r"without the IP-Adapter x\. Leave the name out"):
+            model.generate(PHOTO, model="x")
         return
     other = Model("sdxl" if model.spec.key == "sd15" else "sd15", tmp_path)
     processors = {name: type(each) for name, each in model.pipeline().unet.attn_processors.items()}
@@ -127,3 +134,19 @@ def test_memory_of_the_encoder_and_adapters_is_counted(model: Model) -> None:
     files = [model.file, model.file, *(model.encoder or model.file).glob("*.safetensors")]
     counted = reference_bytes(model.inputs(PHOTO, DRAWING), model.pipeline())
     assert 0.8 * sum(file.stat().st_size for file in files) < counted <= sum(file.stat().st_size for file in files)
+
+
+def test_adapter_that_does_not_fit_is_refused_before_loading(model: Model, tmp_path: Path, settings: Settings) -> None:
+    if model.file is None:
+        pytest.skip("the model takes references itself")
+    write_announced_terabyte(tmp_path / "adapter.safetensors")
+    reference = ReferenceInput(ReferenceImage("r.png"), PHOTO, tmp_path / "adapter.safetensors", model.encoder)
+    request = GenerationRequest("a fox", model_key=model.spec.key, num_inference_steps=1, width=64, height=64)
+    task = GenerationTask(
+        request.with_defaults(model.spec), model.spec, model.local, GenerationInputs(references=(reference,))
+    )
+    with (
+        closing(LocalBackend(settings, lambda event: None)) as backend,
+        pytest.raises(OutOfMemory, match="IP-Adapter needs 1099"),
+    ):
+        list(backend.generate(task, lambda **_: None, threading.Event()))
