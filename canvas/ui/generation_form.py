@@ -157,7 +157,8 @@ PRESET_FIELDS = ("num_inference_steps", "guidance_scale", "scheduler")
 
 
 def _slider_range(spec: ModelSpec, largest: int) -> dict[str, Any]:
-    return {"minimum": spec.min_size, "maximum": largest, "step": spec.size_step}
+    # Gradio has no slider of a single value, which a model of the smallest size would need.
+    return {"minimum": spec.min_size, "maximum": max(largest, spec.min_size + spec.size_step), "step": spec.size_step}
 
 
 class Form:
