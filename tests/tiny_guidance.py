@@ -2,12 +2,72 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
+from canvas import Studio
+from canvas.catalog import parse_model
+from canvas.models import ip_adapters
+from canvas.models.hub_client import Hub
+from tests.tiny_families import make_tiny
+
 ENCODER_WIDTH = 16  # of the embedding of an image
+FAMILIES = ("sd15", "sdxl", "flux-dev", "flux2-klein")
+CONTROL = {"kind": "canny", "weight": 0.8, "start": 0.0, "end": 0.75}
+REFERENCE = {"weight": 0.7, "kind": "subject"}
+
+
+class GuidedModel(NamedTuple):
+    """A model of a studio, and all but the image of what guides it, if it takes such images."""
+
+    key: str
+    control: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
+
+    def guides(self, image: object) -> dict[str, list[dict[str, Any]]]:
+        """`control_images` and `reference_images` with that image."""
+        fields = {"control_images": self.control, "reference_images": self.reference}
+        return {name: [{"image": image, **item}] for name, item in fields.items() if item is not None}
+
+
+@contextmanager
+def guided_models(studio: Studio, hub: Hub) -> Iterator[dict[str, GuidedModel]]:
+    """The tiny models of FAMILIES in a studio whose Hub is `hub`, by family, with what guides each.
+
+    FLUX.1 takes control images only, FLUX.2-klein takes reference images without an adapter.
+    """
+    settings = studio.settings
+    make_tiny_encoder(hub.repo_folder(ip_adapters.REPO_ID) / "snapshots" / "tiny" / ip_adapters.ENCODER_FOLDER)
+    models = {family: _add_guided_model(studio, family) for family in FAMILIES}
+    yield models
+    for model in models.values():
+        del studio.models[model.key]
+        shutil.rmtree(settings.controlnets_dir / model.key, ignore_errors=True)
+        (settings.ip_adapters_dir / f"{model.key}.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(hub.repo_folder(ip_adapters.REPO_ID))
+
+
+def _add_guided_model(studio: Studio, family: str) -> GuidedModel:
+    from diffusers import DiffusionPipeline
+
+    key, settings = f"tiny-{family}", studio.settings
+    folder = make_tiny(family, settings.data_dir / "tiny" / family)
+    studio.models[key] = parse_model(key, {"name": str(folder), "resolution": 64, "num_inference_steps": 4})
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    if family == "flux2-klein":
+        return GuidedModel(key, reference={**REFERENCE, "model": ""})
+    control = {**CONTROL, "model": key}
+    if family == "flux-dev":
+        make_tiny_flux_controlnet(pipeline, settings.controlnets_dir / key)
+        return GuidedModel(key, control)
+    make_tiny_controlnet(pipeline, settings.controlnets_dir / key)
+    adapter = make_tiny_adapter(pipeline.unet, settings.ip_adapters_dir / f"{key}.safetensors")
+    return GuidedModel(key, control, {**REFERENCE, "model": adapter.name})
 
 
 def make_tiny_controlnet(pipeline: Any, folder: Path, seed: int = 0) -> Path:

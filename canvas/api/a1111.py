@@ -328,7 +328,7 @@ class A1111Api:
         """
         extra = params.model_extra if params.model_extra is not None else {}
         found: dict[str, list[Any]] = {name: list(extra.get(name) or ()) for name in GUIDANCE}
-        for unit in read_units(params.alwayson_scripts, self._studio.settings.controlnets_dir):
+        for unit in read_units(params.alwayson_scripts, self._studio.settings):
             found[GUIDANCE[unit.is_reference]].append(unit.fields(image))
             params.unit_notes.extend(unit.notes())
         for name, items in found.items():

@@ -16,7 +16,8 @@ from canvas.engine.image_io import decode_image
 from canvas.errors import CanvasError, InvalidInput, LazyMessage
 from canvas.guidance import ControlImage
 from canvas.image_formats import decode_base64
-from canvas.models import controlnets
+from canvas.models import controlnets, ip_adapters
+from canvas.settings import Settings
 from canvas.studio import Studio
 
 SCRIPT_NAMES = ("controlnet",)  # clients differ in the case
@@ -46,7 +47,12 @@ WITHOUT_EFFECT = frozenset(
         *("output_dir", "loopback", "inpaint_crop_input_image", "advanced_weighting", "union_control_type"),
     }
 )
-USUAL_VALUES = {"control_mode": ("", 0, "Balanced", None), "mask": ("", None), "effective_region_mask": ("", None)}
+USUAL_VALUES = {
+    **{"control_mode": ("", 0, "Balanced", None), "mask": ("", None), "effective_region_mask": ("", None)},
+    **{"guidance_start": (0, None), "guidance_end": (1, None)},
+}
+KNOWN = frozenset({"enabled", "image", "input_image", "module", "model", "weight", "resize_mode"}) | WITHOUT_EFFECT
+STEPS = frozenset({"guidance_start", "guidance_end"})  # of control images only
 
 
 class DetectRequest(BaseModel):
@@ -59,11 +65,11 @@ class DetectRequest(BaseModel):
 class Unit:
     """A unit of the script, as a control or a reference image of this program."""
 
-    def __init__(self, values: dict[str, Any], models_dir: Any) -> None:
+    def __init__(self, values: dict[str, Any], settings: Settings) -> None:
         self._values = values
-        self._models_dir = models_dir
+        self._settings = settings
         self._module = str(values.get("module") or "none").lower()
-        self._model = str(values.get("model") or "None")
+        self._model = re.sub(r"\s*\[\w+\]$", "", str(values.get("model") or "None")).strip()
 
     @property
     def is_enabled(self) -> bool:
@@ -82,7 +88,7 @@ class Unit:
             raise InvalidInput("control_images", None, message="Each ControlNet unit needs an image.")
         if self.is_reference:
             kind = "face" if "face" in f"{self._module} {self._model.lower()}" else "subject"
-            return {"image": source, "weight": self._values.get("weight", 1.0), "kind": kind}
+            return {"image": source, "weight": self._values.get("weight", 1.0), "kind": kind, "model": self._adapter()}
         kind, model = self._kind_and_model()
         mode = self._values.get("resize_mode", "Crop and Resize")
         detects = self._module not in ("none", "") and not self._module.startswith("invert")
@@ -99,28 +105,36 @@ class Unit:
 
     def notes(self) -> list[str]:
         """What of the unit has no effect, by name."""
-        known = {"image", "input_image", "module", "model", "weight", "resize_mode", "guidance_start", "guidance_end"}
+        known = KNOWN if self.is_reference else KNOWN | STEPS
         ignored = [
             name
             for name, value in self._values.items()
-            if name not in known | WITHOUT_EFFECT | {"enabled"}
-            and value not in USUAL_VALUES.get(name, (None, "", 0, False))
+            if name not in known and value not in USUAL_VALUES.get(name, (None, "", 0, False))
         ]
         return [f"controlnet {name} has no effect here." for name in ignored]
 
     def _kind_and_model(self) -> tuple[str, str]:
         """The kind, and the ControlNet by its full name; "" for the usual one of the kind."""
-        name = re.sub(r"\s*\[\w+\]$", "", self._model).strip()
-        full = model_names(self._models_dir).get(name)
+        name, known = self._model, model_names(self._settings)
+        full = known.get(name)
         kind = kind_of(self._module) or kind_of(name)
         if full is not None or controlnets.HUB_ID.fullmatch(name):
             return kind or "auto", full or name
         if name.lower() in ("none", ""):
             return kind or "auto", ""
         if kind_of(name) is None:
-            allowed = ", ".join(model_names(self._models_dir))
-            raise InvalidInput("control_images", name, LazyMessage("one of {names}", names=allowed))
+            raise InvalidInput("control_images", name, LazyMessage("one of {names}", names=", ".join(known)))
         return kind or "auto", ""
+
+    def _adapter(self) -> str:
+        """The file of an own IP-Adapter; "" for the usual one, which any other name of an adapter stands for."""
+        own = adapter_names(self._settings)
+        if self._model in own:
+            return own[self._model]
+        if self._model.lower() != "none" and not any(word in self._model.lower() for word in REFERENCE_WORDS):
+            names = ", ".join(own) or LazyMessage("none")
+            raise InvalidInput("reference_images", self._model, LazyMessage("one of {names}", names=names))
+        return ""
 
 
 def kind_of(name: str) -> str | None:
@@ -128,14 +142,19 @@ def kind_of(name: str) -> str | None:
     return next((kind for word, kind in KIND_WORDS if word in name.lower()), None)
 
 
-def model_names(folder: Any) -> dict[str, str]:
+def model_names(settings: Settings) -> dict[str, str]:
     """The ControlNets that clients choose from, by the name that they are listed with."""
     usual = [each.repo_id for kinds in controlnets.USUAL.values() for each in kinds.values()]
-    own = {name: name for name in controlnets.list_names(folder)}
+    own = {name: name for name in controlnets.list_names(settings.controlnets_dir)}
     return {repo_id.rpartition("/")[2]: repo_id for repo_id in dict.fromkeys(usual)} | own
 
 
-def read_units(scripts: dict[str, Any] | None, models_dir: Any) -> list[Unit]:
+def adapter_names(settings: Settings) -> dict[str, str]:
+    """The files in the folder `ip_adapters`, by the name that they are listed with."""
+    return {name.removesuffix(".safetensors"): name for name in ip_adapters.list_names(settings.ip_adapters_dir)}
+
+
+def read_units(scripts: dict[str, Any] | None, settings: Settings) -> list[Unit]:
     """The enabled units in `alwayson_scripts`; raises InvalidInput."""
     units: list[Unit] = []
     for name, script in (scripts or {}).items():
@@ -144,7 +163,7 @@ def read_units(scripts: dict[str, Any] | None, models_dir: Any) -> list[Unit]:
         values = script.get("args", []) if isinstance(script, dict) else script
         if not isinstance(values, list):
             raise InvalidInput("alwayson_scripts", name, "an object with a list args")
-        units += [Unit(value, models_dir) for value in values if isinstance(value, dict)]
+        units += [Unit(value, settings) for value in values if isinstance(value, dict)]
     return [unit for unit in units if unit.is_enabled]
 
 
@@ -179,8 +198,9 @@ class ControlNetApi:
         return JSONResponse({"version": VERSION})
 
     def model_list(self) -> Response:
-        """List the ControlNets; one that is not on disk is downloaded when it is used."""
-        return JSONResponse({"model_list": list(model_names(self._studio.settings.controlnets_dir))})
+        """List the ControlNets, which are downloaded when they are used, and the own IP-Adapters."""
+        settings = self._studio.settings
+        return JSONResponse({"model_list": [*model_names(settings), *adapter_names(settings)]})
 
     def module_list(self) -> Response:
         """List the detectors."""

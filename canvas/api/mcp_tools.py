@@ -55,7 +55,9 @@ KNOWN_SCHEMAS: dict[str, dict[str, Any]] = {
         resize_mode={"enum": list(CONTROL_RESIZE_MODES)},
         model={"type": "string"},
     ),
-    "reference_images": _list_of(MAX_REFERENCE_IMAGES, weight=WEIGHT, kind={"enum": list(REFERENCE_KINDS)}),
+    "reference_images": _list_of(
+        MAX_REFERENCE_IMAGES, weight=WEIGHT, kind={"enum": list(REFERENCE_KINDS)}, model={"type": "string"}
+    ),
 }
 IMAGE_SCHEMA: dict[str, Any] = {
     "type": "object",

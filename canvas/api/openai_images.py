@@ -100,6 +100,7 @@ class ReferenceImageBody(BaseModel):
     image: str
     weight: float | None = None
     kind: str | None = None
+    model: str | None = None
 
 
 class ImageRequest(BaseModel):

@@ -70,12 +70,16 @@ def find(name: str, folder: Path, *, hub: Hub | None = None) -> Path | None:
     path = folder / name
     if re.fullmatch(r"[\w-][\w. /-]*\.safetensors", name) and ".." not in name and path.is_file():
         return path
-    known = ", ".join(sorted(each.relative_to(folder).as_posix() for each in folder.glob("**/*.safetensors")))
+    known = ", ".join(list_names(folder)) or "none"
     message = (
-        f"IP-Adapter {name} not found in the folder {folder.name} (it has: {known or 'none'}). "
-        "Name a file, or owner/name:file."
+        f"IP-Adapter {name} not found in the folder {folder.name} (it has: {known}). Name a file, or owner/name:file."
     )
     raise InvalidInput("reference_images", name, message=message)
+
+
+def list_names(folder: Path) -> list[str]:
+    """The names of the adapters in the folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.glob("**/*.safetensors"))
 
 
 def find_encoder(hub: Hub | None = None) -> Path | None:
