@@ -37,7 +37,7 @@ from canvas.jobs.queue import JobRegistry
 from canvas.jobs.scheduler import CHECKER, JobScheduler
 from canvas.jobs.temp_files import TempFiles
 from canvas.model_status import SUGGESTED, ModelLocation, ModelStatus, best_suggestion
-from canvas.models import addons, controlnets, download, single_file
+from canvas.models import addons, controlnets, download, ip_adapters, single_file
 from canvas.models.capabilities import Capabilities
 from canvas.models.hub_client import Hub
 from canvas.models.licences import AcceptedLicences
@@ -464,6 +464,11 @@ class Studio:
         spec, capabilities = get_model(model_key, self.models), self.model_capabilities(model_key)
         return controlnets.usual_model(kind, controlnets.family_of(spec, capabilities), spec, capabilities)
 
+    def usual_adapter(self, kind: str, model_key: str) -> str:
+        """The name of the IP-Adapter that a reference image gets, "" if the model needs none; raises InvalidInput."""
+        spec, capabilities = get_model(model_key, self.models), self.model_capabilities(model_key)
+        return ip_adapters.usual_adapter(kind, controlnets.family_of(spec, capabilities), spec, capabilities)
+
     def control_download_size(self, kind: str, model_key: str, *, detect: bool = True) -> int:
         """The approximate bytes that a control image of that kind downloads once; raises InvalidInput."""
         name = self.usual_controlnet(kind, model_key)
@@ -472,6 +477,11 @@ class Studio:
         if kind == "depth" and detect and addons.find(addons.DEPTH, hub=self._hub) is None:
             size += addons.ADDONS[addons.DEPTH].size
         return size
+
+    def reference_download_size(self, kind: str, model_key: str) -> int:
+        """The approximate bytes that a reference image of that kind downloads once; raises InvalidInput."""
+        name = self.usual_adapter(kind, model_key)
+        return ip_adapters.download_size(name, self.settings.ip_adapters_dir, hub=self._hub) if name else 0
 
     def control_preview(self, image: Image, item: ControlImage) -> tuple[ControlImage, Image]:
         """The item with its kind and detection decided, and what the ControlNet sees of the image.

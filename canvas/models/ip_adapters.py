@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -95,11 +95,11 @@ def missing(request: GenerationRequest, folder: Path, *, hub: Hub | None = None)
     return [*found, ENCODER] if names and find_encoder(hub) is None else found
 
 
-def download_size(names: Iterable[str], folder: Path, *, hub: Hub | None = None) -> int:
-    """About how many bytes the usual adapters of these names and their encoder have to be downloaded."""
+def download_size(name: str, folder: Path, *, hub: Hub | None = None) -> int:
+    """About how many bytes of a usual adapter and its encoder have to be downloaded."""
     sizes = {f"{REPO_ID}:{usual.file}": usual.size for kinds in USUAL.values() for usual in kinds.values()}
-    missing_names = [name for name in names if name and find(name, folder, hub=hub) is None]
-    return sum(sizes.get(name, 0) for name in missing_names) + (0 if find_encoder(hub) else ENCODER.size)
+    size = sizes.get(name, 0) if find(name, folder, hub=hub) is None else 0
+    return size + (0 if find_encoder(hub) else ENCODER.size)
 
 
 def _split(name: str) -> tuple[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -93,6 +93,7 @@ class GuidancePanel:
         self._reference_item = gr.State(NO_REFERENCE)
         references = [(label, kind) for kind, label in REFERENCE_LABELS.items()]
         self._reference_kind = gr.Radio(references, value="subject", label="Takes on")
+        self._reference_status = panel(f"{elem_id_prefix}-reference-status")
         self._reference_weight = gr.Slider(0, 2, value=0.6, step=0.05, label="Reference strength", buttons=[])
         self._add_reference = self._add_button(f"{elem_id_prefix}-add-reference")
 
@@ -118,7 +119,7 @@ class GuidancePanel:
     @property
     def outputs(self) -> set[Any]:
         """The components that `restore` updates."""
-        shown = {self._section, self._control, self._seen, self._reference, self._list}
+        shown = {self._section, self._control, self._seen, self._reference, self._reference_status, self._list}
         return self.widgets | shown | {self._add_control, self._add_reference}
 
     def bind_events(self, model_key: Any) -> None:
@@ -131,8 +132,10 @@ class GuidancePanel:
         bind(self._kind.input, self.choose_kind, inputs | {self._control_item}, {self._control_item, self._seen})
         bind([self._model.input, model_key.change], self.show_control, inputs, {self._seen})
         bind(self._model.focus, lambda: gr.Dropdown(choices=self._models()), None, self._model)
-        chosen = {self._reference_item, self._add_reference}
-        bind(self._reference.input, self.choose_reference, {self._reference}, chosen)
+        needs = {self._reference_item, self._reference_kind, self._reference_weight, model_key}
+        chosen = {self._reference_item, self._reference_status, self._add_reference}
+        bind(self._reference.input, self.choose_reference, needs | {self._reference}, chosen)
+        bind([self._reference_kind.input, model_key.change], self.show_reference, needs, {self._reference_status})
         lists = {self._added, self._list}
         bind(self._add_control.click, self.add_control, self.widgets, lists | shown | {self._control})
         bind(self._add_reference.click, self.add_reference, self.widgets, lists | chosen | {self._reference})
@@ -195,10 +198,26 @@ class GuidancePanel:
         if image is None:
             return self._empty_reference()
         item = ReferenceImage(self._studio.inputs.upload(image, "reference_images").name)
-        return {self._reference_item: item, self._add_reference: gr.Button(visible=True)}
+        status = self.show_reference({**values, self._reference_item: item})
+        return {self._reference_item: item, self._add_reference: gr.Button(visible=True), **status}
 
     def _empty_reference(self) -> dict[Any, Any]:
-        return {self._reference_item: NO_REFERENCE, self._add_reference: gr.Button(visible=False)}
+        hidden = gr.Button(visible=False)
+        return {self._reference_item: NO_REFERENCE, self._reference_status: "", self._add_reference: hidden}
+
+    def show_reference(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Show what has to be downloaded for the reference image, or why the model cannot use it."""
+        item = self._reference_of(values)
+        return {self._reference_status: self._render_needs(item, values[self._model_key]) if item else ""}
+
+    def _render_needs(self, item: ReferenceImage, model_key: str) -> str:
+        if item.model:
+            return ""
+        try:
+            size = self._studio.reference_download_size(item.kind, model_key)
+        except CanvasError as error:
+            return error_line(error)
+        return text_line(gettext("{size} download with the first image", size=format_bytes(size))) if size else ""
 
     # Several images
 
@@ -281,7 +300,7 @@ class GuidancePanel:
         return {
             self._section: gr.Accordion(open=number > 0),
             **self._fill_control(control, request.model_key, owner),
-            **self._fill_reference(reference, owner),
+            **self._fill_reference(reference, request.model_key, owner),
             **self._update_list(added, owner),
         }
 
@@ -290,7 +309,7 @@ class GuidancePanel:
         if not item.image:
             return {**updates, **self._empty_control(), self._control: None, self._model: ""}
         image = self._studio.inputs.open_image(item.image, owner)
-        if self._is_usual(item, model_key):
+        if self._is_usual(self._studio.usual_controlnet, item, model_key):
             item = item._replace(model="")
         return {
             **updates,
@@ -302,19 +321,23 @@ class GuidancePanel:
             self._add_control: gr.Button(visible=True),
         }
 
-    def _is_usual(self, item: ControlImage, model_key: str) -> bool:
+    @staticmethod
+    def _is_usual(usual: Callable[[str, str], str], item: Guide, model_key: str) -> bool:
         try:
-            return item.model == self._studio.usual_controlnet(item.kind, model_key)
+            return item.model == usual(item.kind, model_key)
         except InvalidInput:  # the model has none
             return False
 
-    def _fill_reference(self, item: ReferenceImage, owner: str) -> dict[Any, Any]:
+    def _fill_reference(self, item: ReferenceImage, model_key: str, owner: str) -> dict[Any, Any]:
         updates = {self._reference_kind: item.kind, self._reference_weight: item.weight}
         if not item.image:
             return {**updates, **self._empty_reference(), self._reference: None}
         image = self._studio.inputs.open_image(item.image, owner)
-        button = gr.Button(visible=True)
-        return {**updates, self._reference: image, self._reference_item: item, self._add_reference: button}
+        if self._is_usual(self._studio.usual_adapter, item, model_key):
+            item = item._replace(model="")
+        status, button = self._render_needs(item, model_key), gr.Button(visible=True)
+        shown = {self._reference: image, self._reference_status: status, self._add_reference: button}
+        return {**updates, **shown, self._reference_item: item}
 
 
 def _check_number(field: str, number: int, largest: int) -> None:

@@ -40,6 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, served_hub: LocalHub) -> It
     folder = tmp_path_factory.mktemp("served")
     hub = Hub(endpoint=served_hub.url, cache_dir=folder / "hub", token="none")  # noqa: S106
     with serving(folder, hub) as studio:
+        studio.hub = hub  # type: ignore[attr-defined]
         studio.address = f"{studio.url}/"  # type: ignore[attr-defined]
         yield studio
 

@@ -50,12 +50,12 @@ def expect_progress(page: Page, prompt: str) -> None:
     page.locator(".result-progress img.preview").wait_for()
 
 
-def expect_result(page: Page, prompt: str) -> None:
+def expect_result(page: Page, prompt: str, width: int = 256) -> None:
     details = page.locator(".result-images .result-details .prompt")
     expect(details).to_have_text(prompt, timeout=4 * TIMEOUT)
     image = page.locator(".result-images .zoom img").first
     expect(image).to_have_js_property("complete", True)
-    assert image.evaluate("image => image.naturalWidth") == 256
+    assert image.evaluate("image => image.naturalWidth") == width
 
 
 def test_generate_shows_progress_result_and_gallery_entry(page: Page) -> None:

@@ -1,22 +1,25 @@
-"""The section "Guide by an image" in a real browser, with a ControlNet of random weights for the built-in model."""
+"""The section "Guide by an image" in a real browser, with random weights for the built-in model and for each family."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from canvas import GenerationRequest, Studio
 from canvas.catalog import ASSETS
 from canvas.guidance import ControlImage, ReferenceImage
 from canvas.request import GeneratedImage
-from tests.tiny_guidance import make_drawing, make_photo, make_tiny_controlnet
-from tests.ui.test_create_tab import expect_result, open_settings
+from tests.tiny_guidance import FAMILIES, GuidedModel, guided_models, make_drawing, make_photo, make_tiny_controlnet
+from tests.ui.test_create_tab import expect_result, open_settings, select_model
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,13 @@ def controlled(served: Studio) -> Iterator[Studio]:
     folder = served.settings.controlnets_dir / "mine"
     make_tiny_controlnet(SimpleNamespace(unet=unet, vae_scale_factor=16), folder)
     yield served
-    for path in folder.iterdir():
-        path.unlink()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def families(controlled: Studio) -> Iterator[dict[str, GuidedModel]]:
+    with guided_models(controlled, controlled.hub) as models:  # type: ignore[attr-defined]
+        yield models
 
 
 @pytest.fixture
@@ -60,10 +68,10 @@ def select(page: Page, field: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def generated(page: Page, served: Studio, prompt: str) -> GeneratedImage:
+def generated(page: Page, served: Studio, prompt: str, width: int = 256) -> GeneratedImage:
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("button", name="Generate", exact=True).click()
-    expect_result(page, prompt)
+    expect_result(page, prompt, width)
     return served.recent("local", 1)[0]
 
 
@@ -92,6 +100,41 @@ def test_the_edges_are_shown_before_and_guide_the_image(page: Page, controlled: 
     assert controlled.image_path(plain.filename).read_bytes() != controlled.image_path(image.filename).read_bytes()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_guide_every_family(
+    page: Page, controlled: Studio, families: dict[str, GuidedModel], photo: Path, family: str
+) -> None:
+    model, section = families[family], open_section(page)
+    select_model(page, model.key)
+    if model.control:
+        choose(section, photo)
+        select(page, "create-controlnet", model.key)
+    else:
+        choose(section, photo, "reference")
+    expect(page.locator("#summary")).to_contain_text("64 × 64 · guided by 1 image")
+    image = generated(page, controlled, f"the boat of {family}", 64)
+    name = next(item.image for item in (*image.request.control_images, *image.request.reference_images))
+    control = ControlImage(name, "canny", detect=True, model=model.key)
+    assert image.request.control_images == ((control,) if model.control else ())
+    assert image.request.reference_images == (() if model.control else (ReferenceImage(name),))
+    plain = replace(image.request, control_images=(), reference_images=())
+    assert pixels_of(controlled, image) != pixels_of(controlled, *controlled.generate(plain))
+    # With an IP-Adapter, which the page takes from reused settings
+    guides: dict[str, Any] = {**image.request.to_dict(), **model.guides(name)}
+    [first] = controlled.generate(GenerationRequest.from_dict({**guides, "prompt": f"the boat of {family} again"}))
+    reuse(page, first.request.prompt, 64)
+    number = len(first.request.control_images) + len(first.request.reference_images)
+    expect(page.locator("#summary")).to_contain_text(f"guided by {number} image")
+    again = generate_again(page, controlled, first)
+    assert again.request == first.request
+    assert pixels_of(controlled, again) == pixels_of(controlled, first)
+
+
+def pixels_of(studio: Studio, generated: GeneratedImage) -> bytes:
+    with Image.open(studio.image_path(generated.filename)) as image:
+        return image.tobytes()
+
+
 def test_a_drawing_is_recognized_and_what_cannot_be_used_is_explained(
     page: Page, controlled: Studio, tmp_path: Path, photo: Path
 ) -> None:
@@ -106,18 +149,32 @@ def test_a_drawing_is_recognized_and_what_cannot_be_used_is_explained(
     expect(preview(page).locator(".error").first).to_contain_text("Depth")
     select(page, "create-control-kind", "Canny edges")
     expect(preview(page)).to_contain_text("Canny edges: detected in the image.")
+    choose(section, photo, "reference")
+    needs = page.locator("#create-reference-status")
+    expect(needs.locator(".error")).to_contain_text("for which there is no usual IP-Adapter")
     model = page.locator("#create-controlnet input")
     model.fill("nothing")
     model.press("Enter")
     page.get_by_label("Prompt", exact=True).fill("a boat")
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("ControlNet nothing not found.")
+    select_model(page, "DreamShaper 8")
+    expect(needs).to_contain_text("download with the first image")
+    section.locator("#create-reference-image").get_by_role("button", name="Remove Image").click()
+    expect(needs).to_be_empty()
 
 
-def reuse(page: Page, prompt: str) -> None:
+def reuse(page: Page, prompt: str, width: int = 256) -> None:
     page.get_by_role("button", name=f"Show: {prompt}").first.click()
-    expect_result(page, prompt)
+    expect_result(page, prompt, width)
     page.locator(".image-actions").get_by_role("button", name="Reuse settings and seed").click()
+
+
+def generate_again(page: Page, served: Studio, first: GeneratedImage) -> GeneratedImage:
+    """The image that the form generates after that of the reused settings."""
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator(f'.result-images [data-action="use_settings"]:not([data-image="{first.id}"])').wait_for()
+    return served.recent("local", 1)[0]
 
 
 def test_reused_settings_bring_back_the_images(page: Page, controlled: Studio) -> None:
@@ -134,10 +191,7 @@ def test_reused_settings_bring_back_the_images(page: Page, controlled: Studio) -
     expect(preview(page)).to_contain_text("Canny edges: detected in the image.")
     expect(page.locator("#create-controlnet input")).to_have_value("mine")
     expect(section.locator("#create-guidance-added li")).to_have_text([re.compile("Control image: Canny edges · 0.4")])
-    page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator(f'.result-images [data-action="use_settings"]:not([data-image="{first.id}"])').wait_for()
-    again = controlled.recent("local", 1)[0]
-    assert again.request == first.request
+    assert generate_again(page, controlled, first).request == first.request
     section.get_by_role("button", name="Add another image").first.click()
     expect(section.locator("#create-guidance-added li")).to_have_count(2)
     expect(section.locator("#create-control-image img")).to_have_count(0)
@@ -152,8 +206,9 @@ def test_reused_settings_bring_back_the_images(page: Page, controlled: Studio) -
 def test_a_note_says_which_images_cannot_be_reused(page: Page, controlled: Studio) -> None:
     kept, lost = (controlled.inputs.upload(make_photo((size, 96))).name for size in (128, 144))
     [image] = controlled.generate(GenerationRequest("a lonely boat", num_inference_steps=1))
-    references = (ReferenceImage(kept, 0.5, "style"), ReferenceImage(lost))
-    request = replace(image.request, prompt="a lost boat", reference_images=references)
+    adapter = controlled.usual_adapter("style", "dreamshaper")
+    references = (ReferenceImage(kept, 0.5, "style", adapter), ReferenceImage(lost))
+    request = replace(image.request, prompt="a lost boat", model_key="dreamshaper", reference_images=references)
     pixels = make_photo((256, 256))
     controlled.image_repository.save(replace(image, request=request, id=None, filename="", image=pixels))
     (controlled.settings.uploads_dir / lost).unlink()
@@ -163,3 +218,5 @@ def test_a_note_says_which_images_cannot_be_reused(page: Page, controlled: Studi
     open_settings(page)
     expect(page.locator("#create-reference-image img")).to_be_visible()
     expect(page.get_by_role("radio", name="Style", exact=True)).to_be_checked()
+    # The usual adapter is not kept by name: it would not fit another model
+    expect(page.locator("#create-reference-status")).to_contain_text("download with the first image")
