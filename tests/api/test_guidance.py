@@ -200,6 +200,19 @@ def test_clients_of_the_extension_get_its_lists_and_detector(studio: Studio) -> 
     assert recognize(found.image) == "canny"
 
 
+def test_kinds_guide_the_built_in_model(studio: Studio) -> None:
+    options = {"steps": 4, "seed": 21, "width": 128, "height": 128}
+    webui(studio).txt2img(prompt=PROMPT, **options, alwayson_scripts={})
+    images = studio.recent(limit=1)
+    for module, kind in (("canny", "canny"), ("scribble_xdog", "scribble"), ("tile_resample", "tile")):
+        unit = webuiapi.ControlNetUnit(image=PHOTO, module=module, model="mine")
+        webui(studio).txt2img(prompt=PROMPT, **options, controlnet_units=[unit], alwayson_scripts={})
+        images += studio.recent(limit=1)
+        [item] = images[-1].request.control_images
+        assert (item.kind, item.detect) == (kind, kind != "tile")
+    assert len({pixels_of(studio, image) for image in images}) == 4
+
+
 def test_edits_are_guided(studio: Studio, model: GuidedModel) -> None:
     guides = model.guides(base64.b64encode(to_png(PHOTO)).decode())
     form = {"seed": "3", "num_inference_steps": "4", **{name: json.dumps(items) for name, items in guides.items()}}
