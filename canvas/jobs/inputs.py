@@ -234,6 +234,7 @@ class InputResolver:
             if request.backend != LOCAL:
                 items.append(resolved)
                 continue
+            controlnets.check_family(family, spec)
             model = resolved.model or controlnets.usual_model(resolved.kind, family, spec, capabilities)
             self.find_controlnet(model)
             items.append(resolved._replace(model=model))

@@ -69,14 +69,19 @@ def family_of(spec: ModelSpec, capabilities: Capabilities | None) -> str:
     return "" if spec.type == "auto" else spec.type
 
 
+def check_family(family: str, spec: ModelSpec) -> None:
+    """Raise InvalidInput if no ControlNet fits models of that family."""
+    if family and family not in CLASSES:
+        text = "The model {model} takes no control images. Choose a model of Stable Diffusion 1.5, SDXL or FLUX.1."
+        raise InvalidInput("control_images", family, message=LazyMessage(text, model=spec.key))
+
+
 def usual_model(kind: str, family: str, spec: ModelSpec, capabilities: Capabilities | None) -> str:
     """The Hub id of the usual ControlNet; raises InvalidInput if there is none for the model."""
     if not family and capabilities is None:
         text = "Download the model {model} first: which ControlNets fit it is known only then."
         raise InvalidInput("control_images", kind, message=LazyMessage(text, model=spec.key))
-    if family not in CLASSES:
-        text = "The model {model} takes no control images. Choose a model of Stable Diffusion 1.5, SDXL or FLUX.1."
-        raise InvalidInput("control_images", kind, message=LazyMessage(text, model=spec.key))
+    check_family(family, spec)
     usual = USUAL.get(family, {}).get(kind)
     if usual is None or not has_usual_layers(family, spec, capabilities):
         text = (

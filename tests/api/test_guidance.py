@@ -276,7 +276,7 @@ GIVEN = {"image": data_url(to_png(PHOTO), "png")}
         ("tiny-sdxl", "control", {**GIVEN, "model": "tiny-sd15"}, "does not fit this model. Choose one for SDXL"),
         ("tiny-flux-dev", "control", {**GIVEN, "model": "tiny-sdxl"}, "does not fit this model. Choose one for FLUX.1"),
         ("tiny-flux2-klein", "control", GIVEN, "takes no control images. Choose a model of Stable Diffusion 1.5, SDXL"),
-        ("tiny-flux2-klein", "control", {**GIVEN, "model": "tiny-sd15"}, "does not fit this model"),
+        ("tiny-flux2-klein", "control", {**GIVEN, "model": "tiny-sd15"}, "takes no control images"),
         ("tiny-sdxl", "reference", {**GIVEN, "model": "tiny-sd15.safetensors"}, "sd15.safetensors does not fit this"),
         (
             "tiny-sdxl",
