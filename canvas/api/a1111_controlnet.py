@@ -47,9 +47,12 @@ WITHOUT_EFFECT = frozenset(
         *("output_dir", "loopback", "inpaint_crop_input_image", "advanced_weighting", "union_control_type"),
     }
 )
-USUAL_VALUES = {
-    **{"control_mode": ("", 0, "Balanced", None), "mask": ("", None), "effective_region_mask": ("", None)},
-    **{"guidance_start": (0, None), "guidance_end": (1, None)},
+USUAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "control_mode": ("", 0, "Balanced", None),
+    "mask": ("", None),
+    "effective_region_mask": ("", None),
+    "guidance_start": (0, None),
+    "guidance_end": (1, None),
 }
 KNOWN = frozenset({"enabled", "image", "input_image", "module", "model", "weight", "resize_mode"}) | WITHOUT_EFFECT
 STEPS = frozenset({"guidance_start", "guidance_end"})  # of control images only
