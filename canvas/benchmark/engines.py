@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -347,33 +347,49 @@ def _studio(data_dir: Path, device: Device, model: Path) -> Iterator[Studio]:
 
 
 def _one_step_rows(studio: Studio, name: str, preset: str, bound: float, rounds: int) -> Iterator[Measurement]:
-    from canvas.engine.openvino.graph import Graph
-
-    inside: list[float] = []
-    original = Graph.__call__
-
-    def timed(self: Graph, *inputs: Any) -> Any:
-        started = time.perf_counter()
-        result = original(self, *inputs)
-        inside[-1] += time.perf_counter() - started
-        return result
-
-    totals = []
-    Graph.__call__ = timed  # type: ignore[method-assign]
-    try:
+    totals: list[float] = []
+    outside: list[float] = []
+    with _seconds_in_models() as inside:
         for number in range(rounds + 2):
             request = GenerationRequest(f"{PROMPT}, number {number}", model_key="one-step", seed=number, preset=preset)
             request = replace(request, num_inference_steps=1, guidance_scale=0.0, width=SIDE, height=SIDE)
-            inside.append(0.0)
+            inside.clear()
             started = time.perf_counter()
             [image] = studio.generate(request)
             totals.append(time.perf_counter() - started)
-    finally:
-        Graph.__call__ = original  # type: ignore[method-assign]
-    outside = [total - models for total, models in zip(totals, inside, strict=True)]
+            outside.append(totals[-1] - sum(inside))
     yield Measurement(f"{name}: request to file ({image.engine})", statistics.median(totals[2:]), "s", at_most=bound)
-    label = f"{name}: outside UNet and decoder, with the text encoder"
-    yield Measurement(label, statistics.median(outside[2:]), "s", at_most=0.1)
+    yield Measurement(f"{name}: outside the models", statistics.median(outside[2:]), "s", at_most=0.1)
+
+
+@contextmanager
+def _seconds_in_models() -> Iterator[list[float]]:
+    """The seconds of each call of OpenVINO's UNet and decoder, and of torch's text encoder."""
+    from transformers import CLIPTextModel
+
+    from canvas.engine.openvino.graph import Graph
+
+    seconds: list[float] = []
+    methods = ((Graph, "__call__"), (CLIPTextModel, "forward"))
+    originals = [getattr(owner, name) for owner, name in methods]
+
+    def timed(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def call(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = original(*arguments, **options)
+            seconds.append(time.perf_counter() - started)
+            return result
+
+        return call
+
+    for (owner, name), original in zip(methods, originals, strict=True):
+        setattr(owner, name, timed(original))
+    try:
+        yield seconds
+    finally:
+        for (owner, name), original in zip(methods, originals, strict=True):
+            setattr(owner, name, original)
 
 
 def _second_start(folder: Path, device: Device) -> Iterator[Measurement]:
