@@ -39,6 +39,8 @@ class CreateTab:
             studio.models, studio.settings.model, studio.available_models, studio.model_capabilities
         )
         self.selected = gr.State(None)  # id of the selected image
+        # That of the form, whose list need not have it any more, at which Gradio would fail in every `poll`
+        self._model_key = gr.State(studio.settings.model)
         self._last_rendered: gr.State = gr.State({})  # hashes of what `poll` sent last
         self._refresh = gr.State(0.0)  # time of the latest click, which triggers `poll`
         self._saved = gr.BrowserState(None, storage_key="magic-canvas-form", secret="form")  # noqa: S106 - no secret: the visitor's own form
@@ -97,9 +99,9 @@ class CreateTab:
         # Clicks do not write the panels: an answer that arrives after that of a later poll would
         # bring back what it replaced. One event writes them, and does not overlap with itself.
         bind(
-            [self._timer.tick, self._refresh.change, page.load],
+            [self._timer.tick, self._refresh.change, self._model_key.change, page.load],
             self.poll,
-            {self.selected, self._last_rendered},
+            {self.selected, self._model_key, self._last_rendered},
             {self._current, self._queue, self._recent, self._stop, self._timer, self._last_rendered},
             trigger_mode="always_last",
             queue=False,
@@ -136,6 +138,7 @@ class CreateTab:
         status = {self._model_status}
         # On focus, too: another tab or program may have downloaded or added a model
         bind([page.load, form["model_key"].focus], self.list_models, None, {form["model_key"]})
+        bind(form["model_key"].change, lambda model_key: model_key, form["model_key"], self._model_key)
         bind(form["model_key"].input, self.on_model_change, form.widgets, form.widgets | status).then(
             self.show_download_size, form.widgets, status, api_visibility="private"
         )
@@ -208,7 +211,7 @@ class CreateTab:
     def poll(self, values: dict[Any, Any], http_request: gr.Request) -> dict[Any, Any]:
         """Update the panels that have changed, also by another tab or another program."""
         owner, selected = current_owner(http_request), values[self.selected]
-        panels = self._panels(owner, selected)
+        panels = self._panels(owner, selected, values[self._model_key])
         # When a job changes its status, everything is sent again: an answer may have been lost
         state = (selected, [(job.id, job.status) for job in self._studio.jobs(owner)])
         hashes = {index: hash(str((content, state))) for index, content in enumerate(panels.values())}
@@ -216,11 +219,11 @@ class CreateTab:
         changed = {panel: panels[panel] for index, panel in enumerate(panels) if last.get(index) != hashes[index]}
         return {**changed, self._last_rendered: hashes if changed else gr.skip()}
 
-    def _panels(self, owner: str, selected: int | None) -> dict[Any, Any]:
+    def _panels(self, owner: str, selected: int | None, model_key: str) -> dict[Any, Any]:
         active = [job for job in self._studio.jobs(owner) if not job.finished]
         running = any(job.kind == "generate" and job.status != "queued" for job in active)
         return {
-            self._current: result_panel.render_current(self._studio, owner, selected),
+            self._current: result_panel.render_current(self._studio, owner, selected, model_key),
             self._queue: result_panel.render_queue(self._studio, owner),
             self._recent: result_panel.render_recent(self._studio, owner, selected),
             self._stop: gr.update(visible=running),

@@ -18,12 +18,13 @@ from canvas.studio import Studio
 from canvas.ui.html_panel import render
 from canvas.ui.i18n import error_text, format_bytes, format_duration, gettext, ngettext
 from canvas.ui.image_actions import stored_images
+from canvas.vocabulary import vocabulary_of
 
 MAX_RECENT = 24  # images below the result
 MIN_SHOWN_SECONDS = 0.1
 PREVIEW_SIZE = 256  # pixels; previews are embedded in the HTML as data URLs
 MAX_PREVIEW_BLUR = 8  # CSS pixels, before the first step
-EXAMPLES = (  # each good with eight seeds
+EXAMPLES = (  # of the built-in model, each good with eight seeds
     "a fox in the snow, 3d",
     "a rocket at night, flat",
     "a panda in the forest, 3d",
@@ -31,10 +32,18 @@ EXAMPLES = (  # each good with eight seeds
     "a ghost at night, cartoon",
     "a penguin in the snow, 3d",
 )
+GENERAL_EXAMPLES = (  # of all other models
+    "a red fox in autumn leaves, wildlife photograph",
+    "a lighthouse on a cliff at sunset, oil painting",
+    "portrait of an old fisherman, soft window light",
+    "a cosy cabin in a snowy forest at night",
+    "a bowl of ramen on a wooden table, food photograph",
+    "an astronaut riding a horse, watercolour",
+)
 
 
-def render_current(studio: Studio, owner: str, selected: int | None) -> str:
-    """The selected image, else the running job, else the latest result, else the examples."""
+def render_current(studio: Studio, owner: str, selected: int | None, model_key: str) -> str:
+    """The selected image, else the running job, else the latest result, else examples for the model."""
     if selected is not None:
         try:
             return render_images([studio.image(selected, owner)])
@@ -51,7 +60,13 @@ def render_current(studio: Studio, owner: str, selected: int | None) -> str:
         if images := stored_images(studio, job.images, owner):
             return render_images(images, job)
     recent = studio.recent(owner, 1, 0)
-    return render_images(recent) if recent else render("empty.html", examples=EXAMPLES)
+    return render_images(recent) if recent else render("empty.html", examples=examples_of(studio, model_key))
+
+
+def examples_of(studio: Studio, model_key: str) -> Sequence[str]:
+    """Prompts that suit a model; it may have been removed from the list meanwhile."""
+    spec = studio.models.get(model_key)
+    return EXAMPLES if spec is None or vocabulary_of(spec) is not None else GENERAL_EXAMPLES
 
 
 def render_progress(studio: Studio, job: Job) -> str:
