@@ -22,15 +22,19 @@ const pageLanguage = () => {
   return [navigator.language, base].find((name) => known.includes(name)) ?? "en";
 };
 
-document.addEventListener("keydown", (event) => {
+// Before Gradio's own, as Enter would also change a checkbox that has the focus.
+const pressButton = (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   if (document.querySelector("dialog:modal")) return;
-  event.preventDefault();
   const buttons = [...document.querySelectorAll("#generate, #edit-generate, #compare-start")];
   const button = buttons.find((each) => each.checkVisibility()); // that of the open tab
+  if (!button) return;
+  event.preventDefault();
+  event.stopPropagation();
   // After a frame, so that Gradio has received what was typed last.
-  if (button) requestAnimationFrame(() => setTimeout(() => button.click()));
-});
+  requestAnimationFrame(() => setTimeout(() => button.click()));
+};
+document.addEventListener("keydown", pressButton, true);
 
 // Gradio has no event for "all components are mounted": wait for the settings button once.
 magicCanvas.mounted = new Promise((resolve) => {

@@ -45,6 +45,7 @@ class ModelSearch:
             self.search,
             form,
             {self._results, self._found},
+            trigger_mode="always_last",
             show_progress="minimal",
             show_progress_on=[self._results],
         )

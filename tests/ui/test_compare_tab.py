@@ -11,12 +11,17 @@ from canvas.history.comparisons import Comparisons
 
 
 def compare(page: Page, prompt: str, *, blind: bool) -> None:
+    """Compare with a click or, blind, with the keyboard."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_role("tab", name="Compare").click()
     expect(page.get_by_label("Prompt for all models")).to_have_value(prompt)  # that of the Create tab
     expect(page.locator("#compare-summary")).to_contain_text("3 images")
     page.get_by_label("Vote blind").set_checked(blind)
-    page.get_by_role("button", name="Compare", exact=True).click()
+    if blind:
+        expect(page.get_by_text("Names and times are revealed after you vote")).to_be_visible()
+        page.keyboard.press("Control+Enter")
+    else:
+        page.get_by_role("button", name="Compare", exact=True).click()
     expect(page.locator("#comparison .prompt").first).to_have_text(prompt)
     expect(page.locator(".comparison-cell a.zoom img")).to_have_count(3)
 

@@ -11,7 +11,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from canvas import Studio
+from canvas.formatting import format_bytes
 from tests.hub_server import Fault, LocalHub
+from tests.tiny_single_files import make_single_file
 
 REPO = "ann/fox-painter"
 
@@ -48,7 +50,9 @@ def test_models_are_listed_with_their_status_and_the_device(models: Page, served
     expect(models.get_by_role("button", name="Download Stable Diffusion 1.5")).to_be_visible()
     served.warm_up(wait=True)
     expect(models.locator(".device")).to_contain_text("CPU · float32")
-    models.get_by_role("button", name="Unload Built-in model from memory").click()
+    unload = models.get_by_role("button", name="Unload Built-in model from memory")
+    expect(unload).to_have_text("Unload from memory")
+    unload.click()
     expect(row(models, "Built-in model")).to_contain_text("on disk")
 
 
@@ -56,7 +60,9 @@ def test_a_model_of_the_hub_is_added_with_one_click(models: Page, served: Studio
     search(models, "fox")
     found = models.locator(".model.found")
     expect(found).to_have_count(1)
-    for text in (repo, "56,789", "1,234", "openrail", "Stable Diffusion 1 and 2"):
+    [model] = served.own_models.search(repo, sort="most downloads")
+    size = format_bytes(model.size or 0)
+    for text in (repo, "56,789", "1,234", "openrail", "Stable Diffusion 1 and 2", size):
         expect(found).to_contain_text(text)
     found.get_by_role("button", name="Add fox-painter").click()
     expect(found).to_contain_text("In the list")
@@ -86,11 +92,45 @@ def test_the_search_says_what_does_not_run_or_is_not_there(models: Page, served_
     expect(models.locator("#found-models")).to_have_text("No matches")
 
 
-def test_a_folder_is_added_by_its_path(models: Page, served: Studio, repo: str, tiny_folder: Path) -> None:
-    search(models, str(tiny_folder))
-    models.locator(".model.found").get_by_role("button", name="Add safetensors").click()
-    expect(row(models, "safetensors")).to_contain_text("on disk")
-    assert served.models["safetensors"].name == str(tiny_folder)
+@pytest.fixture
+def gated_repo(served_hub: LocalHub, repo: str, tiny_full_folder: Path) -> Iterator[str]:
+    """A model with more likes and fewer downloads than `repo`, for which access must be requested."""
+    name = "bob/fox-drawer"
+    served_hub.add(name, tiny_full_folder)
+    served_hub.cards[name] = {"likes": 5678, "downloads": 9, "gated": "manual"}
+    yield name
+    del served_hub.repositories[name]
+
+
+def test_the_results_are_sorted_and_filtered(models: Page, repo: str, gated_repo: str) -> None:
+    search(models, "fox")
+    found = models.locator(".model.found")
+    expect(found.get_by_role("link")).to_have_text([repo, gated_repo])
+    expect(found.nth(1)).to_contain_text("Gated: request access on its page and set HF_TOKEN first.")
+    expect(found.first).not_to_contain_text("Gated")
+    form = models.locator("#model-search")
+    form.get_by_label("Sort").click()
+    models.get_by_role("option", name="most likes").click()
+    search(models, "fox")
+    expect(found.get_by_role("link")).to_have_text([gated_repo, repo])
+    form.get_by_label("Only models that need no access request").check()
+    search(models, "fox")
+    expect(found.get_by_role("link")).to_have_text([repo])
+    form.get_by_label("Architecture").click()
+    models.get_by_role("option", name="SDXL", exact=True).click()
+    search(models, "fox")
+    expect(models.locator("#found-models")).to_have_text("No matches")
+
+
+def test_folders_and_files_are_added_by_their_path(
+    models: Page, served: Studio, repo: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for path in (tiny_folder, make_single_file("sd15", tmp_path / "painter.safetensors")):
+        search(models, str(path))
+        models.locator(".model.found").get_by_role("button", name=f"Add {path.name}").click()
+        expect(row(models, path.name)).to_contain_text("on disk")
+    added = {spec.name for key, spec in served.models.items() if served.own_models.is_own(key)}
+    assert added == {str(tiny_folder), str(tmp_path / "painter.safetensors")}
 
 
 def test_defaults_are_edited(models: Page, served: Studio) -> None:
@@ -129,8 +169,18 @@ def test_the_starter_card_downloads_a_model_and_selects_it(
     served_hub.add(status.spec.name, tiny_full_folder)
     card = page.locator("#starter-card")
     expect(card).to_contain_text("Drawing with the built-in model. For real photos and art get")
-    expect(card).to_contain_text(status.spec.size)
-    card.get_by_role("button", name=f"Download {status.spec.title}").click()
+    expect(card).to_contain_text(
+        re.compile(rf"\({status.spec.size}, about [\d.]+ (s|min) per image on this computer\)")
+    )
+    button = card.get_by_role("button", name=f"Download {status.spec.title}")
+    served_hub.faults[f"{status.spec.name}/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.stalls(after=1)
+    button.click()
+    expect(card.get_by_role("progressbar")).to_be_visible()
+    expect(card).to_contain_text(re.compile(r"Downloading .+ of "))
+    card.get_by_role("button", name="Cancel").click()
+    expect(button).to_be_visible()
+    served_hub.faults.clear()
+    button.click()
     expect(page.locator("#model input")).to_have_value(re.compile(status.spec.title), timeout=60_000)
     expect(card.locator("section")).to_have_count(0)
     page.reload()
