@@ -30,6 +30,12 @@ SHARE_LINK_TIMEOUT = 30.0  # seconds, as long as Gradio waits for its tunnel
 # only forgets which image was selected.
 MAX_SESSIONS = 256
 SCRIPTS = ("page.js", "preferences.js", "address.js", "image_actions.js")
+# Not in style.css: Gradio confines the rules of @media to its main column, and toasts are outside of it.
+PHONE_TOASTS = """@media (max-width: 860px) {
+  body .gradio-container:has([data-tab-id="edit"][aria-selected="true"]) .toast-wrap.toast-wrap {
+    inset: 12px 12px auto;
+  }
+}"""
 CACHE_CLEANUP = (3600, 3600)  # seconds: cleanup interval and maximum age of Gradio's cached files
 
 
@@ -102,7 +108,7 @@ def launch_options() -> dict[str, Any]:
         "theme": canvas_theme(),
         "css": _heading_font(),
         "css_paths": ASSETS / "style.css",
-        "head": f"<script>{script}</script>",
+        "head": f"<style>{PHONE_TOASTS}</style><script>{script}</script>",
         "favicon_path": ASSETS / "icon.png",
         "footer_links": ["api"],
         "ssr_mode": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,13 @@ def scene(tmp_path: Path) -> Path:
     ImageDraw.Draw(image).ellipse((80, 60, 180, 200), fill="#dd6622")
     image.save(tmp_path / "scene.png")
     return tmp_path / "scene.png"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A file of 900 x 600 pixels, none of which is like its neighbours."""
+    Image.effect_noise((900, 600), 40).convert("RGB").save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
 
 
 def open_tab(page: Page) -> None:
@@ -81,9 +89,9 @@ def test_image_to_image_of_an_upload_gives_four_images(page: Page, served: Studi
         assert upload.tobytes() == original.tobytes()
 
 
-def test_inpaint_changes_only_the_painted_area(page: Page, served: Studio, scene: Path) -> None:
+def test_inpaint_changes_only_the_painted_area(page: Page, served: Studio, photo: Path) -> None:
     open_tab(page)
-    drop(page, scene)
+    drop(page, photo)
     choose(page, "Inpaint", "a red boat")
     canvas = page.locator("#edit-image canvas").first
     box = canvas.bounding_box()
@@ -96,8 +104,8 @@ def test_inpaint_changes_only_the_painted_area(page: Page, served: Studio, scene
     [image] = generate(page, served, 1)
     assert image.task == "inpaint"
     mask = served.inputs.open_image(image.request.mask_image or "", "local")
-    assert mask.size == (256, 256)
-    with Image.open(scene) as original:
+    assert mask.size == (900, 600)
+    with Image.open(photo) as original:
         changed = (pixels(served, image) != np.asarray(original, int)).any(-1)
     masked = np.asarray(mask.convert("L")) >= 128
     assert masked.any()
@@ -227,14 +235,19 @@ def test_stop_cancels_the_job(page: Page, served: Studio, tmp_path: Path) -> Non
 
 def test_only_the_fields_of_the_operation_are_shown(page: Page) -> None:
     open_tab(page)
-    for operation, shown, hidden in (
-        ("Upscale", "Scale", "Prompt"),
-        ("Outpaint", "Left", "Strength"),
-        ("Inpaint", "Mask blur", "Number of images"),
+    expect(page.locator("#edit-image")).to_contain_text("To inpaint, paint over the area to change.")
+    for operation, description, shown, hidden in (
+        ("Image to image", "Lower strength stays closer to the original.", "Speed", "Scale"),
+        ("Seed variation", "Varies one of your images by blending its seed with new ones.", "Strength", "Model"),
+        ("Upscale", "Increases the resolution of the image.", "Scale", "Prompt"),
+        ("Outpaint", "Adds this many pixels on each side.", "Left", "Strength"),
+        ("Inpaint", "The rest stays unchanged.", "Mask blur", "Number of images"),
     ):
         page.get_by_role("radio", name=operation, exact=True).check()
         form = page.locator("#edit-form")
-        expect(page.locator("#edit-generate")).to_have_text(operation)
+        is_verb = operation in ("Upscale", "Outpaint", "Inpaint")
+        expect(page.locator("#edit-generate")).to_have_text(operation if is_verb else "Generate")
+        expect(form.get_by_text(description)).to_be_visible()
         expect(form.get_by_text(shown, exact=True).first).to_be_visible()
         expect(form.get_by_text(hidden, exact=True)).to_have_count(0)
 
@@ -316,24 +329,46 @@ def test_ctrl_enter_runs_the_task_of_the_open_tab(page: Page, served: Studio, sc
     choose(page, "Image to image", "a fox in the snow")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#edit-result .result-images img").first).to_be_visible()
+    expect(page.locator("#announcements")).to_have_text("Finished: a fox in the snow")
     [job] = served.jobs("local")[jobs:]
     assert job.request is not None
     assert job.request.task == "image_to_image"
 
 
-def test_the_size_of_the_result_is_shown_before_it_is_generated(page: Page, served: Studio, tmp_path: Path) -> None:
-    Image.new("RGB", (300, 200), "#4477bb").save(tmp_path / "photo.png")
+def test_the_size_of_the_result_is_shown_before_it_is_generated(page: Page, served: Studio, photo: Path) -> None:
     open_tab(page)
-    drop(page, tmp_path / "photo.png")
+    drop(page, photo)
     size = page.locator("#edit-size")
-    expect(size).to_have_text("Result: 300 × 200")
-    page.get_by_role("radio", name="Outpaint", exact=True).check()
+    expect(size).to_have_text("Result: 900 × 600")
+    choose(page, "Outpaint", "a field")
     page.get_by_label("Left", exact=True).fill("128")
-    expect(size).to_have_text("Result: 428 × 200")
+    expect(size).to_have_text("Result: 1028 × 600")
+    [wide] = generate(page, served, 1)
+    with Image.open(photo) as original:
+        assert pixels(served, wide).shape == (600, 1028, 3)
+        assert (pixels(served, wide)[:, 128:] == np.asarray(original, int)).all()
     page.get_by_role("radio", name="Upscale", exact=True).check()
-    expect(size).to_have_text("Result: 600 × 400")
-    [image] = generate(page, served, 1)
-    assert pixels(served, image).shape == (400, 600, 3)
+    expect(size).to_have_text("Result: 1800 × 1200")
+    [large] = generate(page, served, 1)
+    assert pixels(served, large).shape == (1200, 1800, 3)
+    page.get_by_role("tab", name="Statistics").click()
+    times = page.locator(".chart", has_text="Seconds per image")
+    expect(times).to_contain_text("starter, 1028 × 600")
+    expect(times).not_to_contain_text("1800 × 1200")  # made without the model
+
+
+def test_the_buttons_of_the_editor_stand_out_in_the_dark(page: Page, scene: Path) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_tab(page)
+    drop(page, scene)
+    buttons = page.locator("#edit-image button:visible:enabled")
+    expect(buttons.nth(5)).to_be_visible()
+    for button in buttons.all():
+        with Image.open(io.BytesIO(button.screenshot())) as shown:
+            levels = np.asarray(shown.convert("L"), int)
+        assert levels.max() - levels.min() > 90, button.get_attribute("title")
+    page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def test_broken_files_and_animations_are_noted(page: Page, tmp_path: Path) -> None:

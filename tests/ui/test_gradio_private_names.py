@@ -109,7 +109,11 @@ def test_the_page_has_its_config_and_gradios_classes(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["toast-wrap", "toast-body", "toast-title", "contain", "half-container", "secondary-wrap", "icon-wrap"]
+    "name",
+    [
+        *("toast-wrap", "toast-body", "toast-title", "contain", "half-container", "icon-button-wrapper"),
+        *("secondary-wrap", "icon-wrap"),
+    ],
 )
 def test_gradios_scripts_contain_class(name: str) -> None:
     assert re.search(rf"\.{name}\b", (ASSETS / "style.css").read_text(encoding="utf-8"))
