@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from canvas import GenerationRequest, Studio
+from tests.hub_server import LocalHub
 from tests.ui.conftest import TIMEOUT, wait_until_loaded
 from tests.ui.test_gallery_tab import DROP
 
@@ -103,6 +105,44 @@ def test_axe_finds_no_violations_in_what_opens_over_the_gallery(visit: Page) -> 
     visit.evaluate(DROP, ["#gallery", ""])
     visit.locator("#drop-question dialog:modal").wait_for()
     found["drop question"] = violations(visit)
+    assert_none(found)
+
+
+def test_axe_finds_no_violations_in_a_queue_and_in_results(served: Studio, served_hub: LocalHub, visit: Page) -> None:
+    found = {}
+    visit.get_by_label("Prompt", exact=True).fill("a bearded puppy, zxcv")
+    visit.locator(".prompt-hints .unknown").first.wait_for()
+    jobs = [served.submit(GenerationRequest("a slow fox", num_inference_steps=150)) for _ in range(3)]
+    expect(visit.locator(".queue li")).to_have_count(2)
+    visit.locator(".result-progress img.preview").wait_for()
+    found["queue"] = violations(visit)
+    for job in reversed(jobs):
+        job.cancel()
+    open_tab(visit, "edit")
+    visit.locator("#edit-recent button").first.click()
+    expect(visit.locator("#edit-size")).to_contain_text("Result")
+    visit.get_by_role("radio", name="Upscale", exact=True).check()
+    visit.locator("#edit-generate").click()
+    visit.locator("#edit-result .result-images").wait_for()
+    found["result of an edit"] = violations(visit)
+    open_tab(visit, "models")
+    visit.get_by_label("Add a model").fill("zoe/nothing")
+    visit.get_by_role("button", name="Search", exact=True).click()
+    visit.locator("#found-models .error").wait_for()
+    found["error of a search"] = violations(visit)
+    for name, gated in (("ann/open", False), ("ann/gated", "auto")):
+        served_hub.add(name, Path(served.models["starter"].name))
+        served_hub.cards[name] = {"gated": gated}
+    visit.get_by_label("Add a model").fill("ann")
+    visit.get_by_role("button", name="Search", exact=True).click()
+    expect(visit.locator(".model.found")).to_have_count(2)
+    found["found models"] = violations(visit)
+    served_hub.repositories.clear()
+    open_tab(visit, "gallery")
+    visit.get_by_role("button", name="Select", exact=True).click()
+    visit.locator(".tile[aria-pressed=false]").first.click()
+    visit.get_by_text("Export as ZIP").click()
+    found["export of a selection"] = violations(visit)
     assert_none(found)
 
 

@@ -84,3 +84,5 @@ def test_the_theme_is_kept(served: Studio, browser: Browser) -> None:
         expect(body).not_to_have_class(re.compile(r"\bdark\b"))
         page.emulate_media(color_scheme="dark")
         expect(body).to_have_class(re.compile(r"\bdark\b"))
+        page.get_by_label("Light", exact=True).check(force=True)
+        expect(body).not_to_have_class(re.compile(r"\bdark\b"))

@@ -61,6 +61,7 @@ def choose(page: Page, elem_id: str, option: str) -> None:
 def test_nothing_is_sent_before_the_user_agrees(visit: Page, router: Router) -> None:
     consent = visit.locator("#consent")
     visit.locator("#settings-button").click()
+    expect(visit.get_by_label("Run on")).to_be_visible()
     choose(visit, "backend", "Hugging Face Inference Providers")
     expect(consent).to_contain_text("starter is a local model")
     choose(visit, "model", "Stable Diffusion 1.5")

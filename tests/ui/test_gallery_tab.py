@@ -208,6 +208,8 @@ def test_arrow_keys_cross_the_pages_and_a_new_page_begins_at_its_top(page: Page,
 
 def test_a_heart_marks_a_tile(gallery: Page, served: Studio, stored: list[GeneratedImage]) -> None:
     heart = gallery.get_by_role("button", name="Favourite: a purple hippo").first
+    tile = gallery.locator(f'.tile[data-image="{stored[0].id}"] img')
+    expect(tile).to_have_attribute("alt", "a purple hippo")
     heart.click()
     expect(heart).to_have_attribute("aria-pressed", "true")
     expect(gallery.get_by_role("dialog")).to_have_count(0)

@@ -29,6 +29,7 @@ from canvas.styles import STYLES
 from canvas.ui import gallery_tab, i18n
 from canvas.ui.app import build_page
 from canvas.ui.html_panel import _environment
+from tests.hub_server import Fault, LocalHub
 from tests.test_structure import ROOT, TREES
 from tests.ui.conftest import TIMEOUT, browser_language
 
@@ -251,6 +252,7 @@ def test_errors_are_shown_in_the_visitors_language() -> None:
 VISITS = {
     "de-DE": ("Generieren", "Galerie", "Modell", "Stil", "Seitenverhältnis", "Schritt", "Favorit"),
     "ar-EG": ("توليد", "المعرض", "النموذج", "النمط", "نسبة الأبعاد", "الخطوات", "مفضّلة"),
+    "pt-BR": ("Gerar", "Galeria", "Modelo", "Estilo", "Proporção", "passo", "Favorita"),
     "ja-JP": ("生成", "ギャラリー", "モデル", "スタイル", "縦横比", "ステップ", "お気に入り"),
 }
 
@@ -263,7 +265,8 @@ def test_the_page_is_shown_in_the_browsers_language(served: Studio, browser: Bro
         context.set_default_timeout(TIMEOUT)
         page = context.new_page()
         page.goto(served.address)  # type: ignore[attr-defined]
-        language, _, _ = locale.partition("-")
+        with browser_language(locale):
+            language = i18n.language()
         texts = i18n.catalog(language)
         page.get_by_role("button", name=texts["Advanced"], exact=True).click()
         for label in (model, style):
@@ -284,6 +287,38 @@ def test_the_page_is_shown_in_the_browsers_language(served: Studio, browser: Bro
         expect(root).to_have_attribute("dir", "rtl" if language == "ar" else "ltr")
     [image] = served.recent("local", 1)
     assert (image.request.prompt, image.request.style) == (prompt, "anime")
+
+
+def test_the_editor_the_device_numbers_and_errors_of_the_hub_are_german(
+    served: Studio, served_hub: LocalHub, browser: Browser
+) -> None:
+    expect.set_options(timeout=TIMEOUT)
+    served.warm_up(wait=True)
+    german = i18n.catalog("de")
+    lost = german["The connection was lost repeatedly ({detail}). {retry}"]
+    with browser_language("de"):
+        reason = i18n.translate_message(served.device.reason if served.device else "")
+    with browser.new_context(locale="de-DE") as context:
+        context.set_default_timeout(TIMEOUT)
+        page = context.new_page()
+        page.goto(f"{served.address}?tab=edit")  # type: ignore[attr-defined]
+        editor = page.locator("#edit-image")
+        expect(editor.get_by_role("button", name=german["Brush"], exact=True)).to_be_visible()
+        expect(editor).to_contain_text(german["Upload an image"])
+        names = editor.locator("[title], [aria-label]")
+        shown = names.evaluate_all("all => all.flatMap(each => [each.title, each.ariaLabel].filter(Boolean))")
+        assert [text for text in shown if german.get(text, text) != text] == []
+        page.get_by_role("tab", name=german["Models"]).click()
+        expect(page.locator(".device")).to_contain_text(reason)
+        expect(page.locator(".model.hub").first).to_contain_text(re.compile(r"\d,\d GB Download"))
+        served_hub.faults["/api/models"] = Fault.breaks(after=0)
+        page.get_by_label(german["Add a model"]).fill("fox")
+        page.locator("#search-models").click()
+        expect(page.locator("#found-models .error")).to_contain_text(lost.partition("(")[0])
+        served_hub.faults.clear()
+        page.get_by_role("tab", name=german["Create"]).click()
+        page.locator("#prompt textarea").fill("a fox")
+        expect(page.locator("#preset label").first).to_contain_text(re.compile(r"\d,\d s$"))
 
 
 def choose_style(page: Page, label: str, name: str) -> None:

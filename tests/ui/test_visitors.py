@@ -60,6 +60,9 @@ def test_the_page_shows_only_the_visitors_own_images(address: str, browser: Brow
     assert PROMPT not in other.content()
     expect(other.locator("#statistics")).not_to_contain_text("Thumbnails")  # the disk use of the server
 
+    mine.get_by_role("tab", name="Models").click()
+    expect(mine.locator(".model").first).to_be_visible()
+    expect(mine.locator("#model-search, #starter-card section")).to_have_count(0)
     mine.get_by_role("tab", name="Statistics").click()
     mine.on("dialog", lambda dialog: dialog.accept())
     mine.get_by_role("button", name="Delete all").click()
