@@ -36,7 +36,7 @@ CAPTION_MODES = {"scenes": CaptionMode(0.22), "synonyms": CaptionMode(0.35, syno
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 [n, h, w, 3] to float [n, 3, h, w] in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.tensor(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 class SceneDataset(Protocol):

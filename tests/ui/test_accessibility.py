@@ -10,6 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from canvas import GenerationRequest, Studio
+from tests.app_server import wait_until_finished
 from tests.hub_server import LocalHub
 from tests.ui.conftest import TIMEOUT, wait_until_loaded
 from tests.ui.test_gallery_tab import DROP
@@ -151,8 +152,9 @@ def test_jobs_are_read_aloud(page: Page, served: Studio) -> None:
     expect(region).to_have_attribute("role", "status")
     expect(region).to_be_empty()
     # Long enough for the second announcement, which names the step
-    served.submit(GenerationRequest("a fox for a screen reader", num_inference_steps=150, num_images=3))
+    job = served.submit(GenerationRequest("a fox for a screen reader", num_inference_steps=150, num_images=3))
     expect(region).to_contain_text("Step")
+    wait_until_finished(job)
     expect(region).to_have_text("Finished: a fox for a screen reader")
     expect(page.locator(".result-images .image-cell img:not(.glow)").first).to_have_attribute(
         "alt", "a fox for a screen reader"
