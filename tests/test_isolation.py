@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +109,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         add_symlinks(studio, image)
         comparison = Comparisons(studio.database).add(owner, [image.request]).id
         *_, last = [studio.submit(running, owner) for _ in range(4)]
+        lower_priority_of_generation()
         yield PublicServer(studio, page.app, ann, image, last, comparison)
         ann.close()
         for job in studio.jobs(None):
@@ -113,6 +117,16 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         page.close()
     environ.undo()
     gc.collect()  # Gradio leaves event loops open; see tests/app_server.py
+
+
+def lower_priority_of_generation() -> None:
+    """Leave the cores to the requests: the job only has to run for as long as they take."""
+    if sys.platform == "linux":
+        others = {thread.native_id for thread in threading.enumerate() if thread.name != "canvas-generate"}
+        for task in map(int, os.listdir("/proc/self/task")):  # with the threads of torch
+            if task not in others:
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.setpriority(os.PRIO_PROCESS, task, 19)
 
 
 def add_symlinks(studio: Studio, image: GeneratedImage) -> None:

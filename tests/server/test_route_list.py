@@ -150,9 +150,9 @@ def test_files_are_counted_as_gradio_parses_them(studio: Studio, disposition: st
     assert len(stored) == 1 or disposition in DISPOSITIONS[-2:]
 
 
-@pytest.fixture
-def limited(tmp_path: Path) -> Iterator[str]:
-    with serving(tmp_path, public=True, trusted_proxies=("127.0.0.1",)) as studio:
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("limited"), public=True, trusted_proxies=("127.0.0.1",)) as studio:
         yield studio.url  # type: ignore[attr-defined]
 
 
