@@ -36,10 +36,16 @@ element.addEventListener("keydown", (event) => {
   element.querySelector(`[data-key="${key}"]`)?.click();
 });
 
-// An export is a download: its menu closes, and Python confirms it.
+// An export is a download: its menu closes, and Python confirms it. A link starts it, as Gradio closes
+// its connection when a form leaves the page, even for a download.
 element.addEventListener("submit", (event) => {
   const menu = event.target.closest("details.export");
   if (!menu) return;
+  event.preventDefault();
+  const link = document.createElement("a");
+  link.href = `export.zip?${new URLSearchParams(new FormData(event.target))}`;
+  link.download = "";
+  link.click();
   menu.open = false;
   trigger("click", { action: "exported" });
 });

@@ -247,13 +247,15 @@ def test_a_dropped_image_is_imported_or_its_settings_are_loaded(
 
 
 def test_an_export_closes_its_menu_and_is_confirmed(gallery: Page, served: Studio) -> None:
+    gallery.evaluate("addEventListener('beforeunload', () => { document.title = 'left' })")
     gallery.get_by_text("Export as ZIP").click()
-    total = len(served.database.ids(Query(owner="local")))
-    with gallery.expect_download():
+    with gallery.expect_download() as download:
         gallery.get_by_role("button", name="Download", exact=True).click()
-        # Before the download is complete, as the message does not stay
-        expect(gallery.get_by_test_id("toast-body")).to_contain_text(f"{total} images as a ZIP, in the downloads")
+    assert download.value.suggested_filename == "magic-canvas.zip"
+    total = len(served.database.ids(Query(owner="local")))
+    expect(gallery.get_by_test_id("toast-body")).to_contain_text(f"{total} images as a ZIP, in the downloads")
     expect(gallery.locator(".export form")).to_be_hidden()
+    assert gallery.title() != "left", "Gradio closes its connection when the page is left"
 
 
 def test_on_a_phone_filters_are_folded_and_buttons_come_first(gallery: Page, stored: list[GeneratedImage]) -> None:
