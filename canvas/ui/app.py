@@ -67,7 +67,7 @@ def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
                 statistics = StatisticsTab(studio)
         _add_theme_choice(page)
         all_tabs = [create_tab, edit_tab, compare_tab, gallery_tab, models_tab, statistics_tab]
-        create.bind_events(page, edit, tabs)
+        create.bind_events(page, create_tab, edit, tabs)
         edit.bind_events(page, edit_tab, create, tabs)
         compare.bind_events(compare_tab, all_tabs)
         gallery.bind_events(gallery_tab, all_tabs)

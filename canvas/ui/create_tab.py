@@ -93,7 +93,7 @@ class CreateTab:
         )
         self._close_settings = gr.Button("Close", size="sm", elem_id="close-settings")
 
-    def bind_events(self, page: gr.Blocks, edit: EditTab, tabs: gr.Tabs) -> None:
+    def bind_events(self, page: gr.Blocks, tab: gr.Tab, edit: EditTab, tabs: gr.Tabs) -> None:
         form = self.form
         self._actions = ImageActions(self._studio, self, edit, tabs)
         # Clicks do not write the panels: an answer that arrives after that of a later poll would
@@ -120,7 +120,7 @@ class CreateTab:
         bind(page.load, lambda: render("lightbox.html"), None, self._lightbox)
         bind(page.load, self.restore, {self._saved}, form.widgets | {self._model_status, self._restored})
         self._bind_form(page)
-        self._starter_card.bind_events(page, self.select_model, form.widgets | {self._model_status})
+        self._starter_card.bind_events([page.load, tab.select], self.select_model, form.widgets | {self._model_status})
         self._lora_picker.bind_events(page, form["prompt"])
         self._backend_picker.bind_events()
         self.guidance.bind_events(form["model_key"])

@@ -31,14 +31,17 @@ class StarterCard:
         self._timer = gr.Timer(POLL_INTERVAL, active=False)
 
     def bind_events(
-        self, page: gr.Blocks, select_model: Callable[[str], dict[Any, Any]], form_outputs: set[Any]
+        self, opened: list[Any], select_model: Callable[[str], dict[Any, Any]], form_outputs: set[Any]
     ) -> None:
-        """`select_model` returns the updates, of `form_outputs`, that select a model in the form."""
+        """`opened`: the events after which the card is rendered anew, as another page may have downloaded a model.
+
+        `select_model` returns the updates, of `form_outputs`, that select a model in the form.
+        """
         self._select_model = select_model
         if self._studio.settings.is_public:
             return
         outputs = {self._panel, self._timer, self._job}
-        bind(page.load, self.show, {self._dismissed}, outputs)
+        bind(opened, self.show, {self._dismissed}, outputs)
         bind(self._panel.click, self.on_click, {self._job}, outputs | {self._dismissed})
         bind(self._timer.tick, self.poll, {self._job}, outputs | form_outputs, queue=False)
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from canvas import Studio
 from canvas.formatting import format_bytes
+from tests.app_server import wait_until_finished
 from tests.hub_server import Fault, LocalHub
 from tests.tiny_single_files import make_single_file
 
@@ -196,6 +197,21 @@ def test_the_starter_card_can_be_dismissed(page: Page) -> None:
     page.locator("#recent").wait_for(state="attached")
     page.wait_for_timeout(1000)
     expect(page.locator("#starter-card section")).to_have_count(0)
+
+
+def test_the_starter_card_goes_once_a_model_was_downloaded_elsewhere(
+    page: Page, served: Studio, served_hub: LocalHub, tiny_full_folder: Path
+) -> None:
+    status = served.general_model()
+    assert status is not None
+    served_hub.add(status.spec.name, tiny_full_folder)
+    card = page.locator("#starter-card section")
+    expect(card).to_have_count(1)
+    assert wait_until_finished(served.download_model(status.key, "local")) == "done"
+    page.get_by_role("tab", name="Models").click()
+    page.get_by_role("tab", name="Create").click()
+    expect(card).to_have_count(0)
+    served.delete_model(status.key)
 
 
 def test_a_public_server_offers_neither_search_nor_changes(tmp_path: Path) -> None:
