@@ -136,7 +136,7 @@ def test_axe_finds_no_violations_in_a_queue_and_in_results(served: Studio, serve
         served_hub.cards[name] = {"gated": gated}
     visit.get_by_label("Add a model").fill("ann")
     visit.get_by_role("button", name="Search", exact=True).click()
-    expect(visit.locator(".model.found")).to_have_count(2)
+    expect(visit.locator(".model.found").nth(1)).to_be_visible()  # other tests may have added more
     found["found models"] = violations(visit)
     served_hub.repositories.clear()
     open_tab(visit, "gallery")
