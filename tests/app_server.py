@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared._httpx_utils import create_mcp_http_client
 
 from canvas import Studio
 from canvas.jobs.job import Job
@@ -21,6 +21,7 @@ from canvas.server.launch import launch
 from canvas.settings import Settings
 
 T = TypeVar("T")
+MCP_TIMEOUT = 300.0  # seconds
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def run_in_mcp_session(
 
     async def run() -> T:
         async with (
-            create_mcp_http_client(headers) as client,
+            httpx.AsyncClient(headers=headers, timeout=MCP_TIMEOUT) as client,
             streamable_http_client(f"{url}/gradio_api/mcp/", http_client=client) as (read, write, _),
             ClientSession(read, write) as session,
         ):

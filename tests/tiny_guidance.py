@@ -6,14 +6,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
 from canvas import Studio
-from canvas.catalog import parse_model
+from canvas.catalog import ASSETS, parse_model
 from canvas.models import ip_adapters
 from canvas.models.hub_client import Hub
+from canvas.request import GeneratedImage
 from tests.tiny_families import make_tiny
 
 ENCODER_WIDTH = 16  # of the embedding of an image
@@ -50,6 +52,25 @@ def guided_models(studio: Studio, hub: Hub) -> Iterator[dict[str, GuidedModel]]:
         shutil.rmtree(settings.controlnets_dir / model.key, ignore_errors=True)
         (settings.ip_adapters_dir / f"{model.key}.safetensors").unlink(missing_ok=True)
     shutil.rmtree(hub.repo_folder(ip_adapters.REPO_ID))
+
+
+@contextmanager
+def starter_controlnet(studio: Studio) -> Iterator[str]:
+    """The name of a ControlNet for the built-in model in a studio."""
+    studio.warm_up(wait=True)  # imports diffusers in another thread
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(ASSETS / "starter" / "unet")
+    folder = studio.settings.controlnets_dir / "mine"
+    make_tiny_controlnet(SimpleNamespace(unet=unet, vae_scale_factor=16), folder)
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+def pixels_of(studio: Studio, generated: GeneratedImage) -> bytes:
+    """The pixels of a stored image."""
+    with Image.open(studio.image_path(generated.filename)) as image:
+        return image.tobytes()
 
 
 def _add_guided_model(studio: Studio, family: str) -> GuidedModel:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from canvas.benchmark import similarity
 from canvas.benchmark.model_under_test import PROMPT, time_call
@@ -370,8 +371,6 @@ def _seconds_in_models() -> Iterator[list[float]]:
     from canvas.engine.openvino.graph import Graph
 
     seconds: list[float] = []
-    methods = ((Graph, "__call__"), (CLIPTextModel, "forward"))
-    originals = [getattr(owner, name) for owner, name in methods]
 
     def timed(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -383,13 +382,11 @@ def _seconds_in_models() -> Iterator[list[float]]:
 
         return call
 
-    for (owner, name), original in zip(methods, originals, strict=True):
-        setattr(owner, name, timed(original))
-    try:
+    with (
+        patch.object(Graph, "__call__", timed(Graph.__call__)),
+        patch.object(CLIPTextModel, "forward", timed(CLIPTextModel.forward)),
+    ):
         yield seconds
-    finally:
-        for (owner, name), original in zip(methods, originals, strict=True):
-            setattr(owner, name, original)
 
 
 def _second_start(folder: Path, device: Device) -> Iterator[Measurement]:

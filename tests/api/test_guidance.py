@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import httpx
@@ -21,7 +19,6 @@ from PIL import Image
 
 from canvas import GenerationRequest, Studio
 from canvas.api.a1111_controlnet import Unit
-from canvas.catalog import ASSETS
 from canvas.cli import main as cli
 from canvas.engine.control_detectors import recognize
 from canvas.guidance import ControlImage, ReferenceImage
@@ -31,7 +28,7 @@ from canvas.image_formats import data_url
 from canvas.models.hub_client import Hub
 from canvas.request import GeneratedImage
 from tests.app_server import run_in_mcp_session
-from tests.tiny_guidance import CONTROL, FAMILIES, GuidedModel, guided_models, make_photo, make_tiny_controlnet
+from tests.tiny_guidance import CONTROL, FAMILIES, GuidedModel, guided_models, make_photo, pixels_of, starter_controlnet
 
 PROMPT = "a red boat on a lake"
 # webuiapi sends a sampler and a guidance of its own.
@@ -50,15 +47,8 @@ class Expected(NamedTuple):
 @pytest.fixture(scope="module")
 def models(served: Studio, hub_of_served: Hub) -> Iterator[dict[str, GuidedModel]]:
     """The models of all families and `starter`, each with what guides it."""
-    served.warm_up(wait=True)  # imports diffusers in another thread
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_pretrained(ASSETS / "starter" / "unet")
-    folder = served.settings.controlnets_dir / "mine"
-    make_tiny_controlnet(SimpleNamespace(unet=unet, vae_scale_factor=16), folder)
-    with guided_models(served, hub_of_served) as models:
-        yield {**models, "starter": GuidedModel("starter", {**CONTROL, "model": folder.name})}
-    shutil.rmtree(folder)
+    with starter_controlnet(served) as name, guided_models(served, hub_of_served) as models:
+        yield {**models, "starter": GuidedModel("starter", {**CONTROL, "model": name})}
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +79,6 @@ def expected(studio: Studio, model: GuidedModel) -> Expected:
         assert pixels_of(studio, image) != pixels_of(studio, plain), name
     [image] = studio.generate(GenerationRequest(PROMPT, **fields, **guides))
     return Expected(image, pixels_of(studio, image), fields)
-
-
-def pixels_of(studio: Studio, generated: GeneratedImage) -> bytes:
-    with Image.open(studio.image_path(generated.filename)) as image:
-        return image.tobytes()
 
 
 def with_gradio(studio: Studio, photo: Path, model: GuidedModel, fields: dict[str, Any]) -> None:

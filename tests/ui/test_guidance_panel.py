@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from canvas import GenerationRequest, Studio
-from canvas.catalog import ASSETS
 from canvas.guidance import ControlImage, ReferenceImage
 from canvas.request import GeneratedImage
-from tests.tiny_guidance import FAMILIES, GuidedModel, guided_models, make_drawing, make_photo, make_tiny_controlnet
+from tests.tiny_guidance import (
+    FAMILIES,
+    GuidedModel,
+    guided_models,
+    make_drawing,
+    make_photo,
+    pixels_of,
+    starter_controlnet,
+)
 from tests.ui.test_create_tab import expect_result, open_settings, select_model
 
 
 @pytest.fixture(scope="module")
 def controlled(served: Studio) -> Iterator[Studio]:
     """The served studio with a ControlNet `mine`."""
-    served.warm_up(wait=True)  # imports diffusers in another thread
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_pretrained(ASSETS / "starter" / "unet")
-    folder = served.settings.controlnets_dir / "mine"
-    make_tiny_controlnet(SimpleNamespace(unet=unet, vae_scale_factor=16), folder)
-    yield served
-    shutil.rmtree(folder)
+    with starter_controlnet(served):
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +126,6 @@ def test_images_guide_every_family(
     again = generate_again(page, controlled, first)
     assert again.request == first.request
     assert pixels_of(controlled, again) == pixels_of(controlled, first)
-
-
-def pixels_of(studio: Studio, generated: GeneratedImage) -> bytes:
-    with Image.open(studio.image_path(generated.filename)) as image:
-        return image.tobytes()
 
 
 def test_a_drawing_is_recognized_and_what_cannot_be_used_is_explained(

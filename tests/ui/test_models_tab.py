@@ -12,6 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from canvas import Studio
 from canvas.formatting import format_bytes
+from canvas.model_status import ModelStatus
 from tests.app_server import wait_until_finished
 from tests.hub_server import Fault, LocalHub
 from tests.tiny_single_files import make_single_file
@@ -162,19 +163,27 @@ def test_a_failed_download_keeps_the_licence_and_can_be_dismissed(
     expect(added).to_contain_text("licence openrail")
 
 
-def test_the_starter_card_downloads_a_model_and_selects_it(
-    page: Page, served: Studio, served_hub: LocalHub, tiny_full_folder: Path
-) -> None:
+@pytest.fixture
+def suggested(served: Studio, served_hub: LocalHub, tiny_full_folder: Path) -> Iterator[ModelStatus]:
+    """The model that the starter card suggests, on the Hub and not yet downloaded."""
     status = served.general_model()
     assert status is not None
     served_hub.add(status.spec.name, tiny_full_folder)
+    yield status
+    served.delete_model(status.key)
+    del served_hub.repositories[status.spec.name]
+
+
+def test_the_starter_card_downloads_a_model_and_selects_it(
+    page: Page, served_hub: LocalHub, suggested: ModelStatus
+) -> None:
     card = page.locator("#starter-card")
     expect(card).to_contain_text("Drawing with the built-in model. For real photos and art get")
     expect(card).to_contain_text(
-        re.compile(rf"\({status.spec.size}, about [\d.]+ (s|min) per image on this computer\)")
+        re.compile(rf"\({suggested.spec.size}, about [\d.]+ (s|min) per image on this computer\)")
     )
-    button = card.get_by_role("button", name=f"Download {status.spec.title}")
-    served_hub.faults[f"{status.spec.name}/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.stalls(after=1)
+    button = card.get_by_role("button", name=f"Download {suggested.spec.title}")
+    served_hub.faults[f"{suggested.spec.name}/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.stalls(after=1)
     button.click()
     expect(card.get_by_role("progressbar")).to_be_visible()
     expect(card).to_contain_text(re.compile(r"Downloading .+ of "))
@@ -182,12 +191,11 @@ def test_the_starter_card_downloads_a_model_and_selects_it(
     expect(button).to_be_visible()
     served_hub.faults.clear()
     button.click()
-    expect(page.locator("#model input")).to_have_value(re.compile(status.spec.title), timeout=60_000)
+    expect(page.locator("#model input")).to_have_value(re.compile(suggested.spec.title), timeout=60_000)
     expect(card.locator("section")).to_have_count(0)
     page.reload()
     expect(page.locator("#current-result .result")).to_be_visible()
     expect(card.locator("section")).to_have_count(0)
-    served.delete_model(status.key)
 
 
 def test_the_starter_card_can_be_dismissed(page: Page) -> None:
@@ -200,18 +208,14 @@ def test_the_starter_card_can_be_dismissed(page: Page) -> None:
 
 
 def test_the_starter_card_goes_once_a_model_was_downloaded_elsewhere(
-    page: Page, served: Studio, served_hub: LocalHub, tiny_full_folder: Path
+    page: Page, served: Studio, suggested: ModelStatus
 ) -> None:
-    status = served.general_model()
-    assert status is not None
-    served_hub.add(status.spec.name, tiny_full_folder)
     card = page.locator("#starter-card section")
     expect(card).to_have_count(1)
-    assert wait_until_finished(served.download_model(status.key, "local")) == "done"
+    assert wait_until_finished(served.download_model(suggested.key, "local")) == "done"
     page.get_by_role("tab", name="Models").click()
     page.get_by_role("tab", name="Create").click()
     expect(card).to_have_count(0)
-    served.delete_model(status.key)
 
 
 def test_a_public_server_offers_neither_search_nor_changes(tmp_path: Path) -> None:

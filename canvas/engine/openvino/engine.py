@@ -209,14 +209,14 @@ class OpenVinoEngine:
         """Whether OpenVINO was fast enough; None if it was not measured yet."""
         if self._forced:
             return True
-        seconds = self._choices().get(self._choice_key(source))
-        if not isinstance(seconds, dict) or not all(
-            isinstance(seconds.get(name), float) for name in ("torch", "openvino")
+        measured = self._choices().get(self._choice_key(source))
+        if not isinstance(measured, dict) or not all(
+            isinstance(measured.get(name), float) for name in ("torch", "openvino")
         ):
             return None
-        has_int8 = seconds.get("int8") is True and int8.is_installed()
+        has_int8 = measured.get("int8") is True and int8.is_installed()
         speedup = MIN_SPEEDUP_WITH_INT8 if has_int8 else MIN_SPEEDUP
-        return bool(seconds["torch"] >= speedup * seconds["openvino"])
+        return bool(measured["torch"] >= speedup * measured["openvino"])
 
     def _choice_key(self, source: ConvertedSource) -> str:
         import torch
