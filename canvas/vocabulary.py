@@ -354,7 +354,8 @@ def _with_plain_letters(table: dict[str, list[Meaning]]) -> dict[str, list[Meani
 
 
 @lru_cache(maxsize=4)
-def _load(folder: Path) -> Vocabulary | None:
+def load_vocabulary(folder: Path) -> Vocabulary | None:
+    """The vocabulary in the folder of a model; None without one."""
     path = folder / VOCABULARY
     if not path.is_file():
         return None
@@ -366,4 +367,4 @@ def _load(folder: Path) -> Vocabulary | None:
 
 def vocabulary_of(spec: ModelSpec) -> Vocabulary | None:
     """The vocabulary of a model that has one in its folder."""
-    return _load(Path(spec.name)) if Path(spec.name).is_absolute() else None
+    return load_vocabulary(Path(spec.name)) if Path(spec.name).is_absolute() else None

@@ -61,6 +61,7 @@ QUALITY_TAGS = (
     "ultra realistic",
     "depth of field",
 )
+DEFAULT_STYLE = "3d"  # of prompts that name no style
 MASS_NOUNS = frozenset(
     {
         "milk",
@@ -143,6 +144,11 @@ NEAR_SYNONYMS: dict[str, tuple[str, ...]] = {
     "orb": ("crystal ball",),
     "squirrel": ("chipmunk", "hamster"),
 }
+
+
+def in_style(name: str, style: str) -> str:
+    """A thing in a style, as prompts of the model name it: `fox`, `flat fox`."""
+    return name if style == DEFAULT_STYLE else f"{style} {name}"
 
 
 def article(words: str) -> str:

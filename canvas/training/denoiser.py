@@ -1,46 +1,48 @@
-"""The denoiser: a small UNet2DConditionModel, trained on cached latents."""
+"""Trains the UNet: it copies the cells that the prompt holds into a place, with light and shadow."""
 
-import copy
 import logging
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from canvas.training.assets import SpriteSet
-from canvas.training.attention_supervision import AttentionSupervision
-from canvas.training.config import TrainingConfig
-from canvas.training.dataset import make_dataset
-from canvas.training.distributed import ProcessGroup
-from canvas.training.latent_cache import FrozenEncoders, LatentRingBuffer
+from canvas.training.backgrounds import BACKGROUNDS
+from canvas.training.config import LATENT_SIZE, TrainingConfig
+from canvas.training.latents import SCALING_FACTOR, LatentBasis
+from canvas.training.scenes import BOXES, LAYOUTS, Scene, SceneSampler, box_targets, render_backgrounds
+from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import EMAMetric, TimeBudget, load_checkpoint, save_checkpoint
-from canvas.training.train_step import autocast, make_train_step, memory_format
+from canvas.training.tokenizer import WORDS
 
 logger = logging.getLogger(__name__)
-ATTENTION_LOSS_WEIGHT = 0.1
-DECAY_START = 0.6  # progress from which the learning rate decays to zero
-MAX_EMA_DECAY = 0.998
+EMA_DECAY = 0.998
+ATTENTION_WEIGHT = 0.2  # of the supervision in the loss
+WARMUP_STEPS = 100
+DECAY_FROM = 0.4  # of the training; the learning rate falls linearly from there
 
 
-def build_denoiser(config: TrainingConfig) -> UNet2DConditionModel:
-    """The block types of Stable Diffusion 1, with cross-attention in all up blocks."""
-    levels = len(config.unet_channels)
+def build_unet(config: TrainingConfig, cross_attention_dim: int) -> UNet2DConditionModel:
+    """An untrained UNet with cross-attention in its middle and last block."""
     return UNet2DConditionModel(
-        sample_size=config.latent_size,
+        sample_size=LATENT_SIZE,
         in_channels=config.latent_channels,
         out_channels=config.latent_channels,
         block_out_channels=config.unet_channels,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * (levels - 1)),
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
-        layers_per_block=config.unet_layers,
-        attention_head_dim=config.unet_heads,
-        cross_attention_dim=config.text_hidden_size,
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,
+        cross_attention_dim=cross_attention_dim,
+        norm_num_groups=16,
     )
 
 
 def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's betas with zero terminal SNR, v-prediction, trailing timesteps."""
+    """v-prediction with zero terminal SNR, for a few steps without guidance."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -53,113 +55,156 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def stratified_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:
-    """One random timestep from each of `count` equal intervals of the schedule."""
-    device = generator.device
-    positions = torch.arange(count, device=device)
-    positions = positions + torch.rand(count, generator=generator, device=device)
-    return (positions / count * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+def scene_words(scene: Scene) -> list[int]:
+    """The words of a scene's prompt as indices of WORDS, 2 for each thing."""
+    place, thing = WORDS.index(BACKGROUNDS[scene.place]), 2
+    match scene.layout:
+        case "empty":
+            words = []
+        case "place":
+            words = [place]
+        case "pair":
+            words = [thing, WORDS.index("and"), thing, place]
+        case "trio":
+            words = [thing, WORDS.index(","), thing, WORDS.index("and"), thing, place]
+        case "left" | "right":
+            words = [thing, WORDS.index(scene.layout), place]
+        case "one":
+            words = [thing, place]
+        case _:
+            words = [WORDS.index(scene.layout), thing, place]
+    padding = [1] * (WORD_TOKENS - 1 - len(words))
+    return [0, *words, *padding]
+
+
+def scene_drawings(scene: Scene, sprites: SpriteSet) -> list[int]:
+    """The drawing of each box as the prompt gives it, -1 for none."""
+    concepts = [scene.concept_of(box) for box in BOXES]
+    return [-1 if concept is None else sprites.index[concept, scene.style] for concept in concepts]
+
+
+class SceneCache:
+    """Encoded scenes in a ring buffer: composing one costs as much as a third of a training step."""
+
+    def __init__(self, sampler: SceneSampler, basis: LatentBasis, config: TrainingConfig) -> None:
+        self._sampler, self._basis = sampler, basis
+        size = config.cache_size
+        shape = (size, config.latent_channels, LATENT_SIZE, LATENT_SIZE)
+        self._latents = torch.zeros(shape, dtype=torch.half)
+        self._words = torch.zeros(size, WORD_TOKENS, dtype=torch.long)
+        self._drawings = torch.zeros(size, len(BOXES), dtype=torch.long)
+        self._layouts = torch.zeros(size, dtype=torch.long)
+        self._next = self._filled = 0
+
+    def add(self, count: int) -> None:
+        """Compose and encode new scenes; the oldest make room."""
+        scenes = [self._sampler.sample() for _ in range(count)]
+        latents = self._basis.encode(self._sampler.images(scenes)) * SCALING_FACTOR
+        for scene, encoded in zip(scenes, latents, strict=True):
+            row = self._next
+            self._latents[row] = encoded.half()
+            self._words[row] = torch.tensor(scene_words(scene))
+            self._drawings[row] = torch.tensor(scene_drawings(scene, self._sampler.sprites))
+            self._layouts[row] = tuple(LAYOUTS).index(scene.layout)
+            self._next = (row + 1) % len(self._latents)
+            self._filled = max(self._filled, row + 1)
+
+    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, words, drawings and layouts of random scenes."""
+        rows = torch.randint(0, self._filled, (count,))
+        return self._latents[rows].float(), self._words[rows], self._drawings[rows], self._layouts[rows]
+
+
+class AttentionSupervision:
+    """Cross-entropy of the last block's cross-attention against the token of each cell.
+
+    All heads but the first are supervised. Without it, heads find their tokens too late.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self._calls: list[tuple[Attention, torch.Tensor, torch.Tensor]] = []
+        self._targets = torch.stack([box_targets(layout, WORD_TOKENS) for layout in LAYOUTS])
+        for block in unet.up_blocks[-1].attentions:
+            block.transformer_blocks[0].attn2.register_forward_pre_hook(self._record, with_kwargs=True)
+
+    def _record(self, module: Attention, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        self._calls.append((module, args[0], kwargs["encoder_hidden_states"]))
+
+    def loss(self, layouts: torch.Tensor) -> torch.Tensor:
+        """The mean over the calls since the last one."""
+        targets = self._targets[layouts].flatten(1).to(self._calls[0][1].device)
+        losses = []
+        for module, hidden, context in self._calls:
+            query, key = (
+                part.unflatten(-1, (module.heads, -1))[:, :, 1:] for part in (module.to_q(hidden), module.to_k(context))
+            )
+            logits = torch.einsum("nchd,nthd->ncht", query, key) * module.scale
+            expected = targets[:, :, None].expand(-1, -1, logits.shape[2])
+            losses.append(nn.functional.cross_entropy(logits.flatten(0, 2), expected.flatten(), ignore_index=-1))
+        self._calls.clear()
+        return torch.stack(losses).mean()
+
+
+def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget) -> None:
+    """Train `unet/`; resumes from `denoiser.pt`."""
+    device = budget.device
+    basis, codes = LatentBasis.load(work), DrawingCodes.load(work)
+    embeddings = PromptEmbeddings(codes, codes.cells())
+    unet = build_unet(config, codes.dimensions.total).to(device, memory_format=torch.channels_last).train()
+    average = deepcopy(unet).requires_grad_(False)
+    supervision = AttentionSupervision(unet)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.unet_learning_rate, betas=(0.9, 0.99))
+    parts = {"model": unet, "average": average, "optimizer": optimizer}
+    state = load_checkpoint(work / "denoiser.pt", **parts)
+    step = state.get("step", 0)
+    cache = SceneCache(SceneSampler(sprites, render_backgrounds(config, work), seed=1000 + step), basis, config)
+    cache.add(32 * config.unet_batch_size)
+    scheduler, weights = build_scheduler(), basis.loss_weights[None, :, None, None].to(device)
+    noise_loss, attention_loss = EMAMetric(0.99), EMAMetric(0.99)
+    budget.start(state.get("elapsed", 0.0))
+    done = False
+    while not done:
+        cache.add(config.new_scenes_per_step)
+        latents, words, drawings, layouts = cache.sample(config.unet_batch_size)
+        latents, context = latents.to(device), embeddings(words, drawings).to(device)
+        noise, timesteps = torch.randn_like(latents), stratified_timesteps(len(latents), scheduler).to(device)
+        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+        output = unet(noisy, timesteps, context).sample
+        error = ((output - scheduler.get_velocity(latents, noise, timesteps)).square() * weights).mean()
+        misplaced = supervision.loss(layouts)
+        set_learning_rate(optimizer, config.unet_learning_rate * learning_rate_schedule(step, budget.progress))
+        optimizer.zero_grad()
+        (error + ATTENTION_WEIGHT * misplaced).backward()
+        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
+        step += 1
+        noise_loss.update(error)
+        attention_loss.update(misplaced)
+        done = budget.is_exhausted
+        if budget.is_report_due(done):
+            message = "denoiser %.0f%% step %d loss %.4f attention %.3f"
+            logger.info(message, 100 * budget.progress, step, noise_loss.value, attention_loss.value)
+        if budget.is_save_due(done):
+            save_checkpoint(work / "denoiser.pt", **parts, step=step, elapsed=budget.elapsed)
+    average.save_pretrained(work / "unet")
+
+
+def stratified_timesteps(count: int, scheduler: DDIMScheduler) -> torch.Tensor:
+    """One random timestep in each of `count` equal ranges."""
+    total = scheduler.config.num_train_timesteps
+    return ((torch.arange(count) + torch.rand(count)) / count * total).long().clamp(max=total - 1)
 
 
 def learning_rate_schedule(step: int, progress: float) -> float:
-    """Warm-up over 200 steps, constant, linear decay from DECAY_START; a factor of the peak."""
-    decay = (1 - progress) / (1 - DECAY_START)
-    return min(1.0, (step + 1) / 200) * max(0.0, min(1.0, decay))
+    """A short warm-up, constant, then linear to nearly zero; `progress` is 0 to 1."""
+    decay = min(1.0, (1 - progress) / (1 - DECAY_FROM))
+    return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.003, decay)
 
 
-@torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, step: int) -> None:
-    """Update the averaged weights; the decay grows with the steps."""
-    decay = min(MAX_EMA_DECAY, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-
-
-class DenoisingLoss:
-    """Mean squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), unweighted."""
-
-    def __init__(self, model: UNet2DConditionModel, supervision: AttentionSupervision) -> None:
-        self.model = model
-        self.supervision = supervision
-        self.scheduler = build_scheduler()
-
-    def make_batch(
-        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, ...]:
-        """The arguments of a call: latents, prompt embeddings, noise and timesteps."""
-        total = self.scheduler.config.num_train_timesteps
-        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-        timesteps = stratified_timesteps(len(latents), total, generator)
-        return latents, prompt_embeds, noise, timesteps
-
-    def __call__(
-        self, latents: torch.Tensor, prompt_embeds: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """The total loss, the denoising loss and the attention loss."""
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        velocity = self.scheduler.get_velocity(latents, noise, timesteps)
-        noisy = noisy.contiguous(memory_format=memory_format(latents.device))
-        with autocast(latents.device):
-            output = self.model(noisy, timesteps, prompt_embeds).sample
-        denoising_loss = (output.float() - velocity).square().mean()
-        attention_loss = self.supervision.loss()
-        total = denoising_loss + ATTENTION_LOSS_WEIGHT * attention_loss
-        return total, denoising_loss, attention_loss
-
-
-def train_denoiser(
-    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
-) -> None:
-    """Train the UNet and save its averaged weights in `unet/`; resumes from a checkpoint."""
-    device = budget.device
-    model = build_denoiser(config).to(device, memory_format=memory_format(device)).train()
-    ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.unet_learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
-    parts = {"model": model, "ema": ema, "optimizer": optimizer}
-    state = load_checkpoint(work / "denoiser.pt", **parts)
-    step = first_step = state.get("step", 0)
-    process_group.broadcast_weights(model)
-    supervision = AttentionSupervision(model, config.token_grid, config.attention_loss_every)
-    loss_function = DenoisingLoss(model, supervision)
-    train_step = make_train_step(process_group, optimizer, loss_function, config.cuda_graphs)
-    seed = 3 + step * 10 + process_group.rank
-    dataset = make_dataset("scenes", sprites, config, work, device, seed)
-    encoders = FrozenEncoders(work, device)
-    cache = LatentRingBuffer(dataset, encoders, config.cache_size // process_group.size)
-    generator = torch.Generator(device).manual_seed(seed)
-    batch_size = config.unet_batch_size // process_group.size
-    new_samples = 8 * (config.new_samples_per_step // process_group.size)  # every eighth step
-    for _ in range(0, config.cache_warmup // process_group.size, new_samples):
-        cache.add(new_samples)
-    budget.start(state.get("elapsed", 0.0))
-    metric, done = EMAMetric(decay=0.99, value=state.get("mean", 0.0), count=step), False
-    while not done:
-        if step % 8 == 0:
-            cache.add(new_samples)
-        progress, done = process_group.broadcast_values(budget.progress, budget.is_exhausted)
-        learning_rate = config.unet_learning_rate * learning_rate_schedule(step, progress)
-        latents, prompt_embeds = cache.sample(batch_size, generator)
-        batch = loss_function.make_batch(latents, prompt_embeds, generator)
-        _, denoising_loss, attention_loss = train_step(learning_rate, *batch)
-        if process_group.is_main:
-            update_ema(ema, model, step)
-        step += 1
-        metric.update(denoising_loss)
-        if process_group.is_main and budget.is_report_due(bool(done)):
-            logger.info(
-                "denoiser %.1f%% step %d samples %d (%.0f samples/s) loss %.4f attention loss %.2f learning rate %.2e",
-                100 * progress,
-                step,
-                step * config.unet_batch_size,
-                (step - first_step) * config.unet_batch_size / budget.run_seconds,
-                metric.value,
-                float(attention_loss.detach()),
-                learning_rate,
-            )
-        if process_group.is_main and budget.is_save_due(bool(done)):
-            numbers = {"step": step, "elapsed": budget.elapsed, "mean": metric.value}
-            save_checkpoint(work / "denoiser.pt", **parts, **numbers)
-            if progress < DECAY_START:  # to continue later with more minutes
-                save_checkpoint(work / "denoiser-before-decay.pt", **parts, **numbers)
-            ema.save_pretrained(work / "unet")
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = value

@@ -2,96 +2,113 @@
 
 import json
 import logging
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from random import Random
+from statistics import median
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionPipeline
 
+from canvas.prompt_reading import understand
 from canvas.training.art_packages import STYLES
-from canvas.training.assets import SpriteSet
-from canvas.training.backgrounds import BACKGROUNDS
-from canvas.training.captions import COLOUR_PHRASES, NEAR_SYNONYMS, PLACE_PHRASES, article
-from canvas.training.dataset import to_tensor
-from canvas.training.eval_classifier import SceneClassifier
-from canvas.training.sampling import Sampler
-from canvas.training.scene_generator import DEFAULT_STYLE, Scene, SceneGenerator, is_held_out, is_held_out_pair
+from canvas.training.captions import DEFAULT_STYLE, NEAR_SYNONYMS, article
+from canvas.training.classifier import SceneClassifier
+from canvas.training.scenes import Scene, SceneSampler, place_phrase, to_pixels
+from canvas.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+NUM_INFERENCE_STEPS = 4
+WINDOW = 7  # pixels of the SSIM
+# Constants of the SSIM for values in [-1, 1].
+C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+OPAQUE = 250  # alpha from which a pixel counts as covered
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """Sampling parameters and the number of prompts of each kind."""
+class EvalCounts:
+    """The number of prompts of each kind."""
 
-    num_inference_steps: int
-    guidance_scale: float
-    num_singles: int = 200
-    num_pairs: int = 64
+    singles: int = 1000
+    fidelity: int = 120  # of which PSNR and SSIM are measured
+    pairs: int = 150
+    trios: int = 100
     batch_size: int = 16
 
 
-def plain_caption(words: list[str], style: int, place: int) -> str:
-    """The simplest prompt: `a fox in the snow, 3d`."""
-    name = BACKGROUNDS[place]
-    where = PLACE_PHRASES[name][0] if name in PLACE_PHRASES else COLOUR_PHRASES[0].format(name)
-    return f"{' and '.join(article(word) for word in words)} {where}, {STYLES[style]}"
+class Sampler:
+    """Generates images for batches of prompts, as StableDiffusionPipeline does for each."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+        self.pipeline, self.device = pipeline, device
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], seed: int) -> torch.Tensor:
+        """Images [n, 3, h, w] in [-1, 1], without guidance."""
+        pipeline = self.pipeline
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        ids = pipeline.tokenizer(list(prompts), **options).input_ids
+        context = pipeline.text_encoder(ids.to(self.device)).last_hidden_state
+        config = pipeline.unet.config
+        shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        pipeline.scheduler.set_timesteps(NUM_INFERENCE_STEPS)
+        for timestep in pipeline.scheduler.timesteps:
+            output = pipeline.unet(latents, timestep, context).sample
+            latents = pipeline.scheduler.step(output, timestep, latents).prev_sample
+        vae = pipeline.vae
+        return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1).cpu()
+
+    def sample_all(self, prompts: Sequence[str], seed: int, batch_size: int) -> torch.Tensor:
+        """The same for many prompts."""
+        starts = range(0, len(prompts), batch_size)
+        return torch.cat([self.sample(prompts[start : start + batch_size], seed + start) for start in starts])
+
+    @torch.no_grad()
+    def reconstruct(self, pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Images encoded and decoded by the autoencoder."""
+        vae = self.pipeline.vae
+        parts = [vae.decode(vae.encode(part.to(self.device)).latents).sample for part in pixels.split(batch_size)]
+        return torch.cat(parts).clamp(-1, 1).cpu()
 
 
-def held_out_singles(sprites: SpriteSet, count: int, rng: Random) -> list[Scene]:
-    """Random held-out combinations of concept, style and place."""
-    scenes = [
-        Scene((row,), style, place, plain_caption([concept.name], style, place))
-        for row, concept in enumerate(sprites.concepts)
-        for style in sprites.styles
-        for place in range(len(BACKGROUNDS))
-        if (row, style) in sprites.index and is_held_out(concept, style, place)
-    ]
-    rng.shuffle(scenes)
-    return scenes[:count]
+def covered_psnr(images: torch.Tensor, references: torch.Tensor, covered: torch.Tensor) -> list[float]:
+    """PSNR in dB of each image on the covered pixels, [n, h, w]."""
+    errors = ((images - references) / 2).square().mean(1)
+    return [-10 * math.log10(float(error[mask].mean())) for error, mask in zip(errors, covered, strict=True)]
 
 
-def held_out_pairs(sprites: SpriteSet, count: int, rng: Random) -> list[Scene]:
-    """Random held-out pairs of concepts in random places."""
-    scenes = []
-    for first, second in combinations(range(len(sprites.concepts)), 2):
-        rows = (first, second) if rng.random() < 0.5 else (second, first)
-        concepts = [sprites.concepts[row] for row in rows]
-        style, place = rng.choice(sprites.styles), rng.randrange(len(BACKGROUNDS))
-        if is_held_out_pair(*concepts) and all((row, style) in sprites.index for row in rows):
-            text = plain_caption([concept.name for concept in concepts], style, place)
-            scenes.append(Scene(rows, style, place, text))
-    rng.shuffle(scenes)
-    return scenes[:count]
+def covered_ssim(images: torch.Tensor, references: torch.Tensor, covered: torch.Tensor) -> list[float]:
+    """SSIM of each image by windows of 7 pixels, averaged over the covered pixels."""
 
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(values, WINDOW, 1, WINDOW // 2, count_include_pad=False)
 
-def near_synonym_scenes(sprites: SpriteSet, rng: Random) -> list[Scene]:
-    """One prompt for each near-synonym; the scene's `concepts` are all correct answers."""
-    rows = {concept.name: row for row, concept in enumerate(sprites.concepts)}
-    scenes = []
-    for word, names in NEAR_SYNONYMS.items():
-        correct = tuple(rows[name] for name in names if name in rows)
-        if correct:
-            place = rng.randrange(len(BACKGROUNDS))
-            text = plain_caption([word], DEFAULT_STYLE, place)
-            scenes.append(Scene(correct, DEFAULT_STYLE, place, text))
-    return scenes
+    mean_a, mean_b = mean(images), mean(references)
+    variance_a, variance_b = mean(images**2) - mean_a**2, mean(references**2) - mean_b**2
+    covariance = mean(images * references) - mean_a * mean_b
+    structure = (2 * mean_a * mean_b + C1) * (2 * covariance + C2)
+    values = structure / ((mean_a**2 + mean_b**2 + C1) * (variance_a + variance_b + C2))
+    return [float(value[mask].mean()) for value, mask in zip(values.mean(1), covered, strict=True)]
 
 
 @torch.no_grad()
-def classify(classifier: SceneClassifier, pixels: torch.Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Accuracies, 0 to 1: `top1`, `top5`, `both` concepts of a pair, `style`, `place`."""
-    concepts, style, place = classifier(pixels.cpu().float())
+def classify(classifier: SceneClassifier, pixels: torch.Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Accuracies, 0 to 1: `top1`, `top5`, `all` concepts of a scene, `style`, `place`."""
+    parts = [classifier(part) for part in pixels.split(64)]
+    concepts, style, place = (torch.cat(each) for each in zip(*parts, strict=True))
     ranking = concepts.argsort(dim=1, descending=True).tolist()
     styles, places = style.argmax(1).tolist(), place.argmax(1).tolist()
     results = [
         {
             "top1": ranked[0] in scene.concepts,
             "top5": bool({*ranked[:5]} & {*scene.concepts}),
-            "both": {*scene.concepts} <= {*ranked[: len(scene.concepts)]},
+            "all": {*scene.concepts} <= {*ranked[: len(scene.concepts)]},
             "style": predicted_style == scene.style,
             "place": predicted_place == scene.place,
         }
@@ -100,86 +117,85 @@ def classify(classifier: SceneClassifier, pixels: torch.Tensor, scenes: list[Sce
     return {name: float(np.mean([each[name] for each in results])) for name in results[0]}
 
 
-def sample(sampler: Sampler, scenes: list[Scene], config: EvalConfig, seed: int) -> torch.Tensor:
-    """Images generated from the scenes' captions."""
-    parts = [
-        sampler.sample(
-            [scene.caption for scene in scenes[start : start + config.batch_size]],
-            config.num_inference_steps,
-            config.guidance_scale,
-            seed + start,
-        ).cpu()
-        for start in range(0, len(scenes), config.batch_size)
-    ]
-    return torch.cat(parts)
+def synonym_scenes(sampler: SceneSampler, vocabulary: Vocabulary) -> tuple[list[Scene], list[str]]:
+    """A scene and prompt for each near-synonym; the scene's `concepts` are all correct answers."""
+    sprites, style = sampler.sprites, STYLES.index(DEFAULT_STYLE)
+    rows = {concept.name: row for row, concept in enumerate(sprites.concepts)}
+    scenes, prompts = [], []
+    for word, names in NEAR_SYNONYMS.items():
+        correct = tuple(rows[name] for name in names if name in rows)
+        if correct:
+            scene = Scene("one", correct, style, sampler.sample("place").place)
+            scenes.append(scene)
+            prompts.append(understand(vocabulary, f"{article(word)} {place_phrase(scene.place)}").prompt)
+    return scenes, prompts
 
 
-def composite_reference(sprites: SpriteSet, size: int, scenes: list[Scene]) -> torch.Tensor:
-    """The same scenes composited from sprites: the upper bound of the accuracies."""
-    generator = SceneGenerator(sprites, size, seed=777_777)
-    return to_tensor(np.stack([np.asarray(generator.render(scene)) for scene in scenes]))
-
-
-def diversity(sampler: Sampler, scenes: list[Scene], config: EvalConfig, num_seeds: int = 4) -> float:
-    """Mean absolute difference of images of one prompt and different seeds, in % of the range."""
-    images = [sample(sampler, scenes, config, seed=9_000 + 1_000 * i) for i in range(num_seeds)]
+def diversity(sampler: Sampler, prompts: Sequence[str], num_seeds: int = 4) -> float:
+    """Mean absolute difference of images of one prompt and different seeds, in percent of the range."""
+    images = [sampler.sample(prompts, 9_000 + 1_000 * seed) for seed in range(num_seeds)]
     differences = [(a - b).abs().mean() / 2 for a, b in combinations(images, 2)]
     return 100 * float(torch.stack(differences).mean())
 
 
 def evaluate(
-    sampler: Sampler, classifier: SceneClassifier, sprites: SpriteSet, size: int, config: EvalConfig
+    sampler: Sampler,
+    classifier: SceneClassifier,
+    scenes: SceneSampler,
+    vocabulary: Vocabulary,
+    counts: EvalCounts | None = None,
 ) -> dict[str, float]:
-    """All metrics; accuracies are 0 to 1, those of composited scenes start with `reference_`."""
-    rng = Random(4242)
-    singles = held_out_singles(sprites, config.num_singles, rng)
-    pairs = held_out_pairs(sprites, config.num_pairs, rng)
-    synonyms = near_synonym_scenes(sprites, rng)
-    started = time.monotonic()
-    on_singles = classify(classifier, sample(sampler, singles, config, seed=1), singles)
-    seconds = (time.monotonic() - started) / len(singles)
-    on_pairs = classify(classifier, sample(sampler, pairs, config, seed=2), pairs)
-    on_synonyms = classify(classifier, sample(sampler, synonyms, config, seed=3), synonyms) if synonyms else {}
-    reference = classify(classifier, composite_reference(sprites, size, singles), singles)
-    pair_reference = classify(classifier, composite_reference(sprites, size, pairs), pairs)
-    metrics = {
-        "concept_top1": on_singles["top1"],
-        "concept_top5": on_singles["top5"],
-        "style": on_singles["style"],
-        "place": on_singles["place"],
-        "pairs_both": on_pairs["both"],
-        "near_synonyms_top1": on_synonyms.get("top1", float("nan")),
-        "near_synonyms_top5": on_synonyms.get("top5", float("nan")),
-        "diversity_percent": diversity(sampler, singles[: config.batch_size], config),
-        "batched_seconds_per_image": seconds,
-        "num_inference_steps": config.num_inference_steps,
-        "guidance_scale": config.guidance_scale,
-        "num_singles": len(singles),
-        "num_pairs": len(pairs),
-        "num_near_synonyms": len(synonyms),
-        "reference_top1": reference["top1"],
-        "reference_top5": reference["top5"],
-        "reference_style": reference["style"],
-        "reference_place": reference["place"],
-        "reference_both": pair_reference["both"],
-    }
+    """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`."""
+    counts = counts or EvalCounts()
+    metrics = _fidelity(sampler, scenes, counts)
+    for layout, count in (("one", counts.singles), ("pair", counts.pairs), ("trio", counts.trios)):
+        chosen = [scenes.sample(layout) for _ in range(count)]
+        prompts = [scene.prompt(scenes.sprites) for scene in chosen]
+        generated = classify(classifier, sampler.sample_all(prompts, 1, counts.batch_size), chosen)
+        reference = classify(classifier, scenes.images(chosen), chosen)
+        metrics |= {f"{layout}_{name}": value for name, value in generated.items()}
+        metrics |= {f"reference_{layout}_{name}": value for name, value in reference.items()}
+        metrics[f"num_{layout}"] = count
+        if layout == "one":
+            metrics["diversity_percent"] = diversity(sampler, prompts[: counts.batch_size])
+    chosen, prompts = synonym_scenes(scenes, vocabulary)
+    if chosen:
+        images = sampler.sample_all(prompts, 3, counts.batch_size)
+        metrics["synonyms_top1"] = classify(classifier, images, chosen)["top1"]
+    metrics["num_synonyms"] = len(chosen)
     logger.info("%s", json.dumps(metrics))
     return metrics
 
 
-def time_pipeline(folder: Path, config: EvalConfig, runs: int = 3) -> dict[str, float]:
-    """Seconds to load the pipeline and to generate one image with it."""
-    from diffusers import StableDiffusionPipeline
+def _fidelity(sampler: Sampler, scenes: SceneSampler, counts: EvalCounts) -> dict[str, float]:
+    """PSNR and SSIM on the covered pixels against the composed scenes."""
+    chosen = [scenes.sample("one") for _ in range(counts.fidelity)]
+    composed = [scenes.compose(scene) for scene in chosen]
+    references = to_pixels(np.stack([image for image, _ in composed]))
+    covered = torch.from_numpy(np.stack([mask for _, mask in composed])) >= OPAQUE
+    prompts = [scene.prompt(scenes.sprites) for scene in chosen]
+    images = {
+        "autoencoder": sampler.reconstruct(references, counts.batch_size),
+        "generated": sampler.sample_all(prompts, 5, counts.batch_size),
+    }
+    metrics: dict[str, float] = {"num_fidelity": len(chosen)}
+    for name, pixels in images.items():
+        psnr, ssim = covered_psnr(pixels, references, covered), covered_ssim(pixels, references, covered)
+        metrics[f"{name}_psnr"], metrics[f"{name}_worst_psnr"] = median(psnr), min(psnr)
+        metrics[f"{name}_ssim"] = median(ssim)
+    return metrics
 
+
+def time_pipeline(folder: Path, prompt: str, runs: int = 5) -> dict[str, float]:
+    """Seconds to load the pipeline and to generate one image with it."""
     started = time.monotonic()
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     loaded = time.monotonic()
+    seconds = []
     for seed in range(runs):
-        pipeline(
-            "a fox in the snow, 3d",
-            num_inference_steps=config.num_inference_steps,
-            guidance_scale=config.guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
-        )
-    return {"load_seconds": loaded - started, "seconds_per_image": (time.monotonic() - loaded) / runs}
+        start = time.monotonic()
+        generator = torch.Generator().manual_seed(seed)
+        pipeline(prompt, num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=1.0, generator=generator)
+        seconds.append(time.monotonic() - start)
+    return {"load_seconds": loaded - started, "seconds_per_image": median(seconds)}

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from canvas.training.art_packages import ART_PACKAGES, NAMES_PACKAGE, STYLES
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import COLOURS, PLACES
 from canvas.training.captions import PLACE_PHRASES
-from canvas.training.config import WORD_TOKENS
 from canvas.training.denoiser import build_scheduler
-from canvas.training.scene_generator import STYLE_FALLBACK
+from canvas.training.evaluate import NUM_INFERENCE_STEPS
+from canvas.training.text_encoder import WORD_TOKENS, compress_weights
 
 logger = logging.getLogger(__name__)
 CARD_TEMPLATE = Path(__file__).with_name("card.md")
@@ -26,9 +26,9 @@ COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 def export_model(work: Path, target: Path) -> None:
     """Write the pipeline's folders; other files in the target are kept."""
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(work / "vae-finetuned"),
+        vae=AutoencoderTiny.from_pretrained(work / "vae"),
         text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(work / "unet"),
         scheduler=build_scheduler(),
         safety_checker=None,
@@ -38,6 +38,7 @@ def export_model(work: Path, target: Path) -> None:
     for component in COMPONENTS:
         shutil.rmtree(target / component, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
+    compress_weights(target / "text_encoder")
     for path in target.glob("*/config.json"):  # remove the paths of this machine
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
@@ -58,33 +59,23 @@ def _percent(metrics: dict[str, float], key: str) -> str:
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
-    """The evaluation as a Markdown table."""
+    """The evaluation as two Markdown tables."""
     rows = (
-        ("concept, top 1", "concept_top1", "reference_top1"),
-        ("concept, top 5", "concept_top5", "reference_top5"),
-        ("style", "style", "reference_style"),
-        ("place", "place", "reference_place"),
-        ("both concepts of a held-out pair", "pairs_both", "reference_both"),
-        ("near-synonyms (words held out of all scene captions), top 1", "near_synonyms_top1", ""),
-        ("near-synonyms, top 5", "near_synonyms_top5", ""),
+        ("thing, top 1", "one_top1"),
+        ("thing, top 5", "one_top5"),
+        ("style", "one_style"),
+        ("place", "one_place"),
+        ("both things of a held-out pair", "pair_all"),
+        ("all of three things", "trio_all"),
+        ("synonyms, top 1", "synonyms_top1"),
     )
-    lines = ["| accuracy | generated images | composited scenes |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {_percent(metrics, key)} | {_percent(metrics, reference)} |" for name, key, reference in rows
-    ]
+    lines = ["| accuracy | generated images | composed scenes |", "|---|---|---|"]
+    lines += [f"| {name} | {_percent(metrics, key)} | {_percent(metrics, f'reference_{key}')} |" for name, key in rows]
+    lines += ["", "| on covered pixels | PSNR, median | worst | SSIM, median |", "|---|---|---|---|"]
+    for name in ("autoencoder", "generated"):
+        psnr, worst, ssim = (metrics.get(f"{name}_{key}", math.nan) for key in ("psnr", "worst_psnr", "ssim"))
+        lines.append(f"| {name} | {psnr:.1f} dB | {worst:.1f} dB | {ssim:.3f} |")
     return "\n".join(lines)
-
-
-def preset_comparison(metrics: dict[str, float]) -> str:
-    """Balanced compared with Quality, in a sentence."""
-    if "balanced_ssim" not in metrics:
-        return "Balanced compared with Quality: not measured."
-    return (
-        f"Balanced compared with Quality (`python -m canvas.training preset-regression`, "
-        f"{metrics['preset_prompts']} prompts with {metrics['preset_seeds']} seeds each): "
-        f"mean SSIM {metrics['balanced_ssim']:.3f}, top-1 accuracy "
-        f"{_percent(metrics, 'balanced_top1')} and {_percent(metrics, 'quality_top1')}."
-    )
 
 
 def art_table(sprites: SpriteSet) -> str:
@@ -100,46 +91,32 @@ def art_table(sprites: SpriteSet) -> str:
     return "\n".join(lines)
 
 
-def _list_styles(sprites: SpriteSet) -> str:
-    styles = sorted(STYLES[style] for style in sprites.styles)
-    fallbacks = ", ".join(
-        f"`{style}` is treated as `{STYLE_FALLBACK[style]}`" for style in STYLE_FALLBACK if style not in styles
-    )
-    return ", ".join(f"`{style}`" for style in styles) + (f" ({fallbacks})" if fallbacks else "")
-
-
 def write_card(work: Path, target: Path, sprites: SpriteSet) -> None:
     """Write the model card, `README.md`, from `card.md`, the metrics and `training.md`."""
     metrics = load_metrics(work)
-    unet, text_encoder, vae = (
-        json.loads((target / component / "config.json").read_text()) for component in ("unet", "text_encoder", "vae")
-    )
-    downsampling = 2 ** (len(vae["block_out_channels"]) - 1)
+    text_encoder = json.loads((target / "text_encoder" / "config.json").read_text())
     num_tokens = text_encoder["max_position_embeddings"]
-    size = sum(path.stat().st_size for path in target.rglob("*.safetensors"))
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     training = work / "training.md"
     values = {
         "megabytes": f"{size / 1e6:.0f}",
         "num_tokens": str(num_tokens),
         "word_tokens": str(WORD_TOKENS),
-        "grid_tokens": str(num_tokens - WORD_TOKENS),
-        "size": str(unet["sample_size"] * downsampling),
-        "downsampling": str(downsampling),
+        "cell_tokens": str(num_tokens - WORD_TOKENS),
         "num_concepts": str(len(sprites.concepts)),
-        "concepts": ", ".join(sorted(concept.name for concept in sprites.concepts)),
         "num_sprites": str(len(sprites.pixels)),
-        "styles": _list_styles(sprites),
+        "styles": ", ".join(f"`{STYLES[style]}`" for style in sprites.styles),
         "places": ", ".join(PLACE_PHRASES[place][0] for place in PLACES),
         "colours": ", ".join(COLOURS),
         "art": art_table(sprites),
         "metrics": metrics_table(metrics),
-        "preset_comparison": preset_comparison(metrics),
         "diversity": f"{metrics.get('diversity_percent', 0):.1f}",
-        "num_inference_steps": str(metrics.get("num_inference_steps", 12)),
-        "guidance_scale": str(metrics.get("guidance_scale", 2.0)),
-        "num_singles": str(metrics.get("num_singles", 0)),
-        "num_pairs": str(metrics.get("num_pairs", 0)),
-        "num_near_synonyms": str(metrics.get("num_near_synonyms", 0)),
+        "num_inference_steps": str(NUM_INFERENCE_STEPS),
+        "num_one": str(metrics.get("num_one", 0)),
+        "num_pair": str(metrics.get("num_pair", 0)),
+        "num_trio": str(metrics.get("num_trio", 0)),
+        "num_fidelity": str(metrics.get("num_fidelity", 0)),
+        "num_synonyms": str(metrics.get("num_synonyms", 0)),
         "load_seconds": f"{metrics.get('load_seconds', 0):.1f}",
         "seconds_per_image": f"{metrics.get('seconds_per_image', 0):.2f}",
         "training": training.read_text().strip() if training.exists() else "Not recorded.",

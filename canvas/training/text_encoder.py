@@ -1,127 +1,356 @@
-"""The text encoder: its last tokens learn to hold the sprites that the caption names.
+"""Constructs the text encoder: a CLIPTextModel of one layer whose last tokens hold the cells of the drawings.
 
-A CLIPTextModel processes a caption padded to its full length, and each token attends to all
-earlier ones. The first 29 positions are for words. The others are trained, by regression and
-without noise, to hold the foreground (`token_targets.py`). The denoiser's cross-attention then
-reads the sprites from there, and learns only to render them onto a background.
+Nothing of it is trained. The embedding of a thing in a style is the code of its drawing: its coordinates
+in the principal components of all drawings. A prompt is padded to LENGTH tokens, and each of the last ones
+stands for one cell of one box (`scenes.BOXES`):
+
+- Self-attention copies the code of the first, last or third thing to it (`_set_attention`).
+- The neurons of the MLP that belong to its cell decode the code to the cell's latents and coverage. All
+  others are switched off by a large negative input (`_set_mlp`).
+
+Two large dimensions give all inputs of a layer norm the same norm, so that it only scales.
 """
 
-import logging
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
-from canvas.training.backgrounds import BACKGROUNDS
-from canvas.training.config import WORD_TOKENS, TrainingConfig
-from canvas.training.dataset import make_dataset
-from canvas.training.distributed import ProcessGroup
-from canvas.training.scene_generator import LAYOUTS
-from canvas.training.scene_table import SceneBatch
-from canvas.training.time_budget import EMAMetric, TimeBudget, load_checkpoint, save_checkpoint
-from canvas.training.token_targets import TokenTargets
-from canvas.training.train_step import autocast, make_train_step
+from canvas.training.config import PATCH_SIZE
+from canvas.training.latents import SCALING_FACTOR, LatentBasis
+from canvas.training.scenes import BOX_CELLS, BOXES, resize_to_box, to_pixels
+from canvas.training.tokenizer import NUM_SPECIAL_TOKENS, NUM_WORDS, TokenTable
 
-logger = logging.getLogger(__name__)
-SUMMARY_TOKEN = WORD_TOKENS - 1
+WORD_TOKENS = 16  # positions of a prompt for words, begin and end tokens included
+GRAY = 128  # on which the cells of drawings are computed
+HEAD_SIZE = 64
+SLOT_CODE_SIZE = 24
+GRID = 16  # cells per side of an image
+MAX_OVERLAP = 10  # of two slot codes
+LAYER_NORM_SCALE = 8.0  # of the second layer norm; a power of two is exact in half precision
+SWITCH = 32.0  # added to the outputs of the MLP's active neurons, more than they differ from 0
+THINGS = ("first", "last", "third word")  # of a prompt, that a box can show
+
+# First decoder row of each size, and the rows of all sizes.
+FIRST_ROW: dict[str, int] = {}
+NUM_ROWS = 0
+for _size, _cells in BOX_CELLS.items():
+    FIRST_ROW[_size] = NUM_ROWS
+    NUM_ROWS += _cells**2
+LENGTH = WORD_TOKENS + sum(box.cells**2 for box in BOXES)
 
 
-def build_text_encoder(config: TrainingConfig, vocabulary_size: int) -> CLIPTextModel:
-    """A small CLIPTextModel; its output is [n, tokens, hidden size]."""
-    return CLIPTextModel(
+@dataclass(frozen=True)
+class Dimensions:
+    """Where in the hidden state each quantity is."""
+
+    code: int
+    output: int  # latents and coverage of a cell
+
+    @property
+    def balance(self) -> int:
+        """Two large numbers that fix mean and norm."""
+        return self.code + self.output
+
+    @property
+    def is_thing(self) -> int:
+        """1 for tokens of things; the next dimension is 1 for the first token, which empty prompts attend to."""
+        return self.balance + 2
+
+    @property
+    def third_word(self) -> int:
+        """1 at the third position of a word."""
+        return self.balance + 4
+
+    @property
+    def order(self) -> int:
+        """The position of a word, 0 to 1."""
+        return self.balance + 7
+
+    @property
+    def query(self) -> int:
+        """Which thing a cell shows, one of THINGS."""
+        return self.balance + 8
+
+    @property
+    def slot(self) -> int:
+        """The code of the cell's decoder rows."""
+        return self.query + len(THINGS)
+
+    @property
+    def place(self) -> int:
+        """Column, row and box of the cell, one number each that is 1; the denoiser finds cells by them."""
+        return self.slot + SLOT_CODE_SIZE
+
+    @property
+    def total(self) -> int:
+        """The hidden size, a multiple of the heads' size."""
+        return -(-(self.place + 2 * GRID + len(BOXES)) // HEAD_SIZE) * HEAD_SIZE
+
+
+@dataclass(frozen=True)
+class DrawingCodes:
+    """`codes` [drawings, code] and `decoder` [NUM_ROWS, output, code]; `squared_norm` of all codes."""
+
+    codes: torch.Tensor
+    decoder: torch.Tensor
+    squared_norm: float
+    explained: float  # share of the drawings' variance
+
+    @classmethod
+    def load(cls, work: Path) -> "DrawingCodes":
+        """The codes of a work folder."""
+        return cls(**torch.load(work / "codes.pt", weights_only=True))
+
+    def save(self, work: Path) -> None:
+        """Write `codes.pt`."""
+        torch.save(vars(self), work / "codes.pt")
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """The layout of the hidden state."""
+        return Dimensions(self.codes.shape[1], self.decoder.shape[1])
+
+    def cells(self) -> torch.Tensor:
+        """What the decoder gives for all drawings: [drawings, NUM_ROWS, output], half precision."""
+        return torch.einsum("nk,rok->nro", self.codes, self.decoder).half()
+
+
+def drawing_cells(sprites: SpriteSet, basis: LatentBasis) -> torch.Tensor:
+    """Change of the components by each drawing on gray, and its coverage: [drawings, NUM_ROWS, channels + 1]."""
+    return torch.cat([_cells_at_size(sprites.images, basis, cells) for cells in BOX_CELLS.values()], 1)
+
+
+def _cells_at_size(images: list[Image.Image], basis: LatentBasis, cells: int, batch: int = 64) -> torch.Tensor:
+    side = cells * PATCH_SIZE
+    parts = []
+    for start in range(0, len(images), batch):
+        canvases, masks = [], []
+        for sprite in images[start : start + batch]:
+            resized, left, top = resize_to_box(sprite, cells)
+            image, mask = Image.new("RGB", (side, side), (GRAY,) * 3), Image.new("L", (side, side))
+            image.paste(resized, (left, top), resized)
+            mask.paste(255, (left, top), resized)
+            canvases.append(np.asarray(image))
+            masks.append(np.asarray(mask))
+        gray = to_pixels(np.full((1, side, side, 3), GRAY, np.uint8))
+        change = (basis.encode(to_pixels(np.stack(canvases))) - basis.encode(gray)) / basis.gain[:, None, None]
+        alpha = torch.from_numpy(np.stack(masks)).float()[:, None] / 255
+        coverage = 4 * torch.nn.functional.avg_pool2d(alpha, PATCH_SIZE)
+        parts.append(torch.cat([change, coverage], 1).flatten(2).transpose(1, 2).half())
+    return torch.cat(parts)
+
+
+def encode_drawings(cells: torch.Tensor, basis: LatentBasis, code_size: int) -> DrawingCodes:
+    """The codes of drawings by the principal components of their cells.
+
+    Two dimensions of a code are there for its mean 0 and the norm that all codes have.
+    """
+    flat = cells.flatten(1).float()
+    gram = (flat @ flat.T).double()
+    kept = min(code_size - 2, len(flat))
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    eigenvalues, vectors = eigenvalues[-kept:].flip(0).clamp(min=1e-9), vectors[:, -kept:].flip(1)
+    components = flat.T @ vectors.float() / eigenvalues.sqrt().float()
+    codes = flat @ components
+    scale = float(codes.square().sum(1).mean().sqrt()) / 20
+    codes = torch.nn.functional.pad(codes / scale, (0, code_size - 2 - kept))
+    half_sum, squares = codes.sum(1) / 2, codes.square().sum(1)
+    squared_norm = float((squares + 2 * half_sum.square()).max())
+    root = ((squared_norm - squares - 2 * half_sum.square()).clamp(min=0) / 2).sqrt()
+    codes = torch.cat([codes, (root - half_sum)[:, None], (-root - half_sum)[:, None]], 1)
+    decoder = (components * scale).T.reshape(kept, *cells.shape[1:]).permute(1, 2, 0)
+    decoder = torch.nn.functional.pad(decoder, (0, code_size - kept))
+    to_latents = torch.cat([basis.gain * SCALING_FACTOR, torch.ones(1)])
+    explained = float(eigenvalues.sum() / gram.trace())
+    return DrawingCodes(codes, decoder * to_latents[None, :, None], squared_norm, explained)
+
+
+def _slot_codes() -> torch.Tensor:
+    """Signs [NUM_ROWS, 24], any two of which agree in few places more than they differ in."""
+    generator = torch.Generator().manual_seed(5)
+    found = torch.zeros(0, SLOT_CODE_SIZE)
+    while len(found) < NUM_ROWS:
+        code = torch.randint(0, 2, (SLOT_CODE_SIZE,), generator=generator).float() * 2 - 1
+        if not len(found) or float((found @ code).max()) <= MAX_OVERLAP:
+            found = torch.cat([found, code[None]])
+    return found
+
+
+def word_vectors(size: int) -> torch.Tensor:
+    """What the denoiser sees of each word but the special tokens, [words, size]."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(NUM_WORDS - NUM_SPECIAL_TOKENS, size, generator=generator)
+
+
+def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
+    """One row per token of the tokenizer, without the balance."""
+    at = codes.dimensions
+    embeddings = torch.zeros(len(table.tokens), at.total)
+    embeddings[0, at.is_thing + 1] = 1
+    embeddings[0, at.code - 2] = math.sqrt(codes.squared_norm / 2)  # the code of no drawing has the norm of all
+    embeddings[0, at.code - 1] = -math.sqrt(codes.squared_norm / 2)
+    words = word_vectors(at.output)
+    for row, source in enumerate(table.sources):
+        if source.drawing is not None:
+            embeddings[row, : at.code] = codes.codes[source.drawing]
+            embeddings[row, at.is_thing] = 1
+        elif source.word >= NUM_SPECIAL_TOKENS:
+            embeddings[row, at.code : at.code + at.output] = words[source.word - NUM_SPECIAL_TOKENS]
+    return embeddings
+
+
+def position_embeddings(at: Dimensions) -> torch.Tensor:
+    """One row per position, without the balance."""
+    embeddings = torch.zeros(LENGTH, at.total)
+    embeddings[:WORD_TOKENS, at.order] = torch.arange(WORD_TOKENS) / WORD_TOKENS
+    for word in (1, 2, 3):
+        embeddings[word, at.third_word + word - 1] = 1
+    slot_codes = _slot_codes()
+    position = WORD_TOKENS
+    for index, box in enumerate(BOXES):
+        for row in range(box.cells):
+            for column in range(box.cells):
+                embedding = embeddings[position]
+                embedding[at.query + THINGS.index(box.thing)] = 1
+                embedding[at.slot : at.slot + SLOT_CODE_SIZE] = slot_codes[
+                    FIRST_ROW[box.size] + row * box.cells + column
+                ]
+                embedding[at.place + box.left + column] = 1
+                embedding[at.place + GRID + box.top + row] = 1
+                embedding[at.place + 2 * GRID + index] = 1
+                position += 1
+    return embeddings
+
+
+def _balance(tokens: torch.Tensor, positions: torch.Tensor, at: Dimensions, squared_norm: float) -> None:
+    """Make every sum of a token and a position have mean 0 and the squared norm."""
+    squares, mean = positions.square().sum(1), positions.sum(1) / 2
+    large = (squared_norm / 2 - squares / 2 - mean.square()).sqrt()
+    positions[:, at.balance] += large - mean
+    positions[:, at.balance + 1] += -large - mean
+    squares, mean = tokens.square().sum(1), tokens.sum(1) / 2
+    large = math.sqrt(squared_norm / 2)
+    change = (large**2 - squares / 2 - mean.square()).sqrt() - large
+    tokens[:, at.balance] += change - mean
+    tokens[:, at.balance + 1] += -change - mean
+
+
+@torch.no_grad()
+def build_text_encoder(codes: DrawingCodes, table: TokenTable) -> CLIPTextModel:
+    """The text encoder for the tokens of the table."""
+    at = codes.dimensions
+    model = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=config.text_hidden_size,
-            intermediate_size=config.text_hidden_size * config.text_mlp_ratio,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_hidden_size // 64,
-            max_position_embeddings=config.token_grid.num_tokens,
-            hidden_act="gelu",  # one operation; CLIP's quick_gelu takes three
+            vocab_size=len(table.tokens),
+            hidden_size=at.total,
+            intermediate_size=NUM_ROWS * at.output + 1,
+            num_hidden_layers=1,
+            num_attention_heads=at.total // HEAD_SIZE,
+            max_position_embeddings=LENGTH,
+            hidden_act="quick_gelu",
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=1,
         )
-    )
+    ).eval()
+    for parameter in model.parameters():
+        parameter.zero_()
+    parameters = {name.removeprefix("text_model."): value for name, value in model.named_parameters()}
+    tokens, positions = token_embeddings(codes, table), position_embeddings(at)
+    squared_norm = LAYER_NORM_SCALE**2 * at.total - codes.squared_norm
+    _balance(tokens, positions, at, squared_norm)
+    parameters["embeddings.token_embedding.weight"].copy_(tokens)
+    parameters["embeddings.position_embedding.weight"].copy_(positions)
+    layer = {name.removeprefix("encoder.layers.0."): value for name, value in parameters.items()}
+    layer["layer_norm1.weight"].fill_(1)
+    layer["layer_norm2.weight"].fill_(1)
+    _set_attention(layer, at, math.sqrt(squared_norm / at.total))
+    _set_mlp(layer, at, codes.decoder)
+    final = layer["final_layer_norm.weight"]
+    final[at.code : at.code + at.output] = LAYER_NORM_SCALE
+    final[at.third_word :] = LAYER_NORM_SCALE
+    final[at.order] = 0
+    return model
 
 
-class ProbeHeads(nn.Module):
-    """Linear heads on the text encoder's output, used in training only."""
-
-    def __init__(self, hidden_size: int, target_size: int) -> None:
-        super().__init__()
-        self.tokens = nn.Linear(hidden_size, target_size)
-        self.place = nn.Linear(hidden_size, len(BACKGROUNDS) + 1)
-        self.layout = nn.Linear(hidden_size, len(LAYOUTS))
-        self.style = nn.Linear(hidden_size, len(STYLES))
-
-
-def text_loss(
-    heads: ProbeHeads, hidden: torch.Tensor, batch: SceneBatch, targets: TokenTargets
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss, and the unexplained fraction of the token targets' variance."""
-    prediction = heads.tokens(hidden[:, WORD_TOKENS:]).float()
-    unexplained = (prediction - targets.of(batch)).square().mean() / targets.variance
-    summary = hidden[:, SUMMARY_TOKEN]
-    loss = 10 * unexplained
-    for head, labels in ((heads.place, batch.caption_place), (heads.layout, batch.layout), (heads.style, batch.style)):
-        loss = loss + 0.1 * nn.functional.cross_entropy(head(summary).float(), labels)
-    return loss, unexplained.detach()
+def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions, scale: float) -> None:
+    """Every token attends to the thing that it asks for; to the first token if the prompt has none."""
+    query, key, value, out = (layer[f"self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "out"))
+    bias = layer["self_attn.q_proj.bias"]
+    strength = math.sqrt(HEAD_SIZE)  # attention divides by it
+    for head in range(at.total // HEAD_SIZE):
+        base = head * HEAD_SIZE
+        key[base, at.is_thing] = key[base + 1, at.is_thing + 1] = scale
+        bias[base], bias[base + 1] = 600 * strength, 300 * strength
+        key[base + 2, at.order] = scale
+        query[base + 2, at.query] = -200 * strength * scale
+        query[base + 2, at.query + 1] = 200 * strength * scale
+        key[base + 3, at.third_word + 2] = scale
+        query[base + 3, at.query + 2] = 100 * strength * scale
+        if base < at.code:
+            for row in range(HEAD_SIZE):
+                value[base + row, base + row] = scale
+                out[base + row, base + row] = 1
 
 
-def learning_rate_schedule(step: int, progress: float) -> float:
-    """Warm-up over 100 steps, then linear decay to nearly zero; a factor of the peak."""
-    return min(1.0, (step + 1) / 100) * max(0.002, min(1.0, (1 - progress) / 0.8))
+def _set_mlp(layer: dict[str, torch.Tensor], at: Dimensions, decoder: torch.Tensor) -> None:
+    """Decode the code at the cells; the last neuron takes SWITCH away again."""
+    inner, bias, outer = layer["mlp.fc1.weight"], layer["mlp.fc1.bias"], layer["mlp.fc2.weight"]
+    inner[:-1, : at.code] = decoder.reshape(-1, at.code) * LAYER_NORM_SCALE
+    select = _slot_codes() * (SWITCH * 6 / SLOT_CODE_SIZE) * LAYER_NORM_SCALE
+    inner[:-1, at.slot : at.slot + SLOT_CODE_SIZE] = select.repeat_interleave(at.output, 0)
+    bias[:-1] = -5 * SWITCH
+    for row in range(at.output):
+        outer[at.code + row, row : NUM_ROWS * at.output : at.output] = 1
+    inner[-1, at.query : at.query + len(THINGS)] = SWITCH * LAYER_NORM_SCALE
+    outer[at.code : at.code + at.output, -1] = -1
 
 
-def train_text_encoder(
-    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
-) -> None:
-    """Train `text_encoder/`; resumes from a checkpoint."""
-    device = budget.device
-    targets = TokenTargets.load(work, device)
-    vocabulary_size = len(CLIPTokenizer.from_pretrained(work / "tokenizer"))
-    model = build_text_encoder(config, vocabulary_size)
-    heads = ProbeHeads(config.text_hidden_size, targets.size)
-    modules = nn.ModuleList((model.train(), heads)).to(device)
-    optimizer = torch.optim.AdamW(
-        modules.parameters(), lr=config.text_learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
-    parts = {"model": model, "probe_heads": heads, "optimizer": optimizer}
-    state = load_checkpoint(work / "text.pt", **parts)
-    process_group.broadcast_weights(modules)
-    step = first_step = state.get("step", 0)
-    seed = 2 + step * 10 + process_group.rank
-    dataset = make_dataset("synonyms", sprites, config, work, device, seed)
-    budget.start(state.get("elapsed", 0.0))
+def compress_weights(folder: Path) -> None:
+    """Store the MLP's matrices in 8 bits, all else in 16: error of a cell 0.1 %, half the size."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name, weight in weights.items():
+        is_matrix = name.endswith(("fc1.weight", "fc2.weight"))
+        weights[name] = weight.to(torch.float8_e4m3fn if is_matrix else torch.float16).contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
 
-    def loss_function(table: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        batch = SceneBatch(table)
-        with autocast(device):
-            hidden = model(batch.token_ids).last_hidden_state
-            return text_loss(heads, hidden, batch, targets)
 
-    train_step = make_train_step(process_group, optimizer, loss_function, config.cuda_graphs)
-    metric, done = EMAMetric(decay=0.98), False
-    while not done:
-        batch = dataset.sample_captions(config.text_batch_size // process_group.size)
-        progress, done = process_group.broadcast_values(budget.progress, budget.is_exhausted)
-        learning_rate = config.text_learning_rate * learning_rate_schedule(step, progress)
-        loss, unexplained = train_step(learning_rate, batch.table)
-        step += 1
-        metric.update(unexplained)
-        if process_group.is_main and budget.is_report_due(bool(done)):
-            logger.info(
-                "text %.0f%% step %d (%.0f samples/s) loss %.3f, unexplained variance %.1f%%",
-                100 * progress,
-                step,
-                (step - first_step) * config.text_batch_size / budget.run_seconds,
-                float(loss.detach()),
-                100 * metric.value,
-            )
-        if process_group.is_main and budget.is_save_due(bool(done)):
-            save_checkpoint(work / "text.pt", **parts, step=step, elapsed=budget.elapsed)
-    if process_group.is_main:
-        model.eval().save_pretrained(work / "text_encoder")
+class PromptEmbeddings:
+    """The encoder's output for scenes, without running it: much faster in training."""
+
+    def __init__(self, codes: DrawingCodes, cells: torch.Tensor) -> None:
+        self._at = codes.dimensions
+        self._cells = torch.cat([cells, torch.zeros_like(cells[:1])])  # the last row for no drawing
+        self._words = torch.cat([torch.zeros(NUM_SPECIAL_TOKENS, self._at.output), word_vectors(self._at.output)])
+        self._positions = position_embeddings(self._at)
+        boxes = [(index, row) for index, box in enumerate(BOXES) for row in range(box.cells**2)]
+        self._boxes = torch.tensor([index for index, _ in boxes])
+        self._rows = torch.tensor([FIRST_ROW[BOXES[index].size] + row for index, row in boxes])
+
+    def __call__(self, words: torch.Tensor, drawings: torch.Tensor) -> torch.Tensor:
+        """Embeddings [n, LENGTH, total] of words [n, WORD_TOKENS], 2 (unknown) for things, and drawings [n, boxes].
+
+        A drawing of -1 is none.
+        """
+        at = self._at
+        hidden = self._positions[None].repeat(len(words), 1, 1)
+        output = slice(at.code, at.code + at.output)
+        hidden[:, :WORD_TOKENS, output] += self._words[words]
+        hidden[:, WORD_TOKENS:, output] += self._cells[drawings[:, self._boxes], self._rows].float()
+        # What the final layer norm does: before the MLP added the output, all tokens have one norm and mean 0
+        values = hidden[:, WORD_TOKENS:, output]
+        mean = values.sum(-1, keepdim=True) / at.total
+        variance = LAYER_NORM_SCALE**2 + values.square().sum(-1, keepdim=True) / at.total - mean.square()
+        weight = torch.zeros(at.total)
+        weight[output] = weight[at.third_word :] = LAYER_NORM_SCALE
+        weight[at.order] = 0
+        hidden[:, WORD_TOKENS:] = (hidden[:, WORD_TOKENS:] - mean) * LAYER_NORM_SCALE / variance.sqrt()
+        return hidden * (weight / LAYER_NORM_SCALE)

@@ -11,36 +11,19 @@ from canvas.files import atomic_write
 
 logger = logging.getLogger(__name__)
 MIN_SAVE_INTERVAL = 60.0  # seconds; saving a checkpoint takes up to one
-# Names in the checkpoints of earlier versions.
-OLD_KEYS = {
-    "spent": "elapsed",
-    "reader": "probe_heads",
-    "critic": "discriminator",
-    "critics": "discriminator_optimizer",
-    "layer": "tokens",
-    "things": "concepts",
-    "side": "input_size",
-}
 
 
 class TimeBudget:
     """The minutes that a stage trains for; its progress drives the learning rate.
 
     `minutes` is the total over all runs, so that the learning rate decay always completes;
-    `stop_after` (minutes) ends this run earlier, to be resumed. With a `deadline` (seconds of the
-    monotonic clock) the total is the time left when training starts.
+    `stop_after` (minutes) ends this run earlier, to be resumed.
     """
 
     def __init__(
-        self,
-        minutes: float,
-        device: torch.device,
-        report_every: float = 60.0,
-        stop_after: float | None = None,
-        deadline: float | None = None,
+        self, minutes: float, device: torch.device, report_every: float = 60.0, stop_after: float | None = None
     ) -> None:
         self.minutes = minutes
-        self.deadline = deadline
         self.device = device
         self.report_every = report_every
         self.stop_after = stop_after
@@ -51,18 +34,11 @@ class TimeBudget:
         """Start the clock; `elapsed` is the seconds of earlier runs."""
         self._earlier_runs, self._started = elapsed, time.monotonic()
         self._reported = self._saved = self._started
-        if self.deadline is not None:
-            self.minutes = max(1.0, elapsed + self.deadline - self._started) / 60
 
     @property
     def elapsed(self) -> float:
         """Seconds trained, earlier runs included."""
         return self._earlier_runs + time.monotonic() - self._started
-
-    @property
-    def run_seconds(self) -> float:
-        """Seconds of this run."""
-        return max(1e-3, time.monotonic() - self._started)
 
     @property
     def progress(self) -> float:
@@ -122,26 +98,9 @@ def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
     """Restore the parts and return the other entries; empty if there is no checkpoint."""
     if not path.exists():
         return {}
-    state = load_state(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(state.pop(name))
     numbers = {name: value for name, value in state.items() if isinstance(value, (int, float))}
     logger.info("resumed from %s: %s", path, numbers)
     return state
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """A saved dictionary, with the names of earlier versions replaced in it and one level below."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {
-        name: _rename_old_keys(part) if isinstance(part, dict) else part
-        for name, part in _rename_old_keys(state).items()
-    }
-
-
-def _rename_old_keys(state: dict[str, Any]) -> dict[str, Any]:
-    renamed = {}
-    for name, value in state.items():
-        first, *rest = name.split(".")
-        renamed[".".join((OLD_KEYS.get(first, first), *rest))] = value
-    return renamed

@@ -1,78 +1,87 @@
-"""The tokenizer: CLIP's byte-pair encoding with a vocabulary of the captions."""
+"""The tokenizer: a token for each word of layouts and places, and for each thing in each style."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from transformers import CLIPTokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
+from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
-from canvas.training.config import TrainingConfig
-from canvas.training.scene_generator import SceneGenerator
-from canvas.training.word_expansion import load_or_build_synonyms
+from canvas.training.backgrounds import BACKGROUNDS, COLOURS
+from canvas.training.captions import COLOUR_PHRASES, DEFAULT_STYLE, PLACE_PHRASES, POSITIONS, in_style
+
+SPECIAL_TOKENS = ("<bos>", "<pad>", "<unk>")
+LAYOUT_WORDS = ("and", ",", "left", "right", "tiny", "two", "three")
+WORDS = (*SPECIAL_TOKENS, *LAYOUT_WORDS, *BACKGROUNDS)
+NUM_SPECIAL_TOKENS, NUM_WORDS = len(SPECIAL_TOKENS), len(WORDS)
 
 
-def train_tokenizer(corpus: list[str], vocabulary_size: int, max_length: int) -> CLIPTokenizer:
-    """A byte-pair tokenizer trained on the corpus."""
-    from tokenizers import pre_tokenizers, trainers
+@dataclass(frozen=True)
+class Source:
+    """What a token stands for: a word (an index of WORDS) or a drawing of the sprites."""
 
-    backend = CLIPTokenizer().backend_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
+    word: int = 2
+    drawing: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The tokens by id, and what they stand for; several tokens may stand for the same."""
+
+    tokens: tuple[str, ...]
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def build(cls, sprites: SpriteSet) -> "TokenTable":
+        """The tokens of all drawings. Raises ValueError if two things share a name."""
+        found = {word: Source(index) for index, word in enumerate(WORDS)}
+        for (concept, style), drawing in sprites.index.items():
+            name = in_style(sprites.concepts[concept].name, STYLES[style])
+            if name in found:
+                raise ValueError(f"{name!r} is the name of two things, or a word of a layout or place.")
+            found[name] = Source(drawing=drawing)
+        for row, concept in enumerate(sprites.concepts):  # those without a drawing in the default style
+            styles = [style for style in (DEFAULT_STYLE, *STYLES) if (row, STYLES.index(style)) in sprites.index]
+            found.setdefault(concept.name, Source(drawing=sprites.index[row, STYLES.index(styles[0])]))
+        for place, phrases in PLACE_PHRASES.items():
+            for phrase in phrases:
+                found.setdefault(_normalize(phrase), Source(WORDS.index(place)))
+        for colour in COLOURS:
+            for phrase in COLOUR_PHRASES:
+                found.setdefault(_normalize(phrase.format(colour)), Source(WORDS.index(colour)))
+        for position, phrases in POSITIONS.items():
+            for phrase in phrases:
+                found.setdefault(_normalize(phrase), Source(WORDS.index(position)))
+        return cls(tuple(found), tuple(found.values()))
+
+
+def _normalize(phrase: str) -> str:
+    """Without articles, as the tokenizer reads it."""
+    return " ".join(word for word in phrase.split() if word not in ("a", "an", "the"))
+
+
+def build_tokenizer(table: TokenTable, length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose phrases are read before single words; articles are dropped."""
+    ids = {token: index for index, token in enumerate(table.tokens)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))  # noqa: S106 - not a password
+    articles = normalizers.Replace(Regex(r"\b(an?|the)\s+"), "")
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), articles])
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    begin_and_end = [("<bos>", 0), ("<pad>", 1)]
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A <pad>", special_tokens=begin_and_end)
+    phrases = [token for token in table.tokens if not token.isalpha() and token not in (*SPECIAL_TOKENS, ",")]
+    backend.add_tokens([AddedToken(phrase, single_word=True, normalized=True) for phrase in phrases])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<bos>",  # noqa: S106
+        eos_token="<pad>",  # noqa: S106
+        pad_token="<pad>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        model_max_length=length,
     )
-    characters = [chr(code) for code in range(33, 127)] * 2
-    backend.train_from_iterator([*corpus, *characters], trainer)
-    model = json.loads(backend.to_str())["model"]
-    return CLIPTokenizer(
-        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=max_length
-    )
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """Token ids [n, tokens], padded and truncated as in StableDiffusionPipeline."""
-    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
-class FastBatchTokenizer:
-    """Gives the same ids as `tokenize`, faster: tokenizes each distinct word once."""
-
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self._word_ids: dict[str, list[int]] = {}
-
-    def _tokenize_word(self, word: str) -> list[int]:
-        ids = self._word_ids.get(word)
-        if ids is None:
-            ids = self.tokenizer(word, add_special_tokens=False).input_ids
-            self._word_ids[word] = ids
-        return ids
-
-    def __call__(self, captions: list[str]) -> np.ndarray:
-        """int16 [n, tokens]."""
-        max_length = self.tokenizer.model_max_length
-        ids = np.full((len(captions), max_length), self._eos, np.int16)
-        ids[:, 0] = self._bos
-        for row, caption in enumerate(captions):
-            tokens = [token for word in caption.split() for token in self._tokenize_word(word)]
-            tokens = tokens[: max_length - 2]
-            ids[row, 1 : 1 + len(tokens)] = tokens
-        return ids
-
-
-def prepare_tokenizer(sprites: SpriteSet, config: TrainingConfig, work: Path, packages: Path | None = None) -> None:
-    """Train `tokenizer/` on captions and synonyms unless it exists."""
-    if (work / "tokenizer").exists():
-        return
-    synonyms = load_or_build_synonyms(sprites.concepts, work, packages)
-    scenes = SceneGenerator(sprites, config.image_size, seed=11, synonyms=synonyms)
-    corpus = [scenes.sample().caption for _ in range(20_000)]
-    corpus += [word for words in synonyms for word in words] * 3
-    corpus += [word for words in scenes.words for word in words] * 20
-    tokenizer = train_tokenizer(corpus, config.vocabulary_size, config.token_grid.num_tokens)
-    tokenizer.save_pretrained(work / "tokenizer")
+def save_tokenizer(table: TokenTable, length: int, folder: Path) -> None:
+    """Write the folder of the tokenizer."""
+    build_tokenizer(table, length).save_pretrained(folder)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,46 +11,43 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image, ImageDraw
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from canvas.training.__main__ import parse_options
 from canvas.training.art_packages import ART_PACKAGES, NAMES_PACKAGE, ArtPackage, fetch
 from canvas.training.assets import SpriteSet, build_sprites
-from canvas.training.autoencoder import train_autoencoder
+from canvas.training.classifier import load_classifier, train_classifier
 from canvas.training.config import CPU
 from canvas.training.contact_sheet import write_contact_sheet
-from canvas.training.decoder_finetune import finetune_decoder
-from canvas.training.denoiser import train_denoiser
-from canvas.training.distributed import ProcessGroup
-from canvas.training.eval_classifier import load_classifier, train_classifier
-from canvas.training.evaluate import EvalConfig, evaluate, time_pipeline
-from canvas.training.export import export_model, preset_comparison, write_card
-from canvas.training.preset_regression import PresetMetrics, preset_metrics
-from canvas.training.sampling import Sampler
-from canvas.training.stages import rename_old_files
-from canvas.training.text_encoder import train_text_encoder
+from canvas.training.decoder import train_decoder
+from canvas.training.denoiser import scene_drawings, scene_words, train_denoiser
+from canvas.training.evaluate import EvalCounts, Sampler, covered_psnr, covered_ssim, evaluate, time_pipeline
+from canvas.training.export import export_model, write_card
+from canvas.training.latents import LatentBasis, to_patches
+from canvas.training.scenes import BOXES, LAYOUTS, SceneSampler, render_backgrounds
+from canvas.training.stages import Options, stage_latents, stage_text
+from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import TimeBudget
-from canvas.training.token_targets import compute_token_targets
-from canvas.training.tokenizer import prepare_tokenizer
+from canvas.training.tokenizer import TokenTable
+from canvas.vocabulary import Vocabulary
 
 MINI = replace(
     CPU,
-    image_size=64,
-    sprite_size=48,
+    sprite_size=64,
     concepts_file=None,
-    vae_channels=8,
-    vae_batch_size=4,
-    decoder_channels=12,
-    decoder_batch_size=4,
-    vocabulary_size=900,
-    text_hidden_size=64,
-    text_layers=1,
-    text_batch_size=4,
-    unet_channels=(32, 64),
-    unet_batch_size=4,
-    cache_size=32,
-    new_samples_per_step=1,
+    backgrounds_per_place=1,
+    latent_channels=12,
+    code_size=64,
+    vae_channels=48,
+    decoder_blocks=(1, 0, 0, 0, 0),
+    decoder_batch_size=2,
+    unet_channels=(32, 32, 32),
+    unet_batch_size=2,
+    cache_size=64,
+    new_scenes_per_step=1,
+    classifier_width=6,
+    classifier_batch_size=4,
 )
 COLOURS = ("red", "green", "blue", "orange", "purple")
 SHAPES = {
@@ -104,16 +100,28 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder after all trainings."""
     work = tmp_path_factory.mktemp("work")
-    sprites = build_sprites(MINI, packages, concepts_file=None)
-    sprites.save(work / "sprites")
-    (work / "synonyms.json").write_text(json.dumps([[] for _ in sprites.concepts]))
-    prepare_tokenizer(sprites, MINI, work)
-    train_autoencoder(ProcessGroup(), sprites, MINI, work, short_budget())
-    compute_token_targets(sprites, MINI, work, torch.device("cpu"))
-    for train in (train_text_encoder, train_denoiser, finetune_decoder, train_classifier):
-        train(ProcessGroup(), sprites, MINI, work, short_budget())
+    build_sprites(MINI, packages, concepts_file=None).save(work / "sprites")
+    options = Options((), MINI, "cpu", work, packages, work / "model", None, None, 60)
+    stage_latents(options)
+    stage_text(options)
+    sprites = SpriteSet.load(work / "sprites")
+    for train in (train_decoder, train_denoiser, train_classifier):
+        train(sprites, MINI, work, short_budget())
     return work
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    export_model(trained, folder)
+    return folder
+
+
+@pytest.fixture
+def scenes(trained: Path) -> SceneSampler:
+    return SceneSampler(SpriteSet.load(trained / "sprites"), render_backgrounds(MINI, trained), seed=1)
 
 
 def short_budget(seconds: float = 1.0, **options: float) -> TimeBudget:
@@ -129,100 +137,155 @@ def test_sprites_are_rendered_for_their_concepts(trained: Path) -> None:
     assert centre == pytest.approx((255, 0, 0, 255), abs=4)
 
 
-def test_exported_model_works_in_a_diffusers_pipeline(trained: Path, tmp_path: Path) -> None:
-    export_model(trained, tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+def test_encoder_computes_the_principal_components(trained: Path, scenes: SceneSampler) -> None:
+    pixels = scenes.images([scenes.sample() for _ in range(4)])
+    vae = AutoencoderTiny.from_pretrained(trained / "vae")
+    with torch.no_grad():
+        latents = vae.encode(pixels).latents
+    expected = LatentBasis.load(trained).encode(pixels)
+    assert (latents - expected).square().sum() < 1e-3 * expected.square().sum()
+
+
+def test_linear_decoder_gives_the_image_of_all_components(scenes: SceneSampler) -> None:
+    pixels = scenes.images([scenes.sample() for _ in range(8)])
+    basis = LatentBasis.fit(to_patches(pixels), channels=768)
+    assert (basis.decode(basis.encode(pixels)) - pixels).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_text_encoder_gives_the_embeddings_of_the_training(trained: Path, scenes: SceneSampler, layout: str) -> None:
+    """The denoiser is trained on embeddings that are computed without the encoder."""
+    chosen = [scenes.sample(layout) for _ in range(3)]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(trained / "tokenizer")
+    prompts = [scene.prompt(scenes.sprites) for scene in chosen]
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        encoded = CLIPTextModel.from_pretrained(trained / "text_encoder")(ids).last_hidden_state
+    codes = DrawingCodes.load(trained)
+    words = torch.tensor([scene_words(scene) for scene in chosen])
+    drawings = torch.tensor([scene_drawings(scene, scenes.sprites) for scene in chosen])
+    expected = PromptEmbeddings(codes, codes.cells())(words, drawings)
+    assert (encoded[:, WORD_TOKENS:] - expected[:, WORD_TOKENS:]).abs().max() < 0.05
+    assert (encoded[:, :WORD_TOKENS] - expected[:, :WORD_TOKENS]).abs().max() < 0.3  # several things change the norm
+
+
+def test_codes_of_few_drawings_hold_them_exactly(trained: Path) -> None:
+    assert DrawingCodes.load(trained).explained > 0.99
+
+
+def test_boxes_lie_in_the_image_and_do_not_overlap_in_a_layout() -> None:
+    for boxes in LAYOUTS.values():
+        cells = [
+            (row, column)
+            for box in (BOXES[index] for index in boxes)
+            for row in range(box.top, box.top + box.cells)
+            for column in range(box.left, box.left + box.cells)
+        ]
+        assert len(set(cells)) == len(cells)
+        assert all(0 <= row < 16 and 0 <= column < 16 for row, column in cells)
+
+
+def test_tokenizer_reads_phrases_before_words(trained: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(trained / "tokenizer")
+    tokens = tokenizer.tokenize("A flat red disc, a blue bar and an elephant on a red background")
+    assert tokens == ["flat red disc", ",", "blue bar", "and", "<unk>", "on red background"]
+
+
+def test_two_things_of_one_name_are_refused(trained: Path) -> None:
+    sprites = SpriteSet.load(trained / "sprites")
+    sprites.concepts[1] = replace(sprites.concepts[1], name=sprites.concepts[0].name)
+    with pytest.raises(ValueError, match="'cartoon red disc' is the name of two things"):
+        TokenTable.build(sprites)
+
+
+@pytest.mark.parametrize("layout", ["one", "pair"])
+def test_held_out_combinations_are_never_sampled(scenes: SceneSampler, layout: str) -> None:
+    held_out = SceneSampler(scenes.sprites, render_backgrounds_of(scenes), seed=2, held_out=True)
+    tested = {(scene.concepts, scene.style, scene.place) for scene in (held_out.sample(layout) for _ in range(100))}
+    seen = {(scene.concepts, scene.style, scene.place) for scene in (scenes.sample(layout) for _ in range(3000))}
+    assert not seen & tested
+
+
+def render_backgrounds_of(scenes: SceneSampler) -> object:
+    return scenes._backgrounds
+
+
+def test_exported_model_works_in_a_diffusers_pipeline(exported: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(exported, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline("a red disc in the snow", num_inference_steps=2).images[0]
-    assert image.size == (MINI.output_size, MINI.output_size)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+    image = pipeline("a red disc in the snow", num_inference_steps=2, guidance_scale=1.0).images[0]
+    assert image.size == (256, 256)
+    assert len(list(exported.rglob("*.safetensors"))) == 3
 
 
-def test_card_contains_the_metrics(trained: Path, tmp_path: Path) -> None:
-    export_model(trained, tmp_path)
+def test_exported_text_encoder_loses_little_in_8_bits(trained: Path, exported: Path, scenes: SceneSampler) -> None:
+    prompts = [scenes.sample("one").prompt(scenes.sprites) for _ in range(4)]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(trained / "tokenizer")
+    ids = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        exact = CLIPTextModel.from_pretrained(trained / "text_encoder")(ids).last_hidden_state[:, WORD_TOKENS:]
+        stored = CLIPTextModel.from_pretrained(exported / "text_encoder", dtype=torch.float32)(ids)
+    error = stored.last_hidden_state[:, WORD_TOKENS:] - exact
+    assert error.square().sum() < 0.01 * exact.square().sum()
+
+
+def test_card_contains_the_metrics(trained: Path, exported: Path) -> None:
     sprites = SpriteSet.load(trained / "sprites")
     classifier = load_classifier(trained, len(sprites.concepts))
-    config = EvalConfig(num_inference_steps=2, guidance_scale=1.0, num_singles=8, num_pairs=4)
-    sampler = Sampler(tmp_path, torch.device("cpu"))
-    metrics = evaluate(sampler, classifier, sprites, MINI.output_size, config)
-    metrics |= time_pipeline(tmp_path, config, runs=1)
-    assert 0 <= metrics["concept_top1"] <= metrics["concept_top5"] <= 1
+    held_out = SceneSampler(sprites, render_backgrounds(MINI, trained), seed=3, held_out=True)
+    counts = EvalCounts(singles=8, fidelity=4, pairs=4, trios=4)
+    metrics = evaluate(Sampler(exported, torch.device("cpu")), classifier, held_out, small_vocabulary(), counts)
+    metrics |= time_pipeline(exported, "a red disc", runs=1)
+    assert 0 <= metrics["one_top1"] <= metrics["one_top5"] <= 1
     assert metrics["diversity_percent"] > 0
     (trained / "metrics.json").write_text(json.dumps(metrics))
-    write_card(trained, tmp_path, sprites)
-    card = (tmp_path / "README.md").read_text()
+    write_card(trained, exported, sprites)
+    card = (exported / "README.md").read_text()
     assert "{{" not in card
-    assert f"{100 * metrics['place']:.1f} %" in card
+    assert f"{100 * metrics['one_place']:.1f} %" in card
+    assert f"{metrics['autoencoder_psnr']:.1f} dB" in card
     assert "@lobehub/fluent-emoji-3d` | 1.0.0" in card
 
 
-def test_balanced_must_be_close_to_quality_in_ssim_and_accuracy() -> None:
-    quality = PresetMetrics("quality", 4, 1.0, 98.4, 99.0, 0.1)
-    balanced = replace(quality, preset="balanced", ssim=0.95, concept_top1=96.9)
-    assert balanced.is_close_to(quality)
-    assert not replace(balanced, ssim=0.89).is_close_to(quality)
-    assert not replace(balanced, concept_top1=96.0).is_close_to(quality)
-    sentence = preset_comparison(preset_metrics(quality, balanced))
-    assert "SSIM 0.950, top-1 accuracy 96.9 % and 98.4 %" in sentence
-    assert "not measured" in preset_comparison({})
+def small_vocabulary() -> Vocabulary:
+    words = {"things": {}, "places": {}, "styles": ["3d"], "colours": [], "colour_phrase": "on a {} background"}
+    return Vocabulary({**words, "counts": [], "sizes": [], "positions": [], "max_things": 3}, {})
 
 
-def test_contact_sheet_shows_every_prompt(trained: Path, tmp_path: Path) -> None:
-    export_model(trained, tmp_path)
-    sampler = Sampler(tmp_path, torch.device("cpu"))
-    prompts = ("a red disc", "a blue bar at night", "a green box, flat")
+def test_similarity_counts_only_covered_pixels() -> None:
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    changed = image.clone()
+    changed[:, :, :, 16:] = 0
+    left = torch.zeros(1, 32, 32, dtype=torch.bool)
+    left[:, :, :8] = True
+    noisy = image + 0.2
+    assert covered_ssim(changed, image, left) == pytest.approx([1])
+    assert covered_psnr(noisy, image, left) == pytest.approx([20], abs=0.01)
+    assert covered_psnr(changed, image, ~left)[0] < 15
+
+
+def test_contact_sheet_shows_every_prompt(exported: Path, tmp_path: Path) -> None:
+    prompts = ("a red disc", "a blue bar at night", "a flat green box")
     path = tmp_path / "sheet.png"
-    write_contact_sheet(sampler, path, 2, 1.0, columns=2, prompts=prompts)
+    write_contact_sheet(Sampler(exported, torch.device("cpu")), path, prompts, side=64, columns=2)
     with Image.open(path) as sheet:
-        assert sheet.size == (2 * (MINI.output_size + 6), 2 * (MINI.output_size + 18))
+        assert sheet.size == (2 * (64 + 6), 2 * (64 + 18))
 
 
-@pytest.mark.parametrize(
-    ("train", "name"),
-    [(train_denoiser, "denoiser.pt"), (finetune_decoder, "decoder.pt"), (train_text_encoder, "text.pt")],
-)
+@pytest.mark.parametrize(("train", "name"), [(train_denoiser, "denoiser.pt"), (train_decoder, "decoder.pt")])
 def test_interrupted_training_resumes_at_its_step(trained: Path, train: Callable[..., None], name: str) -> None:
     (trained / name).unlink()
     sprites = SpriteSet.load(trained / "sprites")
     budget = short_budget(8.0, stop_after=1.5 / 60)
-    train(ProcessGroup(), sprites, MINI, trained, budget)
+    train(sprites, MINI, trained, budget)
     first = torch.load(trained / name, weights_only=True)
     assert 0 < budget.progress < 1
-    with_old_names(trained / name)
-    train(ProcessGroup(), sprites, MINI, trained, short_budget(8.0, stop_after=1.0 / 60))
+    train(sprites, MINI, trained, short_budget(8.0, stop_after=1.0 / 60))
     second = torch.load(trained / name, weights_only=True)
     assert second["step"] > first["step"]
     assert second["elapsed"] > first["elapsed"]
     steps = {float(state["step"]) for state in second["optimizer"]["state"].values()}
     assert steps == {float(second["step"])}
-
-
-def with_old_names(path: Path) -> None:
-    """Rewrite the checkpoint as earlier versions named its entries."""
-    old = {"elapsed": "spent", "probe_heads": "reader", "discriminator": "critic", "discriminator_optimizer": "critics"}
-    state = torch.load(path, weights_only=True)
-    state = {old.get(name, name): part for name, part in state.items()}
-    if "reader" in state:
-        state["reader"] = {name.replace("tokens.", "layer."): weight for name, weight in state["reader"].items()}
-    torch.save(state, path)
-
-
-def test_work_folders_of_earlier_versions_are_read(trained: Path, tmp_path: Path) -> None:
-    state = torch.load(trained / "classifier.pt", weights_only=True)
-    state["side"] = state.pop("input_size")
-    state["model"] = {name.replace("concepts.", "things."): weight for name, weight in state["model"].items()}
-    torch.save(state, tmp_path / "judge.pt")
-    shutil.copytree(trained / "sprites", tmp_path / "sprites")
-    concepts_file = tmp_path / "sprites" / "concepts.json"
-    meta = json.loads(concepts_file.read_text())
-    meta["things"] = meta.pop("concepts")
-    concepts_file.with_name("things.json").write_text(json.dumps(meta))
-    concepts_file.unlink()
-
-    rename_old_files(tmp_path)
-    assert load_classifier(tmp_path, len(NAMES)).input_size == MINI.classifier_size
-    concepts = SpriteSet.load(tmp_path / "sprites").concepts
-    assert concepts == SpriteSet.load(trained / "sprites").concepts
 
 
 def test_missing_package_error_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,22 +294,8 @@ def test_missing_package_error_names_the_command(tmp_path: Path, monkeypatch: py
         fetch(NAMES_PACKAGE, tmp_path)
 
 
-def test_former_stage_and_option_names_are_aliases() -> None:
-    line = "banks text judge --beside sheet modes --until 9e9 --plain-steps --steps 8 --guidance 2"
-    with pytest.raises(SystemExit):  # preset-regression is not run beside others
-        parse_options(line.split())
-    options = parse_options(line.replace(" modes", "").split())
-    assert options.stages == ("precompute", "text", "classifier")
-    assert options.parallel_stages == ("contact-sheet",)
-    assert options.deadline is not None
-    assert not options.config.cuda_graphs
-    assert (options.num_inference_steps, options.guidance_scale) == (8, 2.0)
-    assert parse_options(["modes"]).stages == ("preset-regression",)
-
-
-def test_command_line_trains_in_two_processes(trained: Path) -> None:
-    (trained / "classifier.pt").unlink()
-    line = ["classifier", "--work", str(trained), "--minutes", "0.02", "--workers", "2"]
+def test_command_line_renders_the_sprites_of_its_packages(packages: Path, tmp_path: Path) -> None:
+    line = ["sprites", "--work", str(tmp_path), "--packages", str(packages)]
     done = subprocess.run([sys.executable, "-m", "canvas.training", *line], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert load_classifier(trained, len(NAMES))
+    assert done.returncode != 0
+    assert "not in emojibase" in done.stderr

@@ -10,14 +10,12 @@ from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS
 from canvas.training.config import TrainingConfig
-from canvas.training.dataset import make_dataset
-from canvas.training.distributed import ProcessGroup
-from canvas.training.scene_table import PAD, SceneBatch
-from canvas.training.time_budget import TimeBudget, load_checkpoint, load_state, save_checkpoint
-from canvas.training.train_step import memory_format
+from canvas.training.denoiser import set_learning_rate
+from canvas.training.scenes import LAYOUTS, Scene, SceneSampler, render_backgrounds
+from canvas.training.time_budget import EMAMetric, TimeBudget, load_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
-FEATURE_MAP_SIZE = 8
+NUM_BLOCKS = 3
 LEARNING_RATE = 2e-3
 
 
@@ -43,21 +41,17 @@ class ResidualBlock(nn.Module):
 class SceneClassifier(nn.Module):
     """Predicts the concepts (several at once), the style and the background of an image.
 
-    Images are resized to `input_size` pixels, a power of two.
+    Images are resized to `input_size` pixels.
     """
 
     def __init__(self, num_concepts: int, input_size: int = 64, width: int = 24) -> None:
         super().__init__()
         self.input_size = input_size
-        num_blocks = (input_size // FEATURE_MAP_SIZE).bit_length() - 1
-        wide = width * 2 ** min(num_blocks, 3)
+        wide = width * 2**NUM_BLOCKS
         self.body = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1),
             nn.ReLU(),
-            *(
-                ResidualBlock(min(wide, width * 2**level), min(wide, width * 2 ** (level + 1)))
-                for level in range(num_blocks)
-            ),
+            *(ResidualBlock(width * 2**level, width * 2 ** (level + 1)) for level in range(NUM_BLOCKS)),
         )
         self.wide = nn.Sequential(
             nn.Conv2d(wide, wide * 4 // 3, 3, padding=1, bias=False), nn.BatchNorm2d(wide * 4 // 3), nn.ReLU()
@@ -69,7 +63,7 @@ class SceneClassifier(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits of concepts, styles and backgrounds for images in [-1, 1].
 
-        Concept logits are the logsumexp over an 8×8 map, so they do not depend on the position.
+        Concept logits are the logsumexp over the last map, so they do not depend on the position.
         """
         size = (self.input_size, self.input_size)
         features = self.body(nn.functional.interpolate(pixels, size, mode="area"))
@@ -87,59 +81,58 @@ def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return pixels + amount * (blurred - pixels) + noise
 
 
-def classifier_loss(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor], batch: SceneBatch) -> torch.Tensor:
+def classifier_loss(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scenes: list[Scene]) -> torch.Tensor:
     """Soft cross-entropy of the concepts, cross-entropy of style and background."""
     concepts, style, place = (each.float() for each in logits)
-    present = (batch.concepts != PAD).float()
     target = torch.zeros_like(concepts)
-    target.scatter_add_(1, batch.concepts.clamp(min=0), present / present.sum(1, keepdim=True))
+    for row, scene in enumerate(scenes):
+        target[row, list(scene.concepts)] = 1 / len(scene.concepts)
+    styles = torch.tensor([scene.style for scene in scenes], device=style.device)
+    places = torch.tensor([scene.place for scene in scenes], device=style.device)
     return (
         nn.functional.cross_entropy(concepts, target)
-        + 0.5 * nn.functional.cross_entropy(style, batch.style)
-        + 0.5 * nn.functional.cross_entropy(place, batch.place)
+        + 0.5 * nn.functional.cross_entropy(style, styles)
+        + 0.5 * nn.functional.cross_entropy(place, places)
     )
 
 
-def train_classifier(
-    process_group: ProcessGroup, sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget
-) -> None:
+def train_classifier(sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget) -> None:
     """Train `classifier.pt`; resumes from a checkpoint."""
     device = budget.device
     size = {"input_size": config.classifier_size, "width": config.classifier_width}
-    model = SceneClassifier(len(sprites.concepts), **size)
-    model = model.to(device, memory_format=memory_format(device)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True)
+    model = SceneClassifier(len(sprites.concepts), **size).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     parts = {"model": model, "optimizer": optimizer}
     state = load_checkpoint(work / "classifier-training.pt", **parts)
-    process_group.broadcast_weights(model)
-    step = state.get("step", 0)
-    seed = 500_000 + 10 * step + process_group.rank
-    generator = torch.Generator(device).manual_seed(seed)
-    dataset = make_dataset("pairs", sprites, config, work, device, seed)
+    step, loss_average = state.get("step", 0), EMAMetric(0.99)
+    sampler = SceneSampler(sprites, render_backgrounds(config, work), seed=3000 + step)
+    generator = torch.Generator(device).manual_seed(step)
+    layouts = [name for name in LAYOUTS if name not in ("place", "empty")]
     budget.start(state.get("elapsed", 0.0))
     done = False
     while not done:
-        images, batch = dataset.sample_images(config.classifier_batch_size // process_group.size)
-        progress, done = process_group.broadcast_values(budget.progress, budget.is_exhausted)
-        schedule = min(1.0, (step + 1) / 50) * max(0.002, 1 - progress)
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = model(augment(images, generator))
-        loss = classifier_loss(logits, batch)
-        process_group.backward_and_step(optimizer, loss, LEARNING_RATE * schedule)
+        scenes = [sampler.sample(sampler.rng.choice(layouts)) for _ in range(config.classifier_batch_size)]
+        pixels = sampler.images(scenes).to(device)
+        loss = classifier_loss(model(augment(pixels, generator)), scenes)
+        schedule = min(1.0, (step + 1) / 50) * max(0.002, 1 - budget.progress)
+        set_learning_rate(optimizer, LEARNING_RATE * schedule)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
         step += 1
-        if process_group.is_main and budget.is_report_due(bool(done)):
-            message = "classifier %.0f%% step %d loss %.3f"
-            logger.info(message, 100 * progress, step, float(loss.detach()))
-        if process_group.is_main and budget.is_save_due(bool(done)):
-            path = work / "classifier-training.pt"
-            save_checkpoint(path, **parts, step=step, elapsed=budget.elapsed)
-            weights = {name: weight.half() for name, weight in model.state_dict().items()}
-            save_checkpoint(work / "classifier.pt", model=weights, **size)
+        loss_average.update(loss)
+        done = budget.is_exhausted
+        if budget.is_report_due(done):
+            logger.info("classifier %.0f%% step %d loss %.3f", 100 * budget.progress, step, loss_average.value)
+        if budget.is_save_due(done):
+            save_checkpoint(work / "classifier-training.pt", **parts, step=step, elapsed=budget.elapsed)
+    weights = {name: weight.half() for name, weight in model.state_dict().items()}
+    save_checkpoint(work / "classifier.pt", model=weights, **size)
 
 
 def load_classifier(work: Path, num_concepts: int) -> SceneClassifier:
     """The trained classifier."""
-    state = load_state(work / "classifier.pt")
+    state = torch.load(work / "classifier.pt", weights_only=True)
     weights = state.pop("model")
     model = SceneClassifier(num_concepts, **state)
     model.load_state_dict(weights)
