@@ -59,22 +59,31 @@ def synthetic_spec() -> ModelSpec:
     return parse_model("synthetic-sd15", entry)
 
 
+def character_tokenizer() -> Any:
+    """A CLIPTokenizer of 77 tokens without merges: every character is a token."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{character}</w>" for character in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: row for row, token in enumerate(tokens)}, merges=[], model_max_length=77)
+
+
 def build_synthetic(dtype: torch.dtype, device: str, unet: Mapping[str, Any] = MappingProxyType({})) -> Any:
-    """The pipeline, with the tokenizer of the built-in model; `unet` changes the UNet's configuration."""
+    """The pipeline, with a token for each character; `unet` changes the UNet's configuration."""
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     pipeline: Any = StableDiffusionPipeline(
         vae=_random(lambda: AutoencoderKL(**VAE), dtype, device),
         text_encoder=_random(lambda: CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)), dtype, device),
-        tokenizer=CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer"),
+        tokenizer=character_tokenizer(),
         unet=build_unet(dtype, device, unet),
         scheduler=PNDMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.tokenizer.model_max_length = 77
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

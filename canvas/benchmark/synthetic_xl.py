@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from canvas.benchmark.synthetic_klein import write_random_weights
-from canvas.catalog import ASSETS
+from canvas.benchmark.synthetic_models import character_tokenizer
 
 # The configuration of stabilityai/stable-diffusion-xl-base-1.0.
 UNET = MappingProxyType(
@@ -53,14 +53,13 @@ TEXT_ENCODER_2: Mapping[str, Any] = MappingProxyType(
 
 
 def write_xl(folder: Path) -> Path:
-    """Write the repository in bfloat16, with the tokenizer of the built-in model."""
+    """Write the repository in bfloat16, with a token for each character."""
     import torch
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     folder.mkdir(parents=True)
-    tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer")
-    tokenizer.model_max_length = 77
+    tokenizer = character_tokenizer()
     with torch.device("meta"):
         modules: dict[str, Any] = {
             "unet": UNet2DConditionModel(**UNET),

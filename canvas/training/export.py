@@ -43,6 +43,9 @@ def export_model(work: Path, target: Path) -> None:
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2) + "\n")
+    for path in (target / "model_index.json", target / "tokenizer" / "tokenizer_config.json"):
+        # The name that transformers 4 has as well
+        path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     logger.info("%s: %.1f MB", target, size / 1e6)
 
