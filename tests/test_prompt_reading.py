@@ -44,6 +44,7 @@ def differences(line: str) -> list[str]:
     for part in parts:
         if part.meaning and part.meaning.kind in found:
             found[part.meaning.kind].append(part.meaning.name)
+    found["style"] = [item.words for item in reading.understood if item.words in vocabulary.styles]
     result = []
     if "+".join(dict.fromkeys(found["thing"])) not in ["" if each == "-" else each for each in things.split("/")]:
         result.append(f"things {found['thing']} instead of {things}")

@@ -57,6 +57,8 @@ FILES_OF_KEYWORDS = {
     **{"plant": 20, "flower": 20, "tree": 20},
 }
 FILE_WEIGHT = 0.5
+# Groups of emoji whose keywords are feelings and gestures, not other names of what is drawn: faces and people.
+GROUPS_OF_FEELINGS = (0, 1)
 
 # Encodes texts as vectors of unit length, [n, width].
 Encoder = Callable[[list[str]], np.ndarray]
@@ -239,6 +241,9 @@ class TableBuilder:
         self._own = {key_of(word): name for name, thing in self.things.items() for word in thing["words"]}
         self._reserved = self._reserved_words()
         self._corrections = self._read_corrections()
+        entries: Any = read_json(fetch(NAMES_PACKAGE, packages), "en/data.json")
+        feelings = {entry["hexcode"] for entry in entries if entry.get("group") in GROUPS_OF_FEELINGS}
+        self._feelings = {name for name, thing in self.things.items() if thing["hexcode"] in feelings}
 
     def _reserved_words(self) -> set[str]:
         """Words of places, colours and so on, which name no thing as well."""
@@ -285,10 +290,11 @@ class TableBuilder:
     def _synsets_of_things(self, encode: Encoder) -> dict[str, str]:
         """The thing of each synset: for each word the concrete sense that is closest to the emoji's keywords."""
         emoji = read_emoji(self._cldr, ENGLISH)
+        without = self.source["no_kinds"]["names"].split(", ")
         candidates = [
             (name, word, sense)
             for name, thing in self.things.items()
-            for word in thing["words"]
+            for word in (() if name in without else thing["words"])
             for sense in self._wordnet.concrete(word)
         ]
         contexts = {}
@@ -394,10 +400,13 @@ class TableBuilder:
         for key, ranked in self._emoji_words(language).items():
             rank, name = min(ranked, key=lambda pair: (pair[0], not pair[1]))
             names = {each for _, each in ranked if each}
-            if rank and (len(ranked) > MAX_EMOJI or len(names) > 1):
+            base = _common_word(names)
+            if rank and not base and (len(ranked) > MAX_EMOJI or len(names) > 1):
                 continue  # a word for many things, such as "animal"
-            if rank and not name:
-                name = next(iter(names), "")
+            if rank:
+                name = base or name or next(iter(names), "")
+            if rank and name in self._feelings:
+                continue
             if name and key not in reserved:
                 found[key] = name
         for names_of_thing, words in self.source["translations"].get(language, {}).items():
@@ -466,6 +475,11 @@ class TableBuilder:
 
 def _split(words: str) -> list[str]:
     return [key for word in words.split(",") if (key := key_of(word))]
+
+
+def _common_word(names: set[str]) -> str:
+    """The name that is a word of all others: "dog" of "dog", "dog face" and "guide dog"; "" without one."""
+    return next((name for name in names if len(names) > 1 and all(name in each.split() for each in names)), "")
 
 
 def by_thing(words: Mapping[str, str]) -> dict[str, str]:
