@@ -141,15 +141,18 @@ class Vocabulary:
         return self._in_likeliest_language(tokens, [key_of(token) or token for token in tokens])
 
     def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> list[Part]:
-        """English, unless another language explains at least two more words, or all of an unknown prompt."""
+        """English, unless another language explains at least two more words, or any of an unknown prompt.
+
+        Of two that explain as many words the one with longer phrases counts.
+        """
         english = list(self._read(tokens, keys, ENGLISH))
-        known = _known(english)
+        known = _known(english) + sum(bool(self.nearest(part.text)) for part in english if part.meaning is None)
         if all(part.meaning for part in english):
             return english
-        best, best_score = english, known + 1 if known else 0
+        best, best_score = english, (known + 1 if known else 0, 0)
         for language in self._languages:
             parts = list(self._read(tokens, keys, language)) if language != ENGLISH else english
-            if (score := _known(parts)) > best_score:
+            if (score := (_known(parts), -len(parts))) > best_score:
                 best, best_score = parts, score
         return best
 

@@ -94,7 +94,6 @@ GPU = replace(
     workers=1,
     image_size=256,
     sprite_size=192,
-    concepts_file="concepts-gpu.txt",
     styles=("cartoon", "flat", "sticker", "3d"),
     precomputed_scenes=600_000,
     precomputed_backgrounds=512,

