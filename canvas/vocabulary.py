@@ -164,20 +164,33 @@ class Vocabulary:
                 yield Part(tokens[start], Meaning("break"))
                 start += 1
                 continue
-            for length in range(min(MAX_PHRASE, len(tokens) - start), 0, -1):
-                key = " ".join(keys[start : start + length])
-                meanings, plural = self._find(key, language)
-                if meanings:
-                    following = keys[start + length] if start + length < len(keys) else ""
-                    preceding = keys[start - 1] if start else ""
-                    meaning = self._in_context(meanings, preceding, following, language)
-                    text = joined(tokens[start : start + length])
-                    yield Part(text, None if meaning.kind == "unknown" else meaning, plural)
-                    start += length
-                    break
+            length, meanings, plural = self._longest(keys, start, language)
+            if length > 1 and self._is_before_thing(meanings[0], keys, start, length, language):
+                length, (meanings, plural) = 1, self._find(keys[start], language)
+            if meanings:
+                following = keys[start + length] if start + length < len(keys) else ""
+                preceding = keys[start - 1] if start else ""
+                meaning = self._in_context(meanings, preceding, following, language)
+                known = None if meaning.kind == "unknown" else meaning
+                yield Part(joined(tokens[start : start + length]), known, plural)
             else:
                 yield Part(tokens[start], None)
-                start += 1
+            start += length
+
+    def _longest(self, keys: Sequence[str], start: int, language: str) -> tuple[int, Sequence[Meaning], bool]:
+        """The longest phrase at a token: its length, meanings and whether it is a plural; without any, one token."""
+        for length in range(min(MAX_PHRASE, len(keys) - start), 0, -1):
+            meanings, plural = self._find(" ".join(keys[start : start + length]), language)
+            if meanings:
+                return length, meanings, plural
+        return 1, (), False
+
+    def _is_before_thing(self, meaning: Meaning, keys: Sequence[str], start: int, length: int, language: str) -> bool:
+        """Whether a phrase such as "a cup of" ends inside a thing: "cup of tea"."""
+        if meaning.kind not in ("stop", "count"):
+            return False
+        inner, meanings, _ = self._longest(keys, start + 1, language)
+        return inner >= length and meanings[0].kind == "thing"
 
     def _in_context(self, meanings: Sequence[Meaning], preceding: str, following: str, language: str) -> Meaning:
         """The sense of "orange" in "an orange", "an orange cat" and "on an orange background"."""

@@ -178,7 +178,8 @@ def test_a_place_is_added_by_the_seed_only_where_none_is_named() -> None:
 
 
 # Things in all styles: of others, one prompt may have drawings in several styles
-OWN_WORDS = [word for thing in VOCABULARY_OF_STARTER.things.values() if "styles" not in thing for word in thing["words"]]
+COMPLETE = [thing for thing in VOCABULARY_OF_STARTER.things.values() if "styles" not in thing]
+OWN_WORDS = [word for thing in COMPLETE for word in thing["words"]]
 PIECES = st.sampled_from(
     [*OWN_WORDS, "puppies", "in the woods", "red", "two", "tiny", "qwerty", "3d", "manga", ",", "and"]
 )

@@ -523,7 +523,12 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=Path("training-work/packages"))
     parser.add_argument("--concepts", type=Path, help="file of the concepts that the model was trained on")
     parser.add_argument("--sprites", type=Path, help="folder with the training's sprites.zip")
-    parser.add_argument("--styles", nargs="+", default=["3d", "cartoon", "flat", "glossy", "sticker"], help="its styles, the default first")
+    parser.add_argument(
+        "--styles",
+        nargs="+",
+        default=["3d", "cartoon", "flat", "glossy", "sticker"],
+        help="its styles, the default first",
+    )
     options = parser.parse_args()
     if options.concepts:
         entries: Any = read_json(fetch(NAMES_PACKAGE, options.packages), "en/data.json")
