@@ -104,6 +104,7 @@ class Vocabulary:
         self._coloured = frozenset(words.get("coloured", ()))
         self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
         self._near: Mapping[str, str] = synonyms.get("near", {})
+        self._spelled = frozenset(synonyms.get("spelled", "").split("|"))
         self._vague = frozenset(synonyms.get("vague", "").split("|"))
         self._plurals: dict[str, str] = dict(synonyms.get("plurals", {}))
         english = _language_table(synonyms.get("languages", {}).get(ENGLISH, {}))
@@ -259,9 +260,9 @@ class Vocabulary:
     # What a prompt consists of
 
     def correct(self, word: str) -> str:
-        """The thing whose name has a slip of the pen in `word`; "" without one."""
+        """The thing whose name has a slip of the pen in `word`; "" without one and for common words."""
         key = key_of(word)
-        if len(key) < MIN_TYPO_LENGTH:
+        if len(key) < MIN_TYPO_LENGTH or key in self._spelled:
             return ""
         names = self._names_by_initial.get(key[0], {})
         found = get_close_matches(key, names, 1, TYPO_SIMILARITY)

@@ -75,6 +75,9 @@ def test_prompts_of_newcomers_are_understood() -> None:
         ("two puppies at the seaside", "two dog on the beach"),
         ("PUPPY, IN THE SNOW!", "a dog in the snow"),
         ("a hot dog", "a hot dog"),  # longest match first
+        ("a cup of tea and a bowl of soup", "green tea and soup"),  # not "a cup of" and "a bowl of"
+        ("an elephnat, a guittar", "an elephant and a guitar"),
+        ("an accordian according to the factors", "an accordion"),  # common words are no slips of the pen
         ("a pine tree", "a fir tree"),
         ("a catalogue of dogmas", "a catalogue of dogmas"),  # no parts of words
         ("a cafe\u0301 and a cat", "a cat in the kitchen"),  # composed differently

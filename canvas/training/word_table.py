@@ -28,7 +28,7 @@ from canvas.training import captions
 from canvas.training.art_packages import NAMES_PACKAGE, STYLES, ArtPackage, fetch, read_json, read_member
 from canvas.training.assets import Concept, select_concepts
 from canvas.training.backgrounds import COLOURS
-from canvas.vocabulary import ENGLISH, SYNONYMS, VOCABULARY, key_of
+from canvas.vocabulary import ENGLISH, SYNONYMS, VOCABULARY, Vocabulary, key_of
 
 logger = logging.getLogger(__name__)
 LICENCES = "synonyms-licences.txt"
@@ -47,6 +47,7 @@ MIN_SHARE = 0.3  # of a sense in all uses of a word
 MIN_FREQUENCY = 1.4  # Zipf frequency of words, of 0 to 8
 MIN_PHRASE_FREQUENCY = 1.9
 NUM_COMMON_WORDS = 30_000  # considered by the encoder
+NUM_SPELLED_WORDS = 20_000  # that are no slip of the pen: "medication" is not "meditation"
 SYNONYM_SIMILARITY = 0.66  # cosine from which a word is replaced by a thing
 NEAR_SIMILARITY = 0.48  # and from which the thing is suggested
 MAX_EMOJI = 3  # with a keyword that stands for one thing
@@ -345,6 +346,8 @@ class TableBuilder:
         words = key.split()
         if len(words) > 3 or len(key) < 3 or words[0] in self._vocabulary["styles"]:  # "glossy snake"
             return False
+        if self._reserved.difference(self._own).issuperset(words):  # "small white", a butterfly
+            return False
         return zipf_frequency(key, ENGLISH) >= (MIN_FREQUENCY if len(words) == 1 else MIN_PHRASE_FREQUENCY)
 
     def _other_phrases(self, found: Mapping[str, str]) -> set[str]:
@@ -354,6 +357,8 @@ class TableBuilder:
         for lemma, senses in self._wordnet.senses.items():
             first, _, last = lemma.rpartition(" ")
             usual = first and last in known and first not in self._reserved and senses[0].share >= MIN_SHARE
+            if usual and (last == "person" or self._is_person(last)):  # a rich man is a man
+                continue
             if usual and self._wordnet.is_concrete(senses[0].synset):
                 key = key_of(lemma)
                 if key not in known and key not in self._reserved and self._is_usual(key):
@@ -373,7 +378,8 @@ class TableBuilder:
 
     def _is_person(self, word: str) -> bool:
         """A drummer is near to a drum, but none."""
-        return self._wordnet.files[self._wordnet.concrete(word)[0].synset] == PERSONS
+        senses = self._wordnet.concrete(word)
+        return bool(senses) and self._wordnet.files[senses[0].synset] == PERSONS
 
     def _similar(self, encode: Encoder, words: list[str]) -> dict[str, tuple[str, float]]:
         """The most similar thing of each word, by the words and by their definitions."""
@@ -505,7 +511,17 @@ def build_table(vocabulary: Mapping[str, Any], packages: Path) -> dict[str, Any]
     sources = "WordNet 3.1 (Princeton University), Unicode CLDR 48 (Unicode-3.0), all-MiniLM-L6-v2 (Apache-2.0)"
     vague = "|".join(_split(builder.source["vague"]["words"]))
     plurals = builder.plurals(synonyms)
-    return {"sources": sources, "languages": languages, "near": near, "plurals": plurals, "vague": vague}
+    table = {"sources": sources, "languages": languages, "near": near, "plurals": plurals, "vague": vague}
+    return {**table, "spelled": "|".join(spelled_words(Vocabulary(vocabulary, table)))}
+
+
+def spelled_words(vocabulary: Vocabulary) -> list[str]:
+    """Common words that are unknown but would be taken for a slip of the pen."""
+    from wordfreq import top_n_list
+
+    words = [word for word in top_n_list(ENGLISH, NUM_SPELLED_WORDS) if word.isascii() and word.isalpha()]
+    unknown = [word for word in words if all(part.meaning is None for part in vocabulary.parts(word))]
+    return sorted(word for word in unknown if vocabulary.correct(word))
 
 
 def licences(packages: Path) -> str:
