@@ -192,9 +192,7 @@ class _Reading:
     def _add_unknown(self, word: str, *, adjacent: bool) -> None:
         if not any(character.isalpha() for character in word):
             return  # numbers, and signs of emphasis
-        if name := self._vocabulary.correct(word):
-            self._add_thing(Part(word, Meaning("thing", name)), Meaning("thing", name))
-        elif adjacent and self._unknown:
+        if adjacent and self._unknown:
             self._unknown[-1].append(word)
         else:
             self._unknown.append([word])

@@ -139,9 +139,15 @@ class Vocabulary:
         """The pieces of a prompt with their meanings, in the language that explains most of it."""
         text = unicodedata.normalize("NFKC", prompt)
         tokens = [match.group() for match in TOKEN.finditer(text)]
-        return self._in_likeliest_language(tokens, [key_of(token) or token for token in tokens])
+        parts, language = self._in_likeliest_language(tokens, [key_of(token) or token for token in tokens])
+        return [self._corrected(part) for part in parts] if language == ENGLISH else parts
 
-    def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> list[Part]:
+    def _corrected(self, part: Part) -> Part:
+        """A slip of the pen as the thing that is meant."""
+        name = "" if part.meaning else self.correct(part.text)
+        return Part(part.text, Meaning("thing", name)) if name else part
+
+    def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> tuple[list[Part], str]:
         """English, unless another language explains at least two more words, or any of an unknown prompt.
 
         Of two that explain as many words the one with longer phrases counts.
@@ -149,13 +155,13 @@ class Vocabulary:
         english = list(self._read(tokens, keys, ENGLISH))
         known = _known(english) + sum(bool(self.nearest(part.text)) for part in english if part.meaning is None)
         if all(part.meaning for part in english):
-            return english
-        best, best_score = english, (known + 1 if known else 0, 0)
+            return english, ENGLISH
+        best, best_language, best_score = english, ENGLISH, (known + 1 if known else 0, 0)
         for language in self._languages:
             parts = list(self._read(tokens, keys, language)) if language != ENGLISH else english
             if (score := (_known(parts), -len(parts))) > best_score:
-                best, best_score = parts, score
-        return best
+                best, best_language, best_score = parts, language, score
+        return best, best_language
 
     def _read(self, tokens: Sequence[str], keys: Sequence[str], language: str) -> Iterator[Part]:
         """Split into the longest phrases that the language has."""
@@ -258,6 +264,9 @@ class Vocabulary:
                 yield head + last.removesuffix(ending) + replacement, True
 
     # What a prompt consists of
+
+    def knows(self, word: str) -> bool:
+        return any(self._find(key_of(word), language)[0] for language in self._languages)
 
     def correct(self, word: str) -> str:
         """The thing whose name has a slip of the pen in `word`; "" without one and for common words."""

@@ -78,6 +78,9 @@ def test_prompts_of_newcomers_are_understood() -> None:
         ("a cup of tea and a bowl of soup", "green tea and soup"),  # not "a cup of" and "a bowl of"
         ("an elephnat, a guittar", "an elephant and a guitar"),
         ("an accordian according to the factors", "an accordion"),  # common words are no slips of the pen
+        ("una bruja volando", "a witch"),  # slips of the pen are English: no volcano
+        ("a pair of glasses", "glasses"),
+        ("ثلاثة كلاب على الشاطئ", "three dog on the beach"),
         ("a pine tree", "a fir tree"),
         ("a catalogue of dogmas", "a catalogue of dogmas"),  # no parts of words
         ("a cafe\u0301 and a cat", "a cat in the kitchen"),  # composed differently

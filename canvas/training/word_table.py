@@ -520,8 +520,7 @@ def spelled_words(vocabulary: Vocabulary) -> list[str]:
     from wordfreq import top_n_list
 
     words = [word for word in top_n_list(ENGLISH, NUM_SPELLED_WORDS) if word.isascii() and word.isalpha()]
-    unknown = [word for word in words if all(part.meaning is None for part in vocabulary.parts(word))]
-    return sorted(word for word in unknown if vocabulary.correct(word))
+    return sorted(word for word in words if not vocabulary.knows(word) and vocabulary.correct(word))
 
 
 def licences(packages: Path) -> str:
