@@ -153,7 +153,7 @@ class Vocabulary:
         Of two that explain as many words the one with longer phrases counts.
         """
         english = list(self._read(tokens, keys, ENGLISH))
-        known = _known(english) + sum(bool(self.nearest(part.text)) for part in english if part.meaning is None)
+        known = _known(english)
         if all(part.meaning for part in english):
             return english, ENGLISH
         best, best_language, best_score = english, ENGLISH, (known + 1 if known else 0, 0)
