@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 from canvas.errors import LazyMessage
 from canvas.vocabulary import Meaning, Part, Vocabulary, joined, key_of
 
 MAX_SHOWN = 8  # words of a note
-MAX_WORDS = 20  # of a prompt that the model gets as it is; it reads about 25
 
 
 def understand(vocabulary: Vocabulary, prompt: str, *, seed: int | None = None) -> Understanding:
@@ -30,9 +28,9 @@ class Item:
 class Understanding:
     """How a model reads a prompt.
 
-    `prompt`: what it gets. `understood`: what stands in it. `unknown`: the user's words without a
-    meaning; `nearest`: the closest known thing for some of them. `left_out`: known words that
-    cannot be combined with the rest. `added`: the place chosen where none is named.
+    `prompt`: what it gets, in the words of its captions. `understood`: what stands in it. `unknown`:
+    the user's words without a meaning; `nearest`: the closest known thing for some of them.
+    `left_out`: known words that cannot be combined with the rest. `added`: the place chosen where none is named.
     """
 
     prompt: str
@@ -88,6 +86,7 @@ class _Thing:
     colour: str = ""
     colour_text: str = ""
     written: str = ""  # the user's words if the model has others
+    style: str = ""
 
 
 class _Reading:
@@ -99,9 +98,8 @@ class _Reading:
         self._things: dict[str, _Thing] = {}
         self._place: tuple[str, str] | None = None  # name and, if it is a synonym, the user's word
         self._place_is_vague = False
-        self._is_ordered = True  # things joined by words, before their place, as in captions
         self._style: tuple[str, str] | None = None
-        self._position = ""
+        self._style_text = self._position = self._position_text = ""
         self._unknown: list[list[str]] = []  # of adjacent words
         self._left_out: list[str] = []
         self._next = _Thing("")  # with the adjectives of the thing that follows
@@ -140,7 +138,7 @@ class _Reading:
         elif meaning.kind == "style":
             if self._style is None:
                 named = meaning.name in key_of(part.text).split()  # as in "cartoon style"
-                self._style = (meaning.name, "" if named else written)
+                self._style, self._style_text = (meaning.name, "" if named else written), part.text
             elif self._style[0] != meaning.name:
                 self._left_out.append(part.text)
         elif meaning.kind == "count":
@@ -149,7 +147,7 @@ class _Reading:
         elif meaning.kind == "size":
             self._next.size, self._next.size_text = meaning.name, part.text
         elif meaning.kind == "position":
-            self._position = meaning.name
+            self._position, self._position_text = meaning.name, part.text
 
     def _add_thing(self, part: Part, meaning: Meaning) -> None:
         thing, self._next = self._next, _Thing("")
@@ -165,7 +163,6 @@ class _Reading:
         is_own = meaning.own and not thing.written and not (part.plural and not thing.count)
         thing.written = "" if is_own else f"{thing.written}{part.text}"
         thing.count = min(thing.count or (2 if part.plural else 1), self._vocabulary.max_count)
-        self._is_ordered = self._is_ordered and self._place is None
         self._things[thing.name] = thing
 
     def _add_place(self, name: str, part: Part) -> None:
@@ -195,9 +192,7 @@ class _Reading:
     def _add_unknown(self, word: str, *, adjacent: bool) -> None:
         if not any(character.isalpha() for character in word):
             return  # numbers, and signs of emphasis
-        if name := self._vocabulary.correct(word):
-            self._add_thing(Part(word, Meaning("thing", name)), Meaning("thing", name))
-        elif adjacent and self._unknown:
+        if adjacent and self._unknown:
             self._unknown[-1].append(word)
         else:
             self._unknown.append([word])
@@ -207,37 +202,31 @@ class _Reading:
     def result(self, prompt: str, seed: int | None) -> Understanding:
         vocabulary = self._vocabulary
         subjects = self._subjects()
+        has_style = self._choose_styles(self._style[0] if self._style else vocabulary.styles[0])
         added = ""
         if self._things and self._place is None and seed is not None:
             added = vocabulary.background_for(next(iter(self._things)), seed)
         understood = [*subjects]
         if self._place:
             understood.append(Item(vocabulary.place_phrase(self._place[0]), self._written_place()))
-        if self._style:
+        if self._style and has_style:
             understood.append(Item(self._style[0], self._style[1]))
         unknown = tuple(dict.fromkeys(joined(words) for words in self._unknown))
-        reading = Understanding(
-            self._compose([item.words for item in subjects], added),
+        return Understanding(
+            self._caption(added) or prompt,
             tuple(understood),
             unknown,
             tuple(dict.fromkeys(self._left_out)),
             {word: near for word in unknown if (near := self._nearest(word))},
             vocabulary.place_phrase(added) if added else "",
         )
-        # A prompt in the model's own words stays as it is
-        is_own = not reading.changed and self._is_caption()
-        kept = is_own or not (self._things or self._place)
-        return replace(reading, prompt=prompt) if kept else reading
-
-    def _is_caption(self) -> bool:
-        """Whether the model reads the prompt well as it is."""
-        kinds = [part.meaning.kind for part in self._parts if part.meaning]
-        compound = any(pair == ("thing", "thing") for pair in pairwise(kinds))
-        return self._is_ordered and not compound and len(kinds) <= MAX_WORDS
 
     def _subjects(self) -> list[Item]:
         items = []
         several = len(self._things) > 1
+        if several or any(thing.count > 1 for thing in self._things.values()):
+            self._leave_out(self._position_text)
+            self._position = ""
         for thing in self._things.values():
             if several and thing.count > 1:
                 self._leave_out(thing.count_text)
@@ -249,21 +238,37 @@ class _Reading:
             items.append(Item(words, thing.written))
         return items
 
+    def _choose_styles(self, style: str) -> bool:
+        """Choose the style of each thing; whether one of them, or a prompt without things and places, has it."""
+        vocabulary = self._vocabulary
+        if not self._things and self._place and style != vocabulary.styles[0]:
+            self._leave_out(self._style_text)
+            return False
+        for thing in self._things.values():
+            thing.style = vocabulary.style_for(thing.name, style)
+            if thing.style != style and self._style:
+                self._leave_out(f"{self._style_text} ({thing.name})")
+        return not self._things or any(thing.style == style for thing in self._things.values())
+
     def _written_place(self) -> str:
         assert self._place is not None  # noqa: S101 - the caller has checked
         name, written = self._place
         phrase = self._vocabulary.place_phrase(name)
         return "" if key_of(written) in key_of(phrase) else written
 
-    def _compose(self, subjects: list[str], added: str) -> str:
-        place = self._place[0] if self._place else added
-        words = [" and ".join(subjects)]
-        if self._position and len(subjects) == 1:
+    def _caption(self, added: str) -> str:
+        """The prompt in the words of captions: things, their side, the place."""
+        vocabulary = self._vocabulary
+        things = [
+            vocabulary.caption(each.name, each.count, each.size, each.colour, each.style)
+            for each in self._things.values()
+        ]
+        words = [" and ".join(filter(None, (", ".join(things[:-1]), *things[-1:])))]
+        if things and self._position:
             words.append(f"on the {self._position}")
-        if place:
-            words.append(self._vocabulary.place_phrase(place))
-        text = " ".join(filter(None, words))
-        return f"{text}, {self._style[0]}" if self._style else text
+        if place := self._place[0] if self._place else added:
+            words.append(vocabulary.place_phrase(place))
+        return " ".join(filter(None, words))
 
     def _nearest(self, words: str) -> str:
         return next(filter(None, map(self._vocabulary.nearest, [words, *words.split()])), "")

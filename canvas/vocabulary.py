@@ -96,7 +96,7 @@ class Vocabulary:
     def __init__(self, words: Mapping[str, Any], synonyms: Mapping[str, Any]) -> None:
         self.things: Mapping[str, Mapping[str, Any]] = words["things"]
         self.places: Mapping[str, Sequence[str]] = words["places"]
-        self.styles: Sequence[str] = words["styles"]
+        self.styles: Sequence[str] = words["styles"]  # the default first
         self.colours: Sequence[str] = words["colours"]
         self._colour_phrase: str = words["colour_phrase"]
         self._counts: Sequence[str] = words["counts"]
@@ -104,6 +104,7 @@ class Vocabulary:
         self._coloured = frozenset(words.get("coloured", ()))
         self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
         self._near: Mapping[str, str] = synonyms.get("near", {})
+        self._spelled = frozenset(synonyms.get("spelled", "").split("|"))
         self._vague = frozenset(synonyms.get("vague", "").split("|"))
         self._plurals: dict[str, str] = dict(synonyms.get("plurals", {}))
         english = _language_table(synonyms.get("languages", {}).get(ENGLISH, {}))
@@ -138,20 +139,29 @@ class Vocabulary:
         """The pieces of a prompt with their meanings, in the language that explains most of it."""
         text = unicodedata.normalize("NFKC", prompt)
         tokens = [match.group() for match in TOKEN.finditer(text)]
-        return self._in_likeliest_language(tokens, [key_of(token) or token for token in tokens])
+        parts, language = self._in_likeliest_language(tokens, [key_of(token) or token for token in tokens])
+        return [self._corrected(part) for part in parts] if language == ENGLISH else parts
 
-    def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> list[Part]:
-        """English, unless another language explains at least two more words, or all of an unknown prompt."""
+    def _corrected(self, part: Part) -> Part:
+        """A slip of the pen as the thing that is meant."""
+        name = "" if part.meaning else self.correct(part.text)
+        return Part(part.text, Meaning("thing", name)) if name else part
+
+    def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> tuple[list[Part], str]:
+        """English, unless another language explains at least two more words, or any of an unknown prompt.
+
+        Of two that explain as many words the one with longer phrases counts.
+        """
         english = list(self._read(tokens, keys, ENGLISH))
         known = _known(english)
         if all(part.meaning for part in english):
-            return english
-        best, best_score = english, known + 1 if known else 0
+            return english, ENGLISH
+        best, best_language, best_score = english, ENGLISH, (known + 1 if known else 0, 0)
         for language in self._languages:
             parts = list(self._read(tokens, keys, language)) if language != ENGLISH else english
-            if (score := _known(parts)) > best_score:
-                best, best_score = parts, score
-        return best
+            if (score := (_known(parts), -len(parts))) > best_score:
+                best, best_language, best_score = parts, language, score
+        return best, best_language
 
     def _read(self, tokens: Sequence[str], keys: Sequence[str], language: str) -> Iterator[Part]:
         """Split into the longest phrases that the language has."""
@@ -161,20 +171,33 @@ class Vocabulary:
                 yield Part(tokens[start], Meaning("break"))
                 start += 1
                 continue
-            for length in range(min(MAX_PHRASE, len(tokens) - start), 0, -1):
-                key = " ".join(keys[start : start + length])
-                meanings, plural = self._find(key, language)
-                if meanings:
-                    following = keys[start + length] if start + length < len(keys) else ""
-                    preceding = keys[start - 1] if start else ""
-                    meaning = self._in_context(meanings, preceding, following, language)
-                    text = joined(tokens[start : start + length])
-                    yield Part(text, None if meaning.kind == "unknown" else meaning, plural)
-                    start += length
-                    break
+            length, meanings, plural = self._longest(keys, start, language)
+            if length > 1 and self._is_before_thing(meanings[0], keys, start, length, language):
+                length, (meanings, plural) = 1, self._find(keys[start], language)
+            if meanings:
+                following = keys[start + length] if start + length < len(keys) else ""
+                preceding = keys[start - 1] if start else ""
+                meaning = self._in_context(meanings, preceding, following, language)
+                known = None if meaning.kind == "unknown" else meaning
+                yield Part(joined(tokens[start : start + length]), known, plural)
             else:
                 yield Part(tokens[start], None)
-                start += 1
+            start += length
+
+    def _longest(self, keys: Sequence[str], start: int, language: str) -> tuple[int, Sequence[Meaning], bool]:
+        """The longest phrase at a token: its length, meanings and whether it is a plural; without any, one token."""
+        for length in range(min(MAX_PHRASE, len(keys) - start), 0, -1):
+            meanings, plural = self._find(" ".join(keys[start : start + length]), language)
+            if meanings:
+                return length, meanings, plural
+        return 1, (), False
+
+    def _is_before_thing(self, meaning: Meaning, keys: Sequence[str], start: int, length: int, language: str) -> bool:
+        """Whether a phrase such as "a cup of" ends inside a thing: "cup of tea"."""
+        if meaning.kind not in ("stop", "count"):
+            return False
+        inner, meanings, _ = self._longest(keys, start + 1, language)
+        return inner >= length and meanings[0].kind == "thing"
 
     def _in_context(self, meanings: Sequence[Meaning], preceding: str, following: str, language: str) -> Meaning:
         """The sense of "orange" in "an orange", "an orange cat" and "on an orange background"."""
@@ -242,10 +265,13 @@ class Vocabulary:
 
     # What a prompt consists of
 
+    def knows(self, word: str) -> bool:
+        return any(self._find(key_of(word), language)[0] for language in self._languages)
+
     def correct(self, word: str) -> str:
-        """The thing whose name has a slip of the pen in `word`; "" without one."""
+        """The thing whose name has a slip of the pen in `word`; "" without one and for common words."""
         key = key_of(word)
-        if len(key) < MIN_TYPO_LENGTH:
+        if len(key) < MIN_TYPO_LENGTH or key in self._spelled:
             return ""
         names = self._names_by_initial.get(key[0], {})
         found = get_close_matches(key, names, 1, TYPO_SIMILARITY)
@@ -285,8 +311,24 @@ class Vocabulary:
             return self.places[place][0]
         return self._colour_phrase.format(place).replace(" a orange", " an orange")
 
+    def style_for(self, thing: str, style: str) -> str:
+        """The style, or the default one, or any in which there is a drawing of the thing."""
+        drawn = self.things[thing].get("styles", self.styles)
+        return next((each for each in (style, self.styles[0]) if each in drawn), drawn[0])
+
+    def caption(self, name: str, count: int, size: str, colour: str, style: str) -> str:
+        """A thing in the words that the model was trained on: `two flat fox`; the default style has no word."""
+        words = [word for word in (size, colour, "" if style == self.styles[0] else style, name) if word]
+        if count > 1:
+            return " ".join([self._counts[count - 2], *words])
+        if self.things[name]["one"] == name:  # without an article, as "glasses"
+            return " ".join(words)
+        if len(words) == 1:
+            return str(self.things[name]["one"])
+        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
     def subject(self, name: str, count: int, size: str, colour: str) -> str:
-        """`two foxes`, `a tiny fox`, `grapes`."""
+        """A thing in English: `two foxes`, `a tiny fox`, `grapes`."""
         thing = self.things[name]
         adjectives = [word for word in (size, colour) if word]
         if count > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ def differences(line: str) -> list[str]:
     """What differs from the expectations of a line of newcomers.tsv."""
     prompt, things, place, style, rest = line.split("\t")
     vocabulary, reading = VOCABULARY_OF_STARTER, read(prompt)
-    # The canonical prompt, read again, has only names of the model
+    # The model's prompt, read again, has only its names; the default style has no word
     parts = vocabulary.parts(reading.prompt if reading.understood else "")
     found: dict[str, list[str]] = {"thing": [], "place": [], "colour": [], "style": []}
     for part in parts:
         if part.meaning and part.meaning.kind in found:
             found[part.meaning.kind].append(part.meaning.name)
+    found["style"] = [item.words for item in reading.understood if item.words in vocabulary.styles]
     result = []
     if "+".join(dict.fromkeys(found["thing"])) not in ["" if each == "-" else each for each in things.split("/")]:
         result.append(f"things {found['thing']} instead of {things}")
@@ -61,7 +63,7 @@ def differences(line: str) -> list[str]:
 
 def test_prompts_of_newcomers_are_understood() -> None:
     lines = [line for line in NEWCOMERS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    assert len(lines) >= 200
+    assert len(lines) >= 280
     wrong = {line.split("\t")[0]: found for line in lines if (found := differences(line))}
     share = 1 - len(wrong) / len(lines)
     assert share >= MIN_AS_EXPECTED, f"{share:.1%} as expected; not: {json.dumps(wrong, indent=1, ensure_ascii=False)}"
@@ -70,32 +72,104 @@ def test_prompts_of_newcomers_are_understood() -> None:
 @pytest.mark.parametrize(
     ("prompt", "resolved"),
     [
-        ("two puppies at the seaside", "two dogs on the beach"),
+        ("two puppies at the seaside", "two dog on the beach"),
         ("PUPPY, IN THE SNOW!", "a dog in the snow"),
         ("a hot dog", "a hot dog"),  # longest match first
+        ("a cup of tea and a bowl of soup", "green tea and soup"),  # not "a cup of" and "a bowl of"
+        ("an elephnat, a guittar", "an elephant and a guitar"),
+        ("an accordian according to the factors", "an accordion"),  # common words are no slips of the pen
+        ("una bruja volando", "a witch"),  # slips of the pen are English: no volcano
+        ("a pair of glasses", "glasses"),
+        ("ثلاثة كلاب على الشاطئ", "three dog on the beach"),
         ("a pine tree", "a fir tree"),
         ("a catalogue of dogmas", "a catalogue of dogmas"),  # no parts of words
-        ("a cafe\u0301 and a cat", "a cat in a room"),  # composed differently
+        ("a cafe\u0301 and a cat", "a cat in the kitchen"),  # composed differently
         ("an orange cat on an orange background", "a cat on an orange background"),
         ("a fox without a hat", "a fox"),
-        ("a tiny kitten on the left at night, comic", "a tiny cat on the left at night, cartoon"),
+        ("a tiny kitten on the left at night, comic", "a tiny cartoon cat on the left at night"),
         ("ein kleiner Hund im Schnee", "a tiny dog in the snow"),
-        ("deux chats sur la plage", "two cats on the beach"),
+        ("deux chats sur la plage", "two cat on the beach"),
     ],
 )
 def test_prompts_are_resolved(prompt: str, resolved: str) -> None:
     assert read(prompt).prompt == resolved
 
 
-def test_prompts_in_the_models_own_words_stay_as_they_are() -> None:
-    for prompt in ("a fox in the snow, 3d", "A cute owl at dusk, cartoon style.", "three apples on a pink background"):
-        assert read(prompt) == Understanding(prompt, read(prompt).understood)
+@pytest.mark.parametrize(
+    ("prompt", "resolved"),
+    [
+        ("a fox in the snow, flat", "a flat fox in the snow"),
+        ("flat: an apple and an owl", "a flat apple and a flat owl"),
+        ("an owl, 3d", "an owl"),  # the default style has no word
+        ("glasses in sticker style", "sticker glasses"),
+        ("a cartoon hot dog on the right", "a cartoon hot dog on the right"),
+        ("a small fox in the snow, flat design", "a tiny flat fox in the snow"),
+        ("three foxes in the snow, vector art", "three flat fox in the snow"),
+        ("ten foxes", "three fox"),
+        ("a fox and an owl and a cat in the snow, flat", "a flat fox, a flat owl and a flat cat in the snow"),
+        ("in the snow: a fox, an owl", "a fox and an owl in the snow"),  # things come first
+        ("a cow, a pig, a sheep and a goat on a farm", "a cow, a pig and a sheep on a farm"),
+        ("a king's palace at night", "in a castle hall"),
+        ("a rainy day, cartoon", "in the rain"),
+        ("a glossy balloon on a red background", "a glossy balloon on a red background"),
+    ],
+)
+def test_prompts_are_written_in_the_grammar_of_captions(prompt: str, resolved: str) -> None:
+    assert read(prompt).prompt == resolved
+
+
+def test_what_is_shown_is_english() -> None:
+    reading = read("two foxes in the snow, flat")
+    assert [item.words for item in reading.understood] == ["two foxes", "in the snow", "flat"]
+    assert not reading.changed
+
+
+def test_a_thing_without_a_drawing_in_the_style_has_another_one() -> None:
+    vocabulary = VOCABULARY_OF_STARTER
+    assert vocabulary.things["mermaid"]["styles"] == ["3d", "cartoon", "sticker"]
+    reading = read("a mermaid, flat")
+    assert (reading.prompt, reading.left_out) == ("a mermaid", ("flat (mermaid)",))
+    assert [item.words for item in reading.understood] == ["a mermaid"]
+    both = read("a fox and a mermaid, flat")
+    assert (both.prompt, both.left_out) == ("a flat fox and a mermaid", ("flat (mermaid)",))
+    assert [item.words for item in both.understood] == ["a fox", "a mermaid", "flat"]
+    assert read("an orca").prompt == "a cartoon orca"  # the default style has none
+    assert not read("an orca").changed
+    assert read("a 3d orca").left_out == ("3d (orca)",)
+
+
+def test_a_place_alone_has_no_style() -> None:
+    reading = read("a beach, cartoon")
+    assert (reading.prompt, reading.left_out) == ("on the beach", ("cartoon",))
+    assert read("a beach, 3d").left_out == ()
+
+
+def test_a_side_is_left_out_where_several_things_are() -> None:
+    assert read("two foxes on the left").prompt == "two fox"
+    assert read("two foxes on the left").left_out == ("on the left",)
+    assert read("a fox and an owl on the right").left_out == ("on the right",)
+
+
+def test_every_thing_is_read_in_every_style() -> None:
+    vocabulary = VOCABULARY_OF_STARTER
+    for name, thing in vocabulary.things.items():
+        for style in thing.get("styles", vocabulary.styles):
+            for count in (1, 2, 3):
+                caption = vocabulary.caption(name, count, "", "", style) + " in a castle hall"
+                assert (read(caption).prompt, read(caption).unknown, read(caption).left_out) == (caption, (), ())
+
+
+def test_names_of_things_are_no_other_words() -> None:
+    vocabulary = VOCABULARY_OF_STARTER
+    others = {*vocabulary.places, *vocabulary.styles, *vocabulary.colours, "two", "three", "tiny", "left", "right"}
+    assert not (set(vocabulary.things) - {"orange"}) & others
+    assert all(re.fullmatch("[a-z0-9]+([ -][a-z0-9]+)*", name) for name in vocabulary.things)
 
 
 def test_the_note_names_synonyms_unknown_words_and_the_nearest_known_one() -> None:
-    note = read("a bearded puppy in the snow with a red sledge").note
-    assert note.startswith("Understood: a dog (from puppy), in the snow. Not known: bearded")
-    assert note.endswith("Left out: red.")
+    note = read("a grouchy puppy in the snow with a red lighthouse").note
+    unknown = "Not known: grouchy, lighthouse (nearest: tokyo tower)."
+    assert note == f"Understood: a dog (from puppy), in the snow. {unknown} Left out: red."
     assert read("zxcv qwerty").nothing_known
     assert read("zxcv qwerty").note == "Not known: zxcv qwerty."
 
@@ -109,7 +183,9 @@ def test_a_place_is_added_by_the_seed_only_where_none_is_named() -> None:
     assert not read("zxcv", seed=1).added
 
 
-OWN_WORDS = [word for thing in VOCABULARY_OF_STARTER.things.values() for word in thing["words"]]
+# Things in all styles: of others, one prompt may have drawings in several styles
+COMPLETE = [thing for thing in VOCABULARY_OF_STARTER.things.values() if "styles" not in thing]
+OWN_WORDS = [word for thing in COMPLETE for word in thing["words"]]
 PIECES = st.sampled_from(
     [*OWN_WORDS, "puppies", "in the woods", "red", "two", "tiny", "qwerty", "3d", "manga", ",", "and"]
 )
@@ -138,7 +214,8 @@ def test_a_lora_or_weights_leave_the_prompt_alone() -> None:
 
 def test_the_tables_are_small_and_name_only_what_the_model_knows() -> None:
     folder = ASSETS / "starter"
-    assert (folder / SYNONYMS).stat().st_size + (folder / VOCABULARY).stat().st_size <= 2**20
+    assert (folder / SYNONYMS).stat().st_size <= 1_000_000
+    assert (folder / SYNONYMS).stat().st_size + (folder / VOCABULARY).stat().st_size <= 1_200_000
     words = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
     table = json.loads((folder / SYNONYMS).read_text(encoding="utf-8"))
     for sections in table["languages"].values():

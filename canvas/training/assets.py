@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 # Groups and subgroups of emojibase that are not single concrete objects.
 EXCLUDED_GROUPS = (2, 8, 9)
 EXCLUDED_SUBGROUPS = (18, 24, 25, 27, 30, 31)
+CONCEPT_LINE = re.compile(r"((?P<name>[^=:\"]+)=)?(?P<label>\s*\"[^\"]+\"|[^:]+)(:(?P<words>.*))?")
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,17 @@ def icon_key(label: str) -> str:
 
 
 def read_concepts_file(path: Path) -> dict[str, tuple[str, ...]]:
-    """Words of each concept by emojibase label; lines `label`, `label: a, b`, `x = label: a, b`."""
+    """Words of each concept by emojibase label; lines `label`, `label: a, b`, `x = label: a, b`.
+
+    A label with a colon stands in quotation marks.
+    """
     concepts = {}
     for line in path.read_text().splitlines():
-        if line.startswith("#") or not line.strip():
+        if line.startswith("#") or not (match := CONCEPT_LINE.fullmatch(line.strip())):
             continue
-        left, _, words = line.partition(":")
-        name, _, label = left.partition("=")
-        label = (label or name).strip()
-        concepts[label] = tuple(w.strip() for w in (words or name).split(","))
+        label = match["label"].strip('" ')
+        words = match["words"] or match["name"] or label
+        concepts[label] = tuple(word.strip() for word in words.split(","))
     return concepts
 
 

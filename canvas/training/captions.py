@@ -1,5 +1,6 @@
 """Caption templates and vocabulary of the scenes."""
 
+from itertools import takewhile
 from random import Random
 
 from canvas.training.backgrounds import COLOURS
@@ -19,6 +20,16 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "mountains": ("in the mountains", "before the mountains", "on a mountain"),
     "room": ("in a room", "indoors", "at home", "in the living room"),
     "sky": ("in the sky", "in the clouds", "up in the air", "above the clouds"),
+    "kitchen": ("in the kitchen", "in a kitchen", "on the kitchen table"),
+    "bedroom": ("in a bedroom", "in the bedroom"),
+    "library": ("in a library", "in the library", "among bookshelves"),
+    "stage": ("on a stage", "on stage", "in a theater"),
+    "street": ("on a street at night", "on the street at night", "in the city at night"),
+    "farm": ("on a farm", "on the farm", "before a barn"),
+    "lake": ("by a lake", "by the lake", "at the lake"),
+    "cave": ("in a cave", "in the cave"),
+    "hall": ("in a castle hall", "in a hall", "in a palace"),
+    "rooftop": ("on a rooftop", "on the rooftop", "on the roof"),
 }
 COLOUR_PHRASES = ("on a {} background", "on {}", "{} background", "on a plain {} background")
 STYLE_PHRASES = (", {}", ", {} style", " in {} style", ", as a {} picture")
@@ -79,6 +90,8 @@ MASS_NOUNS = frozenset(
         "chocolate",
         "bacon",
         "candy",
+        *("bacteria", "bamboo", "butter", "confetti", "curry", "garlic", "ginger", "glitter", "honey", "lettuce"),
+        *("karate", "meditation", "music", "rice", "sake", "salt", "soup", "sheet music", "stew", "tea", "treasure"),
     }
 )
 IRREGULAR_PLURALS = {
@@ -90,7 +103,29 @@ IRREGULAR_PLURALS = {
     "deer": "deer",
     "wolf": "wolves",
     "scarf": "scarves",
+    **{
+        "skis": "skis",
+        "men": "men",
+        "women": "women",
+        "man": "men",
+        "woman": "women",
+        "person": "people",
+        "child": "children",
+        "foot": "feet",
+        "ox": "oxen",
+    },
+    **{"leaf": "leaves", "knife": "knives", "elf": "elves", "moose": "moose", "bison": "bison", "shrimp": "shrimp"},
+    **{"merman": "mermen", "snowman": "snowmen", "dice": "dice", "tomato": "tomatoes", "potato": "potatoes"},
+    **{"mango": "mangoes", "loaf": "loaves", "buffalo": "buffaloes", "volcano": "volcanoes"},
 }
+SINGULAR_ENDINGS = ("ss", "us", "is", "ceros")
+# The words before these are the noun: `piece of cake`, `heart with a ribbon`.
+PREPOSITIONS = frozenset(
+    {
+        *("of", "with", "without", "in", "on", "at", "behind", "and", "from", "by", "to", "showing", "facing"),
+        *("reaching", "pushing", "blowing", "covering", "holding", "shaking", "taking"),
+    }
+)
 # Words held out of all scene captions, with the concepts that count as correct; for evaluation.
 NEAR_SYNONYMS: dict[str, tuple[str, ...]] = {
     "puppy": ("dog",),
@@ -153,26 +188,37 @@ def in_style(name: str, style: str) -> str:
 
 def article(words: str) -> str:
     """The words with an indefinite article (`a fox`, `an owl`); none for plurals and mass nouns."""
-    last = words.rsplit(maxsplit=1)[-1]
-    if last in MASS_NOUNS:
+    last = _noun(words).rsplit(maxsplit=1)[-1]
+    if last in MASS_NOUNS or words in MASS_NOUNS:
         return words
-    if (last.endswith("s") and not last.endswith(("ss", "us", "is"))) or last == "dice":
+    if last in ("skis", "dice", "men", "women") or (last.endswith("s") and not last.endswith(SINGULAR_ENDINGS)):
         return words
-    return f"{'an' if words[0] in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
+    is_vowel = (words[0] in "aeiou" and not words.startswith("uni")) or words.startswith("hour")
+    return f"{'an' if is_vowel else 'a'} {words}"
+
+
+def _noun(words: str) -> str:
+    """The words up to the first preposition."""
+    first, *rest = words.split()
+    return " ".join([first, *takewhile(lambda word: word not in PREPOSITIONS, rest)])
 
 
 def plural(words: str) -> str:
-    """The plural of the last word, by common rules: `red apples`."""
-    head, _, last = words.rpartition(" ")
+    """The plural of the noun, by common rules: `red apples`, `pieces of cake`."""
+    noun = _noun(words)
+    head, _, last = noun.rpartition(" ")
+    following = words.removeprefix(noun)
     if last in IRREGULAR_PLURALS:
         last = IRREGULAR_PLURALS[last]
-    elif last.endswith(("s", "x", "ch", "sh")):
-        last = last if last.endswith("s") else f"{last}es"
+    elif last.endswith(("x", "ch", "sh", *SINGULAR_ENDINGS)):
+        last = f"{last}es"
+    elif last.endswith("s"):
+        pass
     elif last.endswith("y") and last[-2:-1] not in "aeiou":
         last = f"{last[:-1]}ies"
     else:
         last = f"{last}s"
-    return f"{head} {last}".strip()
+    return f"{head} {last}".strip() + following
 
 
 def place_phrase(place: str, rng: Random) -> str:

