@@ -1,9 +1,6 @@
-"""Caption templates and vocabulary of the scenes."""
+"""The words of prompts: places, numbers, articles and plurals."""
 
 from itertools import takewhile
-from random import Random
-
-from canvas.training.backgrounds import COLOURS
 
 PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "snow": ("in the snow", "in snow", "in a snowy landscape", "in winter"),
@@ -32,9 +29,7 @@ PLACE_PHRASES: dict[str, tuple[str, ...]] = {
     "rooftop": ("on a rooftop", "on the rooftop", "on the roof"),
 }
 COLOUR_PHRASES = ("on a {} background", "on {}", "{} background", "on a plain {} background")
-STYLE_PHRASES = (", {}", ", {} style", " in {} style", ", as a {} picture")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-SIZES = {"tiny": ("tiny", "small", "little"), "huge": ("huge", "big", "giant")}
 POSITIONS = {"left": ("on the left",), "right": ("on the right",)}
 # Common prompt boilerplate, which must not change the image.
 PREFIXES = ("a picture of", "a drawing of", "an illustration of", "an image of", "a photo of")
@@ -219,49 +214,3 @@ def plural(words: str) -> str:
     else:
         last = f"{last}s"
     return f"{head} {last}".strip() + following
-
-
-def place_phrase(place: str, rng: Random) -> str:
-    """A random phrase for the place or plain colour."""
-    if place in COLOURS:
-        return rng.choice(COLOUR_PHRASES).format(place)
-    phrases = PLACE_PHRASES[place]
-    return phrases[0] if rng.random() < 0.5 else rng.choice(phrases)
-
-
-def subject_phrase(words: list[str], count: int, size: str, rng: Random) -> str:
-    """The subject without place and style: `a tiny fox`, `three apples`, `a fox and a moon`."""
-    if count > 1:
-        return f"{NUMBERS[count]} {plural(words[0])}"
-    size_word = rng.choice(SIZES[size]) + " " if size else ""
-    named = [article(size_word + word) if rng.random() < 0.85 else size_word + word for word in words]
-    if rng.random() < 0.06:
-        named[0] = article(f"{rng.choice(ADJECTIVES)} {size_word}{words[0]}")
-    return rng.choice((" and ", " and ", " next to ", " with ")).join(named)
-
-
-def caption(subject: str, place: str, style: str, position: str, rng: Random) -> str:
-    """The full caption; an empty place or style is omitted."""
-    where = place_phrase(place, rng) if place else ""
-    if position:
-        side = rng.choice(POSITIONS[position])
-        where = f"{side} {where}".strip() if rng.random() < 0.7 else f"{where} {side}".strip()
-    text = f"{subject}{', ' if where and rng.random() < 0.15 else ' '}{where}".strip()
-    if style:
-        chance = rng.random()
-        if chance < 0.62:
-            text += ", " + style
-        elif chance < 0.82:
-            text += rng.choice(STYLE_PHRASES).format(style)
-        elif chance < 0.92:
-            text = f"{style} picture of {text}"
-        else:
-            text = f"{style}, {text}"
-    if rng.random() < 0.05:
-        text = f"{rng.choice(PREFIXES)} {text}"
-    if rng.random() < 0.12:
-        most = rng.choice((3, 3, len(QUALITY_TAGS)))
-        text += ", " + ", ".join(rng.sample(QUALITY_TAGS, rng.randint(1, most)))
-    if rng.random() < 0.1:
-        text = text[0].upper() + text[1:] + rng.choice(("", "."))
-    return text

@@ -35,7 +35,9 @@ class TokenTable:
     @classmethod
     def build(cls, sprites: SpriteSet) -> "TokenTable":
         """The tokens of all drawings. Raises ValueError if two things share a name."""
-        found = {word: Source(index) for index, word in enumerate(WORDS)}
+        # Positions and places are named by phrases: "orange" is a thing, "on an orange background" a place
+        named = (*POSITIONS, *BACKGROUNDS)
+        found = {f"<{word}>" if word in named else word: Source(index) for index, word in enumerate(WORDS)}
         for (concept, style), drawing in sprites.index.items():
             name = in_style(sprites.concepts[concept].name, STYLES[style])
             if name in found:
