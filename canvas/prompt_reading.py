@@ -224,7 +224,7 @@ class _Reading:
     def _subjects(self) -> list[Item]:
         items = []
         several = len(self._things) > 1
-        if several or any(thing.count > 1 for thing in self._things.values()):
+        if several or any(thing.count > 1 or thing.size for thing in self._things.values()):
             self._leave_out(self._position_text)
             self._position = ""
         for thing in self._things.values():
@@ -278,5 +278,5 @@ def message_for_nothing(suggestion: str) -> LazyMessage:
     """What to do when a model knows nothing of a prompt; `suggestion` is a model with its size."""
     if not suggestion:
         return LazyMessage("The built-in model knows none of these words. Use one of its things and places.")
-    text = "The built-in model knows none of these words. For people and photos use {model}."
+    text = "The built-in model knows none of these words. For photos and anything else use {model}."
     return LazyMessage(text, model=suggestion)

@@ -86,7 +86,7 @@ def test_prompts_of_newcomers_are_understood() -> None:
         ("a cafe\u0301 and a cat", "a cat in the kitchen"),  # composed differently
         ("an orange cat on an orange background", "a cat on an orange background"),
         ("a fox without a hat", "a fox"),
-        ("a tiny kitten on the left at night, comic", "a tiny cartoon cat on the left at night"),
+        ("a tiny kitten on the left at night, comic", "a tiny cartoon cat at night"),
         ("ein kleiner Hund im Schnee", "a tiny dog in the snow"),
         ("deux chats sur la plage", "two cat on the beach"),
     ],
