@@ -13,7 +13,7 @@ from typing import Any
 
 from canvas import prompt_reading
 from canvas.catalog import ModelSpec
-from canvas.errors import ModelCorrupted, ModelUnsupported
+from canvas.errors import InvalidInput, ModelCorrupted, ModelUnsupported
 from canvas.models import single_file
 from canvas.models.capabilities import read_config
 from canvas.models.download import LocalModel
@@ -57,18 +57,25 @@ def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
 def understand(request: GenerationRequest, spec: ModelSpec) -> prompt_reading.Understanding | None:
     """How a model with a vocabulary reads the prompt and the words of the style; None for any other model.
 
-    Also None with a LoRA, which changes what words mean, and with prompt weights.
+    Also None with a LoRA, which changes what words mean, and with invalid prompt weights. Such a model
+    has no weights of words: they are left out.
     """
     vocabulary = vocabulary_of(spec)
     prompt, tags = parse_lora_tags(request.prompt)
     if vocabulary is None or tags or request.loras:
         return None
-    if request.prompt_weighting and (has_weights(prompt) or len(split_chunks(prompt)) > 1):
-        return None
+    weighted = request.prompt_weighting and has_weights(prompt)
+    if request.prompt_weighting:
+        try:
+            split_chunks(prompt)
+        except InvalidInput:
+            return None
+        prompt = strip_weights(prompt)
     # An image that is edited has a background already
     adds_place = request.task == "text_to_image" and request.seed != RANDOM_SEED
     text = _append_missing(prompt, STYLES[request.style].words)
-    return prompt_reading.understand(vocabulary, text, seed=request.seed if adds_place else None)
+    reading = prompt_reading.understand(vocabulary, text, seed=request.seed if adds_place else None)
+    return replace(reading, left_out=(*reading.left_out, "weights")) if weighted else reading
 
 
 def enhance_negative_prompt(request: GenerationRequest) -> str:

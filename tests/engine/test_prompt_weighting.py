@@ -6,19 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.catalog import ASSETS
 from canvas.engine.prompt_weighting import encode_weighted_prompt, supports_weighting
 from tests.tiny_xl import make_tiny_xl
 
 
-@pytest.fixture(scope="module", params=["starter", "tiny", "xl"])
+@pytest.fixture(scope="module", params=["tiny", "xl"])
 def pipeline(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if request.param == "xl":
         folder = make_tiny_xl(tmp_path_factory.mktemp("xl"))
         return StableDiffusionXLPipeline.from_pretrained(folder)
-    folder = ASSETS / "starter" if request.param == "starter" else tiny_folder
+    folder = tiny_folder
     return StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
 
 

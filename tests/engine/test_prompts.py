@@ -20,6 +20,7 @@ from canvas.styles import STYLES
 STARTER = MODELS["starter"]
 PORTRAIT = MODELS["portrait"]
 LOCAL = LocalModel(ASSETS / "starter", "", "")
+LIMIT = STARTER.prompt_tokens
 
 
 def test_prompt_without_style_and_trigger_is_unchanged() -> None:
@@ -53,24 +54,24 @@ def test_trigger_words_come_first() -> None:
 def test_a_short_prompt_fits() -> None:
     budget = truncate_to_limit("a fox in the snow", LOCAL, STARTER)
     assert (budget.kept, budget.truncated) == ("a fox in the snow", "")
-    assert 5 <= budget.tokens <= budget.limit == 27
+    assert 2 <= budget.tokens <= budget.limit == LIMIT
 
 
 def test_prompt_is_truncated_at_the_limit() -> None:
-    assert truncate_to_limit("fox " * 27, LOCAL, STARTER).tokens == 27
-    assert truncate_to_limit("fox " * 27, LOCAL, STARTER).truncated.strip() == ""
-    budget = truncate_to_limit("fox " * 27 + "snow", LOCAL, STARTER)
-    assert budget.tokens == 28
-    assert budget.kept.split() == ["fox"] * 27
-    assert budget.truncated.strip() == "snow"
+    assert truncate_to_limit("fox " * LIMIT, LOCAL, STARTER).tokens == LIMIT
+    assert truncate_to_limit("fox " * LIMIT, LOCAL, STARTER).truncated.strip() == ""
+    budget = truncate_to_limit("fox " * LIMIT + "owl", LOCAL, STARTER)
+    assert budget.tokens == LIMIT + 1
+    assert budget.kept.split() == ["fox"] * LIMIT
+    assert budget.truncated.strip() == "owl"
 
 
 @given(st.text(alphabet="ab fox,.'🦊日ö\n", max_size=200))
 def test_kept_and_truncated_are_the_prompt(text: str) -> None:
     """The number of tokens is that of the tokenizer."""
-    from transformers import CLIPTokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "starter" / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ASSETS / "starter" / "tokenizer")
     budget = truncate_to_limit(text, LOCAL, STARTER)
     assert budget.kept + budget.truncated == text
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -81,14 +82,14 @@ def test_kept_and_truncated_are_the_prompt(text: str) -> None:
         assert budget.truncated != ""
 
 
-def test_character_of_several_tokens_is_not_split() -> None:
+def test_character_of_several_tokens_is_not_split(tiny_folder: Path) -> None:
     """A fox face has several tokens, and the limit falls between them."""
-    heads = "🦊" * 40
-    budget = truncate_to_limit("a" + heads, LOCAL, STARTER)
+    heads, local = "🦊" * 40, LocalModel(tiny_folder, "", "")
+    budget = truncate_to_limit("a" + heads, local, PORTRAIT)
     assert budget.tokens > budget.limit
     assert budget.kept.encode("utf-8").decode("utf-8") == budget.kept
-    assert truncate_to_limit(budget.kept, LOCAL, STARTER).tokens <= budget.limit
-    assert truncate_to_limit(budget.kept + "🦊", LOCAL, STARTER).truncated == "🦊"
+    assert truncate_to_limit(budget.kept, local, PORTRAIT).tokens <= budget.limit
+    assert truncate_to_limit(budget.kept + "🦊", local, PORTRAIT).truncated == "🦊"
 
 
 def test_old_tokenizer_layout(tiny_folder: Path) -> None:

@@ -377,7 +377,13 @@ def test_prompt_weighting_reads_long_prompts_completely(studio: Studio, tiny_spe
 
 
 def test_weights_are_plain_text_without_prompt_weighting(studio: Studio) -> None:
-    [plain] = studio.generate(make_request(prompt="a (fox:1.7) in the snow"))
-    [weighted] = studio.generate(make_request(prompt="a (fox:1.7) in the snow", prompt_weighting=True))
+    request = make_request(prompt="a (fox:1.7) in the snow", model_key="tiny", width=64, height=64)
+    [plain], [weighted] = studio.generate(request), studio.generate(replace(request, prompt_weighting=True))
     assert (pixels(studio, plain) != pixels(studio, weighted)).any()
     assert (plain.request.prompt_weighting, weighted.request.prompt_weighting) == (False, True)
+
+
+def test_the_built_in_model_says_that_it_leaves_out_weights(studio: Studio) -> None:
+    [weighted] = studio.generate(make_request(prompt="a (fox:1.7) in the snow", prompt_weighting=True))
+    assert weighted.enhanced_prompt == "a fox in the snow"
+    assert weighted.notes == ("Understood: a fox, in the snow. Left out: weights.",)
