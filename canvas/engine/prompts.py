@@ -136,8 +136,11 @@ def _load_tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
         return _shipped_tokenizer() if not folder.parent.is_dir() else None
     try:
-        if read_config(folder).get("tokenizer_class", "CLIPTokenizer") == "CLIPTokenizer":
+        name = read_config(folder).get("tokenizer_class", "CLIPTokenizer")
+        if name == "CLIPTokenizer":
             from transformers import CLIPTokenizer as Tokenizer
+        elif name == "PreTrainedTokenizerFast":
+            from transformers import PreTrainedTokenizerFast as Tokenizer  # type: ignore[assignment]
         else:  # its import takes a second more
             from transformers import AutoTokenizer as Tokenizer  # type: ignore[assignment]
         tokenizer = Tokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -88,7 +88,7 @@ def test_image_and_its_metadata(starter: Any) -> None:
     assert image.image.size == (200, 136)
     assert image.image.mode == "RGB"
     assert image.request == request
-    assert image.enhanced_prompt.startswith("a fox in the snow, cartoon")
+    assert image.enhanced_prompt.startswith("a cartoon fox in the snow")
     assert (image.device, image.dtype, image.model_revision) == ("cpu", "float32", "abc")
     assert image.generation_time > 0
     assert image.notes == ()

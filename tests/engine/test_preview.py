@@ -29,7 +29,7 @@ def tiny(tiny_folder: Path) -> Any:
 
 
 def test_small_latents_are_decoded_by_a_tiny_vae(starter: Any) -> None:
-    latents = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, 48, 16, 16, generator=torch.Generator().manual_seed(1))
     preview = Preview(latents, starter).image()
     pixels = starter.vae.decode(latents[:1] / starter.vae.config.scaling_factor).sample
     decoded = starter.image_processor.postprocess(pixels.detach())[0].resize((256, 256))
