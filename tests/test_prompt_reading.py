@@ -206,9 +206,17 @@ def test_any_text_is_read(text: str) -> None:
     assert bool(reading.note) == reading.changed
 
 
-def test_a_lora_or_weights_leave_the_prompt_alone() -> None:
-    assert prompts.understand(GenerationRequest("a puppy <lora:x:1>"), STARTER) is None
-    assert prompts.understand(GenerationRequest("a (puppy:1.4)", prompt_weighting=True), STARTER) is None
+def test_loras_change_nothing_and_weights_are_left_out() -> None:
+    lora = prompts.understand(GenerationRequest("a puppy <lora:x:1>"), STARTER)
+    assert lora is not None
+    assert (lora.prompt, lora.left_out) == ("a dog", ())
+    weighted = prompts.understand(GenerationRequest("a (puppy:1.4)", prompt_weighting=True), STARTER)
+    assert weighted is not None
+    assert (weighted.prompt, weighted.left_out) == ("a dog", ("weights",))
+    assert prompts.understand(GenerationRequest("a (puppy:99)", prompt_weighting=True), STARTER) is None
+
+
+def test_models_without_a_vocabulary_read_the_prompt_themselves() -> None:
     assert prompts.understand(GenerationRequest("a puppy", model_key="small"), MODELS["small"]) is None
 
 

@@ -57,13 +57,12 @@ def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
 def understand(request: GenerationRequest, spec: ModelSpec) -> prompt_reading.Understanding | None:
     """How a model with a vocabulary reads the prompt and the words of the style; None for any other model.
 
-    Also None with a LoRA, which changes what words mean, and with invalid prompt weights. Such a model
-    has no weights of words: they are left out.
+    Also None with invalid prompt weights. Such a model has no weights of words: they are left out.
     """
     vocabulary = vocabulary_of(spec)
-    prompt, tags = parse_lora_tags(request.prompt)
-    if vocabulary is None or tags or request.loras:
+    if vocabulary is None:
         return None
+    prompt = parse_lora_tags(request.prompt)[0]
     weighted = request.prompt_weighting and has_weights(prompt)
     if request.prompt_weighting:
         try:

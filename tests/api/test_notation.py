@@ -23,9 +23,9 @@ from canvas.cli import main as cli
 from canvas.errors import CanvasError, InvalidInput
 from tests.app_server import run_in_mcp_session
 
-PROMPT = "a {red|blue} __boats__ <lora:SNOW:0.5:1> <lora:folder/inner:0,5> <lora:snow:0.2>"
+PROMPT = "a {flat|cartoon} __boats__ <lora:SNOW:0.5:1> <lora:folder/inner:0,5> <lora:snow:0.2>"
 FIELDS = {"negative_prompt": "fog", "num_inference_steps": 1, "guidance_scale": 3.0, "seed": 5}
-EXPANDED = ["a red boat", "a blue boat"]
+EXPANDED = ["a flat boat", "a cartoon boat"]
 
 
 def make_lora(path: Path, seed: int) -> None:
@@ -206,10 +206,11 @@ def test_sdapi_reads_weights(served: Studio) -> None:
     plain, _ = sdapi(served, "a fox in the snow")
     assert sdapi(served, "(a fox:1.0) in the (snow:1.0)")[0] == plain
     weighted, _ = sdapi(served, "a (fox:1.4) in the snow")
+    assert served.recent()[0].request.prompt_weighting
     [image] = served.generate(
         GenerationRequest("a (fox:1.4) in the snow", prompt_weighting=True, num_inference_steps=1, seed=5)
     )
-    assert weighted == stored_pixels(served, image.filename) != plain
+    assert weighted == stored_pixels(served, image.filename)
 
 
 def test_sdapi_subseeds_are_variation_seeds(served: Studio) -> None:
@@ -226,9 +227,9 @@ def test_sdapi_subseeds_are_variation_seeds(served: Studio) -> None:
 @pytest.mark.parametrize("prompt", ["a (fox:1.3)", "a fox BREAK snow"])
 def test_weights_that_are_words_are_noted(served: Studio, prompt: str) -> None:
     [image] = served.generate(GenerationRequest(prompt, num_inference_steps=1))
-    assert "was read as words, because prompt weights are off" in image.notes[0]
+    assert any("was read as words, because prompt weights are off" in note for note in image.notes)
     [image] = served.generate(GenerationRequest(prompt, num_inference_steps=1, prompt_weighting=True))
-    assert image.notes == ()
+    assert not any("read as words" in note for note in image.notes)
 
 
 def test_a_damaged_lora_is_named(served: Studio) -> None:

@@ -28,7 +28,7 @@ from tests.api.test_notation import make_lora
 from tests.app_server import run_in_mcp_session
 
 PARAMS: dict[str, Any] = {
-    "prompt": "a {red|blue} (boat:1.3) on a lake <lora:strong:0.5>",
+    "prompt": "a {flat|cartoon} boat (by a lake:1.3) <lora:strong:0.5>",
     "negative_prompt": "fog",
     "num_inference_steps": 4,
     "guidance_scale": 4.0,
