@@ -140,14 +140,30 @@ def diversity(sampler: Sampler, prompts: Sequence[str], num_seeds: int = 4) -> f
 
 def evaluate(
     sampler: Sampler,
-    classifier: SceneClassifier,
+    classifier: SceneClassifier | None,
     scenes: SceneSampler,
     vocabulary: Vocabulary,
     counts: EvalCounts | None = None,
 ) -> dict[str, float]:
-    """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`."""
+    """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`.
+
+    Without a classifier there are no accuracies.
+    """
     counts = counts or EvalCounts()
     metrics = _fidelity(sampler, scenes, counts)
+    prompts = [scenes.sample("one").prompt(scenes.sprites) for _ in range(counts.batch_size)]
+    metrics["diversity_percent"] = diversity(sampler, prompts)
+    if classifier:
+        metrics |= _accuracies(sampler, classifier, scenes, vocabulary, counts)
+    logger.info("%s", json.dumps(metrics))
+    return metrics
+
+
+def _accuracies(
+    sampler: Sampler, classifier: SceneClassifier, scenes: SceneSampler, vocabulary: Vocabulary, counts: EvalCounts
+) -> dict[str, float]:
+    """How often the classifier finds what the prompts name, in generated images and in composed scenes."""
+    metrics: dict[str, float] = {}
     for layout, count in (("one", counts.singles), ("pair", counts.pairs), ("trio", counts.trios)):
         chosen = [scenes.sample(layout) for _ in range(count)]
         prompts = [scene.prompt(scenes.sprites) for scene in chosen]
@@ -156,14 +172,11 @@ def evaluate(
         metrics |= {f"{layout}_{name}": value for name, value in generated.items()}
         metrics |= {f"reference_{layout}_{name}": value for name, value in reference.items()}
         metrics[f"num_{layout}"] = count
-        if layout == "one":
-            metrics["diversity_percent"] = diversity(sampler, prompts[: counts.batch_size])
     chosen, prompts = synonym_scenes(scenes, vocabulary)
     if chosen:
         images = sampler.sample_all(prompts, 3, counts.batch_size)
         metrics["synonyms_top1"] = classify(classifier, images, chosen)["top1"]
     metrics["num_synonyms"] = len(chosen)
-    logger.info("%s", json.dumps(metrics))
     return metrics
 
 

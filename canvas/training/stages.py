@@ -95,7 +95,8 @@ def stage_text(options: Options) -> None:
 def stage_evaluate(options: Options) -> None:
     """Measure the exported model and write its card."""
     work, sprites = options.work, load_sprites(options.work)
-    classifier = load_classifier(work, len(sprites.concepts))
+    is_trained = (work / "classifier.pt").exists()
+    classifier = load_classifier(work, len(sprites.concepts)) if is_trained else None
     scenes = SceneSampler(sprites, render_backgrounds(options.config, work), seed=4242, held_out=True)
     vocabulary = load_vocabulary(options.target)
     metrics = evaluate(Sampler(options.target, pick_device()), classifier, scenes, vocabulary)

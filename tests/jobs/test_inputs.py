@@ -376,7 +376,8 @@ def test_prompt_weighting_reads_long_prompts_completely(studio: Studio, tiny_spe
     assert (pixels(studio, whole) != pixels(studio, plain)).any()
 
 
-def test_weights_are_plain_text_without_prompt_weighting(studio: Studio) -> None:
+def test_weights_are_plain_text_without_prompt_weighting(studio: Studio, tiny_spec: ModelSpec) -> None:
+    studio.models["tiny"] = replace(tiny_spec, key="tiny")
     request = make_request(prompt="a (fox:1.7) in the snow", model_key="tiny", width=64, height=64)
     [plain], [weighted] = studio.generate(request), studio.generate(replace(request, prompt_weighting=True))
     assert (pixels(studio, plain) != pixels(studio, weighted)).any()

@@ -50,7 +50,7 @@ def test_kill_while_generating(tmp_path: Path, report: Report, rounds: int) -> N
     lines: list[str] = []
     rng = random.Random(2)
     for number in range(rounds):
-        status, max_seconds = (("loading", 0.3), ("running", 1.0))[number % 2]
+        status, max_seconds = (("loading", 0.3), ("running", 3.0))[number % 2]
         lines += kill_at_random(rng, max_seconds, "generate", tmp_path, status)
         assert_consistent(tmp_path, lines)
     assert any(line.startswith("saved") for line in lines)
