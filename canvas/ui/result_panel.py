@@ -25,12 +25,12 @@ MIN_SHOWN_SECONDS = 0.1
 PREVIEW_SIZE = 256  # pixels; previews are embedded in the HTML as data URLs
 MAX_PREVIEW_BLUR = 8  # CSS pixels, before the first step
 EXAMPLES = (  # of the built-in model, each good with eight seeds
-    "a fox in the snow, 3d",
-    "a rocket at night, flat",
-    "a panda in the forest, 3d",
+    "a fox in the snow",
+    "a rocket in space, flat",
+    "a wizard in a library",
     "a sailboat at sunset, flat",
-    "a ghost at night, cartoon",
-    "a penguin in the snow, 3d",
+    "a lion in the desert, sticker",
+    "an astronaut in space",
 )
 GENERAL_EXAMPLES = (  # of all other models
     "a red fox in autumn leaves, wildlife photograph",
