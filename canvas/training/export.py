@@ -46,6 +46,9 @@ def export_model(work: Path, target: Path) -> None:
     for path in (target / "model_index.json", target / "tokenizer" / "tokenizer_config.json"):
         # The name that transformers 4 has as well
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    tokenizer = target / "tokenizer" / "tokenizer.json"
+    text = json.dumps(json.loads(tokenizer.read_text()), ensure_ascii=False, separators=(",", ":"))
+    tokenizer.write_text(text + "\n")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     logger.info("%s: %.1f MB", target, size / 1e6)
 
