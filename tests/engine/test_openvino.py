@@ -226,7 +226,7 @@ def replace_settings(settings: Settings, **values: Any) -> Settings:
 def test_a_lora_runs_on_torch_and_is_noted(studio: Studio, settings: Settings, on_torch: Any) -> None:
     settings.loras_dir.mkdir(parents=True)
     make_lora(settings.loras_dir / "snow.safetensors", on_torch.unet, "kohya", 0)
-    request = GenerationRequest("a fox", seed=7, num_inference_steps=1)
+    request = GenerationRequest("a fox in the snow", seed=7, num_inference_steps=1)
     [plain] = studio.generate(request)
     [styled] = studio.generate(replace(request, loras=(("snow", 1.0),)))
     assert (plain.engine, styled.engine) == ("openvino", "torch")
