@@ -32,7 +32,7 @@ PROMPTS = (
     "a penguin in the snow",
     "a cactus in the desert, flat",
     "a balloon at sunset, 3d",
-    "a lion in the desert, sticker",
+    "a mermaid under the sea",
 )
 WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
 COLOR_SCHEMES = ("light", "dark")
