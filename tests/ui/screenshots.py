@@ -32,7 +32,7 @@ PROMPTS = (
     "a penguin in the snow",
     "a cactus in the desert, flat",
     "a balloon at sunset, 3d",
-    "a mermaid under the sea",
+    "a castle in a meadow, flat",
 )
 WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
 COLOR_SCHEMES = ("light", "dark")
