@@ -265,7 +265,7 @@ class Vocabulary:
 
     # What a prompt consists of
 
-    def knows(self, word: str) -> bool:
+    def __contains__(self, word: str) -> bool:
         return any(self._find(key_of(word), language)[0] for language in self._languages)
 
     def correct(self, word: str) -> str:

@@ -520,7 +520,7 @@ def spelled_words(vocabulary: Vocabulary) -> list[str]:
     from wordfreq import top_n_list
 
     words = [word for word in top_n_list(ENGLISH, NUM_SPELLED_WORDS) if word.isascii() and word.isalpha()]
-    return sorted(word for word in words if not vocabulary.knows(word) and vocabulary.correct(word))
+    return sorted(word for word in words if word not in vocabulary and vocabulary.correct(word))
 
 
 def licences(packages: Path) -> str:
