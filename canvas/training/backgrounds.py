@@ -1,6 +1,6 @@
 """Procedural backgrounds: places with random variation, and plain colours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -72,6 +72,17 @@ def dots(
         r = rng.uniform(*radius) * size / 100
         x, y = rng.uniform(0, size), rng.uniform(*span) * size
         ellipse(draw, (x, y), (r, r), colour)
+
+
+def houses(
+    size: int, rng: Random, widths: tuple[float, float], tops: tuple[float, float], start: float = 0.1
+) -> Iterator[tuple[float, float, float]]:
+    """Left, width and top of a row of houses across the image; the ranges are fractions of its size."""
+    left = -size * rng.uniform(0.0, start)
+    while left < size:
+        width, top = size * rng.uniform(*widths), size * rng.uniform(*tops)
+        yield left, width, top
+        left += width
 
 
 def snow(size: int, rng: Random) -> Image.Image:
@@ -155,10 +166,7 @@ def city(size: int, rng: Random) -> Image.Image:
     """A row of houses with windows, a street."""
     image = gradient(size, (150, 200, 236), (214, 232, 242))
     draw = ImageDraw.Draw(image)
-    x = -size * rng.uniform(0.0, 0.1)
-    while x < size:
-        width = size * rng.uniform(0.16, 0.24)
-        top = size * rng.uniform(0.22, 0.5)
+    for x, width, top in houses(size, rng, (0.16, 0.24), (0.22, 0.5)):
         draw.rectangle(
             (x, top, x + width, size),
             fill=rng.choice(((150, 120, 120), (120, 134, 160), (176, 150, 120), (130, 140, 140))),
@@ -169,7 +177,6 @@ def city(size: int, rng: Random) -> Image.Image:
                 left = x + width * (0.2 + 0.4 * column)
                 upper = top + size * (0.05 + 0.1 * row)
                 draw.rectangle((left, upper, left + pane, upper + pane), fill=(250, 232, 160))
-        x += width
     draw.rectangle((0, size * 0.78, size, size), fill=shade((96, 98, 104), rng))
     return image
 
@@ -319,16 +326,13 @@ def street(size: int, rng: Random) -> Image.Image:
     """A street at night: dark houses with lit windows, a lamp."""
     image = gradient(size, (22, 26, 62), (58, 54, 100))
     draw = ImageDraw.Draw(image)
-    x = -size * rng.uniform(0.0, 0.1)
-    while x < size:
-        width, top = size * rng.uniform(0.18, 0.26), size * rng.uniform(0.16, 0.4)
+    for x, width, top in houses(size, rng, (0.18, 0.26), (0.16, 0.4)):
         draw.rectangle((x, top, x + width, size), fill=shade((42, 44, 72), rng, 8))
         for row in range(4):
             for column in range(2):
                 left, upper = x + width * (0.2 + 0.4 * column), top + size * (0.05 + 0.11 * row)
                 lit = (252, 214, 120) if rng.random() < 0.6 else (64, 66, 96)
                 draw.rectangle((left, upper, left + size * 0.045, upper + size * 0.055), fill=lit)
-        x += width
     draw.rectangle((0, size * 0.78, size, size), fill=shade((58, 58, 74), rng, 5))
     post = rng.choice((0.1, 0.9)) * size
     draw.line((post, 0.3 * size, post, 0.82 * size), fill=(24, 24, 34), width=max(2, size // 50))
@@ -429,11 +433,8 @@ def rooftop(size: int, rng: Random) -> Image.Image:
     top, bottom = rng.choice((((250, 176, 130), (255, 226, 180)), ((130, 190, 240), (220, 236, 246))))
     image = gradient(size, top, bottom)
     draw = ImageDraw.Draw(image)
-    x = -size * rng.uniform(0.0, 0.05)
-    while x < size:
-        width, height = size * rng.uniform(0.07, 0.14), size * rng.uniform(0.26, 0.56)
+    for x, width, height in houses(size, rng, (0.07, 0.14), (0.26, 0.56), start=0.05):
         draw.rectangle((x, height, x + width, size), fill=shade((132, 136, 166), rng, 14))
-        x += width
     draw.rectangle((0, 0.74 * size, size, size), fill=shade((186, 160, 146), rng))
     draw.rectangle((0, 0.58 * size, size, 0.6 * size), fill=(84, 84, 96))
     for post in range(11):
