@@ -104,7 +104,7 @@ class Vocabulary:
         self._coloured = frozenset(words.get("coloured", ()))
         self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
         self._near: Mapping[str, str] = synonyms.get("near", {})
-        self._spelled = frozenset(synonyms.get("spelled", "").split("|"))
+        self._typo_exceptions = frozenset(synonyms.get("typo_exceptions", "").split("|"))
         self._vague = frozenset(synonyms.get("vague", "").split("|"))
         self._plurals: dict[str, str] = dict(synonyms.get("plurals", {}))
         english = _language_table(synonyms.get("languages", {}).get(ENGLISH, {}))
@@ -143,7 +143,7 @@ class Vocabulary:
         return [self._corrected(part) for part in parts] if language == ENGLISH else parts
 
     def _corrected(self, part: Part) -> Part:
-        """A slip of the pen as the thing that is meant."""
+        """A part with a typo as the thing that is meant."""
         name = "" if part.meaning else self.correct(part.text)
         return Part(part.text, Meaning("thing", name)) if name else part
 
@@ -269,9 +269,9 @@ class Vocabulary:
         return any(self._find(key_of(word), language)[0] for language in self._languages)
 
     def correct(self, word: str) -> str:
-        """The thing whose name has a slip of the pen in `word`; "" without one and for common words."""
+        """The thing whose name `word` is with a typo; "" for none and for common words."""
         key = key_of(word)
-        if len(key) < MIN_TYPO_LENGTH or key in self._spelled:
+        if len(key) < MIN_TYPO_LENGTH or key in self._typo_exceptions:
             return ""
         names = self._names_by_initial.get(key[0], {})
         found = get_close_matches(key, names, 1, TYPO_SIMILARITY)

@@ -77,8 +77,8 @@ def test_prompts_of_newcomers_are_understood() -> None:
         ("a hot dog", "a hot dog"),  # longest match first
         ("a cup of tea and a bowl of soup", "green tea and soup"),  # not "a cup of" and "a bowl of"
         ("an elephnat, a guittar", "an elephant and a guitar"),
-        ("an accordian according to the factors", "an accordion"),  # common words are no slips of the pen
-        ("una bruja volando", "a witch"),  # slips of the pen are English: no volcano
+        ("an accordian according to the factors", "an accordion"),  # common words are no typos
+        ("una bruja volando", "a witch"),  # typos are corrected in English only: no volcano
         ("a pair of glasses", "glasses"),
         ("ثلاثة كلاب على الشاطئ", "three dog on the beach"),
         ("a pine tree", "a fir tree"),

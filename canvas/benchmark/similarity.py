@@ -11,14 +11,18 @@ if TYPE_CHECKING:
 
 
 def ssim(one: Image, other: Image) -> float:
-    """Structural similarity, 1 for equal images.
+    """Structural similarity, 1 for equal images: the mean of `ssim_map` over all windows and RGB."""
+    return float(ssim_map(_to_tensor(one), _to_tensor(other)).mean())
 
-    Wang et al. 2004, mean over RGB: Gaussian window of 11 pixels, sigma 1.5, K 0.01 and 0.03.
+
+def ssim_map(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The SSIM of each window of (N, 1, H, W) from 0 to 1, in float64: (N, 1, H - 10, W - 10).
+
+    Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5, K 0.01 and 0.03.
     """
     import torch
     from torch.nn.functional import conv2d
 
-    a, b = _to_tensor(one), _to_tensor(other)
     gaussian = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     window = torch.outer(gaussian, gaussian)[None, None] / gaussian.sum() ** 2
     mean_a, mean_b = conv2d(a, window), conv2d(b, window)
@@ -28,7 +32,7 @@ def ssim(one: Image, other: Image) -> float:
     c1, c2 = 0.01**2, 0.03**2
     numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     denominator = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
-    return float((numerator / denominator).mean())
+    return numerator / denominator
 
 
 def psnr(one: Image, other: Image) -> float:

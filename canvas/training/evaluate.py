@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from canvas.benchmark.similarity import decibels, ssim_map
 from canvas.prompt_reading import understand
 from canvas.training.art_packages import STYLES
 from canvas.training.captions import DEFAULT_STYLE, NEAR_SYNONYMS, article
@@ -23,9 +23,6 @@ from canvas.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 NUM_INFERENCE_STEPS = 4
-WINDOW = 7  # pixels of the SSIM
-# Constants of the SSIM for values in [-1, 1].
-C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
 OPAQUE = 250  # alpha from which a pixel counts as covered
 
 
@@ -80,21 +77,18 @@ class Sampler:
 def covered_psnr(images: torch.Tensor, references: torch.Tensor, covered: torch.Tensor) -> list[float]:
     """PSNR in dB of each image on the covered pixels, [n, h, w]."""
     errors = ((images - references) / 2).square().mean(1)
-    return [-10 * math.log10(float(error[mask].mean())) for error, mask in zip(errors, covered, strict=True)]
+    return [decibels(float(error[mask].mean())) for error, mask in zip(errors, covered, strict=True)]
 
 
 def covered_ssim(images: torch.Tensor, references: torch.Tensor, covered: torch.Tensor) -> list[float]:
-    """SSIM of each image by windows of 7 pixels, averaged over the covered pixels."""
-
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(values, WINDOW, 1, WINDOW // 2, count_include_pad=False)
-
-    mean_a, mean_b = mean(images), mean(references)
-    variance_a, variance_b = mean(images**2) - mean_a**2, mean(references**2) - mean_b**2
-    covariance = mean(images * references) - mean_a * mean_b
-    structure = (2 * mean_a * mean_b + C1) * (2 * covariance + C2)
-    values = structure / ((mean_a**2 + mean_b**2 + C1) * (variance_a + variance_b + C2))
-    return [float(value[mask].mean()) for value, mask in zip(values.mean(1), covered, strict=True)]
+    """SSIM of each image, averaged over RGB and the windows whose centre is covered."""
+    result = []
+    for image, reference, mask in zip(images, references, covered, strict=True):
+        a, b = (pixels.double().add(1).div(2)[:, None] for pixels in (image, reference))
+        values = ssim_map(a, b).mean((0, 1))
+        margin = (mask.shape[0] - values.shape[0]) // 2
+        result.append(float(values[mask[margin:-margin, margin:-margin]].mean()))
+    return result
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ MIN_SHARE = 0.3  # of a sense in all uses of a word
 MIN_FREQUENCY = 1.4  # Zipf frequency of words, of 0 to 8
 MIN_PHRASE_FREQUENCY = 1.9
 NUM_COMMON_WORDS = 30_000  # considered by the encoder
-NUM_SPELLED_WORDS = 20_000  # that are no slip of the pen: "medication" is not "meditation"
+NUM_TYPO_EXCEPTIONS = 20_000  # common words that are no typos: "medication" is not "meditation"
 SYNONYM_SIMILARITY = 0.66  # cosine from which a word is replaced by a thing
 NEAR_SIMILARITY = 0.48  # and from which the thing is suggested
 MAX_EMOJI = 3  # with a keyword that stands for one thing
@@ -60,7 +60,7 @@ FILES_OF_KEYWORDS = {
 }
 FILE_WEIGHT = 0.5
 # Groups of emoji whose keywords are feelings and gestures, not other names of what is drawn: faces and people.
-GROUPS_OF_FEELINGS = (0, 1)
+SMILEY_AND_PEOPLE_GROUPS = (0, 1)
 
 # Encodes texts as vectors of unit length, [n, width].
 Encoder = Callable[[list[str]], np.ndarray]
@@ -164,15 +164,15 @@ def emoji_of(hexcode: str) -> str:
     return "".join(chr(int(code, 16)) for code in hexcode.split("-") if code != "FE0F")
 
 
-def drawn_styles(sprites: Path, styles: Sequence[str]) -> dict[int, list[str]]:
+def available_styles(sprites: Path, styles: Sequence[str]) -> dict[int, list[str]]:
     """The styles, by concept index, of the concepts that lack some of them in `sprites.zip`."""
-    drawn: dict[int, set[str]] = defaultdict(set)
+    found: dict[int, set[str]] = defaultdict(set)
     with zipfile.ZipFile(sprites) as archive:
         for name in archive.namelist():
             concept, style = name.removesuffix(".webp").split("-")
-            drawn[int(concept)].add(STYLES[int(style)])
-    found = {concept: [style for style in styles if style in known] for concept, known in drawn.items()}
-    return {concept: known for concept, known in found.items() if len(known) < len(styles)}
+            found[int(concept)].add(STYLES[int(style)])
+    ordered = {concept: [style for style in styles if style in known] for concept, known in found.items()}
+    return {concept: known for concept, known in ordered.items() if len(known) < len(styles)}
 
 
 def write_vocabulary(
@@ -180,12 +180,12 @@ def write_vocabulary(
     styles: Sequence[str],
     packages: Path,
     model: Path,
-    drawn: Mapping[int, Sequence[str]],
+    available: Mapping[int, Sequence[str]],
     **changes: Any,
 ) -> None:
     """Write the vocabulary of a model that was trained on these concepts and styles.
 
-    `drawn` are the styles of concepts that lack some, `changes` other fields of the vocabulary.
+    `available` are the styles of concepts that lack some, `changes` other fields of the vocabulary.
     """
     names = fetch(NAMES_PACKAGE, packages)
     things = {
@@ -195,7 +195,7 @@ def write_vocabulary(
             "words": list(concept.words),
             "label": concept.label,
             "hexcode": concept.hexcode,
-            **({"styles": list(drawn[index])} if index in drawn else {}),
+            **({"styles": list(available[index])} if index in available else {}),
         }
         for index, concept in enumerate(concepts)
     }
@@ -244,8 +244,10 @@ class TableBuilder:
         self._reserved = self._reserved_words()
         self._corrections = self._read_corrections()
         entries: Any = read_json(fetch(NAMES_PACKAGE, packages), "en/data.json")
-        feelings = {entry["hexcode"] for entry in entries if entry.get("group") in GROUPS_OF_FEELINGS}
-        self._feelings = {name for name, thing in self.things.items() if thing["hexcode"] in feelings}
+        smileys_and_people = {entry["hexcode"] for entry in entries if entry.get("group") in SMILEY_AND_PEOPLE_GROUPS}
+        self._smileys_and_people = {
+            name for name, thing in self.things.items() if thing["hexcode"] in smileys_and_people
+        }
 
     def _reserved_words(self) -> set[str]:
         """Words of places, colours and so on, which name no thing as well."""
@@ -292,7 +294,7 @@ class TableBuilder:
     def _synsets_of_things(self, encode: Encoder) -> dict[str, str]:
         """The thing of each synset: for each word the concrete sense that is closest to the emoji's keywords."""
         emoji = read_emoji(self._cldr, ENGLISH)
-        without = self.source["no_kinds"]["names"].split(", ")
+        without = self.source["no_hyponyms"]["names"].split(", ")
         candidates = [
             (name, word, sense)
             for name, thing in self.things.items()
@@ -412,7 +414,7 @@ class TableBuilder:
                 continue  # a word for many things, such as "animal"
             if rank:
                 name = base or name or next(iter(names), "")
-            if rank and name in self._feelings:
+            if rank and name in self._smileys_and_people:
                 continue
             if name and key not in reserved:
                 found[key] = name
@@ -512,14 +514,14 @@ def build_table(vocabulary: Mapping[str, Any], packages: Path) -> dict[str, Any]
     vague = "|".join(_split(builder.source["vague"]["words"]))
     plurals = builder.plurals(synonyms)
     table = {"sources": sources, "languages": languages, "near": near, "plurals": plurals, "vague": vague}
-    return {**table, "spelled": "|".join(spelled_words(Vocabulary(vocabulary, table)))}
+    return {**table, "typo_exceptions": "|".join(typo_exceptions(Vocabulary(vocabulary, table)))}
 
 
-def spelled_words(vocabulary: Vocabulary) -> list[str]:
-    """Common words that are unknown but would be taken for a slip of the pen."""
+def typo_exceptions(vocabulary: Vocabulary) -> list[str]:
+    """Common words that are unknown but would be taken for a typo."""
     from wordfreq import top_n_list
 
-    words = [word for word in top_n_list(ENGLISH, NUM_SPELLED_WORDS) if word.isascii() and word.isalpha()]
+    words = [word for word in top_n_list(ENGLISH, NUM_TYPO_EXCEPTIONS) if word.isascii() and word.isalpha()]
     return sorted(word for word in words if word not in vocabulary and vocabulary.correct(word))
 
 
@@ -549,8 +551,8 @@ def main() -> None:
         entries: Any = read_json(fetch(NAMES_PACKAGE, options.packages), "en/data.json")
         concepts = select_concepts(entries, options.concepts)
         sprites = (options.sprites or options.packages.parent / "sprites") / "sprites.zip"
-        drawn = drawn_styles(sprites, options.styles)
-        write_vocabulary(concepts, options.styles, options.packages, options.model, drawn)
+        available = available_styles(sprites, options.styles)
+        write_vocabulary(concepts, options.styles, options.packages, options.model, available)
     vocabulary = json.loads((options.model / VOCABULARY).read_text(encoding="utf-8"))
     table = build_table(vocabulary, options.packages)
     text = json.dumps(table, ensure_ascii=False, indent=0, separators=(",", ":")) + "\n"
