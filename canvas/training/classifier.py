@@ -1,6 +1,5 @@
 """The classifier of the evaluation, trained on composited scenes, never on generated images."""
 
-import logging
 from pathlib import Path
 
 import torch
@@ -10,11 +9,9 @@ from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS
 from canvas.training.config import TrainingConfig
-from canvas.training.denoiser import set_learning_rate
 from canvas.training.scenes import LAYOUTS, Scene, SceneSampler, render_backgrounds
-from canvas.training.time_budget import EMAMetric, TimeBudget, load_checkpoint, save_checkpoint
+from canvas.training.time_budget import TimeBudget, TrainingLoop, save_checkpoint
 
-logger = logging.getLogger(__name__)
 NUM_BLOCKS = 3
 LEARNING_RATE = 2e-3
 
@@ -102,30 +99,15 @@ def train_classifier(sprites: SpriteSet, config: TrainingConfig, work: Path, bud
     size = {"input_size": config.classifier_size, "width": config.classifier_width}
     model = SceneClassifier(len(sprites.concepts), **size).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    parts = {"model": model, "optimizer": optimizer}
-    state = load_checkpoint(work / "classifier-training.pt", **parts)
-    step, loss_average = state.get("step", 0), EMAMetric(0.99)
-    sampler = SceneSampler(sprites, render_backgrounds(config, work), seed=3000 + step)
-    generator = torch.Generator(device).manual_seed(step)
+    loop = TrainingLoop(work / "classifier-training.pt", budget, model, optimizer)
+    sampler = SceneSampler(sprites, render_backgrounds(config, work), seed=3000 + loop.step)
+    generator = torch.Generator(device).manual_seed(loop.step)
     layouts = [name for name in LAYOUTS if name not in ("place", "empty")]
-    budget.start(state.get("elapsed", 0.0))
-    done = False
-    while not done:
+    for step in loop.steps():
         scenes = [sampler.sample(sampler.rng.choice(layouts)) for _ in range(config.classifier_batch_size)]
         pixels = sampler.images(scenes).to(device)
         loss = classifier_loss(model(augment(pixels, generator)), scenes)
-        schedule = min(1.0, (step + 1) / 50) * max(0.002, 1 - budget.progress)
-        set_learning_rate(optimizer, LEARNING_RATE * schedule)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step += 1
-        loss_average.update(loss)
-        done = budget.is_exhausted
-        if budget.is_report_due(done):
-            logger.info("classifier %.0f%% step %d loss %.3f", 100 * budget.progress, step, loss_average.value)
-        if budget.is_save_due(done):
-            save_checkpoint(work / "classifier-training.pt", **parts, step=step, elapsed=budget.elapsed)
+        loop.update(loss, min(1.0, (step + 1) / 50) * max(0.002, 1 - loop.progress), max_norm=None)
     weights = {name: weight.half() for name, weight in model.state_dict().items()}
     save_checkpoint(work / "classifier.pt", model=weights, **size)
 

@@ -1,21 +1,17 @@
 """Trains the decoder that turns latents into pixels."""
 
-import logging
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
-from torch import nn
 
 from canvas.training.assets import SpriteSet
 from canvas.training.config import IMAGE_SIZE, PATCH_SIZE, TrainingConfig
-from canvas.training.denoiser import set_learning_rate
 from canvas.training.latents import LatentBasis, build_autoencoder, to_patches
 from canvas.training.scenes import BOXES, LAYOUTS, SceneSampler, render_backgrounds, to_pixels
-from canvas.training.time_budget import EMAMetric, TimeBudget, load_checkpoint, save_checkpoint
+from canvas.training.time_budget import TimeBudget, TrainingLoop
 
-logger = logging.getLogger(__name__)
 CROP = 128  # pixels
 NOISE = 0.02  # of the latents, so that the decoder tolerates what the denoiser leaves
 WARMUP_STEPS = 50
@@ -57,28 +53,12 @@ def train_decoder(sprites: SpriteSet, config: TrainingConfig, work: Path, budget
     vae = build_autoencoder(basis, patches, config)
     decoder = vae.decoder.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.decoder_learning_rate, betas=(0.9, 0.98))
-    parts = {"model": decoder, "optimizer": optimizer}
-    state = load_checkpoint(work / "decoder.pt", **parts)
-    step, loss_average = state.get("step", 0), EMAMetric(0.99)
-    sampler = SceneSampler(sprites, backgrounds, seed=2000 + step)
-    budget.start(state.get("elapsed", 0.0))
-    done = False
-    while not done:
+    loop = TrainingLoop(work / "decoder.pt", budget, decoder, optimizer)
+    sampler = SceneSampler(sprites, backgrounds, seed=2000 + loop.step)
+    for step in loop.steps():
         pixels = sample_crops(sampler, config.decoder_batch_size)
         latents = basis.encode(pixels)
         latents = (latents + NOISE * torch.randn_like(latents)).contiguous(memory_format=torch.channels_last)
         loss = reconstruction_loss(decoder(latents.to(device)), pixels.to(device))
-        schedule = min(1.0, (step + 1) / WARMUP_STEPS) * max(0.005, 1 - budget.progress)
-        set_learning_rate(optimizer, config.decoder_learning_rate * schedule)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        loss_average.update(loss)
-        done = budget.is_exhausted
-        if budget.is_report_due(done):
-            logger.info("decoder %.0f%% step %d loss %.4f", 100 * budget.progress, step, loss_average.value)
-        if budget.is_save_due(done):
-            save_checkpoint(work / "decoder.pt", **parts, step=step, elapsed=budget.elapsed)
+        loop.update(loss, min(1.0, (step + 1) / WARMUP_STEPS) * max(0.005, 1 - loop.progress))
     vae.cpu().save_pretrained(work / "vae")

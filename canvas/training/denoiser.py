@@ -1,6 +1,5 @@
 """Trains the UNet: it copies the cells that the prompt holds into a place, with light and shadow."""
 
-import logging
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from canvas.training.config import LATENT_SIZE, TrainingConfig
 from canvas.training.latents import SCALING_FACTOR, LatentBasis
 from canvas.training.scenes import BOXES, LAYOUTS, Scene, SceneSampler, box_targets, render_backgrounds
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
-from canvas.training.time_budget import EMAMetric, TimeBudget, load_checkpoint, save_checkpoint
+from canvas.training.time_budget import TimeBudget, TrainingLoop
 from canvas.training.tokenizer import WORDS
 
-logger = logging.getLogger(__name__)
 EMA_DECAY = 0.998
 ATTENTION_WEIGHT = 0.2  # of the supervision in the loss
 WARMUP_STEPS = 100
@@ -154,16 +152,11 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
     average = deepcopy(unet).requires_grad_(False)
     supervision = AttentionSupervision(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.unet_learning_rate, betas=(0.9, 0.99))
-    parts = {"model": unet, "average": average, "optimizer": optimizer}
-    state = load_checkpoint(work / "denoiser.pt", **parts)
-    step = state.get("step", 0)
-    cache = SceneCache(SceneSampler(sprites, render_backgrounds(config, work), seed=1000 + step), basis, config)
+    loop = TrainingLoop(work / "denoiser.pt", budget, unet, optimizer, average=average)
+    cache = SceneCache(SceneSampler(sprites, render_backgrounds(config, work), seed=1000 + loop.step), basis, config)
     cache.add(32 * config.unet_batch_size)
     scheduler, weights = build_scheduler(), basis.loss_weights[None, :, None, None].to(device)
-    noise_loss, attention_loss = EMAMetric(0.99), EMAMetric(0.99)
-    budget.start(state.get("elapsed", 0.0))
-    done = False
-    while not done:
+    for step in loop.steps():
         cache.add(config.new_scenes_per_step)
         latents, words, drawings, layouts = cache.sample(config.unet_batch_size)
         latents, context = latents.to(device), embeddings(words, drawings).to(device)
@@ -172,23 +165,11 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
         output = unet(noisy, timesteps, context).sample
         error = ((output - scheduler.get_velocity(latents, noise, timesteps)).square() * weights).mean()
         misplaced = supervision.loss(layouts)
-        set_learning_rate(optimizer, config.unet_learning_rate * learning_rate_schedule(step, budget.progress))
-        optimizer.zero_grad()
-        (error + ATTENTION_WEIGHT * misplaced).backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
+        schedule = learning_rate_schedule(step, loop.progress)
+        loop.update(error + ATTENTION_WEIGHT * misplaced, schedule, loss=error, attention=misplaced)
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
-        step += 1
-        noise_loss.update(error)
-        attention_loss.update(misplaced)
-        done = budget.is_exhausted
-        if budget.is_report_due(done):
-            message = "denoiser %.0f%% step %d loss %.4f attention %.3f"
-            logger.info(message, 100 * budget.progress, step, noise_loss.value, attention_loss.value)
-        if budget.is_save_due(done):
-            save_checkpoint(work / "denoiser.pt", **parts, step=step, elapsed=budget.elapsed)
     average.save_pretrained(work / "unet")
 
 
@@ -202,9 +183,3 @@ def learning_rate_schedule(step: int, progress: float) -> float:
     """A short warm-up, constant, then linear to nearly zero; `progress` is 0 to 1."""
     decay = min(1.0, (1 - progress) / (1 - DECAY_FROM))
     return min(1.0, (step + 1) / WARMUP_STEPS) * max(0.003, decay)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """The learning rate of all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = value

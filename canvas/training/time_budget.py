@@ -2,10 +2,12 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from canvas.files import atomic_write
 
@@ -104,3 +106,54 @@ def load_checkpoint(path: Path, **parts: Any) -> dict[str, Any]:
     numbers = {name: value for name, value in state.items() if isinstance(value, (int, float))}
     logger.info("resumed from %s: %s", path, numbers)
     return state
+
+
+class TrainingLoop:
+    """The frame of a training: its steps, learning rate, reports and the checkpoint from which it resumes."""
+
+    def __init__(
+        self, checkpoint: Path, budget: TimeBudget, model: nn.Module, optimizer: torch.optim.Optimizer, **parts: Any
+    ) -> None:
+        self._checkpoint, self._budget = checkpoint, budget
+        self._parts = {"model": model, "optimizer": optimizer, **parts}
+        self._parameters, self._optimizer = list(model.parameters()), optimizer
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+        state = load_checkpoint(checkpoint, **self._parts)
+        self.step, self._elapsed = state.get("step", 0), state.get("elapsed", 0.0)
+        self._losses: dict[str, EMAMetric] = {}
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the whole training, 0 to 1."""
+        return self._budget.progress
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the steps until the budget is exhausted; reports and saves after each that is due."""
+        self._budget.start(self._elapsed)
+        done = False
+        while not done:
+            yield self.step
+            self.step += 1
+            done = self._budget.is_exhausted
+            if self._budget.is_report_due(done):
+                losses = ", ".join(f"{name} {metric.value:.4f}" for name, metric in self._losses.items())
+                logger.info("%s %.0f%% step %d: %s", self._checkpoint.stem, 100 * self.progress, self.step, losses)
+            if self._budget.is_save_due(done):
+                save_checkpoint(self._checkpoint, **self._parts, step=self.step, elapsed=self._budget.elapsed)
+
+    def update(
+        self, total_loss: torch.Tensor, schedule: float, max_norm: float | None = 1.0, **losses: torch.Tensor
+    ) -> None:
+        """One step of the optimizer with a factor of its learning rate.
+
+        The other losses are reported by name, the total where there are none. `max_norm` clips the gradient.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate * schedule
+        self._optimizer.zero_grad()
+        total_loss.backward()
+        if max_norm:
+            nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        self._optimizer.step()
+        for name, value in (losses or {"loss": total_loss}).items():
+            self._losses.setdefault(name, EMAMetric(0.99)).update(value)
