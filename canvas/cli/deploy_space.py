@@ -18,7 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TOP_LEVEL_FILES = ("README.md", "LICENSE", "app.py", "requirements.txt")
 FOLDERS = {
     "canvas": {".py"},
-    "assets": set(".css .gz .html .js .json .md .png .safetensors .txt .webp .woff2 .yaml".split()),
+    "assets": {
+        ".css",
+        ".gz",
+        ".html",
+        ".js",
+        ".json",
+        ".md",
+        ".png",
+        ".safetensors",
+        ".txt",
+        ".webp",
+        ".woff2",
+        ".yaml",
+    },
 }
 EXCLUDE = ("canvas/training/", "assets/screenshots/")
 SPACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
