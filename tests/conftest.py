@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import ssl
 from collections.abc import Iterator
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
         if "settings" in fixtures or hasattr(getattr(item, "module", None), "serving"):
             item.add_marker(pytest.mark.draws)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is loaded by now out of later garbage collections, which take most of a second otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Match, compile_path
@@ -61,6 +63,29 @@ GRADIO_ROUTES: tuple[tuple[str, Sequence[str]], ...] = (
 )
 BY_INDEX = ("/gradio_api/run/predict", "/gradio_api/api/predict")  # the body names the function by its index
 CALL = re.compile(r"/gradio_api/(?:run|api|call|call/v2)/([^/]+)/?")
+
+
+@contextmanager
+def only_final_app() -> Iterator[None]:
+    """Have Gradio build its FastAPI app by `Blocks.launch` only.
+
+    `Blocks.queue` and the end of its `with` block build one as well, which nobody uses and which
+    takes a third of a second each.
+    """
+    from gradio.routes import App
+
+    create_app = App.create_app
+
+    def create(blocks: Any, *, mcp_server: bool | None = None, **options: Any) -> App | None:
+        if mcp_server is False:  # what launch() passes is True
+            return None
+        return create_app(blocks, mcp_server=mcp_server, **options)
+
+    App.create_app = staticmethod(create)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        App.create_app = staticmethod(create_app)  # type: ignore[method-assign]
 
 
 class RouteListMiddleware:

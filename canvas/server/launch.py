@@ -17,7 +17,7 @@ from canvas.server.auth import LOGIN_HINT, Login, LoginAttemptMiddleware, curren
 from canvas.server.body_limits import MAX_UPLOAD, BodyLimitMiddleware
 from canvas.server.discovery import write_server_file
 from canvas.server.error_responses import ErrorMiddleware
-from canvas.server.gradio_routes import RouteListMiddleware
+from canvas.server.gradio_routes import RouteListMiddleware, only_final_app
 from canvas.server.identity import IdentityMiddleware, VisitorTokens, hugging_face_account, load_secret
 from canvas.server.listening import listening_port
 from canvas.server.rate_limits import UploadLimitMiddleware
@@ -56,7 +56,7 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
 
     settings = studio.settings
     link = ShareLink() if settings.share else None
-    with build_page(studio, link) as page:
+    with only_final_app(), build_page(studio, link) as page:
         register_api(studio)
     internal_token = secrets.token_urlsafe(32)
     login = Login(*settings.auth) if settings.auth else None

@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
+from gradio.routes import App
 from gradio.utils import get_upload_folder
 
 from canvas import GenerationRequest, Studio
@@ -49,6 +51,19 @@ def visitor(studio: Studio) -> Iterator[Visitor]:
     visitor = Visitor(studio.url)  # type: ignore[attr-defined]
     yield visitor
     visitor.close()
+
+
+def test_only_the_app_that_is_served_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[App] = []
+    init = App.__init__
+
+    def count(self: App, *arguments: Any, **options: Any) -> None:
+        built.append(self)
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(App, "__init__", count)
+    with serving(tmp_path) as studio:
+        assert built == [studio.page.app]  # type: ignore[attr-defined]
 
 
 def paths_of(studio: Studio) -> set[tuple[str, str]]:
