@@ -86,12 +86,14 @@ def build_tokenizer(table: TokenTable, length: int) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(table: TokenTable, length: int, folder: Path) -> None:
-    """Write the folder of the tokenizer, in a form that loads quickly."""
-    tokenizer = build_tokenizer(table, length)
-    tokenizer.save_pretrained(folder)
-    # Without this list transformers copies all tokens of tokenizer.json, which takes 0.3 s.
-    special = {index: tokenizer.added_tokens_decoder[index] for index in range(NUM_SPECIAL_TOKENS)}
+    """Write the folder of the tokenizer."""
+    build_tokenizer(table, length).save_pretrained(folder)
+
+
+def list_special_tokens(folder: Path) -> None:
+    """Name the special tokens in the config: otherwise transformers copies all tokens, for 0.3 s."""
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["added_tokens_decoder"] = {str(index): token.__getstate__() for index, token in special.items()}
+    config["added_tokens_decoder"] = {str(token.pop("id")): token for token in tokens if token["special"]}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -29,7 +29,7 @@ from canvas.training.scenes import BOXES, LAYOUTS, SceneSampler, render_backgrou
 from canvas.training.stages import Options, stage_latents, stage_text
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import TimeBudget
-from canvas.training.tokenizer import TokenTable
+from canvas.training.tokenizer import SPECIAL_TOKENS, TokenTable
 from canvas.vocabulary import Vocabulary
 
 MINI = replace(
@@ -216,6 +216,8 @@ def test_exported_model_works_in_a_diffusers_pipeline(exported: Path) -> None:
     image = pipeline("a red disc in the snow", num_inference_steps=2, guidance_scale=1.0).images[0]
     assert image.size == (256, 256)
     assert len(list(exported.rglob("*.safetensors"))) == 3
+    config = json.loads((exported / "tokenizer" / "tokenizer_config.json").read_text())
+    assert len(config["added_tokens_decoder"]) == len(SPECIAL_TOKENS)
 
 
 def test_exported_text_encoder_loses_little_in_8_bits(trained: Path, exported: Path, scenes: SceneSampler) -> None:
