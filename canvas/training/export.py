@@ -17,7 +17,6 @@ from canvas.training.captions import PLACE_PHRASES
 from canvas.training.denoiser import build_scheduler
 from canvas.training.evaluate import NUM_INFERENCE_STEPS
 from canvas.training.text_encoder import WORD_TOKENS, compress_weights
-from canvas.training.tokenizer import list_special_tokens
 
 logger = logging.getLogger(__name__)
 CARD_TEMPLATE = Path(__file__).with_name("card.md")
@@ -47,7 +46,6 @@ def export_model(work: Path, target: Path) -> None:
     for path in (target / "model_index.json", target / "tokenizer" / "tokenizer_config.json"):
         # The name that transformers 4 has as well
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    list_special_tokens(target / "tokenizer")
     tokenizer = target / "tokenizer" / "tokenizer.json"
     text = json.dumps(json.loads(tokenizer.read_text()), ensure_ascii=False, separators=(",", ":"))
     tokenizer.write_text(text + "\n")

@@ -1,10 +1,10 @@
 """The tokenizer: a token for each word of layouts and places, and for each thing in each style."""
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from canvas.training.art_packages import STYLES
@@ -66,15 +66,21 @@ def _normalize(phrase: str) -> str:
 
 def build_tokenizer(table: TokenTable, length: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose phrases are read before single words; articles are dropped."""
-    ids = {token: index for index, token in enumerate(table.tokens)}
+    normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\b(an?|the)\s+"), "")]
+    )
+    ids = {
+        token if token in SPECIAL_TOKENS else normalizer.normalize_str(token): index
+        for index, token in enumerate(table.tokens)
+    }
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))  # noqa: S106 - not a password
-    articles = normalizers.Replace(Regex(r"\b(an?|the)\s+"), "")
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), articles])
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.normalizer = normalizer
+    # Not added tokens: for each token of a prompt, diffusers makes a dictionary of them all.
+    phrases = sorted((token for token in ids if not token.isalpha()), key=len, reverse=True)
+    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, phrases))})(?!\w)|\w+|[^\w\s]+"
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
     begin_and_end = [("<bos>", 0), ("<pad>", 1)]
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A <pad>", special_tokens=begin_and_end)
-    phrases = [token for token in table.tokens if not token.isalpha() and token not in (*SPECIAL_TOKENS, ",")]
-    backend.add_tokens([AddedToken(phrase, single_word=True, normalized=True) for phrase in phrases])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<bos>",  # noqa: S106
@@ -88,12 +94,3 @@ def build_tokenizer(table: TokenTable, length: int) -> PreTrainedTokenizerFast:
 def save_tokenizer(table: TokenTable, length: int, folder: Path) -> None:
     """Write the folder of the tokenizer."""
     build_tokenizer(table, length).save_pretrained(folder)
-
-
-def list_special_tokens(folder: Path) -> None:
-    """Name the special tokens in the config: otherwise transformers copies all tokens, for 0.3 s."""
-    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["added_tokens_decoder"] = {str(token.pop("id")): token for token in tokens if token["special"]}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

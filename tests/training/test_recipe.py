@@ -216,8 +216,7 @@ def test_exported_model_works_in_a_diffusers_pipeline(exported: Path) -> None:
     image = pipeline("a red disc in the snow", num_inference_steps=2, guidance_scale=1.0).images[0]
     assert image.size == (256, 256)
     assert len(list(exported.rglob("*.safetensors"))) == 3
-    config = json.loads((exported / "tokenizer" / "tokenizer_config.json").read_text())
-    assert len(config["added_tokens_decoder"]) == len(SPECIAL_TOKENS)
+    assert len(pipeline.tokenizer.added_tokens_decoder) == len(SPECIAL_TOKENS), "others are slow in diffusers"
 
 
 def test_exported_text_encoder_loses_little_in_8_bits(trained: Path, exported: Path, scenes: SceneSampler) -> None:
