@@ -8,6 +8,7 @@ import os
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -108,6 +109,11 @@ def tiny_repo(hub: LocalHub, tiny_full_folder: Path) -> str:
     """The id of the full tiny pipeline on the local Hub."""
     hub.add(TINY_REPO, tiny_full_folder)
     return TINY_REPO
+
+
+def slow_params(*values: Any) -> list[Any]:
+    """Parameters whose tests are marked `slow`: they take seconds, and others show nearly the same."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def make_spec(name: str, key: str = "tiny-test", mirrors: tuple[str, ...] = ()) -> ModelSpec:

@@ -35,6 +35,7 @@ def client(url: str) -> Iterator[webuiapi.WebUIApi]:
     client.session.close()
 
 
+@pytest.mark.slow
 def test_webuiapi_generates_images(client: webuiapi.WebUIApi, served: Studio) -> None:
     result = client.txt2img(prompt="a red boat", negative_prompt="fog", seed=31, batch_size=2)
     second, first = served.recent(limit=2)
@@ -48,6 +49,7 @@ def test_webuiapi_generates_images(client: webuiapi.WebUIApi, served: Studio) ->
         image.close()
 
 
+@pytest.mark.slow
 def test_png_info_returns_the_embedded_settings(client: webuiapi.WebUIApi) -> None:
     result = client.txt2img(prompt="a green boat", seed=33)
     body = {"image": result.json["images"][0]}

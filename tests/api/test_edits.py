@@ -61,6 +61,7 @@ def assert_only_right_half_changed(before: np.ndarray, after: np.ndarray) -> Non
     assert (before[:, 128:] != after[:, 128:]).any()
 
 
+@pytest.mark.slow
 def test_gradio_inpaints(client: Client, served: Studio, start: Path, tmp_path: Path) -> None:
     right_half().save(tmp_path / "mask.png")
     file, settings = client.predict(
@@ -90,6 +91,7 @@ def test_gradio_rejects_files_that_were_not_uploaded(url: str, path: Any, name: 
         assert "root:" not in events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["edit", "upscale"])
 def test_gradio_starts_from_an_image_id(client: Client, served: Studio, start: Path, name: str) -> None:
     image_id = served.image_by_filename(start.name).id
@@ -231,6 +233,7 @@ def half(background: tuple[int, ...], color: tuple[int, ...]) -> Image.Image:
     return mask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("invert", [0, 1])
 @pytest.mark.parametrize(
     ("background", "color"),

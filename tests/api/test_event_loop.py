@@ -74,6 +74,7 @@ def test_other_routes_respond_while_the_database_is_locked(
     assert len(served.recent(limit=1000)) == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("api", ["v1", "sdapi", "gradio"])
 def test_many_waiting_requests_leave_threads_for_other_routes(
     served: Studio, url: str, api: str, monkeypatch: pytest.MonkeyPatch

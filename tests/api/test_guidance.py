@@ -28,6 +28,7 @@ from canvas.image_formats import data_url
 from canvas.models.hub_client import Hub
 from canvas.request import GeneratedImage
 from tests.app_server import run_in_mcp_session
+from tests.conftest import slow_params
 from tests.tiny_guidance import CONTROL, FAMILIES, GuidedModel, guided_models, make_photo, pixels_of, starter_controlnet
 
 PROMPT = "a red boat on a lake"
@@ -56,7 +57,7 @@ def studio(served: Studio, models: dict[str, GuidedModel]) -> Studio:
     return served
 
 
-@pytest.fixture(scope="module", params=["starter", *FAMILIES])
+@pytest.fixture(scope="module", params=[FAMILIES[0], *slow_params("starter", *FAMILIES[1:])])
 def model(request: pytest.FixtureRequest, models: dict[str, GuidedModel]) -> GuidedModel:
     return models[request.param]
 
@@ -185,6 +186,7 @@ def test_clients_of_the_extension_get_its_lists_and_detector(studio: Studio) -> 
     assert recognize(found.image) == "canny"
 
 
+@pytest.mark.slow
 def test_kinds_guide_the_built_in_model(studio: Studio) -> None:
     options = {"steps": 4, "seed": 21, "width": 128, "height": 128}
     webui(studio).txt2img(prompt=PROMPT, **options, alwayson_scripts={})

@@ -137,6 +137,7 @@ def test_python_expands_prompts_and_applies_tags(served: Studio, expected: list[
     assert [stored_pixels(served, image.filename) for image in images] == expected
 
 
+@pytest.mark.slow
 def test_a_dynamic_request_is_one_job(served: Studio) -> None:
     request = GenerationRequest("a {red|blue} boat", negative_prompt="{fog|rain}", num_images=2, num_inference_steps=1)
     job = served.submit(request)
@@ -242,6 +243,7 @@ def test_a_damaged_lora_is_named(served: Studio) -> None:
     path.unlink()
 
 
+@pytest.mark.slow
 def test_a_textual_inversion_acts_by_its_name(served: Studio) -> None:
     from transformers import PreTrainedTokenizerFast
 

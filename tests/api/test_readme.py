@@ -34,6 +34,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_examples_run(code: str, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     address = url.removeprefix("http://")

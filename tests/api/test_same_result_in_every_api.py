@@ -26,6 +26,7 @@ from canvas.guidance import ControlImage, ReferenceImage
 from canvas.image_formats import data_url
 from tests.api.test_notation import make_lora
 from tests.app_server import run_in_mcp_session
+from tests.conftest import slow_params
 
 PARAMS: dict[str, Any] = {
     "prompt": "a {flat|cartoon} boat (by a lake:1.3) <lora:strong:0.5>",
@@ -198,7 +199,7 @@ def latest_settings(studio: Studio) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["inpaint", *slow_params("text_to_image")])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_same_pixels_and_settings(
     with_lora: Studio,

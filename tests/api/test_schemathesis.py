@@ -35,6 +35,7 @@ def no_finalizers() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_finalizers")
 def test_no_generated_request_is_a_server_error(served: Studio) -> None:
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")

@@ -158,6 +158,7 @@ def test_unreachable_hub_is_an_error(studio_with_provider: Studio, monkeypatch: 
         studio_with_provider.generate(REQUEST)
 
 
+@pytest.mark.slow
 def test_remote_job_can_be_cancelled_and_does_not_block_local_jobs(
     studio_with_provider: Studio, router: Router
 ) -> None:
@@ -260,6 +261,7 @@ def pixels(studio: Studio, filename: str) -> Image.Image:
         return file.convert("RGB")
 
 
+@pytest.mark.slow
 def test_image_is_generated_remotely_and_saved_on_both_sides(client: Studio, server: Studio) -> None:
     job = client.submit(replace(REMOTE_REQUEST, num_images=2, image_format="webp"))
     steps = [update.progress for update in job.subscribe()]
@@ -283,6 +285,7 @@ def test_remote_image_equals_local_image(client: Studio) -> None:
     assert difference.getbbox() is None
 
 
+@pytest.mark.slow
 def test_source_image_is_uploaded(client: Studio) -> None:
     upload = client.inputs.upload(png((128, 128)))
     changes = {"task": "image_to_image", "image": upload.name, "strength": 0.5}
@@ -292,6 +295,7 @@ def test_source_image_is_uploaded(client: Studio) -> None:
     assert difference.getbbox() is None
 
 
+@pytest.mark.slow
 def test_cancelling_cancels_the_remote_job(client: Studio, server: Studio) -> None:
     job = client.submit(replace(REMOTE_REQUEST, num_inference_steps=150, prompt="a whale", width=256, height=256))
     for update in job.subscribe():
@@ -378,6 +382,7 @@ def test_error_of_the_server_is_quoted(client: Studio) -> None:
         client.generate(replace(REMOTE_REQUEST, model_key="own"))
 
 
+@pytest.mark.slow
 def test_cli_generates_remotely(
     client: Studio, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_tasks_and_messages_are_small_and_picklable(backend: ZeroGpuBackend) -> 
     assert len(pickle.loads(pickle.dumps(messages))) == len(messages)  # noqa: S301 - our own
 
 
+@pytest.mark.slow
 def test_image_equals_that_of_the_local_backend(settings: Settings, studio: Studio, tmp_path: Path) -> None:
     [expected] = studio.generate(REQUEST)
     space_settings = settings.model_copy(update={"zero_gpu": True, "data_dir": tmp_path / "space"})
@@ -69,6 +70,7 @@ def test_image_equals_that_of_the_local_backend(settings: Settings, studio: Stud
     assert ImageChops.difference(expected_pixels, actual_pixels).getbbox() is None
 
 
+@pytest.mark.slow
 def test_each_step_is_reported_and_cancelling_takes_one_step(backend: ZeroGpuBackend) -> None:
     progress = ProgressLog()
     assert len(list(backend.generate(TASK, progress, progress.cancelled))) == 1

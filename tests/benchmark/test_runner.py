@@ -59,6 +59,7 @@ def test_overhead_is_a_ratio(report: BenchmarkReport) -> None:
     assert 0 < report.overhead_ratio < 1
 
 
+@pytest.mark.slow
 def test_long_images_are_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "MAX_SECONDS", 0.0)
     report = run_benchmark(STARTER, CPU, size=128, rounds=1, memory=False)

@@ -99,6 +99,7 @@ def test_same_seed_gives_the_same_image(workdir: Path, capfd: pytest.CaptureFixt
     assert rows == [("a fox in the snow", 7)] * 2
 
 
+@pytest.mark.slow
 def test_output_dash_writes_only_the_image_to_stdout(workdir: Path) -> None:
     command = ["generate", "a boat", "--steps", "1", "--output", "-"]
     done = subprocess.run(
@@ -111,6 +112,7 @@ def test_output_dash_writes_only_the_image_to_stdout(workdir: Path) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.slow
 def test_prompts_are_read_from_stdin(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +128,7 @@ def test_prompts_are_read_from_stdin(
         assert image.format == "WEBP"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -149,6 +152,7 @@ def test_prompts_in_other_encodings(
     assert json.loads(capfd.readouterr().out)["prompt"] == "a fox"
 
 
+@pytest.mark.slow
 def test_a_line_separator_is_no_line_end(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "prompts.txt").write_text("a fox\u2028in the snow\n", encoding="utf-8")
     assert run("generate", "--prompts", "prompts.txt", "--steps", "1", "--json") == 0
@@ -183,6 +187,7 @@ def test_serve_passes_its_flags_on(
     assert message in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_braces_and_wildcards_are_expanded(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "wildcards").mkdir()
     (workdir / "wildcards" / "places.txt").write_text("snow\n")
@@ -202,6 +207,7 @@ def test_prompts_are_read_from_a_file(workdir: Path, capfd: pytest.CaptureFixtur
     assert output.err == ""
 
 
+@pytest.mark.slow
 def test_each_image_is_printed_when_it_is_finished(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "prompts.txt").write_text("a boat\na tree\n", encoding="utf-8")
     (workdir / "out-2.png").mkdir()  # cannot be written over
@@ -345,6 +351,7 @@ def test_key_is_created_listed_and_revoked(workdir: Path, capfd: pytest.CaptureF
     assert "'laptop'" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_commands_and_options_of_version_0_1_are_accepted(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("keys", "make", "laptop") == 0
     assert run("keys", "withdraw", "laptop") == 0
@@ -360,6 +367,7 @@ def test_commands_and_options_of_version_0_1_are_accepted(workdir: Path, capfd: 
     assert "--where" not in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_exported_images_can_be_imported_once(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "a boat", "--steps", "1", "--count", "2") == 0
     assert run("export", "all.zip") == 0
@@ -374,6 +382,7 @@ def test_exported_images_can_be_imported_once(workdir: Path, capfd: pytest.Captu
         assert result["refused"] == result["errors"]
 
 
+@pytest.mark.slow
 def test_export_dash_writes_a_zip_to_stdout(workdir: Path, capfdbinary: Any) -> None:
     assert run("generate", "a boat", "--steps", "1", "--count", "1") == 0
     capfdbinary.readouterr()

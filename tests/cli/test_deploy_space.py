@@ -81,6 +81,7 @@ def test_private_files_are_not_collected(tmp_path: Path) -> None:
     assert [file.path for file in collect_files(tmp_path)] == ["app.py", "canvas/studio.py"]
 
 
+@pytest.mark.slow
 def test_space_is_created_after_confirmation_and_then_updated(hub: SpaceHub) -> None:
     declined = deploy(hub, "ann/canvas", answer="n\n")
     assert declined.returncode == 130

@@ -54,6 +54,7 @@ def test_every_field_of_a_request_has_an_option() -> None:
     assert {item.name for item in fields(GenerationRequest)} - set(OPTIONS) == {"prompt", "image", "mask_image", "task"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

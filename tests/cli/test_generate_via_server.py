@@ -83,6 +83,7 @@ def test_invalid_server_file_is_ignored(tmp_path: Path, content: str) -> None:
     assert find_server(tmp_path) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["option", "environment"])
 def test_api_key_is_sent_to_a_server_that_requires_one(
     server_with_login: Studio, capfd: pytest.CaptureFixture[str], monkeypatch: Any, source: str

@@ -27,7 +27,7 @@ from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
 from canvas.guidance import ControlImage
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage, GenerationRequest
-from tests.conftest import make_spec
+from tests.conftest import make_spec, slow_params
 from tests.tiny_families import make_tiny
 from tests.tiny_guidance import make_photo, make_tiny_controlnet, make_tiny_flux_controlnet
 from tests.tiny_pipeline import write_announced_terabyte
@@ -63,7 +63,7 @@ class Model(NamedTuple):
         return image
 
 
-@pytest.fixture(scope="module", params=["sd15", "sdxl", "flux-dev"])
+@pytest.fixture(scope="module", params=["sd15", *slow_params("sdxl", "flux-dev")])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp(request.param)
     spec = make_spec(str(make_tiny(request.param, folder / "model")), request.param)

@@ -108,6 +108,7 @@ def test_catalog_has_the_gflops_of_the_built_in_model() -> None:
     assert STARTER.gflops_per_step == pytest.approx(gflops, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cost", "config", "side"),
     [(CONTROLNET_COST, {"cross_attention_dim": 768}, 64), (XL_CONTROLNET_COST, XL_UNET, 128)],

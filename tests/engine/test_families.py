@@ -27,11 +27,13 @@ from canvas.models.capabilities import adapt_spec, read_folder
 from canvas.models.hub_client import Hub
 from canvas.models.loras import read_lora
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
+from tests.conftest import slow_params
 from tests.hub_server import LocalHub
 from tests.tiny_families import BUILDERS, make_tiny
 
 SIDE = 64
-FAMILIES = sorted(BUILDERS)
+QUICK_FAMILIES = ("flux2-klein", "sd15", "sdxl")
+FAMILIES = [*QUICK_FAMILIES, *slow_params(*sorted(BUILDERS.keys() - set(QUICK_FAMILIES)))]
 
 
 class Loaded:

@@ -126,6 +126,7 @@ def test_quality_equals_plain_diffusers(tiny: Any, tiny_spec: ModelSpec) -> None
     assert same(ours, theirs)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**53 - 10), num_images=st.integers(2, 4), scheduler=st.sampled_from(sorted(SCHEDULERS)))
 def test_image_of_a_batch_is_reproducible_alone(

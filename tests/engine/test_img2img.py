@@ -21,6 +21,7 @@ from canvas.engine.pipeline_cache import PipelineCache
 from canvas.errors import InvalidInput
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest, ProgressUpdate
+from tests.conftest import slow_params
 from tests.tiny_xl import make_tiny_xl
 
 CPU = Device("cpu", "float32", "test")
@@ -33,7 +34,7 @@ def cache() -> PipelineCache:
     return PipelineCache(CPU)
 
 
-@pytest.fixture(scope="module", params=["starter", "tiny", "xl"])
+@pytest.fixture(scope="module", params=["tiny", *slow_params("starter", "xl")])
 def spec(request: pytest.FixtureRequest, tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     if request.param == "xl":
         entry = {

@@ -60,6 +60,7 @@ def starter() -> Any:
     return PipelineCache(CPU).get(spec, LocalModel(Path(spec.name), ""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["quality", "balanced"])
 def test_steps_read_no_value(starter: Any, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
     """Except the first, with the preparation, and the last, with the decoding."""

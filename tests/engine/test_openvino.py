@@ -69,6 +69,7 @@ def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
     return float((output - expected).norm() / expected.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "batch"), [((16, 16), 1), ((19, 22), 2), ((32, 24), 2)])
 def test_both_passes_of_the_unet_give_the_results_of_torch(
     on_torch: Any, on_openvino: Any, size: tuple[int, int], batch: int
@@ -86,6 +87,7 @@ def test_both_passes_of_the_unet_give_the_results_of_torch(
     assert relative_error(on_openvino.unet(sample, 500, embeds).sample, expected[0]) < 0.01
 
 
+@pytest.mark.slow
 def test_large_models_compute_a_batch_one_by_one(on_openvino: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sample, timestep, embeds = conversion.example_inputs(on_openvino.unet.config, (16, 24))
     batch = torch.cat([sample, -sample]), timestep, torch.cat([embeds, embeds / 2])
@@ -115,6 +117,7 @@ def test_the_weights_of_torch_are_released(on_openvino: Any) -> None:
     assert engine_name(on_openvino) == "openvino"
 
 
+@pytest.mark.slow
 def test_the_second_start_converts_nothing(on_openvino: Any, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion, "convert_unet", None)
     monkeypatch.setattr(conversion, "convert_decoder", None)
@@ -127,6 +130,7 @@ def test_the_second_start_converts_nothing(on_openvino: Any, cache_dir: Path, mo
     assert list((cache_dir / "openvino").glob("*/compiled/*.blob"))
 
 
+@pytest.mark.slow
 def test_truncated_graphs_are_converted_again(on_openvino: Any, cache_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(cache_dir / "openvino", tmp_path / "openvino")
     [weights] = tmp_path.glob("openvino/*/unet.bin")
@@ -151,6 +155,7 @@ def test_graphs_of_other_versions_are_deleted(cache_dir: Path, tmp_path: Path) -
     assert not after & before
 
 
+@pytest.mark.slow
 def test_the_measured_choice_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = OpenVinoEngine(CPU, tmp_path)
     pipeline = PipelineCache(CPU, openvino=engine).get(STARTER, LOCAL)
@@ -187,6 +192,7 @@ def test_a_slower_openvino_leaves_no_graphs(tmp_path: Path, monkeypatch: pytest.
     assert not list(tmp_path.glob("openvino/*/unet.bin"))
 
 
+@pytest.mark.slow
 def test_a_conversion_that_does_not_fit_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion, "conversion_bytes", lambda _: system_info.total_memory() * 2)
     pipeline = make_cache(tmp_path).get(STARTER, LOCAL)
@@ -223,6 +229,7 @@ def replace_settings(settings: Settings, **values: Any) -> Settings:
     return Settings(**{**settings.model_dump(), **values})
 
 
+@pytest.mark.slow
 def test_a_lora_runs_on_torch_and_is_noted(studio: Studio, settings: Settings, on_torch: Any) -> None:
     settings.loras_dir.mkdir(parents=True)
     make_lora(settings.loras_dir / "snow.safetensors", on_torch.unet, "kohya", 0)

@@ -46,6 +46,7 @@ def pipeline(engine: OpenVinoEngine) -> Any:
     return PipelineCache(CPU, openvino=engine).get(STARTER, LocalModel(Path(STARTER.name), STARTER.name))
 
 
+@pytest.mark.slow
 def test_the_first_image_starts_the_quantization_and_turbo_uses_it(pipeline: Any, engine: OpenVinoEngine) -> None:
     with engine.generating(pipeline):
         before = render(pipeline, "turbo", num_inference_steps=20)
@@ -83,6 +84,7 @@ def test_closing_stops_the_quantization(pipeline: Any, engine: OpenVinoEngine) -
     assert int8.read_report(pipeline.unet.folder) == {}
 
 
+@pytest.mark.slow
 def test_images_of_few_steps_provide_the_inputs_together(pipeline: Any, engine: OpenVinoEngine) -> None:
     for number in range(4):
         assert engine._int8_process is None, number

@@ -53,6 +53,7 @@ def test_loads_in_the_dtype_of_the_device(tiny_spec: ModelSpec, dtype: str) -> N
     assert cache.is_loaded(tiny_spec)
 
 
+@pytest.mark.slow
 def test_size_is_that_of_the_weights(tiny_spec: ModelSpec) -> None:
     sizes = {}
     for dtype in ("float32", "bfloat16"):
@@ -67,6 +68,7 @@ def test_size_is_that_of_the_weights(tiny_spec: ModelSpec) -> None:
         assert sizes[dtype] == pytest.approx(count * (4 if dtype == "float32" else 2), rel=0.02)
 
 
+@pytest.mark.slow
 def test_models_of_one_source_share_one_pipeline() -> None:
     cache = PipelineCache(CPU)
     starter = MODELS["starter"]
@@ -100,6 +102,7 @@ def test_unknown_task_is_rejected(tiny_spec: ModelSpec) -> None:
         PipelineCache(CPU).get(tiny_spec, local(tiny_spec), "upscale")
 
 
+@pytest.mark.slow
 def test_another_revision_replaces_the_first(tiny_spec: ModelSpec) -> None:
     cache = PipelineCache(CPU)
     first = cache.get(tiny_spec, local(tiny_spec, "a" * 40))
@@ -108,6 +111,7 @@ def test_another_revision_replaces_the_first(tiny_spec: ModelSpec) -> None:
     assert len(cache.loaded()) == 1
 
 
+@pytest.mark.slow
 def test_least_recently_used_model_is_evicted(tiny_folder: Path, tmp_path: Path) -> None:
     folders = [Path(shutil.copytree(tiny_folder, tmp_path / name)) for name in "abc"]
     a, b, c = (make_spec(str(folder), folder.name) for folder in folders)
@@ -123,6 +127,7 @@ def test_least_recently_used_model_is_evicted(tiny_folder: Path, tmp_path: Path)
     assert list(cache.loaded()) == [a.name, c.name]
 
 
+@pytest.mark.slow
 def test_old_model_is_freed_before_the_new_one_loads(tiny_folder: Path, damaged: Path) -> None:
     cache = PipelineCache(CPU, memory_budget=1)
     unet = weakref.ref(load(tiny_folder, cache).unet)
@@ -274,6 +279,7 @@ def test_clear_unloads_all_models(tiny_folder: Path) -> None:
     assert cache.loaded() == {}
 
 
+@pytest.mark.slow
 def test_concurrent_loads_keep_their_weights() -> None:
     # from_pretrained patches torch in the whole process; see FROM_PRETRAINED_LOCK.
     spec = MODELS["starter"]

@@ -75,6 +75,7 @@ def test_int8_image_is_close_and_recorded(local: LocalModel) -> None:
     assert abs(pixels(plain) - pixels(int8)).mean() < 8
 
 
+@pytest.mark.slow
 def test_second_start_reads_the_copy(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     first = draw(local, quantization="int8", offload="none")
     copies = {path.parent.name for path in local.path.parent.parent.glob("quantized/*/*/complete")}
@@ -87,6 +88,7 @@ def test_second_start_reads_the_copy(local: LocalModel, monkeypatch: pytest.Monk
     assert (pixels(draw(local, quantization="int8", offload="none")) == pixels(first)).all()
 
 
+@pytest.mark.slow
 def test_incomplete_copy_is_made_again(local: LocalModel) -> None:
     first = draw(local, quantization="int8", offload="none")
     [marker] = local.path.parent.parent.glob("quantized/*/transformer/complete")
@@ -96,6 +98,7 @@ def test_incomplete_copy_is_made_again(local: LocalModel) -> None:
     assert marker.exists()
 
 
+@pytest.mark.slow
 def test_unused_encoder_layers_change_nothing(local: LocalModel) -> None:
     assert quantization.used_encoder_layers(local) == 28
     encoder = quantization.load_plain(local, "text_encoder", BF16)
@@ -105,6 +108,7 @@ def test_unused_encoder_layers_change_nothing(local: LocalModel) -> None:
     assert (pixels(whole) == pixels(reduced)).all()
 
 
+@pytest.mark.slow
 def test_one_of_encoder_and_denoiser_is_in_memory(local: LocalModel) -> None:
     cache = PipelineCache(BF16, quantization="none", offload="encode-first")
     pipeline = cache.get(SPEC, local)
@@ -116,6 +120,7 @@ def test_one_of_encoder_and_denoiser_is_in_memory(local: LocalModel) -> None:
     assert (pixels(draw_with(pipeline)) == pixels(image)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_lora_acts_on_a_denoiser_that_is_loaded_later(local: LocalModel, tmp_path: Path, quantization: str) -> None:
     from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
@@ -137,6 +142,7 @@ def test_lora_acts_on_a_denoiser_that_is_loaded_later(local: LocalModel, tmp_pat
     assert (pixels(draw_with(pipeline)) == pixels(plain)).all()
 
 
+@pytest.mark.slow
 def test_known_prompts_need_no_encoder_after_a_restart(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     first = draw(local, quantization="none", offload="encode-first")
     [stored] = local.path.parent.parent.glob("prompt_embeds/*/*.safetensors")
@@ -148,6 +154,7 @@ def test_known_prompts_need_no_encoder_after_a_restart(local: LocalModel, monkey
     assert (pixels(draw(local, quantization="none", offload="encode-first")) == pixels(first)).all()
 
 
+@pytest.mark.slow
 def test_gguf_transformer_is_loaded_with_the_configuration_of_its_pipeline(
     local: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

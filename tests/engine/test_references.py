@@ -24,7 +24,7 @@ from canvas.guidance import ReferenceImage
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
 from canvas.settings import Settings
-from tests.conftest import make_spec
+from tests.conftest import make_spec, slow_params
 from tests.tiny_families import make_tiny
 from tests.tiny_guidance import make_drawing, make_photo, make_tiny_adapter, make_tiny_encoder
 from tests.tiny_pipeline import write_announced_terabyte
@@ -69,7 +69,7 @@ class Model:
         return image
 
 
-@pytest.fixture(scope="module", params=["sd15", "sdxl", "flux2-klein"])
+@pytest.fixture(scope="module", params=["sd15", *slow_params("sdxl", "flux2-klein")])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -78,6 +78,7 @@ def difference(first: Any, second: Any) -> float:
     return float(np.asarray(ImageChops.difference(first.image, second.image)).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["text_to_image", "image_to_image"])
 def test_references_act_and_leave_nothing_behind(model: Model, task: str) -> None:
     without = model.generate(task=task)

@@ -60,6 +60,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("family", sorted(ENCODERS))
 def test_a_single_file_draws_what_its_folder_draws(family: str, tmp_path: Path) -> None:

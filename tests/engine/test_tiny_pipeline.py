@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from tests.hub_server import LocalHub
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixture", ["tiny_folder", "tiny_bin_folder", "tiny_full_folder"])
 def test_every_variant_generates_the_same_image(
     fixture: str, request: pytest.FixtureRequest, tiny_folder: Path

@@ -91,6 +91,7 @@ def seam_excess(image: Image.Image, side: int) -> tuple[float, float]:
     return float(excess), float(np.std(inside) / np.sqrt(len(at_borders)))
 
 
+@pytest.mark.slow
 def test_detail_redraws_the_image_without_seams(model: LoadedPipeline) -> None:
     side = model.spec.resolution
     updates: list[ProgressUpdate] = []

@@ -85,6 +85,7 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
     return GenerationRequest(**values)
 
 
+@pytest.mark.slow
 @given(requests())
 @example(GenerationRequest("a\nNegative prompt: b", "c\nNegative prompt: d"))
 @example(GenerationRequest("Negative prompt: b"))

@@ -45,6 +45,7 @@ def online(hub: LocalHub, repositories: Path, tmp_path: Path) -> Hub:
     return Hub(endpoint=hub.url, cache_dir=tmp_path / "hub")
 
 
+@pytest.mark.slow
 def test_a_job_downloads_what_it_needs_once(
     settings: Settings, online: Hub, hub: LocalHub, tiny_spec: ModelSpec
 ) -> None:

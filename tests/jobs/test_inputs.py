@@ -50,6 +50,7 @@ def make_mask_layer(box: tuple[int, int, int, int] = (100, 60, 159, 119)) -> Ima
     return layer
 
 
+@pytest.mark.slow
 def test_image_to_image_of_a_gallery_image_records_its_parent(studio: Studio, settings: Settings) -> None:
     [parent] = studio.generate(make_request())
     two = studio.generate(make_request(task="image_to_image", image=parent.filename, strength=0.4, num_images=2))
@@ -88,6 +89,7 @@ def test_inpaint_and_outpaint_an_upload(studio: Studio) -> None:
     assert (pixels(studio, larger)[:192, 64:] == np.asarray(make_scene(), int)).all()
 
 
+@pytest.mark.slow
 def test_sizes_are_recorded_as_they_are(studio: Studio, settings: Settings) -> None:
     image = Image.effect_noise((301, 75), 90).convert("RGB")
     name = studio.inputs.upload(image).name
@@ -155,6 +157,7 @@ def test_lanczos_upscaling_loads_no_model(studio: Studio, settings: Settings) ->
     assert loads == []
 
 
+@pytest.mark.slow
 def test_upscaling_with_detail(studio: Studio) -> None:
     name = studio.inputs.upload(make_scene()).name
     request = make_request(task="upscale", image=name, upscaler="detail", strength=0.4)

@@ -46,6 +46,7 @@ def test_a_model_is_downloaded_loaded_and_recorded(online: Studio, tiny_repo: st
     assert online.model_status("tiny-test").location == "hub"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_size_of_a_download_is_the_same_everywhere(
     settings: Settings, hub: LocalHub, tiny_repo: str, tmp_path: Path, dtype: str
@@ -83,6 +84,7 @@ def test_a_download_can_be_cancelled_while_images_are_generated(online: Studio, 
     assert events(online)[-1] == ("download", "cancelled")
 
 
+@pytest.mark.slow
 def test_a_model_deleted_while_its_job_waits_is_downloaded_again(
     online: Studio, tiny_repo: str, tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def test_lora_of_another_model_is_rejected(spec: ModelSpec, cached: Hub, reposit
         PipelineCache(CPU, hub=cached).get(spec, local(spec), preset="turbo")
 
 
+@pytest.mark.slow
 def test_add_ons_are_downloaded_once(hub: LocalHub, repositories: Path, spec: ModelSpec, tmp_path: Path) -> None:
     client = Hub(endpoint=hub.url, cache_dir=tmp_path / "cache")
     for addon in ADDONS.values():

@@ -24,6 +24,7 @@ from canvas.presets import PRESETS
 from canvas.request import GenerationRequest
 from canvas.settings import Settings
 from canvas.studio import Studio
+from tests.conftest import slow_params
 from tests.hub_server import LocalHub
 from tests.tiny_families import make_tiny
 from tests.tiny_pipeline import UNUSED_CONTENT, make_bin_layout, make_full_layout
@@ -146,7 +147,7 @@ def test_every_model_is_tried() -> None:
     assert MODELS["mini-sd"].name == MODELS["tiny"].name
 
 
-@pytest.fixture(params=LAYOUTS)
+@pytest.fixture(params=["sd-turbo", *slow_params(*sorted(LAYOUTS.keys() - {"sd-turbo"}))])
 def served(request: pytest.FixtureRequest, hub: LocalHub, tmp_path: Path) -> ModelSpec:
     """The entry of the catalog, with its repositories on the local Hub; tiny, so of 64 x 64 pixels."""
     root = tmp_path / "hub"
@@ -202,6 +203,7 @@ def first_value(tensors: dict[str, torch.Tensor], component: str) -> float:
     return float(tensors[PARAMETERS[component]].detach().flatten()[0])
 
 
+@pytest.mark.slow
 def test_deleting_a_model_deletes_its_components(hub: LocalHub, tmp_path: Path) -> None:
     realistic(tmp_path / "hub")
     spec = MODELS["realistic"]
@@ -214,6 +216,7 @@ def test_deleting_a_model_deletes_its_components(hub: LocalHub, tmp_path: Path) 
     assert download.model_bytes_on_disk(spec, hub=client) == 0
 
 
+@pytest.mark.slow
 def test_a_missing_component_is_downloaded_alone(hub: LocalHub, tmp_path: Path) -> None:
     realistic(tmp_path / "hub")
     spec = MODELS["realistic"]
@@ -248,6 +251,7 @@ def test_readme_lists_the_models() -> None:
         assert key == "starter" or spec.name in readme
 
 
+@pytest.mark.slow
 def test_an_entry_with_only_a_name_gets_the_defaults_of_its_model(hub: LocalHub, tmp_path: Path) -> None:
     make_tiny("z-image-turbo", tmp_path / "hub" / "Tongyi-MAI/Z-Image-Turbo")
     hub.add("owner/z-image-turbo", tmp_path / "hub" / "Tongyi-MAI/Z-Image-Turbo")

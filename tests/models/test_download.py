@@ -71,6 +71,7 @@ def weights(suffix: str) -> set[str]:
     return {f"text_encoder/{model}.{suffix}"} | {f"{part}/diffusion_pytorch_model.{suffix}" for part in ("unet", "vae")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "half_precision", "suffix", "extra"),
     [
@@ -107,6 +108,7 @@ def test_only_needed_files_are_planned_and_downloaded(
     assert download.find_local(make_spec("org/model"), hub=client) == done.local
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["tiny_bin_folder", "tiny_full_folder"])
 def test_downloaded_model_generates(
     hub: LocalHub, client: Hub, request: pytest.FixtureRequest, layout: str, tiny_folder: Path
@@ -115,11 +117,13 @@ def test_downloaded_model_generates(
     assert render(fetch("org/model", client).local.path) == render(tiny_folder)
 
 
+@pytest.mark.slow
 def test_local_model_has_variant(client: Hub, tiny_repo: str) -> None:
     assert fetch(tiny_repo, client, half_precision=True).local.variant == "fp16"
     assert fetch(tiny_repo, client).local.variant is None
 
 
+@pytest.mark.slow
 def test_progress_increases_to_total(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[f"{tiny_repo}/{UNET}"] = Fault.slow(0.1)
     updates: list[DownloadProgress] = []
@@ -146,6 +150,7 @@ def test_cached_files_are_not_downloaded_again(hub: LocalHub, client: Hub, tiny_
     assert (done.bytes, done.file_count) == (planned.missing_bytes, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [None, 0, 1000])
 def test_incomplete_snapshot_is_not_found_and_is_completed(client: Hub, tiny_repo: str, size: int | None) -> None:
     spec = make_spec(tiny_repo)
@@ -168,6 +173,7 @@ def test_find_local_makes_no_request(hub: LocalHub, client: Hub, tiny_repo: str)
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_mirrors_are_tried_in_order(hub: LocalHub, client: Hub, tiny_folder: Path) -> None:
     hub.add("org/third", tiny_folder)
     hub.faults["org/second"] = Fault.gated()
@@ -186,6 +192,7 @@ def test_not_found_error_names_all_repositories(hub: LocalHub, client: Hub) -> N
         download.plan_download(spec, hub=client)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
@@ -211,6 +218,7 @@ def test_plan_detects_gated_files(hub: LocalHub, client: Hub, tiny_repo: str) ->
         plan(tiny_repo, client)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
@@ -238,6 +246,7 @@ def test_failed_download_raises_the_reason_and_can_be_retried(
     assert not list(client.cache.rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [
@@ -266,6 +275,7 @@ def changed_folder(tiny_full_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_commit_during_download_does_not_mix_files(
     hub: LocalHub, client: Hub, tiny_repo: str, tiny_full_folder: Path, changed_folder: Path
 ) -> None:
@@ -288,6 +298,7 @@ def test_commit_during_download_does_not_mix_files(
     assert newer.missing_bytes == (changed_folder / UNET).stat().st_size, "only what changed"
 
 
+@pytest.mark.slow
 def test_removed_commit_fails_and_the_next_one_downloads(
     hub: LocalHub, client: Hub, tiny_repo: str, changed_folder: Path
 ) -> None:
@@ -302,6 +313,7 @@ def test_removed_commit_fails_and_the_next_one_downloads(
     assert (local.path / UNET).read_bytes() == (changed_folder / UNET).read_bytes()
 
 
+@pytest.mark.slow
 def test_complete_files_are_kept_when_the_connection_is_lost(
     hub: LocalHub, client: Hub, tiny_repo: str, tiny_full_folder: Path
 ) -> None:
@@ -327,11 +339,13 @@ def test_complete_files_are_kept_when_the_connection_is_lost(
         again.close()
 
 
+@pytest.mark.slow
 def test_plan_retries_temporary_errors(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.faults[tiny_repo] = Fault.errors(times=2)
     assert plan(tiny_repo, client).files
 
 
+@pytest.mark.slow
 def test_cancelled_download_keeps_complete_files(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     spec = make_spec(tiny_repo)
     hub.faults[f"{tiny_repo}/{UNET}"] = Fault.stalls(after=100_000)
@@ -384,6 +398,7 @@ def test_file_is_continued_where_it_broke_off(hub: LocalHub, client: Hub, tiny_r
     assert not list(client.cache.rglob("*.incomplete"))
 
 
+@pytest.mark.slow
 def test_damaged_beginning_is_downloaded_again(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     content = hub.files(tiny_repo)[UNET].read_bytes()
     partial = partial_file(client, tiny_repo, UNET)
@@ -392,6 +407,7 @@ def test_damaged_beginning_is_downloaded_again(hub: LocalHub, client: Hub, tiny_
     assert (fetch(tiny_repo, client).local.path / UNET).read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surplus", [0, 1])
 def test_complete_and_too_long_partial_files(hub: LocalHub, client: Hub, tiny_repo: str, surplus: int) -> None:
     content = hub.files(tiny_repo)[UNET].read_bytes()
@@ -404,6 +420,7 @@ def test_complete_and_too_long_partial_files(hub: LocalHub, client: Hub, tiny_re
     assert (UNET in hub.fetched(tiny_repo)) == (surplus > 0)
 
 
+@pytest.mark.slow
 def test_stalled_connection_is_replaced(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     size = hub.files(tiny_repo)[UNET].stat().st_size
     fault = Fault.stalls(after=size // 2)
@@ -467,6 +484,7 @@ def test_plan_can_be_cancelled(hub: LocalHub, client: Hub, tiny_repo: str) -> No
         download.plan_download(make_spec(tiny_repo), hub=client, cancelled=cancelled)
 
 
+@pytest.mark.slow
 def test_offline_error_says_what_is_on_disk(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     offline = Hub("http://127.0.0.1:9", client.cache_dir, client.token)
     with pytest.raises(HubOffline, match="tiny-test is not downloaded yet"):
@@ -519,6 +537,7 @@ def test_missing_local_folder_is_an_error(tmp_path: Path, client: Hub) -> None:
         plan(name, client)
 
 
+@pytest.mark.slow
 def test_bytes_on_disk_and_remove(hub: LocalHub, client: Hub, tiny_repo: str) -> None:
     hub.add("org/other", hub.repositories[tiny_repo])
     spec = make_spec(tiny_repo)

@@ -104,6 +104,7 @@ def test_process_exits_when_stdin_closes(hub: LocalHub, client: Hub, tiny_repo: 
     child.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "expected"),
     [({}, "13 files"), ({"HF_HUB_OFFLINE": "1"}, "HubOffline HF_HUB_OFFLINE is set; unset it")],

@@ -75,6 +75,7 @@ def generate(pipeline: Any) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["diffusers", "kohya"])
 def test_lora_changes_the_image_at_weight_1_but_not_at_0(pipeline: Any, style: str, tmp_path: Path) -> None:
     lora = read_lora(make_lora(tmp_path / "a.safetensors", pipeline.unet, style))
@@ -89,6 +90,7 @@ def test_lora_changes_the_image_at_weight_1_but_not_at_0(pipeline: Any, style: s
     assert torch.equal(generate(pipeline), plain), "the pipeline is unchanged"
 
 
+@pytest.mark.slow
 def test_order_of_two_loras_does_not_matter(pipeline: Any, tmp_path: Path) -> None:
     pair = [
         (read_lora(make_lora(tmp_path / f"{name}.safetensors", pipeline.unet, seed=seed)), weight)

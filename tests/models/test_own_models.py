@@ -77,6 +77,7 @@ def test_a_local_model_is_added_and_removed_without_its_files(studio: Studio, ti
     assert (tiny_folder / "model_index.json").is_file()
 
 
+@pytest.mark.slow
 def test_removing_deletes_the_download_unless_another_model_needs_it(studio: Studio, tiny_repo: str) -> None:
     first = studio.own_models.add(FoundModel(tiny_repo))
     studio.download_model(first.key).wait()

@@ -33,6 +33,7 @@ def test_full_disk_raises_and_leaves_no_partial_file(tmp_path: Path) -> None:
     assert assert_consistent(tmp_path) > outcomes.count("saved"), "with the image saved at the end"
 
 
+@pytest.mark.slow
 def test_eight_programs_save_at_once(tmp_path: Path) -> None:
     with ExitStack() as stack:
         children = [stack.enter_context(run_program("save", tmp_path, 12)) for _ in range(8)]

@@ -59,6 +59,7 @@ def test_read_only_folder_is_refused_at_start_and_not_changed(tmp_path: Path) ->
     assert assert_consistent(data) == 1
 
 
+@pytest.mark.slow
 def test_folder_that_becomes_read_only_fails_one_job(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with run_program("unprivileged", "studio", data) as child:
@@ -103,6 +104,7 @@ def test_deleted_images_are_marked_missing(tmp_path: Path) -> None:
     assert assert_consistent(tmp_path / "data") == 1
 
 
+@pytest.mark.slow
 def test_deleted_database_refuses_new_images(settings: Settings) -> None:
     with Studio(settings) as studio:
         job = studio.submit(GenerationRequest("a fox", num_inference_steps=100))
@@ -131,6 +133,7 @@ LOCK_TIMEOUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy_timeout", LOCK_TIMEOUTS)
 def test_database_locked_by_another_process_raises(
     settings: Settings, report: Report, busy_timeout: int | None

@@ -29,9 +29,10 @@ from tests.resilience.fuzzing import small_png
 from tests.resilience.programs import noise_image, open_repository
 
 
-def rounds(few: int, many: int) -> pytest.MarkDecorator:
+def rounds(few: int, many: int, *, slow: bool = False) -> pytest.MarkDecorator:
+    first = pytest.param(few, marks=[pytest.mark.slow] if slow else [])
     long = pytest.param(many, marks=[pytest.mark.long, pytest.mark.timeout(3600)])
-    return pytest.mark.parametrize("rounds", [few, long])
+    return pytest.mark.parametrize("rounds", [first, long])
 
 
 @rounds(2, 80)
@@ -45,7 +46,7 @@ def test_kill_while_saving_images(tmp_path: Path, report: Report, rounds: int) -
     report("killed while saving and deleting images", rounds)
 
 
-@rounds(2, 30)
+@rounds(2, 30, slow=True)
 def test_kill_while_generating(tmp_path: Path, report: Report, rounds: int) -> None:
     lines: list[str] = []
     rng = random.Random(2)
@@ -57,7 +58,7 @@ def test_kill_while_generating(tmp_path: Path, report: Report, rounds: int) -> N
     report("killed while loading the built-in model or generating", rounds)
 
 
-@rounds(2, 40)
+@rounds(2, 40, slow=True)
 def test_kill_while_migrating(tmp_path: Path, report: Report, rounds: int) -> None:
     old = build(tmp_path / "old.db", OLD)
     with closing(sqlite3.connect(old)) as connection, connection:
@@ -100,7 +101,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield data
 
 
-@rounds(1, 20)
+@rounds(1, 20, slow=True)
 def test_kill_while_exporting(exported: Path, report: Report, rounds: int) -> None:
     rng = random.Random(4)
     for _ in range(rounds):
@@ -113,7 +114,7 @@ def test_kill_while_exporting(exported: Path, report: Report, rounds: int) -> No
     report("killed while exporting", rounds)
 
 
-@rounds(1, 20)
+@rounds(1, 20, slow=True)
 def test_kill_while_importing(exported: Path, tmp_path: Path, report: Report, rounds: int) -> None:
     rng = random.Random(5)
     for number in range(rounds):
@@ -128,7 +129,7 @@ def test_kill_while_importing(exported: Path, tmp_path: Path, report: Report, ro
     report("killed while importing", rounds)
 
 
-@rounds(1, 20)
+@rounds(1, 20, slow=True)
 def test_kill_while_downloading(tmp_path: Path, report: Report, rounds: int) -> None:
     folder = tmp_path / "model"
     shutil.copytree(ASSETS / "starter", folder)

@@ -101,6 +101,7 @@ SCALES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "max_jobs", "seconds"), SCALES)
 def test_many_visitors_on_a_public_server(
     tmp_path: Path, report: Report, count: int, max_jobs: int | None, seconds: float
