@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Page, Request, expect
@@ -13,6 +14,7 @@ from canvas import Studio
 from canvas.history.import_zip import import_folder
 from tests.ui.test_create_tab import open_settings
 
+pytestmark = pytest.mark.smoke
 EVIL = "<img src=x onerror=window.hacked=1> <script>window.hacked=2</script> {{hacked}} ${hacked}"
 INFOTEXT = (
     f"{EVIL}\nNegative prompt: {EVIL}\nSteps: 7, Sampler: Euler a, CFG scale: 6.5, Seed: 5, "
