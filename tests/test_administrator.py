@@ -54,7 +54,7 @@ class Server:
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
 
-@pytest.fixture(params=[ADMIN, None], ids=["with an administrator", "without"])
+@pytest.fixture(params=[ADMIN, pytest.param(None, marks=pytest.mark.slow)], ids=["with an administrator", "without"])
 def server(
     request: pytest.FixtureRequest, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:

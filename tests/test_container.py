@@ -158,6 +158,7 @@ def test_the_container_is_not_open_by_itself(tmp_path: Path) -> None:
     assert Settings.from_environment(variables | compose | {"CANVAS_AUTH": "ann:secret"}).requires_api_key
 
 
+@pytest.mark.slow
 def test_health_check_succeeds_after_start(built: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -15,14 +15,14 @@ from PIL import Image, ImageDraw
 from canvas import GenerationRequest, Studio
 from canvas.engine import super_resolution
 from canvas.settings import Settings
-from tests.conftest import make_spec
+from tests.conftest import make_spec, slow_params
 from tests.models.test_loras import make_lora
 from tests.tiny_xl import make_tiny_xl
 
 XL = {"size": "1 MB", "speed": "Fast", "quality": "None", "resolution": 64, "scheduler": "Euler"}
 
 
-@pytest.fixture(params=["starter torch", "tiny torch", "xl torch", "starter openvino", "xl openvino"])
+@pytest.fixture(params=["tiny torch", *slow_params("starter torch", "xl torch", "starter openvino", "xl openvino")])
 def studio_and_model(
     request: pytest.FixtureRequest, settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Studio, str]]:

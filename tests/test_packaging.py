@@ -55,6 +55,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
     return {"cwd": tmp_path / "empty", "env": environ, "text": True}
 
 
+@pytest.mark.slow
 def test_wheel_has_the_package_and_its_assets(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -65,6 +66,7 @@ def test_wheel_has_the_package_and_its_assets(wheel: Path) -> None:
     assert names == {name for name in expected if not name.startswith(excluded)}
 
 
+@pytest.mark.slow
 def test_wheel_requires_the_packages_of_requirements_txt(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]
@@ -76,6 +78,7 @@ def test_wheel_requires_the_packages_of_requirements_txt(wheel: Path) -> None:
     assert {one.name for one in extras} == optional()
 
 
+@pytest.mark.slow
 def test_installed_command_generates_an_image(command: Path, options: dict[str, Any]) -> None:
     help_text = subprocess.run([command, "--help"], **options, capture_output=True, check=True)
     assert "Usage: magic-canvas" in help_text.stdout
@@ -85,6 +88,7 @@ def test_installed_command_generates_an_image(command: Path, options: dict[str, 
         assert image.size == (256, 256)
 
 
+@pytest.mark.slow
 def test_bench_is_not_installed(command: Path, options: dict[str, Any]) -> None:
     done = subprocess.run([command, "bench"], **options, capture_output=True, check=False)
     assert done.returncode == 1

@@ -104,13 +104,13 @@ class RouteListMiddleware:
 
     def _exists(self, scope: Scope) -> bool:
         path, method = scope["path"], scope["method"]
-        if any(route.matches(scope)[0] is not Match.NONE for route in self._own_routes):
-            return True
-        allowed = any(
+        listed = any(
             method in methods and (regex.match(path) or regex.match(path.rstrip("/")))
             for regex, methods in self._gradio_routes
         )
-        return allowed and _is_function(scope, path)
+        if listed and _is_function(scope, path):
+            return True
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._own_routes)
 
 
 def _is_function(scope: Scope, path: str) -> bool:

@@ -114,6 +114,7 @@ def test_settings_have_the_old_field_names_too(client: Client, served: Studio) -
     assert not any(f'"{old}"' in text for text in embedded.values() for old in OLD_FIELD_NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{"where": "here"}, {"where": "local"}, {"backend": "here"}, {"backend": "local"}])
 def test_the_backend_has_its_old_name_and_values_too(client: Client, served: Studio, values: dict[str, str]) -> None:
     client.predict("a fox", num_inference_steps=1, **values, api_name="/generate")

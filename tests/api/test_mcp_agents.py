@@ -55,6 +55,7 @@ def test_all_images_of_a_batch_are_inline_with_their_metadata(in_session: Callab
     assert json.loads(result.content[-1].text) == result.structuredContent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["url", "id", "resource", "image_id", "data URL", "base64"])
 def test_images_can_be_named_in_every_way(in_session: Callable[..., Any], served: Studio, kind: str) -> None:
     async def call(session: ClientSession) -> Any:

@@ -102,6 +102,7 @@ def test_accepting_the_terms_grants_consent(
     assert granted == [("local", "local")]
 
 
+@pytest.mark.slow
 def test_a_stream_has_partial_images_and_the_result(client: OpenAI) -> None:
     events = list(
         client.images.generate(

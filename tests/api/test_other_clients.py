@@ -70,6 +70,7 @@ def test_names_of_openai_mean_the_default_model(
     assert f"The model {model} stands for the default model starter." in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["1024x1024", "768x768", "1792x1024", "257x255", "64x2048"])
 def test_sizes_that_the_model_cannot_draw_are_scaled_and_said(client: openai.OpenAI, served: Studio, size: str) -> None:
     response = client.images.generate(prompt="a fox", size=size, extra_body=FAST)
@@ -110,6 +111,7 @@ def test_unknown_paths_are_error_objects(url: str, method: str, path: str, statu
 # /sdapi
 
 
+@pytest.mark.slow
 def test_the_size_is_that_of_the_request(url: str) -> None:
     for side in (512, 768):
         response = post(url, "txt2img", {"prompt": "a fox", "width": side, "height": side, "steps": 1}).json()

@@ -279,6 +279,7 @@ def test_image_is_generated_remotely_and_saved_on_both_sides(client: Studio, ser
     assert server_second.request.seed == 8
 
 
+@pytest.mark.slow
 def test_remote_image_equals_local_image(client: Studio) -> None:
     [remote], [local] = client.generate(REMOTE_REQUEST), client.generate(LOCAL_REQUEST)
     difference = ImageChops.difference(pixels(client, remote.filename), pixels(client, local.filename))

@@ -88,6 +88,7 @@ def test_two_jobs_run_at_once_with_steps_and_previews(pool: Studio) -> None:
     assert pool.model_status("starter").location == "disk"
 
 
+@pytest.mark.slow
 def test_images_equal_those_of_one_process(pool: Studio, studio: Studio) -> None:
     request = replace(SHORT, num_images=2, style="cartoon")
     for one, other in zip(pool.generate(request), studio.generate(request), strict=True):

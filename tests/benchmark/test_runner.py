@@ -28,6 +28,7 @@ def report() -> BenchmarkReport:
     return run_benchmark(STARTER, CPU, size=128, rounds=1, memory=False, full=True)
 
 
+@pytest.mark.slow
 def test_report_has_a_row_per_variant(report: BenchmarkReport) -> None:
     assert [row.name for row in report.rows] == NAMES
     assert [row.steps for row in report.rows] == [25, 20, 4, 2, 1]
@@ -38,6 +39,7 @@ def test_report_has_a_row_per_variant(report: BenchmarkReport) -> None:
         assert row.ratio == pytest.approx(report.rows[0].seconds / row.seconds)
 
 
+@pytest.mark.slow
 def test_similarity_is_measured_for_presets(report: BenchmarkReport) -> None:
     baseline, sliced, quality, balanced, turbo = report.rows
     assert baseline.ssim is None
@@ -49,12 +51,14 @@ def test_similarity_is_measured_for_presets(report: BenchmarkReport) -> None:
     assert 0.5 < turbo.ssim <= balanced.ssim < 1
 
 
+@pytest.mark.slow
 def test_unet_speed_is_relative_to_matrix_products(report: BenchmarkReport) -> None:
     assert report.peak_tflops > 0
     assert report.peak_ratio == report.unet_tflops / report.peak_tflops
     assert json.loads(json.dumps(report.to_dict()))["share_of_ceiling"] > 0
 
 
+@pytest.mark.slow
 def test_overhead_is_a_ratio(report: BenchmarkReport) -> None:
     assert 0 < report.overhead_ratio < 1
 

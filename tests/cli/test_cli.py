@@ -196,6 +196,7 @@ def test_braces_and_wildcards_are_expanded(workdir: Path, capfd: pytest.CaptureF
     assert [json.loads(line)["prompt"] for line in lines] == ["a red fox in snow {x|y}", "a blue fox in snow {x|y}"]
 
 
+@pytest.mark.slow
 def test_prompts_are_read_from_a_file(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (workdir / "prompts.txt").write_text("\ufeffa boat\r\n\n  a tree\n", encoding="utf-8")
     command = ["generate", "--prompts", "prompts.txt", "--steps", "1", "--count", "2", "--json"]
@@ -238,6 +239,7 @@ def test_help_has_examples(command: str, capfd: pytest.CaptureFixture[str]) -> N
     assert "--json" in output or command == "completion"
 
 
+@pytest.mark.slow
 def test_bash_completes_commands_options_and_values(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("completion", "bash") == 0
     script = capfd.readouterr().out + (

@@ -149,6 +149,7 @@ def test_balanced_reuses_residuals_in_cached_steps(model: Model) -> None:
     assert difference(controlled, model.generate(**fields)) > 0.5
 
 
+@pytest.mark.slow
 def test_upscaling_computes_the_control_by_tiles(model: Model) -> None:
     if model.family == "flux-dev":
         pytest.skip("upscaling with detail needs a UNet")

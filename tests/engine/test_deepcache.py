@@ -40,6 +40,7 @@ def make_unet(blocks: int = 2, layers: int = 1, *, cross_attention: bool = True)
 SHAPES = [(2, 1, True), (2, 2, True), (3, 1, False), (4, 2, True), (1, 2, False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("blocks", "layers", "cross_attention"), SHAPES)
 @pytest.mark.parametrize("branch_depth", [1, 2, 9])
 @torch.no_grad()

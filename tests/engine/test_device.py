@@ -64,6 +64,7 @@ def test_requested_dtype_is_used(tmp_path: Path) -> None:
     assert 0 < detected.kernel_launch_seconds < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 3}', "\x00"])
 def test_damaged_cache_is_measured_again(tmp_path: Path, content: str) -> None:
     (tmp_path / "speeds.json").write_text(content)

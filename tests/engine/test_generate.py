@@ -27,6 +27,7 @@ from canvas.errors import GenerationCancelled, GenerationFailed
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.schedulers import SCHEDULERS
+from tests.conftest import slow_params
 
 CPU = Device("cpu", "float32", "test")
 STARTER = MODELS["starter"]
@@ -144,7 +145,7 @@ def test_image_of_a_batch_is_reproducible_alone(
     assert not same(batch[0].image, batch[1].image)
 
 
-@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("scheduler", ["Euler a", *slow_params(*sorted(SCHEDULERS.keys() - {"Euler a"}))])
 def test_every_scheduler_works_and_is_removed(starter: Any, scheduler: str) -> None:
     own = starter.scheduler
     reference = make_request(STARTER, num_inference_steps=2, width=128, height=128)
@@ -157,6 +158,7 @@ def test_every_scheduler_works_and_is_removed(starter: Any, scheduler: str) -> N
     assert same(before, render(starter, reference))
 
 
+@pytest.mark.slow
 def test_guidance_and_seed_change_the_image(starter: Any) -> None:
     request = make_request(STARTER)
     first = render(starter, request)
@@ -179,6 +181,7 @@ def test_progress_is_reported_per_step(starter: Any) -> None:
     assert steps[-1].seconds_left is not None
 
 
+@pytest.mark.slow
 def test_previews_have_a_delay_and_an_interval(starter: Any) -> None:
     seen: list[tuple[float, Any]] = []
     began = time.perf_counter()
@@ -259,6 +262,7 @@ def test_error_of_the_pipeline_is_reported(tiny_spec: ModelSpec) -> None:
         render_batch(pipeline, make_request(tiny_spec), tiny_spec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_balanced_is_close_to_quality(starter: Any, seed: int) -> None:
     request = GenerationRequest("a fox in the snow", seed=seed)
@@ -314,6 +318,7 @@ print(len(render(128)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="setrlimit limits memory on Linux only")
 def test_out_of_memory_suggests_a_size() -> None:
     done = subprocess.run(

@@ -365,6 +365,7 @@ def test_a_requested_size_is_that_of_the_result(cache: PipelineCache, spec: Mode
         assert result.size == size
 
 
+@pytest.mark.slow
 def test_a_note_says_at_which_size_the_model_worked(cache: PipelineCache) -> None:
     local = LocalModel(Path(STARTER.name), "", "")
     for size, note in (((600, 600), "Generated at 512x512 and scaled to 600x600."), ((261, 197), None)):

@@ -49,6 +49,7 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_the_weights_are_replaced_by_equal_safetensors(
     hub: LocalHub, own_hub: Hub, local: LocalModel, tiny_bin_folder: Path
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_weights_are_replaced_by_equal_safetensors(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_every_dtype_reads_the_same_files(local: LocalModel) -> None:
     single = load_pipeline(SPEC, local, Device("cpu", "float32", ""))
     half = load_pipeline(SPEC, local, CPU)
@@ -117,6 +119,7 @@ def test_a_damaged_file_stays_and_is_reported(local: LocalModel) -> None:
     assert file.is_file()
 
 
+@pytest.mark.slow
 def test_copies_of_earlier_versions_are_deleted(local: LocalModel) -> None:
     converted = local.path.parent.parent / "converted"
     for name in (f"{local.path.name}-bfloat16", f"{local.path.name}-unet-openvino-1", "other-bfloat16"):

@@ -68,6 +68,7 @@ def pixels(image: GeneratedImage) -> np.ndarray:
     return np.asarray(image.image).astype(int)
 
 
+@pytest.mark.slow
 def test_int8_image_is_close_and_recorded(local: LocalModel) -> None:
     plain, int8 = draw(local, offload="none", quantization="none"), draw(local, quantization="int8", offload="none")
     assert plain.notes == ()

@@ -139,6 +139,7 @@ def test_presets_keep_the_detail_without_seams(model: LoadedPipeline) -> None:
     assert excess <= max(3 * noise, 0.5)
 
 
+@pytest.mark.slow
 def test_detail_is_reproducible(model: LoadedPipeline) -> None:
     results = [upscale(make_waves((48, 40)), model, upscaler="detail", strength=0.2).image for _ in range(2)]
     assert results[0] is not None
@@ -165,6 +166,7 @@ def test_super_resolution_reports_tiles() -> None:
     assert [(step.step, step.num_steps) for step in updates] == [(0, 2), (1, 2), (2, 2)]
 
 
+@pytest.mark.slow
 def test_detail_needs_memory_for_one_tile_only(monkeypatch: pytest.MonkeyPatch) -> None:
     local = LocalModel(Path(STARTER.name), "", "")
     pipeline = PipelineCache(CPU).get(STARTER, local, "image_to_image")

@@ -137,6 +137,7 @@ def test_images_without_file_are_not_found(prompts: Database) -> None:
     assert found(prompts, text="fox") == [4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sort", list(SORTS))
 @pytest.mark.parametrize("text", ["", "picture", "unicorn", "-fox"])
 def test_pages_join_to_all_ids_in_order(many: Database, sort: str, text: str) -> None:

@@ -222,6 +222,7 @@ def lora(settings: Settings) -> str:
     return "snow"
 
 
+@pytest.mark.slow
 def test_apply_a_lora_of_the_folder_by_field_or_prompt(studio: Studio, lora: str) -> None:
     [plain] = studio.generate(make_request())
     [by_field] = studio.generate(make_request(loras=((lora, 0.8),)))
@@ -270,6 +271,7 @@ def test_a_blocked_prompt_is_rejected_before_queueing(settings: Settings) -> Non
         assert studio.submit(make_request(prompt="a skilled fox", negative_prompt="nude")).wait()
 
 
+@pytest.mark.slow
 def test_the_checker_is_downloaded_and_blocked_images_are_not_stored(
     settings: Settings, hub: LocalHub, tmp_path: Path
 ) -> None:
@@ -325,6 +327,7 @@ def lora_hub(hub: LocalHub, tmp_path: Path) -> LocalHub:
     return hub
 
 
+@pytest.mark.slow
 def test_a_lora_of_the_hub_is_downloaded_and_applied(settings: Settings, lora_hub: LocalHub, tmp_path: Path) -> None:
     source = Hub(endpoint=lora_hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with Studio(settings, hub=source) as studio:
@@ -347,6 +350,7 @@ def test_a_lora_of_the_hub_is_downloaded_and_applied(settings: Settings, lora_hu
         assert (pixels(studio, tagged) == pixels(studio, named)).all()
 
 
+@pytest.mark.slow
 def test_invalid_loras_of_the_hub_are_rejected(settings: Settings, lora_hub: LocalHub, tmp_path: Path) -> None:
     source = Hub(endpoint=lora_hub.url, cache_dir=tmp_path / "cache", timeout=5)
     with Studio(settings, hub=source) as studio:

@@ -68,6 +68,7 @@ def test_the_size_is_that_of_the_download(filled_hub: LocalHub, client: Hub, tin
     assert found.size == plan_download(make_spec("ann/fox-artist"), hub=client).total_bytes
 
 
+@pytest.mark.slow
 def test_filters_and_order_are_those_of_the_hub(filled_hub: LocalHub, client: Hub) -> None:
     assert names(search("fox", sort="most likes", hub=client))[:2] == ["fox-video", "fox-xl"]
     xl = search("", family="stable_diffusion_xl", hub=client)

@@ -78,6 +78,7 @@ def change_of(pipeline: Any, layer: str, path: Path, weight: float = 1.0) -> tor
     return (after - before).detach()
 
 
+@pytest.mark.slow
 def test_a_lora_of_the_family_changes_the_layers(family: str, pipeline: Any, tmp_path: Path) -> None:
     path = make_lora(tmp_path / "a.safetensors", pipeline)
     layer, weight = next(iter(attention_layers(denoiser(pipeline)[1]).items()))

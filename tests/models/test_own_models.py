@@ -39,6 +39,7 @@ def tables(studio: Studio) -> dict[str, dict[str, object]]:
     return tomllib.loads(studio.settings.models_file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_model_is_added_and_still_there_after_a_restart(studio: Studio, tiny_repo: str, settings: Settings) -> None:
     found = FoundModel(tiny_repo, license="mit", size=1_234_567)
     spec = studio.own_models.add(found)

@@ -57,6 +57,7 @@ def test_image_saved_while_the_database_is_locked_is_recovered(tmp_path: Path) -
     assert assert_consistent(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_two_studios_share_a_data_folder(settings: Settings) -> None:
     request = GenerationRequest("a fox", num_inference_steps=1)
     with Studio(settings) as first, Studio(settings) as second:

@@ -35,6 +35,7 @@ def mutated(draw: st.DrawFn, seed: bytes) -> bytes:
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_parsers_raise_only_canvas_errors(name: str) -> None:
     seed = TARGETS[name][1]

@@ -43,6 +43,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_read_only_folder_is_refused_at_start_and_not_changed(tmp_path: Path) -> None:
     data = tmp_path / "data"
     repository = open_repository(data)

@@ -60,6 +60,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_secrets_are_in_no_response_file_or_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, log = tmp_path / "data", tmp_path / "log"
     environ = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": CLOSED, "HF_HOME": str(tmp_path / "hf")}
@@ -122,6 +123,7 @@ def test_log_of_a_public_server_has_no_prompts(tmp_path: Path) -> None:
     assert "quetzalfinch" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_no_host_but_the_hub_is_contacted(tmp_path: Path) -> None:
     log, site = tmp_path / "addresses", tmp_path / "site"
     site.mkdir()

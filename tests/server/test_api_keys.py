@@ -134,6 +134,7 @@ def test_mcp_clients_send_a_key(protected: Studio, key: str) -> None:
     assert listed[0]["prompt"] == "mcp"
 
 
+@pytest.mark.slow
 def test_each_key_has_its_own_progress(protected: Studio) -> None:
     names = [f"{name}-{protected.settings.public}" for name in ("first", "second")]
     headers = [{"Authorization": f"Bearer {ApiKeyStore(protected.database).create(name)}"} for name in names]

@@ -127,6 +127,7 @@ def test_a_free_port_is_found() -> None:
     assert listening_port("127.0.0.1", port) == port
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize(
     ("host", "options"), [("::1", {}), ("[::1]", {}), ("::", {"insecure": True}), ("::", {"auth": ("ann", "secret")})]

@@ -203,6 +203,7 @@ def test_a_key_is_required_on_every_spelling_of_a_path(login_server: Proxied) ->
                 assert response.status_code == 401, (prefix, path)
 
 
+@pytest.mark.slow
 def test_gradio_client_and_uploads(server: Proxied, image_file: Path) -> None:
     client = Client(f"{server.url}/", verbose=False, ssl_verify=False)
     generated, progress = client.predict("a fox", api_name="/generate")

@@ -7,9 +7,9 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
+import gradio as gr
 import httpx
 import pytest
 from gradio.routes import App
@@ -17,7 +17,7 @@ from gradio.utils import get_upload_folder
 
 from canvas import GenerationRequest, Studio
 from canvas.server.body_limits import DEFAULT_LIMIT, LIMITS, limit_of
-from canvas.server.gradio_routes import GRADIO_ROUTES
+from canvas.server.gradio_routes import GRADIO_ROUTES, only_final_app
 from canvas.server.rate_limits import FormCounter
 from tests.app_server import serving
 from tests.visitors import Visitor, routes_of
@@ -53,17 +53,12 @@ def visitor(studio: Studio) -> Iterator[Visitor]:
     visitor.close()
 
 
-def test_only_the_app_that_is_served_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built: list[App] = []
-    init = App.__init__
-
-    def count(self: App, *arguments: Any, **options: Any) -> None:
-        built.append(self)
-        init(self, *arguments, **options)
-
-    monkeypatch.setattr(App, "__init__", count)
-    with serving(tmp_path) as studio:
-        assert built == [studio.page.app]  # type: ignore[attr-defined]
+def test_only_the_app_that_is_served_is_built() -> None:
+    with only_final_app(), gr.Blocks(analytics_enabled=False) as blocks:
+        gr.Button("Press")
+        assert blocks.app is None, "of Blocks.queue"
+    assert blocks.app is None
+    assert isinstance(App.create_app(blocks, mcp_server=False), App), "as before"
 
 
 def paths_of(studio: Studio) -> set[tuple[str, str]]:

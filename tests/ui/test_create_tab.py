@@ -142,7 +142,6 @@ def test_every_click_on_generate_counts_and_the_queue_can_be_cleared(page: Page,
     assert [job.status for job in served.jobs("local")[before + 1 :]] == ["cancelled"] * 2
 
 
-@pytest.mark.smoke
 def test_invalid_input_is_shown_as_a_message(page: Page, served: Studio) -> None:
     before = len(served.jobs("local"))
     generate(page, "   ")
@@ -229,7 +228,6 @@ def test_what_the_built_in_model_understands_is_shown_before_with_a_model_for_th
     expect(hints).to_have_count(0)
 
 
-@pytest.mark.smoke
 def test_prompts_are_escaped(page: Page) -> None:
     prompt = "<img src=x onerror='window.hacked=1'> ${window.hacked=2} `{{value}}` a fox"
     generate(page, escape(prompt), {"Steps": 2})

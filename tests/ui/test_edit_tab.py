@@ -89,7 +89,6 @@ def test_image_to_image_of_an_upload_gives_four_images(page: Page, served: Studi
         assert upload.tobytes() == original.tobytes()
 
 
-@pytest.mark.smoke
 def test_inpaint_changes_only_the_painted_area(page: Page, served: Studio, photo: Path) -> None:
     open_tab(page)
     drop(page, photo)

@@ -99,7 +99,6 @@ def test_blocks_can_be_guarded() -> None:
     assert "await self.preprocess_data(" in source, renamed("Blocks.preprocess_data", "canvas/ui/page_blocks.py")
 
 
-@pytest.mark.smoke
 def test_the_page_has_its_config_and_gradios_classes(page: Page) -> None:
     assert page.evaluate("Object.keys(window.gradio_config?.i18n_translations ?? {}).includes('de')"), renamed(
         "window.gradio_config.i18n_translations", "pageLanguage in assets/page.js"

@@ -58,7 +58,6 @@ def test_models_are_listed_with_their_status_and_the_device(models: Page, served
     expect(row(models, "Built-in model")).to_contain_text("on disk")
 
 
-@pytest.mark.smoke
 def test_a_model_of_the_hub_is_added_with_one_click(models: Page, served: Studio, repo: str) -> None:
     search(models, "fox")
     found = models.locator(".model.found")
