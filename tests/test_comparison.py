@@ -17,6 +17,7 @@ def make_request(**fields: object) -> GenerationRequest:
     return GenerationRequest.from_dict({"prompt": "a fox", "num_inference_steps": 2, **fields})
 
 
+@pytest.mark.slow
 def test_a_comparison_has_one_seed_and_one_image_per_entry(studio: Studio) -> None:
     service = ComparisonService(studio)
     comparison = service.start(make_request(), ["starter"], PAIR, blind=False, owner="local")
@@ -44,6 +45,7 @@ def test_vote_raises_until_all_images_are_finished(studio: Studio) -> None:
         studio.comparisons.get(comparison.id, "stranger")
 
 
+@pytest.mark.slow
 def test_comparisons_survive_a_restart(settings: Settings) -> None:
     with Studio(settings) as studio:
         service = ComparisonService(studio)

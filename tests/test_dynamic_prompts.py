@@ -118,6 +118,7 @@ def test_an_escaped_prompt_stands_for_itself(prompt: str) -> None:
     assert expand(escape(prompt), Path("nowhere")) == [prompt]
 
 
+@pytest.mark.slow
 def test_submit_expanded_queues_all_or_none(studio: Studio) -> None:
     request = GenerationRequest("{red|blue} fox, {snow|desert}", num_inference_steps=1, seed=4)
     assert [each.prompt for each in studio.expand_prompt(request)][:2] == ["red fox, snow", "red fox, desert"]

@@ -150,6 +150,7 @@ def test_a_side_is_left_out_where_several_things_are() -> None:
     assert read("a fox and an owl on the right").left_out == ("on the right",)
 
 
+@pytest.mark.slow
 def test_every_thing_is_read_in_every_style() -> None:
     vocabulary = VOCABULARY_OF_STARTER
     for name, thing in vocabulary.things.items():

@@ -155,6 +155,7 @@ def test_lock_is_complete() -> None:
     assert checked > 100
 
 
+@pytest.mark.slow
 def test_lock_is_what_its_command_makes(tmp_path: Path) -> None:
     """uv keeps the locked versions unless requirements.txt excludes them or needs another package."""
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")

@@ -31,6 +31,7 @@ def slow_studio(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tupl
         yield studio, reason
 
 
+@pytest.mark.slow
 def test_every_preset_works_and_the_page_shows_why(slow_studio: tuple[Studio, str]) -> None:
     studio, reason = slow_studio
     for preset in PRESETS:

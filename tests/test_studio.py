@@ -49,6 +49,7 @@ def test_a_generation_is_stored_and_logged(studio: Studio, settings: Settings) -
     assert rows.fetchall() == [("starter", "load", "complete")]
 
 
+@pytest.mark.slow
 def test_the_record_says_what_the_built_in_model_understood(studio: Studio) -> None:
     [image] = studio.generate(replace(FOX, prompt="a bearded puppy in the snow"))
     assert (image.request.prompt, image.enhanced_prompt) == ("a bearded puppy in the snow", "a dog in the snow")

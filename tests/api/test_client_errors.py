@@ -128,6 +128,7 @@ def test_an_a1111_client_that_disconnects_cancels_the_job(url: str, served: Stud
     assert_cancelled_early(find_job(served, body["prompt"]))
 
 
+@pytest.mark.slow
 def test_interrupting_the_command_line_cancels_the_job(served: Studio) -> None:
     prompt = "aborted in the terminal"
     options = ["--steps", "150", "--data-dir", str(served.settings.data_dir)]

@@ -103,6 +103,7 @@ def test_gradio_starts_from_an_image_id(client: Client, served: Studio, start: P
             client.predict(**params, image_id=unknown, api_name=f"/{name}")
 
 
+@pytest.mark.slow
 def test_mcp_inpaints(url: str, start: Path) -> None:
     def data_url(content: bytes) -> str:
         return "data:image/png;base64," + base64.b64encode(content).decode()

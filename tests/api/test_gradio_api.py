@@ -136,6 +136,7 @@ def test_the_client_header_has_its_old_name_too(header: str) -> None:
     assert client_of(request) == "gradio"
 
 
+@pytest.mark.slow
 def test_a_batch_has_a_file_per_image(client: Client, served: Studio) -> None:
     _, settings = client.predict("a tree", num_inference_steps=1, seed=3, num_images=2, api_name="/generate")
     first, second = map(pixels_of, settings["pictures"])
@@ -211,6 +212,7 @@ def event_url(url: str, data: list[Any]) -> str:
     return f"{address}/{httpx.post(address, json={'data': data}).json()['event_id']}"
 
 
+@pytest.mark.slow
 def test_two_clients_are_served_in_order(url: str) -> None:
     finished: list[str] = []
 

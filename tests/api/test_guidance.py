@@ -200,6 +200,7 @@ def test_kinds_guide_the_built_in_model(studio: Studio) -> None:
     assert len({pixels_of(studio, image) for image in images}) == 4
 
 
+@pytest.mark.slow
 def test_edits_are_guided(studio: Studio, model: GuidedModel) -> None:
     guides = model.guides(base64.b64encode(to_png(PHOTO)).decode())
     form = {"seed": "3", "num_inference_steps": "4", **{name: json.dumps(items) for name, items in guides.items()}}

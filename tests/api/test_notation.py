@@ -203,6 +203,7 @@ def sdapi(studio: Studio, prompt: str, **fields: Any) -> tuple[bytes, dict[str, 
     return pixels_of(base64.b64decode(response.json()["images"][0])), json.loads(response.json()["info"])
 
 
+@pytest.mark.slow
 def test_sdapi_reads_weights(served: Studio) -> None:
     plain, _ = sdapi(served, "a fox in the snow")
     assert sdapi(served, "(a fox:1.0) in the (snow:1.0)")[0] == plain
@@ -214,6 +215,7 @@ def test_sdapi_reads_weights(served: Studio) -> None:
     assert weighted == stored_pixels(served, image.filename)
 
 
+@pytest.mark.slow
 def test_sdapi_subseeds_are_variation_seeds(served: Studio) -> None:
     pixels, info = sdapi(served, "a fox", subseed=9, subseed_strength=0.5)
     [image] = served.generate(

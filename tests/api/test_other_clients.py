@@ -60,6 +60,7 @@ def test_images_are_base64_and_a_url_whatever_the_client_sends(client: openai.Op
         assert httpx.get(item.url).content == base64.b64decode(item.b64_json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt-image-1", "dall-e-3", "dall-e-2", "gpt-image-1-mini", "chatgpt-image-latest"])
 def test_names_of_openai_mean_the_default_model(
     client: openai.OpenAI, served: Studio, model: str, caplog: pytest.LogCaptureFixture
@@ -210,6 +211,7 @@ def test_other_routes_of_a1111(url: str, served: Studio, method: str, path: str,
 # Links under --auth
 
 
+@pytest.mark.slow
 def test_links_under_a_login_are_signed(tmp_path_factory: pytest.TempPathFactory) -> None:
     with serving(tmp_path_factory.mktemp("links"), auth=("ann", "secret")) as studio:
         key = ApiKeyStore(studio.database).create("client")

@@ -43,6 +43,7 @@ def test_python_examples_run(code: str, url: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out or Path("fox.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", blocks("sh"))
 def test_command_lines_run(code: str, working_directory: Path) -> None:
     for line in code.splitlines():

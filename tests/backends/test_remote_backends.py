@@ -309,6 +309,7 @@ def test_cancelling_cancels_the_remote_job(client: Studio, server: Studio) -> No
         remote_job.wait(60)
 
 
+@pytest.mark.slow
 def test_invalid_key_and_unreachable_server_are_errors(settings: Settings, server: Studio) -> None:
     for changes, message in (
         ({"remote": server.url, "remote_key": "wrong"}, "rejected the API key"),  # type: ignore[attr-defined]
@@ -376,6 +377,7 @@ def test_lost_connection_is_an_error(settings: Settings, server: Studio) -> None
             job.wait(60)
 
 
+@pytest.mark.slow
 def test_error_of_the_server_is_quoted(client: Studio) -> None:
     client.models["own"] = replace(client.models["starter"], key="own")
     client.remote_backends.grant_consent("local", "remote", client.models["own"])

@@ -98,6 +98,7 @@ def test_images_equal_those_of_one_process(pool: Studio, studio: Studio) -> None
         assert max(high for _, high in difference.getextrema()) <= 1
 
 
+@pytest.mark.slow
 def test_job_is_cancelled_within_a_step_and_the_worker_continues(pool: Studio) -> None:
     job = pool.submit(LONG)
     for update in job.subscribe():

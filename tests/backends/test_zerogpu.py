@@ -45,6 +45,7 @@ class ProgressLog:
             self.cancelled.set()
 
 
+@pytest.mark.slow
 def test_tasks_and_messages_are_small_and_picklable(backend: ZeroGpuBackend) -> None:
     assert len(pickle.dumps(TASK)) < 10_000
     assert pickle.loads(pickle.dumps(TASK)) == TASK  # noqa: S301 - our own

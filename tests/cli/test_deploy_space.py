@@ -109,6 +109,7 @@ def test_space_is_created_after_confirmation_and_then_updated(hub: SpaceHub) -> 
         assert TOKEN not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "message"), [(403, "no write access"), (500, "status 500")])
 def test_hub_errors_have_a_message(hub: SpaceHub, status: int, message: str) -> None:
     hub.error_status = status
@@ -118,6 +119,7 @@ def test_hub_errors_have_a_message(hub: SpaceHub, status: int, message: str) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_unreachable_hub_has_a_message(hub: SpaceHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "url", "http://127.0.0.1:9")  # nothing listens there
     done = deploy(hub, "ann/canvas", "--yes")

@@ -104,6 +104,7 @@ def test_image_equals_that_of_diffusers(model: Model) -> None:
     assert np.abs(np.asarray(expected).astype(int) - np.asarray(image.image).astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["text_to_image", "image_to_image", "inpaint"])
 def test_control_acts_in_every_task_and_the_same_request_gives_the_same_pixels(model: Model, task: str) -> None:
     mask = Image.new("L", PHOTO.size)

@@ -27,6 +27,7 @@ def test_measurement_is_cached_per_machine(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "speeds.json").read_text()) == cached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bfloat16", "dtype", "reason"),
     [

@@ -112,6 +112,7 @@ def ssim(first: Image.Image, second: Image.Image) -> float:
     return float((top / below).mean())
 
 
+@pytest.mark.slow
 def test_strength_controls_the_similarity_to_the_input(cache: PipelineCache, spec: ModelSpec) -> None:
     # The VAE limits how similar the result can be, and an image from the prompt alone is similar
     # by chance. The scene is inverted, because otherwise it looks like the prompt.
@@ -141,6 +142,7 @@ def test_progress_counts_denoising_steps(cache: PipelineCache, spec: ModelSpec) 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["balanced", "turbo"])
 @pytest.mark.parametrize("task", ["image_to_image", "inpaint"])
 def test_presets_follow_the_schedule_of_the_denoising_steps(

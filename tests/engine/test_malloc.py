@@ -58,6 +58,7 @@ def test_freed_memory_is_reused_in_the_block_only() -> None:
         assert after > 9 * PAGES
 
 
+@pytest.mark.slow
 @linux
 def test_much_memory_is_returned_after_the_block() -> None:
     import torch

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,7 @@ def test_prompt_is_truncated_at_the_limit() -> None:
     assert budget.truncated.strip() == "owl"
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="ab fox,.'🦊日ö\n", max_size=200))
 def test_kept_and_truncated_are_the_prompt(text: str) -> None:
     """The number of tokens is that of the tokenizer."""
@@ -116,6 +118,7 @@ def test_tokens_are_estimated_without_a_tokenizer(tmp_path: Path) -> None:
     assert estimate_tokens("").tokens == 0
 
 
+@pytest.mark.slow
 def test_counting_tokens_does_not_import_torch() -> None:
     code = (
         "import sys; from canvas.catalog import ASSETS, MODELS; from canvas.engine import prompts;"

@@ -147,6 +147,7 @@ def test_detail_is_reproducible(model: LoadedPipeline) -> None:
     assert results[0].tobytes() == results[1].tobytes()
 
 
+@pytest.mark.slow
 def test_cancel_within_one_tile(model: LoadedPipeline) -> None:
     cancelled = threading.Event()
     side = model.spec.resolution

@@ -69,6 +69,7 @@ def test_delete_without_owner_deletes_images_of_all(repository: ImageRepository)
     assert repository.trash.undo(token, None) == 2
 
 
+@pytest.mark.slow
 def test_delete_in_batches(repository: ImageRepository) -> None:
     first = save_images(repository, "local")
     repository.database.save_images(make_image(filename=f"{n}.png") for n in range(1200))

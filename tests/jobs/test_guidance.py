@@ -96,6 +96,7 @@ def test_a_control_image_takes_its_part_of_the_time(studio: Studio) -> None:
     assert len(set(seconds)) == 4
 
 
+@pytest.mark.slow
 def test_fp16_weights_are_preferred_and_others_refused(
     hub: LocalHub, online: Hub, repositories: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_visitors_download_nothing(settings: Settings, online: Hub, tiny_spec: M
                 studio.submit(GenerationRequest("a fox", model_key=tiny_spec.key, **fields))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_depth_estimator_is_an_add_on(hub: LocalHub, online: Hub, tmp_path: Path) -> None:
     from PIL import Image
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation

@@ -72,6 +72,7 @@ def test_image_to_image_of_a_gallery_image_records_its_parent(studio: Studio, se
     assert embedded.request == two[0].request
 
 
+@pytest.mark.slow
 def test_inpaint_and_outpaint_an_upload(studio: Studio) -> None:
     image = studio.inputs.upload(make_scene())
     mask = studio.inputs.upload(make_mask_layer(), "mask_image")
@@ -244,6 +245,7 @@ def test_a_pickled_lora_is_rejected(studio: Studio, settings: Settings) -> None:
         studio.submit(make_request(prompt="a fox <lora:evil>"))
 
 
+@pytest.mark.slow
 def test_a_watermark_is_drawn_and_recorded(studio: Studio) -> None:
     [plain] = studio.generate(make_request())
     [marked] = studio.generate(make_request(watermark="mine"))
@@ -391,6 +393,7 @@ def test_weights_are_plain_text_without_prompt_weighting(studio: Studio, tiny_sp
     assert (plain.request.prompt_weighting, weighted.request.prompt_weighting) == (False, True)
 
 
+@pytest.mark.slow
 def test_the_built_in_model_says_that_it_leaves_out_weights(studio: Studio) -> None:
     [weighted] = studio.generate(make_request(prompt="a (fox:1.7) in the snow", prompt_weighting=True))
     assert weighted.enhanced_prompt == "a fox in the snow"

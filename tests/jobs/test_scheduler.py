@@ -65,6 +65,7 @@ def test_the_size_of_a_download_is_the_same_everywhere(
         assert status.download_text() == f"{format_bytes(status.missing_bytes)} download"
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_exist_is_recorded(online: Studio) -> None:
     with pytest.raises(ModelNotFound, match=TINY_REPO):
         online.generate(REQUEST)
@@ -73,6 +74,7 @@ def test_a_model_that_does_not_exist_is_recorded(online: Studio) -> None:
     assert online.generate(GenerationRequest("a fox", num_inference_steps=1))
 
 
+@pytest.mark.slow
 def test_a_download_can_be_cancelled_while_images_are_generated(online: Studio, hub: LocalHub, tiny_repo: str) -> None:
     hub.faults[f"{tiny_repo}/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.stalls(after=100)
     job = online.download_model("tiny-test")

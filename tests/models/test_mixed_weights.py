@@ -29,6 +29,7 @@ BF16 = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [ONE_BIN, MIXED, BF16], ids=["one .bin", "mixed precision", "bf16 only"])
 def test_the_pipeline_is_complete_and_loads(tiny_folder: Path, tmp_path: Path, changes: dict[str, str]) -> None:
     import torch

@@ -163,6 +163,7 @@ def test_database_locked_by_another_process_raises(
     report("database locked for 60 s by another process during generation", 1)
 
 
+@pytest.mark.slow
 def test_short_lock_is_waited_for(settings: Settings) -> None:
     with Studio(settings) as studio, ThreadPoolExecutor(1) as pool:
         with locked(settings.data_dir):
