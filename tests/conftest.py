@@ -25,6 +25,9 @@ TINY_REPO = "tiny/diffusion"
 # every test would convert the built-in model for its new cache folder.
 ENGINE = os.environ.setdefault("CANVAS_ENGINE", "torch")
 
+# They begin, so that no process is left with them at the end.
+LONGEST = ("tests/ui/", "tests/test_isolation.py", "tests/server/")
+
 
 def pytest_configure() -> None:
     """Set the environment variables of the libraries before test modules import them."""
@@ -46,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
         if "settings" in fixtures or hasattr(getattr(item, "module", None), "serving"):
             item.add_marker(pytest.mark.draws)
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_collection_finish() -> None:

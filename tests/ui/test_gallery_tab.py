@@ -111,7 +111,6 @@ def test_favourites_can_be_filtered(gallery: Page, served: Studio) -> None:
     assert set(tiles(gallery)) == favourites
 
 
-@pytest.mark.smoke
 def test_delete_can_be_undone(gallery: Page, served: Studio, stored: list[GeneratedImage]) -> None:
     newest = stored[-1]
     gallery.locator(f'.tile[data-image="{newest.id}"]').click()

@@ -257,7 +257,7 @@ VISITS = {
 }
 
 
-@pytest.mark.parametrize("locale", [pytest.param("de-DE", marks=pytest.mark.smoke), *sorted(VISITS.keys() - {"de-DE"})])
+@pytest.mark.parametrize("locale", VISITS)
 def test_the_page_is_shown_in_the_browsers_language(served: Studio, browser: Browser, locale: str) -> None:
     generate, gallery, model, style, ratio, step, favourite = VISITS[locale]
     expect.set_options(timeout=TIMEOUT)
