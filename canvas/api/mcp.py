@@ -89,11 +89,14 @@ class McpHandlers:
         """The tools; the server validates calls with the same objects."""
         result = await self._list_tools(message)
         for tool in result.root.tools:
-            properties = tool.inputSchema.get("properties", {})
-            for name, described in properties.items():
-                properties[name] = input_property(name, described, self._studio.models)
+            self._describe_inputs(tool)
             tool.outputSchema = output_schema(self._name(tool.name))
         return result
+
+    def _describe_inputs(self, tool: Any) -> None:
+        properties = tool.inputSchema.get("properties", {})
+        for name, described in properties.items():
+            properties[name] = input_property(name, described, self._studio.models)
 
     async def call_tool(self, message: Any) -> Any:
         """Call a tool; an argument that is null is as one that is missing."""
@@ -141,6 +144,8 @@ class McpHandlers:
         from jsonschema import Draft202012Validator
 
         tool = await self._server.mcp_server._get_cached_tool_definition(name)
+        if tool:  # it may have been listed before a model was added
+            self._describe_inputs(tool)
         errors = Draft202012Validator(tool.inputSchema).iter_errors(arguments) if tool else ()
         for error in errors:
             path = ".".join(map(str, error.absolute_path))

@@ -98,6 +98,17 @@ def test_errors_name_the_parameter(in_session: Callable[..., Any], tool: str, ar
     assert name in result.content[0].text
 
 
+def test_a_model_that_is_added_later_is_known(in_session: Callable[..., Any], served: Studio) -> None:
+    in_session(lambda session: session.list_tools())  # the server keeps what it has listed
+    served.models["added"] = served.models["starter"]
+    arguments = {"prompt": "a fox", "model_key": "added", "num_inference_steps": 1}
+    result = in_session(lambda session: session.call_tool("generate", arguments))
+    del served.models["added"]
+    assert not result.isError, result.content
+    result = in_session(lambda session: session.call_tool("generate", arguments))
+    assert "'added' is not one of" in result.content[0].text
+
+
 def test_lists_are_structured(in_session: Callable[..., Any], served: Studio) -> None:
     async def call(session: ClientSession) -> list[Any]:
         return [await session.call_tool(name, {}) for name in ("models", "history", "status")]
