@@ -27,6 +27,7 @@ from canvas.request import ProgressUpdate
 from canvas.settings import Settings
 from canvas.ui.models_tab import ModelsTab
 
+pytestmark = pytest.mark.slow  # starting the workers takes seconds
 LONG = GenerationRequest("an owl", seed=3, num_inference_steps=60, guidance_scale=2.0)
 SHORT = replace(LONG, num_inference_steps=2)
 
@@ -62,7 +63,6 @@ def pixels(studio: Studio, filename: str) -> Image.Image:
         return file.convert("RGB")
 
 
-@pytest.mark.slow
 def test_two_jobs_run_at_once_with_steps_and_previews(pool: Studio) -> None:
     jobs = [pool.submit(replace(LONG, seed=seed), owner) for seed, owner in ((1, "a"), (2, "b"))]
     at_once, previews = False, 0
@@ -88,7 +88,6 @@ def test_two_jobs_run_at_once_with_steps_and_previews(pool: Studio) -> None:
     assert pool.model_status("starter").location == "disk"
 
 
-@pytest.mark.slow
 def test_images_equal_those_of_one_process(pool: Studio, studio: Studio) -> None:
     request = replace(SHORT, num_images=2, style="cartoon")
     for one, other in zip(pool.generate(request), studio.generate(request), strict=True):
@@ -98,7 +97,6 @@ def test_images_equal_those_of_one_process(pool: Studio, studio: Studio) -> None
         assert max(high for _, high in difference.getextrema()) <= 1
 
 
-@pytest.mark.slow
 def test_job_is_cancelled_within_a_step_and_the_worker_continues(pool: Studio) -> None:
     job = pool.submit(LONG)
     for update in job.subscribe():
@@ -121,7 +119,6 @@ def test_error_of_a_worker_keeps_its_class_and_message(pool: Studio, tmp_path: P
     assert pool.generate(SHORT)
 
 
-@pytest.mark.slow
 def test_job_of_a_killed_worker_continues_without_repeating_images(pool: Studio) -> None:
     long = pool.submit(replace(LONG, num_images=3, num_inference_steps=20), "eve")
     others = [pool.submit(replace(SHORT, seed=seed), "bob") for seed in range(4)]
@@ -147,7 +144,6 @@ def limit_memory(extra: int | None) -> None:
         worker.rlimit(psutil.RLIMIT_AS, (limit, hard))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="rlimit of another process needs Linux")
 def test_worker_generates_again_after_out_of_memory(pool: Studio) -> None:
     pool.generate(SHORT)
@@ -183,7 +179,6 @@ def test_job_that_crashes_its_workers_fails(pool: Studio) -> None:
     assert pool.generate(SHORT)
 
 
-@pytest.mark.slow
 def test_jobs_run_where_their_model_is_loaded(pool: Studio) -> None:
     twin = pool.settings.data_dir / "twin"
     twin.symlink_to(pool.models["starter"].name)
@@ -202,7 +197,6 @@ def test_jobs_run_where_their_model_is_loaded(pool: Studio) -> None:
     assert sorted(event.model_name for event in loads) == ["starter", "twin"]
 
 
-@pytest.mark.slow
 def test_workers_exit_with_the_program(settings: Settings) -> None:
     program = (
         "import os, sys; from canvas import Studio; from canvas.settings import Settings\n"
@@ -220,7 +214,6 @@ def test_workers_exit_with_the_program(settings: Settings) -> None:
     assert not alive
 
 
-@pytest.mark.slow
 def test_each_worker_has_a_share_of_the_cores_and_its_own_gpu(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,7 @@ def process_1() -> list[str]:
 @pytest.mark.parametrize(
     ("number", "workers", "as_process_1"),
     [
-        pytest.param(signal.SIGINT, 2, False, id="Ctrl+C with two workers"),
+        pytest.param(signal.SIGINT, 2, False, id="Ctrl+C with two workers", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 1, True, id="process 1 of a container"),
     ],
 )
@@ -135,6 +135,7 @@ def test_a_signal_ends_the_server_while_images_are_made(
     assert_kept(tmp_path, workers + 1)
 
 
+@pytest.mark.slow
 def test_a_stalled_download_does_not_delay_the_end(tmp_path: Path, hub: LocalHub, tiny_full_folder: Path) -> None:
     hub.add("tiny/diffusion", tiny_full_folder)
     hub.faults["tiny/diffusion/unet/diffusion_pytorch_model.fp16.safetensors"] = Fault.stalls(after=100)
