@@ -17,6 +17,10 @@ LAYOUT_WORDS = ("and", ",", "left", "right", "tiny", "two", "three")
 WORDS = (*SPECIAL_TOKENS, *LAYOUT_WORDS, *BACKGROUNDS)
 NUM_SPECIAL_TOKENS, NUM_WORDS = len(SPECIAL_TOKENS), len(WORDS)
 
+NORMALIZER = normalizers.Sequence(  # articles are dropped
+    [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\b(an?|the)\s+"), "")]
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -49,32 +53,21 @@ class TokenTable:
             found.setdefault(concept.name, Source(drawing=sprites.index[row, STYLES.index(styles[0])]))
         for place, phrases in PLACE_PHRASES.items():
             for phrase in phrases:
-                found.setdefault(_normalize(phrase), Source(WORDS.index(place)))
+                found.setdefault(NORMALIZER.normalize_str(phrase), Source(WORDS.index(place)))
         for colour in COLOURS:
             for phrase in COLOUR_PHRASES:
-                found.setdefault(_normalize(phrase.format(colour)), Source(WORDS.index(colour)))
+                found.setdefault(NORMALIZER.normalize_str(phrase.format(colour)), Source(WORDS.index(colour)))
         for position, phrases in POSITIONS.items():
             for phrase in phrases:
-                found.setdefault(_normalize(phrase), Source(WORDS.index(position)))
+                found.setdefault(NORMALIZER.normalize_str(phrase), Source(WORDS.index(position)))
         return cls(tuple(found), tuple(found.values()))
-
-
-def _normalize(phrase: str) -> str:
-    """Without articles, as the tokenizer reads it."""
-    return " ".join(word for word in phrase.split() if word not in ("a", "an", "the"))
 
 
 def build_tokenizer(table: TokenTable, length: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose phrases are read before single words; articles are dropped."""
-    normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\b(an?|the)\s+"), "")]
-    )
-    ids = {
-        token if token in SPECIAL_TOKENS else normalizer.normalize_str(token): index
-        for index, token in enumerate(table.tokens)
-    }
+    ids = {NORMALIZER.normalize_str(token): index for index, token in enumerate(table.tokens)}
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))  # noqa: S106 - not a password
-    backend.normalizer = normalizer
+    backend.normalizer = NORMALIZER
     # Not added tokens: for each token of a prompt, diffusers makes a dictionary of them all.
     phrases = sorted((token for token in ids if not token.isalpha()), key=len, reverse=True)
     pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, phrases))})(?!\w)|\w+|[^\w\s]+"
