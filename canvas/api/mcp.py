@@ -89,11 +89,11 @@ class McpHandlers:
         """The tools; the server validates calls with the same objects."""
         result = await self._list_tools(message)
         for tool in result.root.tools:
-            self._describe_inputs(tool)
+            self._update_input_schema(tool)
             tool.outputSchema = output_schema(self._name(tool.name))
         return result
 
-    def _describe_inputs(self, tool: Any) -> None:
+    def _update_input_schema(self, tool: Any) -> None:
         properties = tool.inputSchema.get("properties", {})
         for name, described in properties.items():
             properties[name] = input_property(name, described, self._studio.models)
@@ -145,7 +145,7 @@ class McpHandlers:
 
         tool = await self._server.mcp_server._get_cached_tool_definition(name)
         if tool:  # it may have been listed before a model was added
-            self._describe_inputs(tool)
+            self._update_input_schema(tool)
         errors = Draft202012Validator(tool.inputSchema).iter_errors(arguments) if tool else ()
         for error in errors:
             path = ".".join(map(str, error.absolute_path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 from urllib.parse import unquote, urlsplit
@@ -84,6 +84,11 @@ RESULT_KEYS = {
 ImageUrl = Callable[[str], str]  # of the image with that file name
 
 
+@cache
+def _field_types() -> dict[str, Any]:
+    return get_type_hints(GenerationRequest)
+
+
 def input_property(name: str, described: Mapping[str, Any], models: Catalog) -> dict[str, Any]:
     """The schema of a parameter; `described` is Gradio's."""
     enums: dict[str, list[Any]] = {
@@ -97,10 +102,9 @@ def input_property(name: str, described: Mapping[str, Any], models: Catalog) -> 
         "resize_mode": list(RESIZE_MODES),
         "scale": list(SCALES),
     }
-    types = {item.name: item for item in fields(GenerationRequest)}
     known = dict(KNOWN_SCHEMAS.get(name, {}))
-    if not known and name in types:
-        hint = get_type_hints(GenerationRequest)[name]
+    if not known and name in _field_types():
+        hint = _field_types()[name]
         kind = next((kind for kind in JSON_TYPES if kind is hint or kind in getattr(hint, "__args__", ())), str)
         known = {"type": JSON_TYPES[kind]}
     elif name in ("image_id", "limit", "offset"):
