@@ -20,7 +20,7 @@ from canvas.history.migrations import MIGRATIONS
 from canvas.history.queries import Query
 from canvas.models import download
 from canvas.models.hub_client import Hub
-from tests.conftest import make_spec
+from tests.conftest import make_spec, slow_params
 from tests.history.test_migrations import OLD, build
 from tests.hub_server import Fault, LocalHub
 from tests.resilience.conftest import Report
@@ -30,9 +30,9 @@ from tests.resilience.programs import noise_image, open_repository
 
 
 def rounds(few: int, many: int, *, slow: bool = False) -> pytest.MarkDecorator:
-    first = pytest.param(few, marks=[pytest.mark.slow] if slow else [])
+    first = slow_params(few) if slow else [few]
     long = pytest.param(many, marks=[pytest.mark.long, pytest.mark.timeout(3600)])
-    return pytest.mark.parametrize("rounds", [first, long])
+    return pytest.mark.parametrize("rounds", [*first, long])
 
 
 @rounds(2, 80)
