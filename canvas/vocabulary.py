@@ -144,7 +144,7 @@ class Vocabulary:
 
     def _corrected(self, part: Part) -> Part:
         """A part with a typo as the thing that is meant."""
-        name = "" if part.meaning else self.correct(part.text)
+        name = "" if part.meaning else self.correction(part.text)
         return Part(part.text, Meaning("thing", name)) if name else part
 
     def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> tuple[list[Part], str]:
@@ -268,7 +268,7 @@ class Vocabulary:
     def __contains__(self, word: str) -> bool:
         return any(self._find(key_of(word), language)[0] for language in self._languages)
 
-    def correct(self, word: str) -> str:
+    def correction(self, word: str) -> str:
         """The thing whose name `word` is with a typo; "" for none and for common words."""
         key = key_of(word)
         if len(key) < MIN_TYPO_LENGTH or key in self._typo_exceptions:

@@ -142,14 +142,14 @@ class TrainingLoop:
                 save_checkpoint(self._checkpoint, **self._parts, step=self.step, elapsed=self._budget.elapsed)
 
     def update(
-        self, total_loss: torch.Tensor, schedule: float, max_norm: float | None = 1.0, **losses: torch.Tensor
+        self, total_loss: torch.Tensor, lr_factor: float, max_norm: float | None = 1.0, **losses: torch.Tensor
     ) -> None:
         """One step of the optimizer with a factor of its learning rate.
 
         The other losses are reported by name, the total where there are none. `max_norm` clips the gradient.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate * schedule
+            group["lr"] = self._learning_rate * lr_factor
         self._optimizer.zero_grad()
         total_loss.backward()
         if max_norm:

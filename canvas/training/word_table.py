@@ -522,7 +522,7 @@ def typo_exceptions(vocabulary: Vocabulary) -> list[str]:
     from wordfreq import top_n_list
 
     words = [word for word in top_n_list(ENGLISH, NUM_TYPO_EXCEPTIONS) if word.isascii() and word.isalpha()]
-    return sorted(word for word in words if word not in vocabulary and vocabulary.correct(word))
+    return sorted(word for word in words if word not in vocabulary and vocabulary.correction(word))
 
 
 def licences(packages: Path) -> str:
