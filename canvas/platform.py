@@ -6,12 +6,16 @@ import atexit
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from filelock import BaseFileLock, FileLock
@@ -99,6 +103,38 @@ def configure_runtime_env(environ: MutableMapping[str, str] | None = None) -> No
     # Huge pages (2 MB) for large tensors, on Linux: images of the built-in model take a fifth
     # less time.
     environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+class TypeStubBlocker(MetaPathFinder):
+    """Keeps Gradio from writing type stubs of all components, which takes a third of its import.
+
+    At every start it parses their sources, and it writes the stubs beside them, ours included.
+    """
+
+    MODULE = "gradio.component_meta"
+
+    @classmethod
+    def install(cls) -> None:
+        """Act on the first import of Gradio, unless it is imported already."""
+        if cls.MODULE not in sys.modules and not any(isinstance(finder, cls) for finder in sys.meta_path):
+            sys.meta_path.insert(0, cls())
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Gradio's module whose classes write the stubs, without the function that does it."""
+        if fullname != self.MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            module.create_or_modify_pyi = lambda *_: None  # type: ignore[attr-defined]
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def use_own_temp_folder(environ: MutableMapping[str, str] | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import re
@@ -49,10 +50,11 @@ class PublicServer:
     job: Job
     comparison: str
 
-    @property
+    @functools.cached_property
     def content(self) -> bytes:
         return self.studio.image_path(self.image.filename).read_bytes()
 
+    @functools.cached_property
     def secrets(self) -> dict[str, bytes]:
         """What only Ann may find in a response, by name."""
         content = self.content
@@ -151,7 +153,7 @@ def other(request: pytest.FixtureRequest, server: PublicServer) -> Iterator[Visi
 
 def assert_no_secrets(server: PublicServer, response: bytes, request: object, sent: str = "") -> None:
     """`sent` is the content of the request, which the response may repeat."""
-    for name, secret in server.secrets().items():
+    for name, secret in server.secrets.items():
         if secret.decode("latin-1") not in sent:
             assert secret not in response, f"the response to {request} has the {name}"
 
@@ -355,5 +357,5 @@ def test_the_owner_receives_everything(server: PublicServer) -> None:
     assert any(newest.filename.encode() in message for message in messages)
     assert ann.client.get(f"/pictures/{name}").content == server.content
     _, archive = ann.request("GET", f"/export.zip?ids={server.image.id}")
-    assert server.secrets()["image"] in archive
+    assert server.secrets["image"] in archive
     assert SimpleNamespace(**ann.client.get("/healthz").json()).status == "ok"

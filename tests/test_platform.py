@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -121,6 +122,14 @@ def test_the_temporary_folder_is_deleted_with_the_process(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).parent == tmp_path
     assert not list(tmp_path.iterdir())
+
+
+def test_gradio_writes_no_type_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "import gradio as gr\n\nclass Mine(gr.JSON):\n    is_template = True\n"
+    (tmp_path / "own_component.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("own_component")
+    assert not (tmp_path / "own_component.pyi").exists(), "Gradio has changed: see TypeStubBlocker"
 
 
 def test_trusted_proxies_are_named_for_uvicorn(monkeypatch: pytest.MonkeyPatch) -> None:
