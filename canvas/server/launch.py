@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 # For Gradio's events, which may wait for a job or for a locked database. With its default of 40 they
 # would use the threads that all other routes share.
 MAX_THREADS = 100
-# Seconds between two looks for new events. With Gradio's 1 ms a server without visitors keeps a tenth of
-# a core busy.
-QUEUE_POLL_INTERVAL = 0.02
 WARM_UP_DELAY = 0.5  # seconds, so that importing torch does not delay the first page
 
 
@@ -61,7 +58,6 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
     link = ShareLink() if settings.share else None
     with only_final_app(), build_page(studio, link) as page:
         register_api(studio)
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = QUEUE_POLL_INTERVAL
     internal_token = secrets.token_urlsafe(32)
     login = Login(*settings.auth) if settings.auth else None
     if settings.zero_gpu:

@@ -17,7 +17,7 @@ from gradio_client import Client
 from mcp.server.lowlevel import Server
 
 from canvas.api import gradio_api, mcp
-from canvas.server import auth, identity, launch, security, share_link
+from canvas.server import auth, identity, security, share_link
 
 CANVAS = Path(mcp.__file__).parent.parent
 # The only module that may use a name.
@@ -25,7 +25,6 @@ OWNERS = {
     r"\.tokens\b|cookie_id": auth,
     r"oauth_info": identity,
     r"CustomCORSMiddleware": security,
-    r"sleep_when_free": launch,
     r"gradio\.networking|share_token": share_link,
     r"mcp_server_obj|_get_or_create_client|_execute_tool|_skip_components": mcp,
     r"gradio\.context|blocks\.fns|validate_inputs": gradio_api,
@@ -51,12 +50,6 @@ def test_names_of_the_app() -> None:
     login = inspect.getsource(gr.routes)
     for cookie in ('"access-token-{app.cookie_id}"', '"access-token-unsecure-{app.cookie_id}"'):
         assert cookie in login, f"no cookie {cookie}: change canvas/server/auth.py"
-
-
-def test_name_of_the_poll_interval_of_the_queue() -> None:
-    with gr.Blocks() as blocks:
-        for name in ("sleep_when_free", "progress_update_sleep_when_free"):
-            assert hasattr(blocks._queue, name), f"Queue.{name} is gone: change canvas/server/launch.py"
 
 
 def test_name_of_the_cors_middleware() -> None:

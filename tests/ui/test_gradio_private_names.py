@@ -51,6 +51,11 @@ def test_local_context_holds_the_request() -> None:
     assert hasattr(variable, "get"), renamed("gradio.context.LocalContext.request", "canvas/ui/i18n.py")
 
 
+def test_the_queue_keeps_its_poll_intervals_as_attributes(blocks: gr.Blocks) -> None:
+    for name in ("sleep_when_free", "progress_update_sleep_when_free"):
+        assert hasattr(getattr(blocks, "_queue", None), name), renamed(f"Queue.{name}", "canvas/ui/page_blocks.py")
+
+
 def test_blocks_lists_its_components_by_id(blocks: gr.Blocks) -> None:
     components = getattr(blocks, "blocks", {})
     assert len(components) >= 3, renamed("Blocks.blocks", "translate_blocks in canvas/ui/i18n.py")
