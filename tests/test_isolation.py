@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
 import re
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.catalog import ASSETS
+from canvas.engine.step_callback import StepCallback
 from canvas.history.comparisons import Comparisons
 from canvas.jobs.job import Job
 from canvas.request import GeneratedImage
@@ -112,7 +112,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         add_symlinks(studio, image)
         comparison = Comparisons(studio.database).add(owner, [image.request]).id
         *_, last = [studio.submit(running, owner) for _ in range(5)]
-        lower_priority_of_generation()
+        slow_down_generation(environ)
         yield PublicServer(studio, page.app, ann, image, last, comparison)
         ann.close()
         for job in studio.jobs(None):
@@ -122,16 +122,17 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     gc.collect()  # Gradio leaves event loops open; see tests/app_server.py
 
 
-def lower_priority_of_generation() -> None:
+def slow_down_generation(environ: pytest.MonkeyPatch) -> None:
     """Leave the cores to the requests: the job only has to run for as long as they take."""
-    if sys.platform == "linux":
-        others = {thread.native_id for thread in threading.enumerate() if thread.name != "canvas-generate"}
-        for task in map(int, os.listdir("/proc/self/task")):  # with the threads of torch
-            if task not in others:
-                with suppress(ProcessLookupError):  # it has just ended
-                    os.setpriority(os.PRIO_PROCESS, task, 19)
-        for worker in psutil.Process().children(recursive=True):
-            worker.nice(19)
+    finish_step = StepCallback.__call__
+
+    def finish_late(*step: Any) -> dict[str, Any]:
+        time.sleep(0.2)
+        return finish_step(*step)
+
+    environ.setattr(StepCallback, "__call__", finish_late)
+    for worker in psutil.Process().children(recursive=True):
+        worker.nice(19 if sys.platform == "linux" else None)
 
 
 def add_symlinks(studio: Studio, image: GeneratedImage) -> None:
