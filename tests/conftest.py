@@ -41,13 +41,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that open a browser, which are slow, and those that use a studio or a server."""
+    """Mark the tests that open a browser or train, which are slow, and those that use a studio or a server."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "browser" in fixtures:
             item.add_marker(pytest.mark.browser)
             if not item.get_closest_marker("smoke"):
                 item.add_marker(pytest.mark.slow)
+        if "packages" in fixtures:  # of training/test_recipe.py
+            item.add_marker(pytest.mark.slow)
         if "settings" in fixtures or hasattr(getattr(item, "module", None), "serving"):
             item.add_marker(pytest.mark.draws)
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

@@ -71,7 +71,7 @@ def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
         edit.bind_events(page, edit_tab, create, tabs)
         compare.bind_events(compare_tab, all_tabs)
         gallery.bind_events(gallery_tab, all_tabs)
-        models.bind_events(models_tab, all_tabs)
+        models.bind_events(models_tab, all_tabs, create, tabs)
         statistics.bind_events(statistics_tab)
     translate_blocks(page)
     return page

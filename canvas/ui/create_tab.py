@@ -120,7 +120,7 @@ class CreateTab:
         bind(page.load, lambda: render("lightbox.html"), None, self._lightbox)
         bind(page.load, self.restore, {self._saved}, form.widgets | {self._model_status, self._restored})
         self._bind_form(page)
-        self._starter_card.bind_events([page.load, tab.select], self.select_model, form.widgets | {self._model_status})
+        self._starter_card.bind_events([page.load, tab.select], self.select_model, self.select_model_outputs)
         self._lora_picker.bind_events(page, form["prompt"])
         self._backend_picker.bind_events()
         self.guidance.bind_events(form["model_key"])
@@ -142,7 +142,7 @@ class CreateTab:
         bind(form["model_key"].input, self.on_model_change, form.widgets, form.widgets | status).then(
             self.show_download_size, form.widgets, status, api_visibility="private"
         )
-        prompt_hints.bind_events(self._enhanced_prompt, self.select_model, form.widgets | status)
+        prompt_hints.bind_events(self._enhanced_prompt, self.select_model, self.select_model_outputs)
         bind(form["backend"].input, self.on_backend_change, form.widgets, status)
         bind(form["preset"].input, self.on_preset_change, form.widgets, form.widgets)
         for name in ("resolution", "aspect_ratio"):
@@ -272,6 +272,11 @@ class CreateTab:
             form["backend"]: LOCAL,
             form["preset"]: "quality",
         }
+
+    @property
+    def select_model_outputs(self) -> set[Any]:
+        """The components that `select_model` updates."""
+        return self.form.widgets | {self._model_status}
 
     def on_backend_change(self, values: dict[Any, Any]) -> dict[Any, Any]:
         """Show the model's status, which matters on this computer only."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -21,6 +21,9 @@ from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import error_text, gettext, translate_message
 from canvas.ui.model_search import ModelSearch
 from canvas.ui.result_panel import download_text
+
+if TYPE_CHECKING:
+    from canvas.ui.create_tab import CreateTab
 
 POLL_BUSY, POLL_IDLE = 1.0, 4.0  # seconds between polls while the tab is selected
 
@@ -39,7 +42,7 @@ class ModelsTab:
         self._last_rendered = gr.State("")
         self._refresh = gr.State(0.0)  # time of the latest click, which triggers `poll`
 
-    def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab]) -> None:
+    def bind_events(self, tab: gr.Tab, all_tabs: Sequence[gr.Tab], create: CreateTab, tabs: gr.Tabs) -> None:
         run_while_selected(self._timer, tab, all_tabs)
         # Only this event writes the table: the answers of several could arrive in the wrong order
         bind(
@@ -51,6 +54,13 @@ class ModelsTab:
             queue=False,
         )
         bind([self._table.click, self._dialog.click], self.on_click, None, [self._refresh, self._dialog])
+
+        def select_model(event: gr.EventData) -> dict[Any, Any]:
+            if event.action != "select_model":
+                return {}
+            return {**create.select_model(str(event.model)), tabs: gr.Tabs(selected="create")}
+
+        bind(self._table.click, select_model, None, create.select_model_outputs | {tabs})
         if self._search:
             self._search.bind_events(self._refresh)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import pytest
@@ -26,4 +27,5 @@ def test_the_queue_is_polled_often_only_after_events(monkeypatch: pytest.MonkeyP
         while queue.sleep_when_free != IDLE_POLL_INTERVAL:
             await asyncio.sleep(0.001)
 
-    asyncio.run(call_and_wait())
+    with ThreadPoolExecutor() as pool:  # Playwright may have a loop in this thread
+        pool.submit(asyncio.run, call_and_wait()).result()
