@@ -217,6 +217,7 @@ def test_sign_in_redirects_to_the_provider_and_back(space: Space, browser: Brows
     page.context.close()
 
 
+@pytest.mark.slow
 def test_the_cookie_works_in_a_frame_of_another_site(space: Space) -> None:
     response = httpx.get(space.address, headers={"X-Forwarded-Proto": "https"})
     [cookie] = [cookie for cookie in response.headers.get_list("set-cookie") if "visitor" in cookie]

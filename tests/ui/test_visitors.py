@@ -12,7 +12,6 @@ from canvas.server.launch import launch
 from canvas.settings import Settings
 from tests.ui.conftest import TIMEOUT
 
-pytestmark = pytest.mark.smoke
 PROMPT = "a zebra named Ottokar"
 
 
