@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 
 from canvas import Studio
+from canvas.engine.step_callback import StepCallback
 from canvas.jobs.job import Job
 from canvas.models.hub_client import Hub
 from canvas.server.launch import launch
@@ -39,6 +42,17 @@ def serving(data_dir: Path, hub: Hub | None = None, **options: Any) -> Iterator[
         yield studio
         page.close()
     gc.collect()
+
+
+def slow_down_steps(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have each denoising step of this process end later, so that a job runs for long but leaves the cores alone."""
+    finish_step = StepCallback.__call__
+
+    def finish_late(*step: Any) -> dict[str, Any]:
+        time.sleep(seconds)
+        return finish_step(*step)
+
+    monkeypatch.setattr(StepCallback, "__call__", finish_late)
 
 
 def run_in_mcp_session(

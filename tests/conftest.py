@@ -27,7 +27,7 @@ TINY_REPO = "tiny/diffusion"
 ENGINE = os.environ.setdefault("CANVAS_ENGINE", "torch")
 
 # They begin, so that no process is left with them at the end.
-LONGEST = ("tests/ui/", "tests/test_isolation.py", "tests/server/")
+LONGEST = ("tests/ui/", "tests/test_isolation.py", "tests/server/", "tests/test_structure.py", "tests/test_studio.py")
 
 
 def pytest_configure() -> None:

@@ -6,7 +6,6 @@ import functools
 import gc
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.catalog import ASSETS
-from canvas.engine.step_callback import StepCallback
 from canvas.history.comparisons import Comparisons
 from canvas.jobs.job import Job
 from canvas.request import GeneratedImage
@@ -29,6 +27,7 @@ from canvas.server.identity import COOKIE, visitor_owner_id
 from canvas.server.launch import launch
 from canvas.settings import Settings
 from canvas.ui.app import MAX_SESSIONS
+from tests.app_server import slow_down_steps
 from tests.backends.cluster import running_cluster
 from tests.visitors import Visitor, routes_of
 
@@ -112,7 +111,9 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         add_symlinks(studio, image)
         comparison = Comparisons(studio.database).add(owner, [image.request]).id
         *_, last = [studio.submit(running, owner) for _ in range(5)]
-        slow_down_generation(environ)
+        slow_down_steps(environ, 0.2)
+        for worker in psutil.Process().children(recursive=True):
+            worker.nice(19 if sys.platform == "linux" else None)
         yield PublicServer(studio, page.app, ann, image, last, comparison)
         ann.close()
         for job in studio.jobs(None):
@@ -120,19 +121,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         page.close()
     environ.undo()
     gc.collect()  # Gradio leaves event loops open; see tests/app_server.py
-
-
-def slow_down_generation(environ: pytest.MonkeyPatch) -> None:
-    """Leave the cores to the requests: the job only has to run for as long as they take."""
-    finish_step = StepCallback.__call__
-
-    def finish_late(*step: Any) -> dict[str, Any]:
-        time.sleep(0.2)
-        return finish_step(*step)
-
-    environ.setattr(StepCallback, "__call__", finish_late)
-    for worker in psutil.Process().children(recursive=True):
-        worker.nice(19 if sys.platform == "linux" else None)
 
 
 def add_symlinks(studio: Studio, image: GeneratedImage) -> None:

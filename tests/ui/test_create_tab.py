@@ -16,11 +16,11 @@ from canvas.formatting import format_duration
 from canvas.history.queries import Query
 from canvas.presets import preset_defaults
 from canvas.ui.result_panel import EXAMPLES, GENERAL_EXAMPLES
+from tests.app_server import slow_down_steps
 from tests.ui.conftest import TIMEOUT
 
 LONG = {"Steps": 150, "Number of images": 16}  # still running during a test
 MEDIUM = {"Steps": 150, "Number of images": 2}
-SHORT = {"Steps": 150}  # long enough for a slow page to show a preview
 # Of each result, beside the link to download it.
 BUTTONS = (
     *("Edit", "Upscale", "Variations", "Favourite", "Reuse settings", "Reuse settings and seed"),
@@ -62,10 +62,11 @@ def expect_result(page: Page, prompt: str, width: int = 256) -> None:
 
 
 @pytest.mark.smoke
-def test_generate_shows_progress_result_and_gallery_entry(page: Page) -> None:
-    generate(page, "a fox in the snow, 3d", SHORT)
+def test_generate_shows_progress_result_and_gallery_entry(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down_steps(monkeypatch, 0.1)  # a slow page has to show a preview
+    generate(page, "a fox in the snow, 3d", {"Steps": 25})
     expect_progress(page, "a fox in the snow, 3d")
-    expect(page.locator(".result-progress .status-text")).to_have_text(re.compile(r"Step \d+ of 150"))
+    expect(page.locator(".result-progress .status-text")).to_have_text(re.compile(r"Step \d+ of 25"))
     expect_result(page, "a fox in the snow, 3d")
     expect(page.get_by_role("region", name="Queue")).to_have_count(0)
     page.reload()
