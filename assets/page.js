@@ -97,6 +97,18 @@ document.addEventListener("drop", (event) => {
   }
 });
 
+// The result of Edit stands below the editor.
+document.addEventListener("click", (event) => {
+  if (!event.target.closest?.("#edit-generate")) return;
+  const output = document.getElementById("edit-result");
+  new MutationObserver((_, observer) => {
+    const progress = output.querySelector(".result-progress");
+    if (!progress) return;
+    observer.disconnect();
+    progress.scrollIntoView({ block: "nearest" });
+  }).observe(output, { childList: true, subtree: true });
+});
+
 // Gradio's image editor does not report broken files, and uses the first frame of animations.
 const countFrames = async (file) => {
   if (!window.ImageDecoder || !(await ImageDecoder.isTypeSupported(file.type))) return 1;

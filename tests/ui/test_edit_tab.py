@@ -16,6 +16,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.request import GeneratedImage
+from tests.app_server import slow_down_steps
 from tests.conftest import make_spec
 from tests.models.test_loras import make_lora
 from tests.tiny_families import make_tiny
@@ -213,6 +214,18 @@ def test_edits_by_instruction_come_first_where_a_model_follows_them(klein: str, 
     expect(compared.locator(".compare-slider")).to_have_attribute("style", "--split: 51%;")
     form.get_by_role("radio", name="Image to image").check()
     expect(form.get_by_text("Strength", exact=True).first).to_be_visible()
+
+
+def test_the_progress_comes_into_view(page: Page, served: Studio, scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down_steps(monkeypatch, 1.0)
+    page.set_viewport_size({"width": 1280, "height": 700})
+    open_tab(page)
+    drop(page, scene)
+    choose(page, "Image to image", "a fox in the snow")
+    page.evaluate("scrollTo(0, 0)")
+    page.locator("#edit-generate").click()
+    expect(page.locator("#edit-result .result-progress")).to_be_in_viewport(ratio=0.9)
+    page.locator("#edit-stop").click()
 
 
 def test_stop_cancels_the_job(page: Page, served: Studio, tmp_path: Path) -> None:
