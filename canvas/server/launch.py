@@ -56,8 +56,8 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
 
     settings = studio.settings
     link = ShareLink() if settings.share else None
-    with only_final_app(), build_page(studio, link) as page:
-        register_api(studio)
+    with only_final_app():
+        page = build_page(studio, link, register_api=register_api)
     internal_token = secrets.token_urlsafe(32)
     login = Login(*settings.auth) if settings.auth else None
     if settings.zero_gpu:
@@ -92,8 +92,9 @@ def launch(studio: Studio, *, block: bool = True, quiet: bool = False) -> Blocks
     patch_mcp_server(page, internal_token, studio)
     start_sweeping(temp_folder, studio.temp_files)
     # "[::]" is no address to connect to.
-    page.local_url = (page.local_url or "").replace("[::]", "[::1]")
-    write_server_file(settings.data_dir, page.local_url)
+    url = str(page.local_url).replace("[::]", "[::1]")
+    page.local_url = url  # type: ignore[assignment]  # Gradio gives no type
+    write_server_file(settings.data_dir, url)
     if not settings.zero_gpu:
         warm_up = threading.Timer(WARM_UP_DELAY, studio.warm_up)
         warm_up.daemon = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -39,8 +40,14 @@ PHONE_TOASTS = """@media (max-width: 860px) {
 CACHE_CLEANUP = (3600, 3600)  # seconds: cleanup interval and maximum age of Gradio's cached files
 
 
-def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
-    """The whole page for one studio; `link` is given when the server is shared."""
+def build_page(
+    studio: Studio, link: ShareLink | None = None, *, register_api: Callable[[Studio], None] | None = None
+) -> gr.Blocks:
+    """The whole page for one studio; `link` is given when the server is shared.
+
+    `register_api` adds functions that are no part of the page, in the same context: Gradio needs a
+    tenth of a second to close it.
+    """
     page = PageBlocks(
         studio.temp_files,
         log_values=not studio.settings.is_public,
@@ -73,7 +80,9 @@ def build_page(studio: Studio, link: ShareLink | None = None) -> gr.Blocks:
         gallery.bind_events(gallery_tab, all_tabs)
         models.bind_events(models_tab, all_tabs, create, tabs)
         statistics.bind_events(statistics_tab)
-    translate_blocks(page)
+        translate_blocks(page)
+        if register_api:
+            register_api(studio)
     return page
 
 

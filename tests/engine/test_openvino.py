@@ -29,6 +29,7 @@ from canvas.errors import GenerationCancelled, InvalidInput
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
+from tests.conftest import slow_params
 from tests.models.test_loras import make_lora
 
 CPU = Device("cpu", "float32", "test")
@@ -98,7 +99,7 @@ def test_large_models_compute_a_batch_one_by_one(on_openvino: Any, monkeypatch: 
     assert len(on_openvino.unet.full._requests) == 1  # one size of a large model is kept
 
 
-@pytest.mark.parametrize("preset", ["quality", "balanced", "turbo"])
+@pytest.mark.parametrize("preset", ["quality", *slow_params("balanced", "turbo")])
 def test_images_are_nearly_those_of_torch(on_torch: Any, on_openvino: Any, preset: str) -> None:
     request = make_request(preset=preset, num_inference_steps=6)
     expected, result = render(on_torch, request), render(on_openvino, request)
