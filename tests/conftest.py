@@ -36,6 +36,7 @@ def pytest_configure() -> None:
     # Each `httpx.get` reads 150 certificates, which takes 30 ms.
     ssl.create_default_context = functools.cache(ssl.create_default_context)
     configure_process()
+    gc.disable()  # until everything is imported
     hypothesis.settings.register_profile("canvas", deadline=None)  # no test depends on speed
     hypothesis.settings.load_profile("canvas")
 
@@ -60,6 +61,7 @@ def pytest_collection_finish() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # it runs many modules, which need them
         importlib.import_module("canvas.ui.app")
         importlib.import_module("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    gc.enable()
     gc.collect()
     gc.freeze()
 

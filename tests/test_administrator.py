@@ -124,6 +124,8 @@ def test_the_administrator_cannot_change_images_of_others(server: Server) -> Non
     assert gallery.favourite(ids, True) == 1
     token, number = gallery.delete(ids)
     assert number == 1
+    with pytest.raises(NotFound):
+        gallery.delete(ids)
     gallery.undo(token)
     gallery.favourite(ids, False)
     assert gallery.totals(Query(owner=None))[0] == 1

@@ -176,6 +176,7 @@ class PipelineCache:
             self._openvino.adopt_decoder(variant, spec, LocalModel(folder, addons.ADDONS[name].repo_id))
         return variant
 
+    @system_info.without_garbage_collection()
     def _load(self, spec: ModelSpec, local: LocalModel, preset: str, source: str) -> CachedPipeline:
         loader.silence_libraries()  # before any of their modules that warn is imported
         device = loader.device_for(spec, local, self.device)

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CGROUP_ROOT = Path("sys/fs/cgroup")
@@ -57,6 +58,18 @@ def release_memory() -> None:
     """Collect garbage and return freed memory to the system."""
     gc.collect()
     trim()
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Importing libraries and loading a model create many objects that stay, which are not searched for garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def trim() -> None:

@@ -188,10 +188,17 @@ class UserGallery:
         return self._database.set_favourite(ids, self.owner, marked)
 
     def delete(self, ids: Iterable[int]) -> tuple[str, int]:
-        return self._repository.trash.delete(ids, self.owner)
+        """Delete images of the owner; returns a token for `undo`, and how many. Raises NotFound if there are none.
+
+        A second click on a button then leaves the line that undoes the first.
+        """
+        token, number = self._repository.trash.delete(ids, self.owner)
+        if not number:
+            raise NotFound("There is no such image.")
+        return token, number
 
     def delete_matching(self, query: Query) -> tuple[str, int]:
-        return self.delete(self._database.ids(self._owned(query)))
+        return self._repository.trash.delete(self._database.ids(self._owned(query)), self.owner)
 
     def undo(self, token: str) -> int:
         return self._repository.trash.undo(token, self.owner)

@@ -57,8 +57,11 @@ class ImageActions:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of events with these outputs."""
-        return self._edit.load_image_options
+        """Options of events with these outputs.
+
+        Every click counts: Gradio would drop one on another button while the first is being answered.
+        """
+        return {**self._edit.load_image_options, "trigger_mode": "multiple"}
 
     def open(self, event: gr.EventData, owner: str) -> dict[Any, Any]:
         """Run one of OPENING_ACTIONS and select the tab that shows its effect."""

@@ -1,5 +1,6 @@
 """Cores and memory, read from copies of the kernel's file trees."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def test_processor_name(tmp_path: Path) -> None:
     write_tree(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\n"})
     assert system_info.processor_name(tmp_path) == "Some CPU @ 3 GHz"
     assert system_info.processor_name(tmp_path / "nothing")
+
+
+def test_garbage_collection_is_off_until_the_end_of_the_block() -> None:
+    with pytest.raises(ZeroDivisionError), system_info.without_garbage_collection():
+        with system_info.without_garbage_collection():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
 
 
 def test_out_of_memory_errors_are_recognized() -> None:
