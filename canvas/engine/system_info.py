@@ -62,7 +62,7 @@ def release_memory() -> None:
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Importing libraries and loading a model create many objects that stay, which are not searched for garbage."""
+    """Pause it while libraries are imported and a model is loaded, which create many objects, all of which stay."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

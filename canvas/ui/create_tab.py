@@ -13,7 +13,7 @@ from canvas.model_status import ModelStatus
 from canvas.request import LOCAL, RANDOM_SEED
 from canvas.studio import Studio
 from canvas.ui import prompt_hints, result_panel
-from canvas.ui.events import bind, current_owner, toast_html
+from canvas.ui.events import bind, bind_select_model, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm, require_prompt
 from canvas.ui.guidance_panel import GuidancePanel
 from canvas.ui.html_panel import error_line, panel, render, text_line
@@ -142,7 +142,7 @@ class CreateTab:
         bind(form["model_key"].input, self.on_model_change, form.widgets, form.widgets | status).then(
             self.show_download_size, form.widgets, status, api_visibility="private"
         )
-        prompt_hints.bind_events(self._enhanced_prompt, self.select_model, self.select_model_outputs)
+        bind_select_model(self._enhanced_prompt, self.select_model, self.select_model_outputs)
         bind(form["backend"].input, self.on_backend_change, form.widgets, status)
         bind(form["preset"].input, self.on_preset_change, form.widgets, form.widgets)
         for name in ("resolution", "aspect_ratio"):

@@ -321,8 +321,14 @@ class EditTab:
         inputs = {self._drawing, self._source, self._replaced, *form.widgets}
         copy: dict[str, Any] = {"inputs": [self._editor], "outputs": [self._drawing], "js": COPY_DRAWING}
         bind(tab.select, self.show, source, {self._recent, self._notes})
-        last = {"trigger_mode": "always_last", **self.load_image_options}
-        bind(self._recent.click, self.on_recent_click, source, self.load_image_outputs, **last)
+        bind(
+            self._recent.click,
+            self.on_recent_click,
+            source,
+            self.load_image_outputs,
+            trigger_mode="always_last",
+            **self.load_image_options,
+        )
         result_outputs = self._actions.outputs | {self._result, self._recent}
         shown = source | {self._job}
         bind(self._result.click, self.on_result_click, shown, result_outputs, **self._actions.options)

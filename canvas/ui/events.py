@@ -73,6 +73,15 @@ def bind_next(event: Any, callback: Callable[..., Any], inputs: Any, outputs: An
     return event.then(_with_errors(callback), inputs, outputs, **{**DEFAULTS, **options})
 
 
+def bind_select_model(panel: gr.HTML, select_model: Callable[[str], dict[Any, Any]], outputs: set[Any]) -> None:
+    """Select the model of a panel's button `select_model`; the callback returns updates of `outputs`."""
+
+    def on_click(event: gr.EventData) -> dict[Any, Any]:
+        return select_model(str(event.model)) if event.action == "select_model" else {}
+
+    bind(panel.click, on_click, None, outputs)
+
+
 def _with_errors(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
     if callback is None or inspect.isgeneratorfunction(callback):
         return callback

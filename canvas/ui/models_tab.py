@@ -15,7 +15,7 @@ from canvas.jobs.job import Job
 from canvas.model_status import ModelStatus
 from canvas.models.own_models import EDITABLE
 from canvas.studio import Studio
-from canvas.ui.events import bind, current_owner, run_while_selected
+from canvas.ui.events import bind, bind_select_model, current_owner, run_while_selected
 from canvas.ui.generation_form import model_title
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import error_text, gettext, translate_message
@@ -55,12 +55,10 @@ class ModelsTab:
         )
         bind([self._table.click, self._dialog.click], self.on_click, None, [self._refresh, self._dialog])
 
-        def select_model(event: gr.EventData) -> dict[Any, Any]:
-            if event.action != "select_model":
-                return {}
-            return {**create.select_model(str(event.model)), tabs: gr.Tabs(selected="create")}
+        def select_model(model_key: str) -> dict[Any, Any]:
+            return {**create.select_model(model_key), tabs: gr.Tabs(selected="create")}
 
-        bind(self._table.click, select_model, None, create.select_model_outputs | {tabs})
+        bind_select_model(self._table, select_model, create.select_model_outputs | {tabs})
         if self._search:
             self._search.bind_events(self._refresh)
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import gradio as gr
-
 from canvas.prompt_reading import message_for_nothing
 from canvas.request import GenerationRequest
 from canvas.studio import Studio
 from canvas.ui import result_panel
-from canvas.ui.events import bind
 from canvas.ui.html_panel import render
 from canvas.ui.i18n import translate_message
 
@@ -26,12 +20,3 @@ def render_hints(studio: Studio, request: GenerationRequest) -> str:
     if reading.nothing_known:
         nothing = translate_message(message_for_nothing(""))
     return render("prompt_hints.html", reading=reading, nothing=nothing, status=status)
-
-
-def bind_events(panel: gr.HTML, select_model: Callable[[str], dict[Any, Any]], outputs: set[Any]) -> None:
-    """Select the model of the button, as in the list of models; `select_model` returns updates of `outputs`."""
-
-    def on_click(event: gr.EventData) -> dict[Any, Any]:
-        return select_model(str(event.model)) if event.action == "select_model" else {}
-
-    bind(panel.click, on_click, None, outputs)
