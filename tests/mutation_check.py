@@ -34,6 +34,7 @@ ALWAYS = {
         "spec.num_inference_steps < DISTILLED_MAX_STEPS",
     ),
 }
+STAGES = ("not slow and not long", "slow and not long and not browser", "slow and browser and not long")
 LONG_ONLY = {"ray_cluster.py", "ray_worker.py"}  # all their tests are of `pytest -m long`
 MAX_TEST_FILES = 4
 TIME_LIMIT = 900  # seconds for the test files of a mutation; pytest ends single tests before
@@ -42,10 +43,10 @@ COMPARISONS = {
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult}
-# What no test can or should notice: layout, waiting times, checks of the types.
+# What no test can or should notice: layout, waiting times, checks of the types, quality of JPEGs.
 KEYWORDS = {
     "timeout", "stacklevel", "strict", "repr", "frozen", "slots", "kw_only", "scale", "min_width", "lines",
-    "max_lines", "container", "show_label", "height",
+    "max_lines", "container", "show_label", "height", "quality",
 }  # fmt: skip
 TIMES = re.compile("TIMEOUT|SECONDS|INTERVAL")
 FAILURE = re.compile(r"(?:FAILED|ERROR) (.*?)(?: - .*)?$")
@@ -182,8 +183,12 @@ def nearest_tests(path: Path) -> list[str]:
 
 
 def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
-    """The first test that fails in this copy of the repository, "" if all pass."""
-    marks = "not long" if with_browser else "not long and not browser"
+    """The first test that fails in this copy of the repository, the fast ones first; "" if all pass."""
+    stages = STAGES if with_browser else [f"{STAGES[0]} and not browser", STAGES[1]]
+    return next(filter(None, (failing_test_of(folder, tests, marks) for marks in stages)), "")
+
+
+def failing_test_of(folder: Path, tests: list[str], marks: str) -> str:
     command = [sys.executable, "-m", "pytest", "-x", "-n", "0", "--tb", "no", "-rfE", "-m", marks]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
