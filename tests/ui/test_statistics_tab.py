@@ -1,0 +1,55 @@
+"""The charts of the statistics, without a browser."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date, timedelta
+
+from canvas.history.comparisons import VoteCount
+from canvas.history.statistics import DownloadStats, GenerationTimes, Statistics
+from canvas.ui.statistics_tab import MAX_BARS, NUM_DAYS, charts, daily_counts
+
+TODAY = date(2026, 3, 2)
+STATISTICS = Statistics(
+    images=1204,
+    favourites=0,
+    seconds=60.0,
+    by_day={"2026-03-01": 3, "2026-03-02": 12, "2020-01-01": 99},
+    by_model={"starter": 1200, "sd15": 4},
+    by_style={"": 1200, "anime": 300},
+    by_model_and_size=(GenerationTimes("starter", 256, 192, 1200, 0.25), GenerationTimes("sd15", 512, 512, 4, 20.0)),
+    downloads=(DownloadStats("sd15", 2, 1, 2_000_000_000, 90.0), DownloadStats("tiny", 1, 0, 500_000_000, 9.0)),
+    votes=(VoteCount("sd15", "turbo", chosen=3, shown=4),),
+)
+
+
+def test_the_last_days_are_relative_to_the_highest() -> None:
+    days = daily_counts(STATISTICS, TODAY)
+    assert len(days) == NUM_DAYS
+    assert days[0] == {"day": (TODAY - timedelta(days=NUM_DAYS - 1)).isoformat(), "images": 0, "height": 0}
+    assert days[-2:] == [
+        {"day": "2026-03-01", "images": 3, "height": 25},
+        {"day": "2026-03-02", "images": 12, "height": 100},
+    ]
+
+
+def test_each_chart_has_its_values_as_text() -> None:
+    assert {chart["title"]: chart["bars"] for chart in charts(STATISTICS)} == {
+        "By model": [("starter", 100, "1,200"), ("sd15", 0, "4")],
+        "By style": [("none", 100, "1,200"), ("anime", 25, "300")],
+        "Seconds per image": [("starter, 256 × 192", 1, "0.2 s"), ("sd15, 512 × 512", 100, "20.0 s")],
+        "Downloads": [("sd15", 100, "2.0 GB in 2 min, 1 failed"), ("tiny", 25, "500.0 MB in 9.0 s")],
+        "Wins in comparisons": [("sd15, turbo", 75, "3 of 4")],
+    }
+
+
+def test_a_chart_shows_the_most_used_only() -> None:
+    many = {f"model-{number}": 100 - number for number in range(MAX_BARS + 3)}
+    by_model = charts(replace(STATISTICS, by_model=many))[0]
+    assert [label for label, _, _ in by_model["bars"]] == list(many)[:MAX_BARS]
+
+
+def test_without_anything_the_charts_are_empty() -> None:
+    nothing = Statistics(0, 0, 0.0, {}, {}, {}, (), (), ())
+    assert all(chart["bars"] == [] for chart in charts(nothing))
+    assert {day["height"] for day in daily_counts(nothing, TODAY)} == {0}
