@@ -7,12 +7,15 @@ in them, but accepts any file of its temporary folder and of the folders that it
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import gradio as gr
+from gradio.blocks import BlocksConfig, convert_component_dict_to_list
 from gradio.components.image_editor import EditorData
 from gradio.processing_utils import async_ssrf_protected_download
 
@@ -44,6 +47,19 @@ class Caller(NamedTuple):
         return cls(getattr(state, "owner", LOCAL_OWNER), getattr(state, "api_allowed", state is None))
 
 
+class PageConfig(BlocksConfig):
+    """The components and events of a page. Its copies, one of each session, render no component.
+
+    Gradio renders all components of a session at its start, and each that changes, for links to a
+    session's values, which do not exist here (see `canvas.server.gradio_routes`).
+    """
+
+    def __copy__(self) -> BlocksConfig:
+        session = super().__copy__()
+        session.config_for_block = lambda *_: {}  # type: ignore[method-assign]
+        return session
+
+
 class PageBlocks(gr.Blocks):
     """gr.Blocks whose events take only files of their caller, and answer every error in a sentence.
 
@@ -52,6 +68,7 @@ class PageBlocks(gr.Blocks):
 
     def __init__(self, temp_files: TempFiles, *, log_values: bool, **options: Any) -> None:
         super().__init__(**options)
+        self.default_config = PageConfig(self)
         self._temp_files = temp_files
         self._log_values = log_values
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -111,6 +128,24 @@ class PageBlocks(gr.Blocks):
             self._log(block_fn, error)
             message = LazyMessage("An input of {name} has a wrong type or value.", name=block_fn.api_name)
             raise InvalidInput("data", None, message=message) from None
+
+    async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
+        """Convert the outputs that change. Gradio builds skipped components anew, too."""
+        outputs = block_fn.outputs
+        if isinstance(predictions, dict) and len(outputs) > 1:
+            predictions = convert_component_dict_to_list(outputs, {} if predictions == gr.skip() else predictions)
+        if not isinstance(predictions, list | tuple) or not 1 < len(outputs) == len(predictions):
+            return await super().postprocess_data(block_fn, predictions, state)
+        changed = [not isinstance(value, dict) or value != gr.skip() for value in predictions]
+        part = copy.copy(block_fn)
+        part.outputs = list(compress(outputs, changed))
+        values = list(compress(predictions, changed))
+        converted = await super().postprocess_data(part, values[0] if len(values) == 1 else values, state)
+        remaining = iter(converted)
+        return [
+            next(remaining) if is_changed else None if block.stateful else gr.skip()
+            for block, is_changed in zip(outputs, changed, strict=True)
+        ]
 
     async def _checked(self, value: Any, caller: Caller) -> Any:
         """The value, if every file in it belongs to the caller; the caller's URLs are downloaded."""
