@@ -62,9 +62,7 @@ class CreateTab:
 
     def _render_form(self) -> None:
         """What every image needs; everything else is in the panel that "Advanced" opens."""
-        self.form.render("prompt")
-        self._enhanced_prompt = panel("enhanced-prompt")
-        self.form.render("model_key")
+        self.form.render("prompt", "model_key")
         self._model_status = panel("model-status")
         with gr.Row(elem_id="size"):
             self.form.render("aspect_ratio", "resolution")
@@ -74,6 +72,7 @@ class CreateTab:
             self._settings_button = gr.Button("Advanced", elem_id="settings-button", size="sm", scale=0)
             self._stop = gr.Button("Stop", elem_id="stop", scale=0, visible=False)
             self._generate = gr.Button("Generate", variant="primary", elem_id="generate")
+        self._enhanced_prompt = panel("enhanced-prompt")  # below the button, so that typing does not move it
 
     def _render_settings(self) -> None:
         self._backend_picker = BackendPicker(self._studio, self.form)

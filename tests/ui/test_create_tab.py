@@ -204,9 +204,12 @@ def test_the_enhanced_prompt_and_its_truncated_part_are_shown(page: Page) -> Non
 
 def test_what_the_built_in_model_understands_is_shown_before_with_a_model_for_the_rest(page: Page) -> None:
     prompt, hints = page.get_by_label("Prompt", exact=True), page.locator("#enhanced-prompt .prompt-hints")
+    button = page.locator("#generate")
+    place = button.bounding_box()
     prompt.fill("a bearded puppy in the snow")
     expect(hints.locator(".known")).to_have_text(["a dog (from puppy)", "in the snow"])
     expect(hints.locator(".unknown")).to_have_text(["bearded"])
+    assert button.bounding_box() == place, "the button moved while somebody typed"
     prompt.fill("a lighthouse at night")
     expect(hints.locator("p", has_text="Not known")).to_contain_text("lighthouse (nearest: tokyo tower)")
     prompt.fill("ein Fuchs im Schnee")

@@ -118,8 +118,12 @@ def test_the_summary_of_a_request_counts_images() -> None:
     assert result_panel.request_summary(request, 3) == "starter · 256 × 192 · Another Magic Canvas · anime · 6 images"
 
 
-def test_the_time_of_several_images_is_their_sum() -> None:
-    assert "5.0 s" in result_panel.render_images([IMAGE, IMAGE])
+def test_several_images_have_the_settings_of_the_first_and_the_time_of_all() -> None:
+    second = replace(IMAGE, request=replace(REQUEST, seed=8))
+    panel = result_panel.render_images([IMAGE, second])
+    assert "seed 7" in panel
+    assert "seed 8" not in panel
+    assert "5.0 s" in panel
 
 
 def test_the_preset_note_says_what_is_downloaded_and_what_is_missing(studio: Studio) -> None:
