@@ -16,6 +16,7 @@ import pytest
 from gradio_client import Client
 
 from canvas import GenerationRequest, Studio
+from canvas.api.base import DATABASE_THREADS
 from canvas.errors import QueueFull
 from tests.app_server import wait_until_finished
 
@@ -80,23 +81,27 @@ def test_many_waiting_requests_leave_threads_for_other_routes(
     served: Studio, url: str, api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Starlette's routes share 40 threads, and so do Gradio's events by default."""
-    count, started = 45, threading.Event()
+    count, waiting = 45, threading.Semaphore(0)
 
     def wait_and_fail(*args: Any) -> Any:  # 135 images would take a minute
-        started.set()
+        waiting.release()
         with served.database.transaction():
             raise QueueFull("Not queued.")
 
     monkeypatch.setattr(served, "submit", wait_and_fail)
+    client = Client(url, verbose=False, download_files=False, max_workers=count)
     with ThreadPoolExecutor(count) as pool:
-        posts = {"v1": partial(pool.submit, post_openai, url), "sdapi": partial(pool.submit, post_a1111, url)}
-        if api == "gradio":
-            client = Client(url, verbose=False, download_files=False)
-            posts["gradio"] = partial(client.submit, PROMPT, api_name="/generate")
+        post = {
+            "v1": partial(pool.submit, post_openai, url),
+            "sdapi": partial(pool.submit, post_a1111, url),
+            "gradio": partial(client.submit, PROMPT, api_name="/generate"),
+        }[api]
+        running = client.pending_event_ids if api == "gradio" else served.page.server.server_state.tasks  # type: ignore[attr-defined]
         with write_lock(served):
-            responses = [posts[api]() for _ in range(count)]
-            assert started.wait(60)
-            time.sleep(2)  # until all of them wait
+            responses = [post() for _ in range(count)]
+            assert all(waiting.acquire(timeout=60) for _ in range(DATABASE_THREADS))
+            while len(running) < count:
+                time.sleep(0.01)
             assert seconds_for(url, "/healthz", "/docs", "/", "/sdapi/v1/memory") < MAX_SECONDS
             assert not any(response.done() for response in responses)
             started_reading = time.monotonic()
