@@ -56,23 +56,19 @@ class LoraWeight:
 LoraTags = tuple[tuple[str, LoraWeight], ...]
 
 
-def parse_weights(prompt: str) -> Fragments:
-    """Texts with their weights; unclosed brackets extend to the end, `BREAK` is an ordinary word.
-
-    Raises InvalidInput for a weight outside 0 to MAX_WEIGHT, and for prompt editing.
-    """
-    return [pair for chunk in _parse(prompt, separate=False) for pair in chunk] or [("", 1.0)]
-
-
 def split_chunks(prompt: str) -> list[Fragments]:
-    """The fragments of each part between `BREAK`s, without blank ones; brackets may contain `BREAK`."""
-    chunks = [[(text, weight) for text, weight in chunk if text.strip()] for chunk in _parse(prompt, separate=True)]
+    """The fragments of each part between `BREAK`s, without blank ones; brackets may contain `BREAK`.
+
+    Unclosed brackets extend to the end. Raises InvalidInput for a weight outside 0 to MAX_WEIGHT, and
+    for prompt editing.
+    """
+    chunks = [[(text, weight) for text, weight in chunk if text.strip()] for chunk in _parse(prompt)]
     return [chunk for chunk in chunks if chunk] or [[("", 1.0)]]
 
 
 def strip_weights(prompt: str) -> str:
     """The prompt without the syntax of weights."""
-    return " ".join("".join(text for text, _ in chunk) for chunk in _parse(prompt, separate=True))
+    return " ".join("".join(text for text, _ in chunk) for chunk in _parse(prompt))
 
 
 def has_weights(prompt: str) -> bool:
@@ -97,8 +93,8 @@ def weights_note(prompt: str, *, weighting: bool) -> str:
     return f"{match[0][:60]} was read as words, because prompt weights are off" if match else ""
 
 
-def _parse(prompt: str, *, separate: bool) -> list[Fragments]:
-    """The fragments between `BREAK`s; all in one list unless `separate`."""
+def _parse(prompt: str) -> list[Fragments]:
+    """The fragments between `BREAK`s."""
     if editing := PROMPT_EDITING.search(prompt):
         text = "{syntax} changes the prompt during the steps, which is not supported. Choose one of the texts."
         raise InvalidInput("prompt", prompt, message=LazyMessage(text, syntax=editing[0]))
@@ -111,7 +107,7 @@ def _parse(prompt: str, *, separate: bool) -> list[Fragments]:
             parser.close(OPENING[bracket], FACTORS[OPENING[bracket]], bracket)
         elif match["weight"]:
             parser.close("(", _parse_weight(match["weight"]), match["weight"])
-        elif match["separator"] and separate:
+        elif match["separator"]:
             parser.fragments.append([None, 1.0])
         else:
             parser.fragments.append([match["escaped"] or match[0], 1.0])
