@@ -239,7 +239,7 @@ def main() -> None:
     killed = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "repository"
-        ignored = shutil.ignore_patterns(".git", ".venv", "venv", "__pycache__", ".*_cache", "outputs", "*.db*")
+        ignored = shutil.ignore_patterns(".venv", "venv", "__pycache__", ".*_cache", "outputs", "*.db*")
         shutil.copytree(ROOT, folder, ignore=ignored)
         for mutation in choose(options.count, options.seed):
             result = outcome(mutation, folder)

@@ -30,7 +30,7 @@ class Lora:
     path: Path
     base_model: str  # "" if unknown
     trigger_words: tuple[str, ...] = ()
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
     family: str = ""  # a key of `lora_formats.LABELS`, "" if unknown
 
 

@@ -27,7 +27,7 @@ class OwnModels:
         self._hub = hub
         self._allowed = allowed
 
-    def search(self, text: str, *, family: str = "", sort: str, open_only: bool = False) -> list[FoundModel]:
+    def search(self, text: str, *, family: str, sort: str, open_only: bool) -> list[FoundModel]:
         """See `hub_search.search`."""
         self._check_allowed()
         return hub_search.search(text, family=family, sort=sort, open_only=open_only, hub=self._hub)

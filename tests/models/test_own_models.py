@@ -141,7 +141,7 @@ def test_visitors_of_a_public_server_change_nothing(settings: Settings, tiny_fol
     with Studio(settings.model_copy(update={"public": True})) as studio:
         found = FoundModel(str(tiny_folder))
         for change in (
-            lambda: studio.own_models.search("fox", sort="trending"),
+            lambda: studio.own_models.search("fox", family="", sort="trending", open_only=False),
             lambda: studio.own_models.add(found),
             lambda: studio.own_models.edit("small", {"num_inference_steps": 1}),
             lambda: studio.own_models.reset("small"),

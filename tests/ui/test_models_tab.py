@@ -62,7 +62,7 @@ def test_a_model_of_the_hub_is_added_with_one_click(models: Page, served: Studio
     search(models, "fox")
     found = models.locator(".model.found")
     expect(found).to_have_count(1)
-    [model] = served.own_models.search(repo, sort="most downloads")
+    [model] = served.own_models.search(repo, family="", sort="most downloads", open_only=False)
     size = format_bytes(model.size or 0)
     for text in (repo, "56,789", "1,234", "openrail", "Stable Diffusion 1 and 2", size):
         expect(found).to_contain_text(text)
