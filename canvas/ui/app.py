@@ -30,7 +30,7 @@ SHARE_LINK_TIMEOUT = 30.0  # seconds, as long as Gradio waits for its tunnel
 # Gradio keeps the state of up to 10,000 page loads, 0.3 MB each. A page whose state was dropped
 # only forgets which image was selected.
 MAX_SESSIONS = 256
-SCRIPTS = ("page.js", "preferences.js", "address.js", "image_actions.js")
+SCRIPTS = ("page.js", "panel.js", "preferences.js", "address.js", "image_actions.js")
 # Not in style.css: Gradio confines the rules of @media to its main column, and toasts are outside of it.
 PHONE_TOASTS = """@media (max-width: 860px) {
   body .gradio-container:has([data-tab-id="edit"][aria-selected="true"]) .toast-wrap.toast-wrap {

@@ -20,7 +20,7 @@ def panel(elem_id: str) -> gr.HTML:
     Its value is HTML from `render`. Gradio's own templates (`html_template`) are unsafe for text
     of users: they are evaluated as JavaScript, including `${…}` in a prompt.
     """
-    script = (ASSETS / "panel.js").read_text(encoding="utf-8")
+    script = "magicCanvas.bindPanel(element, trigger, watch)"  # of assets/panel.js
     return gr.HTML("", js_on_load=script, apply_default_css=False, elem_id=elem_id)
 
 
