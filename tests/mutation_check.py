@@ -43,10 +43,11 @@ COMPARISONS = {
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult}
-# What no test can or should notice: layout, waiting times, checks of the types, quality of JPEGs.
+# What no test can or should notice: layout, waiting times, checks of the types, quality of JPEGs, logs.
 KEYWORDS = {
     "timeout", "stacklevel", "strict", "repr", "frozen", "slots", "kw_only", "scale", "min_width", "lines",
     "max_lines", "container", "show_label", "height", "quality",
+    "verbose",
 }  # fmt: skip
 TIMES = re.compile("TIMEOUT|SECONDS|INTERVAL")
 FAILURE = re.compile(r"(?:FAILED|ERROR) (.*?)(?: - .*)?$")
