@@ -2,19 +2,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextvars import ContextVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from canvas import GenerationRequest
-from canvas.errors import CanvasError, GenerationCancelled
+from canvas.errors import GenerationCancelled
 from canvas.jobs.job import Job
 from canvas.jobs.limits import Visitor
 from canvas.jobs.queue import JobQueue, JobRegistry
-from canvas.request import ProgressUpdate
 
 
 def make_job(owner: str) -> Job:
@@ -93,45 +90,6 @@ def test_take_returns_none_after_close() -> None:
     assert taken == [None]
 
 
-def test_subscribe_merges_changes_and_yields_the_end() -> None:
-    job = make_job("ann")
-    job.update(status="running", progress=ProgressUpdate(1, 4))
-    job.update(progress=ProgressUpdate(2, 4))
-    updates = job.subscribe()
-    assert next(updates).progress == ProgressUpdate(2, 4)
-    threading.Timer(0.05, job.update, kwargs={"status": "done"}).start()
-    assert [seen.status for seen in updates] == ["done"]
-
-
-def test_update_does_nothing_after_the_end() -> None:
-    job = make_job("ann")
-    job.update(status="failed", error=CanvasError("no"))
-    job.update(status="running")
-    assert job.status == "failed"
-    assert job.finished_at is not None
-    with pytest.raises(CanvasError, match="no"):
-        job.wait()
-
-
-def test_a_finished_job_releases_preview_and_context() -> None:
-    page = ContextVar[str]("page")
-    page.set("request")
-    job = make_job("ann")
-    assert page in job.context
-    job.report_progress(status="running", step=ProgressUpdate(1, 4, preview=Image.new("RGB", (64, 64))))
-    assert job.preview is not None
-    assert job.progress == ProgressUpdate(1, 4)
-    assert job.progress.preview is None
-    job.update(status="failed", error=CanvasError("Broken."))
-    assert job.preview is None
-    assert page not in job.context
-
-
-def test_wait_raises_after_the_timeout() -> None:
-    with pytest.raises(CanvasError, match="still queued"):
-        make_job("ann").wait(timeout=0)
-
-
 def test_the_registry_separates_owners_and_removes_old_jobs() -> None:
     registry = JobRegistry(keep_seconds=0)
     mine, theirs = make_job("ann"), make_job("bob")
@@ -143,11 +101,6 @@ def test_the_registry_separates_owners_and_removes_old_jobs() -> None:
     registry.add(make_job("bob"))
     assert registry.get(mine.id) is None
     assert registry.get(theirs.id) is theirs
-
-
-def test_job_ids_are_random() -> None:
-    assert len({make_job("ann").id for _ in range(100)}) == 100
-    assert len(make_job("ann").id) == 32
 
 
 def for_model(key: str) -> Job:
