@@ -112,7 +112,7 @@ class Unit:
         ignored = [
             name
             for name, value in self._values.items()
-            if name not in known and value not in USUAL_VALUES.get(name, (None, "", 0, False))
+            if name not in known and value not in USUAL_VALUES.get(name, (None, "", 0))  # False is 0
         ]
         return [f"controlnet {name} has no effect here." for name in ignored]
 

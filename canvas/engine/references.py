@@ -64,7 +64,7 @@ def reference_bytes(inputs: Sequence[ReferenceInput], pipeline: Any) -> int:
 
 @contextmanager
 def applied_references(
-    pipeline: Any, inputs: Sequence[ReferenceInput], *, guided: bool, has_mask: bool = False
+    pipeline: Any, inputs: Sequence[ReferenceInput], *, guided: bool, has_mask: bool
 ) -> Iterator[References]:
     """Apply the reference images inside the block; raises InvalidInput or ModelCorrupted.
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,8 +35,8 @@ def post_a1111(url: str) -> Any:
 
 
 def post_gradio(url: str) -> Any:
-    client = Client(url, verbose=False, download_files=False)
-    return client.predict(PROMPT, num_inference_steps=1, api_name="/generate")
+    with closing(Client(url, verbose=False, download_files=False)) as client:
+        return client.predict(PROMPT, num_inference_steps=1, api_name="/generate")
 
 
 @contextmanager
@@ -89,8 +89,10 @@ def test_many_waiting_requests_leave_threads_for_other_routes(
             raise QueueFull("Not queued.")
 
     monkeypatch.setattr(served, "submit", wait_and_fail)
-    client = Client(url, verbose=False, download_files=False, max_workers=count)
-    with ThreadPoolExecutor(count) as pool:
+    with (
+        closing(Client(url, verbose=False, download_files=False, max_workers=count)) as client,
+        ThreadPoolExecutor(count) as pool,
+    ):
         post = {
             "v1": partial(pool.submit, post_openai, url),
             "sdapi": partial(pool.submit, post_a1111, url),

@@ -112,7 +112,7 @@ def test_models_without_references_and_wrong_adapters_are_sentences(model: Model
         )
         with (
             pytest.raises(InvalidInput, match="This model takes no reference images"),
-            applied_references(flux, model.inputs(PHOTO), guided=True),
+            applied_references(flux, model.inputs(PHOTO), guided=True, has_mask=False),
         ):
             pass
         with pytest.raises(InvalidInput, match=r"without the IP-Adapter x\. Leave the name out"):
@@ -122,7 +122,7 @@ def test_models_without_references_and_wrong_adapters_are_sentences(model: Model
     processors = {name: type(each) for name, each in model.pipeline().unet.attn_processors.items()}
     with (
         pytest.raises(InvalidInput, match="does not fit this model"),
-        applied_references(model.pipeline(), other.inputs(PHOTO, model="x"), guided=True),
+        applied_references(model.pipeline(), other.inputs(PHOTO, model="x"), guided=True, has_mask=False),
     ):
         pass
     assert {name: type(each) for name, each in model.pipeline().unet.attn_processors.items()} == processors
