@@ -10,7 +10,8 @@ import httpx
 import pytest
 import webuiapi
 
-from canvas import Studio
+from canvas import GenerationRequest, Studio
+from canvas.api.a1111_bodies import TextToImage, Unsupported
 
 INVALID: list[tuple[dict[str, Any], int, str]] = [
     ({"prompt": ""}, 400, "Prompt"),
@@ -176,3 +177,16 @@ def test_requests_of_sillytavern(url: str) -> None:
         assert client.post("/interrupt").status_code == 200
     assert json.loads(result["info"])["sampler_name"] == "DPM++ 2M Karras"
     assert len(result["images"]) == 1
+
+
+@pytest.mark.parametrize(("hr_scale", "scale"), [(None, 2), (0, 2), (2, 2), (4.0, 4)])
+def test_the_second_pass_of_hires_fix_doubles_or_quadruples(hr_scale: float | None, scale: int) -> None:
+    body = TextToImage(prompt="a fox", enable_hr=True, hr_scale=hr_scale)
+    assert body.to_hires_request(GenerationRequest("a fox"))["scale"] == scale
+
+
+@pytest.mark.parametrize("fields", [{"hr_scale": 1.5}, {"hr_scale": 2, "hr_resize_x": 1024}])
+def test_other_sizes_of_hires_fix_are_refused(fields: dict[str, Any]) -> None:
+    body = TextToImage(prompt="a fox", enable_hr=True, **fields)
+    with pytest.raises(Unsupported):
+        body.to_hires_request(GenerationRequest("a fox"))

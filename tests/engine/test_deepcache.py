@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.engine.optimizations.deepcache import CACHED, COND_ONLY, FULL, apply_deepcache, cache_schedule
+from canvas.engine.optimizations.deepcache import (
+    CACHED,
+    COND_ONLY,
+    FULL,
+    apply_deepcache,
+    cache_schedule,
+    make_forwards,
+)
 from canvas.presets import PRESETS
 
 
@@ -103,6 +110,12 @@ def test_other_denoisers_are_not_changed() -> None:
         assert "forward" not in vars(layer)
     with apply_deepcache(object(), [FULL, CACHED]):
         pass
+
+
+def test_a_full_schedule_keeps_the_forward_method() -> None:
+    unet = make_unet()
+    assert make_forwards(unet, [FULL] * 3, 2) == [unet.forward] * 2
+    assert unet.forward not in make_forwards(unet, [FULL, CACHED], 2)
 
 
 def test_quality_schedule_is_full() -> None:
