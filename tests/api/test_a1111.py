@@ -11,7 +11,7 @@ import pytest
 import webuiapi
 
 from canvas import GenerationRequest, Studio
-from canvas.api.a1111_bodies import TextToImage, Unsupported
+from canvas.api.a1111_bodies import TextToImage, Unsupported, Upscale
 
 INVALID: list[tuple[dict[str, Any], int, str]] = [
     ({"prompt": ""}, 400, "Prompt"),
@@ -190,3 +190,9 @@ def test_other_sizes_of_hires_fix_are_refused(fields: dict[str, Any]) -> None:
     body = TextToImage(prompt="a fox", enable_hr=True, **fields)
     with pytest.raises(Unsupported):
         body.to_hires_request(GenerationRequest("a fox"))
+
+
+@pytest.mark.parametrize(("upscaling_resize", "scale"), [(None, 2), (0, 2), (2, 2), (4.0, 4)])
+def test_upscaling_doubles_or_quadruples(upscaling_resize: float | None, scale: int) -> None:
+    body = Upscale(upscaling_resize=upscaling_resize)
+    assert body.to_request("starter", "fox.png").scale == scale

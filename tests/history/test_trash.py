@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from canvas.errors import NotFound, StorageError
 from canvas.history.images import ImageRepository, ReconcileResult
 from canvas.history.queries import Query
-from canvas.history.trash import UNDO_SECONDS, Trash
+from canvas.history.trash import TRASH_FOLDER, UNDO_SECONDS, Trash
 from canvas.request import GeneratedImage
 
 from .conftest import make_image
@@ -159,3 +160,13 @@ def test_set_favourite_by_owner(repository: ImageRepository) -> None:
     assert [image.owner for image in repository.database.search(Query(favourite=True))] == ["anna"]
     assert repository.database.set_favourite([1, 2], None, False) == 2
     assert repository.database.count(Query(favourite=True)) == 0
+
+
+def test_a_trash_that_somebody_emptied_is_purged_all_the_same(repository: ImageRepository) -> None:
+    deleted, kept = save_images(repository, "ann", "ann")
+    token, _ = repository.trash.delete(ids([deleted]), "ann")
+    shutil.rmtree(repository.storage.root / TRASH_FOLDER)
+    repository.trash.purge()
+    with pytest.raises(NotFound):
+        repository.trash.undo(token, "ann")
+    assert repository.database.search(Query()) == [kept]

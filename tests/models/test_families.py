@@ -99,6 +99,12 @@ def test_the_dtype_is_one_that_gives_images(
     assert read.choose_dtype(preferred, has_bfloat16=has_bfloat16) == expected
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=IDS)
+def test_only_flux_klein_edits_by_instruction(family: Family) -> None:
+    read = capabilities.read_capabilities({"_class_name": family.text_to_image}, {})
+    assert read.edits_by_instruction == (family.key == "flux2_klein")
+
+
 def name_in_tests(family: Family) -> str:
     classes = {
         "stable_diffusion": ("sd15", "sd21-v", "sdxs"),
