@@ -41,12 +41,13 @@ class Visitor:
         """Status, and headers and body of a response, cut off if it does not end."""
         status, headers, body = 0, b"", b""
         try:
-            response = self._open(method, f"{path}?{params}" if params else path, json, timeout=STREAM_TIMEOUT)
-            status, headers = response.status, repr(response.getheaders()).encode()
-            while len(body) <= MAX_RESPONSE and (chunk := response.read1()):
-                body += chunk
-            if not response.isclosed():
-                self._connection.close()
+            target = f"{path}?{params}" if params else path
+            with self._open(method, target, json, timeout=STREAM_TIMEOUT) as response:
+                status, headers = response.status, repr(response.getheaders()).encode()
+                while len(body) <= MAX_RESPONSE and (chunk := response.read1()):
+                    body += chunk
+                if not response.isclosed():
+                    self._connection.close()
         except (OSError, http.client.HTTPException):
             self._connection.close()  # the part that was received counts
         return status, headers + body
@@ -107,15 +108,16 @@ class Visitor:
     def call(self, event: dict[str, Any], data: list[Any], event_data: Any = None) -> bytes:
         """All messages of the queue for one event."""
         body = {"fn_index": event["id"], "data": data, "session_hash": self.session, "event_data": event_data}
-        joined = self._open("POST", "/gradio_api/queue/join", body)
-        content = joined.read()
-        if joined.status != 200:
-            return content
+        with self._open("POST", "/gradio_api/queue/join", body) as joined:
+            content = joined.read()
+            if joined.status != 200:
+                return content
         messages = b""
-        for line in self._open("GET", f"/gradio_api/queue/data?session_hash={self.session}"):
-            messages += line
-            if line.startswith(b"data: ") and _is_last(json.loads(line[6:])):
-                break
+        with self._open("GET", f"/gradio_api/queue/data?session_hash={self.session}") as stream:
+            for line in stream:
+                messages += line
+                if line.startswith(b"data: ") and _is_last(json.loads(line[6:])):
+                    break
         self._connection.close()
         return messages
 

@@ -59,6 +59,7 @@ def test_invented_cookies_do_not_multiply_the_share_of_an_address(served: Studio
     assert served.queue_position(job) <= 2, "its turn is next, after the running job"
     with_key = served.submit(GenerationRequest("a fox"), "key-ann")
     assert served.queue_position(with_key) <= 3
+    browser.close()
     served.stop()
 
 
