@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import psutil
 import pytest
 
@@ -196,15 +195,15 @@ def test_no_route_reveals_anything_of_another_visitor(
     for method, route in sorted(routes):
         for path in with_parameters(route, server):
             if method == "POST":
-                requests: list[dict[str, Any]] = [{"json": one} for one in bodies(route, server, other)]
+                requests: list[tuple[str, Any]] = [(path, body) for body in bodies(route, server, other)]
             else:
-                query = f"?session_hash=null&ids={server.image.id}&limit=100&upload_id=1"
-                requests = [{}, {"params": httpx.QueryParams(query)}]
-            for options in requests:
-                status, response = other.request(method, path, **options)
+                query = f"session_hash=null&ids={server.image.id}&limit=100&upload_id=1"
+                requests = [(path, None), (f"{path}?{query}", None)]
+            for target, body in requests:
+                status, response = other.request(method, target, body)
                 num_responses += status != 0
-                request = (method, path, options, status)
-                assert_no_secrets(server, response, request, path + str(options))
+                request = (method, target, body, status)
+                assert_no_secrets(server, response, request, f"{target}{body}")
     record_property("routes", len(routes))
     record_property("answers", num_responses)
     assert num_responses > 400

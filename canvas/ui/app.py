@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from canvas.server.share_link import ShareLink
 
 SHARE_LINK_TIMEOUT = 30.0  # seconds, as long as Gradio waits for its tunnel
-# Gradio keeps the state of up to 10,000 page loads, 0.3 MB each. A page whose state was dropped
+# Gradio keeps the state of up to 10,000 page loads, 0.05 MB each. A page whose state was dropped
 # only forgets which image was selected.
 MAX_SESSIONS = 256
 SCRIPTS = ("page.js", "panel.js", "preferences.js", "address.js", "image_actions.js")
