@@ -56,7 +56,7 @@ class PageConfig(BlocksConfig):
 
     def __copy__(self) -> BlocksConfig:
         session = super().__copy__()
-        session.config_for_block = lambda *_: {}  # type: ignore[method-assign]
+        session.config_for_block = lambda *_: {}
         return session
 
 
