@@ -22,7 +22,7 @@ from canvas.history.database import Database
 from canvas.history.export_zip import export_zip
 from canvas.history.image_files import ImageStorage
 from canvas.history.images import ImageRepository, ReconcileResult
-from canvas.history.import_zip import ImportResult, import_folder, import_zip
+from canvas.history.import_zip import ImportResult, import_files, import_folder, import_zip
 from canvas.history.metadata import embed
 from canvas.history.queries import Query
 from canvas.history.rows import image_from_dict
@@ -94,6 +94,19 @@ def test_duplicates_are_not_imported(repository: ImageRepository, tmp_path: Path
     path = zipped(tmp_path, {"a.png": renamed, "sub/b.png": renamed})
     assert zip_import(repository, path) == ImportResult(0, 2)
     assert rows(repository) == before
+
+
+def test_files_and_zips_are_counted_together(
+    repository: ImageRepository, other: ImageRepository, tmp_path: Path
+) -> None:
+    saved = [repository.save(make_image(seed=seed)) for seed in range(3)]
+    picture = repository.storage.path_of(saved[0])
+    text = tmp_path / "notes.zip"
+    text.write_text("no archive")
+    files = [picture, exported(repository, tmp_path), text, picture]
+    result = import_files(other.database, other.storage, files, "local")
+    assert (result.added, result.duplicates, len(result.errors)) == (3, 2, 1)
+    assert len(rows(other)) == 3
 
 
 def test_images_of_other_owners_are_not_duplicates(repository: ImageRepository, tmp_path: Path) -> None:

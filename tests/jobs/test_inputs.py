@@ -50,6 +50,14 @@ def make_mask_layer(box: tuple[int, int, int, int] = (100, 60, 159, 119)) -> Ima
     return layer
 
 
+def test_an_owner_may_use_only_their_own_images_again(studio: Studio) -> None:
+    [image] = studio.generate(make_request(num_inference_steps=1))
+    upload = studio.inputs.upload(make_scene()).name
+    for name, owner in ((image.filename, "ann"), (upload, "ben"), ("x.png", "ann")):
+        assert not studio.inputs.is_stored_for(name, owner)
+    assert studio.inputs.is_stored_for(image.filename, image.owner)
+
+
 @pytest.mark.slow
 def test_image_to_image_of_a_gallery_image_records_its_parent(studio: Studio, settings: Settings) -> None:
     [parent] = studio.generate(make_request())
