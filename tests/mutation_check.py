@@ -279,6 +279,7 @@ def main() -> None:
     options = parser.parse_args()
     killed = 0
     with tempfile.TemporaryDirectory() as temporary:
+        Path(temporary).chmod(0o755)  # some tests give up the rights of root
         folder = Path(temporary) / "repository"
         ignored = shutil.ignore_patterns(".venv", "venv", "__pycache__", ".*_cache", "outputs", "*.db*")
         shutil.copytree(ROOT, folder, ignore=ignored)
