@@ -16,7 +16,7 @@ class TrainingConfig:
     styles: tuple[str, ...] = ("cartoon", "glossy", "flat", "sticker", "3d")
     backgrounds_per_place: int = 100  # rendered once
     latent_channels: int = 48  # principal components of a patch that are kept
-    code_size: int = 768  # numbers that describe a drawing at all sizes
+    code_size: int = 1024  # numbers that describe a drawing at all sizes
     vae_channels: int = 48
     decoder_blocks: tuple[int, ...] = (4, 2, 2, 1, 0)  # from latents to pixels
     decoder_batch_size: int = 16  # crops

@@ -31,9 +31,11 @@ WORD_TOKENS = 16  # positions of a prompt for words, begin and end tokens includ
 GRAY = 128  # on which the cells of drawings are computed
 HEAD_SIZE = 64
 SLOT_CODE_SIZE = 24
+CODE_BALANCE = 7  # numbers of a code that fix its mean and norm
+SMALL_WEIGHT = 0.25  # exponent of the area by which drawings that cover little count more
 GRID = 16  # cells per side of an image
 MAX_OVERLAP = 10  # of two slot codes
-LAYER_NORM_SCALE = 8.0  # of the second layer norm; a power of two is exact in half precision
+FIRST_NORM, LAYER_NORM_SCALE = 7.5, 8.0  # what the two layer norms divide by, both exact in 8 bits
 SWITCH = 32.0  # added to the outputs of the MLP's active neurons, more than they differ from 0
 THINGS = ("first", "last", "third word")  # of a prompt, that a box can show
 
@@ -43,6 +45,7 @@ NUM_ROWS = 0
 for _size, _cells in BOX_CELLS.items():
     FIRST_ROW[_size] = NUM_ROWS
     NUM_ROWS += _cells**2
+PLACE_SIZE = 2 * GRID + len(BOXES)
 LENGTH = WORD_TOKENS + sum(box.cells**2 for box in BOXES)
 
 
@@ -55,28 +58,28 @@ class Dimensions:
 
     @property
     def balance(self) -> int:
-        """Two large numbers that fix mean and norm."""
+        """Two pairs of large numbers that fix the norm, and three numbers that fix the mean."""
         return self.code + self.output
 
     @property
     def is_thing(self) -> int:
         """1 for tokens of things; the next dimension is 1 for the first token, which empty prompts attend to."""
-        return self.balance + 2
+        return self.balance + 7
 
     @property
     def third_word(self) -> int:
         """1 at the third position of a word."""
-        return self.balance + 4
+        return self.balance + 9
 
     @property
     def order(self) -> int:
         """The position of a word, 0 to 1."""
-        return self.balance + 7
+        return self.balance + 12
 
     @property
     def query(self) -> int:
         """Which thing a cell shows, one of THINGS."""
-        return self.balance + 8
+        return self.balance + 13
 
     @property
     def slot(self) -> int:
@@ -91,7 +94,7 @@ class Dimensions:
     @property
     def total(self) -> int:
         """The hidden size, a multiple of the heads' size."""
-        return -(-(self.place + 2 * GRID + len(BOXES)) // HEAD_SIZE) * HEAD_SIZE
+        return -(-(self.place + PLACE_SIZE) // HEAD_SIZE) * HEAD_SIZE
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,31 @@ class DrawingCodes:
         return torch.einsum("nk,rok->nro", self.codes, self.decoder).half()
 
 
+def to_8_bits(values: torch.Tensor) -> torch.Tensor:
+    """Rounded to what float8 e4m3 can store, 448 at most."""
+    return values.to(torch.float8_e4m3fn).to(values.dtype)
+
+
+def _without_sum(rows: torch.Tensor) -> torch.Tensor:
+    """Three numbers of 8 bits for each row that make its sum 0, nearly: a layer norm subtracts the mean."""
+    numbers, rest = [], -rows.sum(1)
+    for _ in range(3):
+        numbers.append(to_8_bits(rest))
+        rest = rest - numbers[-1]
+    return torch.stack(numbers, 1)
+
+
+def _balanced(codes: torch.Tensor, squared_norm: float) -> torch.Tensor:
+    """Codes with CODE_BALANCE more numbers of 8 bits: their sums are 0 and their norms those given, nearly."""
+    codes = torch.cat([codes, _without_sum(codes)], 1)
+    for fraction in (0.94, 1):  # round down, then take what is left
+        root = ((squared_norm - codes.square().sum(1)).clamp(min=0) / 2).sqrt()
+        rounded = to_8_bits(root)
+        rounded = torch.where(rounded > root, to_8_bits(root * fraction), rounded)
+        codes = torch.cat([codes, rounded[:, None], -rounded[:, None]], 1)
+    return codes
+
+
 def drawing_cells(sprites: SpriteSet, basis: LatentBasis) -> torch.Tensor:
     """Change of the components by each drawing on gray, and its coverage: [drawings, NUM_ROWS, channels + 1]."""
     return torch.cat([_cells_at_size(sprites.images, basis, cells) for cells in BOX_CELLS.values()], 1)
@@ -150,25 +178,24 @@ def _cells_at_size(images: list[Image.Image], basis: LatentBasis, cells: int, ba
 def encode_drawings(cells: torch.Tensor, basis: LatentBasis, code_size: int) -> DrawingCodes:
     """The codes of drawings by the principal components of their cells.
 
-    Two dimensions of a code are there for its mean 0 and the norm that all codes have.
+    The last dimensions of a code are there for its mean 0 and the norm that all codes have.
     """
     flat = cells.flatten(1).float()
-    gram = (flat @ flat.T).double()
-    kept = min(code_size - 2, len(flat))
+    weighted = flat * cells[..., -1].float().mean(1).clamp(min=0.01).pow(-SMALL_WEIGHT)[:, None]
+    gram = (weighted @ weighted.T).double()
+    kept = min(code_size - CODE_BALANCE, len(flat))
     eigenvalues, vectors = torch.linalg.eigh(gram)
     eigenvalues, vectors = eigenvalues[-kept:].flip(0).clamp(min=1e-9), vectors[:, -kept:].flip(1)
-    components = flat.T @ vectors.float() / eigenvalues.sqrt().float()
+    components = weighted.T @ vectors.float() / eigenvalues.sqrt().float()
     codes = flat @ components
-    scale = float(codes.square().sum(1).mean().sqrt()) / 20
-    codes = torch.nn.functional.pad(codes / scale, (0, code_size - 2 - kept))
-    half_sum, squares = codes.sum(1) / 2, codes.square().sum(1)
-    squared_norm = float((squares + 2 * half_sum.square()).max())
-    root = ((squared_norm - squares - 2 * half_sum.square()).clamp(min=0) / 2).sqrt()
-    codes = torch.cat([codes, (root - half_sum)[:, None], (-root - half_sum)[:, None]], 1)
+    squared_norm = (LAYER_NORM_SCALE**2 - FIRST_NORM**2) * Dimensions(code_size, cells.shape[2]).total
+    scale = math.sqrt(float((codes.square().sum(1) + codes.sum(1).square()).max()) / (0.9 * squared_norm))
+    codes = torch.nn.functional.pad(codes / scale, (0, code_size - CODE_BALANCE - kept))
+    codes = _balanced(to_8_bits(codes), squared_norm)
     decoder = (components * scale).T.reshape(kept, *cells.shape[1:]).permute(1, 2, 0)
     decoder = torch.nn.functional.pad(decoder, (0, code_size - kept))
     to_latents = torch.cat([basis.gain * SCALING_FACTOR, torch.ones(1)])
-    explained = float(eigenvalues.sum() / gram.trace())
+    explained = float((flat @ components).square().sum() / flat.square().sum())
     return DrawingCodes(codes, decoder * to_latents[None, :, None], squared_norm, explained)
 
 
@@ -186,7 +213,7 @@ def _slot_codes() -> torch.Tensor:
 def word_vectors(size: int) -> torch.Tensor:
     """What the denoiser sees of each word but the special tokens, [words, size]."""
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(NUM_WORDS - NUM_SPECIAL_TOKENS, size, generator=generator)
+    return to_8_bits(torch.randn(NUM_WORDS - NUM_SPECIAL_TOKENS, size, generator=generator))
 
 
 def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
@@ -194,8 +221,7 @@ def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
     at = codes.dimensions
     embeddings = torch.zeros(len(table.tokens), at.total)
     embeddings[0, at.is_thing + 1] = 1
-    embeddings[0, at.code - 2] = math.sqrt(codes.squared_norm / 2)  # the code of no drawing has the norm of all
-    embeddings[0, at.code - 1] = -math.sqrt(codes.squared_norm / 2)
+    embeddings[:1, : at.code] = _balanced(torch.zeros(1, at.code - CODE_BALANCE), codes.squared_norm)
     words = word_vectors(at.output)
     for row, source in enumerate(table.sources):
         if source.drawing is not None:
@@ -230,16 +256,19 @@ def position_embeddings(at: Dimensions) -> torch.Tensor:
 
 
 def _balance(tokens: torch.Tensor, positions: torch.Tensor, at: Dimensions, squared_norm: float) -> None:
-    """Make every sum of a token and a position have mean 0 and the squared norm."""
-    squares, mean = positions.square().sum(1), positions.sum(1) / 2
-    large = (squared_norm / 2 - squares / 2 - mean.square()).sqrt()
-    positions[:, at.balance] += large - mean
-    positions[:, at.balance + 1] += -large - mean
-    squares, mean = tokens.square().sum(1), tokens.sum(1) / 2
-    large = math.sqrt(squared_norm / 2)
-    change = (large**2 - squares / 2 - mean.square()).sqrt() - large
-    tokens[:, at.balance] += change - mean
-    tokens[:, at.balance + 1] += -change - mean
+    """Make every sum of a token, in 8 bits, and a position have mean 0 and the squared norm, nearly."""
+    pairs = (at.balance, at.balance + 2)
+    positions[:, at.balance + 4] = -positions.sum(1)
+    large = ((squared_norm - positions.square().sum(1)) / 4).sqrt().half()
+    tokens.copy_(to_8_bits(tokens))
+    tokens[:, at.balance + 4 : at.is_thing] = _without_sum(tokens)
+    for pair in pairs:
+        positions[:, pair], positions[:, pair + 1] = large, -large
+    mean_large = math.sqrt(squared_norm / 4)
+    for pair in pairs:  # the second takes what rounding the first leaves
+        excess = tokens.square().sum(1) + 4 * mean_large * tokens[:, pairs].sum(1)
+        change = to_8_bits((mean_large**2 - excess / 2).sqrt() - mean_large)
+        tokens[:, pair], tokens[:, pair + 1] = change, -change
 
 
 @torch.no_grad()
@@ -271,7 +300,7 @@ def build_text_encoder(codes: DrawingCodes, table: TokenTable) -> CLIPTextModel:
     layer = {name.removeprefix("encoder.layers.0."): value for name, value in parameters.items()}
     layer["layer_norm1.weight"].fill_(1)
     layer["layer_norm2.weight"].fill_(1)
-    _set_attention(layer, at, math.sqrt(squared_norm / at.total))
+    _set_attention(layer, at)
     _set_mlp(layer, at, codes.decoder)
     final = layer["final_layer_norm.weight"]
     final[at.code : at.code + at.output] = LAYER_NORM_SCALE
@@ -280,20 +309,20 @@ def build_text_encoder(codes: DrawingCodes, table: TokenTable) -> CLIPTextModel:
     return model
 
 
-def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions, scale: float) -> None:
+def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions) -> None:
     """Every token attends to the thing that it asks for; to the first token if the prompt has none."""
     query, key, value, out = (layer[f"self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "out"))
     bias = layer["self_attn.q_proj.bias"]
-    strength = math.sqrt(HEAD_SIZE)  # attention divides by it
+    strength, scale = math.sqrt(HEAD_SIZE), FIRST_NORM  # attention divides by the first
+    large = 384.0  # the largest numbers of 8 bits end at 448
     for head in range(at.total // HEAD_SIZE):
         base = head * HEAD_SIZE
         key[base, at.is_thing] = key[base + 1, at.is_thing + 1] = scale
         bias[base], bias[base + 1] = 600 * strength, 300 * strength
-        key[base + 2, at.order] = scale
-        query[base + 2, at.query] = -200 * strength * scale
-        query[base + 2, at.query + 1] = 200 * strength * scale
-        key[base + 3, at.third_word + 2] = scale
-        query[base + 3, at.query + 2] = 100 * strength * scale
+        key[base + 2, at.order] = 32 * scale
+        query[base + 2, at.query], query[base + 2, at.query + 1] = -large, large
+        key[base + 3, at.third_word + 2] = 16 * scale
+        query[base + 3, at.query + 2] = large
         if base < at.code:
             for row in range(HEAD_SIZE):
                 value[base + row, base + row] = scale
@@ -301,24 +330,25 @@ def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions, scale: float)
 
 
 def _set_mlp(layer: dict[str, torch.Tensor], at: Dimensions, decoder: torch.Tensor) -> None:
-    """Decode the code at the cells; the last neuron takes SWITCH away again."""
+    """Decode the code at the cells; the last neuron takes away again what switches the active ones on."""
     inner, bias, outer = layer["mlp.fc1.weight"], layer["mlp.fc1.bias"], layer["mlp.fc2.weight"]
     inner[:-1, : at.code] = decoder.reshape(-1, at.code) * LAYER_NORM_SCALE
     select = _slot_codes() * (SWITCH * 6 / SLOT_CODE_SIZE) * LAYER_NORM_SCALE
     inner[:-1, at.slot : at.slot + SLOT_CODE_SIZE] = select.repeat_interleave(at.output, 0)
-    bias[:-1] = -5 * SWITCH
+    bias[:] = -5 * SWITCH
     for row in range(at.output):
         outer[at.code + row, row : NUM_ROWS * at.output : at.output] = 1
-    inner[-1, at.query : at.query + len(THINGS)] = SWITCH * LAYER_NORM_SCALE
+    # Four of these are 1 at each cell
+    inner[-1, at.query : at.slot] = inner[-1, at.place : at.place + PLACE_SIZE] = 6 * SWITCH * LAYER_NORM_SCALE / 4
     outer[at.code : at.code + at.output, -1] = -1
 
 
 def compress_weights(folder: Path) -> None:
-    """Store the MLP's matrices in 8 bits, all else in 16: error of a cell 0.1 %, half the size."""
+    """Store all matrices but the positions in 8 bits, all else in 16."""
     path = folder / "model.safetensors"
     weights = load_file(path)
     for name, weight in weights.items():
-        is_matrix = name.endswith(("fc1.weight", "fc2.weight"))
+        is_matrix = weight.ndim == 2 and "position_embedding" not in name
         weights[name] = weight.to(torch.float8_e4m3fn if is_matrix else torch.float16).contiguous()
     save_file(weights, path, metadata={"format": "pt"})
 

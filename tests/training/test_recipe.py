@@ -227,7 +227,7 @@ def test_exported_text_encoder_loses_little_in_8_bits(trained: Path, exported: P
         exact = CLIPTextModel.from_pretrained(trained / "text_encoder")(ids).last_hidden_state[:, WORD_TOKENS:]
         stored = CLIPTextModel.from_pretrained(exported / "text_encoder", dtype=torch.float32)(ids)
     error = stored.last_hidden_state[:, WORD_TOKENS:] - exact
-    assert error.square().sum() < 0.01 * exact.square().sum()
+    assert error.square().sum() < 0.003 * exact.square().sum()
 
 
 def test_card_contains_the_metrics(trained: Path, exported: Path) -> None:
