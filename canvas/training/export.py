@@ -39,9 +39,10 @@ def export_model(work: Path, target: Path) -> None:
         shutil.rmtree(target / component, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
     compress_weights(target / "text_encoder")
-    for path in target.glob("*/config.json"):  # remove the paths of this machine
+    for path in target.glob("*/*config.json"):  # remove what is only of this machine
         config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
+        for key in ("_name_or_path", "is_local", "local_files_only"):
+            config.pop(key, None)
         path.write_text(json.dumps(config, indent=2) + "\n")
     for path in (target / "model_index.json", target / "tokenizer" / "tokenizer_config.json"):
         # The name that transformers 4 has as well
