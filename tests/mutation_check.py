@@ -1,8 +1,8 @@
 """Whether the nearest tests notice small faults: `python -m tests.mutation_check [--seed N] [--count 40]`.
 
-Each mutation changes one expression or statement of a copy of the repository. There run the tests that
-execute it in a run of all fast tests, and then the slow ones of the test files nearest to the module.
-A mutation that they pass is a missing test, or changes nothing that anyone can see.
+Each mutation changes one expression or statement of a copy of the repository, and the test files
+nearest to the module run there. A mutation that they pass is a missing test, or changes nothing
+that anyone can see.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from coverage import CoverageData
 
 from tests.test_structure import APART, PACKAGE, ROOT
 
@@ -38,7 +36,6 @@ ALWAYS = {
 }
 STAGES = ("not slow and not long", "slow and not long and not browser", "slow and browser and not long")
 LONG_ONLY = {"ray_cluster.py", "ray_worker.py"}  # all their tests are of `pytest -m long`
-MAX_TESTS = 40
 MAX_TEST_FILES = 4
 TIME_LIMIT = 900  # seconds for the test files of a mutation; pytest ends single tests before
 COMPARISONS = {
@@ -186,46 +183,10 @@ def nearest_tests(path: Path) -> list[str]:
     return sorted(found, key=lambda name: ranks[name], reverse=True)[:MAX_TEST_FILES]
 
 
-class Coverage:
-    """The tests that execute each line of a copy of the repository, by a run of all fast tests there."""
-
-    def __init__(self, folder: Path) -> None:
-        file = folder / ".coverage"
-        options = ["--cov", PACKAGE.name, "--cov-context", "test", "--cov-report", ""]
-        environment = os.environ | {"PYTHONPATH": str(folder), "COVERAGE_FILE": str(file)}
-        subprocess.run(
-            [sys.executable, "-m", "pytest", *options], cwd=folder, env=environment, check=False, stdout=sys.stderr
-        )
-        data = CoverageData(str(file))
-        data.read()
-        self._lines = {
-            Path(name).relative_to(folder).as_posix(): {
-                line: {context.partition("[")[0].partition("|")[0] for context in contexts if "::" in context}
-                for line, contexts in data.contexts_by_lineno(name).items()
-            }
-            for name in data.measured_files()
-        }
-        self._sizes = Counter(test for lines in self._lines.values() for tests in lines.values() for test in tests)
-
-    def tests_of(self, mutation: Mutation) -> list[str]:
-        """The tests that execute a mutation, the most specific first; for a constant, those of its module."""
-        lines, tree = self._lines.get(mutation.name, {}), ast.parse(mutation.path.read_text("utf-8"))
-        bodies = [
-            range(node.body[0].lineno, node.end_lineno + 1)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        ]
-        changed = range(mutation.start[0], mutation.end[0] + 1)
-        if not any(changed[0] in body for body in bodies):
-            changed = {line for body in bodies for line in body}
-        hits = Counter(test for line in changed for test in lines.get(line, ()))
-        return sorted(hits, key=lambda test: hits[test] / self._sizes[test], reverse=True)[:MAX_TESTS]
-
-
-def failing_test(folder: Path, covering: list[str], files: list[str], with_browser: bool) -> str:
+def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
     """The first test that fails in this copy of the repository, the fast ones first; "" if all pass."""
-    stages = [(covering, STAGES[0]), (files, STAGES[1]), *([(files, STAGES[2])] if with_browser else [])]
-    return next(filter(None, (failing_test_of(folder, tests, marks) for tests, marks in stages if tests)), "")
+    stages = STAGES if with_browser else [f"{STAGES[0]} and not browser", STAGES[1]]
+    return next(filter(None, (failing_test_of(folder, tests, marks) for marks in stages)), "")
 
 
 def failing_test_of(folder: Path, tests: list[str], marks: str) -> str:
@@ -246,21 +207,20 @@ def failing_test_of(folder: Path, tests: list[str], marks: str) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def outcome(mutation: Mutation, folder: Path, coverage: Coverage) -> str:
+def outcome(mutation: Mutation, folder: Path) -> str:
     """`killed by …` or `SURVIVED …`; the copy is restored afterwards."""
     copy = folder / mutation.name
     original = copy.read_bytes()
-    tests, files = coverage.tests_of(mutation), nearest_tests(mutation.path)
+    tests = nearest_tests(mutation.path)
     with_browser = mutation.path.parent.name == "ui"
     try:
         write(copy, mutation.apply(original))
-        killer = failing_test(folder, tests, files, with_browser)
+        killer = failing_test(folder, tests, with_browser)
     finally:
         write(copy, original)
     if not killer:
-        return f"SURVIVED {len(tests)} tests and {' '.join(files)}"
-    again = [killer] if "::" in killer else [*tests, *files]
-    if any(failing_test_of(folder, again, marks) for marks in STAGES):
+        return f"SURVIVED {' '.join(tests)}"
+    if failing_test(folder, [killer] if "::" in killer else tests, with_browser):
         return f"SURVIVED: {killer} fails without it, too"
     return f"killed by {killer}"
 
@@ -279,13 +239,11 @@ def main() -> None:
     options = parser.parse_args()
     killed = 0
     with tempfile.TemporaryDirectory() as temporary:
-        Path(temporary).chmod(0o755)  # some tests give up the rights of root
         folder = Path(temporary) / "repository"
         ignored = shutil.ignore_patterns(".venv", "venv", "__pycache__", ".*_cache", "outputs", "*.db*")
         shutil.copytree(ROOT, folder, ignore=ignored)
-        coverage = Coverage(folder)
         for mutation in choose(options.count, options.seed):
-            result = outcome(mutation, folder, coverage)
+            result = outcome(mutation, folder)
             killed += result.startswith("killed")
             sys.stdout.write(f"{mutation}: {result}\n")
             sys.stdout.flush()
