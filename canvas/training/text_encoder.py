@@ -8,7 +8,8 @@ stands for one cell of one box (`scenes.BOXES`):
 - The neurons of the MLP that belong to its cell decode the code to the cell's latents and coverage. All
   others are switched off by a large negative input (`_set_mlp`).
 
-Two large dimensions give all inputs of a layer norm the same norm, so that it only scales.
+Some dimensions give all inputs of a layer norm the mean 0 and the same norm, so that it only scales.
+All numbers of the embeddings and matrices are stored in 8 bits, so these dimensions also take what rounding leaves.
 """
 
 import math
@@ -139,14 +140,13 @@ def _without_sum(rows: torch.Tensor) -> torch.Tensor:
     return torch.stack(numbers, 1)
 
 
-def _balanced(codes: torch.Tensor, squared_norm: float) -> torch.Tensor:
+def _with_norm(codes: torch.Tensor, squared_norm: float) -> torch.Tensor:
     """Codes with CODE_BALANCE more numbers of 8 bits: their sums are 0 and their norms those given, nearly."""
     codes = torch.cat([codes, _without_sum(codes)], 1)
-    for fraction in (0.94, 1):  # round down, then take what is left
+    for factor in (0.94, 1):  # of numbers that would be rounded up; the second pair takes what is left
         root = ((squared_norm - codes.square().sum(1)).clamp(min=0) / 2).sqrt()
-        rounded = to_8_bits(root)
-        rounded = torch.where(rounded > root, to_8_bits(root * fraction), rounded)
-        codes = torch.cat([codes, rounded[:, None], -rounded[:, None]], 1)
+        pair = torch.where(to_8_bits(root) > root, to_8_bits(root * factor), to_8_bits(root))
+        codes = torch.cat([codes, pair[:, None], -pair[:, None]], 1)
     return codes
 
 
@@ -191,7 +191,7 @@ def encode_drawings(cells: torch.Tensor, basis: LatentBasis, code_size: int) -> 
     squared_norm = (LAYER_NORM_SCALE**2 - FIRST_NORM**2) * Dimensions(code_size, cells.shape[2]).total
     scale = math.sqrt(float((codes.square().sum(1) + codes.sum(1).square()).max()) / (0.9 * squared_norm))
     codes = torch.nn.functional.pad(codes / scale, (0, code_size - CODE_BALANCE - kept))
-    codes = _balanced(to_8_bits(codes), squared_norm)
+    codes = _with_norm(to_8_bits(codes), squared_norm)
     decoder = (components * scale).T.reshape(kept, *cells.shape[1:]).permute(1, 2, 0)
     decoder = torch.nn.functional.pad(decoder, (0, code_size - kept))
     to_latents = torch.cat([basis.gain * SCALING_FACTOR, torch.ones(1)])
@@ -221,7 +221,7 @@ def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
     at = codes.dimensions
     embeddings = torch.zeros(len(table.tokens), at.total)
     embeddings[0, at.is_thing + 1] = 1
-    embeddings[:1, : at.code] = _balanced(torch.zeros(1, at.code - CODE_BALANCE), codes.squared_norm)
+    embeddings[:1, : at.code] = _with_norm(torch.zeros(1, at.code - CODE_BALANCE), codes.squared_norm)
     words = word_vectors(at.output)
     for row, source in enumerate(table.sources):
         if source.drawing is not None:
