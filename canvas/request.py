@@ -301,7 +301,7 @@ class GenerationRequest:
         self._check_required_inputs()
         seed = self.seed
         if seed == RANDOM_SEED:
-            seed = random.randrange(2**32)
+            seed = random.randrange(2**32 - self.num_images)
         steps, guidance_scale, scheduler = presets.preset_defaults(self.preset, spec)
         resolved = replace(
             self,

@@ -30,7 +30,7 @@ class TempFiles:
 
     def find(self, path: object, owner: str, field: str = "file") -> Path:
         """The path, if it is a file of that owner; raises InvalidInput otherwise."""
-        if isinstance(path, str):
+        if isinstance(path, str) and path and "\0" not in path:
             found = _absolute(Path(path))
             # A link could be replaced after the check.
             if owner in self._owners.get(found, ()) and found.is_file() and not found.is_symlink():

@@ -58,7 +58,7 @@ class UploadLimitMiddleware:
         headers = Headers(scope=scope)
         form = FormCounter(headers.get("content-type", ""))
         length = headers.get("content-length", "")
-        announced = int(length) if length.isdecimal() else 0
+        announced = int(length) if length.isdecimal() and len(length) < 18 else 0
         if (form.is_multipart or announced > self.FREE) and not self._within_quota(network, announced):
             await PlainTextResponse(RATE_LIMITED, 429)(scope, receive, send)
             return
