@@ -32,7 +32,7 @@ WORD_TOKENS = 16  # positions of a prompt for words, begin and end tokens includ
 GRAY = 128  # on which the cells of drawings are computed
 HEAD_SIZE = 64
 SLOT_CODE_SIZE = 24
-CODE_BALANCE = 7  # numbers of a code that fix its mean and norm
+BALANCE_SIZE = 7  # numbers that fix mean and norm, of a code and of an embedding
 SMALL_WEIGHT = 0.25  # exponent of the area by which drawings that cover little count more
 GRID = 16  # cells per side of an image
 MAX_OVERLAP = 10  # of two slot codes
@@ -65,22 +65,22 @@ class Dimensions:
     @property
     def is_thing(self) -> int:
         """1 for tokens of things; the next dimension is 1 for the first token, which empty prompts attend to."""
-        return self.balance + 7
+        return self.balance + BALANCE_SIZE
 
     @property
     def third_word(self) -> int:
         """1 at the third position of a word."""
-        return self.balance + 9
+        return self.is_thing + 2
 
     @property
     def order(self) -> int:
         """The position of a word, 0 to 1."""
-        return self.balance + 12
+        return self.third_word + 3
 
     @property
     def query(self) -> int:
         """Which thing a cell shows, one of THINGS."""
-        return self.balance + 13
+        return self.order + 1
 
     @property
     def slot(self) -> int:
@@ -97,14 +97,18 @@ class Dimensions:
         """The hidden size, a multiple of the heads' size."""
         return -(-(self.place + PLACE_SIZE) // HEAD_SIZE) * HEAD_SIZE
 
+    @property
+    def squared_norm(self) -> float:
+        """What a code adds to the squared norm of a cell between the two layer norms."""
+        return (LAYER_NORM_SCALE**2 - FIRST_NORM**2) * self.total
+
 
 @dataclass(frozen=True)
 class DrawingCodes:
-    """`codes` [drawings, code] and `decoder` [NUM_ROWS, output, code]; `squared_norm` of all codes."""
+    """`codes` [drawings, code] and `decoder` [NUM_ROWS, output, code]."""
 
     codes: torch.Tensor
     decoder: torch.Tensor
-    squared_norm: float
     explained: float  # share of the drawings' variance
 
     @classmethod
@@ -141,7 +145,7 @@ def _without_sum(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _with_norm(codes: torch.Tensor, squared_norm: float) -> torch.Tensor:
-    """Codes with CODE_BALANCE more numbers of 8 bits: their sums are 0 and their norms those given, nearly."""
+    """Codes with BALANCE_SIZE more numbers of 8 bits: their sums are 0 and their norms those given, nearly."""
     codes = torch.cat([codes, _without_sum(codes)], 1)
     for factor in (0.94, 1):  # of numbers that would be rounded up; the second pair takes what is left
         root = ((squared_norm - codes.square().sum(1)).clamp(min=0) / 2).sqrt()
@@ -183,20 +187,20 @@ def encode_drawings(cells: torch.Tensor, basis: LatentBasis, code_size: int) -> 
     flat = cells.flatten(1).float()
     weighted = flat * cells[..., -1].float().mean(1).clamp(min=0.01).pow(-SMALL_WEIGHT)[:, None]
     gram = (weighted @ weighted.T).double()
-    kept = min(code_size - CODE_BALANCE, len(flat))
+    kept = min(code_size - BALANCE_SIZE, len(flat))
     eigenvalues, vectors = torch.linalg.eigh(gram)
     eigenvalues, vectors = eigenvalues[-kept:].flip(0).clamp(min=1e-9), vectors[:, -kept:].flip(1)
     components = weighted.T @ vectors.float() / eigenvalues.sqrt().float()
     codes = flat @ components
-    squared_norm = (LAYER_NORM_SCALE**2 - FIRST_NORM**2) * Dimensions(code_size, cells.shape[2]).total
+    explained = float(codes.square().sum() / flat.square().sum())
+    squared_norm = Dimensions(code_size, cells.shape[2]).squared_norm
     scale = math.sqrt(float((codes.square().sum(1) + codes.sum(1).square()).max()) / (0.9 * squared_norm))
-    codes = torch.nn.functional.pad(codes / scale, (0, code_size - CODE_BALANCE - kept))
+    codes = torch.nn.functional.pad(codes / scale, (0, code_size - BALANCE_SIZE - kept))
     codes = _with_norm(to_8_bits(codes), squared_norm)
     decoder = (components * scale).T.reshape(kept, *cells.shape[1:]).permute(1, 2, 0)
     decoder = torch.nn.functional.pad(decoder, (0, code_size - kept))
     to_latents = torch.cat([basis.gain * SCALING_FACTOR, torch.ones(1)])
-    explained = float((flat @ components).square().sum() / flat.square().sum())
-    return DrawingCodes(codes, decoder * to_latents[None, :, None], squared_norm, explained)
+    return DrawingCodes(codes, decoder * to_latents[None, :, None], explained)
 
 
 def _slot_codes() -> torch.Tensor:
@@ -221,7 +225,7 @@ def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
     at = codes.dimensions
     embeddings = torch.zeros(len(table.tokens), at.total)
     embeddings[0, at.is_thing + 1] = 1
-    embeddings[:1, : at.code] = _with_norm(torch.zeros(1, at.code - CODE_BALANCE), codes.squared_norm)
+    embeddings[:1, : at.code] = _with_norm(torch.zeros(1, at.code - BALANCE_SIZE), at.squared_norm)
     words = word_vectors(at.output)
     for row, source in enumerate(table.sources):
         if source.drawing is not None:
@@ -255,8 +259,9 @@ def position_embeddings(at: Dimensions) -> torch.Tensor:
     return embeddings
 
 
-def _balance(tokens: torch.Tensor, positions: torch.Tensor, at: Dimensions, squared_norm: float) -> None:
-    """Make every sum of a token, in 8 bits, and a position have mean 0 and the squared norm, nearly."""
+def _balance(tokens: torch.Tensor, positions: torch.Tensor, at: Dimensions) -> None:
+    """Make every sum of a token, in 8 bits, and a position have mean 0 and the norm of the first layer norm, nearly."""
+    squared_norm = FIRST_NORM**2 * at.total
     pairs = (at.balance, at.balance + 2)
     positions[:, at.balance + 4] = -positions.sum(1)
     large = ((squared_norm - positions.square().sum(1)) / 4).sqrt().half()
@@ -293,8 +298,7 @@ def build_text_encoder(codes: DrawingCodes, table: TokenTable) -> CLIPTextModel:
         parameter.zero_()
     parameters = {name.removeprefix("text_model."): value for name, value in model.named_parameters()}
     tokens, positions = token_embeddings(codes, table), position_embeddings(at)
-    squared_norm = LAYER_NORM_SCALE**2 * at.total - codes.squared_norm
-    _balance(tokens, positions, at, squared_norm)
+    _balance(tokens, positions, at)
     parameters["embeddings.token_embedding.weight"].copy_(tokens)
     parameters["embeddings.position_embedding.weight"].copy_(positions)
     layer = {name.removeprefix("encoder.layers.0."): value for name, value in parameters.items()}
