@@ -15,11 +15,14 @@ import httpx
 import pytest
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
+from PIL import Image
 
-from canvas import Studio
+from canvas import GenerationRequest, Studio
+from canvas.catalog import get_model
 from canvas.engine.step_callback import StepCallback
 from canvas.jobs.job import Job
 from canvas.models.hub_client import Hub
+from canvas.request import GeneratedImage
 from canvas.server.launch import launch
 from canvas.settings import Settings
 
@@ -42,6 +45,15 @@ def serving(data_dir: Path, hub: Hub | None = None, **options: Any) -> Iterator[
         yield studio
         page.close()
     gc.collect()
+
+
+def save_image(studio: Studio, owner: str) -> GeneratedImage:
+    """Store an image of an owner without generating it."""
+    request = GenerationRequest(f"a secret of {owner}", seed=1, num_inference_steps=1)
+    resolved = request.with_defaults(get_model("starter", studio.models))
+    pixels = Image.effect_noise((128, 128), 90).convert("RGB")
+    image = GeneratedImage(resolved, "", 1.0, "cpu", "float32", image=pixels, owner=owner)
+    return studio.image_repository.save(image)
 
 
 def slow_down_steps(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -11,27 +11,18 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 
-from canvas import GenerationRequest, Studio
-from canvas.catalog import get_model
+from canvas import Studio
 from canvas.errors import NotFound
 from canvas.history.api_keys import ApiKeyStore
 from canvas.history.queries import Query
 from canvas.request import GeneratedImage
 from canvas.server.launch import launch
 from canvas.settings import Settings
+from tests.app_server import save_image
 from tests.visitors import Visitor
 
 ADMIN, OTHERS = "ada", ("local", "key-desk", "visitor-0123")
-
-
-def save_image(studio: Studio, owner: str) -> GeneratedImage:
-    request = GenerationRequest(f"a secret of {owner}", seed=1, num_inference_steps=1)
-    resolved = request.with_defaults(get_model("starter", studio.models))
-    pixels = Image.new("RGB", (128, 128))
-    image = GeneratedImage(resolved, "", 1.0, "cpu", "float32", image=pixels, owner=owner)
-    return studio.image_repository.save(image)
 
 
 @dataclass

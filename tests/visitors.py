@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import http.client
-import json
 import secrets
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.cookies import SimpleCookie
+from json import dumps, loads
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
-STREAM_TIMEOUT = 0.5  # seconds without a byte after which an endless response is cut off
+STREAM_TIMEOUT = 0.5  # seconds to wait for a response, and at the end for the rest of endless ones
+SILENCE = 0.05  # seconds without a byte after which the rest of a response is read at the end
 MAX_RESPONSE = 1 << 20  # bytes
 KEEP_ALIVE = 2  # seconds; the server closes a connection after five, perhaps while we write to it
 
@@ -27,32 +30,66 @@ class Visitor:
         limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE)
         self.client = httpx.Client(base_url=self.url, timeout=60, limits=limits)
         self.cookies = cookies
-        address = urlsplit(self.url)
-        self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-        self._connection._validate_path = lambda _: None  # type: ignore[method-assign]  # attackers send any path
+        self._connection = self._connect()
         self._last_request = 0.0
+        self._endless: list[tuple[str, http.client.HTTPResponse, socket.socket]] = []
         if cookies:
             self.config = self.client.get("/config").json()
 
     def close(self) -> None:
         self.client.close()
         self._connection.close()
+        for _, response, sock in self._endless:
+            response.close()
+            sock.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        address = urlsplit(self.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+        connection._validate_path = lambda _: None  # type: ignore[method-assign]  # attackers send any path
+        return connection
 
     def request(self, method: str, path: str, json: Any = None) -> tuple[int, bytes]:
-        """Status, and headers and body of a response, cut off if it does not end."""
-        status, headers, body = 0, b"", b""
+        """Status, and headers and body of a response; `endless_responses` has what comes after a silence."""
+        status, headers, content = 0, b"", b""
         try:
-            with self._open(method, path, json, timeout=STREAM_TIMEOUT) as response:
-                status, headers = response.status, repr(response.getheaders()).encode()
-                while len(body) <= MAX_RESPONSE and (chunk := response.read1()):
-                    body += chunk
-                if not response.isclosed():
-                    self._connection.close()
+            body = None if json is None else dumps(json).encode()
+            response = self._open(method, path, body, timeout=STREAM_TIMEOUT)
+            status, headers = response.status, repr(response.getheaders()).encode()
+            self._socket.settimeout(SILENCE)
+            while len(content) <= MAX_RESPONSE and (chunk := response.read1()):
+                content += chunk
+            if not response.isclosed():
+                self._connection.close()
+        except TimeoutError:
+            if status:
+                self._endless.append((path, response, self._socket))
+                self._connection = self._connect()
+            else:
+                self._connection.close()
         except (OSError, http.client.HTTPException):
             self._connection.close()  # the part that was received counts
-        return status, headers + body
+        return status, headers + content
 
-    def _open(self, method: str, path: str, content: Any = None, timeout: float = 60) -> http.client.HTTPResponse:
+    def endless_responses(self) -> Iterator[tuple[str, bytes]]:
+        """Paths and further content of the responses that had not ended."""
+        deadline = time.monotonic() + STREAM_TIMEOUT
+        for path, _, sock in self._endless:
+            content = b""
+            sock.settimeout(max(SILENCE, deadline - time.monotonic()))
+            with suppress(OSError):  # until nothing comes
+                while len(content) <= MAX_RESPONSE and (chunk := sock.recv(MAX_RESPONSE)):
+                    content += chunk
+            yield path, content
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        media_type: str = "application/json",
+        timeout: float = 60,
+    ) -> http.client.HTTPResponse:
         """A response with its body unread. Thousands of requests take httpx three times as long."""
         if time.monotonic() > self._last_request + KEEP_ALIVE:
             self._connection.close()
@@ -60,11 +97,12 @@ class Visitor:
         headers = {name: value for name, value in self.client.headers.items() if name != "accept-encoding"}
         if self.cookies:
             headers["cookie"] = "; ".join(f"{name}={value}" for name, value in self.client.cookies.items())
-        if content is not None:
-            headers["content-type"] = "application/json"
-        body = None if content is None else json.dumps(content)
-        self._connection.request(method, path, body, headers)
-        self._connection.sock.settimeout(timeout)
+        if body is not None:
+            headers["content-type"] = media_type
+        with suppress(BrokenPipeError, ConnectionResetError):  # rejected before the whole body was sent
+            self._connection.request(method, path, body, headers)
+        self._socket = self._connection.sock
+        self._socket.settimeout(timeout)
         response = self._connection.getresponse()
         if self.cookies:
             for cookie in SimpleCookie("; ".join(response.headers.get_all("set-cookie", []))).values():
@@ -75,6 +113,12 @@ class Visitor:
         """`request` of a response that ends, however long it takes."""
         with self._open("GET", path) as response:
             return response.status, repr(response.getheaders()).encode() + response.read()
+
+    def post(self, path: str, body: bytes, media_type: str) -> int:
+        """The status of a response that ends."""
+        with self._open("POST", path, body, media_type) as response:
+            response.read()
+            return response.status
 
     # Events of the page
 
@@ -94,13 +138,13 @@ class Visitor:
         label = str(props.get("label", ""))
         if "__i18n__" not in label:
             return props.get("label")
-        key = json.loads(label.removeprefix("__i18n__"))["key"]
+        key = loads(label.removeprefix("__i18n__"))["key"]
         return str(self.config["i18n_translations"]["en"][key])
 
     def call(self, event: dict[str, Any], data: list[Any], event_data: Any = None) -> bytes:
         """All messages of the queue for one event."""
         body = {"fn_index": event["id"], "data": data, "session_hash": self.session, "event_data": event_data}
-        with self._open("POST", "/gradio_api/queue/join", body) as joined:
+        with self._open("POST", "/gradio_api/queue/join", dumps(body).encode()) as joined:
             content = joined.read()
             if joined.status != 200:
                 return content
@@ -108,7 +152,7 @@ class Visitor:
         with self._open("GET", f"/gradio_api/queue/data?session_hash={self.session}") as stream:
             for line in stream:
                 messages += line
-                if line.startswith(b"data: ") and _is_last(json.loads(line[6:])):
+                if line.startswith(b"data: ") and _is_last(loads(line[6:])):
                     break
         self._connection.close()
         return messages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,8 @@ log = logging.getLogger(__name__)
 
 # Gradio looks up the function of an event, and its parameters by name, without catching errors.
 EVENT_PREFIXES = tuple(f"/gradio_api/{name}" for name in ("queue/join", "call/", "run/", "api/", "upload"))
+STREAM_PREFIX = "/gradio_api/call/"  # of an event, which Gradio looks for after the start of the response
+UNKNOWN_EVENT = b'event: error\ndata: {"error": "There is no such event, or its result has been read."}\n\n'
 INVALID_CALL = "The call names no function of this app, or wrong parameters. /gradio_api/info lists them."
 
 
@@ -43,6 +46,9 @@ class ErrorMiddleware:
         except Exception as error:  # noqa: BLE001 - of any route, which is logged
             path = scope["path"]
             is_call = path.startswith(EVENT_PREFIXES) and _is_invalid_call(error)
+            if started and path.startswith(STREAM_PREFIX) and isinstance(error.__cause__, HTTPException):
+                await send({"type": "http.response.body", "body": UNKNOWN_EVENT})
+                return
             if not is_call:
                 log.error("%s %s: %s", scope["method"], path[:100], self._traceback(error))
             if started:

@@ -13,7 +13,7 @@ from canvas import GenerationRequest, Studio
 from canvas.jobs.limits import PUBLIC, Visitor, account_of
 from canvas.server.identity import COOKIE, visitor_owner_id
 from tests import visitors
-from tests.app_server import serving
+from tests.app_server import save_image, serving
 
 CROWD = 60  # invented visitors; each submits once
 
@@ -66,8 +66,7 @@ def test_invented_cookies_do_not_multiply_the_share_of_an_address(served: Studio
 def test_a_visitor_of_an_earlier_version_keeps_the_images(tmp_path: Path) -> None:
     token = secrets.token_hex(16)
     with serving(tmp_path, public=True) as studio:
-        request = GenerationRequest("a fox", num_inference_steps=1)
-        [image] = studio.generate(request, visitor_owner_id(token))
+        image = save_image(studio, visitor_owner_id(token))
         browser = visitors.Visitor(studio.url, cookies=False)  # type: ignore[attr-defined]
         response = browser.client.get("/export.zip", headers={"cookie": f"{COOKIE}={token}"})
         assert image.filename.encode() in response.content

@@ -15,11 +15,11 @@ import pytest
 from gradio.routes import App
 from gradio.utils import get_upload_folder
 
-from canvas import GenerationRequest, Studio
+from canvas import Studio
 from canvas.server.body_limits import DEFAULT_LIMIT, LIMITS, limit_of
 from canvas.server.gradio_routes import GRADIO_ROUTES, only_final_app
 from canvas.server.rate_limits import FormCounter
-from tests.app_server import serving
+from tests.app_server import save_image, serving
 from tests.visitors import Visitor, routes_of
 
 PARAMETER = re.compile(r"\{\w+(?::\w+)?\}")
@@ -194,7 +194,7 @@ def test_the_same_file_counts_once(limited: str) -> None:
 
 def test_every_route_with_images_needs_the_login(tmp_path: Path) -> None:
     with serving(tmp_path, auth=("ann", "a long password")) as studio:
-        [image] = studio.generate(GenerationRequest("a fox", num_inference_steps=1), "ann")
+        image = save_image(studio, "ann")
         files = [studio.image_path(image.filename, thumbnail=small) for small in (False, True)]
         contents = [path.read_bytes()[-200:-100] for path in files]
         values = {image.filename, str(image.id), *map(str, files), quote(str(files[0]), safe="")}
