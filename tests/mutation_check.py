@@ -59,6 +59,7 @@ class Mutation:
     """A piece of a file, by line and byte, and what replaces it."""
 
     path: Path
+    function: str  # the innermost that holds it, "" outside of functions
     kind: str
     start: tuple[int, int]
     end: tuple[int, int]
@@ -80,18 +81,21 @@ class Mutation:
         return source[: offsets[0]] + after.encode() + source[offsets[1] :]
 
 
-def code_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below in order, without annotations, log calls, f-strings and what KEYWORDS name."""
+def code_nodes(node: ast.AST, function: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """The nodes below in order, with the innermost function, without what `is_ignored` and annotations."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        function = node.name
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "type_comment"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not is_ignored(child):
-                yield child
-                yield from code_nodes(child)
+                yield function, child
+                yield from code_nodes(child, function)
 
 
 def is_ignored(node: ast.AST) -> bool:
+    """Log calls, f-strings and what KEYWORDS and TIMES name."""
     match node:
         case ast.JoinedStr():  # before Python 3.12 its parts have no positions
             return True
@@ -135,12 +139,12 @@ def is_text(*nodes: ast.expr) -> bool:
 def mutations_of(path: Path) -> list[Mutation]:
     source = path.read_text(encoding="utf-8")
     found = []
-    for node in code_nodes(ast.parse(source)):
+    for function, node in code_nodes(ast.parse(source)):
         for kind, new in replacements(node):
             old = node.body[-1] if kind == "statement" else node
             start, end = (old.lineno, old.col_offset), (old.end_lineno, old.end_col_offset)
             before, after = ast.get_source_segment(source, old), ast.unparse(new)
-            found.append(Mutation(path, kind, start, end, before, after))
+            found.append(Mutation(path, function, kind, start, end, before, after))
     return found
 
 
@@ -164,23 +168,27 @@ def choose(count: int, seed: int) -> list[Mutation]:
     return chosen[:count]
 
 
-def nearest_tests(path: Path) -> list[str]:
-    """The test files of that name, those that import the module, those of modules that do, those that name it."""
+def nearest_tests(path: Path, function: str) -> list[str]:
+    """The test files of that name, those that import the module or name it, and one that calls the function."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     importing = re.compile(rf"{'.'.join(parts)}\b|from {'.'.join(parts[:-1])} import .*\b{parts[-1]}\b")
     users = {f"test_{each.stem}" for each in PACKAGE.rglob("*.py") if importing.search(each.read_text("utf-8"))}
     defined = [node.name for node in ast.parse(path.read_text("utf-8")).body if hasattr(node, "name")]
     words = re.compile(rf"\b({'|'.join([path.stem, *defined])})\b")
     topic = path.stem.split("_")[0]
-    ranks = {}
+    ranks, mentions = {}, {}
     for test in sorted((ROOT / "tests").rglob("test_*.py")):
         text = test.read_text("utf-8")
         same, near = test.stem == f"test_{path.stem}", test.parent == ROOT.joinpath("tests", *parts[1:-1][:1])
         named = len(set(words.findall(text)))
         rank = (same and near, bool(importing.search(text)), near and test.stem in users, same, near * named)
-        ranks[test.relative_to(ROOT).as_posix()] = (*rank, near * text.lower().count(topic))
+        name = test.relative_to(ROOT).as_posix()
+        ranks[name] = (*rank, near * text.lower().count(topic))
+        mentions[name] = len(re.findall(rf"\b{function}\b", text)) if function.strip("_") == function != "" else 0
     found = [name for name, rank in ranks.items() if any(rank[:-1])] or [name for name in ranks if ranks[name][-1]]
-    return sorted(found, key=lambda name: ranks[name], reverse=True)[:MAX_TEST_FILES]
+    found = sorted(found, key=lambda name: ranks[name], reverse=True)[:MAX_TEST_FILES]
+    caller = max(mentions, key=lambda name: (mentions[name], name in found))
+    return found if not mentions[caller] or caller in found else [*found, caller]
 
 
 def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
@@ -211,7 +219,7 @@ def outcome(mutation: Mutation, folder: Path) -> str:
     """`killed by …` or `SURVIVED …`; the copy is restored afterwards."""
     copy = folder / mutation.name
     original = copy.read_bytes()
-    tests = nearest_tests(mutation.path)
+    tests = nearest_tests(mutation.path, mutation.function)
     with_browser = mutation.path.parent.name == "ui"
     try:
         write(copy, mutation.apply(original))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -265,6 +266,12 @@ def test_size_limits_apply_to_a_single_pass_only() -> None:
 
 def test_upscaling_needs_no_prompt() -> None:
     assert GenerationRequest("", task="upscale", image="a.png").with_defaults(STARTER).num_images == 1
+
+
+def test_a_random_seed_leaves_room_for_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "randrange", lambda stop: stop - 1)
+    batch = GenerationRequest("a fox", num_images=4).with_defaults(STARTER)
+    assert 2**32 - 4 <= batch.for_image(3).seed < 2**32
 
 
 def test_for_image_counts_the_variation_seed() -> None:

@@ -12,6 +12,7 @@ from canvas.formatting import format_bytes
 from canvas.models.download import DownloadProgress
 from canvas.models.hub_client import Hub
 from canvas.settings import Settings
+from tests.app_server import slow_down_steps
 from tests.conftest import TINY_REPO, make_spec
 from tests.hub_server import Fault, LocalHub
 
@@ -63,6 +64,17 @@ def test_the_size_of_a_download_is_the_same_everywhere(
         assert shown == {status.missing_bytes} == {downloaded}
         assert status.missing_bytes is not None and halves < status.missing_bytes < halves + 100_000
         assert status.download_text() == f"{format_bytes(status.missing_bytes)} download"
+
+
+def test_waiting_and_running_jobs_are_counted(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_down_steps(monkeypatch, 0.05)
+    jobs = [studio.submit(GenerationRequest("a fox", num_inference_steps=50)) for _ in range(3)]
+    for _ in jobs[0].subscribe():
+        if jobs[0].status == "running":
+            break
+    assert studio._scheduler._count_jobs() == 3
+    for job in jobs:
+        job.cancel()
 
 
 @pytest.mark.slow

@@ -14,6 +14,9 @@ import httpx
 import pytest
 from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from canvas import GenerationRequest, Studio
 from canvas.errors import InvalidInput
@@ -92,6 +95,18 @@ def test_limits_are_per_network() -> None:
     assert not middleware._within_quota("a", 0)
     assert middleware._within_quota("b", 0)
     assert not middleware._within_quota("b", UploadLimitMiddleware.BYTES + 1)
+
+
+@pytest.mark.parametrize(("length", "status"), [("9" * 17, 429), ("9" * 5000, 200), ("-9", 200), ("nine", 200)])
+def test_an_announced_length_counts_before_the_body_comes(length: str, status: int) -> None:
+    """Lengths that are no numbers, or longer than any, are left to the server."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("received")(scope, receive, send)
+
+    client = TestClient(UploadLimitMiddleware(app, public=True))
+    response = client.post("/gradio_api/upload", headers={"content-length": length.encode()})
+    assert response.status_code == status
 
 
 def test_unused_images_are_removed_after_an_hour(settings: Settings) -> None:
