@@ -23,9 +23,13 @@ from canvas.errors import (
     UnknownModel,
 )
 from canvas.jobs.scheduler import REMOTE_CONCURRENCY
+from canvas.models import controlnets
+from canvas.models.addons import ADDONS, DEPTH
+from canvas.models.hub_client import Hub
 from canvas.request import REMOTE, ProgressUpdate
 from canvas.settings import Settings
 from canvas.studio import OLD_NAMES
+from tests.hub_server import LocalHub
 
 ROOT = Path(__file__).resolve().parent.parent
 FOX = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=2)
@@ -260,3 +264,14 @@ def test_old_names_work_with_a_warning(studio: Studio, name: str) -> None:
 def test_unknown_names_raise_attribute_error(studio: Studio) -> None:
     with pytest.raises(AttributeError, match="brush"):
         _ = studio.brush  # type: ignore[attr-defined]
+
+
+def test_the_downloads_of_guidance_are_added_up(settings: Settings, hub: LocalHub, tmp_path: Path) -> None:
+    source = Hub(endpoint=hub.url, cache_dir=tmp_path / "hub", timeout=5)
+    with Studio(settings, hub=source) as studio:
+        controlnet = controlnets.download_size(studio.usual_controlnet("canny", "dreamshaper"))
+        depth = controlnets.download_size(studio.usual_controlnet("depth", "dreamshaper"))
+        assert controlnet and depth
+        assert studio.control_download_size("canny", "dreamshaper") == controlnet
+        assert studio.control_download_size("depth", "dreamshaper", detect=False) == depth
+        assert studio.control_download_size("depth", "dreamshaper") == depth + ADDONS[DEPTH].size

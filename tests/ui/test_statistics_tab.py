@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
+import gradio as gr
+
+from canvas import Studio
 from canvas.history.comparisons import VoteCount
 from canvas.history.statistics import DownloadStats, GenerationTimes, Statistics
-from canvas.ui.statistics_tab import MAX_BARS, NUM_DAYS, charts, daily_counts
+from canvas.ui.statistics_tab import MAX_AGE, MAX_BARS, NUM_DAYS, StatisticsTab, charts, daily_counts
 
 TODAY = date(2026, 3, 2)
 STATISTICS = Statistics(
@@ -21,6 +24,18 @@ STATISTICS = Statistics(
     downloads=(DownloadStats("sd15", 2, 1, 2_000_000_000, 90.0), DownloadStats("tiny", 1, 0, 500_000_000, 9.0)),
     votes=(VoteCount("sd15", "turbo", chosen=3, shown=4),),
 )
+
+
+def test_what_is_cleaned_up_is_older_than_some_days_and_no_favourite(studio: Studio) -> None:
+    with gr.Blocks():
+        tab = StatisticsTab(studio)
+    for age, days in ((30, 30), (0, 0), (None, 0), (-5, 0), (10**9, MAX_AGE)):
+        query = tab._query({tab._age: age, tab._model: "starter", tab._keep: True})
+        assert query.until is not None
+        assert abs(datetime.now(UTC) - timedelta(days=days) - query.until) < timedelta(hours=1)
+        assert (query.model_key, query.favourite) == ("starter", False)
+    everything = tab._query({tab._age: 0, tab._model: "", tab._keep: False})
+    assert (everything.model_key, everything.favourite) == (None, None)
 
 
 def test_the_last_days_are_relative_to_the_highest() -> None:
