@@ -35,6 +35,7 @@ ALWAYS = {
     ),
 }
 STAGES = ("not slow and not long", "slow and not long and not browser", "slow and browser and not long")
+LAST_STAGE_FILES = 1  # the slow tests of a browser take minutes
 LONG_ONLY = {"ray_cluster.py", "ray_worker.py"}  # all their tests are of `pytest -m long`
 MAX_TEST_FILES = 4
 TIME_LIMIT = 900  # seconds for the test files of a mutation; pytest ends single tests before
@@ -193,8 +194,9 @@ def nearest_tests(path: Path, function: str) -> list[str]:
 
 def failing_test(folder: Path, tests: list[str], with_browser: bool) -> str:
     """The first test that fails in this copy of the repository, the fast ones first; "" if all pass."""
-    stages = STAGES if with_browser else [f"{STAGES[0]} and not browser", STAGES[1]]
-    return next(filter(None, (failing_test_of(folder, tests, marks) for marks in stages)), "")
+    stages = STAGES[:2] if with_browser else [f"{STAGES[0]} and not browser", STAGES[1]]
+    found = next(filter(None, (failing_test_of(folder, tests, marks) for marks in stages)), "")
+    return found or (failing_test_of(folder, tests[:LAST_STAGE_FILES], STAGES[2]) if with_browser else "")
 
 
 def failing_test_of(folder: Path, tests: list[str], marks: str) -> str:
