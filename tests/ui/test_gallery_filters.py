@@ -37,6 +37,12 @@ def values(filters: GalleryFilters) -> Values:
     return read
 
 
+def test_days_and_the_owner_are_hidden_until_they_are_needed(filters: GalleryFilters) -> None:
+    hidden = {str(widget.label) for widget in filters.widgets if not widget.visible}
+    assert hidden == {"From", "Until", "Owner"}
+    assert not any(widget.include_time for widget in filters.widgets if isinstance(widget, gr.DateTime))
+
+
 def test_without_filters_all_images_of_the_owner_match(filters: GalleryFilters, values: Values) -> None:
     assert filters.query(values(), "ann") == Query(owner="ann")
     assert not filters.is_active(values())

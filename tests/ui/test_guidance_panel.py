@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from canvas import GenerationRequest, Studio
 from canvas.guidance import ControlImage, ReferenceImage
 from canvas.request import GeneratedImage
+from canvas.ui.guidance_panel import GuidancePanel
 from tests.tiny_guidance import (
     FAMILIES,
     GuidedModel,
@@ -43,6 +45,14 @@ def families(controlled: Studio) -> Iterator[dict[str, GuidedModel]]:
 def photo(tmp_path: Path) -> Path:
     make_photo((160, 128)).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+def test_the_download_of_the_usual_adapter_is_shown(studio: Studio) -> None:
+    with gr.Blocks():
+        panel = GuidancePanel(studio, "create")
+    assert "GB download with the first image" in panel._render_needs(ReferenceImage("a.png"), "dreamshaper")
+    assert panel._render_needs(ReferenceImage("a.png", model="mine"), "dreamshaper") == ""
+    assert "no usual IP-Adapter" in panel._render_needs(ReferenceImage("a.png"), "starter")
 
 
 def open_section(page: Page) -> Locator:
