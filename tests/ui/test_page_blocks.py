@@ -75,6 +75,17 @@ def test_only_changed_outputs_are_built_anew(result: Any, data: list[Any], built
     assert value == state
 
 
+@pytest.mark.parametrize("value", [["an owl"], ["an owl", 3], [], {"owl": [1]}])
+def test_a_list_for_a_single_output_is_its_value(value: Any) -> None:
+    with PageBlocks(TempFiles(), log_values=True) as blocks:
+        gr.Button().click(lambda: value, None, gr.JSON())
+    [block_fn] = blocks.fns.values()
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(asyncio.run, blocks.process_api(block_fn, [], SessionState(blocks))).result()
+    [data] = answer["data"]
+    assert data.root == value
+
+
 def test_sessions_render_no_component() -> None:
     *_, session = call_event({"text": gr.update(value="an owl")})
     assert list(session.components) == []
