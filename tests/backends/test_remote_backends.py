@@ -6,6 +6,7 @@ import json
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -77,7 +78,9 @@ def test_nothing_is_sent_before_consent(studio_with_provider: Studio, router: Ro
 def test_request_to_the_provider_has_all_fields(studio_with_provider: Studio, router: Router) -> None:
     grant_consent(studio_with_provider)
     request = replace(REQUEST, num_images=2, negative_prompt="fog", style="cartoon", watermark="W")
+    started = time.perf_counter()
     images = studio_with_provider.generate(request)
+    assert 0 < sum(image.generation_time for image in images) <= time.perf_counter() - started
     assert len(router.posts()) == 2
     for number, (path, token, body) in enumerate(router.posts()):
         assert path == "/nscale/v1/images/generations"
