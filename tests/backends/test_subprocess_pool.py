@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from canvas import GenerationRequest, Studio
-from canvas.backends.base import WorkerCrashed
+from canvas.backends.base import WorkerCrashed, WorkerRemoved
 from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
 from canvas.jobs.scheduler import MAX_ATTEMPTS
 from canvas.platform import visible_gpus, worker_environment
@@ -195,6 +195,19 @@ def test_jobs_run_where_their_model_is_loaded(pool: Studio) -> None:
         pool.generate(request)
     loads = pool.database.model_events()[: -before or None]
     assert sorted(event.model_name for event in loads) == ["starter", "twin"]
+
+
+def test_a_closed_worker_is_not_started_again(settings: Settings) -> None:
+    with Studio(settings.model_copy(update={"workers": 2})) as studio:
+        backend, _ = studio._scheduler.backends
+        assert backend.wait_until_ready()
+        backend.close()
+        spec = studio.models["starter"]
+        local = studio._scheduler.find_local(spec)
+        assert local is not None
+        with pytest.raises(WorkerRemoved, match="was closed"):
+            backend.load(spec, local)
+        assert not backend.wait_until_ready()
 
 
 def test_workers_exit_with_the_program(settings: Settings) -> None:
