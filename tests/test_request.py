@@ -292,10 +292,27 @@ def test_for_image_counts_the_variation_seed() -> None:
         (4, 0.95, (4, 4)),
         (4, 0.1, (10, 1)),
         (1, 0.6, (2, 1)),
+        (49, 1 / 49, (49, 1)),  # their product is a little less than 1
     ],
 )
 def test_img2img_steps(steps: int, strength: float, expected: tuple[int, int]) -> None:
     assert img2img_steps(steps, strength) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (20, 20)),
+        ({"strength": 0.5}, (20, 20)),
+        ({"task": "image_to_image", "strength": 0.5}, (20, 10)),
+        ({"task": "image_to_image"}, (20, 20)),
+        ({"task": "image_to_image", "strength": 0.5, "num_inference_steps": None}, (2, 1)),
+        ({"task": "upscale", "upscaler": "lanczos", "strength": 0.5}, (20, 20)),
+    ],
+)
+def test_steps_of_a_request(fields: dict[str, Any], expected: tuple[int, int]) -> None:
+    request = GenerationRequest(**{"prompt": "a fox", "num_inference_steps": 20, **fields})
+    assert request.step_counts == expected
 
 
 @given(st.integers(4, 150), st.floats(0.01, 1))

@@ -213,6 +213,14 @@ def event_url(url: str, data: list[Any]) -> str:
 
 
 @pytest.mark.slow
+def test_a_request_of_another_magic_canvas_is_a_dict(client: Client) -> None:
+    fields = {"prompt": "a fox", "seed": 5, "num_inference_steps": 1, "num_images": 3, "width": 128, "height": 128}
+    with pytest.raises(AppError, match="a dict of the fields of a request"):
+        client.predict([fields], None, None, api_name="/draw")
+    *_, settings = client.predict(fields, None, None, api_name="/draw")
+    assert (settings["seed"], settings["num_images"]) == (5, 1)
+
+
 def test_two_clients_are_served_in_order(url: str) -> None:
     finished: list[str] = []
 

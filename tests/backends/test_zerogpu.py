@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from canvas import MODELS, GenerationRequest, Studio
+from canvas.backends import local
 from canvas.backends.base import GenerationTask
 from canvas.backends.zerogpu import DEFAULT_DURATION, MAX_DURATION, STARTUP_SECONDS, ZeroGpuBackend, gpu_duration
 from canvas.catalog import ModelSpec
@@ -43,6 +44,17 @@ class ProgressLog:
         self.entries.append(status or f"step {step.step if step else ''}")
         if step and step.step >= self._stop_after:
             self.cancelled.set()
+
+
+@pytest.mark.parametrize("zero_gpu", [False, True])
+def test_a_gpu_that_is_there_for_a_job_only_is_not_measured(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, zero_gpu: bool
+) -> None:
+    options: list[bool] = []
+    monkeypatch.setattr(local, "detect_device", lambda *_, measure, **__: options.append(measure) or GPU)
+    backend = local.LocalBackend(settings.model_copy(update={"zero_gpu": zero_gpu}), lambda event: None)
+    assert backend.device is backend.device is GPU
+    assert options == [not zero_gpu]
 
 
 @pytest.mark.slow
