@@ -212,7 +212,6 @@ def event_url(url: str, data: list[Any]) -> str:
     return f"{address}/{httpx.post(address, json={'data': data}).json()['event_id']}"
 
 
-@pytest.mark.slow
 def test_a_request_of_another_magic_canvas_is_a_dict(client: Client) -> None:
     fields = {"prompt": "a fox", "seed": 5, "num_inference_steps": 1, "num_images": 3, "width": 128, "height": 128}
     with pytest.raises(AppError, match="a dict of the fields of a request"):
@@ -221,6 +220,7 @@ def test_a_request_of_another_magic_canvas_is_a_dict(client: Client) -> None:
     assert (settings["seed"], settings["num_images"]) == (5, 1)
 
 
+@pytest.mark.slow
 def test_two_clients_are_served_in_order(url: str) -> None:
     finished: list[str] = []
 

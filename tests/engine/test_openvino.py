@@ -71,6 +71,14 @@ def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
+def test_the_default_size_has_a_rest_and_several_pixels_at_each_level(on_torch: Any) -> None:
+    config = on_torch.unet.config
+    height, width = conversion.example_inputs(config)[0].shape[2:]
+    for _ in config["block_out_channels"][1:]:
+        assert height % 2 and width % 2 and min(height, width) > 2
+        height, width = (height + 1) // 2, (width + 1) // 2
+
+
 @pytest.mark.parametrize(("size", "batch"), [((16, 16), 1), ((19, 22), 2), ((32, 24), 2)])
 def test_both_passes_of_the_unet_give_the_results_of_torch(
     on_torch: Any, on_openvino: Any, size: tuple[int, int], batch: int
