@@ -69,6 +69,15 @@ def test_a_cancelled_job_is_stopping(studio: Studio) -> None:
     assert 'class="progress indeterminate"' in result_panel.render_progress(studio, job)
 
 
+@pytest.mark.parametrize(("finished", "pending"), [(0, 3), (1, 2), (3, 0), (4, 0)])
+def test_each_image_of_a_batch_has_a_cell(studio: Studio, finished: int, pending: int) -> None:
+    job = make_job("running", request=replace(REQUEST, num_images=4))
+    job.images.extend([IMAGE] * finished)
+    html = result_panel.render_progress(studio, job)
+    assert (html.count("<img"), html.count("unfinished"), html.count("pending")) == (finished, 1, pending)
+    assert "--columns: 2; --rows: 2" in html
+
+
 def test_the_progress_bar_has_the_fraction_of_the_whole_job(studio: Studio) -> None:
     request = replace(REQUEST, num_images=2)
     job = make_job("running", ProgressUpdate(2, 4, image_index=1, num_images=2), request)
