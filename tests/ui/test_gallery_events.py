@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from canvas import Studio
 from canvas.errors import NotFound
 from canvas.request import LOCAL_OWNER
+from canvas.settings import Settings
 from canvas.ui import gallery_tab
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.edit_tab import EditTab
@@ -49,10 +51,19 @@ class Gallery:
         return list(map(int, dict.fromkeys(re.findall(r'class="tile[^>]*data-image="(\d+)"', html))))
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
+    """One gallery for all tests, which leave its images as they were."""
+    folder = tmp_path_factory.mktemp("gallery")
+    with Studio(Settings(data_dir=folder, cache_dir=folder, device="cpu", dtype="float32")) as studio:
+        yield Gallery(studio)
+
+
 @pytest.fixture
-def gallery(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Gallery:
+def gallery(shared: Gallery, monkeypatch: pytest.MonkeyPatch) -> Gallery:
     monkeypatch.setattr(gallery_tab, "PAGE_SIZE", 3)
-    return Gallery(studio)
+    shared.state = GalleryState()
+    return shared
 
 
 @pytest.mark.parametrize(("page", "start"), [(0, 0), (1, 3), (2, 6), (9, 6), (-4, 0)])
