@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 from diffusers import UNet2DConditionModel
@@ -15,8 +18,9 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Locator, Page, expect
 
 from canvas import MODELS, GenerationRequest, Studio
-from canvas.request import GeneratedImage
-from tests.app_server import slow_down_steps
+from canvas.request import LOCAL_OWNER, GeneratedImage
+from canvas.ui.edit_tab import DRAWING_SECONDS, EditTab
+from tests.app_server import save_image, slow_down_steps
 from tests.conftest import make_spec
 from tests.models.test_loras import make_lora
 from tests.tiny_families import make_tiny
@@ -36,6 +40,28 @@ def photo(tmp_path: Path) -> Path:
     """A file of 900 x 600 pixels, none of which is like its neighbours."""
     Image.effect_noise((900, 600), 40).convert("RGB").save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+def test_the_editor_shows_a_stored_image_until_it_is_changed(studio: Studio) -> None:
+    with gr.Blocks(analytics_enabled=False):
+        tab = EditTab(studio)
+
+    def shown(background: Image.Image | None, source: str, replaced: tuple[str, float] = ("", 0.0)) -> Any:
+        drawing = {"background": background, "layers": ["layer"], "composite": background}
+        values = {tab._drawing: drawing, tab._source: source, tab._replaced: replaced}
+        image, name, _ = tab._edited_image(values, LOCAL_OWNER)
+        return image and image.tobytes(), name
+
+    former, current = (save_image(studio, LOCAL_OWNER).filename for _ in range(2))
+    before, image = (Image.open(studio.image_path(name)).convert("RGB") for name in (former, current))
+    other, now = Image.new("RGB", (128, 128)), time.time()
+    assert shown(image, current) == (image.tobytes(), current)
+    assert shown(None, current) == shown(None, "") == (None, "")
+    assert shown(other, "") == shown(other, current) == (other.tobytes(), "")
+    # Until the browser has drawn the image, it sends the one before.
+    assert shown(before, current, (former, now)) == (image.tobytes(), current)
+    assert shown(before, current, (former, now - DRAWING_SECONDS)) == (before.tobytes(), "")
+    assert shown(other, current, (former, now)) == (other.tobytes(), "")
 
 
 def open_tab(page: Page) -> None:
