@@ -8,17 +8,21 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from gradio_client.exceptions import AppError
 from huggingface_hub import constants
 from PIL import Image, ImageChops
 
 from canvas import GenerationRequest, Studio
+from canvas.backends import remote_canvas
 from canvas.cli import main as cli
 from canvas.errors import (
     ConsentRequired,
@@ -324,6 +328,29 @@ def test_invalid_key_and_unreachable_server_are_errors(settings: Settings, serve
             studio.remote_backends.grant_consent("local", "remote", studio.models["starter"])
             with pytest.raises(RemoteBackendError, match=message):
                 studio.generate(REMOTE_REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (401, "rejected the API key"),
+        (403, "rejected the API key"),
+        (502, "cannot be reached"),
+        (OSError("no route"), "cannot be reached"),
+        (KeyError("/draw"), "not a Magic Canvas of a compatible version"),
+        (AppError("Run `python -m canvas keys create`."), "rejected the API key"),
+        (AppError("Out of memory."), r"reported an error: Out of memory\."),
+        (CancelledError(), "lost before the image was complete"),
+    ],
+)
+def test_errors_of_another_magic_canvas_are_explained(error: Any, message: str) -> None:
+    if isinstance(error, int):
+        address = httpx.Request("GET", "http://canvas.example")
+        error = httpx.HTTPStatusError("", request=address, response=httpx.Response(error, request=address))
+    server = remote_canvas.RemoteServer("http://canvas.example:8000/secret")
+    expected = f"^canvas.example.*{message}|^The connection to canvas.example .*{message}"
+    with pytest.raises(RemoteBackendError, match=expected), remote_canvas._translate_errors(server):
+        raise error
 
 
 class Proxy(socketserver.ThreadingTCPServer):
