@@ -177,7 +177,7 @@ def nearest_tests(path: Path, function: str) -> list[str]:
     defined = [node.name for node in ast.parse(path.read_text("utf-8")).body if hasattr(node, "name")]
     words = re.compile(rf"\b({'|'.join([path.stem, *defined])})\b")
     topic = path.stem.split("_")[0]
-    ranks, mentions = {}, {}
+    ranks, mentions, called = {}, {}, function.strip("_")
     for test in sorted((ROOT / "tests").rglob("test_*.py")):
         text = test.read_text("utf-8")
         same, near = test.stem == f"test_{path.stem}", test.parent == ROOT.joinpath("tests", *parts[1:-1][:1])
@@ -185,7 +185,8 @@ def nearest_tests(path: Path, function: str) -> list[str]:
         rank = (same and near, bool(importing.search(text)), near and test.stem in users, same, near * named)
         name = test.relative_to(ROOT).as_posix()
         ranks[name] = (*rank, near * text.lower().count(topic))
-        mentions[name] = len(re.findall(rf"\b{function}\b", text)) if function.strip("_") == function != "" else 0
+        # Also test_generate_via_server.py for _generate_via_server
+        mentions[name] = len(re.findall(rf"(?:\b|test_){called}\b", f"{test.stem} {text}")) if len(called) > 5 else 0
     found = [name for name, rank in ranks.items() if any(rank[:-1])] or [name for name in ranks if ranks[name][-1]]
     found = sorted(found, key=lambda name: ranks[name], reverse=True)[:MAX_TEST_FILES]
     caller = max(mentions, key=lambda name: (mentions[name], name in found))

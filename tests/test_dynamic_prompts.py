@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canvas import GenerationRequest, Studio
+from canvas import GenerationRequest, Studio, dynamic_prompts
 from canvas.dynamic_prompts import MAX_PROMPTS, escape, expand
 from canvas.errors import InvalidInput, QueueFull
 from canvas.jobs.limits import Limits
@@ -93,6 +93,21 @@ def test_invalid_prompts_are_rejected(wildcards: Path, prompt: str, message: str
     with pytest.raises(InvalidInput, match=message) as caught:
         expand(prompt, wildcards)
     assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize(("choose", "number"), [("2$$", 12), ("1-2$$", 16), ("-1$$", 5), ("3-9$$", 48)])
+def test_combinations_are_counted_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch, choose: str, number: int
+) -> None:
+    counts: list[int] = []
+
+    def make(*_: object) -> list[str]:
+        assert number in counts
+        return ["a"]
+
+    monkeypatch.setattr(dynamic_prompts, "_check_count", counts.append)
+    monkeypatch.setattr(dynamic_prompts, "permutations", make)
+    assert set(expand(f"{{{choose}a|b|c|d}}", Path("nowhere"))) == {"a"}
 
 
 @given(st.text(alphabet="ab{}|\\_ ", max_size=60))

@@ -688,6 +688,19 @@ def test_comfyui_loader_with_both_prompts(tmp_path: Path) -> None:
     assert read_metadata(png(tmp_path, prompt=json.dumps(nodes))).values == LIGHTHOUSE
 
 
+@pytest.mark.parametrize("name", ["positive", "negative", "conditioning"])
+def test_comfyui_nodes_with_one_input_pass_its_prompt_on(tmp_path: Path, name: str) -> None:
+    """Whatever the input is called: only of a node with both is one the positive and one the negative prompt."""
+    sampler = {**GRAPH["3"]["inputs"], "positive": ["20", 0], "negative": ["21", 0]}
+    nodes = {
+        **GRAPH,
+        "3": {**GRAPH["3"], "inputs": sampler},
+        "20": {"class_type": "Custom", "inputs": {name: GRAPH["3"]["inputs"]["positive"], "weight": 1.0}},
+        "21": {"class_type": "Custom", "inputs": {name: GRAPH["3"]["inputs"]["negative"], "weight": 1.0}},
+    }
+    assert read_metadata(png(tmp_path, prompt=json.dumps(nodes))).values == LIGHTHOUSE
+
+
 @pytest.mark.parametrize("name", [b"stealth_pnginfo", b"stealth_pngcomp"])
 @pytest.mark.parametrize(
     ("text", "program"), [(json.dumps(NOVELAI), "NovelAI"), (A1111.replace("Hires upscale: 2, ", ""), "A1111")]
