@@ -157,6 +157,22 @@ def test_folder_without_a_file_is_incomplete(tiny_folder: Path, tmp_path: Path, 
     assert not pipeline_files.is_complete(folder)
 
 
+def test_a_bin_file_may_be_replaced_by_a_complete_safetensors_file(
+    tiny_folder: Path, tiny_bin_folder: Path, tmp_path: Path
+) -> None:
+    tree = pipeline_files.file_sizes(tiny_bin_folder)
+    folder = Path(shutil.copytree(tiny_bin_folder, tmp_path / "copy"))
+    assert pipeline_files.is_complete(folder, tree)
+    weights = folder / "unet" / "diffusion_pytorch_model.bin"
+    weights.unlink()
+    assert not pipeline_files.is_complete(folder, tree)
+    replacement = weights.with_suffix(".safetensors")
+    shutil.copy(tiny_folder / "unet" / replacement.name, replacement)
+    assert pipeline_files.is_complete(folder, tree)
+    replacement.write_bytes(replacement.read_bytes()[:-1])
+    assert not pipeline_files.is_complete(folder, tree)
+
+
 def test_complete_single_file_is_valid(tiny_folder: Path) -> None:
     pipeline_files.check_single_file(tiny_folder / "unet" / "diffusion_pytorch_model.safetensors")
 
