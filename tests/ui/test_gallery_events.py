@@ -27,7 +27,7 @@ class Gallery:
     """The tab, the ids of eight images from the newest on, and the state that a page keeps."""
 
     def __init__(self, studio: Studio) -> None:
-        with gr.Blocks(analytics_enabled=False), gr.Tabs() as tabs:
+        with gr.Blocks(analytics_enabled=False), gr.Tabs() as tabs, gr.Tab("Gallery"):
             self.tab = GalleryTab(studio, CreateTab(studio), EditTab(studio), tabs)
         self.studio = studio
         self.ids = [save_image(studio, LOCAL_OWNER).id or 0 for _ in range(8)][::-1]
