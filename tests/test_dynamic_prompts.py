@@ -123,9 +123,9 @@ def test_any_text_expands_or_raises_invalid_input(prompt: str) -> None:
 
 @pytest.mark.parametrize("prompt", ["a" * 10_000, "_" * 10_000, "a_b$" * 2500, "{a}" * 3333, "{" * 4 + "a" * 9990])
 def test_long_prompts_take_no_time(prompt: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()  # whatever else the computer does
     assert expand(prompt, Path("nowhere")) == [prompt]
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 5
 
 
 @given(st.text(alphabet="ab{}|\\_ $:1", max_size=40))

@@ -270,11 +270,11 @@ def test_invokeai_model_name_and_missing_scheduler(tmp_path: Path) -> None:
 
 
 def test_texts_with_quadratic_patterns_are_read_in_time(tmp_path: Path) -> None:
-    started = time.monotonic()
+    started = time.thread_time()  # whatever else the computer does
     spaces = " " * 500_000
     for texts in ({"Dream": f'"x"{spaces}'}, {**NOVELAI, "Source": f"x{spaces}-"}):
         assert read_metadata(png(tmp_path, **texts)).program == ""
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
 
 
 def test_unsupported_a1111_settings_become_warnings(tmp_path: Path) -> None:

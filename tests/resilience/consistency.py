@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from canvas.history.database import Database
@@ -68,15 +69,18 @@ def wait_for_exit(child: subprocess.Popen[str]) -> int:
     return child.returncode
 
 
-def kill_at_random(rng: random.Random, max_seconds: float, name: str, *arguments: object) -> list[str]:
-    """Start a program, kill -9 it within `max_seconds` after it is ready; returns its lines."""
+def kill_at_random(
+    rng: random.Random, max_seconds: float, name: str, *arguments: object, after: str = "ready"
+) -> list[str]:
+    """Start a program, kill -9 it within `max_seconds` after a line that begins so; returns its lines."""
     with run_program(name, *arguments) as child:
         lines = []
         for line in child.stdout or ():
             lines.append(line.strip())
-            if lines[-1] == "ready":
+            if lines[-1].startswith(after):
                 break
-        assert "ready" in lines, f"{name} ended before it was ready"
+        else:
+            pytest.fail(f"{name} ended before {after!r}")
         with suppress(subprocess.TimeoutExpired):
             child.wait(rng.uniform(0, max_seconds))
         child.kill()
