@@ -15,8 +15,7 @@ log = logging.getLogger(__name__)
 
 # Gradio looks up the function of an event, and its parameters by name, without catching errors.
 EVENT_PREFIXES = tuple(f"/gradio_api/{name}" for name in ("queue/join", "call/", "run/", "api/", "upload"))
-STREAM_PREFIX = "/gradio_api/call/"  # of an event, which Gradio looks for after the start of the response
-UNKNOWN_EVENT = b'event: error\ndata: {"error": "There is no such event, or its result has been read."}\n\n'
+STREAM_PREFIX = "/gradio_api/call/"  # of an event: Gradio raises an error after it has sent that there is none
 INVALID_CALL = "The call names no function of this app, or wrong parameters. /gradio_api/info lists them."
 
 
@@ -47,7 +46,7 @@ class ErrorMiddleware:
             path = scope["path"]
             is_call = path.startswith(EVENT_PREFIXES) and _is_invalid_call(error)
             if started and path.startswith(STREAM_PREFIX) and isinstance(error.__cause__, HTTPException):
-                await send({"type": "http.response.body", "body": UNKNOWN_EVENT})
+                await send({"type": "http.response.body"})
                 return
             if not is_call:
                 log.error("%s %s: %s", scope["method"], path[:100], self._traceback(error))
