@@ -125,7 +125,7 @@ def test_any_text_expands_or_raises_invalid_input(prompt: str) -> None:
 def test_long_prompts_take_no_time(prompt: str) -> None:
     started = time.thread_time()  # whatever else the computer does
     assert expand(prompt, Path("nowhere")) == [prompt]
-    assert time.thread_time() - started < 5
+    assert time.thread_time() - started < 2
 
 
 @given(st.text(alphabet="ab{}|\\_ $:1", max_size=40))

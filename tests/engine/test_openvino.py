@@ -70,7 +70,6 @@ def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
     return float((output - expected).norm() / expected.norm())
 
 
-@pytest.mark.slow
 def test_the_default_size_has_a_rest_and_several_pixels_at_each_level(on_torch: Any) -> None:
     config = on_torch.unet.config
     height, width = conversion.example_inputs(config)[0].shape[2:]
@@ -79,6 +78,7 @@ def test_the_default_size_has_a_rest_and_several_pixels_at_each_level(on_torch: 
         height, width = (height + 1) // 2, (width + 1) // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "batch"), [((16, 16), 1), ((19, 22), 2), ((32, 24), 2)])
 def test_both_passes_of_the_unet_give_the_results_of_torch(
     on_torch: Any, on_openvino: Any, size: tuple[int, int], batch: int

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from canvas.history.database import Database
@@ -69,18 +68,15 @@ def wait_for_exit(child: subprocess.Popen[str]) -> int:
     return child.returncode
 
 
-def kill_at_random(
-    rng: random.Random, max_seconds: float, name: str, *arguments: object, after: str = "ready"
-) -> list[str]:
-    """Start a program, kill -9 it within `max_seconds` after a line that begins so; returns its lines."""
+def kill_at_random(rng: random.Random, max_seconds: float, name: str, *arguments: object, saved: int = 0) -> list[str]:
+    """Start a program, kill -9 it within `max_seconds` after it is ready and has `saved` images; returns its lines."""
     with run_program(name, *arguments) as child:
         lines = []
         for line in child.stdout or ():
             lines.append(line.strip())
-            if lines[-1].startswith(after):
+            if "ready" in lines and sum(line.startswith("saved") for line in lines) >= saved:
                 break
-        else:
-            pytest.fail(f"{name} ended before {after!r}")
+        assert "ready" in lines, f"{name} ended before it was ready"
         with suppress(subprocess.TimeoutExpired):
             child.wait(rng.uniform(0, max_seconds))
         child.kill()
