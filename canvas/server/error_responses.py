@@ -15,7 +15,6 @@ log = logging.getLogger(__name__)
 
 # Gradio looks up the function of an event, and its parameters by name, without catching errors.
 EVENT_PREFIXES = tuple(f"/gradio_api/{name}" for name in ("queue/join", "call/", "run/", "api/", "upload"))
-STREAM_PREFIX = "/gradio_api/call/"  # of an event: Gradio raises an error after it has sent that there is none
 INVALID_CALL = "The call names no function of this app, or wrong parameters. /gradio_api/info lists them."
 
 
@@ -45,7 +44,8 @@ class ErrorMiddleware:
         except Exception as error:  # noqa: BLE001 - of any route, which is logged
             path = scope["path"]
             is_call = path.startswith(EVENT_PREFIXES) and _is_invalid_call(error)
-            if started and path.startswith(STREAM_PREFIX) and isinstance(error.__cause__, HTTPException):
+            if started and isinstance(error.__cause__, HTTPException):
+                # Gradio's event streams send that there is no such event or session, and raise it as well.
                 await send({"type": "http.response.body"})
                 return
             if not is_call:

@@ -129,9 +129,19 @@ def test_wrong_arguments_are_answered_in_a_sentence(studio: Studio) -> None:
 # The log of a public server
 
 
-def test_an_unknown_event_is_no_error_of_the_server(studio: Studio, caplog: pytest.LogCaptureFixture) -> None:
-    answer = httpx.get(f"{studio.url}/gradio_api/call/generate/{MARKER}", timeout=30).text  # type: ignore[attr-defined]
-    assert answer == 'event: error\ndata: "404: Not Found"\n\n'
+@pytest.mark.parametrize(
+    ("stream", "start"),
+    [
+        (f"call/generate/{MARKER}", 'event: error\ndata: "404: Not Found"\n\n'),
+        (f"queue/data?session_hash={MARKER}", 'data: {"msg":"unexpected_error"'),
+    ],
+)
+def test_an_unknown_event_is_no_error_of_the_server(
+    studio: Studio, caplog: pytest.LogCaptureFixture, stream: str, start: str
+) -> None:
+    answer = httpx.get(f"{studio.url}/gradio_api/{stream}", timeout=30).text  # type: ignore[attr-defined]
+    assert answer.startswith(start)
+    assert answer.count("data: ") == 1
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
@@ -211,7 +221,7 @@ def test_no_body_is_in_the_log_of_a_public_server(program: Program, tmp_path: Pa
     assert len(program.routes) > 30
     visitor = Visitor(program.url)
     requests = [httpx.Request("POST", program.url, **body) for body in bodies()]
-    contents = [(request.read(), request.headers.get("content-type", "text/plain")) for request in requests]
+    contents = [(request.read(), request.headers["content-type"]) for request in requests]
     for path in sorted(program.routes):
         for content, media_type in contents:
             status = visitor.post(path, content, media_type)

@@ -20,7 +20,7 @@ from canvas.ui.edit_tab import EditTab
 from canvas.ui.gallery_tab import GalleryState, GalleryTab
 from tests.app_server import save_image
 
-REQUEST = SimpleNamespace(request=SimpleNamespace(state=SimpleNamespace(owner=LOCAL_OWNER)))
+REQUEST = gr.Request()  # without a login
 
 
 class Gallery:
@@ -41,13 +41,13 @@ class Gallery:
     def click(self, action: str, **fields: Any) -> dict[Any, Any]:
         """The updates of a click; the state is kept."""
         event: Any = SimpleNamespace(action=action, **fields)
-        updates = self.tab.on_click(self.values, event, REQUEST)  # type: ignore[arg-type]
+        updates = self.tab.on_click(self.values, event, REQUEST)
         self.state = updates.get(self.tab._state, self.state)
         return updates
 
     @property
     def shown(self) -> list[int]:
-        html = self.tab.poll(self.values, REQUEST)[self.tab._grid]  # type: ignore[arg-type]
+        html = self.tab.poll(self.values, REQUEST)[self.tab._grid]
         return list(map(int, dict.fromkeys(re.findall(r'class="tile[^>]*data-image="(\d+)"', html))))
 
 
