@@ -9,13 +9,15 @@ import torch
 
 from canvas.engine.optimizations.deepcache import (
     CACHED,
+    CACHED_STEP_COST,
     COND_ONLY,
     FULL,
     apply_deepcache,
     cache_schedule,
     make_forwards,
+    unet_calls_per_step,
 )
-from canvas.presets import PRESETS
+from canvas.presets import PRESETS, SpeedPreset
 
 
 class Pipeline:
@@ -133,3 +135,12 @@ def test_schedules_start_full_and_end_without_guidance(preset: str, steps: int) 
         assert set(schedule) == {FULL, COND_ONLY, CACHED}
         first_unguided = schedule.index(COND_ONLY)
         assert FULL not in schedule[first_unguided:]
+
+
+def test_steps_after_the_warmup_are_cached_between_whole_ones() -> None:
+    preset = SpeedPreset(warmup_steps=1, cache_interval=3, cfg_ratio=0.5)
+    kinds = [FULL, FULL, CACHED, CACHED, COND_ONLY, CACHED, CACHED, COND_ONLY]
+    assert cache_schedule(preset, len(kinds)) == kinds
+    assert unet_calls_per_step(preset, len(kinds), guided=True) == pytest.approx((6 + 4 * CACHED_STEP_COST) / 8)
+    assert unet_calls_per_step(preset, len(kinds), guided=False) == pytest.approx((4 + 4 * CACHED_STEP_COST) / 8)
+    assert unet_calls_per_step(SpeedPreset(), 4, guided=True) == 2
