@@ -6,7 +6,7 @@ import http.client
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http.cookies import SimpleCookie
 from json import dumps, loads
@@ -109,16 +109,12 @@ class Visitor:
                 self.client.cookies.set(cookie.key, cookie.value)
         return response
 
-    def raw_get(self, path: str) -> tuple[int, bytes]:
-        """`request` of a response that ends, however long it takes."""
-        with self._open("GET", path) as response:
-            return response.status, repr(response.getheaders()).encode() + response.read()
-
-    def post(self, path: str, body: bytes, media_type: str) -> int:
-        """The status of a response that ends."""
-        with self._open("POST", path, body, media_type) as response:
-            response.read()
-            return response.status
+    def send(
+        self, method: str, path: str, body: bytes | None = None, media_type: str = "application/json"
+    ) -> tuple[int, bytes, bytes]:
+        """Status, headers and body of a response that ends, however long it takes."""
+        with self._open(method, path, body, media_type) as response:
+            return response.status, repr(response.getheaders()).encode(), response.read()
 
     # Events of the page
 
@@ -143,23 +139,27 @@ class Visitor:
 
     def call(self, event: dict[str, Any], data: list[Any], event_data: Any = None) -> bytes:
         """All messages of the queue for one event."""
-        body = {"fn_index": event["id"], "data": data, "session_hash": self.session, "event_data": event_data}
-        with self._open("POST", "/gradio_api/queue/join", dumps(body).encode()) as joined:
-            content = joined.read()
-            if joined.status != 200:
-                return content
-        messages = b""
-        with self._open("GET", f"/gradio_api/queue/data?session_hash={self.session}") as stream:
-            for line in stream:
-                messages += line
-                if line.startswith(b"data: ") and _is_last(loads(line[6:])):
-                    break
-        self._connection.close()
+        [messages] = self.call_all([(event, data, event_data)])
         return messages
 
-
-def _is_last(message: dict[str, Any]) -> bool:
-    return message["msg"] in ("process_completed", "close_stream", "unexpected_error")
+    def call_all(self, calls: Iterable[tuple[dict[str, Any], list[Any], Any]]) -> list[bytes]:
+        """The messages for each of some events with their data, from one stream, as browsers have it."""
+        answers: list[bytes] = []
+        pending: dict[str, int] = {}
+        for event, data, event_data in calls:
+            body = {"fn_index": event["id"], "data": data, "session_hash": self.session, "event_data": event_data}
+            status, _, content = self.send("POST", "/gradio_api/queue/join", dumps(body).encode())
+            if status == 200:
+                pending[loads(content)["event_id"]] = len(answers)
+            answers.append(content)
+        if pending:
+            with self._open("GET", f"/gradio_api/queue/data?session_hash={self.session}") as stream:
+                for line in stream:
+                    message = loads(line[6:]) if line.startswith(b"data: ") else {}
+                    number = pending.get(message.get("event_id"))
+                    for receiver in pending.values() if number is None else [number]:
+                        answers[receiver] += line
+        return answers
 
 
 def routes_of(app: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

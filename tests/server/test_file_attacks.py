@@ -134,12 +134,12 @@ def attack_events(target: Target, visitor: Visitor, *, of_api: bool) -> int:
             # Every disguise for one file of the page's uploads, other ones for each other file. Gradio handles
             # files in the inputs of any component, so that events without files get one.
             step = (1 if name == "image" else 7) if has_files and event["targets"] else 14 if has_files else 28
-            for value in list(disguises(path))[start::step]:
-                for inputs in attacks(visitor, event, value):
-                    answer = visitor.call(event, inputs)
-                    calls += 1
-                    what = (event["api_name"], name, value)
-                    assert_nothing_happened(target, before, answer.replace(str(inputs).encode(), b""), what)
+            values = list(disguises(path))[start::step]
+            sent = [inputs for value in values for inputs in attacks(visitor, event, value)]
+            for inputs, answer in zip(sent, visitor.call_all((event, inputs, None) for inputs in sent), strict=True):
+                calls += 1
+                what = (event["api_name"], name, inputs)
+                assert_nothing_happened(target, before, answer.replace(str(inputs).encode(), b""), what)
     return calls
 
 
