@@ -7,23 +7,30 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from gradio_client.exceptions import AppError
+from gradio_client.exceptions import AppError, AuthenticationError
+from gradio_client.utils import QueueError, TooManyRequestsError
 from huggingface_hub import constants
 from PIL import Image, ImageChops
 
-from canvas import GenerationRequest, Studio
-from canvas.backends import remote_canvas
+from canvas import MODELS, GenerationRequest, Studio
+from canvas.backends import inference_providers, remote_canvas
+from canvas.backends.base import GenerationTask
+from canvas.backends.inference_providers import ProviderConfig
+from canvas.backends.remote_backends import RemoteBackends
 from canvas.cli import main as cli
+from canvas.engine import safety
+from canvas.engine.device import Device
+from canvas.engine.safety import ImageSafetyChecker
 from canvas.errors import (
     ConsentRequired,
     ContentBlocked,
@@ -34,7 +41,7 @@ from canvas.errors import (
 )
 from canvas.history.api_keys import ApiKeyStore
 from canvas.models.hub_client import Hub
-from canvas.request import ProgressUpdate
+from canvas.request import GeneratedImage, ProgressUpdate
 from canvas.server.discovery import write_server_file
 from canvas.settings import Settings
 from tests.app_server import serving
@@ -119,8 +126,10 @@ def test_providers_auto_and_hf_inference(settings: Settings, router: Router, pro
         (402, "credits .* used up"),
         (403, "does not permit Inference Providers"),
         (404, r"not available from the inference provider \(nscale\)"),
+        (410, r"no longer available from the inference provider \(nscale\)"),
         (422, "rejected the request: .*server message"),
         (429, "quota"),
+        (499, "rejected the request: .*server message"),
         (500, "failed .status 500"),
         (503, "is busy"),
     ],
@@ -134,6 +143,46 @@ def test_error_status_raises_a_clear_message(
         studio_with_provider.generate(REQUEST)
     assert TOKEN not in str(raised.value)
     assert studio_with_provider.recent() == []
+
+
+@pytest.mark.parametrize(("size", "is_scaled"), [((512, 256), False), ((256, 256), True)])
+def test_an_image_of_another_size_is_scaled_and_noted(
+    studio_with_provider: Studio, router: Router, size: tuple[int, int], is_scaled: bool
+) -> None:
+    grant_consent(studio_with_provider)
+    router.body = png(size)
+    [image] = studio_with_provider.generate(REQUEST)
+    with Image.open(studio_with_provider.image_path(image.filename)) as opened:
+        assert opened.size == (512, 256)
+    assert ("The provider returned 256x256, scaled to 512x256." in image.notes) == is_scaled
+    assert len(image.notes) == 1 + is_scaled
+
+
+def test_a_cancelled_task_is_not_sent(router: Router) -> None:
+    cancelled = threading.Event()
+    cancelled.set()
+    task = GenerationTask(REQUEST.with_defaults(MODELS["small"]), MODELS["small"])
+    with pytest.raises(GenerationCancelled, match="before the request was sent"):
+        next(inference_providers.generate(task, ProviderConfig(TOKEN, "nscale"), cancelled))
+    assert router.requests == []
+
+
+def test_a_provider_that_does_not_respond_is_an_error(
+    studio_with_provider: Studio, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant_consent(studio_with_provider)
+    monkeypatch.setattr(inference_providers, "TIMEOUT", 0.05)
+    router.hold = True
+    with pytest.raises(RemoteBackendError, match=r"inference provider \(nscale\) did not respond in time"):
+        studio_with_provider.generate(REQUEST)
+
+
+@pytest.mark.parametrize(("own", "login", "expected"), [(TOKEN, None, True), (None, TOKEN, True), (None, None, False)])
+def test_a_token_is_that_of_the_settings_or_of_the_login(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, login: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: login)
+    assert ProviderConfig(own).has_token() is expected
 
 
 def test_model_without_provider_is_an_error(studio_with_provider: Studio, router: Router) -> None:
@@ -190,6 +239,27 @@ def test_nothing_is_sent_without_the_safety_checker(settings: Settings, router: 
         with pytest.raises(HubOffline):
             studio.generate(REQUEST)
     assert router.requests == []
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_one_safety_checker_sees_all_remote_images(
+    settings: Settings, router: Router, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    folders: list[str] = []
+
+    def make_checker(device: Device, folder: str) -> ImageSafetyChecker:
+        folders.append(folder)
+        return cast("ImageSafetyChecker", folder)
+
+    monkeypatch.setattr(safety, "find_checker", lambda hub: "stored" if stored else None)
+    monkeypatch.setattr(safety, "fetch_checker", lambda *_, hub: "fetched")
+    monkeypatch.setattr("canvas.backends.remote_backends.ImageSafetyChecker", make_checker)
+    monkeypatch.setattr("canvas.backends.remote_backends.postprocess", lambda image, checker: checker and image)
+    backends = RemoteBackends(settings.model_copy(update={"safety": "full", "provider_token": TOKEN}))
+    task = GenerationTask(REQUEST.with_defaults(MODELS["small"]), MODELS["small"])
+    for _ in range(2):
+        assert all(backends.generate(task, lambda **_: None, threading.Event()))
+    assert folders == ["stored" if stored else "fetched"]
 
 
 def test_unsupported_request_is_rejected_at_once(settings: Settings, router: Router) -> None:
@@ -333,13 +403,20 @@ def test_invalid_key_and_unreachable_server_are_errors(settings: Settings, serve
 @pytest.mark.parametrize(
     ("error", "message"),
     [
+        (400, "cannot be reached"),
         (401, "rejected the API key"),
+        (402, "cannot be reached"),
         (403, "rejected the API key"),
+        (404, "cannot be reached"),
         (502, "cannot be reached"),
         (OSError("no route"), "cannot be reached"),
         (KeyError("/draw"), "not a Magic Canvas of a compatible version"),
         (AppError("Run `python -m canvas keys create`."), "rejected the API key"),
         (AppError("Out of memory."), r"reported an error: Out of memory\."),
+        (AuthenticationError("Wrong."), "rejected the API key"),
+        (QueueError("full"), "is busy"),
+        (TooManyRequestsError("429"), "is busy"),
+        (ValueError("Server stopped."), "lost before the image was complete"),
         (CancelledError(), "lost before the image was complete"),
     ],
 )
@@ -351,6 +428,116 @@ def test_errors_of_another_magic_canvas_are_explained(error: Any, message: str) 
     expected = f"^canvas.example.*{message}|^The connection to canvas.example .*{message}"
     with pytest.raises(RemoteBackendError, match=expected), remote_canvas._translate_errors(server):
         raise error
+
+
+class StubClient:
+    """In place of `gradio_client.Client`: its job has one more of `outputs` whenever it is asked."""
+
+    def __init__(self, outputs: Iterable[list[dict[str, Any]]] = ()) -> None:
+        self.options: dict[str, Any] = {}
+        self.sent: list[dict[str, Any]] = []
+        self.was_cancelled = self.was_closed = False
+        self._new = list(outputs)
+        self._outputs: list[tuple[None, dict[str, Any]]] = []
+
+    def __call__(self, url: str, **options: Any) -> StubClient:
+        self.options = options
+        self._file = Path(options["download_files"], "image.png")
+        self._file.write_bytes(png((256, 256)))
+        return self
+
+    def submit(self, fields: dict[str, Any], *_: Any, api_name: str) -> StubClient:
+        self.sent.append(fields)
+        return self
+
+    def done(self) -> bool:
+        return not self._new
+
+    def outputs(self) -> list[Any]:
+        self._outputs += [(None, progress) for progress in self._new.pop(0)]
+        return list(self._outputs)
+
+    def result(self) -> tuple[str, dict[str, Any]]:
+        settings = {"enhanced_prompt": "a fox", "generation_time": 2.5, "dtype": "float32", "model_revision": "r"}
+        return str(self._file), {**settings, "notes": ["A note."], "device": "cpu"}
+
+    def cancel(self) -> None:
+        self.was_cancelled = True
+
+    def close(self) -> None:
+        self.was_closed = True
+
+
+def step(number: int) -> dict[str, Any]:
+    return {"step": number, "num_steps": 4, "seconds_left": 1.0}
+
+
+def generate_with(
+    client: StubClient, monkeypatch: pytest.MonkeyPatch, cancelled: threading.Event | None = None, **changes: Any
+) -> tuple[list[GeneratedImage], list[tuple[int, int, int]]]:
+    """The images of the stub, and each reported step with its image and the number of images."""
+    steps: list[tuple[int, int, int]] = []
+
+    def on_progress(*, step: ProgressUpdate) -> None:
+        steps.append((step.step, step.image_index, step.num_images))
+        if cancelled is not None:
+            cancelled.set()
+
+    monkeypatch.setattr("gradio_client.Client", client)
+    monkeypatch.setattr(remote_canvas, "POLL_INTERVAL", 0)
+    request = replace(REMOTE_REQUEST, **changes).with_defaults(MODELS["starter"])
+    server = remote_canvas.RemoteServer("http://canvas.example:8000")
+    task = GenerationTask(request, MODELS["starter"])
+    return list(remote_canvas.generate(task, server, on_progress, cancelled or threading.Event())), steps
+
+
+def test_the_latest_step_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = StubClient([[step(1), step(2)], [], [step(3)], [{"position": 1}]])
+    [image], steps = generate_with(client, monkeypatch)
+    assert [number for number, _, _ in steps] == [2, 3]
+    assert client.was_closed
+    assert (image.generation_time, image.device, image.dtype) == (2.5, "remote:canvas.example", "float32")
+    assert image.notes == ("A note.", "Generated by canvas.example on its cpu.")
+
+
+def test_steps_have_the_number_of_their_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = StubClient([[step(1)]])
+    images, steps = generate_with(client, monkeypatch, num_images=2)
+    assert steps == [(1, 0, 2)]
+    assert [image.request.seed for image in images] == [fields["seed"] for fields in client.sent] == [7, 8]
+
+
+def test_a_remote_job_is_cancelled_between_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = StubClient([[step(1)], [step(2)]])
+    with pytest.raises(GenerationCancelled):
+        generate_with(client, monkeypatch, threading.Event())
+    assert client.was_cancelled
+    assert client.was_closed
+
+
+def test_nothing_is_sent_to_another_magic_canvas_after_a_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    client, cancelled = StubClient(), threading.Event()
+    cancelled.set()
+    with pytest.raises(GenerationCancelled):
+        generate_with(client, monkeypatch, cancelled)
+    assert client.sent == []
+
+
+def test_the_token_of_the_hub_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = StubClient()
+    generate_with(client, monkeypatch)
+    assert client.options["token"] is False
+    assert client.options["headers"] == {}
+    assert client.options["analytics_enabled"] is False
+
+
+@pytest.mark.parametrize("scale_to_size", [True, False])
+def test_old_servers_get_no_field_that_they_do_not_know(monkeypatch: pytest.MonkeyPatch, scale_to_size: bool) -> None:
+    client = StubClient()
+    generate_with(client, monkeypatch, scale_to_size=scale_to_size)
+    [fields] = client.sent
+    assert ("scale_to_size" in fields) == scale_to_size
+    assert not {"control_images", "reference_images"} & set(fields)
 
 
 class Proxy(socketserver.ThreadingTCPServer):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import psutil
@@ -20,6 +21,9 @@ from PIL import Image, ImageChops
 
 from canvas import GenerationRequest, Studio
 from canvas.backends.base import WorkerCrashed, WorkerRemoved
+from canvas.backends.local import LocalBackend
+from canvas.backends.subprocess_pool import create_backends
+from canvas.backends.zerogpu import ZeroGpuBackend
 from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
 from canvas.jobs.scheduler import MAX_ATTEMPTS
 from canvas.platform import visible_gpus, worker_environment
@@ -237,6 +241,16 @@ def test_each_worker_has_a_share_of_the_cores_and_its_own_gpu(
         seen = [psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"] for pid in mine]
         assert "1 core" in studio.device.reason
     assert sorted(seen) == ["4", "4", "GPU-5a"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({"workers": 1}, LocalBackend), ({"zero_gpu": True, "workers": 2}, ZeroGpuBackend)]
+)
+def test_no_process_is_started_for_one_worker_or_on_zerogpu(
+    settings: Settings, changes: dict[str, Any], expected: type[Any]
+) -> None:
+    [backend] = create_backends(settings.model_copy(update=changes), lambda event: None)
+    assert type(backend) is expected
 
 
 def test_one_worker_per_gpu_by_default(tmp_path: Path) -> None:

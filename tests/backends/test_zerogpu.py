@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import spaces
+from gradio.exceptions import Error as GradioError
 from PIL import Image, ImageChops
 
 from canvas import MODELS, GenerationRequest, Studio
@@ -16,14 +21,16 @@ from canvas.backends.base import GenerationTask
 from canvas.backends.zerogpu import DEFAULT_DURATION, MAX_DURATION, STARTUP_SECONDS, ZeroGpuBackend, gpu_duration
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
-from canvas.errors import CanvasError, GenerationCancelled
+from canvas.errors import CanvasError, GenerationCancelled, GenerationFailed
+from canvas.history.database import ModelEvent
 from canvas.models.download import LocalModel
 from canvas.request import ProgressUpdate
 from canvas.settings import Settings
 
 SPEC = MODELS["starter"]
 REQUEST = GenerationRequest("a fox in the snow, 3d", seed=7, num_inference_steps=3).with_defaults(SPEC)
-TASK = GenerationTask(REQUEST, SPEC, LocalModel(Path(SPEC.name), SPEC.name))
+MODEL = LocalModel(Path(SPEC.name), SPEC.name)
+TASK = GenerationTask(REQUEST, SPEC, MODEL)
 GPU = Device("cuda", "float16", "requested")
 
 
@@ -100,6 +107,36 @@ def test_error_of_the_gpu_process_is_raised(backend: ZeroGpuBackend, tmp_path: P
     progress = ProgressLog()
     with pytest.raises(CanvasError, match="no diffusers pipeline"):
         list(backend.generate(broken, progress, progress.cancelled))
+
+
+def test_the_message_of_zerogpu_is_raised(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reject(task: GenerationTask, seconds: float) -> Iterator[None]:
+        yield from ()
+        raise GradioError("You have exceeded your GPU quota")
+
+    monkeypatch.setattr(local, "detect_device", lambda *_, **__: GPU)
+    monkeypatch.setattr(spaces, "GPU", lambda run, duration: reject)
+    backend = ZeroGpuBackend(settings.model_copy(update={"zero_gpu": True}), lambda event: None)
+    with pytest.raises(GenerationFailed, match="ZeroGPU: You have exceeded your GPU quota"):
+        list(backend.generate(TASK, ProgressLog(), threading.Event()))
+
+
+def test_loads_are_recorded_by_the_process_that_has_the_database(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[ModelEvent] = []
+    pipelines = Mock(**{"is_loaded.return_value": False, "loaded.return_value": {SPEC.pipeline_key: 1}})
+    monkeypatch.setattr(local, "PipelineCache", lambda *_, **__: pipelines)
+    monkeypatch.setattr(local, "detect_device", lambda *_, **__: GPU)
+    monkeypatch.setattr(local, "make_engine", lambda *_: None)
+    backend = ZeroGpuBackend(settings.model_copy(update={"memory_budget": 1000}), events.append)
+    assert backend.wait_until_ready()
+    backend.load(SPEC, MODEL)
+    assert [event.model_name for event in events] == [SPEC.key]
+    assert backend.is_loaded(SPEC)
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in a forked process
+    backend.load(SPEC, MODEL)
+    assert len(events) == 1
 
 
 @pytest.mark.parametrize(("key", "steps", "images"), [("starter", 4, 1), ("small", 50, 16)])

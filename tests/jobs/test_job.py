@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextvars import ContextVar
 from dataclasses import replace
+from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from canvas import GenerationRequest
+from canvas.dynamic_prompts import expand_pairs
 from canvas.errors import CanvasError, GenerationCancelled
-from canvas.jobs.job import Job
-from canvas.request import ProgressUpdate
+from canvas.jobs.job import ImageList, Job, wait_with_progress
+from canvas.models.download import DownloadProgress
+from canvas.request import GeneratedImage, ProgressUpdate
 
 REQUEST = GenerationRequest("a fox")
 
@@ -30,6 +37,104 @@ def test_progress_is_that_of_all_requests() -> None:
     job.update(current=1)
     job.report_progress(step=ProgressUpdate(1, 4, image_index=0, num_images=2))
     assert (job.progress.image_index, job.progress.num_images) == (3, 5)
+
+
+def test_a_job_has_the_images_of_its_requests() -> None:
+    assert make_job(3, 2).num_images == 5
+    assert [make_job(3, 2).first_image(index) for index in range(3)] == [0, 3, 5]
+    assert Job("ann", "generate", "starter", replace(REQUEST, num_images=3)).num_images == 3
+    assert Job("ann", "download", "starter").num_images == 0
+
+
+def test_a_new_job_has_no_crash_and_no_other_job_was_taken_before_it() -> None:
+    job = make_job()
+    assert (job.attempts, job.skipped, job.current) == (0, 0, 0)
+    assert not job.finished
+
+
+def test_jobs_are_the_same_only_if_they_are_one() -> None:
+    job = make_job()
+    assert {job, job} == {job}
+    assert job != replace(job)
+
+
+def test_a_job_is_resumed_with_the_prompt_that_its_user_wrote() -> None:
+    request = replace(REQUEST, prompt="a {b|c}", negative_prompt="__fog__")
+    expanded = Job("ann", "generate", "starter", request)
+    assert expand_pairs(
+        expanded.resumable_request.prompt, expanded.resumable_request.negative_prompt, Path("wildcards")
+    ) == [(request.prompt, request.negative_prompt)]
+    dynamic = Job("ann", "generate", "starter", REQUEST, dynamic_request=request)
+    assert dynamic.resumable_request is request
+
+
+def test_the_progress_of_a_download_is_shown_until_the_model_is_loaded() -> None:
+    job, download = make_job(), DownloadProgress("model", 1, 2, 3.0)
+    job.report_progress(download=download)
+    assert job.progress is download
+    job.report_progress(status="running")
+    assert (job.status, job.progress) == ("running", download)
+
+
+def test_the_last_preview_stays_until_there_is_another() -> None:
+    job, preview = make_job(), Image.new("RGB", (64, 64))
+    job.report_progress(step=ProgressUpdate(1, 4, preview=preview))
+    job.report_progress(step=ProgressUpdate(2, 4))
+    assert job.preview is preview
+
+
+def test_subscribe_yields_a_job_that_has_not_changed_yet() -> None:
+    job, seen = make_job(), Queue[Job]()
+    threading.Thread(target=lambda: seen.put(next(job.subscribe())), daemon=True).start()
+    assert seen.get(timeout=10) is job
+
+
+def test_a_notebook_shows_all_images_of_a_job() -> None:
+    images = ImageList([GeneratedImage(REQUEST, "a fox", 1.0, "cpu", "float32")] * 2)
+    assert images._repr_html_() == "\n"
+
+
+@pytest.mark.parametrize("error", [None, CanvasError("Broken.")])
+def test_a_script_waits_for_the_images_or_the_error(error: CanvasError | None) -> None:
+    job = make_job()
+    job.update(status="failed" if error else "done", error=error)
+    if error is None:
+        assert wait_with_progress(job) == []
+        return
+    with pytest.raises(CanvasError, match="Broken"):
+        wait_with_progress(job)
+
+
+def test_an_interrupt_cancels_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        wait_with_progress(job)
+    assert job.status == "cancelled"
+
+
+@pytest.mark.parametrize(("shell", "has_bar"), [(None, False), (object(), False), (SimpleNamespace(kernel=1), True)])
+@pytest.mark.parametrize(("request_", "title"), [(GenerationRequest("a fox " * 20), "a fox "), (None, "starter")])
+def test_a_progress_bar_is_shown_in_a_notebook_only(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shell: Any,
+    has_bar: bool,
+    request_: GenerationRequest | None,
+    title: str,
+) -> None:
+    ipython = SimpleNamespace(get_ipython=lambda: shell) if shell is not None else None
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    job = Job("ann", "generate", "starter", request_)
+    job.update(status="done")
+    assert wait_with_progress(job) == []
+    shown = capsys.readouterr().err
+    assert (title in shown) == has_bar
+    assert "a fox " * 7 not in shown
 
 
 def test_after_a_restart_the_steps_are_of_the_remaining_images() -> None:

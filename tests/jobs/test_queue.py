@@ -11,7 +11,7 @@ from canvas import GenerationRequest
 from canvas.errors import GenerationCancelled
 from canvas.jobs.job import Job
 from canvas.jobs.limits import Visitor
-from canvas.jobs.queue import JobQueue, JobRegistry
+from canvas.jobs.queue import LOOKAHEAD, JobQueue, JobRegistry
 
 
 def make_job(owner: str) -> Job:
@@ -101,6 +101,16 @@ def test_the_registry_separates_owners_and_removes_old_jobs() -> None:
     registry.add(make_job("bob"))
     assert registry.get(mine.id) is None
     assert registry.get(theirs.id) is theirs
+    registry.remove(theirs)
+    assert registry.get(theirs.id) is None
+
+
+def test_the_registry_keeps_jobs_that_finished_lately() -> None:
+    registry, done = JobRegistry(), make_job("ann")
+    registry.add(done)
+    done.update(status="done")
+    registry.add(make_job("bob"))
+    assert registry.get(done.id) is done
 
 
 def for_model(key: str) -> Job:
@@ -137,6 +147,24 @@ def test_take_leaves_a_job_to_the_idle_worker_that_prefers_it() -> None:
     for worker in workers:
         worker.join(timeout=30)
     assert {key: job and job.model_key for key, job in taken.items()} == {"starter": "starter", "tiny": "tiny"}
+
+
+def test_a_worker_without_a_preference_takes_the_next_job() -> None:
+    queue, jobs = JobQueue(), [for_model("tiny"), for_model("starter")]
+    for job in jobs:
+        queue.put(job)
+    assert queue.take(lambda job: False) is jobs[0]
+    assert queue.take() is jobs[1]
+    assert [job.skipped for job in jobs] == [0, 0]
+
+
+def test_a_preferred_job_far_behind_is_not_taken_first() -> None:
+    queue, jobs = JobQueue(), [for_model("tiny") for _ in range(LOOKAHEAD)]
+    last = for_model("starter")
+    for job in [*jobs, last]:
+        queue.put(job)
+    assert queue.take(lambda job: job.model_key == "starter") is jobs[0]
+    assert queue.take(lambda job: job.model_key == "starter") is last
 
 
 def test_put_first_goes_before_all_jobs() -> None:

@@ -51,3 +51,16 @@ def test_the_last_owner_who_takes_a_file_deletes_it(upload: Path) -> None:
     with files.take(str(upload), "bob"):
         pass
     assert not upload.exists()
+
+
+def test_a_deleted_file_is_forgotten_and_others_stay(upload: Path, tmp_path: Path) -> None:
+    files, deleted = TempFiles(), tmp_path / "deleted.png"
+    deleted.write_bytes(b"x")
+    for path in (upload, deleted):
+        files.register(path, "ann")
+    deleted.unlink()
+    files.forget_deleted()
+    deleted.write_bytes(b"of another owner")
+    assert files.find(str(upload), "ann") == upload
+    with pytest.raises(InvalidInput, match="Upload it again"):
+        files.find(str(deleted), "ann")
