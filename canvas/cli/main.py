@@ -102,10 +102,10 @@ def _bench_app() -> typer.Typer:
         from canvas.benchmark.command import app as bench_app
 
         return bench_app
-    stub = typer.Typer(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    stub = typer.Typer(context_settings={"ignore_unknown_options": True})
 
     @stub.callback(invoke_without_command=True)
-    def bench() -> None:
+    def bench(arguments: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
         """Not part of the installed package."""
         raise CanvasError(
             "The benchmarks are not part of the installed package; run `python -m canvas bench` in a copy of the "
@@ -177,9 +177,10 @@ def main(arguments: list[str] | None = None, program: str = "python -m canvas") 
     except (KeyboardInterrupt, typer.Abort):
         print_error("Cancelled.")
         code = CANCELLED
-    except BrokenPipeError:  # the reader of our output has closed it
-        sys.stderr.close()  # or Python reports it at exit
-        code = 0
+    except SystemExit as exited:
+        if not isinstance(exited.__context__, BrokenPipeError):
+            raise
+        code = 0  # the reader of our output has closed it; typer would exit with 1
     sys.exit(code)
 
 

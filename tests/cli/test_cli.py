@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -10,14 +11,25 @@ import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 
 from canvas.cli import main as cli
-from canvas.cli.console import print_json
-from canvas.errors import DiskFull, HubOffline, OutOfMemory, StorageError, UnknownModel
+from canvas.cli.console import print_json, progress_bar, wait
+from canvas.errors import (
+    CanvasError,
+    DiskFull,
+    GenerationCancelled,
+    HubOffline,
+    OutOfMemory,
+    StorageError,
+    UnknownModel,
+)
+from canvas.jobs.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INVALID = [
@@ -472,3 +484,121 @@ def test_invalid_bench_options_exit_with_2(
 def test_print_json_replaces_infinity_with_null(capfd: pytest.CaptureFixture[str]) -> None:
     print_json({"rows": [{"psnr": float("inf")}, {"psnr": 21.5}]})
     assert json.loads(capfd.readouterr().out) == {"rows": [{"psnr": None}, {"psnr": 21.5}]}
+    print_json({"text": "hé", "count": 7})
+    assert capfd.readouterr().out == '{"text": "hé", "count": 7}\n'
+
+
+def test_a_reader_that_closes_the_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(text: str) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    errors = io.StringIO()
+    for name in ("stdout", "stderr"):  # typer replaces them
+        monkeypatch.setattr(sys, name, errors)
+    monkeypatch.setattr("typer.echo", write)
+    assert run("styles") == 0
+    assert errors.getvalue() == ""
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_command_may_end_the_program(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr("canvas.studio.Studio", lambda settings: sys.exit(code))
+    assert run("models") == code
+
+
+def test_ctrl_c_is_told_and_has_the_exit_code_of_shells(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert run("styles") == 0
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("canvas.studio.Studio", interrupt)
+    assert run("models") == 130
+    assert capfd.readouterr().err.split() == ["Cancelled."]
+
+
+def test_the_program_without_a_command_shows_its_help(capfd: pytest.CaptureFixture[str]) -> None:
+    run()
+    output = capfd.readouterr()
+    assert "Usage: python -m canvas" in output.out + output.err
+    assert run("--help") == 0
+    assert "--install-completion" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["serve"]),
+        (["--port", "0"], ["serve", "--port", "0"]),
+        (["-h"], ["-h"]),
+        (["--help"], ["--help"]),
+        (["styles"], ["styles"]),
+        (["styles", "--json"], ["styles", "--json"]),
+        (["--json", "styles"], ["serve", "--json", "styles"]),
+    ],
+)
+def test_magic_canvas_serves_unless_there_is_a_command(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: list[str]
+) -> None:
+    calls: list[tuple[list[str], str]] = []
+    monkeypatch.setattr(cli, "main", lambda arguments, program: calls.append((arguments, program)))
+    monkeypatch.setattr(sys, "argv", ["magic-canvas", *arguments])
+    cli.magic_canvas()
+    assert calls == [(expected, "magic-canvas")]
+
+
+@pytest.mark.parametrize(("flags", "is_json"), [([], False), (["--json"], True)])
+def test_serve_prints_its_address_as_json(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], flags: list[str], is_json: bool
+) -> None:
+    options: list[dict[str, Any]] = []
+
+    def launch(studio: Any, **given: Any) -> Any:
+        options.append(given)
+        sys.stdout.write("of Gradio\n")
+        return SimpleNamespace(local_url="http://127.0.0.1:1/")
+
+    monkeypatch.setattr("canvas.server.launch.launch", launch)
+    monkeypatch.setattr("canvas.server.shutdown.block_until_stopped", lambda page, studio: None)
+    assert run("serve", *flags) == 0
+    assert options == [{"block": False, "quiet": is_json}]
+    output = capfd.readouterr()
+    assert output.out == ('{"url": "http://127.0.0.1:1/"}\n' if is_json else "of Gradio\n")
+    assert output.err == ("of Gradio\n" if is_json else "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["startup", "--rounds", "3"], ["--size", "64"]])
+def test_bench_of_the_installed_package_says_where_it_is(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    bench = typer.main.get_command(cli._bench_app())
+    with pytest.raises(CanvasError, match="not part of the installed package"):
+        bench.main(arguments, standalone_mode=False)
+
+
+def test_ctrl_c_cancels_the_job_that_a_command_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("local", "download", "small")
+    job.update(status="running")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "subscribe", interrupt)
+    with pytest.raises(GenerationCancelled):
+        wait(job, "small")
+    assert job.cancelled.is_set()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_drawn_on_a_terminal_and_removed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_terminal: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with progress_bar("a boat") as show:
+        show(0.5, "step 2 of 4")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert ("a boat" in output.err) == is_terminal
+    assert ("\x1b[2K" in output.err.rpartition("a boat")[2]) == is_terminal

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
-from canvas.cli.deploy_space import ROOT, check_space_id, collect_files
-from canvas.errors import InvalidInput
+from canvas.cli import deploy_space
+from canvas.cli import main as cli
+from canvas.cli.deploy_space import ROOT, check_space_id, collect_files, upload
+from canvas.errors import CanvasError, InvalidInput
 from tests.space_hub import TOKEN, SpaceHub
 
 
@@ -85,6 +91,8 @@ def test_private_files_are_not_collected(tmp_path: Path) -> None:
 def test_space_is_created_after_confirmation_and_then_updated(hub: SpaceHub) -> None:
     declined = deploy(hub, "ann/canvas", answer="n\n")
     assert declined.returncode == 130
+    assert "Upload" in declined.stderr
+    assert "Upload" not in declined.stdout
     assert hub.spaces == {}
 
     created = deploy(hub, "ann/canvas", "--private", answer="y\n")
@@ -140,3 +148,102 @@ def test_invalid_token_is_not_printed(hub: SpaceHub) -> None:
 def test_invalid_space_id_is_rejected(space_id: str) -> None:
     with pytest.raises(InvalidInput, match="USER/NAME"):
         check_space_id(space_id)
+
+
+def test_the_longest_space_id_is_that_of_the_hub() -> None:
+    check_space_id("ann/" + "x" * 92)
+    with pytest.raises(InvalidInput, match="USER/NAME"):
+        check_space_id("ann/" + "x" * 93)
+
+
+class StubHub:
+    """In place of `HfApi`: records its calls, or raises an error."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self._error = error
+
+    def __call__(self) -> StubHub:
+        return self
+
+    def create_repo(self, space_id: str, **options: Any) -> str:
+        self.calls.append(options)
+        if self._error is not None:
+            raise self._error
+        return "https://hub.example/spaces/ann/canvas"
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append(options)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["deploy", "ann/canvas", *arguments])
+    return int(raised.value.code or 0)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_space_is_public_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], private: bool
+) -> None:
+    hub = StubHub()
+    monkeypatch.setattr("huggingface_hub.HfApi", hub)
+    assert run("--yes", *["--private"] * private) == 0
+    created, uploaded = hub.calls
+    assert (created["private"], created["exist_ok"]) == (private, True)
+    assert "app.py" in uploaded["allow_patterns"]
+    assert "https://hub.example/spaces/ann/canvas" in capsys.readouterr().out
+    assert upload("ann/canvas", []) == "https://hub.example/spaces/ann/canvas"
+    assert hub.calls[2]["private"] is False
+
+
+def test_nothing_is_uploaded_without_a_confirmation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = StubHub()
+    monkeypatch.setattr("huggingface_hub.HfApi", hub)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert run() == 130
+    output = capsys.readouterr()
+    assert "to the Space ann/canvas?" in output.err
+    assert "to the Space" not in output.out
+    assert run("--dry-run") == 0
+    assert "nothing uploaded" in capsys.readouterr().out
+    assert hub.calls == []
+
+
+def test_deploy_needs_the_repository(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(deploy_space, "ROOT", tmp_path)
+    assert run("--dry-run") == 1
+    output = capsys.readouterr()
+    assert "needs a clone of the repository" in output.err
+    assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (400, "status 400"),
+        (401, "Invalid Hugging Face token"),
+        (402, "status 402"),
+        (403, "no write access to ann/canvas"),
+        (404, "ann/canvas cannot be found"),
+        (405, "status 405"),
+        (428, "status 428"),
+        (429, "rate limit"),
+        (430, "status 430"),
+        (RuntimeError(""), "The upload to ann/canvas failed: RuntimeError. Try again."),
+        (OSError("No route\nto the host"), "The upload to ann/canvas failed: No route. Try again."),
+    ],
+)
+def test_errors_of_the_upload_are_explained(
+    monkeypatch: pytest.MonkeyPatch, error: int | Exception, message: str
+) -> None:
+    if isinstance(error, int):
+        address = httpx2.Request("POST", "https://hub.example")
+        error = HfHubHTTPError("", response=httpx2.Response(error, request=address))
+    monkeypatch.setattr("huggingface_hub.HfApi", StubHub(error))
+    with pytest.raises(CanvasError, match=message):
+        upload("ann/canvas", [])
