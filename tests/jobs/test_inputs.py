@@ -17,9 +17,12 @@ from canvas import MODELS, GenerationRequest, Studio
 from canvas.catalog import ModelSpec
 from canvas.engine import safety
 from canvas.errors import ContentBlocked, HubOffline, InvalidInput, ModelNotFound, NotFound
+from canvas.guidance import ControlImage, ReferenceImage
 from canvas.history.metadata import read_settings
+from canvas.jobs.inputs import requested_loras
 from canvas.models.hub_client import Hub
-from canvas.request import GeneratedImage
+from canvas.prompt_syntax import LoraWeight
+from canvas.request import MAX_EDIT_SIDE, GeneratedImage
 from canvas.settings import Settings
 from tests.engine.test_image_io import bomb
 from tests.hub_server import LocalHub
@@ -406,3 +409,133 @@ def test_the_built_in_model_says_that_it_leaves_out_weights(studio: Studio) -> N
     [weighted] = studio.generate(make_request(prompt="a (fox:1.7) in the snow", prompt_weighting=True))
     assert weighted.enhanced_prompt == "a fox in the snow"
     assert weighted.notes == ("Understood: a fox, in the snow. Left out: weights.",)
+
+
+CONTROL, REFERENCE = ControlImage("a.png", model="net"), ReferenceImage("a.png", model="adapter")
+
+
+@pytest.fixture
+def guided(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | None]:
+    """Where the ControlNet, the adapter and its encoder are; a test may change it."""
+    stored: dict[str, Path | None] = {"net": Path("net"), "adapter": Path("adapter"), "encoder": Path("encoder")}
+    monkeypatch.setattr("canvas.models.controlnets.find", lambda name, *_, **__: stored["net"])
+    monkeypatch.setattr("canvas.models.controlnets.check_family", lambda *_: None)
+    monkeypatch.setattr("canvas.models.controlnets.usual_model", lambda *_: "usual net")
+    monkeypatch.setattr("canvas.models.ip_adapters.find", lambda name, *_, **__: stored["adapter"])
+    monkeypatch.setattr("canvas.models.ip_adapters.find_encoder", lambda *_: stored["encoder"])
+    monkeypatch.setattr("canvas.models.ip_adapters.usual_adapter", lambda *_: "usual adapter")
+    monkeypatch.setattr(studio.inputs, "open_image", lambda name, owner: make_scene())
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("missing", "backend", "counts"),
+    [
+        (None, "local", (0, 1, 1)),
+        ("net", "local", (0, 0, 1)),
+        ("adapter", "local", (0, 1, 0)),
+        ("encoder", "local", (0, 1, 0)),
+        (None, "remote", (1, 0, 0)),
+    ],
+)
+def test_guiding_images_are_loaded_with_what_is_stored_or_sent(
+    studio: Studio, guided: dict[str, Path | None], missing: str | None, backend: str, counts: tuple[int, int, int]
+) -> None:
+    if missing is not None:
+        guided[missing] = None
+    request = make_request(control_images=(CONTROL,), reference_images=(REFERENCE,), backend=backend)
+    inputs = studio.inputs.load_inputs(request, "local")
+    assert (len(inputs.images), len(inputs.controls), len(inputs.references)) == counts
+
+
+def test_a_reference_without_an_adapter_needs_none(studio: Studio, guided: dict[str, Path | None]) -> None:
+    guided["adapter"] = guided["encoder"] = None
+    request = make_request(
+        reference_images=(REFERENCE._replace(model=""),), control_images=(CONTROL._replace(model=""),)
+    )
+    inputs = studio.inputs.load_inputs(request, "local")
+    assert [item.file for item in inputs.references] == [None]
+    assert inputs.controls == ()
+
+
+@pytest.mark.parametrize("backend", ["local", "remote"])
+def test_guiding_images_get_the_usual_models_here_only(
+    studio: Studio, guided: dict[str, Path | None], backend: str
+) -> None:
+    items = {
+        "control_images": (CONTROL, CONTROL._replace(model="", kind="canny")),
+        "reference_images": (REFERENCE, REFERENCE._replace(model="")),
+    }
+    request = make_request(**items, backend=backend)
+    resolved = studio.inputs.resolve_guidance(request, MODELS["small"], None, "local")
+    is_local = backend == "local"
+    assert [item.model for item in resolved.control_images] == ["net", "usual net" if is_local else ""]
+    assert [item.model for item in resolved.reference_images] == ["adapter", "usual adapter" if is_local else ""]
+    plain = make_request()
+    assert studio.inputs.resolve_guidance(plain, MODELS["small"], None, "local") == plain
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [(None, None), ("net", "ControlNet net is not"), ("adapter", "IP-Adapter adapter is not"),
+     ("encoder", "IP-Adapter adapter is not")],
+)  # fmt: skip
+@pytest.mark.parametrize("public", [True, False])
+def test_visitors_use_only_the_guiding_models_that_are_stored(
+    studio: Studio, guided: dict[str, Path | None], missing: str | None, message: str | None, public: bool
+) -> None:
+    if missing is not None:
+        guided[missing] = None
+    studio.inputs._allow_downloads = not public
+    request = make_request(control_images=(CONTROL,), reference_images=(REFERENCE, REFERENCE._replace(model="")))
+    if message is None or not public:
+        assert studio.inputs.resolve_guidance(request, MODELS["small"], None, "local")
+        return
+    with pytest.raises(NotFound, match=message):
+        studio.inputs.resolve_guidance(request, MODELS["small"], None, "local")
+
+
+def test_an_upscaler_without_a_model_takes_no_reference(studio: Studio, guided: dict[str, Path | None]) -> None:
+    request = make_request(task="upscale", image="a.png", reference_images=(REFERENCE,))
+    with pytest.raises(InvalidInput, match="Reference images act with the upscaler detail only"):
+        studio.inputs.resolve_guidance(request, MODELS["small"], None, "local")
+    plain = make_request(task="upscale", image="a.png")
+    assert studio.inputs.resolve_guidance(plain, MODELS["small"], None, "local") == plain
+    assert studio.inputs.resolve_guidance(replace(request, upscaler="detail"), MODELS["small"], None, "local")
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [({}, (301, 75)), ({"width": 64}, (64, 75)), ({"height": 64}, (301, 64)), ({"width": 64, "height": 32}, (64, 32))],
+)
+def test_a_side_that_is_not_set_is_that_of_the_image(
+    studio: Studio, fields: dict[str, int], size: tuple[int, int]
+) -> None:
+    request = make_request(task="image_to_image", image="a.png", **fields)
+    assert studio.inputs.result_size(request, (301, 75)) == size
+    assert studio.inputs.preview_fit(Image.new("RGB", (301, 75)), request).size == size
+
+
+def test_a_lora_tag_in_the_negative_prompt_is_an_error() -> None:
+    request = make_request(prompt="a fox <lora:ink:0.5>", loras=(("wax", 0.3),))
+    assert requested_loras(request) == (("wax", LoraWeight(0.3, 0.3)), ("ink", LoraWeight(0.5, 0.5)))
+    with pytest.raises(InvalidInput, match=r"The tag <lora:ink:0\.5> acts in the prompt only") as raised:
+        requested_loras(make_request(negative_prompt="fog <lora:ink:0.5>"))
+    assert raised.value.value == "<lora:ink:0.5>"
+
+
+def test_an_image_as_large_as_allowed_is_not_reduced(studio: Studio) -> None:
+    largest = studio.inputs.upload(Image.new("RGB", (MAX_EDIT_SIDE, 8)))
+    assert (largest.width, largest.notes) == (MAX_EDIT_SIDE, ())
+    larger = studio.inputs.upload(Image.new("RGB", (MAX_EDIT_SIDE + 1, 8)))
+    assert larger.width == MAX_EDIT_SIDE
+    assert "was reduced" in larger.notes[0]
+
+
+def test_an_unknown_embedding_is_named_when_the_image_is_made(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> None:
+        raise NotFound("No such embedding.")
+
+    assert not studio.inputs.names_embedding(make_request())
+    monkeypatch.setattr("canvas.jobs.inputs.requested_embeddings", missing)
+    assert not studio.inputs.names_embedding(make_request())
