@@ -74,11 +74,11 @@ class StubBackend:
 class ThreadConnection:
     """A worker in a thread; it may not start, and ends when it is told."""
 
-    def __init__(self, backend: StubBackend, start_error: WorkerCrashed | None = None) -> None:
+    def __init__(self, backend: Any, start_error: WorkerCrashed | None = None) -> None:
         self.messages: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         self.is_alive = start_error is None
         self._start_error = start_error
-        self._worker = Worker(backend, lambda kind, value: self.messages.put((kind, value)))  # type: ignore[arg-type]
+        self._worker = Worker(backend, lambda kind, value: self.messages.put((kind, value)))
         backend.record_event = lambda event: self.messages.put(("record", event))
         threading.Thread(target=self._worker.run, daemon=True).start()
 

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from canvas import GenerationRequest, Studio
-from canvas.errors import DownloadCancelled, ModelNotFound
+from canvas import MODELS, GenerationRequest, Studio
+from canvas.backends.base import GenerationTask, WorkerCrashed, WorkerRemoved
+from canvas.backends.remote_backends import RemoteBackends
+from canvas.catalog import Catalog, ModelSpec
+from canvas.engine.generate import GenerationInputs
+from canvas.errors import CanvasError, DownloadCancelled, ModelNotFound
 from canvas.formatting import format_bytes
-from canvas.models.download import DownloadProgress
+from canvas.jobs.job import Job
+from canvas.jobs.scheduler import MAX_ATTEMPTS, JobScheduler
+from canvas.models.download import DownloadProgress, LocalModel
 from canvas.models.hub_client import Hub
 from canvas.settings import Settings
 from tests.app_server import slow_down_steps
@@ -112,3 +121,126 @@ def test_a_model_deleted_while_its_job_waits_is_downloaded_again(
     assert waiting.wait()
     assert "downloading" in statuses
     assert events(online).count(("download", "complete")) == 2
+
+
+class StubBackend:
+    """Yields an image for each seed, or raises the next of `errors` after the first."""
+
+    name, node = "Stub", "here"
+    device_if_known = None
+
+    def __init__(self) -> None:
+        self.error: CanvasError | None = None
+        self.errors: list[Exception] = []
+        self.release = threading.Event()
+        self.release.set()
+        self.seeds: list[int] = []
+        self.loaded: list[str] = []
+        self.is_ready = True
+
+    def wait_until_ready(self) -> bool:
+        return self.is_ready
+
+    def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
+        return False
+
+    def load(self, spec: ModelSpec, local: LocalModel) -> None:
+        self.loaded.append(spec.key)
+
+    def generate(self, task: GenerationTask, on_progress: Any, cancelled: threading.Event) -> Iterator[Any]:
+        on_progress(status="running")
+        assert self.release.wait(60)
+        for index in range(task.request.num_images):
+            self.seeds.append((task.request.seed or 0) + index)
+            yield object()
+            if self.errors:
+                raise self.errors.pop(0)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+@pytest.fixture
+def stub() -> StubBackend:
+    return StubBackend()
+
+
+@pytest.fixture
+def scheduler(settings: Settings, stub: StubBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobScheduler]:
+    monkeypatch.setattr("canvas.jobs.scheduler.create_backends", lambda *_: [stub])
+    scheduler = JobScheduler(
+        settings,
+        Catalog(MODELS),
+        RemoteBackends(settings),
+        save_image=lambda image, job: image,
+        record_event=lambda event: None,
+        load_inputs=lambda request, owner: GenerationInputs(),
+    )
+    yield scheduler
+    stub.release.set()
+    scheduler.close()
+
+
+def make_job(*nums_images: int) -> Job:
+    first = GenerationRequest("a fox", seed=0).with_defaults(MODELS["starter"])
+    requests = tuple(replace(first, seed=10 * index, num_images=number) for index, number in enumerate(nums_images))
+    return Job("ann", "generate", "starter", requests[0], requests=requests)
+
+
+def test_a_job_of_a_crashed_worker_makes_only_the_remaining_images(scheduler: JobScheduler, stub: StubBackend) -> None:
+    stub.errors = [WorkerCrashed("one"), WorkerCrashed("two")]
+    job = make_job(2, 2)
+    scheduler.put(job, ready=True)
+    assert len(job.wait(60)) == 4
+    assert stub.seeds == [0, 1, 10, 11]
+    assert (job.attempts, job.node) == (2, "here")
+
+
+def test_a_job_whose_workers_crash_fails_unless_they_were_removed(scheduler: JobScheduler, stub: StubBackend) -> None:
+    stub.errors = [WorkerRemoved("left")] * 4 + [WorkerCrashed("crashed")] * MAX_ATTEMPTS
+    job = make_job(16)
+    scheduler.put(job, ready=True)
+    with pytest.raises(WorkerCrashed, match="crashed"):
+        job.wait(60)
+    assert job.attempts == MAX_ATTEMPTS
+    assert len(job.images) == 4 + MAX_ATTEMPTS
+
+
+def test_jobs_ahead_are_those_of_the_same_queue(scheduler: JobScheduler, stub: StubBackend) -> None:
+    stub.release.clear()
+    running, waiting, last = make_job(1), make_job(1), make_job(1)
+    scheduler.put(running, ready=True)
+    next(job for job in running.subscribe() if job.status == "running")
+    scheduler.put(waiting, ready=True)
+    scheduler.put(last, ready=True)
+    request = replace(REQUEST, backend="remote")
+    remote = Job("ann", "generate", "starter", request, status="running")
+    done = Job("ann", "generate", "starter", REQUEST, status="done")
+    download = Job("ann", "download", "starter", status="downloading")
+    jobs = [running, waiting, last, remote, done, download]
+    assert scheduler.jobs_ahead_of(last, jobs) == [running, waiting]
+    assert scheduler.jobs_ahead_of(running, jobs) == []
+    assert scheduler.jobs_ahead_of(remote, jobs) == []
+
+
+def test_a_backend_with_an_error_is_not_usable(scheduler: JobScheduler, stub: StubBackend) -> None:
+    assert scheduler.usable_backends == [stub]
+    stub.error = CanvasError("Another version.")
+    assert scheduler.usable_backends == []
+
+
+@pytest.mark.parametrize(("key", "is_ready", "loaded"), [("starter", True, ["starter"]), ("starter", False, []),
+                                                         ("small", True, [])])  # fmt: skip
+def test_warming_up_loads_a_model_that_is_stored(
+    scheduler: JobScheduler,
+    stub: StubBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    is_ready: bool,
+    loaded: list[str],
+) -> None:
+    stub.is_ready = is_ready
+    if key == "small":
+        monkeypatch.setattr(scheduler, "find_local", lambda spec: None)
+    scheduler.warm_up(MODELS[key], wait=True)
+    assert stub.loaded == loaded
