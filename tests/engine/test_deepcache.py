@@ -11,9 +11,12 @@ from canvas.engine.optimizations.deepcache import (
     CACHED,
     CACHED_STEP_COST,
     COND_ONLY,
+    CONTROLLED,
     FULL,
+    CachedUNetForward,
     apply_deepcache,
     cache_schedule,
+    cuda_graph_unet,
     make_forwards,
     unet_calls_per_step,
 )
@@ -79,6 +82,87 @@ def test_cached_step_uses_the_new_input() -> None:
     assert (second - exact).abs().mean() < (first - exact).abs().mean()
 
 
+class Passes:
+    """Notes the passes of a UNet whose predictions tell them apart."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def full_forward(self, sample: Any, timestep: Any, embeds: Any, **options: Any) -> tuple[Any, Any]:
+        self.calls.append(("full", sample.flatten().tolist(), embeds.flatten().tolist(), options))
+        return sample**2, sample + 100
+
+    def shallow_forward(self, sample: Any, timestep: Any, embeds: Any, features: Any, **options: Any) -> tuple[Any]:
+        self.calls.append(("shallow", sample.flatten().tolist(), features.flatten().tolist(), options))
+        return (sample + 0.5,)
+
+
+def test_later_steps_reuse_the_features_and_the_guidance() -> None:
+    passes: Any = Passes()
+    forward = CachedUNetForward(passes, [FULL, CACHED, COND_ONLY, CACHED, FULL])
+    embeds = torch.tensor([[5.0], [6.0]])
+    samples = [torch.tensor([[index], [index + 1.0]]) for index in range(1, 7)]
+    results = [forward(sample, 500, embeds)[0].flatten().tolist() for sample in samples]
+    # The guidance is 2² - 1² = 3 and is subtracted for the unconditional branch, until the next full step.
+    assert results == [[1, 4], [0.5, 3.5], [13, 16], [2.5, 5.5], [25, 36], [36, 49]]
+    assert [call[:3] for call in passes.calls] == [
+        ("full", [1, 2], [5, 6]),
+        ("shallow", [3], [102]),
+        ("full", [4], [6]),
+        ("shallow", [5], [104]),
+        ("full", [5, 6], [5, 6]),
+        ("full", [6, 7], [5, 6]),
+    ]
+
+
+def test_without_guidance_later_steps_reuse_the_features() -> None:
+    passes: Any = Passes()
+    forward = CachedUNetForward(passes, [CACHED, CACHED, COND_ONLY])
+    results = [float(forward(torch.tensor([[sample]]), 500, torch.ones(1, 1))[0]) for sample in (2.0, 3.0, 4.0)]
+    assert results == [4, 3.5, 16]
+    assert [call[0] for call in passes.calls] == ["full", "shallow", "full"]
+
+
+def test_later_steps_get_the_conditional_half_of_the_added_inputs() -> None:
+    passes: Any = Passes()
+    forward = CachedUNetForward(passes, [FULL, CACHED])
+    added = {"time_ids": torch.tensor([1, 2]), "image_embeds": [torch.tensor([3, 4]), torch.tensor([5, 6])]}
+    for _ in range(2):
+        forward(torch.ones(2, 1), 500, torch.ones(2, 1), added_cond_kwargs=added)
+    first, second = (call[3]["added_cond_kwargs"] for call in passes.calls)
+    assert first == added
+    assert second["time_ids"].tolist() == [2]
+    assert [each.tolist() for each in second["image_embeds"]] == [[4], [6]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("act", [None, "silu"])
+def test_a_cached_step_of_sdxl_equals_a_full_one_for_the_same_input(act: str | None) -> None:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+        time_embedding_act_fn=act,
+    ).eval()
+    sample, embeds = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
+    added = {"text_embeds": torch.randn(2, 16), "time_ids": torch.rand(2, 6) * 100}
+    expected = unet(sample, 500, embeds, added_cond_kwargs=added, return_dict=False)[0]
+    with apply_deepcache(Pipeline(unet), [FULL, CACHED]):
+        for _ in range(2):
+            output = unet(sample, 500, embeds, added_cond_kwargs=added, return_dict=False)[0]
+            torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_batch_size_is_one_without_guidance() -> None:
     unet = make_unet()
@@ -112,6 +196,37 @@ def test_other_denoisers_are_not_changed() -> None:
         assert "forward" not in vars(layer)
     with apply_deepcache(object(), [FULL, CACHED]):
         pass
+
+
+def test_a_replaced_forward_method_is_kept() -> None:
+    unet = make_unet()
+    forward = unet.forward = lambda *_: ("replaced",)
+    with apply_deepcache(Pipeline(unet), [FULL, CACHED]):
+        assert unet.forward is forward
+    assert unet.forward is forward
+
+
+def test_a_unet_on_a_gpu_keeps_its_graphs_while_its_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = make_unet()
+    assert cuda_graph_unet(unet, 2) is None, "on a CPU"
+    monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
+    graphs = cuda_graph_unet(unet, 2)
+    assert graphs is not None
+    assert cuda_graph_unet(unet, 2) is graphs
+    assert make_forwards(unet, [FULL], 1) != [unet.forward]
+    assert cuda_graph_unet(unet, 1) is not graphs
+    graphs = cuda_graph_unet(unet, 1)
+    first = next(unet.parameters())
+    first.data = first.data.clone()
+    assert cuda_graph_unet(unet, 1) not in (None, graphs)
+
+
+@pytest.mark.parametrize("name", ["peft_config", CONTROLLED, "encoder_hid_proj"])
+def test_unets_with_added_layers_have_no_cuda_graphs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    unet = make_unet()
+    monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
+    vars(unet)[name] = object()
+    assert cuda_graph_unet(unet, 2) is None
 
 
 def test_a_full_schedule_keeps_the_forward_method() -> None:

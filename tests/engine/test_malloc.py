@@ -6,6 +6,8 @@ import resource
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -69,3 +71,29 @@ def test_much_memory_is_returned_after_the_block() -> None:
         torch.ones(4 * malloc.TRIM_ABOVE, dtype=torch.uint8)
         assert system_info.resident_memory() - before > 3 * malloc.TRIM_ABOVE
     assert system_info.resident_memory() - before < malloc.TRIM_ABOVE
+
+
+@pytest.mark.parametrize(("grown", "trimmed"), [(malloc.TRIM_ABOVE, False), (malloc.TRIM_ABOVE + 1, True)])
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_memory_is_tuned_in_the_block_where_there_is_glibc(
+    monkeypatch: pytest.MonkeyPatch, platform: str, grown: int, trimmed: bool
+) -> None:
+    calls: list[Any] = []
+    resident = iter([1000, 1000 + grown])
+    monkeypatch.setattr(system_info, "resident_memory", lambda: next(resident))
+    monkeypatch.setattr(system_info, "trim", lambda: calls.append("trim"))
+    libc = SimpleNamespace(mallopt=lambda *values: calls.append(values))
+    monkeypatch.setattr(malloc, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(malloc, "ctypes", SimpleNamespace(CDLL=lambda _: libc))
+    with malloc.retain_freed_memory():
+        calls.append("work")
+    glibc = platform == "linux"
+    before = list(malloc.RETAIN_OPTS.items()) if glibc else []
+    after = list(malloc.DEFAULT_OPTS.items()) if glibc else []
+    assert calls == [*before, "work", *after, *(["trim"] if trimmed else [])]
+
+
+def test_a_system_without_mallopt_is_not_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malloc, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(malloc, "ctypes", SimpleNamespace(CDLL=lambda _: object()))  # musl
+    malloc.single_arena()

@@ -172,8 +172,7 @@ def cache_schedule(preset: SpeedPreset, num_inference_steps: int) -> list[str]:
     """The kind of each denoising step."""
     kinds = []
     for step in range(num_inference_steps):
-        after_warmup = step - preset.warmup_steps
-        cached = after_warmup >= 0 and after_warmup % preset.cache_interval != 0
+        cached = max(0, step - preset.warmup_steps) % preset.cache_interval != 0
         guided = step < preset.cfg_ratio * num_inference_steps
         kinds.append(CACHED if cached else FULL if guided else COND_ONLY)
     return kinds
