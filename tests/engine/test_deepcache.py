@@ -198,6 +198,28 @@ def test_other_denoisers_are_not_changed() -> None:
         pass
 
 
+@torch.no_grad()
+def test_cached_steps_reuse_the_residuals_of_controlnets() -> None:
+    unet = make_unet()
+    shapes = [(16, 16), (16, 16), (16, 8), (32, 8)]
+
+    class Controlled:
+        residuals = tuple(torch.randn(2, channels, side, side) for channels, side in shapes)
+
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            options |= {
+                "down_block_additional_residuals": self.residuals,
+                "mid_block_additional_residual": torch.ones(2, 32, 8, 8),
+            }
+            return type(unet).forward(unet, *args, **options)
+
+    vars(unet)[CONTROLLED] = Controlled()
+    sample, embeds = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 16)
+    with apply_deepcache(Pipeline(unet), [FULL, CACHED]):
+        first, second = (unet(sample, 500, embeds, return_dict=False)[0] for _ in range(2))
+    torch.testing.assert_close(second, first, atol=1e-5, rtol=1e-4)
+
+
 def test_a_replaced_forward_method_is_kept() -> None:
     unet = make_unet()
     forward = unet.forward = lambda *_: ("replaced",)

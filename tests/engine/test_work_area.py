@@ -109,3 +109,70 @@ def test_a_masked_pixel_is_not_lost_by_scaling() -> None:
     mask = Image.new("L", (4096, 4096))
     mask.putpixel((2001, 999), 255)
     assert area.crop_mask(mask).getbbox() == (250, 124, 251, 125)
+
+
+Size, Box = tuple[int, int], tuple[int, int, int, int]
+
+
+class Limited(ModelSpec):
+    """A model for sides of 256 to 768 pixels."""
+
+    min_size = 256
+    max_size = 768
+
+
+LIMITED = Limited(**{**vars(STARTER), "resolution": 512})
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "work_size"),
+    [
+        ((57, 50), (-3, -7, 61, 57), None),
+        ((300, 500), (-2, -2, 302, 502), (304, 504)),
+        ((256, 768), (0, 0, 256, 768), (256, 768)),
+        ((100, 300), (0, 0, 100, 300), (256, 768)),  # enlarged
+        ((1000, 1500), (0, 0, 1000, 1500), (512, 768)),  # reduced
+        ((100, 3000), (0, 0, 100, 3000), (256, 768)),  # stretched
+    ],
+)
+def test_the_whole_area_is_scaled_into_the_limits(size: Size, box: Box, work_size: Size | None) -> None:
+    area = whole_area(size, 16, None) if work_size is None else whole_area(size, 8, LIMITED)
+    assert (area.box, area.size) == (box, work_size or (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("size", "mask_box", "box", "work_size"),
+    [
+        ((768, 700), (5, 5, 9, 9), (0, -2, 768, 702), (768, 704)),
+        ((2000, 3000), (500, 1000, 600, 1100), (166, 666, 934, 1434), (768, 768)),
+        ((2000, 3000), (0, 2990, 10, 3000), (0, 2232, 768, 3000), (768, 768)),
+        ((2000, 3000), (0, 1000, 2000, 1100), (0, 666, 2000, 1434), (768, 296)),
+        ((6000, 3000), (100, 1000, 4100, 1100), (68, 542, 4132, 1558), (768, 256)),
+        ((3000, 300), (1500, 100, 1600, 200), (1166, -2, 1934, 302), (768, 304)),
+        ((3000, 100), (1500, 20, 1600, 40), (1350, 0, 1750, 100), (768, 256)),
+    ],
+)
+def test_of_a_large_image_the_part_around_the_mask_is_drawn(
+    size: Size, mask_box: Box, box: Box, work_size: Size
+) -> None:
+    area = mask_area(size, mask_box, 8, LIMITED)
+    assert (area.box, area.size) == (box, work_size)
+
+
+@pytest.mark.parametrize(
+    ("mask_box", "box", "work_size"),
+    [
+        ((300, 200, 400, 350), (268, 168, 432, 382), (448, 584)),
+        ((0, 400, 10, 401), (0, 368, 42, 433), (408, 640)),
+        ((990, 790, 1000, 800), (958, 758, 1000, 800), (512, 512)),
+        ((0, 400, 1000, 401), (0, 368, 1000, 433), (1024, 64)),
+    ],
+)
+def test_the_masked_area_has_some_padding(mask_box: Box, box: Box, work_size: Size) -> None:
+    area = masked_area((1000, 800), mask_box, 8, LIMITED)
+    assert (area.box, area.size) == (box, work_size)
+
+
+def test_the_note_names_another_scale_than_that_of_the_result() -> None:
+    assert whole_area((1000, 1500), 8, LIMITED).note == "Generated at 512x768 and scaled to 1000x1500."
+    assert whole_area((300, 500), 8, LIMITED).note == ""
