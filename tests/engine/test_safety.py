@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from canvas.engine.device import Device
-from canvas.engine.safety import ImageSafetyChecker, check_prompt
+from canvas.engine.safety import CHECKER, CHECKER_FILES, ImageSafetyChecker, check_prompt, find_checker
 from canvas.errors import ContentBlocked, ModelCorrupted
+from canvas.models.hub_client import Hub
 
 CPU = Device("cpu", "float32", "test")
 
@@ -76,3 +77,28 @@ def test_other_image_passes(checker: Any) -> None:
 def test_unreadable_checker_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelCorrupted, match="CANVAS_SAFETY=prompt"):
         ImageSafetyChecker(CPU, tmp_path).check(Image.new("RGB", (64, 64)))
+
+
+def test_a_checker_that_was_deleted_is_reported() -> None:
+    with pytest.raises(ModelCorrupted, match="was deleted"):
+        ImageSafetyChecker(CPU, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([*CHECKER_FILES, "model.safetensors"], True),
+        ([*CHECKER_FILES, "pytorch_model.bin", "README.md"], True),
+        (CHECKER_FILES, False),
+        ([CHECKER_FILES[0], "model.safetensors"], False),
+        ([], False),
+    ],
+)
+def test_a_checker_in_the_cache_is_found_if_it_is_complete(tmp_path: Path, names: list[str], found: bool) -> None:
+    hub = Hub(cache_dir=tmp_path)
+    assert find_checker(hub=hub) is None
+    folder = hub.repo_folder(CHECKER) / "snapshots" / "1234"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+    assert find_checker(hub=hub) == (folder if found else None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from canvas.engine.device import Device
 from canvas.engine.img2img import result_size
 from canvas.engine.multidiffusion import tile_spans
 from canvas.engine.pipeline_cache import PipelineCache
-from canvas.engine.upscale import LoadedPipeline, run_upscale
+from canvas.engine.upscale import EtaEstimator, LoadedPipeline, TileProgress, run_upscale
 from canvas.errors import GenerationCancelled, OutOfMemory
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
@@ -179,3 +180,28 @@ def test_detail_needs_memory_for_one_tile_only(monkeypatch: pytest.MonkeyPatch) 
     assert result.image.size == (640, 640)
     with pytest.raises(OutOfMemory, match=r"384x384 needs .* would fit"):
         pipeline_cache.check_memory((384, 384), STARTER, CPU)
+
+
+def test_tiles_are_reported_with_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 104.0, 106.0, 106.0])
+    monkeypatch.setattr("canvas.engine.upscale.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    updates: list[ProgressUpdate] = []
+    cancelled = threading.Event()
+    progress = TileProgress(SimpleNamespace(num_timesteps=2), 3, updates.append, cancelled)
+    progress.on_tile(1)
+    progress.on_tile(2)
+    progress.on_tile(3)  # reported with its step
+    progress.on_step(ProgressUpdate(1, 2))
+    progress.on_step(ProgressUpdate(1, 2))
+    found = [(each.step, each.num_steps, each.seconds_left) for each in updates]
+    assert found == [(1, 6, None), (2, 6, 16.0), (3, 6, 9.0), (3, 6, 9.0)]
+    cancelled.set()
+    with pytest.raises(GenerationCancelled):
+        progress.on_tile(4)
+
+
+def test_nothing_is_estimated_from_the_first_tile_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr("canvas.engine.upscale.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    progress = EtaEstimator()
+    assert [progress.update(1, 6).seconds_left for _ in range(2)] == [None, None]
