@@ -193,6 +193,13 @@ def test_times_of_other_numbers_of_steps_count_in_proportion(database: Database)
     assert duration(database, short) == pytest.approx(2 * (estimate_seconds(short, STARTER, CPU) or 0))
 
 
+def test_images_of_the_same_size_count_before_those_of_others() -> None:
+    request, other = make_request(), replace(make_request(), width=128, height=128)
+    times = [(other, 100.0), (other, 200.0), (request, 3.0)]
+    assert estimate_duration(request, STARTER, CPU, lambda *_: times) == pytest.approx(3.0)
+    assert (estimate_duration(request, STARTER, CPU, lambda *_: times[:1]) or 0) > 10
+
+
 def test_a_model_of_unknown_size_is_estimated_from_its_images(database: Database) -> None:
     spec = replace(STARTER, type="auto", gflops_per_step=0.0)
     request = make_request()
