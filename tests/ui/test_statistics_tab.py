@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
+import pytest
 
 from canvas import Studio
 from canvas.history.comparisons import VoteCount
 from canvas.history.statistics import DownloadStats, GenerationTimes, Statistics
+from canvas.request import LOCAL_OWNER
+from canvas.settings import Settings
 from canvas.ui.statistics_tab import MAX_AGE, MAX_BARS, NUM_DAYS, StatisticsTab, charts, daily_counts
+from tests.app_server import save_image
 
 TODAY = date(2026, 3, 2)
 STATISTICS = Statistics(
@@ -68,3 +74,59 @@ def test_without_anything_the_charts_are_empty() -> None:
     nothing = Statistics(0, 0, 0.0, {}, {}, {}, (), (), ())
     assert all(chart["bars"] == [] for chart in charts(nothing))
     assert {day["height"] for day in daily_counts(nothing, TODAY)} == {0}
+
+
+def make_tab(studio: Studio) -> StatisticsTab:
+    with gr.Blocks(analytics_enabled=False):
+        return StatisticsTab(studio)
+
+
+def click(action: str, **fields: Any) -> Any:
+    return SimpleNamespace(action=action, **fields)
+
+
+def test_a_cleanup_shows_what_it_deletes_and_can_be_undone(studio: Studio) -> None:
+    tab = make_tab(studio)
+    favourite, _, _ = (save_image(studio, LOCAL_OWNER).id or 0 for _ in range(3))
+    studio.user_gallery(LOCAL_OWNER).favourite([favourite], True)
+    values: dict[Any, Any] = {tab._age: 0, tab._model: "", tab._keep: True, tab._undo: ""}
+    assert "2 images will be deleted" in tab.preview_cleanup(values, gr.Request())[tab._cleanup_result]
+    assert len(studio.recent()) == 3
+    updates = tab.on_cleanup_click(values, click("delete"), gr.Request())
+    assert "2 images deleted." in updates[tab._cleanup_result]
+    assert [image.id for image in studio.recent()] == [favourite]
+    updates = tab.on_cleanup_click(values | {tab._undo: updates[tab._undo]}, click("undo"), gr.Request())
+    assert "2 images will be deleted" in updates[tab._cleanup_result]
+    assert updates[tab._undo] == ""
+    assert len(studio.recent()) == 3
+    assert "No images to delete" in tab.preview_cleanup(values | {tab._age: 1}, gr.Request())[tab._cleanup_result]
+
+
+def test_all_images_of_the_owner_can_be_deleted(studio: Studio) -> None:
+    tab = make_tab(studio)
+    save_image(studio, LOCAL_OWNER)
+    html, cleanup = tab.on_click(click("open_cleanup"), gr.Request())
+    assert (html, cleanup.open) == (gr.skip(), True)
+    html, cleanup = tab.on_click(click("delete_all"), gr.Request())
+    assert "No images yet" in html
+    assert cleanup == gr.skip()
+    assert studio.recent() == []
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_only_the_owner_of_the_computer_sees_and_frees_its_disk(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, public: bool
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(Studio, "model_bytes_on_disk", lambda _, key: 2_000_000 if key == "tiny" else 0)
+    monkeypatch.setattr(Studio, "clear_thumbnails", lambda _: done.append("thumbnails"))
+    monkeypatch.setattr(Studio, "delete_model", lambda _, key: done.append(key))
+    with Studio(settings.model_copy(update={"public": public})) as studio:
+        tab = make_tab(studio)
+        html = tab.show(gr.Request())
+        tab.on_click(click("clear_thumbnails"), gr.Request())
+        tab.on_click(click("delete_model", model="tiny"), gr.Request())
+    assert ("tiny · 2.0 MB" in html) == (not public)
+    assert ("Thumbnails" in html) == (not public)
+    assert "small ·" not in html
+    assert done == ([] if public else ["thumbnails", "tiny"])
