@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from canvas import MODELS
@@ -52,3 +54,37 @@ def test_the_best_model_that_fits_is_suggested(
     candidates = [ModelStatus(key, "hub", None, free, MODELS[key], seconds) for key in SUGGESTED]
     status = best_suggestion(candidates, memory)
     assert (status.key if status else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("1.5 GB", 1_500_000_000), ("300 MB", 300_000_000), ("", 0), ("large", 0)]
+)
+def test_the_size_of_the_catalog_is_read(size: str, expected: int) -> None:
+    spec = replace(MODELS["tiny"], size=size)
+    assert ModelStatus("tiny", "hub", None, FREE, spec, None).catalog_bytes == expected
+
+
+def test_a_brief_text_leaves_out_size_and_seconds() -> None:
+    memory = LazyMessage("int8")
+    status = ModelStatus("tiny", "memory", None, FREE, MODELS["tiny"], 2.0, memory)
+    assert status.parts(brief=True) == ["in memory", "memory: int8"]
+    assert status.parts() == ["in memory", "native 512 × 512", "memory: int8", "about 2.0 s per image on this computer"]
+
+
+def test_a_model_without_size_or_licence_has_a_shorter_text() -> None:
+    status = ModelStatus("tiny", "hub", None, FREE, replace(MODELS["tiny"], size="", license=""), None)
+    assert status.text == "Download (100.0 GB disk space free) · native 512 × 512"
+
+
+@pytest.mark.parametrize(("memory", "free", "fits"), [(1, 0, True), (0, 0, False), (1, -1, False)])
+def test_a_model_needs_more_memory_than_its_size_and_some_space_beside_it(memory: int, free: int, fits: bool) -> None:
+    """Of which 2 GB stay free."""
+    spec = replace(MODELS["tiny"], size="3.0 GB")
+    status = ModelStatus("tiny", "hub", None, 5 * 10**9 + 1 + free, spec, None)
+    assert (best_suggestion([status], 3 * 10**9 + memory) is status) == fits
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(15.0, 0), (15.1, 1)])
+def test_a_suggested_image_may_take_fifteen_seconds(seconds: float, expected: int) -> None:
+    statuses = [ModelStatus("sdxs", "hub", None, FREE, MODELS["sdxs"], each) for each in (seconds, None)]
+    assert best_suggestion(statuses, FREE) is statuses[expected]

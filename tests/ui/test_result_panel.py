@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from canvas import GenerationRequest, Studio
+from canvas.errors import CanvasError
 from canvas.jobs.job import Job
 from canvas.models.download import DownloadProgress
 from canvas.request import GeneratedImage, ProgressUpdate
@@ -169,3 +170,36 @@ def test_the_queue_says_what_is_ahead(studio: Studio, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Studio, "queue_position", lambda *_: 0)
     monkeypatch.setattr(Studio, "queue_wait", lambda *_: None)
     assert result_panel.progress_text(studio, make_job("queued")) == "Next in the queue"
+
+
+def test_the_queue_lists_what_waits_with_the_time_of_all_its_prompts(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = make_job("queued")
+    waiting.requests = (REQUEST, replace(REQUEST, prompt="a cat"))
+    jobs = [waiting, make_job("running"), Job("local", "download", "tiny")]
+    monkeypatch.setattr(Studio, "jobs", lambda *_: jobs)
+    monkeypatch.setattr(Studio, "queue_position", lambda *_: 1)
+    monkeypatch.setattr(Studio, "queue_wait", lambda *_: None)
+    monkeypatch.setattr(Studio, "estimate", lambda *_: 2.5)
+    html = result_panel.render_queue(studio, "local")
+    assert "1 waiting" in html
+    assert "1 ahead · takes about 5.0 s" in html
+    monkeypatch.setattr(Studio, "estimate", lambda *_: None)
+    assert "takes about" not in result_panel.render_queue(studio, "local")
+
+
+def test_the_result_is_the_running_job_then_the_latest(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def current(*jobs: Job) -> str:
+        monkeypatch.setattr(Studio, "jobs", lambda *_: list(jobs))
+        return result_panel.render_current(studio, "local", None, "starter")
+
+    queued, running, failed = (make_job(status) for status in ("queued", "running", "failed"))
+    failed.error = CanvasError("The disk is full.")
+    queued.request = replace(REQUEST, prompt="a cat")
+    download = Job("local", "download", "tiny", status="failed")
+    assert "Starting…" in current(queued, running, failed)
+    assert "The disk is full." in current(failed, make_job("cancelled"), download)
+    assert "The disk is full." not in current(make_job("cancelled"), download)
+    assert "a cat" in current(queued)
+    assert "an astronaut in space" in current(), "examples"
