@@ -84,3 +84,19 @@ def test_a_queue_that_is_full_starts_no_comparison(studio: Studio) -> None:
         service.start(make_request(), ["starter"], PAIR, blind=False, owner="local")
     assert studio.comparisons.latest("local", 5) == []
     assert studio.jobs("local") == []
+
+
+@pytest.mark.parametrize(("seed", "kept"), [(0, True), (5, True), (-1, False)])
+def test_a_plan_has_two_to_twelve_requests_of_one_image_and_seed(studio: Studio, seed: int, kept: bool) -> None:
+    service, request = ComparisonService(studio), make_request(seed=seed, num_images=4)
+    for models, presets in ((["starter"], PAIR), (["starter", "tiny", "small", "mini-sd"], [*PAIR, "balanced"])):
+        planned = service.plan(request, models, presets)
+        assert len(planned) == len(models) * len(presets)
+        assert {each.num_images for each in planned} == {1}
+        [chosen] = {each.seed for each in planned}
+        assert chosen == seed if kept else 0 <= chosen < 2**32
+
+
+def test_one_prompt_is_compared_at_a_time(studio: Studio) -> None:
+    with pytest.raises(InvalidInput, match="this one stands for 3"):
+        ComparisonService(studio).plan(make_request(prompt="a {fox|cat|dog}"), ["starter"], PAIR)

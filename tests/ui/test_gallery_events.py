@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,9 @@ from canvas.settings import Settings
 from canvas.ui import gallery_tab
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.edit_tab import EditTab
-from canvas.ui.gallery_tab import GalleryState, GalleryTab
+from canvas.ui.gallery_tab import GalleryState, GalleryTab, detail_rows, render_detail
 from tests.app_server import save_image
+from tests.history.conftest import make_image
 
 REQUEST = gr.Request()  # without a login
 
@@ -131,3 +133,22 @@ def test_a_favourite_of_the_detail_view_stays_open(gallery: Gallery, origin: str
     assert gallery.studio.user_gallery(LOCAL_OWNER).image(gallery.ids[0]).favourite
     gallery.click("favourite", image=gallery.ids[0], favourite="false", **{"from": origin})
     assert not gallery.studio.user_gallery(LOCAL_OWNER).image(gallery.ids[0]).favourite
+
+
+def test_the_details_leave_out_what_is_not_set() -> None:
+    plain = make_image(style="none", negative_prompt="", enhanced_prompt="a red fox in the snow")
+    rows = dict(detail_rows(plain))
+    assert not rows.keys() & {"Sent to the model", "Negative prompt", "Style", "Task", "Strength"}
+    assert (rows["Size"], rows["Seed"]) == ("64 × 72", 7)
+    full = make_image(style="anime", enhanced_prompt="a red fox, anime", model_revision="0123456789abcdef")
+    rows = dict(detail_rows(full))
+    assert (rows["Sent to the model"], rows["Style"]) == ("a red fox, anime", "anime")
+    assert (rows["Negative prompt"], rows["Revision"]) == ("blurry", "0123456789ab")
+
+
+@pytest.mark.parametrize(("owner", "is_own"), [("ann", True), ("eve", False)])
+def test_the_owner_is_shown_for_the_images_of_others(gallery: Gallery, owner: str, is_own: bool) -> None:
+    image = gallery.studio.image(gallery.ids[0], LOCAL_OWNER)
+    html = render_detail(replace(image, owner="ann"), owner)
+    assert ("Owner" in html) == (not is_own)
+    assert ('data-action="delete"' in html) == is_own
