@@ -32,6 +32,7 @@ def test_a_size_has_the_unit_that_suits_it(size: int, text: str) -> None:
         (0.04, "0.04 s"),
         (0.1, "0.1 s"),
         (4.25, "4.2 s"),
+        (9.4, "9.4 s"),
         (10, "10 s"),
         (59, "59 s"),
         (60, "1 min"),
