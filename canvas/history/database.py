@@ -114,7 +114,8 @@ class Database:
 
     def save_image(self, image: GeneratedImage) -> GeneratedImage:
         """Insert the row of an image, or replace the row of its file; the result has its id."""
-        return self.save_images([image])[0]
+        (saved,) = self.save_images([image])
+        return saved
 
     def save_images(self, images: Iterable[GeneratedImage]) -> list[GeneratedImage]:
         """`save_image` for many in one transaction."""
@@ -268,8 +269,7 @@ class Database:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _one(self, sql: str, parameters: Sequence[Any]) -> GeneratedImage | None:
-        rows = self.rows(sql, parameters)
-        return from_row(rows[0]) if rows else None
+        return next(map(from_row, self.rows(sql, parameters)), None)
 
     def _current_inode(self) -> tuple[int, int] | None:
         try:

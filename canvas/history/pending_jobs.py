@@ -85,8 +85,6 @@ class PendingJobStore:
         raise NotFound(f"There is no interrupted job {job_id!r}.")
 
     def _is_alive(self, process: str) -> bool:
-        if process == self._process:
-            return True
         try:
             return _process_id(int(process.partition("@")[0])) == process
         except (psutil.Error, OSError, ValueError):

@@ -116,7 +116,7 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
         generation_time=_number(values.get("generation_time")),
         id=_row_id(values.get("id")),
         file_size=int(_number(values.get("file_size"))),
-        favourite=values.get("favourite") in (1, True),
+        favourite=values.get("favourite") == 1,
         parent_id=_row_id(values.get("parent_id")),
         owner=_text(values.get("owner")) or "local",
         filename=_text(values.get("filename")),

@@ -29,7 +29,9 @@ def test_the_database_does_not_contain_the_secret(database: Database, tmp_path: 
 
 def test_secrets_differ(database: Database) -> None:
     keys = ApiKeyStore(database)
-    assert keys.create("one") != keys.create("two")
+    secrets = [keys.create("one"), keys.create("two")]
+    assert secrets[0] != secrets[1]
+    assert min(len(secret.removeprefix("mc-")) for secret in secrets) >= 43, "256 bits in Base64"
 
 
 @pytest.mark.parametrize("name", ["", "two words", "x" * 65, "a\nb"])

@@ -47,6 +47,7 @@ def test_comparisons_and_votes_are_persistent(tmp_path: Path) -> None:
     database = Database(tmp_path / "ai_images.db")
     found = Comparisons(database).get(comparison.id, "anna")
     assert found == replace(comparison, chosen=1)
+    assert not found.blind
     assert Comparisons(database).latest("anna", 5) == [found]
     database.close()
 
@@ -56,8 +57,9 @@ def test_only_the_first_vote_counts(database: Database) -> None:
     comparison = add_with_vote(comparisons, "anna", 1)
     comparisons.vote(comparison, 2)
     assert comparisons.get(comparison.id, "anna").chosen == 1
-    with pytest.raises(InvalidInput, match=r"Position must be .* between 0 and 2 \(got 3\)"):
-        comparisons.vote(comparison, 3)
+    for position in (-1, 3):
+        with pytest.raises(InvalidInput, match=rf"Position must be .* between 0 and 2 \(got {position}\)"):
+            comparisons.vote(comparison, position)
 
 
 def test_comparisons_of_other_owners_are_not_found(database: Database) -> None:
@@ -131,3 +133,12 @@ def test_images_of_older_comparisons_are_found_when_migrating(repository: ImageR
     comparisons.add_image(database.save_image(replace(late, request=FOX)))
     assert comparisons.images(comparison)[0] is not None
     database.close()
+
+
+def test_blind_comparisons_stay_blind_until_they_are_deleted(database: Database) -> None:
+    comparisons = Comparisons(database)
+    comparison = comparisons.add("anna", REQUESTS, blind=True)
+    assert comparisons.get(comparison.id, "anna").blind
+    comparisons.delete(comparison)
+    with pytest.raises(NotFound, match=comparison.id):
+        comparisons.get(comparison.id, "anna")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import StorageError
+from canvas.history.comparisons import Comparisons
 from canvas.history.database import Database, ModelEvent
+from canvas.history.pending_jobs import PendingJob, PendingJobStore
 
 from .conftest import make_image
 
@@ -71,7 +74,8 @@ def test_recent_times_are_of_the_same_model_task_and_device(database: Database) 
     images += [make_image(width=256, height=512, preset="turbo", generation_time=3.0)]
     for image in images:
         database.save_image(image)
-    database.save_image(make_image(width=None, height=None, generation_time=1.0))  # an old row
+    for width, height in ((None, None), (512, None), (None, 512)):  # old rows
+        database.save_image(make_image(width=width, height=height, generation_time=1.0))
     request = images[0].request
     assert [seconds for _, seconds in database.recent_times(request, "cpu", "float32")] == [3.0, 30.0, 15.0]
     assert database.recent_times(request, "cpu", "float32")[0][0] == images[2].request
@@ -173,3 +177,54 @@ def test_calls_after_close_raise(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(StorageError, match="closed"):
         database.recent(None)
+
+
+def test_images_without_a_file_name_have_a_row_each(database: Database) -> None:
+    assert [image.id for image in database.save_images([make_image(), make_image()])] == [1, 2]
+
+
+def test_deleted_rows_are_inserted_again_with_their_ids(database: Database) -> None:
+    images = database.save_images(make_image(filename=f"{n}.png") for n in range(3))
+    rows = database.delete_returning([2], None)
+    assert database.ids_of_owner("local") == [1, 3]
+    database.insert_rows(rows)
+    assert [database.image(number) for number in (1, 2, 3)] == images
+
+
+def test_an_owner_has_images_jobs_or_comparisons(database: Database) -> None:
+    image = make_image(owner="anna")
+    database.save_image(image)
+    PendingJobStore(database).add(PendingJob("1", "berta", image.request, image.created_at))
+    Comparisons(database).add("clara", [image.request])
+    assert [database.has_owner(owner) for owner in ("anna", "berta", "clara", "doris")] == [True, True, True, False]
+
+
+def test_a_transaction_reads_its_own_changes_and_others_do_not(database: Database) -> None:
+    with ThreadPoolExecutor() as pool, database.transaction():
+        database.save_image(make_image(filename="a.png"))
+        assert len(database.recent(None)) == 1
+        assert pool.submit(database.recent, None).result() == []
+        database.save_image(make_image(filename="b.png"))
+    assert len(database.recent(None)) == 2
+
+
+def test_a_thread_that_waits_too_long_for_another_raises(tmp_path: Path) -> None:
+    with closing(Database(tmp_path / "ai_images.db", busy_timeout=0.05)) as database:
+        with ThreadPoolExecutor() as pool, database.transaction():
+            waiting = pool.submit(database.save_image, make_image(filename="a.png"))
+            with pytest.raises(StorageError, match="locked by another program"):
+                waiting.result()
+        assert database.save_image(make_image(filename="a.png")).id == 1
+
+
+def test_nothing_is_written_to_a_database_that_was_moved(database: Database) -> None:
+    moved = database.path.rename(database.path.with_name("moved.db"))
+    with pytest.raises(StorageError, match="was moved or deleted while it was open"):
+        database.save_image(make_image(filename="a.png"))
+    moved.rename(database.path)
+    assert database.save_image(make_image(filename="a.png")).id == 1
+
+
+def test_the_data_folder_is_made(tmp_path: Path) -> None:
+    Database(tmp_path / "new" / "data" / "ai_images.db").close()
+    assert (tmp_path / "new" / "data" / "ai_images.db").is_file()

@@ -26,6 +26,7 @@ def test_save_writes_into_the_folder_of_the_day(storage: ImageStorage, image_for
     assert re.fullmatch(rf"[0-9a-f]{{32}}\.{suffix}", saved.filename)
     assert saved.filepath == f"outputs/2026-05-04/{saved.filename}"
     assert saved.image is None
+    assert len(storage.thumbnails()) == 1
     path = storage.path_of(saved)
     assert path == storage.root / "2026-05-04" / saved.filename
     assert path.stat().st_size == saved.file_size
@@ -125,5 +126,58 @@ def test_image_files_and_partial_files_are_listed(storage: ImageStorage) -> None
     saved = storage.save(make_image(created_at=datetime(2026, 1, 1, tzinfo=UTC)))
     part = storage.root / "2026-01-01" / ".x.png.part"
     part.write_bytes(b"half")
-    assert list(storage.filepaths()) == [saved.filepath]
+    for name in (".hidden.png", "note.txt", "FOX.PNG"):
+        (storage.root / name).write_bytes(b"")
+    assert sorted(storage.filepaths()) == [saved.filepath, "outputs/FOX.PNG"]
     assert list(storage.partial_files()) == [part]
+
+
+def test_the_path_of_a_missing_file_is_that_of_its_row(storage: ImageStorage) -> None:
+    image = make_image(filename="gone.png", filepath="outputs/2026-01-01/gone.png")
+    assert storage.path_of(image) == storage.root / "2026-01-01" / "gone.png"
+    row = {"filename": "gone.png", "filepath": None}
+    assert storage.path_for_row(row) is None
+    (storage.root).mkdir()
+    (storage.root / "gone.png").write_bytes(b"back")
+    assert storage.path_for_row(row) == storage.root / "gone.png"
+
+
+def test_thumbnails_of_jpegs_are_of_full_size(storage: ImageStorage) -> None:
+    saved = storage.save(make_image(image=Image.new("RGB", (1024, 1024), "red"), image_format="jpeg"))
+    storage.clear_thumbnails()
+    with Image.open(storage.thumbnail(saved)) as opened:
+        assert opened.size == (320, 320)
+
+
+@pytest.mark.parametrize(("transparent", "mode"), [(True, "RGBA"), (False, "RGB")])
+def test_thumbnails_keep_the_transparency_of_palettes(storage: ImageStorage, transparent: bool, mode: str) -> None:
+    image = Image.linear_gradient("L").convert("P")
+    options = {"transparency": 1} if transparent else {}
+    (storage.root).mkdir()
+    image.save(storage.root / "fox.png", **options)
+    with Image.open(storage.thumbnail(make_image(filename="fox.png", filepath="outputs/fox.png"))) as opened:
+        assert opened.mode == mode
+
+
+def test_files_of_one_name_in_two_folders_have_a_thumbnail_each(storage: ImageStorage) -> None:
+    found = []
+    for day, colour in (("2026-01-01", "red"), ("2026-01-02", "blue")):
+        (storage.root / day).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(storage.root / day / "fox.png")
+        found.append(storage.thumbnail(make_image(filename="fox.png", filepath=f"outputs/{day}/fox.png")))
+    assert found[0] != found[1]
+    assert storage.clear_thumbnails() > 0
+    assert storage.thumbnails() == []
+    assert storage.clear_thumbnails() == 0
+
+
+def test_delete_thumbnail_of_an_image_with_and_without_one(storage: ImageStorage) -> None:
+    path = storage.path_of(storage.save(make_image()))
+    for _ in range(2):
+        storage.delete_thumbnail(path)
+        assert storage.thumbnails() == []
+    thumbnail = storage.thumbnail(make_image(filename=path.name, filepath=f"outputs/2026-05-04/{path.name}"))
+    thumbnail.unlink()
+    thumbnail.mkdir()
+    with pytest.raises(StorageError, match="cannot be deleted"):
+        storage.delete_thumbnail(path)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from canvas.errors import StorageError
+from canvas.errors import NotFound, StorageError
 from canvas.history.database import Database
-from canvas.history.images import ImageRepository, ReconcileResult
+from canvas.history.images import ImageRepository, ReconcileResult, UserGallery
+from canvas.history.queries import Query
 from tests.resilience.fuzzing import small_png
 
 from .conftest import make_image
@@ -95,3 +96,52 @@ def test_only_old_partial_files_are_deleted(repository: ImageRepository) -> None
     assert repository.reconcile() == ReconcileResult(cleaned=1)
     assert new.is_file()
     assert not old.exists()
+
+
+def test_a_row_with_only_a_name_is_the_row_of_its_file(repository: ImageRepository) -> None:
+    saved = repository.storage.save(make_image())
+    name = "only-name.png"
+    repository.storage.path_of(saved).rename(repository.storage.root / name)
+    repository.database.save_image(make_image(filename=name, filepath=""))
+    assert repository.reconcile() == ReconcileResult()
+
+
+def test_paths_are_those_of_stored_images(repository: ImageRepository, tmp_path: Path) -> None:
+    saved = repository.save(make_image())
+    path = repository.path_of(saved.filename)
+    assert path == repository.storage.path_of(saved)
+    assert repository.path_of(saved.filename, thumbnail=True) == repository.storage.thumbnail(saved)
+    assert repository.is_stored(path)
+    assert not repository.is_stored(tmp_path / saved.filename)
+    assert not repository.is_stored(tmp_path / "other.png")
+    path.unlink()
+    with pytest.raises(NotFound, match="file of this image is missing"):
+        repository.path_of(saved.filename)
+    with pytest.raises(NotFound, match="no such image"):
+        repository.path_of("other.png")
+
+
+def test_a_gallery_shows_the_images_of_its_owner(repository: ImageRepository) -> None:
+    own, other = (repository.save(make_image(owner=owner, width=size)) for owner, size in (("ann", 64), ("ben", 72)))
+    gallery = UserGallery(repository, "ann")
+    assert gallery.search(Query(owner="ben")) == [own]
+    assert (gallery.count(Query()), gallery.ids(Query()), gallery.sizes(Query())) == (1, [own.id], [(64, 72)])
+    assert gallery.image(own.id or 0) == own
+    for number in (other.id or 0, 99):
+        with pytest.raises(NotFound, match=f"There is no image {number}"):
+            gallery.image(number)
+    with pytest.raises(NotFound, match="no such image"):
+        gallery.delete([other.id or 0])
+
+
+def test_an_administrator_sees_all_images_and_changes_their_own(repository: ImageRepository) -> None:
+    own, other = (repository.save(make_image(owner=owner)) for owner in ("ann", "ben"))
+    gallery = UserGallery(repository, "ann", sees_all=True)
+    assert {image.owner for image in gallery.search(Query())} == {"ann", "ben"}
+    assert gallery.search(Query(owner="ben")) == [other]
+    assert gallery.image(other.id or 0) == other
+    assert gallery.totals(Query()) == (1, own.file_size)
+    assert gallery.favourite([own.id or 0, other.id or 0], True) == 1
+    token, number = gallery.delete_matching(Query())
+    assert (number, repository.database.recent(None)) == (1, [other])
+    assert gallery.undo(token) == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from canvas.errors import InvalidInput
 from canvas.history import queries
 from canvas.history.database import COMMON_MATCHES, Database
-from canvas.history.queries import SORTS, Query
+from canvas.history.queries import MAX_PAGE, MAX_WORDS, SORTS, Query
 
 from .bulk_data import many_images
 from .conftest import make_image
@@ -246,8 +246,9 @@ def test_file_names_are_looked_up_by_index(many: Database) -> None:
         ({"limit": -1}, "limit"),
         ({"limit": 10**6}, "limit"),
         ({"offset": -1}, "offset"),
+        ({"offset": 2**53 + 1}, "offset"),
         ({"text": "a\0b"}, "search"),
-        ({"text": "a " * 60}, "search"),
+        ({"text": "a " * (MAX_WORDS + 1)}, "search"),
         ({"text": "a" * 100_000}, "search"),
     ],
 )
@@ -255,3 +256,59 @@ def test_invalid_queries_are_rejected(values: dict[str, Any], field: str) -> Non
     with pytest.raises(InvalidInput) as caught:
         Query(**values)
     assert caught.value.field == field
+
+
+def test_the_limits_of_queries_are_allowed(prompts: Database) -> None:
+    assert prompts.search(Query(limit=0)) == []
+    assert len(prompts.search(Query(limit=MAX_PAGE))) == len(PROMPTS)
+    assert prompts.search(Query(offset=2**53)) == []
+    assert prompts.search(Query("a " * MAX_WORDS)) != []
+
+
+@pytest.mark.parametrize(
+    ("query", "common", "by_time"),
+    [
+        (Query(), False, True),
+        (Query("fox"), False, False),
+        (Query("fox"), True, True),
+        (Query("fox", sort="largest"), True, False),
+        (Query(ids=(1, 2)), False, False),
+        (Query("fox", ids=(1, 2)), True, False),
+    ],
+)
+def test_only_common_words_are_searched_in_order_of_time(
+    many: Database, query: Query, common: bool, by_time: bool
+) -> None:
+    statement = queries.page(query, common)
+    plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
+    assert any("COVERING INDEX images_of_" in row["detail"] for row in plan) == by_time
+
+
+def test_words_are_counted_by_their_matches(many: Database) -> None:
+    statement = queries.total(Query("fox"))
+    plan = many.rows(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
+    assert not [row for row in plan if "images_of_" in row["detail"]]
+
+
+def test_words_are_common_with_many_matches(many: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, asked = queries.page, []
+
+    def recorded(query: Query, common: bool) -> queries.Statement:
+        asked.append(common)
+        return page(query, common)
+
+    monkeypatch.setattr(queries, "page", recorded)
+    for text in ("picture", "unicorn", ""):
+        many.search(Query(text, limit=1))
+    assert asked == [True, False, False]
+
+
+def test_matches_are_counted_up_to_a_limit(prompts: Database) -> None:
+    found = [prompts.rows(*queries.matches(Query(text), limit)) for text, limit in (("fox", 2), ("fox", 9), ("", 9))]
+    assert found == [[{"matches": 2}], [{"matches": 3}], [{"matches": 0}]]
+
+
+def test_sizes_are_listed_by_frequency(database: Database) -> None:
+    for width, height in ((512, 768), (64, 64), (512, 768), (None, None)):
+        database.save_image(make_image(width=width, height=height))
+    assert [tuple(row.values()) for row in database.rows(*queries.sizes(Query()))] == [(512, 768), (64, 64)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,13 @@ def test_undo_expires(repository: ImageRepository) -> None:
     trash = Trash(repository.database, repository.storage, clock=lambda: now[0])
     first, second = save_images(repository, "local", "local")
     token, _ = trash.delete(ids([first]), "local")
+    now[0] = UNDO_SECONDS - 1
+    assert trash.undo(token, "local") == 1
+    now[0] = 0.0
+    token, _ = trash.delete(ids([first]), "local")
+    now[0] = UNDO_SECONDS - 1
+    trash.undo(trash.delete(ids([second]), "local")[0], "local")
+    assert (repository.storage.root / TRASH_FOLDER / token).is_dir()
     now[0] = UNDO_SECONDS
     trash.delete(ids([second]), "local")
     with pytest.raises(NotFound):
@@ -121,6 +129,9 @@ def test_reconcile_purges_old_sessions(repository: ImageRepository) -> None:
     os.utime(repository.storage.root / ".trash" / token, (0, 0))
     ImageRepository(repository.database, repository.storage).reconcile()
     assert files(repository) == []
+    (repository.storage.root / ".trash" / "note.txt").write_text("somebody's")
+    os.utime(repository.storage.root / ".trash" / "note.txt", (0, 0))
+    assert repository.reconcile() == ReconcileResult()
 
 
 def test_delete_all_leaves_no_trace_of_an_owner(repository: ImageRepository, tmp_path: Path) -> None:
@@ -170,3 +181,37 @@ def test_a_trash_that_somebody_emptied_is_purged_all_the_same(repository: ImageR
     with pytest.raises(NotFound):
         repository.trash.undo(token, "ann")
     assert repository.database.search(Query()) == [kept]
+
+
+def test_a_failed_undo_changes_nothing_and_can_be_repeated(repository: ImageRepository) -> None:
+    saved = save_images(repository, "ann", "ann")
+    paths = [repository.storage.path_of(image) for image in saved]
+    token, _ = repository.trash.delete(ids(saved), "ann")
+    before = files(repository)
+    paths[1].mkdir()
+    with pytest.raises(StorageError, match="cannot be moved"):
+        repository.trash.undo(token, "ann")
+    assert files(repository) == before
+    assert repository.database.count(Query()) == 0
+    paths[1].rmdir()
+    assert repository.trash.undo(token, "ann") == 2
+    assert all(path.is_file() for path in paths)
+
+
+def test_undo_makes_the_folders_of_the_images_again(repository: ImageRepository) -> None:
+    (saved,) = save_images(repository, "ann")
+    nested = repository.storage.root / "a" / "b" / saved.filename
+    nested.parent.mkdir(parents=True)
+    repository.storage.path_of(saved).rename(nested)
+    repository.database.save_image(replace(saved, id=None, filepath=f"outputs/a/b/{saved.filename}"))
+    token, _ = repository.trash.delete(repository.database.ids_of_owner("ann"), "ann")
+    shutil.rmtree(repository.storage.root / "a")
+    repository.trash.undo(token, "ann")
+    assert nested.is_file()
+
+
+def test_images_whose_file_is_missing_are_deleted(repository: ImageRepository) -> None:
+    (saved,) = save_images(repository, "ann")
+    repository.storage.path_of(saved).unlink()
+    assert repository.trash.delete(ids([saved]), "ann")[1] == 1
+    assert repository.database.image(saved.id or 0) is None
