@@ -68,7 +68,7 @@ def test_an_unwritable_folder_raises(plain_user: Path) -> None:
 
 def test_cleanup_deletes_old_files_that_nothing_uses(uploads: Uploads) -> None:
     names = [uploads.add(Image.new("RGB", (16, 16), colour)) for colour in ("red", "green", "blue", "white")]
-    new, used, *unused = names
+    _, used, *unused = names
     for name in (used, *unused):
         os.utime(uploads.root / name, (0, 0))
     assert uploads.cleanup({used}) == 2

@@ -12,7 +12,7 @@ import pytest
 from canvas.catalog import ASSETS
 from canvas.errors import ModelUnsupported
 from canvas.models import capabilities
-from canvas.models.families import BY_CLASS, FAMILIES, UNSUPPORTED, Family
+from canvas.models.families import BY_CLASS, DISTILLED_NAMES, FAMILIES, UNSUPPORTED, Family
 from tests.tiny_families import BUILDERS, make_tiny
 
 DOCUMENT = ASSETS / "MODELS.md"
@@ -26,8 +26,8 @@ layout: download, text to image, image to image and inpainting or a refusal, siz
 within a step, NaN, the same image twice, a LoRA, and a record of what acted, in float32 and bfloat16. The
 others only agree with the signatures in diffusers.
 
-| family | tasks | dtypes, the best first | negative prompt | guidance | schedulers | tokens | LoRA | tested as |
-|---|---|---|---|---|---|---|---|---|
+| family | tasks | dtypes, the best first | negative prompt | guidance | schedulers | tokens | LoRA | size, a multiple of | steps | tested as |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -117,6 +117,10 @@ def name_in_tests(family: Family) -> str:
     return ", ".join(name for name in own if name in BUILDERS)
 
 
+def can_be_distilled(family: Family) -> bool:
+    return family.key in (*DISTILLED_NAMES, "flux2_klein")
+
+
 def table_row(family: Family) -> str:
     cells = (
         family.label,
@@ -127,6 +131,8 @@ def table_row(family: Family) -> str:
         {"any": "all", "lcm": "LCM", "own": "the model's own"}[family.schedulers],
         str(family.tokens or "-"),
         "yes" if family.lora else "no",
+        f"{family.resolution}, {family.size_step}",
+        f"{family.steps}, distilled {family.distilled[0]}" if can_be_distilled(family) else str(family.steps),
         name_in_tests(family) or "-",
     )
     return f"| {' | '.join(cells)} |"
