@@ -44,7 +44,7 @@ def read(family: str, name: str = "", index: dict[str, Any] | None = None, **con
         ("lcm", "o/turbo", {}, {}, 4, True),
     ],
 )
-def test_distilled_models_take_few_steps(  # noqa: PLR0913, PLR0917 - a table
+def test_distilled_models_take_few_steps(
     family: str, name: str, index: dict[str, Any], denoiser: dict[str, Any], steps: int, guidance: bool
 ) -> None:
     found = read(family, name, index, transformer=denoiser)

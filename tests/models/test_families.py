@@ -26,7 +26,8 @@ layout: download, text to image, image to image and inpainting or a refusal, siz
 within a step, NaN, the same image twice, a LoRA, and a record of what acted, in float32 and bfloat16. The
 others only agree with the signatures in diffusers.
 
-| family | tasks | dtypes, the best first | negative prompt | guidance | schedulers | tokens | LoRA | size, a multiple of | steps | tested as |
+| family | tasks | dtypes, the best first | negative prompt | guidance | schedulers | tokens | LoRA \
+| size, a multiple of | steps | tested as |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 

@@ -43,10 +43,13 @@ def test_a_file_of_another_size_is_missing(client: Hub, tiny_repo: str) -> None:
     folder = fetch(client, tiny_repo)
     size = (folder / "model_index.json").stat().st_size
     found = [
-        hub_cache.has_file(client, tiny_repo, folder.name, "model_index.json", "", size=given)
-        for given in (size, size + 1)
+        hub_cache.has_file(client, tiny_repo, revision, "model_index.json", etag, size=given)
+        for revision, etag, given in (
+            *((folder.name, "", size), (folder.name, "", size + 1)),
+            *(("0" * 40, "", size), ("0" * 40, (folder / "model_index.json").resolve().name, size)),
+        )
     ]
-    assert found == [True, False]
+    assert found == [True, False, False, True]
 
 
 def test_snapshot_without_cached_tree_is_checked_by_its_files(client: Hub, tiny_repo: str) -> None:
@@ -71,6 +74,9 @@ def test_only_abandoned_partial_files_are_removed(client: Hub, tiny_repo: str) -
     with WeakFileLock(locks / f"{locked}.lock"):
         hub_cache.remove_partial_files(client, tiny_repo)
         assert set(blobs.iterdir()) - complete == {blobs / f"{locked}.0123abcd.incomplete"}
+    (blobs / f"{locked}.incomplete").write_bytes(b"kept")
+    hub_cache.remove_partial_files(client, tiny_repo, keep=[locked])
+    assert set(blobs.iterdir()) - complete == {blobs / f"{locked}.incomplete"}
     hub_cache.remove_partial_files(client, tiny_repo)
     assert set(blobs.iterdir()) == complete
 
@@ -84,8 +90,19 @@ def test_delete_includes_incomplete_downloads(client: Hub, tiny_repo: str) -> No
     hub_cache.delete(client, ["org/partial"])
     assert not partial.exists()
     assert hub_cache.bytes_on_disk(client, [tiny_repo]) > 0
+    hub_cache.delete(client, [tiny_repo, "org/other"])
+    assert hub_cache.bytes_on_disk(client, [tiny_repo]) == 0
+    assert not client.repo_folder(tiny_repo).exists()
 
 
 def test_free_bytes_of_a_missing_cache_folder(tmp_path: Path) -> None:
     assert hub_cache.free_bytes(Hub(cache_dir=tmp_path / "a" / "b" / "c")) > 0
     assert not (tmp_path / "a").exists()
+
+
+def test_a_partial_file_counts_up_to_the_size_of_the_file(client: Hub) -> None:
+    path = client.repo_folder("org/model") / "blobs" / "abc.incomplete"
+    assert hub_cache.partial_bytes(client, "org/model", "abc", 3) == 0
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"123")
+    assert [hub_cache.partial_bytes(client, "org/model", "abc", size) for size in (2, 3, 4)] == [0, 3, 3]

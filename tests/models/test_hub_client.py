@@ -10,13 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import httpx2
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from canvas.errors import CanvasError, DiskFull, DownloadFailed, HubOffline
 from canvas.models import hub_worker
-from canvas.models.hub_client import ERROR_MESSAGES, WORKER_PATH, Hub, call, to_error
+from canvas.models.hub_client import ERROR_MESSAGES, WORKER_PATH, Hub, HubStatus, call, check_hub, to_error
 from tests.hub_server import Fault, LocalHub
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -85,7 +86,9 @@ def test_unwritable_cache_is_download_failed(client: Hub, hub: LocalHub, tiny_re
 
 
 def test_token_is_sent(client: Hub, hub: LocalHub, tiny_repo: str) -> None:
-    call(client, {"action": "list", "repo_id": tiny_repo})
+    reported: list[int] = []
+    call(client, {"action": "list", "repo_id": tiny_repo}, on_bytes=reported.append)
+    assert reported == [0]
     assert hub.tokens == {"Bearer secret"}
 
 
@@ -117,3 +120,38 @@ def test_library_environment_variables_apply(
         [sys.executable, "-c", PLAN], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "expected"),
+    [
+        ("secret", 200, HubStatus(user="ann")),
+        ("secret", 401, HubStatus(auth_error="is invalid; create a new one at https://huggingface.co/settings/tokens")),
+        ("secret", 403, HubStatus(auth_error="is invalid; create a new one at https://huggingface.co/settings/tokens")),
+        ("secret", 404, HubStatus()),
+        ("secret", 500, HubStatus(offline="returned status 500; try again later")),
+        ("secret", 503, HubStatus(offline="returned status 503; try again later")),
+        (None, 200, HubStatus()),
+        (None, 401, HubStatus()),
+        (None, 0, HubStatus(offline="cannot be reached (ConnectError); check the connection")),
+    ],
+)
+def test_check_hub_says_who_owns_the_token_or_what_is_wrong(
+    token: str | None, status: int, expected: HubStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(url: str, *, headers: dict[str, str], follow_redirects: bool, **_: object) -> httpx.Response:
+        assert (url, follow_redirects) == ("http://hub/api/whoami-v2", True)
+        assert headers == ({"Authorization": "Bearer secret"} if token else {})
+        if not status:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(status, json={"name": "ann"})
+
+    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert check_hub("http://hub", token) == expected
+
+
+def test_check_hub_asks_nothing_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert check_hub("http://127.0.0.1:9", "secret").offline.startswith("HF_HUB_OFFLINE is set")

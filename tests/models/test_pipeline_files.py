@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from canvas.catalog import MODELS
 from canvas.errors import ModelCorrupted
 from canvas.models import pipeline_files
-from canvas.models.pipeline_files import WeightVariant, select_files
+from canvas.models.pipeline_files import WeightVariant, select_files, select_local_files
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -115,7 +115,7 @@ def test_all_shards_are_selected_with_their_index() -> None:
 @pytest.mark.parametrize("missing", [INDEX_FILE, min(SHARDS)])
 def test_incomplete_shards_are_an_error(missing: str) -> None:
     present = CONFIG_FILES | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | SHARDS | {INDEX_FILE}
-    with pytest.raises(ModelCorrupted, match="incomplete"):
+    with pytest.raises(ModelCorrupted, match="incomplete: text_encoder, unet, vae"):
         select_files(present - {missing}, INDEX, half_precision=False)
 
 
@@ -126,7 +126,7 @@ def test_error_names_the_incomplete_component(missing: str) -> None:
 
 
 def test_component_names_cannot_leave_the_folder() -> None:
-    index = {**INDEX, "..": ["diffusers", "UNet2DConditionModel"]}
+    index = {**INDEX, "..": ["diffusers", "UNet2DConditionModel"], "none": ["diffusers", None]}
     present = CONFIG_FILES | SAFE | {"../config.json", "../diffusion_pytorch_model.safetensors"}
     selection = select_files(present, index, half_precision=False)
     assert set(selection.files) == CONFIG_FILES | SAFE
@@ -205,3 +205,80 @@ def test_pickled_single_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"")
     with pytest.raises(ModelCorrupted, match=r"must be a \.safetensors file"):
         pipeline_files.check_single_file(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_shards_of_half_precision_have_their_variant_in_the_index(count: int) -> None:
+    stem = "unet/diffusion_pytorch_model"
+    shards = {f"{stem}.fp16-0000{n + 1}-of-0000{count}.safetensors" for n in range(count)}
+    present = CONFIG_FILES | SAFE_16 - {UNET_16} | shards | {f"{stem}.safetensors.index.fp16.json"}
+    selection = select_files(present, INDEX, half_precision=True)
+    assert set(selection.files) == present
+    assert selection.weights == WeightVariant("safetensors", "fp16")
+
+
+def test_safetensors_of_any_precision_come_before_bin() -> None:
+    present = CONFIG_FILES | SAFE - {"unet/diffusion_pytorch_model.safetensors"} | {UNET_16} | BIN - {VAE}
+    present -= {"vae/diffusion_pytorch_model.bin"}
+    selection = select_files(present, INDEX, half_precision=False)
+    assert selection.exceptions == {"unet": WeightVariant("safetensors", "fp16")}
+    assert UNET_16 in selection.files
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "complete"),
+    [
+        ({"tokenizer_config.json", "vocab.json", "merges.txt"}, True),
+        ({"tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"}, True),
+        ({"tokenizer_config.json", "tokenizer.json"}, True),
+        ({"tokenizer_config.json", "spiece.model"}, True),
+        ({"tokenizer_config.json", "vocab.json"}, False),
+        ({"tokenizer_config.json"}, False),
+        ({"tokenizer.json", "spiece.model"}, False),
+    ],
+)
+def test_a_tokenizer_has_one_of_three_vocabularies(tokenizer: set[str], complete: bool) -> None:
+    others = {name for name in CONFIG_FILES | SAFE if not name.startswith("tokenizer/")}
+    present = others | {f"tokenizer/{name}" for name in tokenizer}
+    if complete:
+        assert present <= set(select_files(present, INDEX, half_precision=False).files)
+    else:
+        with pytest.raises(ModelCorrupted, match="incomplete: tokenizer"):
+            select_files(present, INDEX, half_precision=False)
+
+
+def test_components_from_other_sources_need_no_weights() -> None:
+    present = CONFIG_FILES | SAFE - {VAE}
+    assert set(select_files(present, INDEX, half_precision=False, without=["vae"]).files) == present
+
+
+@pytest.mark.parametrize("missing", ["", ".fp16"])
+def test_a_folder_is_complete_in_either_precision(tiny_full_folder: Path, tmp_path: Path, missing: str) -> None:
+    tree = {name: size for name, size in pipeline_files.file_sizes(tiny_full_folder).items() if ".bin" not in name}
+    folder = Path(shutil.copytree(tiny_full_folder, tmp_path / "copy"))
+    for part in ("unet", "vae"):
+        (folder / part / f"diffusion_pytorch_model{missing}.safetensors").unlink()
+    (folder / "text_encoder" / f"model{missing}.safetensors").unlink()
+    assert pipeline_files.is_complete(folder, tree)
+    (folder / "unet" / "config.json").write_text("{}")
+    assert not pipeline_files.is_complete(folder, tree)
+
+
+def test_full_precision_is_selected_in_a_folder_with_both(tiny_full_folder: Path) -> None:
+    assert select_local_files(tiny_full_folder).weights == WeightVariant("safetensors", None)
+    half = select_local_files(tiny_full_folder, half_precision=True)
+    assert half.weights == WeightVariant("safetensors", "fp16")
+
+
+def test_bin_weights_are_those_that_the_pipeline_needs(
+    tiny_folder: Path, tiny_bin_folder: Path, tmp_path: Path
+) -> None:
+    assert set(pipeline_files.bin_weights(tiny_bin_folder)) == BIN
+    assert pipeline_files.bin_weights(tiny_folder) == []
+    assert pipeline_files.bin_weights(tmp_path) == []
+    assert {pipeline_files.safetensors_name(name) for name in BIN} == SAFE
+
+
+def test_a_file_without_tensors_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    pipeline_files.check_single_file(tmp_path / "model.safetensors")
