@@ -154,8 +154,6 @@ def parse_json_object(text: str | bytes) -> dict[str, Any]:
 
 def parse_time(value: object) -> datetime:
     """A datetime in UTC from ISO 8601 text; UTC without a zone, 1970 if invalid."""
-    if isinstance(value, datetime):
-        return value
     try:
         time = datetime.fromisoformat(str(value))
         return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)

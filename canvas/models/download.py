@@ -348,8 +348,8 @@ class ProgressMeter:
             self._samples.popleft()
         seconds, before = now - self._samples[0][0], self._samples[0][1]
         rate = max(0.0, (done - before) / seconds) if seconds else 0.0
-        left = (self._total - done) / rate if rate else None
         done = min(done, self._total)
+        left = (self._total - done) / rate if rate else None
         self._on_progress(DownloadProgress(done, self._total, rate, left, self._label))
 
 

@@ -209,3 +209,82 @@ def test_any_text_can_be_read(text: str) -> None:
             GenerationRequest.from_dict(values)
         except InvalidInput as error:
             assert error.field == "seed"  # the one bound that depends on another field
+
+
+def test_the_line_of_settings_has_three_pairs_and_is_the_last_with_steps() -> None:
+    assert read_infotext("a fox\nSteps: 20, Seed: 3").values == {"prompt": "a fox\nSteps: 20, Seed: 3"}
+    assert read_infotext("Steps: 20, Seed: 3, Size: 64x72").values == {
+        **{"num_inference_steps": 20, "seed": 3, "width": 64, "height": 72}
+    }
+    text = "a fox\nSteps: 5, Seed: 1, Size: 8x8\nan owl\nSteps: 6, Seed: 2, Size: 64x72\nmore"
+    found = read_infotext(text)
+    assert (found.values["num_inference_steps"], found.values["seed"]) == (6, 2)
+    assert found.values["prompt"] == "a fox\nSteps: 5, Seed: 1, Size: 8x8\nan owl"
+
+
+@pytest.mark.parametrize(
+    ("pair", "values", "warnings"),
+    [
+        ("Sampler: PLMS", {"scheduler": "PNDM"}, 0),
+        ("Sampler: Euler, Schedule type: Automatic", {"scheduler": "Euler"}, 0),
+        ("Sampler: DPM++ 2M, Scheduler: Karras", {"scheduler": "DPM++ 2M Karras"}, 1),
+        ("Sampler: Euler, Schedule type: Exponential", {}, 1),
+        ("Denoising strength: 0.5", {"strength": 0.5}, 0),
+        ("Denoising strength: 0.5, Hires upscale: 2", {}, 2),
+        ("seed: 5", {"seed": 5}, 0),
+        ('Model: "a, \\"b\\""', {"model_key": 'a, "b"'}, 0),
+        ("Prompt length: 5", {}, 0),
+        ("Size: 1 x", {}, 0),
+        ("Canvas scale: 4", {"scale": 4}, 0),
+        ("Canvas owner: 4", {}, 1),
+        ("Canvas scale: {", {}, 1),
+    ],
+)
+def test_pairs_are_read(pair: str, values: dict[str, Any], warnings: int) -> None:
+    found = read_infotext(f"a fox\nSteps: 20, CFG scale: 7, {pair}, Version: x")
+    assert found.values == {"prompt": "a fox", "num_inference_steps": 20, "guidance_scale": 7, **values}
+    assert len(found.warnings) == warnings
+
+
+@pytest.mark.parametrize(
+    ("head", "length", "prompt", "negative_prompt"),
+    [
+        ("a fox\nNegative prompt: b", 5, "a fox", "b"),
+        ("a\nNegative prompt: b", 20, "a\nNegative prompt: b", ""),
+        ("a\nNegative prompt: b", 99, "a", "b"),
+        ("a\nNegative prompt: b", "two", "a", "b"),
+        ("a fox", 5, "a fox", ""),
+        ("a fox in snow", 5, "a fox in snow", ""),
+        ("Negative prompt: b", "", "", "b"),
+    ],
+)
+def test_a_length_says_where_the_prompt_ends(head: str, length: object, prompt: str, negative_prompt: str) -> None:
+    values = read_infotext(f"{head}\nSteps: 20, Seed: 3, Prompt length: {length}, Version: x").values
+    assert (values.get("prompt", ""), values.get("negative_prompt", "")) == (prompt, negative_prompt)
+
+
+def test_the_length_is_written_only_for_ambiguous_prompts() -> None:
+    for prompt, written in (("a fox", False), ("a fox\nNegative prompt: b", True)):
+        text = write_infotext(replace(make_image(), request=GenerationRequest(prompt, model_key="tiny")))
+        assert ("Prompt length" in text) is written
+
+
+def test_fooocus_ignores_its_own_keys() -> None:
+    line = "Steps: 20, Seed: 3, Performance: Speed, User: me, Version: {}"
+    fooocus, other = (read_infotext(f"a fox\n{line.format(version)}") for version in ("Fooocus v2.5", "v1.10"))
+    assert (fooocus.program, fooocus.warnings) == ("Fooocus", ())
+    assert (other.program, len(other.warnings)) == ("A1111", 2)
+
+
+def test_long_values_are_shortened_in_warnings() -> None:
+    for length, shown in ((60, "x" * 60), (61, "x" * 50 + "…")):
+        found = read_infotext(f"a fox\nSteps: 20, Seed: 3, Hashes: {'x' * length}")
+        assert found.warnings == (f"Hashes is not supported (got {shown}).",)
+
+
+def test_a_size_is_written_when_both_sides_are_known() -> None:
+    for width, height, written in ((64, 72, True), (64, None, False), (None, 72, False), (None, None, False)):
+        request = GenerationRequest("a fox", width=width, height=height)
+        text = write_infotext(replace(make_image(), request=request))
+        assert ("Size: 64x72" in text) is written
+        assert GenerationRequest.from_dict(read_infotext(text).values) == request

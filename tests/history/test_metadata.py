@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import struct
@@ -7,6 +8,7 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from sd_parsers import ParserManager
 
 from canvas.errors import StorageError
 from canvas.history.infotext import read_infotext
-from canvas.history.metadata import embed, read_settings, read_text
+from canvas.history.metadata import MAX_JSON, embed, read_settings, read_text
 from canvas.request import OLD_FIELD_NAMES, GeneratedImage, GenerationRequest
 
 from .conftest import OLD_REQUEST, make_image
@@ -182,3 +184,75 @@ def test_huge_numbers_are_ignored(tmp_path: Path) -> None:
     found = read_settings(png(tmp_path, magic_canvas=text))
     assert found is not None
     assert (found.request.seed, found.request.width) == (-1, None)
+
+
+def test_pixels_are_needed() -> None:
+    with pytest.raises(ValueError, match="without pixels"):
+        embed(make_image(image=None))
+
+
+@pytest.mark.parametrize("length", [7_000, 7_001])
+def test_long_prompts_are_shortened_in_the_exif_of_a_jpeg_only(tmp_path: Path, length: int) -> None:
+    image = make_image(image_format="jpeg", prompt="x" * length, negative_prompt="y" * 7_000)
+    path = write(tmp_path, image)
+    values = read_infotext(read_text(path)["parameters"]).values
+    assert [len(values[name]) for name in ("prompt", "negative_prompt")] == [7_000, 7_000]
+    assert read_settings(path) == without_pixels(image)
+
+
+def test_gray_jpegs_stay_gray(tmp_path: Path) -> None:
+    with Image.open(write(tmp_path, make_image(image=Image.new("L", (64, 72)), image_format="jpeg"))) as opened:
+        assert opened.mode == "L"
+
+
+def exif_of(comment: bytes | str, directory: int | None = 0x8769, **tags: str) -> dict[str, str]:
+    """What is read of a JPEG with that UserComment."""
+    exif = Image.Exif()
+    (exif.get_ifd(directory) if directory else exif)[0x9286] = comment
+    exif.update({{"make": 0x010F, "model": 0x0110}[name]: text for name, text in tags.items()})
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "jpeg", exif=exif)
+    return read_text(file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"),
+    [
+        (b"UNICODE\0" + "Füchse".encode("utf-16-be"), "Füchse"),
+        (b"UNICODE\0" + "Füchse".encode(), "Füchse"),
+        (b"ASCII\0\0\0a fox\0", "a fox"),
+        (b"JIS\0\0\0\0\0" + "狐".encode("iso2022_jp"), "狐"),
+        (b"\0" * 8 + b"a fox", "a fox"),
+        (b"a fox in the snow", "a fox in the snow"),
+        (b"\0" * 8 + "Füchse".encode("latin-1"), "Füchse"),
+    ],
+)
+def test_user_comments_are_decoded_by_their_content(comment: bytes, text: str) -> None:
+    assert exif_of(comment) == {"parameters": text}
+
+
+def test_texts_in_other_tags_are_read() -> None:
+    assert exif_of(b"", make="prompt:{}", model="no colon") == {"prompt": "{}"}
+    assert exif_of(b"a fox in the snow", None) == {"parameters": "a fox in the snow"}
+    assert exif_of(b"") == {}
+
+
+@pytest.mark.parametrize("name", ["stealth_pnginfo", "stealth_pngcomp", "stealth_unknown"])
+def test_text_in_the_alpha_channel_is_read(tmp_path: Path, name: str) -> None:
+    text = b"a fox"
+    content = gzip.compress(text) if name.endswith("comp") else text
+    content = name.encode() + (8 * len(content)).to_bytes(4, "big") + content
+    bits = np.unpackbits(np.frombuffer(content, np.uint8))
+    alpha = np.full(64 * 32, 254, np.uint8)
+    alpha[: len(bits)] += bits
+    image = Image.new("RGBA", (64, 32))
+    image.putalpha(Image.fromarray(np.ascontiguousarray(alpha.reshape(64, 32).T)))
+    image.save(tmp_path / "x.png")
+    assert read_text(tmp_path / "x.png") == ({} if name.endswith("unknown") else {"parameters": "a fox"})
+    image.convert("RGB").save(tmp_path / "y.png")
+    assert read_text(tmp_path / "y.png") == {}
+
+
+def test_texts_of_more_than_a_million_characters_are_left_out(tmp_path: Path) -> None:
+    for length, found in ((MAX_JSON, True), (MAX_JSON + 1, False)):
+        assert ("parameters" in read_text(png(tmp_path, parameters="x" * length))) is found

@@ -81,6 +81,12 @@ def test_a_request_keeps_its_valid_values(values: dict[str, Any], expected: dict
     assert all(note.startswith("Invalid metadata: ") for note in image.notes)
 
 
+def test_a_random_seed_is_no_number_in_a_row(database: Database) -> None:
+    images = database.save_images([make_image(seed=7), make_image(seed=-1)])
+    assert [row["seed"] for row in database.rows("SELECT seed FROM generated_images ORDER BY id")] == [7, None]
+    assert [database.image(number) for number in (1, 2)] == images
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null", "[" * 100_000])
 def test_other_json_has_no_values(text: str) -> None:
     assert parse_json_object(text) == {}

@@ -561,3 +561,52 @@ def test_local_folder_is_never_removed(tiny_folder: Path, client: Hub) -> None:
     with pytest.raises(CanvasError, match="is a local model"):
         download.remove(spec, hub=client)
     assert tiny_folder.is_dir()
+
+
+def test_progress_has_the_rate_of_the_last_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[DownloadProgress] = []
+    now = [0.0]
+    monkeypatch.setattr("canvas.models.download.time.monotonic", lambda: now[0])
+    meter = download.ProgressMeter(1000, seen.append, "o/x")
+    for time, done in ((0, 0), (2, 100), (12, 300), (12, 250), (14, 1100)):
+        now[0] = float(time)
+        meter(done)
+    assert seen == [
+        DownloadProgress(0, 1000, 0.0, None, "o/x"),
+        DownloadProgress(100, 1000, 50.0, 18.0, "o/x"),
+        DownloadProgress(300, 1000, 20.0, 35.0, "o/x"),
+        DownloadProgress(250, 1000, 15.0, 50.0, "o/x"),
+        DownloadProgress(1000, 1000, 400.0, 0.0, "o/x"),
+    ]
+
+
+def test_a_local_model_needs_no_download(client: Hub, tiny_folder: Path, tmp_path: Path) -> None:
+    spec = make_spec(str(tiny_folder))
+    planned = download.plan_download(spec, hub=client)
+    assert (planned.files, planned.total_bytes, planned.missing_bytes) == ((), 0, 0)
+    done = download.download(spec, planned, lambda _: None, threading.Event(), hub=client)
+    assert (done.local.path, done.bytes, done.file_count) == (tiny_folder, 0, 0)
+    sizes = [path.stat().st_size for path in tiny_folder.rglob("*") if path.is_file()]
+    assert download.model_bytes_on_disk(spec, hub=client) == sum(sizes)
+    with pytest.raises(CanvasError, match="is a local model and is not deleted"):
+        download.remove(spec, hub=client)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes((2).to_bytes(8, "little") + b"{}")
+    local = download.find_local(make_spec(str(file)), hub=client)
+    assert local == LocalModel(file, str(file))
+    assert local.variant is None
+    assert local.component("vae") is None
+    assert download.model_bytes_on_disk(make_spec(str(file)), hub=client) == 10
+    assert download.find_local(make_spec(str(tmp_path / "none")), hub=client) is None
+
+
+def test_components_on_this_computer_are_found(client: Hub, tiny_folder: Path, tmp_path: Path) -> None:
+    vae = tmp_path / "vae"
+    spec = replace(make_spec(str(tiny_folder)), components=(("vae", str(vae)),))
+    assert download.component_repositories(spec) == ()
+    assert download.find_local(spec, hub=client) is None
+    vae.mkdir()
+    local = download.find_local(spec, hub=client)
+    assert local is not None
+    assert local.component("vae") == vae
+    assert local.component("unet") is None

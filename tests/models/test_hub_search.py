@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from canvas.errors import HubOffline, InvalidInput, ModelCorrupted, ModelNotFound
+from canvas.models import hub_search
 from canvas.models.hub_client import Hub
 from canvas.models.hub_search import FoundModel, search, unique_key
 from tests.hub_server import Fault, LocalHub
@@ -116,7 +118,98 @@ def test_errors_say_what_is_wrong(filled_hub: LocalHub, client: Hub, tmp_path: P
         ("Realistic Vision V5.1.safetensors", "realistic-vision-v5.1"),
         ("tiny", "tiny-2"),
         ("…", "model"),
+        ("many", "many-4"),
+        ("x" * 99, "x" * 56),
+        ("-.a.gguf", "a"),
     ],
 )
 def test_keys_are_readable_and_new(title: str, key: str) -> None:
-    assert unique_key(title, ["tiny", "starter"]) == key
+    assert unique_key(title, ["tiny", "starter", "many", "many-2", "many-3"]) == key
+
+
+def found_as(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> FoundModel:
+    """What a search makes of one repository that the Hub lists."""
+    model = {
+        **{"id": "ann/fox", "likes": 0, "downloads": 0, "gated": False, "tags": [], "files": {}},
+        **{"class_name": "StableDiffusionPipeline", "license": {}},
+    }
+    changes["license"] = {"license": "", "license_name": "", "license_link": "", **changes.get("license", {})}
+    monkeypatch.setattr(hub_search, "call", lambda *_: {"models": [{**model, **changes}]})
+    [found] = search("fox")
+    return found
+
+
+PAGE = "https://huggingface.co/ann/fox"
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ({"license": "mit", "license_link": "https://x.org"}, ("mit", "")),
+        ({"license": "other", "license_name": "fox", "license_link": "https://x.org"}, ("fox", "https://x.org")),
+        ({"license": "other"}, ("other", PAGE)),
+        (
+            {"license": "cc-by-nc-4.0", "license_name": "x", "license_link": "L"},
+            ("cc-by-nc-4.0", f"{PAGE}/blob/main/L"),
+        ),
+    ],
+)
+def test_licences_with_conditions_have_an_address(
+    monkeypatch: pytest.MonkeyPatch, card: dict[str, str], expected: tuple[str, str]
+) -> None:
+    found = found_as(monkeypatch, license=card)
+    assert (found.license, found.terms) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"class_name": "", "tags": ["x", "controlnet"]}, "This is a ControlNet"),
+        ({"class_name": "", "files": {"b.gguf": 1, "a.gguf": 1}}, "such as ann/fox:a.gguf"),
+        ({"class_name": "", "files": None}, "There is no model_index.json"),
+        ({"class_name": "IFPipeline"}, "It draws 64x64 pixels"),
+        ({"class_name": "WanPipeline", "tags": []}, "does not run WanPipeline"),
+    ],
+)
+def test_what_does_not_run_has_a_reason(monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], reason: str) -> None:
+    found = found_as(monkeypatch, **changes)
+    assert reason in str(found.unsupported)
+    assert (found.family, found.size) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("files", "size"),
+    [
+        (None, None),
+        ({"unet/config.json": 1}, None),
+        (
+            {
+                **{"model_index.json": 1, "unet/config.json": 10, "unet/diffusion_pytorch_model.safetensors": 100},
+                **{"unet/diffusion_pytorch_model.fp16.safetensors": 50, "vae_onnx/config.json": 1000},
+            },
+            61,
+        ),
+        ({"unet/config.json": 10, "unet/diffusion_pytorch_model.safetensors": 100, "a.bin": 5}, 110),
+    ],
+)
+def test_the_size_is_that_of_the_selected_files(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, int] | None, size: int | None
+) -> None:
+    assert found_as(monkeypatch, files=files).size == size
+
+
+def test_gguf_files_on_this_computer_are_inspected(hub: LocalHub, client: Hub, tmp_path: Path) -> None:
+    path = tmp_path / "flux1-schnell-Q4.gguf"
+    with pytest.raises(InvalidInput, match=r"There is no file flux1-schnell-Q4\.gguf"):
+        search(str(path), hub=client)
+    path.write_bytes(b"x" * 7)
+    [found] = search(str(path), hub=client)
+    assert (found.source, found.size, found.is_local, found.title) == (str(path), 7, True, path.name)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(("options", "field"), [({"sort": "size"}, "sort"), ({"family": "sd9"}, "family")])
+def test_unknown_orders_and_families_are_refused(client: Hub, options: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        search("fox", hub=client, **options)
+    assert caught.value.field == field

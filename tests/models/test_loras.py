@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from canvas.engine.lora_adapters import applied_loras
 from canvas.errors import InvalidInput, NotFound
-from canvas.models.loras import find_local, get_lora, is_hub_name, list_loras, read_lora
+from canvas.models.hub_client import Hub
+from canvas.models.loras import DEFAULT_FILE_NAME, find, find_local, get_lora, is_hub_name, list_loras, read_lora
 from canvas.prompt_syntax import LoraWeight
 from tests.tiny_xl import CROSS_ATTENTION, make_tiny_xl
 
@@ -244,10 +245,81 @@ def test_trigger_words_come_from_the_metadata(tiny: Any, tmp_path: Path) -> None
     frequencies = {"10_fox": {"sks fox": 40, " snow": 25, "rare": 1}, "5_more": {"snow": 5}}
     for metadata, expected in (
         ({"ss_tag_frequency": json.dumps(frequencies)}, ("sks fox", "snow")),
+        (
+            {"ss_tag_frequency": json.dumps({"a": {"half": 10, "all": 15}, "b": {"all": 5, "less": 9, " ": 20}})},
+            ("all", "half"),
+        ),
+        ({"ss_tag_frequency": json.dumps({"a": {letter: 1 for letter in "jihgfedcba"}})}, tuple("abcdefgh")),
         ({"modelspec.trigger_phrase": "a sks fox, winter"}, ("a sks fox", "winter")),
+        ({"modelspec.trigger_phrase": ", ".join("abcdefghij")}, tuple("abcdefgh")),
         ({"ss_tag_frequency": "no json"}, ()),
         ({"ss_tag_frequency": "[1]"}, ()),
         ({}, ()),
     ):
         path = make_lora(tmp_path / "a.safetensors", tiny.unet, **metadata)
         assert read_lora(path).trigger_words == expected
+
+
+@pytest.mark.parametrize(
+    ("metadata", "base_model"),
+    [
+        ({"modelspec.architecture": "own", "ss_base_model_version": "other"}, "own"),
+        ({"ss_base_model_version": "x" * 99}, "x" * 60),
+        ({}, ""),
+    ],
+)
+def test_the_base_model_comes_from_the_metadata(
+    tiny: Any, tmp_path: Path, metadata: dict[str, str], base_model: str
+) -> None:
+    assert read_lora(make_lora(tmp_path / "a.safetensors", tiny.unet, **metadata)).base_model == base_model
+
+
+def test_exact_names_come_first(tmp_path: Path) -> None:
+    for name in ("Fox.safetensors", "fox.pt", "a/fox.safetensors", "fox.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.safetensors").mkdir()
+    expected = {
+        **{
+            "Fox": "Fox.safetensors",
+            "fox": "a/fox.safetensors",
+            "FOX": "Fox.safetensors",
+            "A/FOX": "a/fox.safetensors",
+        },
+        **{"fox.pt": "fox.pt", "FOX.PT": "fox.pt", "fox.txt": None, "folder": None},
+    }
+    assert {name: find_local(name, tmp_path) for name in expected} == {
+        name: path and tmp_path / path for name, path in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "expected"),
+    [
+        (["a.safetensors"], "ann/fox", "a.safetensors"),
+        (["a.safetensors", DEFAULT_FILE_NAME], "ann/fox", DEFAULT_FILE_NAME),
+        (["a.safetensors", "b/c.safetensors"], "ann/fox:b/c.safetensors", "b/c.safetensors"),
+        (["a.safetensors"], "ann/fox:d.safetensors", None),
+        (["a.bin"], "ann/fox", None),
+    ],
+)
+def test_cached_loras_of_the_hub_are_found(tmp_path: Path, files: list[str], name: str, expected: str | None) -> None:
+    hub = Hub(cache_dir=tmp_path)
+    folder = hub.repo_folder("ann/fox") / "snapshots" / "abc"
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"")
+    assert find(name, hub=hub) == (folder / expected if expected else None)
+
+
+def test_a_repository_of_several_loras_needs_the_file(tmp_path: Path) -> None:
+    hub = Hub(cache_dir=tmp_path)
+    folder = hub.repo_folder("ann/fox") / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    for letter in "jihgfedcba":
+        (folder / f"{letter}.safetensors").write_bytes(b"")
+    listed = ", ".join(f"{letter}.safetensors" for letter in "abcdefgh")
+    with pytest.raises(InvalidInput, match=rf"The LoRA ann/fox has several files\. .* {re.escape(listed)}\.$"):
+        find("ann/fox", hub=hub)
+    with pytest.raises(InvalidInput, match="owner/name or owner/name:file"):
+        find("fox", hub=hub)

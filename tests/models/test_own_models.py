@@ -11,7 +11,7 @@ import pytest
 
 from canvas import Studio
 from canvas.catalog import MODELS
-from canvas.errors import ContentBlocked, InvalidInput, ModelGated, ModelUnsupported
+from canvas.errors import ContentBlocked, InvalidInput, LazyMessage, ModelGated, ModelUnsupported, StorageError
 from canvas.models.hub_client import Hub
 from canvas.models.hub_search import FoundModel
 from canvas.models.models_file import ModelsFile
@@ -124,6 +124,25 @@ def test_other_content_of_the_file_stays(settings: Settings, hub: LocalHub, tmp_
         assert tables(studio)["small"] == {"half_precision": True, "num_inference_steps": 8}
 
 
+def test_a_model_is_added_once_with_what_is_known(studio: Studio, tiny_folder: Path) -> None:
+    found = FoundModel(str(tiny_folder), license="mit", size=0)
+    spec = studio.own_models.add(found)
+    assert studio.own_models.is_own(spec.key)
+    assert not studio.own_models.is_own("small")
+    assert set(tables(studio)[spec.key]) == {"name", "title", "size", "license"}
+    with pytest.raises(InvalidInput, match=f"{spec.key} is in the list already"):
+        studio.own_models.add(found)
+    with pytest.raises(InvalidInput, match="a reason"):
+        studio.own_models.add(FoundModel("o/x", unsupported=LazyMessage("a reason")))
+
+
+def test_reset_without_changes_changes_nothing(studio: Studio) -> None:
+    before = studio.models["small"]
+    studio.own_models.reset("small")
+    assert studio.models["small"] == before
+    assert tables(studio) == {}
+
+
 def test_what_belongs_to_the_program_stays(studio: Studio) -> None:
     with pytest.raises(InvalidInput, match="small belongs to the program"):
         studio.own_models.remove("small")
@@ -169,3 +188,26 @@ def test_a_damaged_file_is_reported_and_kept(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is not valid TOML"):
         ModelsFile(path).update("other", {"name": "o/x"})
     assert path.read_text() == "[mine\n"
+
+
+def test_tables_are_changed_one_by_one(tmp_path: Path) -> None:
+    file = ModelsFile(tmp_path / "models.toml")
+    assert file.tables() == {}
+    file.update("a", {"name": "o/a", "resolution": 512})
+    file.update("b", {"name": "o/b"})
+    file.unset("a", ["resolution", "size"])
+    assert file.tables() == {"a": {"name": "o/a"}, "b": {"name": "o/b"}}
+    file.unset("a", ["name"])
+    file.unset("c", ["name"])
+    assert file.tables() == {"b": {"name": "o/b"}}
+    assert not file.remove("a")
+    assert file.remove("b")
+    assert file.tables() == {}
+
+
+def test_a_file_that_cannot_be_read_or_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").mkdir()
+    with pytest.raises(StorageError, match=r"models\.toml cannot be read"):
+        ModelsFile(tmp_path / "models.toml").tables()
+    with pytest.raises(StorageError, match=r"models\.toml cannot be written"):
+        ModelsFile(tmp_path / "none" / "models.toml").update("a", {"name": "o/a"})
