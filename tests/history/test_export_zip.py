@@ -6,7 +6,7 @@ import json
 import tracemalloc
 import zipfile
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,10 @@ def test_times_before_1980(repository: ImageRepository) -> None:
     assert lines(exported(repository))[0]["created_at"].startswith("1970-01-01")
 
 
-@pytest.mark.parametrize(("options", "field"), [({"image_format": "gif"}, "image_format"), ({"quality": 0}, "quality")])
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"image_format": "gif"}, "image_format"), ({"quality": 0}, "quality"), ({"quality": 101}, "quality")],
+)
 def test_invalid_options_raise_before_the_first_chunk(
     repository: ImageRepository, options: dict[str, Any], field: str
 ) -> None:
@@ -167,3 +170,23 @@ def test_converted_files_contain_infotext(repository: ImageRepository) -> None:
         comment = image.getexif().get_ifd(0x8769)[0x9286].removeprefix(b"UNICODE\0")
     request = GenerationRequest.from_dict(read_infotext(comment.decode("utf-16-be")).values)
     assert (request.seed, request.image_format) == (7, "jpeg")
+
+
+@pytest.mark.parametrize("quality", [1, 100])
+def test_the_limits_of_the_quality_are_allowed(repository: ImageRepository, quality: int) -> None:
+    repository.save(make_image())
+    assert lines(exported(repository, image_format="webp", quality=quality))[0]["quality"] == quality
+
+
+def test_entries_have_the_time_of_the_image_and_may_be_read(repository: ImageRepository) -> None:
+    repository.save(make_image(created_at=datetime(2026, 5, 4, 23, 2, 2, tzinfo=timezone(timedelta(hours=-5)))))
+    entry, *others = exported(repository).infolist()
+    assert entry.date_time == (2026, 5, 5, 4, 2, 2)
+    assert {each.external_attr >> 16 for each in (entry, *others)} == {0o644}
+
+
+def test_lists_of_settings_are_readable_text(repository: ImageRepository) -> None:
+    repository.save(make_image(prompt="Füchse", notes=("für später",)))
+    archive = exported(repository)
+    assert "Füchse" in archive.read("metadata.jsonl").decode()
+    assert table(archive)[0]["notes"] == '["für später"]'
