@@ -287,7 +287,7 @@ class ConvertedSource:
         else:
             conversion.convert_unet(module, self.folder)
         for folder in self.folder.parent.glob(self._all_versions):
-            if folder != self.folder:  # of other versions of the files or of OpenVINO, or a lock, which stays
+            if folder != self.folder and folder.is_dir():  # of other versions of the files or of OpenVINO
                 shutil.rmtree(folder, ignore_errors=True)
 
     def check_resources(self, module: Any) -> None:
