@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,9 +17,10 @@ from mcp import ClientSession, McpError
 from canvas import GenerationRequest, Studio
 from canvas.history.api_keys import ApiKeyStore
 from canvas.jobs.job import Job
-from canvas.server.api_keys import key_from_headers
+from canvas.server.api_keys import ApiKeyMiddleware, key_from_headers
 from canvas.settings import Settings
 from tests.app_server import run_in_mcp_session, serving
+from tests.server.asgi import call, http_scope
 
 FAST = {"num_inference_steps": 1}
 
@@ -202,7 +204,9 @@ def test_keys_are_required_where_others_can_reach_the_server(options: dict[str, 
         ("Bearer mc-abc", "mc-abc"),
         ("bearer  mc-abc ", "mc-abc"),
         ("Basic bWU6bWMtYWJj", "mc-abc"),
+        ("Basic YTpiOmM=", "b:c"),
         ("Basic bm9jb2xvbg==", ""),
+        ("Basic bWU6!bWMtYWJj", ""),
         ("Basic /w==", ""),
         ("Basic é", ""),
         ("Basic ÿÿ==", ""),
@@ -214,3 +218,44 @@ def test_keys_are_required_where_others_can_reach_the_server(options: dict[str, 
 )
 def test_the_key_is_read_from_the_header(header: str, key: str) -> None:
     assert key_from_headers(header) == key
+
+
+def users_of(authorization: str, *, login_required: bool, path: str = "/config") -> tuple[list[str], list[str], Any]:
+    """Gradio's sessions during a request and after it, and its cookies; `mc-ann` is a key of ann's."""
+    gradio = SimpleNamespace(tokens={}, cookie_id="id")
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([list(gradio.tokens.values()), dict(scope["headers"]).get(b"cookie", b"").decode()])
+
+    api_keys: Any = SimpleNamespace(get_owner={"mc-ann": "key-ann"}.get)
+    options: Any = {"required": True, "login_required": login_required, "internal_token": "internal"}
+    middleware = ApiKeyMiddleware(app, api_keys=api_keys, **options)
+    headers = {"authorization": f"Bearer {authorization}", "cookie": "a=b"}
+    call(middleware, http_scope(path, headers=headers, app=gradio))
+    users, cookie = seen
+    return users, list(gradio.tokens.values()), cookie
+
+
+@pytest.mark.parametrize(("key", "users"), [("mc-ann", ["key-ann"]), ("internal", [""]), ("mc-wrong", [])])
+def test_a_key_logs_in_to_gradio_for_one_request(key: str, users: list[str]) -> None:
+    during, afterwards, cookie = users_of(key, login_required=True)
+    assert (during, afterwards) == (users, [])
+    assert cookie.startswith("a=b; access-token-unsecure-id=") == bool(users)
+
+
+@pytest.mark.parametrize("key", ["mc-ann", "internal"])
+def test_without_a_login_a_key_needs_no_session(key: str) -> None:
+    assert users_of(key, login_required=False) == ([], [], "a=b")
+
+
+def test_other_connections_are_passed_on_once() -> None:
+    reached = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["type"])
+
+    api_keys: Any = SimpleNamespace(get_owner={}.get)
+    options: Any = {"required": True, "login_required": True, "internal_token": "internal"}
+    call(ApiKeyMiddleware(app, api_keys=api_keys, **options), {"type": "lifespan"})
+    assert reached == ["lifespan"]

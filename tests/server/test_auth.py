@@ -8,12 +8,14 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
 from canvas import Studio
 from canvas.history.api_keys import ApiKeyStore
-from canvas.server.auth import DAY, HOUR, Login, LoginThrottle, Sessions
+from canvas.server.auth import DAY, HOUR, Login, LoginAttemptMiddleware, LoginThrottle, Sessions
 from canvas.server.rate_limits import client_network
 from tests.app_server import serving
+from tests.server.asgi import call, http_scope, response_of
 
 RIGHT = {"username": "ann", "password": "pässword"}
 WRONG = {"username": "ann", "password": "passwort"}
@@ -233,6 +235,43 @@ def test_user_and_password_have_to_be_right() -> None:
         assert not login(user, password)
 
 
+def test_programs_are_told_to_wait_with_429() -> None:
+    login = Login("ann", "secret", Clock())
+    assert [login("ann", "") for _ in range(3)] == [False] * 3
+    with pytest.raises(HTTPException) as error:
+        login("ann", "secret")
+    assert (error.value.status_code, error.value.headers) == (429, {"Retry-After": "1"})
+
+
+def test_an_attempt_at_the_end_of_a_delay_counts() -> None:
+    clock = Clock()
+    throttle = LoginThrottle(clock)
+    key = (b"ann", "address:192.0.2.1/32")
+    assert [throttle.start_attempt(key) for _ in range(4)] == [0, 0, 0, 1]
+    clock.seconds += 1
+    assert [throttle.start_attempt(key) for _ in range(2)] == [0, 2]
+    clock.seconds += DAY
+    assert [throttle.start_attempt(key) for _ in range(2)] == [0, 4], "failures count for a whole day"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "known"),
+    [
+        ("POST", "/login", 200, True),
+        ("POST", "/canvas/login/", 200, True),
+        ("POST", "/login", 400, False),
+        ("GET", "/login", 200, False),
+        ("POST", "/logout", 200, False),
+    ],
+)
+def test_a_browser_is_known_for_a_year_after_a_login(method: str, path: str, status: int, known: bool) -> None:
+    start, *body = call(LoginAttemptMiddleware(response_of(b"", status=status)), http_scope(path, method))
+    cookies = [value.decode() for name, value in start["headers"] if name == b"set-cookie"]
+    assert len(body) == 1
+    assert len(cookies) == known
+    assert all("; Max-Age=31536000; HttpOnly; SameSite=Lax" in cookie for cookie in cookies)
+
+
 def test_failures_reset_after_a_day_and_are_limited_in_number() -> None:
     clock = Clock()
     throttle = LoginThrottle(clock)
@@ -266,6 +305,18 @@ def test_a_new_session_does_not_renew_the_others() -> None:
         sessions[f"new {hour}"] = "ann"
         clock.seconds += HOUR
     assert "idle" not in sessions
+
+
+def test_a_session_is_valid_to_the_end_of_its_time() -> None:
+    clock = Clock()
+    sessions = Sessions(clock)
+    sessions["token"] = "ann"
+    for _ in range(14):
+        clock.seconds += 12 * HOUR
+        assert sessions["token"] == "ann"
+    clock.seconds += 1
+    with pytest.raises(KeyError):
+        sessions["token"]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from canvas.settings import data_dir_id
 
 
 @pytest.fixture
-def serve_health() -> Iterator[Callable[[dict[str, Any]], str]]:
+def serve_health() -> Iterator[Callable[[Any], str]]:
     """Starts a server with this /healthz; returns its address."""
     servers: list[HTTPServer] = []
 
-    def serve(health: dict[str, Any]) -> str:
+    def serve(health: Any) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(200)
@@ -38,9 +38,29 @@ def serve_health() -> Iterator[Callable[[dict[str, Any]], str]]:
 
 
 @pytest.mark.parametrize("field", ["requires_api_key", "asks_for_keys"])
-def test_servers_of_earlier_versions_are_found(
-    tmp_path: Path, serve_health: Callable[[dict[str, Any]], str], field: str
-) -> None:
+def test_servers_of_earlier_versions_are_found(tmp_path: Path, serve_health: Callable[[Any], str], field: str) -> None:
     url = serve_health({"folder": data_dir_id(tmp_path), field: True})
     write_server_file(tmp_path, url)
     assert find_server(tmp_path) == RunningServer(url, requires_api_key=True)
+
+
+def test_a_server_records_itself_in_a_new_folder_and_again(tmp_path: Path, serve_health: Callable[[Any], str]) -> None:
+    folder = tmp_path / "new" / "data"
+    write_server_file(folder, "http://127.0.0.1:1/")
+    url = serve_health({"folder": data_dir_id(folder)})
+    write_server_file(folder, f"{url}/")
+    assert find_server(folder) == RunningServer(url, requires_api_key=False)
+
+
+@pytest.mark.parametrize("health", [{"folder": "of another folder"}, {}, ["folder"], None, "folder"])
+def test_another_server_on_the_port_is_not_taken_for_ours(
+    tmp_path: Path, serve_health: Callable[[Any], str], health: Any
+) -> None:
+    write_server_file(tmp_path, serve_health(health))
+    assert find_server(tmp_path) is None
+
+
+def test_only_http_addresses_are_asked(tmp_path: Path) -> None:
+    (tmp_path / "healthz").write_text(json.dumps({"folder": data_dir_id(tmp_path)}))
+    write_server_file(tmp_path, tmp_path.as_uri())
+    assert find_server(tmp_path) is None

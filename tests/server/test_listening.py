@@ -122,6 +122,25 @@ def test_a_port_that_another_address_uses_is_refused() -> None:
         listening_port("127.0.0.2", port)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such state of a port")
+def test_a_port_whose_last_connections_end_can_be_used() -> None:
+    with socket.socket() as client:
+        server = socket.create_server(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        client.connect(("127.0.0.1", port))
+        accepted, _ = server.accept()
+        accepted.close()  # the end that closes first waits
+        server.close()
+        assert client.recv(1) == b""
+    assert listening_port("127.0.0.1", port) == port
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_all_ipv6_addresses_do_not_include_those_of_ipv4() -> None:
+    with occupied("127.0.0.2") as port:
+        assert listening_port("::", port) == port
+
+
 def test_a_free_port_is_found() -> None:
     port = listening_port("127.0.0.1", 0)
     assert listening_port("127.0.0.1", port) == port

@@ -32,6 +32,7 @@ from canvas.history.api_keys import ApiKeyStore
 from canvas.server.listening import listening_port
 from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPathMiddleware
 from tests.app_server import run_in_mcp_session, serving
+from tests.server.asgi import call
 from tests.ui.conftest import open_browser, wait_until_loaded
 
 WRONG_ADDRESS = (403, 404, 405, 421)
@@ -271,3 +272,15 @@ def test_middleware_sees_paths_without_the_root_path() -> None:
             assert response.text == "http://testserver/canvas/a", prefix + path
             assert seen.pop() == path
     assert client.get("/canvasa").status_code == 404
+    assert client.get("/canvas").status_code == 404
+    assert seen.pop() == "/"
+
+
+def test_the_start_of_the_app_passes_under_a_root_path() -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+
+    call(StripRootPathMiddleware(RestoreRootPathMiddleware(app)), {"type": "lifespan", "root_path": "/canvas"})
+    assert seen == [{"type": "lifespan", "root_path": "/canvas"}]

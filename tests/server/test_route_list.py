@@ -89,6 +89,12 @@ def test_routes_that_are_not_listed_answer_404(studio: Studio, visitor: Visitor)
             assert b"mp4" not in response.content
 
 
+def test_listed_routes_are_found_with_and_without_a_slash(visitor: Visitor) -> None:
+    for path in ("/", "/config", "/config/", "/gradio_api/info"):
+        assert visitor.client.get(path, follow_redirects=True).status_code == 200, path
+    assert visitor.client.post("/config").status_code == 404, "not with another method"
+
+
 def test_every_listed_route_is_one_of_gradio(studio: Studio) -> None:
     existing = {path for _, path in paths_of(studio)}
     on_spaces = {"/login/huggingface", "/login/callback"}
