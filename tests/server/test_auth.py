@@ -310,13 +310,13 @@ def test_a_new_session_does_not_renew_the_others() -> None:
 def test_a_session_is_valid_to_the_end_of_its_time() -> None:
     clock = Clock()
     sessions = Sessions(clock)
-    sessions["token"] = "ann"
+    sessions["known"] = "ann"
     for _ in range(14):
         clock.seconds += 12 * HOUR
-        assert sessions["token"] == "ann"
+        assert sessions["known"] == "ann"
     clock.seconds += 1
     with pytest.raises(KeyError):
-        sessions["token"]
+        sessions["known"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 from canvas.server.error_responses import ErrorMiddleware
 from tests.server.asgi import call, http_scope, status_of
 
-SECRET = "a prompt of a visitor"
+PROMPT = "a prompt of a visitor"
 
 
 def answer_to(error: Exception, path: str = "/pictures/x", *, started: bool = False, **options: bool) -> list[Message]:
@@ -21,7 +21,7 @@ def answer_to(error: Exception, path: str = "/pictures/x", *, started: bool = Fa
     return call(ErrorMiddleware(fail, **{"log_values": False, **options}), http_scope(path))
 
 
-@pytest.mark.parametrize("error", [RuntimeError(SECRET), KeyError(SECRET)])
+@pytest.mark.parametrize("error", [RuntimeError(PROMPT), KeyError(PROMPT)])
 def test_an_unexpected_error_is_answered_without_its_message(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -29,14 +29,14 @@ def test_an_unexpected_error_is_answered_without_its_message(
     assert status_of(sent) == 500
     body = json.loads(sent[-1]["body"])
     assert body["detail"] == body["error"]
-    assert SECRET not in body["error"] + caplog.text
+    assert PROMPT not in body["error"] + caplog.text
     [record] = caplog.records
     assert "POST /pictures/x" in record.getMessage()
 
 
 def test_the_log_of_an_own_server_has_the_message(caplog: pytest.LogCaptureFixture) -> None:
-    answer_to(RuntimeError(SECRET), log_values=True)
-    assert SECRET in caplog.text
+    answer_to(RuntimeError(PROMPT), log_values=True)
+    assert PROMPT in caplog.text
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/call/x", "/gradio_api/run/x", "/gradio_api/queue/join"])

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from starlette.testclient import TestClient
 from canvas import GenerationRequest, Studio
 from canvas.errors import StorageError
 from canvas.jobs.limits import Visitor
+from canvas.server import identity
 from canvas.server.identity import COOKIE, IdentityMiddleware, VisitorTokens, load_secret, read_cookie, visitor_owner_id
 
 SECRET = b"a secret of a test, 32 bytes or more"
@@ -78,12 +80,48 @@ def test_the_owner_does_not_reveal_the_token() -> None:
     assert visitor_owner_id(token) == owner
 
 
+def test_the_owner_of_a_token_stays_the_same_in_later_versions() -> None:
+    assert visitor_owner_id(OLD_TOKEN) == "visitor-3eb1bd439947eb762998e566ccc2e099"
+
+
 def test_cookie_attributes() -> None:
     cookie = client_of(public=True).get("/").headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
+    assert "Secure" not in cookie
+    assert "Max-Age=31536000;" in cookie, "a year"
     cookie = client_of("https://testserver", public=True).get("/").headers["set-cookie"]
     assert "Secure; SameSite=None; Partitioned" in cookie
+
+
+@pytest.mark.parametrize(("forwarded", "secure"), [("https", True), ("https, http", True), ("http, https", False)])
+def test_a_cookie_is_secure_if_the_first_proxy_has_https(forwarded: str, secure: bool) -> None:
+    response = client_of(public=True).get("/", headers={"x-forwarded-proto": forwarded})
+    assert ("Secure" in response.headers["set-cookie"]) is secure
+
+
+def test_the_start_and_the_end_of_the_app_pass() -> None:
+    with client_of(public=True) as client:
+        assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("session", "account"),
+    [
+        ({}, None),
+        ({"oauth_info": None}, None),
+        ({"oauth_info": {"userinfo": {"sub": "7"}}}, None),
+        ({"oauth_info": {"userinfo": {"sub": "7"}, "expires_at": 999}}, None),
+        ({"oauth_info": {"userinfo": {"sub": "7"}, "expires_at": 1000}}, "hf-7"),
+        ({"oauth_info": {"userinfo": {"sub": "7"}, "expires_at": 2000}}, "hf-7"),
+    ],
+)
+def test_a_hugging_face_account_counts_until_it_expires(
+    monkeypatch: pytest.MonkeyPatch, session: dict[str, Any], account: str | None
+) -> None:
+    monkeypatch.setattr(identity, "time", SimpleNamespace(time=lambda: 1000))
+    assert identity.hugging_face_account({"session": session}) == account
+    assert identity.hugging_face_account({}) is None
 
 
 UNSIGNED = OLD_TOKEN
@@ -146,6 +184,15 @@ def test_the_secret_is_created_once_and_private(tmp_path: Path) -> None:
         file.chmod(0o644)
         load_secret(file)
         assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_is_created_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", fail)
+    assert len(load_secret(tmp_path / "secret")) == 32
+    assert list(tmp_path.iterdir()) == [tmp_path / "secret"]
 
 
 def test_a_truncated_secret_is_replaced(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from gradio.utils import get_upload_folder
 from PIL import Image
+from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
@@ -27,7 +29,11 @@ from canvas.server.rate_limits import UploadLimitMiddleware
 from canvas.server.uploads import MAX_AGE, sweep
 from canvas.settings import Settings
 from tests.app_server import serving
+from tests.server.asgi import body_of, call, http_scope, read_body, response_of, status_of
 from tests.server.test_auth import Clock
+
+MIB = 2**20
+FORM = "multipart/form-data; boundary=b"
 
 
 @dataclass
@@ -107,6 +113,122 @@ def test_an_announced_length_counts_before_the_body_comes(length: str, status: i
     client = TestClient(UploadLimitMiddleware(app, public=True))
     response = client.post("/gradio_api/upload", headers={"content-length": length.encode()})
     assert response.status_code == status
+
+
+def app_limits(**options: Any) -> UploadLimitMiddleware:
+    return UploadLimitMiddleware(read_body, **{"public": True, "now": Clock(), **options})
+
+
+def post(
+    app: UploadLimitMiddleware, *parts: bytes, media_type: str = FORM, length: int | None = None, **scope: Any
+) -> int:
+    """The status of a request with this body, of which it may have announced the length."""
+    headers = {"content-type": media_type} | ({} if length is None else {"content-length": str(length)})
+    return status_of(
+        call(app, http_scope(**{"headers": headers, "client": ("192.0.2.1", 1), **scope}), body_of(*parts))
+    )
+
+
+def form(*files: bytes, name: str = "f.png", field: bytes = b"") -> bytes:
+    parts = [f'--b\r\nContent-Disposition: form-data; name="a"; filename="{name}"\r\n\r\n'.encode() + f for f in files]
+    if field:
+        parts.append(b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + field)
+    return b"\r\n".join([*parts, b"--b--\r\n"])
+
+
+@pytest.mark.parametrize("media_type", ["application/octet-stream", FORM])
+def test_bytes_are_counted_however_they_arrive(monkeypatch: pytest.MonkeyPatch, media_type: str) -> None:
+    monkeypatch.setattr(UploadLimitMiddleware, "BYTES", 1000)
+    monkeypatch.setattr(UploadLimitMiddleware, "FREE", 300)
+    free = 0 if media_type == FORM else 300
+    for parts in ([b"x" * 500, b"x" * 500], [b"x" * 1000], [b"x" * 100] * 10):
+        app = app_limits()
+        assert post(app, *parts, *([b"x" * free] if free else []), media_type=media_type) == 200, "exactly as many"
+        assert post(app, b"x" * (free + 1), media_type=media_type) == 429
+        assert post(app, b"x", media_type=media_type, client=("192.0.2.2", 1)) == 200, "another address"
+        assert post(app, b"x", media_type=media_type, client=("192.0.2.1", 2), method="GET") == 200
+    if free:
+        for _ in range(9):
+            assert post(app, b"x" * 100, b"x" * 200, media_type=media_type) == 200, "the events of the page are free"
+
+
+def test_an_announced_length_within_the_quota_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UploadLimitMiddleware, "BYTES", 1000)
+    monkeypatch.setattr(UploadLimitMiddleware, "FREE", 300)
+    app = app_limits()
+    assert post(app, b"", media_type="image/png", length=1000) == 200
+    assert post(app, b"", media_type="image/png", length=1001) == 429
+    assert post(app, b"x" * 800, media_type="image/png") == 200, "500 are counted"
+    assert post(app, b"", media_type="image/png", length=500) == 200
+    assert post(app, b"", media_type="image/png", length=501) == 429
+    assert post(app, b"x" * 1001, media_type="image/png") == 429
+    assert post(app, b"", media_type="image/png", length=300) == 200, "free"
+    assert post(app, b"", media_type="image/png", length=301) == 429
+
+
+def test_a_server_that_is_not_public_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UploadLimitMiddleware, "BYTES", 10)
+    assert post(app_limits(public=False), bytes(100_000), length=100_000) == 200
+
+
+def test_files_are_counted_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UploadLimitMiddleware, "FILES", 2)
+    clock = Clock()
+    app = app_limits(now=clock)
+    assert post(app, form(b"1", b"2")) == 200
+    assert post(app, form(b"1")) == 200, "the same file counts once"
+    assert post(app, form(b"1", name="other.png")) == 429, "another name is another file"
+    clock.seconds += 3600
+    assert post(app, form(b"1")) == 429
+    clock.seconds += 1
+    for _ in range(2):
+        assert post(app, form(b"1", b"2")) == 200
+        clock.seconds += 1800
+    assert post(app, form(b"3")) == 429, "the hour began with the first upload of it"
+
+
+def test_bytes_of_a_repeated_file_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UploadLimitMiddleware, "BYTES", 5000)
+    app = app_limits()
+    for _ in range(9):  # of which 100 are the headers
+        assert post(app, form(bytes(3000))) == 200
+    assert post(app, form(bytes(3001))) == 429
+
+
+@pytest.mark.parametrize(("size", "status"), [(MIB, 200), (MIB + 1, 413)])
+def test_the_fields_of_a_form_are_limited(size: int, status: int) -> None:
+    body = form(b"a file" * 300_000, field=bytes(size))
+    assert post(app_limits(), body) == status
+    assert post(app_limits(public=False), body[:700_000], body[700_000:]) == status
+
+
+def test_an_upload_that_is_aborted_fails_but_one_that_is_complete_does_not() -> None:
+    async def read_until_disconnected(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await response_of(b"")(scope, receive, send)
+
+    app = UploadLimitMiddleware(read_until_disconnected, public=True)
+    scope = http_scope(headers={"content-type": FORM}, client=None)
+    assert status_of(call(app, scope, body_of(form(b"x")[:50], form(b"x")[50:]))) == 200
+    with pytest.raises(MultiPartException, match="disconnected"):
+        call(app, scope, body_of(form(b"x"), b"")[:1])
+    scope = http_scope(headers={"content-type": "image/png"})
+    assert status_of(call(app, scope, body_of(b"x", b"")[:1])) == 200, "only forms leave files"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_requests_without_a_body_and_other_connections_pass(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(UploadLimitMiddleware, "FILES", -1)
+    assert post(app_limits(), b"", method=method) == 200
+    assert post(app_limits(), b"") == 429
+    reached = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["type"])
+
+    call(UploadLimitMiddleware(app, public=True), {"type": "lifespan"})
+    assert reached == ["lifespan"]
 
 
 def test_unused_images_are_removed_after_an_hour(settings: Settings) -> None:

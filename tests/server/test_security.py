@@ -12,10 +12,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from canvas.server.security import HostOriginMiddleware, security_middleware
+from canvas.server.security import HostOriginMiddleware, ImageLoginMiddleware, security_middleware
+from canvas.server.signed_links import SignedLinks
 from canvas.settings import Settings
 from canvas.validation import is_loopback
 from tests.app_server import serving
+from tests.server.asgi import call, http_scope, response_of, status_of
 
 
 def client_of(tmp_path: Path, hosts: tuple[str, ...] | None = (), own_name: str = "localhost") -> TestClient:
@@ -51,6 +53,16 @@ def test_trusted_hosts_are_allowed(tmp_path: Path) -> None:
     client = client_of(tmp_path, settings.trusted_hosts)
     assert client.get("/", headers={"host": "studio.example"}).status_code == 200
     assert client.get("/", headers={"host": "c.example"}).status_code == 421
+    client = client_of(tmp_path, ("studio.example:8443",))
+    assert client.get("/", headers={"host": "studio.example:8443"}).status_code == 200
+    assert client.get("/", headers={"host": "studio.example"}).status_code == 421
+
+
+def test_a_full_host_name_has_its_short_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Studio.lan")
+    client = client_of(tmp_path)
+    for host, status in (("studio.lan", 200), ("studio", 200), ("studio.local", 200), ("lan", 421), ("", 421)):
+        assert client.get("/", headers={"host": host}).status_code == status, host
 
 
 def test_the_computers_own_names_and_addresses_are_allowed(tmp_path: Path) -> None:
@@ -92,6 +104,7 @@ def test_foreign_origins_are_rejected(tmp_path: Path, origin: str) -> None:
         ((), "localhost:7860", "http://localhost:7860"),
         ((), "localhost", "https://localhost"),
         ((), "localhost:80", "http://localhost"),
+        ((), "localhost:443", "https://localhost"),
         (("canvas.example",), "127.0.0.1:7860", "https://canvas.example"),
         (("canvas.example",), "127.0.0.1:7860", "https://canvas.example:8443"),
         (("localhost:3000",), "localhost:7860", "http://localhost:3000"),
@@ -115,7 +128,13 @@ def test_any_host_is_allowed_with_a_login_or_in_public_mode(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("site", "mode", "cookies"),
-    [("same-origin", "cors", 1), ("cross-site", "cors", 0), ("same-site", "no-cors", 0), ("cross-site", "navigate", 1)],
+    [
+        ("same-origin", "cors", 1),
+        ("cross-site", "cors", 0),
+        ("same-site", "no-cors", 0),
+        ("cross-site", "navigate", 1),
+        ("none", "navigate", 1),
+    ],
 )
 def test_cross_site_requests_have_no_cookies(tmp_path: Path, site: str, mode: str, cookies: int) -> None:
     headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "cookie": "a=b"}
@@ -159,6 +178,37 @@ def test_only_stored_images_of_the_outputs_folder_are_served(tmp_path: Path) -> 
             assert client.get(path).status_code == status, path
 
 
+LINKS = SignedLinks(b"a secret of a test, 32 bytes or more")
+
+
+def status_of_image(path: str, owner: str | None, links: SignedLinks | None = LINKS, query: str = "") -> int:
+    scope = http_scope(path, "GET", state={"owner": owner}, query_string=query.encode())
+    return status_of(call(ImageLoginMiddleware(response_of(b"an image"), links=links), scope))
+
+
+@pytest.mark.parametrize("folder", ["/pictures", "/thumbnails", "/downloads", "/gradio_api/file=x", "/export.zip"])
+def test_images_need_a_login_or_a_signed_link(folder: str) -> None:
+    path, query = f"{folder}/a.png", LINKS.query("a.png")
+    assert status_of_image(path, "ann") == 200
+    assert status_of_image(path, None) == 401
+    assert status_of_image(path, None, links=None, query=query) == 401
+    assert status_of_image(path, None, query=query) == (200 if folder in ("/pictures", "/thumbnails") else 401)
+    assert status_of_image(path, None, query=LINKS.query("b.png")) == 401
+
+
+def test_other_routes_and_connections_need_no_login_for_images() -> None:
+    assert status_of_image("/healthz", None) == 200
+    for scope in ({"type": "lifespan"}, {"type": "websocket", "path": "/pictures/a.png", "state": {"owner": None}}):
+        assert call(ImageLoginMiddleware(response_of(b"passed"), links=LINKS), scope)[-1]["body"] == b"passed"
+
+
+@pytest.mark.parametrize("links", [LINKS, None])
+def test_the_apis_sign_links_only_with_a_login(links: SignedLinks | None) -> None:
+    scope = http_scope("/v1/models", state={"owner": "ann"})
+    call(ImageLoginMiddleware(response_of(b""), links=links), scope)
+    assert ("sign_link" in scope["state"]) is (links is not None)
+
+
 def test_is_loopback() -> None:
     assert all(map(is_loopback, ("localhost", "127.8.9.1", "::1")))
     assert not any(map(is_loopback, ("0.0.0.0", "192.168.1.1", "::", "example.com")))  # noqa: S104
@@ -187,6 +237,7 @@ def test_no_origin_that_was_not_named_may_read_responses(tmp_path: Path, options
         named = {"Origin": "https://canvas.example", "Host": "canvas.example"}
         response = client.options("v1/models", headers=named | PREFLIGHT)
         assert response.headers["access-control-allow-origin"] == "https://canvas.example"
+        assert response.headers["access-control-allow-credentials"] == "true"
         response = client.get("healthz", headers=named)
         assert response.headers["access-control-allow-origin"] == "https://canvas.example"
         assert response.status_code == 200

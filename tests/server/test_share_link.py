@@ -20,7 +20,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
 
     def open_with(answer: str | Exception, own_server: str | None = None) -> tuple[ShareLink, str]:
         def setup_tunnel(*options: object) -> str:
-            assert options == ("127.0.0.1", 7860, "token", None, None)
+            assert options == ("127.0.0.1", 7860, "abc", None, None)
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -30,8 +30,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
         caplog.set_level(logging.INFO, "canvas")
         link = ShareLink()
         assert not link.ready.is_set()
-        page = SimpleNamespace(server_name="127.0.0.1", server_port=7860, share_token="token", local_url=LOCAL)
-        open_share_link(link, page)  # type: ignore[arg-type]
+        page: Any = SimpleNamespace(server_name="127.0.0.1", server_port=7860, share_token="abc", local_url=LOCAL)
+        open_share_link(link, page)
         assert link.ready.is_set()
         return link, caplog.text
 

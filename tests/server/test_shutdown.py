@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import psutil
@@ -19,7 +23,9 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.errors import ServerStopping
+from canvas.server import shutdown
 from canvas.server.listening import listening_port
+from canvas.server.shutdown import close_page, exit_on_signals
 from canvas.settings import Settings
 from tests.hub_server import Fault, LocalHub
 
@@ -184,3 +190,78 @@ def test_a_stopped_studio_refuses_jobs_and_keeps_those_it_has(settings: Settings
     with Studio(settings) as studio:
         rows = studio.database.rows("SELECT id FROM unfinished_jobs")  # for the next process
         assert {row["id"] for row in rows} == {running.id, waiting.id}
+
+
+def test_only_the_first_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[Any] = []
+    timers: list[Any] = []
+
+    class Timer:
+        daemon = False
+
+        def __init__(self, seconds: float, function: Any, arguments: list[Any]) -> None:
+            assert seconds < MAX_SECONDS
+            function(*arguments)
+
+        def start(self) -> None:
+            timers.append(self)
+
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: ends.append("functions at exit"))
+    monkeypatch.setattr(threading, "Timer", Timer)
+    before = signal.getsignal(signal.SIGTERM)
+    with exit_on_signals():
+        with pytest.raises(SystemExit) as end:
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 0
+    assert ends == [0, "functions at exit", 0], "at the latest after some seconds, otherwise at the end of the block"
+    assert [timer.daemon for timer in timers] == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_block_without_a_signal_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("the process would end"))
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with exit_on_signals():
+        during = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(exit_in_block).result()
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == during
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before != during
+
+
+def exit_in_block() -> None:
+    """In another thread than the main one, which cannot handle signals."""
+    with exit_on_signals():
+        pass
+
+
+@pytest.mark.parametrize("ends_after", [0.3, 60])
+def test_a_page_closes_when_all_clients_have_their_answers(monkeypatch: pytest.MonkeyPatch, ends_after: float) -> None:
+    clock, steps = SimpleNamespace(seconds=0.0), []
+
+    def sleep(seconds: float) -> None:
+        clock.seconds += seconds
+
+    def is_alive() -> bool:
+        return bool(clock.seconds < started + ends_after)
+
+    def end_heartbeats() -> None:
+        assert server.should_exit
+        steps.append("heartbeats")
+
+    def close(verbose: bool) -> None:
+        assert server.force_exit
+        steps.append("closed")
+
+    monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.seconds))
+    started = shutdown.ANSWER_SECONDS
+    server = SimpleNamespace(should_exit=False, force_exit=False, thread=SimpleNamespace(is_alive=is_alive))
+    app = SimpleNamespace(stop_event=SimpleNamespace(set=end_heartbeats))
+    page: Any = SimpleNamespace(server=server, app=app, close=close)
+    close_page(page)
+    assert steps == ["heartbeats", "closed"]
+    waited = clock.seconds - started
+    assert waited == pytest.approx(min(ends_after, shutdown.DRAIN_SECONDS), abs=0.1)
