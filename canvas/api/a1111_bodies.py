@@ -171,7 +171,7 @@ class TextToImage(BaseModel):
         }
         own = self._own_fields()
         for name, value in ignored.items():
-            if value and value != -1 and name not in own and name not in rename_old_fields({name: value}).keys() & own:
+            if value and value != -1 and not rename_old_fields({name: value}).keys() & own:
                 shown = f" ({value})" if name in ("styles", "alwayson_scripts") else ""
                 notes.append(f"{name}{shown} has no effect here.")
         return notes

@@ -12,6 +12,7 @@ from gradio.exceptions import ChecksumMismatchError
 from canvas.server.share_link import ShareLink, open_share_link
 
 LOCAL = "http://127.0.0.1:7860/"
+SESSION = "abc"
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
 
     def open_with(answer: str | Exception, own_server: str | None = None) -> tuple[ShareLink, str]:
         def setup_tunnel(*options: object) -> str:
-            assert options == ("127.0.0.1", 7860, "abc", None, None)
+            assert options == ("127.0.0.1", 7860, SESSION, None, None)
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -30,7 +31,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
         caplog.set_level(logging.INFO, "canvas")
         link = ShareLink()
         assert not link.ready.is_set()
-        page: Any = SimpleNamespace(server_name="127.0.0.1", server_port=7860, share_token="abc", local_url=LOCAL)
+        page: Any = SimpleNamespace(
+            server_name="127.0.0.1", server_port=7860, **{"share_token": SESSION}, local_url=LOCAL
+        )
         open_share_link(link, page)
         assert link.ready.is_set()
         return link, caplog.text
