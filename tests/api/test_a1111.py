@@ -4,14 +4,20 @@ import base64
 import json
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import webuiapi
+from PIL import Image
 
 from canvas import GenerationRequest, Studio
+from canvas.api.a1111 import A1111Api
 from canvas.api.a1111_bodies import TextToImage, Unsupported, Upscale
+from canvas.errors import ContentBlocked
+from canvas.jobs.job import Job
+from canvas.request import ProgressUpdate
 
 INVALID: list[tuple[dict[str, Any], int, str]] = [
     ({"prompt": ""}, 400, "Prompt"),
@@ -196,3 +202,87 @@ def test_other_sizes_of_hires_fix_are_refused(fields: dict[str, Any]) -> None:
 def test_upscaling_doubles_or_quadruples(upscaling_resize: float | None, scale: int) -> None:
     body = Upscale(upscaling_resize=upscaling_resize)
     assert body.to_request("starter", "fox.png").scale == scale
+
+
+@pytest.fixture
+def jobs(served: Studio, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs of all owners: one that is done, one that waits, one that runs and one that loads."""
+    jobs = [Job("local", "generate", "starter", GenerationRequest("a fox")) for _ in range(4)]
+    for job, status in zip(jobs, ("done", "queued", "running", "loading"), strict=True):
+        job.update(status=status)
+    monkeypatch.setattr(served, "jobs", lambda owner: jobs)
+    return jobs
+
+
+def test_progress_is_that_of_the_running_job(url: str, jobs: list[Job]) -> None:
+    _, _, running, _ = jobs
+    preview = Image.new("RGB", (8, 8))
+    running.progress = ProgressUpdate(5, 20, image_index=1, num_images=2, seconds_left=7.5)
+    running.preview = preview
+    body = httpx.get(f"{url}/sdapi/v1/progress").json()
+    assert (body["progress"], body["eta_relative"], body["textinfo"]) == (0.625, 7.5, "running")
+    assert base64.b64decode(body["current_image"]).startswith(b"\x89PNG")
+    assert body["state"] == {
+        **{"skipped": False, "interrupted": False, "stopping_generation": False},
+        **{"job": running.id, "job_count": 3, "job_timestamp": f"{running.created_at:%Y%m%d%H%M%S}"},
+        **{"job_no": 1, "sampling_step": 5, "sampling_steps": 20},
+    }
+    running.cancelled.set()
+    body = httpx.get(f"{url}/sdapi/v1/progress?skip_current_image=true").json()
+    assert (body["current_image"], body["state"]["interrupted"]) == (None, True)
+
+
+def test_progress_without_a_running_job_is_zero(url: str, jobs: list[Job]) -> None:
+    del jobs[2:]
+    body = httpx.get(f"{url}/sdapi/v1/progress").json()
+    assert (body["progress"], body["eta_relative"], body["current_image"], body["textinfo"]) == (0, 0, None, None)
+    assert body["state"] == {
+        **{"skipped": False, "interrupted": False, "stopping_generation": False},
+        **{"job": "", "job_count": 1, "job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0},
+    }
+    jobs[1].update(status="loading")
+    assert httpx.get(f"{url}/sdapi/v1/progress").json()["state"]["sampling_steps"] == 0
+
+
+def test_interrupt_cancels_what_runs_but_not_what_waits(url: str, jobs: list[Job]) -> None:
+    assert httpx.post(f"{url}/sdapi/v1/interrupt").json() == {}
+    assert [job.cancelled.is_set() for job in jobs] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("images", [None, [], ["a", "b"]])
+def test_img2img_takes_one_image(url: str, images: list[str] | None) -> None:
+    response = httpx.post(f"{url}/sdapi/v1/img2img", json={"prompt": "a fox", "init_images": images})
+    assert response.status_code == 400
+    assert f"a list with one image in base64 (got {len(images or ())})" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "owner", "allowed"),
+    [
+        ({"is_public": False, "admin": None}, "local", True),
+        ({"is_public": True, "admin": "ann"}, "ann", True),
+        ({"is_public": True, "admin": "ann"}, "visitor", False),
+        ({"is_public": True, "admin": None}, "visitor", False),
+    ],
+)
+def test_visitors_cannot_unload_models(settings: dict[str, Any], owner: str, allowed: bool) -> None:
+    unloaded: list[str] = []
+    studio: Any = SimpleNamespace(settings=SimpleNamespace(model="starter", **settings), unload_model=unloaded.append)
+    request: Any = SimpleNamespace(state=SimpleNamespace(owner=owner, api_allowed=True))
+    if allowed:
+        assert A1111Api(studio).unload_checkpoint(request).status_code == 200
+    else:
+        with pytest.raises(ContentBlocked):
+            A1111Api(studio).unload_checkpoint(request)
+    assert unloaded == ["starter"] * allowed
+
+
+def test_what_is_not_implemented_says_so(url: str) -> None:
+    for path in ("skip", "interrogate"):
+        assert httpx.post(f"{url}/sdapi/v1/{path}").status_code == 501
+    for path in ("refresh-checkpoints", "reload-checkpoint"):
+        assert httpx.post(f"{url}/sdapi/v1/{path}").json() == {}
+    schema = httpx.get(f"{url}/openapi.json").json()["paths"]
+    answers = {method: schema["/sdapi/v1/options"][method]["responses"]["200"] for method in ("get", "post")}
+    assert answers["post"]["content"]["application/json"]["schema"] == {"type": "null"}
+    assert "$ref" in answers["get"]["content"]["application/json"]["schema"]

@@ -13,6 +13,7 @@ from mcp import ClientSession
 from PIL import Image
 
 from canvas import GenerationRequest, Studio
+from canvas.api.mcp import parse_progress
 from canvas.api.mcp_tools import image_reference
 from canvas.jobs.job import Job
 from tests.app_server import run_in_mcp_session, wait_until_finished
@@ -116,3 +117,24 @@ def test_images_are_resources(in_session: Callable[..., Any], served: Studio) ->
     assert json.loads(listing.contents[0].text)[0]["id"] == image.id
     content = base64.b64decode(resource.contents[0].blob)
     assert content == served.image_path(image.filename).read_bytes()
+
+
+RUNNING = {"status": "running", "step": 1, "num_steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        (None, None),
+        ([], None),
+        ({}, None),
+        ({"data": [None, "text"]}, None),
+        ({"data": [None, {"seed": 1}]}, None),
+        ({"data": [None, {**RUNNING, "fraction": 0.25}]}, (0.25, "running, step 1 of 4")),
+        ([{"status": "downloading", "bytes_done": 1, "bytes_total": 4}], (0.25, "downloading")),
+        ([{"status": "downloading", "bytes_done": 1, "bytes_total": 0}], (0.0, "downloading")),
+        ([{"status": "queued", "queue_position": 1}], (0.0, "queued")),
+    ],
+)
+def test_an_update_has_a_fraction_and_a_message(outputs: Any, expected: tuple[float, str] | None) -> None:
+    assert parse_progress(outputs) == expected

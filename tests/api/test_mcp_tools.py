@@ -94,7 +94,9 @@ def test_images_have_their_addresses(tool: str, outputs: list[Any]) -> None:
     assert not Draft202012Validator(output_schema(tool)).is_valid({"images": [IMAGE]})
 
 
-@pytest.mark.parametrize(("tool", "key", "value"), [("models", "models", [{}]), ("cancel", "job", {}), ("status", "jobs", [{}])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tool", "key", "value"), [("models", "models", [{}]), ("cancel", "job", {}), ("status", "jobs", [{}])]
+)
 def test_other_results_are_objects(tool: str, key: str, value: Any) -> None:
     result = structured_result(tool, [value, "more"], str)
     assert result == {key: value}

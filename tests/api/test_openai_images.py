@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -11,8 +13,13 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from canvas import Studio
-from tests.app_server import wait_until_finished
+from canvas import GenerationRequest, Studio
+from canvas.api import openai_images
+from canvas.errors import StorageError
+from canvas.jobs.job import Job
+from canvas.models.download import DownloadProgress
+from canvas.request import GeneratedImage, ProgressUpdate
+from tests.app_server import save_image, wait_until_finished
 
 FAST = {"num_inference_steps": 2}
 INVALID: list[tuple[dict[str, Any], str | None, str]] = [
@@ -177,3 +184,247 @@ def test_models_are_listed(client: OpenAI) -> None:
     assert client.models.retrieve("starter").owned_by == "magic-canvas"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nope")
+
+
+@pytest.fixture(scope="module")
+def stored(served: Studio) -> GeneratedImage:
+    return save_image(served, "local")
+
+
+@pytest.fixture
+def submitted(served: Studio, stored: GeneratedImage, monkeypatch: pytest.MonkeyPatch) -> list[GenerationRequest]:
+    """The requests that are submitted; the stored image answers each at once."""
+    requests: list[GenerationRequest] = []
+
+    def submit(request: GenerationRequest, owner: str, client: str) -> Job:
+        requests.append(request)
+        job = Job(owner, "generate", request.model_key, request, client, images=[stored])
+        job.update(status="done")
+        return job
+
+    monkeypatch.setattr(served, "submit", submit)
+    return requests
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, {"width": None, "height": None, "seed": -1, "num_images": 1, "quality": 95, "image_format": "png"}),
+        ({"size": "auto"}, {"width": None, "height": None}),
+        ({"size": "512X256"}, {"width": 512, "height": 256}),
+        ({"size": "512x256", "width": 128}, {"width": 128, "height": 256}),
+        ({"height": 128}, {"width": None, "height": 128}),
+        ({"seed": 0, "n": 16}, {"seed": 0, "num_images": 16}),
+        ({"output_format": "webp", "output_compression": 1}, {"image_format": "webp", "quality": 1}),
+        ({"output_compression": 100}, {"quality": 100}),
+        ({"style": "natural"}, {"style": "none"}),
+        ({"style": "anime"}, {"style": "anime"}),
+        ({"negative_prompt": "fog"}, {"negative_prompt": "fog"}),
+        ({}, {"scale_to_size": True}),
+        ({"scale_to_size": False}, {"scale_to_size": False}),
+        ({"model": "dall-e-3"}, {"model_key": "starter"}),
+        ({"model": "openai/gpt-image-1"}, {"model_key": "starter"}),
+        ({"model": "tiny"}, {"model_key": "tiny"}),
+        ({"model": "gptx"}, {"model_key": "gptx"}),
+        ({"partial_images": 3}, {}),
+    ],
+)
+def test_fields_have_their_counterparts(
+    url: str, submitted: list[GenerationRequest], values: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    response = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a fox", **values})
+    assert response.status_code == 200, response.text
+    [request] = submitted
+    assert {name: getattr(request, name) for name in expected} == expected
+    assert response.headers["x-canvas-model"] == "starter"
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("size", ("512", "512x", "x512", "5.5x512", "1" * 20 + "x" + "1" * 20)),
+        ("n", (0, 17)),
+        ("output_compression", (0, 101)),
+        ("partial_images", (-1, 4)),
+        ("output_format", ("bmp",)),
+    ],
+)
+def test_values_out_of_range_are_refused(
+    url: str, submitted: list[GenerationRequest], field: str, values: tuple[Any, ...]
+) -> None:
+    for value in values:
+        response = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a fox", field: value})
+        assert response.status_code == 400, value
+        assert response.json()["error"]["param"] == field
+    assert submitted == []
+
+
+def test_a_response_describes_the_image(
+    url: str, submitted: list[GenerationRequest], served: Studio, stored: GeneratedImage
+) -> None:
+    body = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a fox"}).json()
+    [item] = body.pop("data")
+    assert item["url"] == f"{url}/pictures/{stored.filename}"
+    assert base64.b64decode(item["b64_json"]) == served.image_path(stored.filename).read_bytes()
+    assert item["seed"] == stored.request.seed
+    assert body["created"] == int(stored.created_at.timestamp())
+    assert (body["size"], body["output_format"]) == ("256x256", "png")
+    assert body["usage"] == {
+        **{"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    }
+
+
+def to_png(alpha: int = 255, hole: int = 255) -> bytes:
+    image = Image.new("RGBA", (64, 64), (90, 120, 30, alpha))
+    image.putpixel((5, 5), (0, 0, 0, hole))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("values", "files", "task", "masked"),
+    [
+        ({}, {"image": to_png()}, "image_to_image", False),
+        ({}, {"image[]": to_png()}, "image_to_image", False),
+        ({}, {"image": to_png(hole=0)}, "inpaint", True),
+        ({}, {"image": to_png(), "mask": to_png(hole=0)}, "inpaint", True),
+        ({"task": "inpaint"}, {"image": to_png(), "mask": to_png(hole=0)}, "inpaint", True),
+        ({"task": "image_to_image"}, {"image": to_png(hole=0)}, "image_to_image", False),
+        ({"task": "upscale", "scale": "4"}, {"image": to_png(), "mask": to_png(hole=0)}, "upscale", False),
+        ({"outpaint": "[0, 0, 64, 0]"}, {"image": to_png()}, "inpaint", False),
+        ({"outpaint": "[0, 0, 0, 0]"}, {"image": to_png()}, "image_to_image", False),
+    ],
+)
+def test_an_edit_has_the_task_that_its_files_stand_for(
+    url: str,
+    submitted: list[GenerationRequest],
+    values: dict[str, str],
+    files: dict[str, bytes],
+    task: str,
+    masked: bool,
+) -> None:
+    sent = {name: ("a.png", content) for name, content in files.items()}
+    response = httpx.post(f"{url}/v1/images/edits", data={"prompt": "a fox", **values}, files=sent)
+    assert response.status_code == 200, response.text
+    [request] = submitted
+    assert (request.task, bool(request.mask_image)) == (task, masked)
+    assert request.image
+
+
+def test_further_images_of_an_edit_are_references(url: str, submitted: list[GenerationRequest]) -> None:
+    files = [("image", ("a.png", to_png(alpha))) for alpha in (255, 254, 253)]
+    assert httpx.post(f"{url}/v1/images/edits", data={"prompt": "a fox"}, files=files).status_code == 200
+    [request] = submitted
+    assert len({request.image, *(item.image for item in request.reference_images)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "files", "param", "message"),
+    [
+        ("edits", [("image", to_png()), ("mask", to_png())], "mask", "no transparent pixels"),
+        ("edits", [("image", to_png()), *[("mask", to_png(hole=0))] * 2], "mask", "Send one mask (got 2)"),
+        ("edits", [("other", to_png())], "image", "an image file"),
+        ("edits", [("image", b"text")], "image", "not an image"),
+        ("variations", [("image", to_png())] * 2, "image", "Send one image (got 2)"),
+        ("variations", [("image", b"text")], "image", "(PNG, JPEG or WebP) (got '4 bytes')"),
+    ],
+)
+def test_wrong_files_are_refused(
+    url: str, submitted: list[GenerationRequest], path: str, files: list[tuple[str, bytes]], param: str, message: str
+) -> None:
+    sent = [(name, ("a.png", content)) for name, content in files]
+    response = httpx.post(f"{url}/v1/images/{path}", data={"prompt": "a fox"}, files=sent)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+    assert message.lower() in response.json()["error"]["message"].lower()
+    assert submitted == []
+
+
+@pytest.mark.parametrize(("n", "status"), [("2", 200), ("17", 400), ("many", 400)])
+def test_a_variation_of_a_file_without_a_prompt(
+    url: str, submitted: list[GenerationRequest], n: str, status: int
+) -> None:
+    files = {"image": ("a.png", to_png(hole=0))}
+    response = httpx.post(f"{url}/v1/images/variations", data={"n": n}, files=files)
+    assert response.status_code == status
+    assert [(request.prompt, request.task, request.num_images) for request in submitted] == (
+        [("the same scene", "image_to_image", 2)] if status == 200 else []
+    )
+
+
+def test_unknown_paths_and_methods_are_error_objects(url: str) -> None:
+    response = httpx.get(f"{url}/v1/nothing")
+    assert response.status_code == 404
+    assert (response.json()["error"]["code"], response.headers.get("allow")) == ("unknown_url", None)
+    response = httpx.get(f"{url}/v1/images/generations")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert "must be POST (got GET)" in response.json()["error"]["message"]
+
+
+Script = Callable[..., list[tuple[str, dict[str, Any]]]]
+
+
+@pytest.fixture
+def events_of(url: str, submitted: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch) -> Script:
+    """The events of a stream, during which the job changes as given."""
+
+    def stream(changes: list[dict[str, Any]], **values: Any) -> list[tuple[str, dict[str, Any]]]:
+        async def scripted(job: Job) -> AsyncIterator[Job]:
+            for change in changes:
+                job.error = change.get("error")
+                for name, value in change.items():
+                    setattr(job, name, value)
+                yield job
+
+        monkeypatch.setattr(openai_images, "stream_job", scripted)
+        body = {"prompt": "a fox", "stream": True, **values}
+        response = httpx.post(f"{url}/v1/images/generations", json=body)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-canvas-model"] == "starter"
+        events = [part.split("\ndata: ") for part in response.text.removesuffix("\n\n").split("\n\n")]
+        return [(name.removeprefix("event: "), json.loads(data)) for name, data in events]
+
+    return stream
+
+
+def running(step: int, preview: Image.Image | None = None) -> dict[str, Any]:
+    return {"status": "running", "progress": ProgressUpdate(step, 12, preview=preview), "preview": preview}
+
+
+PREVIEWS = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue", "white", "black")]
+
+
+def test_partial_images_are_spread_over_a_stream(events_of: Script, stored: GeneratedImage) -> None:
+    red, green, blue, white, black = PREVIEWS
+    changes = [
+        {"status": "running"},
+        {"status": "downloading", "progress": DownloadProgress(1, 2, 1.0, 1.0), "preview": red},
+        *(running(3, red), running(4, green), running(5, green), running(7, blue), running(9, white)),
+        running(11, black),
+        {"status": "done"},
+    ]
+    *partial, (name, last) = events_of(changes, partial_images=2)
+    assert [kind for kind, _ in partial] == ["image_generation.partial_image"] * 2
+    assert [event["partial_image_index"] for _, event in partial] == [0, 1]
+    colors = [decode(event["b64_json"]).getpixel((0, 0)) for _, event in partial]
+    assert colors == [(0, 128, 0), (255, 255, 255)], "after a third and two thirds"
+    assert (name, last["id"]) == ("image_generation.completed", stored.id)
+    assert [name for name, _ in events_of(changes)] == ["image_generation.completed"]
+
+
+def test_a_stream_may_have_an_event_per_step(events_of: Script) -> None:
+    changes = [{"status": "queued"}, running(1, PREVIEWS[0]), running(2), {"status": "done"}]
+    *progress, (name, _) = events_of(changes, progress=True)
+    assert name == "image_generation.completed"
+    assert [name for name, _ in progress] == ["progress"] * 3
+    assert progress[0][1] == {"type": "progress", "status": "queued"}
+    assert [(event["step"], event["num_steps"]) for _, event in progress[1:]] == [(1, 12), (2, 12)]
+
+
+def test_an_error_ends_a_stream(events_of: Script) -> None:
+    [(name, body)] = events_of([running(1), {"status": "failed", "error": StorageError("The disk is full.")}])
+    assert name == "error"
+    assert (body["error"]["type"], body["error"]["param"]) == ("server_error", None)
