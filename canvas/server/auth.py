@@ -121,7 +121,8 @@ class Sessions(MutableMapping[str, str]):
 
     def __getitem__(self, token: str) -> str:
         if self._is_expired(token):
-            self._by_token.pop(token, None)  # so that this raises KeyError:
+            self._by_token.pop(token, None)
+            raise KeyError(token)
         user, created, _ = self._by_token[token]
         self._by_token[token] = (user, created, self.now())
         return user

@@ -32,9 +32,9 @@ def listening_port(host: str, port: int) -> int:
 def _bind(family: socket.AddressFamily, address: tuple[object, ...]) -> int:
     with socket.socket(family, socket.SOCK_STREAM) as server:
         if os.name == "posix":  # as asyncio does
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         server.bind(address)
         port: int = server.getsockname()[1]
     return port

@@ -36,6 +36,6 @@ class RestoreRootPathMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         root = scope.get("app_root_path", "")
-        if root:
+        if root and scope["type"] in ("http", "websocket"):
             scope = {**scope, "path": root + scope["path"], "root_path": root}
         await self._app(scope, receive, send)

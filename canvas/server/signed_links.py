@@ -27,8 +27,10 @@ class SignedLinks:
         """Whether a query string is that of an unexpired link to this image."""
         values = parse_qs(query)
         [expires], [signature] = values.get("expires", [""])[:1], values.get("signature", [""])[:1]
+        if not (expires.isascii() and expires.isdecimal() and len(expires) < 20):
+            return False
         right = hmac.compare_digest(signature.encode(), self._sign(filename, expires).encode())
-        return right and self._now() < int(expires)  # what `query` signed is a number
+        return right and self._now() < int(expires)
 
     def _sign(self, filename: str, expires: str) -> str:
         # The first word separates these signatures from those of visitor cookies.
