@@ -62,6 +62,17 @@ def pytest_collection_finish() -> None:
         importlib.import_module("canvas.ui.app")
         importlib.import_module("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
     gc.enable()
+    freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Leave out what the tests of a file have imported, too."""
+    if nextitem is None or nextitem.path != item.path:
+        freeze()
+
+
+def freeze() -> None:
     gc.collect()
     gc.freeze()
 
