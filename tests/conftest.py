@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis
 import pytest
 
@@ -35,6 +36,8 @@ def pytest_configure() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two test processes share the cores
     # Each `httpx.get` reads 150 certificates, which takes 30 ms.
     ssl.create_default_context = functools.cache(ssl.create_default_context)
+    # httpx waits for five seconds where nothing else is given, which may be too short on a busy machine.
+    vars(httpx._config.DEFAULT_TIMEOUT_CONFIG).update(vars(httpx.Timeout(60)))
     configure_process()
     gc.disable()  # until everything is imported
     hypothesis.settings.register_profile("canvas", deadline=None)  # no test depends on speed
