@@ -142,7 +142,7 @@ def _queued_text(studio: Studio, job: Job, seconds: float | None) -> str:
 
 def render_recent(studio: Studio, owner: str, selected: int | None) -> str:
     """Thumbnails of the latest images."""
-    return render("recent.html", images=studio.recent(owner, MAX_RECENT, 0), selected=selected or 0)
+    return render("recent.html", images=studio.recent(owner, MAX_RECENT, 0), selected=selected)
 
 
 def render_enhanced_prompt(studio: Studio, request: GenerationRequest) -> str:

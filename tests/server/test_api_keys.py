@@ -75,11 +75,13 @@ def test_image_files_need_a_login_or_a_key(protected: Studio, key: str) -> None:
 
 
 def test_openai_clients_send_a_key(protected: Studio, key: str) -> None:
-    client = openai.OpenAI(base_url=f"{protected.url}/v1", api_key=key, max_retries=0)
-    client.images.generate(prompt="openai", response_format="b64_json", extra_body=FAST)
+    with openai.OpenAI(base_url=f"{protected.url}/v1", api_key=key, max_retries=0) as client:
+        client.images.generate(prompt="openai", response_format="b64_json", extra_body=FAST)
     assert protected.recent("key-laptop")[0].request.prompt == "openai"
-    client = openai.OpenAI(base_url=f"{protected.url}/v1", api_key="mc-wrong", max_retries=0)
-    with pytest.raises(openai.AuthenticationError) as error:
+    with (
+        openai.OpenAI(base_url=f"{protected.url}/v1", api_key="mc-wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError) as error,
+    ):
         client.models.list()
     assert error.value.code == "invalid_api_key"
 

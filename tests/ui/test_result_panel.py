@@ -17,6 +17,7 @@ from canvas.models.download import DownloadProgress
 from canvas.request import GeneratedImage, ProgressUpdate
 from canvas.ui import result_panel
 from canvas.ui.result_panel import PREVIEW_SIZE
+from tests.app_server import save_image
 
 REQUEST = GenerationRequest("a fox", width=256, height=192, seed=7, num_inference_steps=4)
 IMAGE = GeneratedImage(REQUEST, "a fox", 2.5, "cpu", "float32", filename="fox.png")
@@ -203,3 +204,12 @@ def test_the_result_is_the_running_job_then_the_latest(studio: Studio, monkeypat
     assert "The disk is full." not in current(make_job("cancelled"), download)
     assert "a cat" in current(queued)
     assert "an astronaut in space" in current(), "examples"
+
+
+@pytest.mark.parametrize("selected", [0, 1, None])
+def test_the_selected_one_of_the_recent_images_is_marked(studio: Studio, selected: int | None) -> None:
+    ids = [save_image(studio, "local").id for _ in range(2)]
+    html = result_panel.render_recent(studio, "local", None if selected is None else ids[selected])
+    marked = [button for button in html.split("<button")[1:] if 'aria-current="true"' in button]
+    assert len(marked) == (selected is not None)
+    assert all(f'data-image="{ids[selected or 0]}"' in button for button in marked)
