@@ -14,7 +14,6 @@ from PIL import Image
 
 from canvas import GenerationRequest, Studio
 from canvas.api.mcp import parse_progress
-from canvas.api.mcp_tools import image_reference
 from canvas.jobs.job import Job
 from tests.app_server import run_in_mcp_session, wait_until_finished
 
@@ -33,25 +32,6 @@ def test_tools_and_parameters_are_described(in_session: Callable[..., Any]) -> N
     assert generate.inputSchema["required"] == ["prompt"]
     for name, parameter in generate.inputSchema["properties"].items():
         assert parameter["description"], name
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("canvas://pictures/7", ("id", "7")),
-        ("7", ("id", "7")),
-        ("9" * 15, ("id", "9" * 15)),
-        ("9" * 16, None),
-        ("\N{ARABIC-INDIC DIGIT SEVEN}", None),
-        ("http://localhost:7860/pictures/a%20b.png?expires=1", ("filename", "a b.png")),
-        ("/downloads/a.png", ("filename", "a.png")),
-        ("file:///pictures/a.png", None),
-        ("https://example.com/a.png", None),
-        ("http://[", None),
-    ],
-)
-def test_an_image_is_named_by_its_id_or_address(text: str, expected: tuple[str, str] | None) -> None:
-    assert image_reference(text) == expected
 
 
 def test_generate_returns_the_image_and_reports_progress(in_session: Callable[..., Any], served: Studio) -> None:
