@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, e
 
 from canvas import Studio
 from canvas.models.hub_client import Hub
+from canvas.settings import Settings
 from tests.app_server import serving
 from tests.hub_server import LocalHub
 
@@ -42,6 +43,14 @@ def served(tmp_path_factory: pytest.TempPathFactory, served_hub: LocalHub) -> It
     with serving(folder, hub) as studio:
         studio.hub = hub  # type: ignore[attr-defined]
         studio.address = f"{studio.url}/"  # type: ignore[attr-defined]
+        yield studio
+
+
+@pytest.fixture(scope="module")
+def shared_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """One studio for the tests of a file, whose tabs take half a second to build."""
+    folder = tmp_path_factory.mktemp("studio")
+    with Studio(Settings(data_dir=folder, cache_dir=folder, device="cpu", dtype="float32")) as studio:
         yield studio
 
 

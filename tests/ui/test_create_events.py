@@ -47,9 +47,9 @@ class Create:
         return self.tab.show_download_size(self.values(**changes))[self.tab._model_status]
 
 
-@pytest.fixture
-def create(studio: Studio) -> Create:
-    return Create(studio)
+@pytest.fixture(scope="module")
+def create(shared_studio: Studio) -> Create:
+    return Create(shared_studio)
 
 
 def make_job(status: Any, **fields: Any) -> Job:
@@ -102,8 +102,8 @@ def test_each_click_does_one_thing(create: Create, monkeypatch: pytest.MonkeyPat
     assert job.cancelled.is_set()
 
 
-def test_clicks_on_images_and_examples(create: Create, studio: Studio) -> None:
-    image_id = save_image(studio, LOCAL_OWNER).id
+def test_clicks_on_images_and_examples(create: Create, shared_studio: Studio) -> None:
+    image_id = save_image(shared_studio, LOCAL_OWNER).id
     assert create.click("show", image=str(image_id))[create.tab.selected] == image_id
     assert create.click("example", prompt="an owl") == {create.tab.form["prompt"]: "an owl"}
     updates = create.click("use_settings", image=str(image_id))
@@ -112,14 +112,14 @@ def test_clicks_on_images_and_examples(create: Create, studio: Studio) -> None:
     assert "1 image" in create.click("delete", image=str(image_id))[create.tab._undo]
 
 
-def test_poll_sends_what_has_changed(create: Create, studio: Studio) -> None:
+def test_poll_sends_what_has_changed(create: Create, shared_studio: Studio) -> None:
     values = create.values()
     first = create.tab.poll(values, REQUEST)
     assert {create.tab._current, create.tab._recent, create.tab._queue} <= first.keys()
     hashes = first[create.tab._last_rendered]
     again = create.tab.poll(values | {create.tab._last_rendered: hashes}, REQUEST)
     assert again == {create.tab._last_rendered: gr.skip()}
-    save_image(studio, LOCAL_OWNER)
+    save_image(shared_studio, LOCAL_OWNER)
     changed = create.tab.poll(values | {create.tab._last_rendered: hashes}, REQUEST)
     assert changed.keys() == {create.tab._current, create.tab._recent, create.tab._last_rendered}
 
@@ -177,7 +177,7 @@ def test_the_form_is_restored_with_the_status_of_its_model(create: Create) -> No
     assert (updates[tab._model_status], updates[tab._restored]) == ("", True)
 
 
-def test_a_model_is_selected_with_its_defaults(create: Create, studio: Studio) -> None:
+def test_a_model_is_selected_with_its_defaults(create: Create, shared_studio: Studio) -> None:
     form = create.tab.form
     updates = create.tab.on_model_change(create.values(model_key="tiny"))
     assert "3.2 GB download" in updates[create.tab._model_status]
@@ -186,7 +186,7 @@ def test_a_model_is_selected_with_its_defaults(create: Create, studio: Studio) -
     assert selected[form["model_key"]].value == "tiny"
     assert (selected[form["backend"]], selected[form["preset"]]) == ("local", "quality")
     keys = [key for _, key in create.tab.list_models()[form["model_key"]].choices]
-    assert keys == [key for _, key in selected[form["model_key"]].choices] == studio.available_models
+    assert keys == [key for _, key in selected[form["model_key"]].choices] == shared_studio.available_models
 
 
 def test_the_status_of_a_model_matters_on_this_computer_only(create: Create) -> None:

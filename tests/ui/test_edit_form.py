@@ -17,12 +17,18 @@ from canvas.ui.edit_tab import INSTRUCTION, KEEP_SIZE, OPERATIONS, SIDES, EditFo
 from tests.app_server import save_image
 
 
+@pytest.fixture(scope="module")
+def shared_form(shared_studio: Studio) -> EditForm:
+    with pytest.MonkeyPatch.context() as patch, gr.Blocks(analytics_enabled=False):
+        patch.setattr(Studio, "instruction_models", property(lambda _: ["flux-klein"]))
+        return EditForm(shared_studio)
+
+
 @pytest.fixture
-def form(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> EditForm:
+def form(shared_form: EditForm, monkeypatch: pytest.MonkeyPatch) -> EditForm:
     """The form on a computer where one model follows instructions."""
     monkeypatch.setattr(Studio, "instruction_models", property(lambda _: ["flux-klein"]))
-    with gr.Blocks(analytics_enabled=False):
-        return EditForm(studio)
+    return shared_form
 
 
 def values_of(form: EditForm, **changes: Any) -> dict[Any, Any]:
@@ -156,14 +162,13 @@ def test_a_valid_form_is_restored_and_any_other_is_new(form: EditForm, monkeypat
 class Edit:
     """The tab with one stored image in its editor, and what it submits."""
 
-    def __init__(self, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, studio: Studio) -> None:
         self.studio = studio
         with gr.Blocks(analytics_enabled=False):
             self.tab = EditTab(studio)
         self.image = save_image(studio, LOCAL_OWNER)
         self.pixels = Image.open(studio.image_path(self.image.filename)).convert("RGB")
         self.submitted: list[GenerationRequest] = []
-        monkeypatch.setattr(Studio, "submit", lambda _, request, *rest: self.submitted.append(request))
 
     def values(self, layers: Any = (), *, empty: bool = False, **changes: Any) -> dict[Any, Any]:
         tab, form = self.tab, self.tab._form
@@ -177,9 +182,16 @@ class Edit:
         return self.submitted[-1]
 
 
+@pytest.fixture(scope="module")
+def shared_edit(shared_studio: Studio) -> Edit:
+    return Edit(shared_studio)
+
+
 @pytest.fixture
-def edit(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Edit:
-    return Edit(studio, monkeypatch)
+def edit(shared_edit: Edit, monkeypatch: pytest.MonkeyPatch) -> Edit:
+    shared_edit.submitted = []
+    monkeypatch.setattr(Studio, "submit", lambda _, request, *rest: shared_edit.submitted.append(request))
+    return shared_edit
 
 
 def layer(box: tuple[int, int, int, int] | None, size: tuple[int, int] = (128, 128)) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 from canvas import Studio
 from canvas.errors import NotFound
 from canvas.request import LOCAL_OWNER
-from canvas.settings import Settings
 from canvas.ui import gallery_tab
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.edit_tab import EditTab
@@ -54,11 +52,9 @@ class Gallery:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gallery]:
+def shared(shared_studio: Studio) -> Gallery:
     """One gallery for all tests, which leave its images as they were."""
-    folder = tmp_path_factory.mktemp("gallery")
-    with Studio(Settings(data_dir=folder, cache_dir=folder, device="cpu", dtype="float32")) as studio:
-        yield Gallery(studio)
+    return Gallery(shared_studio)
 
 
 @pytest.fixture

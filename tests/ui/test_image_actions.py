@@ -20,15 +20,15 @@ from tests.app_server import save_image
 LAST_START = MAX_SEED - NUM_VARIATIONS + 1  # the seeds from here on are just enough
 
 
-@pytest.fixture
-def actions(studio: Studio) -> ImageActions:
+@pytest.fixture(scope="module")
+def actions(shared_studio: Studio) -> ImageActions:
     with gr.Blocks(analytics_enabled=False), gr.Tabs() as tabs, gr.Tab("Create"):
-        return ImageActions(studio, CreateTab(studio), EditTab(studio), tabs)
+        return ImageActions(shared_studio, CreateTab(shared_studio), EditTab(shared_studio), tabs)
 
 
 @pytest.fixture
-def image(studio: Studio) -> GeneratedImage:
-    return save_image(studio, LOCAL_OWNER)
+def image(shared_studio: Studio) -> GeneratedImage:
+    return save_image(shared_studio, LOCAL_OWNER)
 
 
 def click(action: str, **fields: Any) -> Any:
@@ -49,15 +49,15 @@ def test_variations_of_a_variation_keep_its_seed(image: GeneratedImage) -> None:
     assert (request.seed, request.variation_seed, request.num_images) == (5, 10, NUM_VARIATIONS)
 
 
-def test_stored_images_are_those_of_the_owner_that_still_exist(studio: Studio) -> None:
-    first, deleted, second = (save_image(studio, LOCAL_OWNER) for _ in range(3))
-    foreign = save_image(studio, "eve")
-    studio.user_gallery(LOCAL_OWNER).delete([deleted.id or 0])
-    studio.user_gallery(LOCAL_OWNER).favourite([second.id or 0], True)
-    images = stored_images(studio, [second, deleted, foreign, replace(first, id=None), first], LOCAL_OWNER)
+def test_stored_images_are_those_of_the_owner_that_still_exist(shared_studio: Studio) -> None:
+    first, deleted, second = (save_image(shared_studio, LOCAL_OWNER) for _ in range(3))
+    foreign = save_image(shared_studio, "eve")
+    shared_studio.user_gallery(LOCAL_OWNER).delete([deleted.id or 0])
+    shared_studio.user_gallery(LOCAL_OWNER).favourite([second.id or 0], True)
+    images = stored_images(shared_studio, [second, deleted, foreign, replace(first, id=None), first], LOCAL_OWNER)
     assert [(image.id, image.favourite) for image in images] == [(second.id, True), (first.id, False)]
-    assert stored_images(studio, [], LOCAL_OWNER) == []
-    assert stored_images(studio, [replace(first, id=None)], LOCAL_OWNER) == []
+    assert stored_images(shared_studio, [], LOCAL_OWNER) == []
+    assert stored_images(shared_studio, [replace(first, id=None)], LOCAL_OWNER) == []
 
 
 @pytest.mark.parametrize(("action", "keeps"), [("use_settings", False), ("reuse_seed", True)])
@@ -82,7 +82,7 @@ def test_an_image_is_edited_in_the_other_tab(
 
 
 def test_variations_are_queued_and_shown(
-    actions: ImageActions, image: GeneratedImage, studio: Studio, monkeypatch: pytest.MonkeyPatch
+    actions: ImageActions, image: GeneratedImage, shared_studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted: list[tuple[list[GenerationRequest], str, str]] = []
     monkeypatch.setattr(Studio, "submit_many", lambda _, *arguments: submitted.append(arguments))
@@ -92,22 +92,22 @@ def test_variations_are_queued_and_shown(
     assert updates[actions._tabs].selected == "create"
 
 
-def test_a_foreign_image_is_not_opened(actions: ImageActions, studio: Studio) -> None:
-    foreign = save_image(studio, "eve")
+def test_a_foreign_image_is_not_opened(actions: ImageActions, shared_studio: Studio) -> None:
+    foreign = save_image(shared_studio, "eve")
     with pytest.raises(NotFound):
         actions.open(click("use_settings", image=str(foreign.id)), "ann")
 
 
-def test_a_favourite_is_set_and_taken_back(actions: ImageActions, image: GeneratedImage, studio: Studio) -> None:
+def test_a_favourite_is_set_and_taken_back(actions: ImageActions, image: GeneratedImage, shared_studio: Studio) -> None:
     for text, expected in (("true", True), ("false", False)):
         assert actions.change(click("favourite", image=str(image.id), favourite=text), LOCAL_OWNER) == ""
-        assert studio.image(image.id or 0, LOCAL_OWNER).favourite == expected
+        assert shared_studio.image(image.id or 0, LOCAL_OWNER).favourite == expected
 
 
-def test_a_deletion_offers_to_undo_it(actions: ImageActions, image: GeneratedImage, studio: Studio) -> None:
+def test_a_deletion_offers_to_undo_it(actions: ImageActions, image: GeneratedImage, shared_studio: Studio) -> None:
     line = actions.change(click("delete", image=str(image.id)), LOCAL_OWNER)
     with pytest.raises(NotFound):
-        studio.image(image.id or 0, LOCAL_OWNER)
+        shared_studio.image(image.id or 0, LOCAL_OWNER)
     token = line.partition('data-token="')[2].partition('"')[0]
     assert actions.change(click("undo", token=token), LOCAL_OWNER) == ""
-    assert studio.image(image.id or 0, LOCAL_OWNER).id == image.id
+    assert shared_studio.image(image.id or 0, LOCAL_OWNER).id == image.id
