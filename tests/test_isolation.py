@@ -26,7 +26,7 @@ from canvas.server.identity import COOKIE, visitor_owner_id
 from canvas.server.launch import launch
 from canvas.settings import Settings
 from canvas.ui.app import MAX_SESSIONS
-from tests.app_server import slow_down_steps
+from tests.app_server import save_image, slow_down_steps
 from tests.backends.cluster import running_cluster
 from tests.visitors import Visitor, routes_of
 
@@ -314,9 +314,7 @@ def links(server: PublicServer, image: GeneratedImage) -> list[str]:
 
 
 def test_image_links_work_until_the_image_is_deleted(server: PublicServer, other: Visitor) -> None:
-    for job in server.studio.jobs(None):  # the last test that needs them is above
-        job.cancel()
-    [image] = server.studio.generate(GenerationRequest("a gift", num_inference_steps=1), "visitor-giver")
+    image = save_image(server.studio, "visitor-giver")
     etags = {}
     for link in links(server, image):
         response = other.client.get(link)
