@@ -114,8 +114,7 @@ class Database:
 
     def save_image(self, image: GeneratedImage) -> GeneratedImage:
         """Insert the row of an image, or replace the row of its file; the result has its id."""
-        (saved,) = self.save_images([image])
-        return saved
+        return self.save_images([image])[0]
 
     def save_images(self, images: Iterable[GeneratedImage]) -> list[GeneratedImage]:
         """`save_image` for many in one transaction."""

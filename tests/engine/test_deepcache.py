@@ -30,7 +30,7 @@ class Pipeline:
         self.unet = unet
 
 
-def make_unet(blocks: int = 2, layers: int = 1, *, cross_attention: bool = True) -> Any:
+def make_unet(blocks: int = 2, layers: int = 1, *, cross_attention: bool = True, **config: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -46,6 +46,7 @@ def make_unet(blocks: int = 2, layers: int = 1, *, cross_attention: bool = True)
         cross_attention_dim=16,
         attention_head_dim=4,
         norm_num_groups=8,
+        **config,
     ).eval()
 
 
@@ -138,22 +139,14 @@ def test_later_steps_get_the_conditional_half_of_the_added_inputs() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("act", [None, "silu"])
 def test_a_cached_step_of_sdxl_equals_a_full_one_for_the_same_input(act: str | None) -> None:
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=8,
+    unet = make_unet(
+        3,
+        cross_attention=False,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=16 + 6 * 8,
         time_embedding_act_fn=act,
-    ).eval()
+    )
     sample, embeds = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
     added = {"text_embeds": torch.randn(2, 16), "time_ids": torch.rand(2, 6) * 100}
     expected = unet(sample, 500, embeds, added_cond_kwargs=added, return_dict=False)[0]
