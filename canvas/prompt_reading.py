@@ -83,8 +83,6 @@ class _Thing:
     count_text: str = ""
     size: str = ""
     size_text: str = ""
-    colour: str = ""
-    colour_text: str = ""
     written: str = ""  # the user's words if the model has others
     style: str = ""
 
@@ -123,7 +121,6 @@ class _Reading:
             else:
                 self._add(part, meaning)
             adjacent = meaning is None and not negated
-        self._leave_out(self._next.colour_text)
 
     def _leave_out(self, text: str) -> None:
         if text:
@@ -152,9 +149,6 @@ class _Reading:
     def _add_thing(self, part: Part, meaning: Meaning) -> None:
         thing, self._next = self._next, _Thing("")
         thing.name = meaning.name
-        if thing.colour and not self._vocabulary.can_colour(thing.name):
-            self._left_out.append(thing.colour_text)
-            thing.colour = ""
         if thing.name in self._things:
             return
         if len(self._things) >= self._vocabulary.max_things:
@@ -183,8 +177,7 @@ class _Reading:
         if beside or (ends and self._things and self._follows_on(index)):
             self._add_place(name, part)
         else:
-            self._leave_out(self._next.colour_text)
-            self._next.colour, self._next.colour_text = name, part.text
+            self._left_out.append(part.text)  # things are drawn in the colours that they have
 
     def _follows_on(self, index: int) -> bool:
         return index > 0 and key_of(self._parts[index - 1].text) in ("on", "on a", "auf", "sobre", "sur", "en")
@@ -234,7 +227,7 @@ class _Reading:
             if several or thing.count > 1:
                 self._leave_out(thing.size_text)
                 thing.size = ""
-            words = self._vocabulary.subject(thing.name, thing.count, thing.size, thing.colour)
+            words = self._vocabulary.subject(thing.name, thing.count, thing.size)
             items.append(Item(words, thing.written))
         return items
 
@@ -259,10 +252,7 @@ class _Reading:
     def _caption(self, added: str) -> str:
         """The prompt in the words of captions: things, their side, the place."""
         vocabulary = self._vocabulary
-        things = [
-            vocabulary.caption(each.name, each.count, each.size, each.colour, each.style)
-            for each in self._things.values()
-        ]
+        things = [vocabulary.caption(each.name, each.count, each.size, each.style) for each in self._things.values()]
         words = [" and ".join(filter(None, (", ".join(things[:-1]), *things[-1:])))]
         if things and self._position:
             words.append(f"on the {self._position}")

@@ -101,7 +101,6 @@ class Vocabulary:
         self._colour_phrase: str = words["colour_phrase"]
         self._counts: Sequence[str] = words["counts"]
         self._max_things: int = words["max_things"]
-        self._coloured = frozenset(words.get("coloured", ()))
         self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
         self._near: Mapping[str, str] = synonyms.get("near", {})
         self._typo_exceptions = frozenset(synonyms.get("typo_exceptions", "").split("|"))
@@ -127,7 +126,6 @@ class Vocabulary:
         own += [(word, Meaning("count", str(number), own=True)) for number, word in enumerate(self._counts, 2)]
         own += [(word, Meaning("size", word, own=True)) for word in words["sizes"]]
         own += [(phrase, Meaning("position", phrase.rsplit(" ", 1)[-1], own=True)) for phrase in words["positions"]]
-        own += [(phrase, Meaning("decor", own=True)) for phrase in words.get("boilerplate", ())]
         # Captions come first, but not names of things such as "orange" before the same colour
         for word, meaning in reversed(own):
             meanings = table.setdefault(key_of(word), [])
@@ -291,9 +289,6 @@ class Vocabulary:
         forms = [key, *(form for form, _ in self._base_forms(key, ENGLISH))]
         return next((self._near[form] for form in forms if form in self._near), "")
 
-    def can_colour(self, thing: str) -> bool:
-        return thing in self._coloured
-
     def is_vague(self, place: str) -> bool:
         """Whether a more exact place in the same prompt counts instead."""
         return key_of(place) in self._vague
@@ -316,9 +311,9 @@ class Vocabulary:
         drawn = self.things[thing].get("styles", self.styles)
         return next((each for each in (style, self.styles[0]) if each in drawn), drawn[0])
 
-    def caption(self, name: str, count: int, size: str, colour: str, style: str) -> str:
+    def caption(self, name: str, count: int, size: str, style: str) -> str:
         """A thing in the words that the model was trained on: `two flat fox`; the default style has no word."""
-        words = [word for word in (size, colour, "" if style == self.styles[0] else style, name) if word]
+        words = [word for word in (size, "" if style == self.styles[0] else style, name) if word]
         if count > 1:
             return " ".join([self._counts[count - 2], *words])
         if self.things[name]["one"] == name:  # without an article, as "glasses"
@@ -327,18 +322,15 @@ class Vocabulary:
             return str(self.things[name]["one"])
         return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
-    def subject(self, name: str, count: int, size: str, colour: str) -> str:
+    def subject(self, name: str, count: int, size: str) -> str:
         """A thing in English: `two foxes`, `a tiny fox`, `grapes`."""
         thing = self.things[name]
-        adjectives = [word for word in (size, colour) if word]
         if count > 1:
-            return " ".join([self._counts[count - 2], *adjectives, thing["many"]])
-        if not adjectives:
-            return thing["one"]
-        article, _, noun = thing["one"].partition(" ")
-        if article not in ("a", "an"):
-            return " ".join([*adjectives, thing["one"]])
-        return " ".join(["an" if adjectives[0][0] in "aeiou" else "a", *adjectives, noun])
+            return " ".join(filter(None, [self._counts[count - 2], size, thing["many"]]))
+        if not size:
+            return str(thing["one"])
+        has_article = thing["one"].startswith(("a ", "an "))
+        return f"a {size} {thing['one'].partition(' ')[2]}" if has_article else f"{size} {thing['one']}"
 
     def background_for(self, thing: str, seed: int) -> str:
         """A place that suits a thing, by the seed; "" if the model needs none."""

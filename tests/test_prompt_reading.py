@@ -156,7 +156,7 @@ def test_every_thing_is_read_in_every_style() -> None:
     for name, thing in vocabulary.things.items():
         for style in thing.get("styles", vocabulary.styles):
             for count in (1, 2, 3):
-                caption = vocabulary.caption(name, count, "", "", style) + " in a castle hall"
+                caption = vocabulary.caption(name, count, "", style) + " in a castle hall"
                 assert (read(caption).prompt, read(caption).unknown, read(caption).left_out) == (caption, (), ())
 
 

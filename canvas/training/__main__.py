@@ -20,7 +20,6 @@ def parse_options(arguments: list[str]) -> Options:
     add("--target", type=Path, default=Path("assets/starter"), help="folder of the exported model")
     add("--minutes", type=float, help="total minutes of each training stage")
     add("--stop-after", type=float, help="minutes after which to stop; run again to resume")
-    add("--report-every", type=float, default=60, help="seconds")
     args = parser.parse_args(arguments)
     return Options(
         stages=tuple(STAGES) if "all" in args.stages else tuple(args.stages),
@@ -31,7 +30,6 @@ def parse_options(arguments: list[str]) -> Options:
         target=args.target,
         minutes=args.minutes,
         stop_after=args.stop_after,
-        report_every=args.report_every,
     )
 
 

@@ -26,9 +26,7 @@ from canvas.training.art_packages import (
 from canvas.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
-# Groups and subgroups of emojibase that are not single concrete objects.
-EXCLUDED_GROUPS = (2, 8, 9)
-EXCLUDED_SUBGROUPS = (18, 24, 25, 27, 30, 31)
+CONCEPTS_FILE = Path(__file__).with_name("concepts.txt")
 CONCEPT_LINE = re.compile(r"((?P<name>[^=:\"]+)=)?(?P<label>\s*\"[^\"]+\"|[^:]+)(:(?P<words>.*))?")
 
 
@@ -40,7 +38,6 @@ class Concept:
     words: tuple[str, ...]
     label: str
     hexcode: str
-    tags: tuple[str, ...] = ()
 
 
 @dataclass
@@ -49,15 +46,13 @@ class SpriteSet:
 
     concepts: list[Concept]
     pixels: np.ndarray  # uint8 [sprites, size, size, 4]
-    concept_of: np.ndarray  # int32 [sprites]
-    style_of: np.ndarray  # int32 [sprites]
+    pairs: list[tuple[int, int]]  # concept and style of each sprite
     versions: dict[str, str] = field(default_factory=dict)  # of the packages
 
     @cached_property
     def index(self) -> dict[tuple[int, int], int]:
         """Sprite index by (concept, style)."""
-        pairs = zip(self.concept_of.tolist(), self.style_of.tolist(), strict=True)
-        return {pair: row for row, pair in enumerate(pairs)}
+        return {pair: row for row, pair in enumerate(self.pairs)}
 
     @cached_property
     def images(self) -> list[Image.Image]:
@@ -68,7 +63,7 @@ class SpriteSet:
     @cached_property
     def styles(self) -> list[int]:
         """The styles that occur, sorted."""
-        return sorted(set(self.style_of.tolist()))
+        return sorted({style for _, style in self.pairs})
 
     def save(self, folder: Path) -> None:
         """Write `concepts.json` and `sprites.zip`, one WebP per sprite (6,500 take 40 MB)."""
@@ -84,20 +79,16 @@ class SpriteSet:
 
     @classmethod
     def load(cls, folder: Path) -> "SpriteSet":
-        """Read the files of `save`, or those of earlier versions (`things.json`)."""
-        path = folder / "concepts.json"
-        meta = json.loads((path if path.exists() else folder / "things.json").read_text())
-        concepts = [
-            Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-            for fields in meta.get("concepts") or meta["things"]
-        ]
+        """Read the files of `save`."""
+        meta = json.loads((folder / "concepts.json").read_text())
+        concepts = [Concept(**{**fields, "words": tuple(fields["words"])}) for fields in meta["concepts"]]
         with zipfile.ZipFile(folder / "sprites.zip") as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
         with ThreadPoolExecutor() as pool:
             pixels = list(pool.map(_decode, files.values()))
-        pairs = [[int(part) for part in name.removesuffix(".webp").split("-")] for name in files]
-        concept_of, style_of = np.array(pairs, np.int32).T
-        return cls(concepts, np.stack(pixels), concept_of, style_of, meta["versions"])
+        names = (name.removesuffix(".webp").split("-") for name in files)
+        pairs = [(int(concept), int(style)) for concept, style in names]
+        return cls(concepts, np.stack(pixels), pairs, meta["versions"])
 
 
 def _decode(webp: bytes) -> np.ndarray:
@@ -124,24 +115,15 @@ def read_concepts_file(path: Path) -> dict[str, tuple[str, ...]]:
     return concepts
 
 
-def select_concepts(entries: list[dict[str, Any]], concepts_file: Path | None) -> list[Concept]:
-    """The concepts of the file; without one, every concrete object of emojibase.
-
-    Raises ValueError for labels that emojibase does not have.
-    """
-    selected = read_concepts_file(concepts_file) if concepts_file else None
-    concepts = []
-    for entry in entries:
-        label = entry["label"]
-        if selected is not None:
-            words = selected.get(label)
-        elif entry.get("group") in (None, *EXCLUDED_GROUPS) or (entry.get("subgroup") in EXCLUDED_SUBGROUPS):
-            words = None
-        else:
-            words = (label.lower(),)
-        if words:
-            concepts.append(Concept(words[0], words, label, entry["hexcode"], tuple(entry.get("tags", ()))))
-    missing = set(selected or ()) - {concept.label for concept in concepts}
+def select_concepts(entries: list[dict[str, Any]], concepts_file: Path) -> list[Concept]:
+    """The concepts of the file. Raises ValueError for labels that emojibase does not have."""
+    selected = read_concepts_file(concepts_file)
+    concepts = [
+        Concept(words[0], words, entry["label"], entry["hexcode"])
+        for entry in entries
+        if (words := selected.get(entry["label"]))
+    ]
+    missing = set(selected) - {concept.label for concept in concepts}
     if missing:
         raise ValueError(f"{concepts_file}: not in emojibase: {sorted(missing)}")
     return concepts
@@ -190,13 +172,13 @@ def render_package(package: ArtPackage, tarball: Path, concepts: list[Concept], 
     return render(tarball, concepts, size)
 
 
-def build_sprites(config: TrainingConfig, packages: Path, concepts_file: Path | None) -> SpriteSet:
-    """Render all sprites of the preset; about a minute for 6,500 of them."""
+def build_sprites(config: TrainingConfig, packages: Path, concepts_file: Path = CONCEPTS_FILE) -> SpriteSet:
+    """Render the concepts of the file in the styles of the preset; 6,500 sprites take about a minute."""
     names = fetch(NAMES_PACKAGE, packages)
     entries: list[dict[str, Any]] = read_json(names, "en/data.json")  # type: ignore[assignment]
     concepts = select_concepts(entries, concepts_file)
     versions = {NAMES_PACKAGE.name: version_of(names, NAMES_PACKAGE)}
-    pixels, concept_of, style_of = [], [], []
+    pixels, pairs = [], []
     for style, package in enumerate(ART_PACKAGES):
         if package.style not in config.styles:
             continue
@@ -208,6 +190,5 @@ def build_sprites(config: TrainingConfig, packages: Path, concepts_file: Path | 
         for row, image in sorted(images.items()):
             if image.getchannel("A").getbbox():
                 pixels.append(np.asarray(image))
-                concept_of.append(row)
-                style_of.append(style)
-    return SpriteSet(concepts, np.stack(pixels), np.array(concept_of, np.int32), np.array(style_of, np.int32), versions)
+                pairs.append((row, style))
+    return SpriteSet(concepts, np.stack(pixels), pairs, versions)

@@ -12,7 +12,6 @@ class TrainingConfig:
     """Hyperparameters; see `README.md` for what they were chosen by."""
 
     sprite_size: int = 208  # pixels
-    concepts_file: str | None = "concepts.txt"
     styles: tuple[str, ...] = ("cartoon", "glossy", "flat", "sticker", "3d")
     backgrounds_per_place: int = 100  # rendered once
     latent_channels: int = 48  # principal components of a patch that are kept

@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from canvas.benchmark.similarity import decibels, ssim_map
 from canvas.prompt_reading import understand
 from canvas.training.art_packages import STYLES
-from canvas.training.captions import DEFAULT_STYLE, NEAR_SYNONYMS, article
+from canvas.training.captions import DEFAULT_STYLE, WORD_LISTS, article
 from canvas.training.classifier import SceneClassifier
 from canvas.training.scenes import Scene, SceneSampler, place_phrase, to_pixels
 from canvas.vocabulary import Vocabulary
@@ -38,28 +38,18 @@ class EvalCounts:
 
 
 class Sampler:
-    """Generates images for batches of prompts, as StableDiffusionPipeline does for each."""
+    """Generates images for batches of prompts."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
-        self.pipeline, self.device = pipeline, device
+        self.pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.device = device
 
-    @torch.no_grad()
     def sample(self, prompts: Sequence[str], seed: int) -> torch.Tensor:
         """Images [n, 3, h, w] in [-1, 1], without guidance."""
-        pipeline = self.pipeline
-        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        ids = pipeline.tokenizer(list(prompts), **options).input_ids
-        context = pipeline.text_encoder(ids.to(self.device)).last_hidden_state
-        config = pipeline.unet.config
-        shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
-        latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
-        pipeline.scheduler.set_timesteps(NUM_INFERENCE_STEPS)
-        for timestep in pipeline.scheduler.timesteps:
-            output = pipeline.unet(latents, timestep, context).sample
-            latents = pipeline.scheduler.step(output, timestep, latents).prev_sample
-        vae = pipeline.vae
-        return vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1).cpu()
+        options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": 1.0, "output_type": "pt"}
+        generator = torch.Generator().manual_seed(seed)
+        return self.pipeline(list(prompts), generator=generator, **options).images.cpu() * 2 - 1
 
     def sample_all(self, prompts: Sequence[str], seed: int, batch_size: int) -> torch.Tensor:
         """The same for many prompts."""
@@ -116,8 +106,8 @@ def synonym_scenes(sampler: SceneSampler, vocabulary: Vocabulary) -> tuple[list[
     sprites, style = sampler.sprites, STYLES.index(DEFAULT_STYLE)
     rows = {concept.name: row for row, concept in enumerate(sprites.concepts)}
     scenes, prompts = [], []
-    for word, names in NEAR_SYNONYMS.items():
-        correct = tuple(rows[name] for name in names if name in rows)
+    for word, names in WORD_LISTS["near_synonyms"].items():
+        correct = tuple(rows[name] for name in names.split(", ") if name in rows)
         if correct:
             scene = Scene("one", correct, style, sampler.sample("place").place)
             scenes.append(scene)

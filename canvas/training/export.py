@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -54,12 +55,6 @@ def export_model(work: Path, target: Path) -> None:
     logger.info("%s: %.1f MB", target, size / 1e6)
 
 
-def load_metrics(work: Path) -> dict[str, float]:
-    """The contents of `metrics.json`; empty before the evaluation."""
-    path = work / "metrics.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def _percent(metrics: dict[str, float], key: str) -> str:
     value = metrics.get(key, math.nan)
     return "–" if math.isnan(value) else f"{100 * value:.1f} %"
@@ -100,7 +95,8 @@ def art_table(sprites: SpriteSet) -> str:
 
 def write_card(work: Path, target: Path, sprites: SpriteSet) -> None:
     """Write the model card, `README.md`, from `card.md`, the metrics and `training.md`."""
-    metrics = load_metrics(work)
+    path = work / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
     text_encoder = json.loads((target / "text_encoder" / "config.json").read_text())
     num_tokens = text_encoder["max_position_embeddings"]
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
@@ -119,16 +115,10 @@ def write_card(work: Path, target: Path, sprites: SpriteSet) -> None:
         "metrics": metrics_table(metrics),
         "diversity": f"{metrics.get('diversity_percent', 0):.1f}",
         "num_inference_steps": str(NUM_INFERENCE_STEPS),
-        "num_one": str(metrics.get("num_one", 0)),
-        "num_pair": str(metrics.get("num_pair", 0)),
-        "num_trio": str(metrics.get("num_trio", 0)),
-        "num_fidelity": str(metrics.get("num_fidelity", 0)),
-        "num_synonyms": str(metrics.get("num_synonyms", 0)),
+        **{name: str(value) for name, value in metrics.items() if name.startswith("num_")},
         "load_seconds": f"{metrics.get('load_seconds', 0):.1f}",
         "seconds_per_image": f"{metrics.get('seconds_per_image', 0):.2f}",
         "training": training.read_text().strip() if training.exists() else "Not recorded.",
     }
-    card = CARD_TEMPLATE.read_text()
-    for key, value in values.items():
-        card = card.replace("{{" + key + "}}", value)
+    card = re.sub(r"\{\{(\w+)\}\}", lambda match: values.get(match[1], "0"), CARD_TEMPLATE.read_text())
     (target / "README.md").write_text(card)

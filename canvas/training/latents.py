@@ -24,12 +24,6 @@ def to_patches(pixels: torch.Tensor) -> torch.Tensor:
     return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, PATCH_VALUES)
 
 
-def from_patches(patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """The inverse of `to_patches` for images of so many patches."""
-    tiles = patches.reshape(-1, rows, columns, 3, PATCH_SIZE, PATCH_SIZE).permute(0, 3, 1, 4, 2, 5)
-    return tiles.reshape(-1, 3, rows * PATCH_SIZE, columns * PATCH_SIZE)
-
-
 @dataclass(frozen=True)
 class LatentBasis:
     """Principal components of patches in [-1, 1]: [768, channels], their mean and standard deviations.
@@ -76,12 +70,6 @@ class LatentBasis:
         rows, columns = pixels.shape[2] // PATCH_SIZE, pixels.shape[3] // PATCH_SIZE
         latents = ((to_patches(pixels) - self.mean) @ self.components) * self.gain
         return latents.reshape(-1, rows, columns, latents.shape[-1]).permute(0, 3, 1, 2)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """The linear inverse of `encode`: what a decoder must at least reach."""
-        rows, columns = latents.shape[2:]
-        values = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-        return from_patches((values / self.gain) @ self.components.T + self.mean, rows, columns)
 
 
 def build_autoencoder(basis: LatentBasis, patches: torch.Tensor, config: TrainingConfig) -> AutoencoderTiny:

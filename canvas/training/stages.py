@@ -22,6 +22,7 @@ from canvas.training.scenes import SceneSampler, render_backgrounds
 from canvas.training.text_encoder import LENGTH, build_text_encoder, drawing_cells, encode_drawings
 from canvas.training.time_budget import TimeBudget
 from canvas.training.tokenizer import TokenTable, save_tokenizer
+from canvas.training.word_table import write_words
 from canvas.vocabulary import load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,11 @@ class Options:
     target: Path
     minutes: float | None
     stop_after: float | None
-    report_every: float
 
     def budget(self, stage: str) -> TimeBudget:
         """The time budget of a training stage."""
         minutes = self.minutes or MINUTES[self.preset][stage]
-        return TimeBudget(minutes, pick_device(), self.report_every, self.stop_after)
+        return TimeBudget(minutes, pick_device(), self.stop_after)
 
 
 def pick_device() -> torch.device:
@@ -66,9 +66,7 @@ def load_sprites(work: Path) -> SpriteSet:
 
 def stage_sprites(options: Options) -> None:
     """Render the sprites."""
-    name = options.config.concepts_file
-    concepts_file = Path(__file__).with_name(name) if name else None
-    build_sprites(options.config, options.packages, concepts_file).save(options.work / "sprites")
+    build_sprites(options.config, options.packages).save(options.work / "sprites")
 
 
 def stage_latents(options: Options) -> None:
@@ -116,6 +114,11 @@ def stage_export(options: Options) -> None:
     write_card(options.work, options.target, load_sprites(options.work))
 
 
+def stage_words(options: Options) -> None:
+    """Write what the app knows of the model's words."""
+    write_words(load_sprites(options.work), options.packages, options.target)
+
+
 def _train(train: Callable[..., None], stage: str, options: Options) -> None:
     train(load_sprites(options.work), options.config, options.work, options.budget(stage))
 
@@ -128,6 +131,7 @@ STAGES: dict[str, Callable[[Options], None]] = {
     "denoiser": lambda options: _train(train_denoiser, "denoiser", options),
     "classifier": lambda options: _train(train_classifier, "classifier", options),
     "export": stage_export,
+    "words": stage_words,
     "evaluate": stage_evaluate,
     "contact-sheet": stage_contact_sheet,
 }

@@ -50,57 +50,25 @@ PLACE_SIZE = 2 * GRID + len(BOXES)
 LENGTH = WORD_TOKENS + sum(box.cells**2 for box in BOXES)
 
 
-@dataclass(frozen=True)
 class Dimensions:
     """Where in the hidden state each quantity is."""
 
-    code: int
-    output: int  # latents and coverage of a cell
-
-    @property
-    def balance(self) -> int:
-        """Two pairs of large numbers that fix the norm, and three numbers that fix the mean."""
-        return self.code + self.output
-
-    @property
-    def is_thing(self) -> int:
-        """1 for tokens of things; the next dimension is 1 for the first token, which empty prompts attend to."""
-        return self.balance + BALANCE_SIZE
-
-    @property
-    def third_word(self) -> int:
-        """1 at the third position of a word."""
-        return self.is_thing + 2
-
-    @property
-    def order(self) -> int:
-        """The position of a word, 0 to 1."""
-        return self.third_word + 3
-
-    @property
-    def query(self) -> int:
-        """Which thing a cell shows, one of THINGS."""
-        return self.order + 1
-
-    @property
-    def slot(self) -> int:
-        """The code of the cell's decoder rows."""
-        return self.query + len(THINGS)
-
-    @property
-    def place(self) -> int:
-        """Column, row and box of the cell, one number each that is 1; the denoiser finds cells by them."""
-        return self.slot + SLOT_CODE_SIZE
-
-    @property
-    def total(self) -> int:
-        """The hidden size, a multiple of the heads' size."""
-        return -(-(self.place + PLACE_SIZE) // HEAD_SIZE) * HEAD_SIZE
-
-    @property
-    def squared_norm(self) -> float:
-        """What a code adds to the squared norm of a cell between the two layer norms."""
-        return (LAYER_NORM_SCALE**2 - FIRST_NORM**2) * self.total
+    def __init__(self, code: int, output: int) -> None:
+        self.code, self.output = code, output  # the latter for latents and coverage of a cell
+        # Two pairs of large numbers that fix the norm, and three numbers that fix the mean
+        self.balance = code + output
+        # 1 for tokens of things; the next is 1 for the first token, which empty prompts attend to
+        self.is_thing = self.balance + BALANCE_SIZE
+        self.third_word = self.is_thing + 2  # 1 at the third position of a word
+        self.order = self.third_word + 3  # the position of a word, 0 to 1
+        self.query = self.order + 1  # which thing a cell shows, one of THINGS
+        self.slot = self.query + len(THINGS)  # the code of the cell's decoder rows
+        # Column, row and box of the cell, one number each that is 1; the denoiser finds cells by them
+        self.place = self.slot + SLOT_CODE_SIZE
+        # The hidden size, a multiple of the heads' size
+        self.total = -(-(self.place + PLACE_SIZE) // HEAD_SIZE) * HEAD_SIZE
+        # What a code adds to the squared norm of a cell between the two layer norms
+        self.squared_norm = (LAYER_NORM_SCALE**2 - FIRST_NORM**2) * self.total
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,8 @@ class TokenTable:
         for colour in COLOURS:
             for phrase in COLOUR_PHRASES:
                 found.setdefault(NORMALIZER.normalize_str(phrase.format(colour)), Source(WORDS.index(colour)))
-        for position, phrases in POSITIONS.items():
-            for phrase in phrases:
-                found.setdefault(NORMALIZER.normalize_str(phrase), Source(WORDS.index(position)))
+        for position, phrase in POSITIONS.items():
+            found.setdefault(phrase, Source(WORDS.index(position)))
         return cls(tuple(found), tuple(found.values()))
 
 

