@@ -11,8 +11,8 @@ from typing import Any
 
 from canvas import builtin_models, validation
 from canvas.errors import InvalidInput, UnknownModel
+from canvas.files import read_text_file
 from canvas.schedulers import SCHEDULERS
-from canvas.text_files import read_text_file
 
 ASSETS = builtin_models.ASSETS
 MODEL_TYPES = ("stable_diffusion", "stable_diffusion_xl", "auto")

@@ -10,7 +10,7 @@ from math import perm
 from pathlib import Path
 
 from canvas.errors import InvalidInput, LazyMessage
-from canvas.text_files import read_text_file, split_lines
+from canvas.files import read_text_file, split_lines
 from canvas.validation import MAX_TEXT
 
 MAX_PROMPTS = 100

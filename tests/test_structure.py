@@ -17,7 +17,7 @@ PACKAGE = ROOT / "canvas"
 MAX_LINES = 600
 # From the lowest to the highest layer; a package stands for all of its modules.
 LAYERS = [
-    {"errors", "files", "text_files", "builtin_models"},
+    {"errors", "files", "builtin_models"},
     {
         "validation",
         "platform",

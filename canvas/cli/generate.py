@@ -20,12 +20,12 @@ from canvas.cli.console import AsJson, load_settings, print_result, progress_bar
 from canvas.cli.options import EDIT, TEXT_TO_IMAGE, UPSCALE, request_fields, with_options
 from canvas.dynamic_prompts import escape, expand_pairs
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound, error_from_code
+from canvas.files import decode_text, read_text_file, split_lines
 from canvas.formatting import format_progress
 from canvas.image_formats import IMAGE_FORMATS, encode_base64
 from canvas.request import LOCAL, LOCAL_OWNER, GenerationRequest, ProgressUpdate, with_old_names
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
-from canvas.text_files import decode_text, read_text_file, split_lines
 
 if TYPE_CHECKING:
     from canvas.request import GeneratedImage

@@ -19,10 +19,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from canvas.errors import StorageError
+from canvas.files import decode_text, decode_utf16
 from canvas.history.infotext import write_infotext
 from canvas.history.rows import image_from_dict
 from canvas.request import GeneratedImage
-from canvas.text_files import decode_text, decode_utf16
 
 CHUNK = "magic_canvas"
 MAX_JSON = 1_000_000  # characters

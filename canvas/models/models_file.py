@@ -11,8 +11,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from canvas.errors import InvalidInput, StorageError
-from canvas.files import atomic_write
-from canvas.text_files import read_text_file
+from canvas.files import atomic_write, read_text_file
 
 
 class ModelsFile:
