@@ -22,10 +22,9 @@ from canvas.server.identity import IdentityMiddleware, VisitorTokens, hugging_fa
 from canvas.server.listening import listening_port
 from canvas.server.rate_limits import UploadLimitMiddleware
 from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPathMiddleware
-from canvas.server.security import ImageLoginMiddleware, named_origins_only, security_middleware
+from canvas.server.security import ImageLoginMiddleware, SignedLinks, named_origins_only, security_middleware
 from canvas.server.share_link import ShareLink, open_share_link
 from canvas.server.shutdown import block_until_stopped, exit_on_signals
-from canvas.server.signed_links import SignedLinks
 from canvas.server.uploads import UploadOwnerMiddleware, start_sweeping
 from canvas.settings import Settings
 from canvas.studio import Studio

@@ -1,14 +1,17 @@
-"""Middleware that protects all routes: response headers, host and origin, cookies, files."""
+"""Middleware that protects all routes: response headers, host and origin, cookies, files, signed links."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
@@ -19,7 +22,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from canvas.errors import MissingApiKey
-from canvas.server.signed_links import SignedLinks
 from canvas.validation import is_loopback
 
 # Gradio's file routes, which serve any file in a static directory.
@@ -29,6 +31,7 @@ SSRF_ROUTES = re.compile(r"/gradio_api/(?:proxy=|file[=/]\s*https?:)", re.IGNORE
 # All routes that serve image files.
 IMAGE_ROUTES = ("/pictures/", "/thumbnails/", "/downloads/", "/export.zip", "/gradio_api/file")
 SIGNED_FOLDERS = ("/pictures", "/thumbnails")
+LINK_LIFETIME = 3600.0  # seconds
 # As strict as Gradio allows, which needs inline scripts and eval; no data can be sent to
 # another host.
 CSP = (
@@ -213,6 +216,35 @@ class FileAccessMiddleware:
             return True
         # The name of a symlink to an image can be guessed.
         return path.name == resolved.name and self._is_stored_image(resolved)
+
+
+class SignedLinks:
+    """Signs the file names of images, and checks the query strings of links to them.
+
+    A link is valid for LINK_LIFETIME without a login.
+    """
+
+    def __init__(self, secret: bytes, now: Callable[[], float] = time.time) -> None:
+        self._secret = secret
+        self._now = now
+
+    def query(self, filename: str) -> str:
+        """The query string of a link that ends in LINK_LIFETIME."""
+        expires = str(int(self._now() + LINK_LIFETIME))
+        return f"expires={expires}&signature={self._sign(filename, expires)}"
+
+    def is_valid(self, filename: str, query: str) -> bool:
+        """Whether a query string is that of an unexpired link to this image."""
+        values = parse_qs(query)
+        [expires], [signature] = values.get("expires", [""])[:1], values.get("signature", [""])[:1]
+        if not (expires.isascii() and expires.isdecimal() and len(expires) < 20):
+            return False
+        right = hmac.compare_digest(signature.encode(), self._sign(filename, expires).encode())
+        return right and self._now() < int(expires)
+
+    def _sign(self, filename: str, expires: str) -> str:
+        # The first word separates these signatures from those of visitor cookies.
+        return hmac.new(self._secret, f"link {expires} {filename}".encode(), hashlib.sha256).hexdigest()
 
 
 class ImageLoginMiddleware:

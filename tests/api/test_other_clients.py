@@ -15,7 +15,7 @@ from PIL import Image
 from canvas import Studio
 from canvas.history.api_keys import ApiKeyStore
 from canvas.request import UPSCALERS
-from canvas.server.signed_links import LIFETIME, SignedLinks
+from canvas.server.security import LINK_LIFETIME, SignedLinks
 from tests.app_server import serving
 
 FAST = {"num_inference_steps": 1}
@@ -234,7 +234,7 @@ def test_links_expire() -> None:
     assert links.is_valid("a.png", query)
     assert not links.is_valid("b.png", query)
     assert not SignedLinks(b"other", lambda: 0.0).is_valid("a.png", query)
-    seconds[0] += LIFETIME
+    seconds[0] += LINK_LIFETIME
     assert not links.is_valid("a.png", query)
     for invalid in ("", "expires=&signature=", "expires=9e99&signature=x", "expires=²&signature=ß", "&&="):
         assert not links.is_valid("a.png", invalid)

@@ -12,12 +12,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from canvas.server.security import HostOriginMiddleware, ImageLoginMiddleware, security_middleware
-from canvas.server.signed_links import SignedLinks
+from canvas.server.security import HostOriginMiddleware, ImageLoginMiddleware, SignedLinks, security_middleware
 from canvas.settings import Settings
 from canvas.validation import is_loopback
 from tests.app_server import serving
 from tests.server.asgi import call, http_scope, response_of, status_of
+from tests.server.test_auth import Clock
 
 
 def client_of(tmp_path: Path, hosts: tuple[str, ...] | None = (), own_name: str = "localhost") -> TestClient:
@@ -178,7 +178,8 @@ def test_only_stored_images_of_the_outputs_folder_are_served(tmp_path: Path) -> 
             assert client.get(path).status_code == status, path
 
 
-LINKS = SignedLinks(b"a secret of a test, 32 bytes or more")
+SECRET = b"a secret of a test, 32 bytes or more"
+LINKS = SignedLinks(SECRET)
 
 
 def status_of_image(path: str, owner: str | None, links: SignedLinks | None = LINKS, query: str = "") -> int:
@@ -253,3 +254,45 @@ def test_host_and_origin_are_checked_on_a_network_without_a_login(tmp_path: Path
         assert httpx.get(f"{studio.url}/config", headers={"Origin": studio.url}).status_code == 200
         address = studio.url.replace("localhost", "127.0.0.1")
         assert httpx.get(f"{address}/config", headers={"Origin": address}).status_code == 200
+
+
+def test_a_link_is_valid_for_an_hour() -> None:
+    clock = Clock()
+    links = SignedLinks(SECRET, clock)
+    query = links.query("fox.png")
+    for seconds, valid in ((0, True), (3599, True), (1, False), (3600, False)):
+        clock.seconds += seconds
+        assert links.is_valid("fox.png", query) is valid, clock.seconds
+
+
+def test_a_link_is_for_one_image_of_one_server() -> None:
+    query = SignedLinks(SECRET, Clock()).query("fox.png")
+    assert not SignedLinks(SECRET, Clock()).is_valid("boat.png", query)
+    assert not SignedLinks(b"another" * 8, Clock()).is_valid("fox.png", query)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("expires=4600", "expires=4601"),
+        ("expires=4600", "expires=" + "9" * 5000),
+        ("expires=4600", "expires=x"),
+        ("expires=4600", "expires=٤٦٠٠"),
+        ("expires=4600&", ""),
+        ("signature=", "signature=0"),
+        ("&signature=", "&other="),
+        ("expires=4600", "expires=4601&expires=4600"),
+    ],
+)
+def test_a_changed_link_is_not_valid(change: tuple[str, str]) -> None:
+    links = SignedLinks(SECRET, Clock())
+    query = links.query("fox.png")
+    assert change[0] in query
+    assert not links.is_valid("fox.png", query.replace(*change))
+    assert not links.is_valid("fox.png", "")
+
+
+def test_further_parameters_do_not_matter() -> None:
+    links = SignedLinks(SECRET, Clock())
+    query = links.query("fox.png")
+    assert links.is_valid("fox.png", f"{query}&download=1&expires=9&signature=9")
