@@ -15,12 +15,16 @@ from canvas.platform import trusted_proxies, use_own_temp_folder
 from canvas.server.api_keys import ApiKeyMiddleware
 from canvas.server.auth import LOGIN_HINT, Login, LoginAttemptMiddleware, current_user, use_sessions
 from canvas.server.discovery import write_server_file
-from canvas.server.error_responses import ErrorMiddleware
-from canvas.server.gradio_routes import RouteListMiddleware, only_final_app
 from canvas.server.identity import IdentityMiddleware, VisitorTokens, hugging_face_account, load_secret
 from canvas.server.listening import listening_port
 from canvas.server.rate_limits import MAX_UPLOAD, BodyLimitMiddleware, UploadLimitMiddleware
-from canvas.server.reverse_proxy import RestoreRootPathMiddleware, StripRootPathMiddleware
+from canvas.server.routes import (
+    ErrorMiddleware,
+    RestoreRootPathMiddleware,
+    RouteListMiddleware,
+    StripRootPathMiddleware,
+    only_final_app,
+)
 from canvas.server.security import ImageLoginMiddleware, SignedLinks, named_origins_only, security_middleware
 from canvas.server.share_link import ShareLink, open_share_link
 from canvas.server.shutdown import block_until_stopped, exit_on_signals

@@ -51,7 +51,7 @@ class PageConfig(BlocksConfig):
     """The components and events of a page. Its copies, one of each session, render no component.
 
     Gradio renders all components of a session at its start, and each that changes, for links to a
-    session's values, which do not exist here (see `canvas.server.gradio_routes`).
+    session's values, which do not exist here (see `canvas.server.routes`).
     """
 
     def __copy__(self) -> BlocksConfig:

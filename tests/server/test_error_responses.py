@@ -6,7 +6,7 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from canvas.server.error_responses import ErrorMiddleware
+from canvas.server.routes import ErrorMiddleware
 from tests.server.asgi import call, http_scope, status_of
 
 PROMPT = "a prompt of a visitor"
