@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from canvas.errors import CanvasError
-from canvas.server.listening import listening_port
+from canvas.server.launch import listening_port
 
 APP = Path(__file__).resolve().parent.parent.parent / "app.py"
 TIMEOUT = 120.0  # seconds

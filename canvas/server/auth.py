@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from canvas.server.rate_limits import client_network
+from canvas.server.rate_limits import network_of
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -168,7 +168,7 @@ class LoginAttemptMiddleware:
             return
         headers = Headers(scope=scope)
         device = self._known_device(headers)
-        client = f"device:{device}" if device else f"address:{client_network((scope.get('client') or ('',))[0])}"
+        client = f"device:{device}" if device else f"address:{network_of(scope)}"
         _attempt.set(LoginAttempt(client, from_page="origin" in headers))
 
         async def send_with_device(message: Message) -> None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from canvas.errors import StorageError
 from canvas.jobs.limits import Visitor
 from canvas.request import LOCAL_OWNER
-from canvas.server.rate_limits import client_network
+from canvas.server.rate_limits import network_of
 
 COOKIE = "magic_canvas_visitor"
 YEAR = 365 * 24 * 3600  # seconds
@@ -61,7 +61,7 @@ class IdentityMiddleware:
             return
         token, new_value = await self._visitors.identify(Headers(scope=scope).get("cookie", ""))
         account = self._get_hf_account(scope) if self._get_hf_account else None
-        state["owner"] = account or Visitor(visitor_owner_id(token), client_network(client_address(scope)))
+        state["owner"] = account or Visitor(visitor_owner_id(token), network_of(scope))
 
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and new_value is not None:
@@ -134,12 +134,6 @@ def _create_secret(file: Path) -> None:
             temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def client_address(scope: Scope) -> str:
-    """The IP address of the client of a request."""
-    address: str = (scope.get("client") or ("",))[0]
-    return address
 
 
 def read_cookie(cookies: str) -> tuple[str, str]:

@@ -132,7 +132,7 @@ class UploadLimitMiddleware:
             self._files.clear()
             self._bytes.clear()
             self._known.clear()
-        network = client_network((scope.get("client") or ("",))[0])
+        network = network_of(scope)
         headers = Headers(scope=scope)
         form = FormCounter(headers.get("content-type", ""))
         length = headers.get("content-length", "")
@@ -249,6 +249,11 @@ class FormCounter:
     def _on_part_end(self) -> None:
         if self._in_file:
             self.finished.append((self._size, self._digest.digest()))
+
+
+def network_of(scope: Scope) -> str:
+    """The `client_network` of the client of a request."""
+    return client_network((scope.get("client") or ("",))[0])
 
 
 def client_network(address: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from canvas.errors import InvalidInput
 from canvas.server.discovery import find_server
-from canvas.server.listening import listening_port
+from canvas.server.launch import listening_port
 from canvas.settings import Settings
 from tests.app_server import serving
 

@@ -29,7 +29,7 @@ from starlette.types import Receive, Scope, Send
 
 from canvas import GenerationRequest, Studio
 from canvas.history.api_keys import ApiKeyStore
-from canvas.server.listening import listening_port
+from canvas.server.launch import listening_port
 from canvas.server.routes import RestoreRootPathMiddleware, StripRootPathMiddleware
 from tests.app_server import run_in_mcp_session, serving
 from tests.server.asgi import call

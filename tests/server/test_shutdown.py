@@ -24,7 +24,7 @@ import pytest
 from canvas import GenerationRequest, Studio
 from canvas.errors import ServerStopping
 from canvas.server import shutdown
-from canvas.server.listening import listening_port
+from canvas.server.launch import listening_port
 from canvas.server.shutdown import close_page, exit_on_signals
 from canvas.settings import Settings
 from tests.hub_server import Fault, LocalHub
