@@ -12,7 +12,7 @@ from canvas.history.third_party_metadata import read_metadata
 from canvas.model_status import ModelStatus
 from canvas.request import LOCAL, RANDOM_SEED
 from canvas.studio import Studio
-from canvas.ui import prompt_hints, result_panel
+from canvas.ui import result_panel
 from canvas.ui.events import bind, bind_select_model, current_owner, toast_html
 from canvas.ui.generation_form import GenerationForm, require_prompt
 from canvas.ui.guidance_panel import GuidancePanel
@@ -238,7 +238,7 @@ class CreateTab:
         try:
             request = self.guidance.apply(self.form.to_request(fields | {"prompt": prompt or "…"}), values)
             requests = self._studio.expand_prompt(request)
-            enhanced = prompt_hints.render_hints(self._studio, requests[0]) if prompt else ""
+            enhanced = result_panel.render_prompt_hints(self._studio, requests[0]) if prompt else ""
         except CanvasError as error:  # in the line, as a toast for every key would be too much
             return {self._enhanced_prompt: "", self._summary: error_line(error), self._saved: fields}
         summary = text_line(result_panel.request_summary(request, len(requests)))

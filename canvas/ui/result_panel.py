@@ -13,10 +13,11 @@ from canvas.errors import CanvasError, NotFound
 from canvas.image_formats import data_url
 from canvas.jobs.job import Job
 from canvas.presets import PRESETS, distilled_lora_missing
+from canvas.prompt_reading import message_for_nothing
 from canvas.request import BACKENDS, LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.studio import Studio
 from canvas.ui.html_panel import render
-from canvas.ui.i18n import error_text, format_bytes, format_duration, gettext, ngettext
+from canvas.ui.i18n import error_text, format_bytes, format_duration, gettext, ngettext, translate_message
 from canvas.ui.image_actions import stored_images
 from canvas.vocabulary import vocabulary_of
 
@@ -145,7 +146,17 @@ def render_recent(studio: Studio, owner: str, selected: int | None) -> str:
     return render("recent.html", images=studio.recent(owner, MAX_RECENT, 0), selected=selected)
 
 
-def render_enhanced_prompt(studio: Studio, request: GenerationRequest) -> str:
+def render_prompt_hints(studio: Studio, request: GenerationRequest) -> str:
+    """What a model with a vocabulary understands of a prompt, and a model for the rest; or what any other model gets."""
+    reading = studio.understanding(request)
+    if reading is None:
+        return _render_enhanced_prompt(studio, request)
+    status = studio.general_model() if reading.unknown else None
+    nothing = translate_message(message_for_nothing("")) if reading.nothing_known else ""
+    return render("prompt_hints.html", reading=reading, nothing=nothing, status=status)
+
+
+def _render_enhanced_prompt(studio: Studio, request: GenerationRequest) -> str:
     """The prompt as the model gets it, with the truncated part; empty if it is unchanged."""
     prompt = studio.enhanced_prompt(request)
     budget = studio.token_budget(request)
