@@ -147,7 +147,7 @@ def render_recent(studio: Studio, owner: str, selected: int | None) -> str:
 
 
 def render_prompt_hints(studio: Studio, request: GenerationRequest) -> str:
-    """What a model with a vocabulary understands of a prompt, and a model for the rest; or what any other model gets."""
+    """What a model with a vocabulary understands of a prompt, and a model for the rest; or what other models get."""
     reading = studio.understanding(request)
     if reading is None:
         return _render_enhanced_prompt(studio, request)
@@ -215,6 +215,14 @@ def download_text(job: Job) -> str:
     parts += _time_left(progress.seconds_left)
     model = progress.label or job.model_key
     return gettext("Downloading {model}: {progress}", model=model, progress=" · ".join(parts))
+
+
+def download_percent(job: Job) -> float:
+    """How much of the bytes of a download is there; 0 until their number is known."""
+    progress = job.progress
+    if progress is None or not progress.bytes_total:
+        return 0.0
+    return round(100 * progress.bytes_done / progress.bytes_total, 1)
 
 
 def _step_text(step: ProgressUpdate) -> str:

@@ -13,7 +13,7 @@ from canvas.catalog import ModelSpec
 from canvas.errors import InvalidInput
 from canvas.models.hub_search import FoundModel
 from canvas.models.own_models import OwnModels
-from canvas.ui.model_search import ModelSearch
+from canvas.ui.models_tab import ModelSearch
 
 
 @pytest.fixture
