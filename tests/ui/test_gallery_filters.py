@@ -12,7 +12,7 @@ import pytest
 from canvas import Studio
 from canvas.errors import InvalidInput
 from canvas.history.queries import Query
-from canvas.ui.gallery_filters import CUSTOM_RANGE, GalleryFilters
+from canvas.ui.gallery_tab import CUSTOM_RANGE, GalleryFilters
 from tests.history.conftest import make_image
 
 Values = Callable[..., dict[Any, Any]]
