@@ -13,7 +13,7 @@ from canvas.errors import CanvasError
 from canvas.jobs.job import Job
 from canvas.model_status import ModelStatus
 from canvas.models.download import DownloadProgress
-from canvas.ui.starter_card import StarterCard
+from canvas.ui.create_tab import StarterCard
 
 REQUEST = gr.Request()
 TITLE = "DreamShaper 8"
