@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from typer.completion import completion_init
 
-from canvas.cli import deploy_space, doctor, export_import, generate, keys, models
+from canvas.cli import deploy_space, doctor, generate, history, models
 from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_json, print_line, with_examples
 from canvas.engine import configure_process
 from canvas.errors import CanvasError, GenerationCancelled
@@ -150,10 +150,10 @@ app.command()(generate.styles)
 app.command()(generate.schedulers)
 app.command()(models.models)
 app.command()(models.download)
-app.command()(export_import.export)
-app.command("import")(export_import.import_)
+app.command()(history.export)
+app.command("import")(history.import_)
 app.add_typer(_bench_app(), name="bench")
-app.add_typer(keys.app, name="keys")
+app.add_typer(history.keys, name="keys")
 app.command()(doctor.doctor)
 app.command()(deploy_space.deploy)
 app.command()(serve)

@@ -1,24 +1,38 @@
-"""`export` and `import`: images with their settings, to and from a ZIP file."""
+"""`export`, `import` and `keys`: the commands on the history of images and on API keys."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_result, with_examples, write_file
+from canvas.cli.console import (
+    AsJson,
+    DataDir,
+    load_settings,
+    print_error,
+    print_json,
+    print_result,
+    with_examples,
+    write_file,
+)
 from canvas.errors import InvalidInput
 from canvas.request import LOCAL_OWNER
 
 if TYPE_CHECKING:
+    from canvas.history.api_keys import ApiKeyStore
     from canvas.history.database import Database
-    from canvas.history.image_files import ImageStorage
+    from canvas.settings import Settings
 
 STDOUT = "-"
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key and its gallery.")]
+
+keys = typer.Typer(help="API keys, required when others can reach the server.", no_args_is_help=True)
 
 
 @with_examples("python -m canvas export images.zip", "python -m canvas export boats.zip --text boat --format webp")
@@ -33,10 +47,13 @@ def export(
 ) -> None:
     """Export images with their settings as a ZIP file."""
     from canvas.history.export_zip import export_zip
+    from canvas.history.image_files import ImageStorage
     from canvas.history.queries import Query
 
     query = Query(text=text, owner=LOCAL_OWNER, model_key=model, favourite=favourites or None)
-    with _open_storage(data_dir) as (database, storage):
+    settings = load_settings(data_dir)
+    with _open_database(settings) as database:
+        storage = ImageStorage(settings.outputs_dir)
         chunks = export_zip(database, storage, query, image_format=image_format, filename=Path(target).name)
         if target == STDOUT:
             for chunk in chunks:
@@ -53,13 +70,15 @@ def import_(
     data_dir: DataDir = None,
 ) -> None:
     """Import images of an export or of other programs, with the settings stored in them."""
+    from canvas.history.image_files import ImageStorage
     from canvas.history.import_zip import import_folder, import_zip
 
     if not source.exists():
         raise InvalidInput("path", str(source), "a ZIP file or a folder that exists")
-    with _open_storage(data_dir) as (database, storage):
+    settings = load_settings(data_dir)
+    with _open_database(settings) as database:
         load = import_folder if source.is_dir() else import_zip
-        result = load(database, storage, source, LOCAL_OWNER)
+        result = load(database, ImageStorage(settings.outputs_dir), source, LOCAL_OWNER)
     errors = list(result.errors)
     for error in errors:
         print_error(error)
@@ -68,12 +87,45 @@ def import_(
     print_result(text, {**counts, "errors": errors, "refused": errors}, as_json=json)
 
 
+@keys.command("create")
+@with_examples("python -m canvas keys create laptop")
+def create_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Create a key and print it. It cannot be shown again."""
+    with _open_keys(data_dir) as store:
+        secret = store.create(name)
+    print_result(secret, {"name": name, "key": secret}, as_json=json)
+
+
+@keys.command("list")
+@with_examples("python -m canvas keys list")
+def list_keys(json: AsJson = False, data_dir: DataDir = None) -> None:
+    """List the names of the keys."""
+    with _open_keys(data_dir) as store:
+        for key in store.list():
+            text = f"{key.name}  created {key.created_at} UTC"
+            print_result(text, {**asdict(key), "owner": key.owner}, as_json=json)
+
+
+@keys.command("revoke")
+@with_examples("python -m canvas keys revoke laptop")
+def revoke_key(name: Name, json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Revoke a key with immediate effect; its images stay."""
+    with _open_keys(data_dir) as store:
+        store.revoke(name)
+    if json:
+        print_json({"revoked": name, "withdrawn": name})
+
+
 @contextmanager
-def _open_storage(data_dir: Path | None) -> Iterator[tuple[Database, ImageStorage]]:
+def _open_keys(data_dir: Path | None) -> Iterator[ApiKeyStore]:
+    from canvas.history.api_keys import ApiKeyStore
+
+    with _open_database(load_settings(data_dir)) as database:
+        yield ApiKeyStore(database)
+
+
+def _open_database(settings: Settings) -> closing[Database]:
     # Without a Studio: no model is needed, and a server may be running on the same folder.
     from canvas.history.database import Database
-    from canvas.history.image_files import ImageStorage
 
-    settings = load_settings(data_dir)
-    with closing(Database(settings.database_path)) as database:
-        yield database, ImageStorage(settings.outputs_dir)
+    return closing(Database(settings.database_path))
