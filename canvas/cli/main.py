@@ -1,4 +1,4 @@
-"""The command line: commands, exit codes, and the entry point `magic-canvas`."""
+"""The command line: exit codes, the entry point `magic-canvas`, and the commands that have no module of their own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import importlib.util
 import shlex
 import sys
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.completion import completion_init
 
-from canvas.cli import deploy_space, doctor, generate, history, models
-from canvas.cli.console import AsJson, DataDir, load_settings, print_error, print_json, print_line, with_examples
+from canvas.cli import deploy_space, doctor, generate, history
+from canvas.cli.console import (
+    AsJson,
+    DataDir,
+    load_settings,
+    print_error,
+    print_json,
+    print_line,
+    print_result,
+    wait,
+    with_examples,
+)
 from canvas.engine import configure_process
 from canvas.errors import CanvasError, GenerationCancelled
 from canvas.platform import program_version
+
+if TYPE_CHECKING:
+    from canvas.model_status import ModelStatus
 
 CANCELLED = GenerationCancelled.exit_code  # also of Ctrl+C, as in shells
 # Commands and options of version 0.1, still accepted.
@@ -41,6 +55,42 @@ SCRIPT_CALLS = {
     "zsh": ("complete_zsh canvas", "complete_zsh {run}"),
     "fish": ("(commandline -cp) canvas", "(commandline -cp) {run}"),
 }
+
+
+@with_examples("python -m canvas models", "python -m canvas models --json")
+def models(json: AsJson = False, data_dir: DataDir = None) -> None:
+    """List the models with their status and description."""
+    from canvas.studio import Studio
+
+    with Studio(load_settings(data_dir)) as studio:
+        width = max(map(len, studio.models))
+        for spec in studio.models.values():
+            status = studio.model_status(spec.key)
+            text = f"{spec.key:{width}}  {status.text}\n{'':{width}}  {spec.description or spec.name}"
+            print_result(text, {**asdict(spec), **_status_fields(status)}, as_json=json)
+
+
+@with_examples("python -m canvas download small", "python -m canvas download sd-turbo --accept-terms")
+def download(
+    model_key: Annotated[str, typer.Argument(metavar="KEY", help="A key that `models` lists.")],
+    accept_terms: Annotated[bool, typer.Option("--accept-terms", help="Agree to the licence of the model.")] = False,
+    json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Download a model without generating an image."""
+    from canvas.studio import Studio
+
+    with Studio(load_settings(data_dir)) as studio:
+        if accept_terms:
+            studio.accept_licence(model_key)
+        wait(studio.download_model(model_key), model_key)
+        status = studio.model_status(model_key)
+        print_result(f"{model_key}: {status.text}", _status_fields(status), as_json=json)
+
+
+def _status_fields(status: ModelStatus) -> dict[str, Any]:
+    fields = {**asdict(status), "memory": str(status.memory or "")}
+    return {"where": status.location, "gigaflops": status.spec.gflops_per_step, **fields}
 
 
 @with_examples('eval "$(python -m canvas completion bash)"', "python -m canvas completion fish | source")
@@ -148,8 +198,8 @@ app.command()(generate.edit)
 app.command()(generate.upscale)
 app.command()(generate.styles)
 app.command()(generate.schedulers)
-app.command()(models.models)
-app.command()(models.download)
+app.command()(models)
+app.command()(download)
 app.command()(history.export)
 app.command("import")(history.import_)
 app.add_typer(_bench_app(), name="bench")
