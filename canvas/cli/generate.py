@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import httpx
 import typer
 
-from canvas.cli.console import AsJson, load_settings, print_result, progress_bar, wait, with_examples, write_file
+from canvas.cli.console import load_settings, print_result, progress_bar, wait, with_examples, write_file
 from canvas.cli.options import EDIT, TEXT_TO_IMAGE, UPSCALE, request_fields, with_options
 from canvas.dynamic_prompts import escape, expand_pairs
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound, error_from_code
@@ -24,8 +24,6 @@ from canvas.files import decode_text, read_text_file, split_lines
 from canvas.formatting import format_progress
 from canvas.image_formats import IMAGE_FORMATS, encode_base64
 from canvas.request import LOCAL, LOCAL_OWNER, GenerationRequest, ProgressUpdate, with_old_names
-from canvas.schedulers import SCHEDULERS
-from canvas.styles import STYLES
 
 if TYPE_CHECKING:
     from canvas.request import GeneratedImage
@@ -92,22 +90,6 @@ def upscale(
 ) -> None:
     """Upscale an image by 2 or 4."""
     _run([prompt], options, InputFiles(_read_image(image, "image"), upscales=True))
-
-
-@with_examples("python -m canvas styles", "python -m canvas styles --json")
-def styles(json: AsJson = False) -> None:
-    """List the styles with the words that they add."""
-    width = max(map(len, STYLES))
-    for name, style in STYLES.items():
-        fields = {"name": name, "words": style.words, "negative_words": style.negative_words}
-        print_result(f"{name:{width}}  {style.words}".rstrip(), fields, as_json=json)
-
-
-@with_examples("python -m canvas schedulers", "python -m canvas schedulers --json")
-def schedulers(json: AsJson = False) -> None:
-    """List the schedulers."""
-    for name, scheduler in SCHEDULERS.items():
-        print_result(name, {"name": name, "class_name": scheduler.class_name}, as_json=json)
 
 
 @dataclass(frozen=True)

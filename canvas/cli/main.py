@@ -28,6 +28,8 @@ from canvas.cli.console import (
 from canvas.engine import configure_process
 from canvas.errors import CanvasError, GenerationCancelled
 from canvas.platform import program_version
+from canvas.schedulers import SCHEDULERS
+from canvas.styles import STYLES
 
 if TYPE_CHECKING:
     from canvas.model_status import ModelStatus
@@ -91,6 +93,22 @@ def download(
 def _status_fields(status: ModelStatus) -> dict[str, Any]:
     fields = {**asdict(status), "memory": str(status.memory or "")}
     return {"where": status.location, "gigaflops": status.spec.gflops_per_step, **fields}
+
+
+@with_examples("python -m canvas styles", "python -m canvas styles --json")
+def styles(json: AsJson = False) -> None:
+    """List the styles with the words that they add."""
+    width = max(map(len, STYLES))
+    for name, style in STYLES.items():
+        fields = {"name": name, "words": style.words, "negative_words": style.negative_words}
+        print_result(f"{name:{width}}  {style.words}".rstrip(), fields, as_json=json)
+
+
+@with_examples("python -m canvas schedulers", "python -m canvas schedulers --json")
+def schedulers(json: AsJson = False) -> None:
+    """List the schedulers."""
+    for name, scheduler in SCHEDULERS.items():
+        print_result(name, {"name": name, "class_name": scheduler.class_name}, as_json=json)
 
 
 @with_examples('eval "$(python -m canvas completion bash)"', "python -m canvas completion fish | source")
@@ -196,8 +214,8 @@ app.callback()(_version_option)
 app.command()(generate.generate)
 app.command()(generate.edit)
 app.command()(generate.upscale)
-app.command()(generate.styles)
-app.command()(generate.schedulers)
+app.command()(styles)
+app.command()(schedulers)
 app.command()(models)
 app.command()(download)
 app.command()(history.export)
