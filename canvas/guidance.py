@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from canvas import validation
 from canvas.errors import InvalidInput, LazyMessage
 
+GUIDANCE_FIELDS = ("control_images", "reference_images")  # of a request
 AUTO = "auto"
 CONTROL_KINDS = (AUTO, "canny", "lineart", "scribble", "soft_edge", "depth", "pose", "tile", "inpaint")
 REFERENCE_KINDS = ("subject", "style", "face")

@@ -40,6 +40,7 @@ from canvas.catalog import get_model
 from canvas.dynamic_prompts import escape
 from canvas.engine import super_resolution, system_info
 from canvas.errors import ContentBlocked, GenerationCancelled, InvalidInput, StorageError
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.history.infotext import OWN_VERSION, read_infotext, write_infotext
 from canvas.history.metadata import read_text
 from canvas.image_formats import decode_base64
@@ -67,7 +68,6 @@ REPLIES: dict[str, Any] = {
     "/memory": replies.A1111Memory,
     "/realesrgan-models": list[dict[str, Any]],
 }
-GUIDANCE = ("control_images", "reference_images")
 SCHEDULES = {"automatic": "Automatic", "karras": "Karras"}
 # What clients request when they connect, and what they get.
 FIXED_RESPONSES: dict[str, Any] = {
@@ -327,9 +327,9 @@ class A1111Api:
         `image` is the name of the image that is redrawn, which units without an image use.
         """
         extra = params.model_extra if params.model_extra is not None else {}
-        found: dict[str, list[Any]] = {name: list(extra.get(name) or ()) for name in GUIDANCE}
+        found: dict[str, list[Any]] = {name: list(extra.get(name) or ()) for name in GUIDANCE_FIELDS}
         for unit in read_units(params.alwayson_scripts, self._studio.settings):
-            found[GUIDANCE[unit.is_reference]].append(unit.fields(image))
+            found[GUIDANCE_FIELDS[unit.is_reference]].append(unit.fields(image))
             params.unit_notes.extend(unit.notes())
         for name, items in found.items():
             if items:

@@ -26,12 +26,12 @@ from canvas.api.gradio_signatures import (
     upload_file,
 )
 from canvas.errors import InvalidInput
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.jobs.job import Job
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest, rename_old_fields, with_old_names
 from canvas.studio import Studio
 
 OUTPUT_FIELDS = ("scheduler", "preset", "image_format", "quality", "loras", "prompt_weighting", "watermark")
-GUIDANCE_FIELDS = ("control_images", "reference_images")
 VARIATION_FIELDS = ("variation_seed", "variation_strength")
 MAX_ID = 2**53  # the largest whole number that JSON clients keep exactly
 

@@ -15,6 +15,7 @@ from anyio.to_thread import run_sync
 
 from canvas.api.base import encode_preview, require_owner, stream_job, upload_image
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.image_formats import IMAGE_FORMATS
 from canvas.jobs.job import Job
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate, with_old_names
@@ -208,7 +209,7 @@ async def upload_file(studio: Studio, file: object, field: str, owner: str) -> s
 
 async def store_guidance(studio: Studio, params: dict[str, Any], owner: str) -> None:
     """Replace the files and ids in `control_images` and `reference_images` by names of stored images."""
-    for field in ("control_images", "reference_images"):
+    for field in GUIDANCE_FIELDS:
         items = params.get(field)
         if isinstance(items, list):
             params[field] = [await _store_item(studio, item, field, owner) for item in items]

@@ -19,7 +19,6 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio_client import Client
 
 from canvas import validation
-from canvas.api.gradio_api import GUIDANCE_FIELDS
 from canvas.api.gradio_signatures import CLIENT_HEADER, MCP_CLIENT
 from canvas.api.mcp_tools import (
     RESULT_KEYS,
@@ -30,6 +29,7 @@ from canvas.api.mcp_tools import (
     result_content,
     structured_result,
 )
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.image_formats import decode_base64
 from canvas.request import GeneratedImage
 from canvas.studio import Studio

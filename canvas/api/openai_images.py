@@ -37,6 +37,7 @@ from canvas.catalog import ModelSpec, get_model
 from canvas.engine import masks
 from canvas.engine.image_io import decode_image
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, StorageError, UnknownModel
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.history.infotext import read_infotext
 from canvas.history.metadata import read_text
 from canvas.jobs.job import Job
@@ -188,7 +189,7 @@ class EditRequest(ImageRequest):
     scale: int | None = None
     upscaler: str | None = None
 
-    @field_validator("loras", "outpaint", "control_images", "reference_images", mode="before")
+    @field_validator("loras", "outpaint", *GUIDANCE_FIELDS, mode="before")
     @classmethod
     def _parse_list(cls, value: object) -> object:
         """A list in a form is JSON."""
@@ -293,7 +294,7 @@ class OpenAIImagesApi:
     async def _store_guidance(self, params: ImageRequest) -> dict[str, Any]:
         """The control and reference images with their files stored, as fields of a request."""
         fields = {}
-        for name in ("control_images", "reference_images"):
+        for name in GUIDANCE_FIELDS:
             if items := getattr(params, name):
                 values = [item.model_dump(exclude_none=True) for item in items]
                 fields[name] = await upload_guidance(self._studio, values, name)

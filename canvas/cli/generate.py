@@ -22,6 +22,7 @@ from canvas.dynamic_prompts import escape, expand_pairs
 from canvas.errors import CanvasError, InvalidInput, MissingApiKey, NotFound, error_from_code
 from canvas.files import decode_text, read_text_file, split_lines
 from canvas.formatting import format_progress
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.image_formats import IMAGE_FORMATS, encode_base64
 from canvas.request import LOCAL, LOCAL_OWNER, GenerationRequest, ProgressUpdate, with_old_names
 
@@ -36,7 +37,6 @@ TIMEOUT = 60.0  # seconds without an event; the server sends one every second
 KEY_HINT = "pass it with --key KEY or set CANVAS_API_KEY"
 STDIN = STDOUT = "-"
 Files = dict[str, tuple[str, bytes]]
-GUIDANCE_FIELDS = ("control_images", "reference_images")
 FORMATS = {suffix: name for name, known in IMAGE_FORMATS.items() for suffix in known.suffixes}
 
 
