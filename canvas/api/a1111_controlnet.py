@@ -75,10 +75,6 @@ class Unit:
         self._model = re.sub(r"\s*\[\w+\]$", "", str(values.get("model") or "None")).strip()
 
     @property
-    def is_enabled(self) -> bool:
-        return bool(self._values.get("enabled", True))
-
-    @property
     def is_reference(self) -> bool:
         return any(word in name for word in REFERENCE_WORDS for name in (self._module, self._model.lower()))
 
@@ -166,8 +162,8 @@ def read_units(scripts: dict[str, Any] | None, settings: Settings) -> list[Unit]
         values = script.get("args", []) if isinstance(script, dict) else script
         if not isinstance(values, list):
             raise InvalidInput("alwayson_scripts", name, "an object with a list args")
-        units += [Unit(value, settings) for value in values if isinstance(value, dict)]
-    return [unit for unit in units if unit.is_enabled]
+        units += [Unit(each, settings) for each in values if isinstance(each, dict) and each.get("enabled", True)]
+    return units
 
 
 def other_scripts(names: Iterable[str]) -> list[str]:

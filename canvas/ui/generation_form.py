@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -254,11 +253,6 @@ class GenerationForm(Form):
             updates[self["resolution"]] = self._resolution_slider(spec, found[0])
             updates[self["aspect_ratio"]] = found[1]
         return updates
-
-    def reuse_settings(self, request: GenerationRequest, *, keep_seed: bool) -> dict[Any, Any]:
-        """`update_from_request` with the request's seed or a random one."""
-        seed = request.seed if keep_seed else RANDOM_SEED
-        return self.update_from_request(replace(request, seed=seed))
 
     def update_partial(self, values: Mapping[str, Any]) -> dict[Any, Any]:
         """`update_from_request` with some fields; the others get the defaults of the model."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from canvas.history.queries import Query
-from canvas.request import MAX_SEED, GeneratedImage, GenerationRequest
+from canvas.request import MAX_SEED, RANDOM_SEED, GeneratedImage, GenerationRequest
 from canvas.studio import Studio
 from canvas.ui.html_panel import render
 
@@ -71,8 +71,8 @@ class ImageActions:
             return {**loaded, self._tabs: gr.Tabs(selected="edit")}
         create = {self._tabs: gr.Tabs(selected="create")}
         if event.action in ("use_settings", "reuse_seed"):
-            keep_seed = event.action == "reuse_seed"
-            form = self._create.form.reuse_settings(image.request, keep_seed=keep_seed)
+            seed = image.request.seed if event.action == "reuse_seed" else RANDOM_SEED
+            form = self._create.form.update_from_request(replace(image.request, seed=seed))
             return create | form | self._create.guidance.restore(image.request, owner)
         self._studio.submit_many([variations_of(image)], owner, "page")
         return {**create, self._create.selected: None}

@@ -113,7 +113,8 @@ class PageBlocks(gr.Blocks):
         """Check the number of inputs; Gradio's message would repeat all of them."""
         expected = len(block_fn.inputs)
         if len(inputs) < expected:
-            names = ", ".join(name for name in _input_names(block_fn) if name)
+            # The labels of API functions are their parameters
+            names = ", ".join(str(block.label) for block in block_fn.inputs if getattr(block, "label", ""))
             template = "{name} takes {expected} inputs ({names}), but the call has {received}."
             values = {"name": block_fn.api_name, "expected": expected, "names": names, "received": len(inputs)}
             raise InvalidInput("data", None, message=LazyMessage(template, **values))
@@ -235,8 +236,3 @@ def drawing_of(editor: gr.ImageEditor) -> Drawing:
 def _is_file_data(value: Mapping[str, Any]) -> bool:
     meta = value.get("meta")
     return isinstance(meta, dict) and meta.get("_type") == "gradio.FileData"
-
-
-def _input_names(block_fn: Any) -> list[str]:
-    """The labels of an event's inputs; those of API functions are their parameters."""
-    return [str(getattr(block, "label", "") or "") for block in block_fn.inputs]
