@@ -60,7 +60,7 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
     from canvas.benchmark.report import format_markdown, format_table, replace_marked_section
     from canvas.benchmark.runner import run_benchmark
     from canvas.engine.device import detect_device
-    from canvas.engine.openvino.library import is_installed
+    from canvas.engine.openvino.runtime import is_installed
 
     others = [_read_report(path) for path in compare_with or ()]
     settings = load_settings(None)

@@ -23,7 +23,7 @@ from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_vae, b
 from canvas.engine import system_info
 from canvas.engine.device import Device, detect_device
 from canvas.engine.loader import optimize_for_device, silence_libraries
-from canvas.engine.openvino import conversion, int8, library
+from canvas.engine.openvino import conversion, int8, runtime
 from canvas.engine.openvino.engine import OpenVinoEngine, engine_name
 from canvas.engine.optimizations import malloc
 from canvas.engine.optimizations.deepcache import CACHE_BRANCH_DEPTH, UNetForward
@@ -275,7 +275,7 @@ class _Copy:
 def _converted(folder: Path, device: Device) -> Any:
     from canvas.engine.openvino.modules import OpenVinoUNet
 
-    return OpenVinoUNet(folder, library.compile_config(device))
+    return OpenVinoUNet(folder, runtime.compile_config(device))
 
 
 def _quantize(folder: Path, config: Any, side: int, device: Device) -> None:
@@ -298,11 +298,11 @@ def _quantize(folder: Path, config: Any, side: int, device: Device) -> None:
 
 def _direct(folder: Path, guided: tuple[torch.Tensor, ...], device: Device) -> Callable[[], Any]:
     """OpenVINO without this program: the graph compiled for the guided pass as one batch."""
-    model = library.core().read_model(str(folder / conversion.UNET))
+    model = runtime.core().read_model(str(folder / conversion.UNET))
     model.reshape({index: list(each.shape) for index, each in enumerate(guided)})
-    config = {"INFERENCE_PRECISION_HINT": library.compile_config(device)["INFERENCE_PRECISION_HINT"]}
+    config = {"INFERENCE_PRECISION_HINT": runtime.compile_config(device)["INFERENCE_PRECISION_HINT"]}
     request = (
-        library.core().compile_model(model, "CPU", {**config, "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+        runtime.core().compile_model(model, "CPU", {**config, "PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
     )
     arrays: list[np.ndarray] = [each.numpy() for each in guided]
     return lambda: request.infer(arrays, share_inputs=True)
@@ -368,7 +368,7 @@ def _seconds_in_models() -> Iterator[list[float]]:
     """The seconds of each call of OpenVINO's UNet and decoder, and of torch's text encoder."""
     from transformers import CLIPTextModel
 
-    from canvas.engine.openvino.graph import Graph
+    from canvas.engine.openvino.runtime import Graph
 
     seconds: list[float] = []
 

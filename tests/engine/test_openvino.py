@@ -21,7 +21,7 @@ from canvas.catalog import ASSETS, MODELS, ModelSpec
 from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
-from canvas.engine.openvino import conversion, graph, library
+from canvas.engine.openvino import conversion, runtime
 from canvas.engine.openvino.engine import CHOICES_FILE, ConvertedSource, OpenVinoEngine, engine_name, make_engine
 from canvas.engine.optimizations.deepcache import CACHE_BRANCH_DEPTH, UNetForward
 from canvas.engine.pipeline_cache import PipelineCache
@@ -101,7 +101,7 @@ def test_large_models_compute_a_batch_one_by_one(on_openvino: Any, monkeypatch: 
     sample, timestep, embeds = conversion.example_inputs(on_openvino.unet.config, (16, 24))
     batch = torch.cat([sample, -sample]), timestep, torch.cat([embeds, embeds / 2])
     together = on_openvino.unet.full_forward(*batch)
-    monkeypatch.setattr(graph, "MAX_BYTES", 0)
+    monkeypatch.setattr(runtime, "MAX_BYTES", 0)
     apart = on_openvino.unet.full_forward(*batch)
     assert relative_error(apart[0], together[0]) < 1e-3
     assert len(on_openvino.unet.full._requests) == 1  # one size of a large model is kept
@@ -257,7 +257,7 @@ def test_the_engine_setting(settings: Settings, monkeypatch: pytest.MonkeyPatch)
         Settings.from_environment({"CANVAS_ENGINE": "tensorrt"})
     assert make_engine(CPU, settings.cache_dir, "torch") is None
     assert make_engine(Device("cuda", "float16", ""), settings.cache_dir, "openvino") is None
-    monkeypatch.setattr(library, "is_installed", lambda: False)
+    monkeypatch.setattr(runtime, "is_installed", lambda: False)
     assert make_engine(CPU, settings.cache_dir, None) is None
     with pytest.raises(InvalidInput, match="not installed"):
         make_engine(CPU, settings.cache_dir, "openvino")
@@ -272,7 +272,7 @@ def test_graphs_of_the_hub_are_kept_beside_the_model(tmp_path: Path) -> None:
 
 def test_openvino_sends_no_telemetry() -> None:
     code = (
-        "from canvas.engine.openvino.library import import_openvino; import_openvino(); "
+        "from canvas.engine.openvino.runtime import import_openvino; import_openvino(); "
         "from openvino.tools.ovc import telemetry_utils; print(telemetry_utils.tm.__name__); "
         "import sys; sys.exit(bool(sys.modules['openvino_telemetry']))"
     )

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from canvas.engine.device import Device
-from canvas.engine.openvino import conversion, graph, int8, library
+from canvas.engine.openvino import conversion, int8, runtime
 from canvas.engine.openvino.conversion import DECODER, SHALLOW_UNET, UNET, UNET_CONFIG
-from canvas.engine.openvino.graph import Graph
 from canvas.engine.openvino.modules import OpenVinoDecoder, OpenVinoUNet
+from canvas.engine.openvino.runtime import Graph
 from canvas.engine.optimizations.deepcache import CACHE_BRANCH_DEPTH, UNetForward
 from tests.tiny_xl import make_tiny_xl
 
@@ -27,7 +27,7 @@ FEATURES = torch.full((1, 4, 2, 3), 100.0)
 
 def save_graph(path: Path, compute: Any, *shapes: list[int]) -> None:
     """Save a graph whose outputs `compute` makes of its inputs."""
-    openvino = library.import_openvino()
+    openvino = runtime.import_openvino()
     from openvino import opset13
 
     inputs = [opset13.parameter(shape, name=f"input{index}") for index, shape in enumerate(shapes)]
@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unet(folder: Path) -> OpenVinoUNet:
-    return OpenVinoUNet(folder, library.compile_config(CPU))
+    return OpenVinoUNet(folder, runtime.compile_config(CPU))
 
 
 class RecordedGraph(Graph):
@@ -86,7 +86,7 @@ class RecordedGraph(Graph):
 
 @pytest.fixture
 def full_graph(folder: Path) -> RecordedGraph:
-    return RecordedGraph(folder / UNET, library.compile_config(CPU))
+    return RecordedGraph(folder / UNET, runtime.compile_config(CPU))
 
 
 @pytest.mark.parametrize(("precision", "num_bytes"), [("f32", 2000), ("bf16", 1000)])
@@ -98,7 +98,7 @@ def test_the_memory_of_a_graph_is_its_weights_in_the_computed_precision(
 
 
 def test_a_small_model_computes_a_batch_at_once(full_graph: RecordedGraph, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "MAX_BYTES", full_graph.num_bytes)
+    monkeypatch.setattr(runtime, "MAX_BYTES", full_graph.num_bytes)
     batch = torch.cat([SAMPLE, -SAMPLE])
     prediction, features = full_graph(batch, TIMESTEP, torch.cat([EMBEDS, EMBEDS]))
     assert torch.equal(prediction, expected_prediction(batch))
@@ -107,7 +107,7 @@ def test_a_small_model_computes_a_batch_at_once(full_graph: RecordedGraph, monke
 
 
 def test_a_large_model_computes_a_batch_one_by_one(full_graph: RecordedGraph, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "MAX_BYTES", full_graph.num_bytes - 1)
+    monkeypatch.setattr(runtime, "MAX_BYTES", full_graph.num_bytes - 1)
     samples = [SAMPLE, SAMPLE + 7]
     prediction, features = full_graph(torch.cat(samples), TIMESTEP, torch.cat([EMBEDS] * 2))
     assert torch.equal(prediction, torch.cat([expected_prediction(each) for each in samples]))
@@ -118,8 +118,8 @@ def test_a_large_model_computes_a_batch_one_by_one(full_graph: RecordedGraph, mo
 def test_the_size_that_was_used_longest_ago_is_compiled_again(
     full_graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "MAX_BYTES", full_graph.num_bytes)
-    sizes = [((1, 4, 2, width), (1,), (1, 5, 3)) for width in range(1, graph.MAX_SIZES + 2)]
+    monkeypatch.setattr(runtime, "MAX_BYTES", full_graph.num_bytes)
+    sizes = [((1, 4, 2, width), (1,), (1, 5, 3)) for width in range(1, runtime.MAX_SIZES + 2)]
     compiled = [full_graph.compiled(shapes) for shapes in sizes[:-1]]
     assert full_graph.compiled(sizes[0]) is compiled[0]
     full_graph.compiled(sizes[-1])
@@ -129,7 +129,7 @@ def test_the_size_that_was_used_longest_ago_is_compiled_again(
 
 
 def test_one_size_of_a_large_model_is_kept(full_graph: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "MAX_BYTES", full_graph.num_bytes - 1)
+    monkeypatch.setattr(runtime, "MAX_BYTES", full_graph.num_bytes - 1)
     first, second = (((1, 4, 2, width), (1,), (1, 5, 3)) for width in (1, 2))
     before = full_graph.compiled(first)
     assert full_graph.compiled(first) is before
@@ -147,15 +147,15 @@ def test_one_size_of_a_large_model_is_kept(full_graph: Graph, monkeypatch: pytes
 def test_graphs_compute_in_bfloat16_where_the_processor_can(
     monkeypatch: pytest.MonkeyPatch, dtype: str, capabilities: list[str], precision: str
 ) -> None:
-    monkeypatch.setattr(library, "core", lambda: SimpleNamespace(get_property=lambda *_: capabilities))
-    config = library.compile_config(Device("cpu", dtype, "test"))
+    monkeypatch.setattr(runtime, "core", lambda: SimpleNamespace(get_property=lambda *_: capabilities))
+    config = runtime.compile_config(Device("cpu", dtype, "test"))
     assert config["INFERENCE_PRECISION_HINT"] == precision
     assert config["ENABLE_CPU_PINNING"] is False
 
 
 def test_the_process_has_one_core_of_openvino() -> None:
-    assert library.is_installed()
-    assert library.core() is library.core()
+    assert runtime.is_installed()
+    assert runtime.core() is runtime.core()
 
 
 @pytest.mark.parametrize("timestep", [2, torch.tensor(2), torch.tensor([2, 2])], ids=["number", "scalar", "batch"])
@@ -209,7 +209,7 @@ def test_only_one_graph_of_a_large_model_is_in_memory(
 ) -> None:
     shapes = (1, 4, 2, 3), (1,), (1, 5, 3)
     before = unet.full.compiled(shapes)
-    monkeypatch.setattr(graph, "MAX_BYTES", unet.full.num_bytes + rest)
+    monkeypatch.setattr(runtime, "MAX_BYTES", unet.full.num_bytes + rest)
     unet.use_preset("quality")
     assert unet.full.compiled(shapes) is before
     unet.use_preset("turbo")
@@ -217,7 +217,7 @@ def test_only_one_graph_of_a_large_model_is_in_memory(
 
 
 def test_the_decoder_computes_images_one_by_one(folder: Path) -> None:
-    decoder = OpenVinoDecoder(folder, library.compile_config(CPU))
+    decoder = OpenVinoDecoder(folder, runtime.compile_config(CPU))
     assert torch.equal(decoder(torch.cat([SAMPLE, SAMPLE + 7])), torch.cat([SAMPLE + 23, SAMPLE + 37]))
 
 
@@ -296,10 +296,10 @@ def test_the_graphs_of_sdxl_fit_all_sizes_and_give_the_results_of_torch(tiny_xl:
 
     shapes = ["[?,4,?,?]", "[1]", "[?,?,64]", "[?,32]", "[?,6]"]
     for name, expected_shapes in {UNET: shapes, SHALLOW_UNET: [*shapes[:3], "[?,48,?,?]", *shapes[3:]]}.items():
-        inputs = library.core().read_model(str(tmp_path / "unet" / name)).inputs
+        inputs = runtime.core().read_model(str(tmp_path / "unet" / name)).inputs
         assert [str(each.partial_shape) for each in inputs] == expected_shapes, name
 
-    converted = OpenVinoUNet(tmp_path / "unet", library.compile_config(CPU))
+    converted = OpenVinoUNet(tmp_path / "unet", runtime.compile_config(CPU))
     assert converted.add_embedding.linear_1.in_features == unet.add_embedding.linear_1.in_features
     unet.float()
     sample, timestep, embeds, pooled, times = conversion.example_inputs(unet.config, (6, 8))

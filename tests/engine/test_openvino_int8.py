@@ -20,7 +20,7 @@ from canvas.catalog import MODELS
 from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
-from canvas.engine.openvino import int8, library
+from canvas.engine.openvino import int8, runtime
 from canvas.engine.openvino.conversion import UNET
 from canvas.engine.openvino.engine import OpenVinoEngine
 from canvas.engine.pipeline_cache import PipelineCache
@@ -203,7 +203,7 @@ def test_the_process_has_the_lowest_priority_until_it_is_stopped(tmp_path: Path)
 
 def test_the_report_measures_passes_that_did_not_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for nncf adds 1 to the prediction."""
-    openvino = library.import_openvino()
+    openvino = runtime.import_openvino()
     from openvino import opset13
 
     def add(value: float) -> Any:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.openvino.library import import_openvino
+from canvas.engine.openvino.runtime import import_openvino
 from canvas.engine.optimizations.deepcache import CACHE_BRANCH_DEPTH, UNetForward
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from canvas.catalog import ModelSpec
 from canvas.engine import system_info
 from canvas.engine.device import Device
-from canvas.engine.openvino import conversion, int8, library
+from canvas.engine.openvino import conversion, int8, runtime
 from canvas.engine.optimizations import malloc
 from canvas.errors import InvalidInput
 from canvas.files import atomic_write
@@ -39,7 +40,7 @@ def make_engine(device: Device, cache_dir: Path, choice: str | None) -> OpenVino
     """The engine for the setting `engine`; None if only torch is used. Raises InvalidInput."""
     if choice == "torch" or device.name != "cpu":
         return None
-    if not library.is_installed():
+    if not runtime.is_installed():
         if choice == "openvino":
             raise InvalidInput("CANVAS_ENGINE", choice, "torch, because the package openvino is not installed")
         return None
@@ -260,7 +261,7 @@ class ConvertedSource:
             path_hash, files_hash = _fingerprints(local.path)
             parent, prefix = cache_dir / "openvino", f"{local.path.stem}-{path_hash}-{files_hash}-"
             self._all_versions = f"{local.path.stem}-{path_hash}-*-{suffix}*"
-        self.folder = parent / f"{prefix}{suffix}{library.version()}-{FORMAT}"
+        self.folder = parent / f"{prefix}{suffix}{version('openvino')}-{FORMAT}"
         self.key = f"{self.name} {self.folder.name}"
 
     def exists(self) -> bool:
@@ -278,7 +279,7 @@ class ConvertedSource:
     def load(self) -> Any:
         from canvas.engine.openvino.modules import OpenVinoDecoder, OpenVinoUNet
 
-        config = library.compile_config(self._device)
+        config = runtime.compile_config(self._device)
         return (OpenVinoDecoder if self.part == "vae_decoder" else OpenVinoUNet)(self.folder, config)
 
     def convert(self, module: Any, pipeline: Any) -> None:

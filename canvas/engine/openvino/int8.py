@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from canvas.engine import system_info
 from canvas.engine.openvino.conversion import UNET
-from canvas.engine.openvino.library import compile_config, core, import_openvino
+from canvas.engine.openvino.runtime import compile_config, core, import_openvino
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

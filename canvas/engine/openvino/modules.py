@@ -15,9 +15,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-from canvas.engine.openvino import graph, int8
+from canvas.engine.openvino import int8, runtime
 from canvas.engine.openvino.conversion import DECODER, SHALLOW_UNET, UNET, UNET_CONFIG
-from canvas.engine.openvino.graph import Graph
+from canvas.engine.openvino.runtime import Graph
 
 
 class OpenVinoUNet(UNet2DConditionModel):
@@ -54,7 +54,7 @@ class OpenVinoUNet(UNet2DConditionModel):
         wanted = int8.is_used(int8.read_report(self.folder), preset)
         if wanted != (self.int8 is not None):
             self.int8 = Graph(self.folder / int8.INT8_UNET, self._compile_config) if wanted else None
-            if self.full.num_bytes > graph.MAX_BYTES:
+            if self.full.num_bytes > runtime.MAX_BYTES:
                 self.full.release()
 
     @property

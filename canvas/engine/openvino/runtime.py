@@ -1,13 +1,16 @@
-"""OpenVINO graphs that are compiled for the shapes in use."""
+"""The openvino package without its telemetry, one `Core` for the process, and graphs compiled for the shapes in use."""
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.openvino.library import core
+from canvas.engine.device import Device
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +19,43 @@ COMPILED_DIR = "compiled"
 # Each size is compiled separately, with its own copy of the weights, because a graph for all
 # sizes is 5 % slower. Up to so many sizes are kept, and one of a larger model.
 MAX_SIZES, MAX_BYTES = 4, 400_000_000
+
+
+def is_installed() -> bool:
+    """Whether openvino can be imported; does not import it."""
+    return find_spec("openvino") is not None
+
+
+def import_openvino() -> Any:
+    """The package; raises ImportError.
+
+    openvino and nncf report usage to Google Analytics unless the package openvino_telemetry
+    cannot be imported.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+
+    return openvino
+
+
+@lru_cache(maxsize=1)
+def core() -> Any:
+    """The process's `openvino.Core`."""
+    return import_openvino().Core()
+
+
+def compile_config(device: Device) -> dict[str, Any]:
+    """The properties with which graphs are compiled for the device."""
+    import torch
+
+    bfloat16 = device.dtype == "bfloat16" and "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # worker processes would be pinned to the same cores
+        "CACHE_MODE": "OPTIMIZE_SIZE",  # without a second copy of the weights
+    }
 
 
 class Graph:
