@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from canvas import GenerationRequest, Studio
-from canvas.engine import super_resolution
+from canvas.engine import upscale
 from canvas.settings import Settings
 from tests.conftest import make_spec, slow_params
 from tests.models.test_loras import make_lora
@@ -105,7 +105,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("upscaler", ["lanczos", "illustration", "photo", "detail"])
 def test_upscaling_1024_four_times_uses_less_than_3_gb(upscaler: str, tmp_path: Path) -> None:
-    if upscaler in super_resolution.SUPER_RESOLUTION_MODELS and not super_resolution.is_ncnn_available():
+    if upscaler in upscale.SUPER_RESOLUTION_MODELS and not upscale.is_ncnn_available():
         pytest.skip("the optional packages are not installed")
     command = [sys.executable, "-c", MEASURE, str(tmp_path), upscaler]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

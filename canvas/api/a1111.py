@@ -38,7 +38,7 @@ from canvas.api.base import (
 from canvas.api.replies import A1111Error
 from canvas.catalog import get_model
 from canvas.dynamic_prompts import escape
-from canvas.engine import super_resolution, system_info
+from canvas.engine import system_info, upscale
 from canvas.errors import ContentBlocked, GenerationCancelled, InvalidInput, StorageError
 from canvas.guidance import GUIDANCE_FIELDS
 from canvas.history.infotext import OWN_VERSION, read_infotext, write_infotext
@@ -262,12 +262,12 @@ class A1111Api:
     def upscalers(self) -> Response:
         """List the upscalers."""
         fixed = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
-        names = (*UPSCALERS, *(REALESRGAN if super_resolution.is_ncnn_available() else ()))
+        names = (*UPSCALERS, *(REALESRGAN if upscale.is_ncnn_available() else ()))
         return JSONResponse([{"name": name, **fixed} for name in names])
 
     def realesrgan_models(self) -> Response:
         """List the super-resolution networks, where they are installed."""
-        names = REALESRGAN if super_resolution.is_ncnn_available() else ()
+        names = REALESRGAN if upscale.is_ncnn_available() else ()
         return JSONResponse([{"name": name, "path": None, "scale": 4} for name in names])
 
     def unload_checkpoint(self, http_request: Request) -> Response:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from canvas.catalog import ModelSpec
-from canvas.engine import img2img, masks, super_resolution
+from canvas.engine import img2img, masks, upscale
 from canvas.engine.control_detectors import resolve_control
 from canvas.engine.controlnet import ControlInput, check_control_task
 from canvas.engine.generate import GenerationInputs
@@ -264,7 +264,7 @@ class InputResolver:
     def result_size(self, request: GenerationRequest, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height of the result for an input image of that size; raises InvalidInput."""
         if request.task == "upscale":  # the size follows from the scale alone
-            super_resolution.check_size(size, request.scale)
+            upscale.check_size(size, request.scale)
             return img2img.result_size(request, size)
         if request.width and request.height:
             return request.width, request.height

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +12,28 @@ from PIL import Image
 
 from canvas.benchmark.similarity import ssim
 from canvas.catalog import MODELS, ModelSpec, parse_model
-from canvas.engine import pipeline_cache, super_resolution
+from canvas.engine import pipeline_cache
 from canvas.engine.device import Device
 from canvas.engine.img2img import result_size
 from canvas.engine.multidiffusion import tile_spans
 from canvas.engine.pipeline_cache import PipelineCache
-from canvas.engine.upscale import EtaEstimator, LoadedPipeline, TileProgress, run_upscale
-from canvas.errors import GenerationCancelled, OutOfMemory
+from canvas.engine.upscale import (
+    SUPER_RESOLUTION_MODELS,
+    EtaEstimator,
+    LoadedPipeline,
+    TileProgress,
+    is_ncnn_available,
+    run_upscale,
+    upscale_image,
+)
+from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
-from tests.engine.test_super_resolution import make_waves
 from tests.tiny_xl import make_tiny_xl
 
 CPU = Device("cpu", "float32", "test")
 STARTER = MODELS["starter"]
+needs_ncnn = pytest.mark.skipif(not is_ncnn_available(), reason="the optional packages are not installed")
 
 
 @pytest.fixture(scope="module", params=["starter", "tiny", "xl"])
@@ -159,7 +168,7 @@ def test_cancel_within_one_tile(model: LoadedPipeline) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.skipif(not super_resolution.is_ncnn_available(), reason="the packages are optional")
+@needs_ncnn
 def test_super_resolution_reports_tiles() -> None:
     updates: list[ProgressUpdate] = []
     result = upscale(make_waves((200, 40)), None, updates.append, upscaler="illustration")
@@ -205,3 +214,56 @@ def test_nothing_is_estimated_from_the_first_tile_alone(monkeypatch: pytest.Monk
     monkeypatch.setattr("canvas.engine.upscale.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     progress = EtaEstimator()
     assert [progress.update(1, 6).seconds_left for _ in range(2)] == [None, None]
+
+
+def make_waves(size: tuple[int, int]) -> Image.Image:
+    """Smooth shapes and edges that are not aligned with the tiles."""
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    planes = [np.sin(x / a + y / b) > c for a, b, c in ((9, 31, 0), (23, 11, 0.4), (17, 7, -0.3))]
+    soft = [127 + 60 * plane + 50 * np.sin(x / 13) for plane in planes]
+    return Image.fromarray(np.stack(soft, -1).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_lanczos_keeps_the_image(scale: int) -> None:
+    upscaled = upscale_image(make_waves((50, 30)), scale, "lanczos")
+    assert upscaled.size == (50 * scale, 30 * scale)
+    downscaled = np.asarray(upscaled.resize((50, 30), Image.Resampling.BOX), float)
+    assert np.abs(downscaled - np.asarray(make_waves((50, 30)), float)).mean() < 4
+
+
+def test_too_large_result_is_rejected() -> None:
+    with pytest.raises(InvalidInput, match="at most 100 million pixels"):
+        upscale_image(Image.new("RGB", (4000, 4000)), 4, "lanczos")
+
+
+@needs_ncnn
+@pytest.mark.parametrize("scale", [2, 4])
+def test_model_keeps_the_image_and_sharpens_edges(scale: int) -> None:
+    small = make_waves((64, 48))
+    upscaled = upscale_image(small, scale, "illustration")
+    assert upscaled.size == (64 * scale, 48 * scale)
+    downscaled = np.asarray(upscaled.resize(small.size, Image.Resampling.BOX), float)
+    assert np.abs(downscaled - np.asarray(small, float)).mean() < 8
+    lanczos = upscale_image(small, scale, "lanczos")
+    gradients = [np.abs(np.diff(np.asarray(p, float), axis=1)).max() for p in (upscaled, lanczos)]
+    assert gradients[0] > gradients[1]
+
+
+@needs_ncnn
+def test_tiles_equal_a_single_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = make_waves((100, 70))
+    progress: list[tuple[int, int]] = []
+    single_pass = np.asarray(upscale_image(image, 2, "illustration"), int)
+    model = replace(SUPER_RESOLUTION_MODELS["illustration"], tile=48)
+    monkeypatch.setattr("canvas.engine.upscale.SUPER_RESOLUTION_MODELS", {"illustration": model})
+    tiled = upscale_image(image, 2, "illustration", lambda done, total: progress.append((done, total)))
+    assert np.abs(np.asarray(tiled, int) - single_pass).max() <= 1
+    assert progress == [(done, 6) for done in range(7)]
+
+
+@needs_ncnn
+def test_cancel_super_resolution_within_one_tile() -> None:
+    cancelled = threading.Event()
+    with pytest.raises(GenerationCancelled):
+        upscale_image(make_waves((400, 32)), 2, "illustration", lambda *_: cancelled.set(), cancelled)
