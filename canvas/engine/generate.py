@@ -24,8 +24,7 @@ from canvas.engine.openvino.engine import engine_name, engine_note, use_preset
 from canvas.engine.optimizations import deepcache, malloc
 from canvas.engine.pipeline_cache import check_memory, suggest_size
 from canvas.engine.placement import plan_note
-from canvas.engine.prompt_embeds import encode_prompt_cached
-from canvas.engine.prompt_weighting import supports_weighting
+from canvas.engine.prompt_embeds import encode_prompt_cached, supports_weighting
 from canvas.engine.prompts import (
     enhance_negative_prompt,
     enhance_prompt,

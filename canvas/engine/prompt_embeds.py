@@ -1,4 +1,4 @@
-"""Encodes prompts with the text encoders of a pipeline and caches the prompt embeddings."""
+"""Encodes prompts with the text encoders of a pipeline, with weights or without, and caches the prompt embeddings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine import encode_first
-from canvas.engine.prompt_weighting import encode_weighted_prompt, supports_weighting
 from canvas.prompt_syntax import has_weights, split_chunks, strip_weights
 
 if TYPE_CHECKING:
@@ -114,3 +113,81 @@ def _encode(pipeline: Any, text: str) -> Embeddings:
             do_classifier_free_guidance=False,
         )
     return {"prompt_embeds": prompt_embeds} | ({"pooled_prompt_embeds": pooled[0]} if pooled else {})
+
+
+def encode_weighted_prompt(pipeline: Any, prompt: str, negative_prompt: str) -> dict[str, Any]:
+    """The pipeline's arguments in place of both prompts: embeddings, (1, 77 n, D) each.
+
+    The prompts may have weights, `(word:1.3)` and `[word]`, `BREAK`, and more than 77 tokens.
+    """
+    import torch
+
+    encoders = [pipeline.text_encoder]
+    if getattr(pipeline, "text_encoder_2", None) is not None:
+        encoders.append(pipeline.text_encoder_2)
+    with torch.no_grad():
+        provider = _embeddings_provider(pipeline, encoders)
+        embeds = [_encode_weighted(provider, text) for text in (prompt, negative_prompt)]
+        names = ("prompt_embeds", "negative_prompt_embeds")
+        arguments = dict(zip(names, _pad_embeds(provider, *embeds), strict=True))
+        if len(encoders) > 1:
+            arguments["pooled_prompt_embeds"] = _encode_pooled(pipeline, prompt)
+            arguments["negative_pooled_prompt_embeds"] = _encode_pooled(pipeline, negative_prompt)
+        return arguments
+
+
+def supports_weighting(pipeline: Any) -> bool:
+    """Whether the pipeline uses CLIP text encoders only, as Stable Diffusion and SDXL do."""
+    return type(pipeline).__name__.startswith("StableDiffusion") and not hasattr(pipeline, "text_encoder_3")
+
+
+def _embeddings_provider(pipeline: Any, encoders: list[Any]) -> Any:
+    from compel.embeddings_provider import (
+        EmbeddingsProvider,
+        EmbeddingsProviderMulti,
+        ReturnedEmbeddingsType,
+        SplitLongTextMode,
+    )
+
+    options = {"truncate": False, "split_long_text_mode": SplitLongTextMode.PHRASES}
+    if len(encoders) == 1:
+        return EmbeddingsProvider(pipeline.tokenizer, encoders[0], **options)
+    return EmbeddingsProviderMulti(
+        [pipeline.tokenizer, pipeline.tokenizer_2],
+        encoders,
+        returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
+        **options,
+    )
+
+
+def _encode_weighted(provider: Any, prompt: str) -> torch.Tensor:
+    chunks = split_chunks(prompt)
+    prompt_embeds: torch.Tensor = provider.get_embeddings_for_weighted_prompt_fragments(
+        [[text for text, _ in chunk] for chunk in chunks],
+        [[weight for _, weight in chunk] for chunk in chunks],
+        device=provider.text_encoder.device,
+    )
+    return prompt_embeds
+
+
+def _pad_embeds(provider: Any, *embeds: torch.Tensor) -> list[torch.Tensor]:
+    """Append embeddings of the empty prompt until all have the same length."""
+    import torch
+
+    longest = max(tensor.shape[1] for tensor in embeds)
+    empty = _encode_weighted(provider, "")
+    return [torch.cat([tensor] + [empty] * ((longest - tensor.shape[1]) // empty.shape[1]), dim=1) for tensor in embeds]
+
+
+def _encode_pooled(pipeline: Any, prompt: str) -> torch.Tensor:
+    """SDXL's pooled embedding: the second encoder's, of the first 77 tokens."""
+    tokenizer, encoder = pipeline.tokenizer_2, pipeline.text_encoder_2
+    tokens = tokenizer(
+        strip_weights(prompt),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    pooled: torch.Tensor = encoder(tokens.input_ids.to(encoder.device)).text_embeds
+    return pooled

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from canvas.engine.prompt_weighting import supports_weighting
+from canvas.engine.prompt_embeds import supports_weighting
 from canvas.errors import InvalidInput, LazyMessage
 from canvas.models.embeddings import Embedding, replace_names
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.engine.prompt_weighting import encode_weighted_prompt, supports_weighting
+from canvas.engine.prompt_embeds import encode_weighted_prompt, supports_weighting
 from tests.tiny_xl import make_tiny_xl
 
 
