@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from canvas.engine.latent_colors import spatial_latents
-from canvas.engine.preview import Preview, predict_from_steps
+from canvas.engine.preview import Preview, predict_from_steps, spatial_latents
 from canvas.errors import GenerationCancelled
 from canvas.request import GenerationRequest, ProgressUpdate
 
