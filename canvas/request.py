@@ -319,7 +319,7 @@ class GenerationRequest:
             fits = self.scale_to_size or spec.min_size <= value <= spec.max_size
             if self.task == "text_to_image" and not fits:
                 raise self._invalid_size(name, value, spec)
-            if self.task in ("image_to_image", "inpaint"):  # of any size: see `engine.work_area`
+            if self.task in ("image_to_image", "inpaint"):  # of any size: see `engine.masks`
                 validation.integer(name, value, MIN_EDIT_SIDE, MAX_EDIT_SIDE)
         return resolved
 

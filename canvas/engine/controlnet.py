@@ -19,10 +19,10 @@ from PIL import Image
 from canvas.engine.control_detectors import as_control_image
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.img2img import PreparedEdit
+from canvas.engine.masks import WorkArea
 from canvas.engine.model_effects import capabilities_of
 from canvas.engine.optimizations.deepcache import CONTROLLED
 from canvas.engine.quantization import FROM_PRETRAINED_LOCK
-from canvas.engine.work_area import WorkArea
 from canvas.errors import InvalidInput, LazyMessage, ModelCorrupted
 from canvas.guidance import ControlImage
 from canvas.models import controlnets

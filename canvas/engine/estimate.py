@@ -7,9 +7,9 @@ from statistics import median
 
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
+from canvas.engine.masks import whole_area
 from canvas.engine.multidiffusion import tile_count
 from canvas.engine.optimizations.deepcache import CACHED, CACHED_STEP_COST, cache_schedule, unet_calls_per_step
-from canvas.engine.work_area import whole_area
 from canvas.presets import PRESETS, tiny_decoder
 from canvas.request import GenerationRequest
 

@@ -18,6 +18,7 @@ from canvas.engine import encode_first, system_info
 from canvas.engine.controlnet import ControlInput, Controls
 from canvas.engine.device import Device
 from canvas.engine.img2img import InputImages, PreparedEdit, check_task_supported, prepare_inputs
+from canvas.engine.masks import Size, whole_area
 from canvas.engine.model_effects import applied_request, capabilities_of
 from canvas.engine.multidiffusion import is_tiled
 from canvas.engine.openvino.engine import engine_name, engine_note, use_preset
@@ -37,7 +38,6 @@ from canvas.engine.step_callback import StepCallback, called_on_each_step
 from canvas.engine.textual_inversion import AppliedEmbeddings
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
 from canvas.engine.vae_decoding import FLOAT32_NOTE, check_latents, check_pixels, guarded_decoding, is_empty
-from canvas.engine.work_area import Size, whole_area
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
 from canvas.models.embeddings import Embedding
 from canvas.models.loras import Lora

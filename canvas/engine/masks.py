@@ -1,16 +1,22 @@
-"""Masks for inpainting and outpainting: reading, feathering, compositing, and canvases."""
+"""Masks for inpainting and outpainting, and the work area: which part of the result the model draws, at which size."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from canvas.engine.work_area import Box, replicate_edges
+from canvas.catalog import ModelSpec
 from canvas.errors import InvalidInput, LazyMessage
 
 Margins = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 THRESHOLD = 128  # from here on a pixel changes
 # Editors store the colours of faint pixels imprecisely: at alpha 16, with an error of up to 8.
 VISIBLE, BRIGHTNESS_TOLERANCE = 16, 16
+Size = tuple[int, int]  # width, height
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+PADDING = 32  # pixels around the masked area that the model sees, too
+MAX_ASPECT_RATIO = 4  # of the part that the model sees of a large image
 
 
 def to_mask(image: Image.Image) -> Image.Image:
@@ -94,3 +100,142 @@ def outpaint_canvas(image: Image.Image, margins: Margins) -> tuple[Image.Image, 
     replicate_edges(canvas, inner)
     canvas.paste(canvas.filter(ImageFilter.GaussianBlur(max(1, max(margins) / 8))), mask=mask)
     return canvas, mask
+
+
+@dataclass(frozen=True)
+class WorkArea:
+    """The part `box` of a result of `result_size`, which the model draws at `size`.
+
+    The result has the size that was requested; `size` has what the model needs: its limits and
+    multiples of its step. The box may extend beyond the result by less than a step.
+    """
+
+    result_size: Size
+    box: Box
+    size: Size
+
+    @property
+    def box_size(self) -> Size:
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
+    @property
+    def note(self) -> str:
+        """What the record says if the model worked at another scale than the result's."""
+        if self.size == self.box_size:
+            return ""
+        return "Generated at {}x{} and scaled to {}x{}.".format(*self.size, *self.box_size)
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """The area of an image of the result's size, at the size for the model."""
+        return _resize(_crop_with_edges(image, self.box), self.size)
+
+    def crop_mask(self, mask: Image.Image) -> Image.Image:
+        """The same of a mask, in black and white; every pixel that holds some white is white."""
+        cropped = mask.crop(self.box).resize(self.size, Image.Resampling.BOX)
+        return cropped.point(lambda value: 255 if value else 0)
+
+    def paste(self, output: Image.Image, original: Image.Image | None = None) -> Image.Image:
+        """The result with the model's output in the area, whatever the output's size."""
+        result = Image.new("RGB", self.result_size) if original is None else original.copy()
+        result.paste(_resize(output, self.box_size), self.box[:2])
+        return result
+
+
+def whole_area(size: Size, step: int, spec: ModelSpec | None = None) -> WorkArea:
+    """The whole result; within the limits of the model if `spec` is given."""
+    return _area(size, (0, 0, *size), step, spec)
+
+
+def mask_area(size: Size, mask_box: Box, step: int, spec: ModelSpec) -> WorkArea:
+    """The whole result if the model can draw it; of a larger one the part around the mask.
+
+    That part has at least the largest size of the model, which then works at the result's scale.
+    """
+    if max(size) <= spec.max_size:
+        return whole_area(size, step, spec)
+    largest = spec.max_size // step * step
+    needed = [mask_box[axis + 2] - mask_box[axis] + 2 * PADDING for axis in (0, 1)]
+    spans = []
+    for axis in (0, 1):
+        wanted = max(largest, max(needed) // MAX_ASPECT_RATIO)
+        length = max(needed[axis], min(wanted, size[1 - axis] * MAX_ASPECT_RATIO))
+        spans.append(_span((mask_box[axis], mask_box[axis + 2]), length, size[axis]))
+    (left, right), (top, bottom) = spans
+    return _area(size, (left, top, right, bottom), step, spec)
+
+
+def masked_area(size: Size, mask_box: Box, step: int, spec: ModelSpec) -> WorkArea:
+    """The masked area alone with some padding, at the model's native number of pixels."""
+    left, top, right, bottom = mask_box
+    box = (
+        *(max(0, left - PADDING), max(0, top - PADDING)),
+        *(min(size[0], right + PADDING), min(size[1], bottom + PADDING)),
+    )
+    width, height = box[2] - box[0], box[3] - box[1]
+    factor = (spec.resolution * spec.resolution / (width * height)) ** 0.5
+    factor = min(factor, 2 * spec.resolution / max(width, height))
+    smallest = _ceil(64, step)
+    work_size = (
+        max(smallest, round(width * factor / step) * step),
+        max(smallest, round(height * factor / step) * step),
+    )
+    return WorkArea(size, box, work_size)
+
+
+def _area(size: Size, box: Box, step: int, spec: ModelSpec | None) -> WorkArea:
+    sides = (box[2] - box[0], box[3] - box[1])
+    low, high = (spec.min_size, spec.max_size) if spec else (1, max(sides))
+    if low <= min(sides) and max(sides) <= high:
+        width, height = (_ceil(side, step) for side in sides)
+        left, top = box[0] - (width - sides[0]) // 2, box[1] - (height - sides[1]) // 2
+        return WorkArea(size, (left, top, left + width, top + height), (width, height))
+    low = _ceil(low, step)
+    high = max(low, high // step * step)
+    factor = min(max(1.0, low / min(sides)), high / max(sides))
+    # A side of an extreme aspect ratio that is still outside of the limits is stretched.
+    width, height = (min(max(round(side * factor / step) * step, low), high) for side in sides)
+    return WorkArea(size, box, (width, height))
+
+
+def _span(masked: tuple[int, int], length: int, available: int) -> tuple[int, int]:
+    """A span of that length around the masked one, within the available length."""
+    length = min(length, available)
+    start = (masked[0] + masked[1] - length) // 2
+    start = min(max(start, 0), available - length)
+    return start, start + length
+
+
+def _ceil(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _resize(image: Image.Image, size: Size) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _crop_with_edges(image: Image.Image, box: Box) -> Image.Image:
+    """The part of an image; beyond its edges their pixels are repeated."""
+    inner = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
+    part = image.crop(inner)
+    if inner == box:
+        return part
+    extended = Image.new(image.mode, (box[2] - box[0], box[3] - box[1]))
+    left, top = inner[0] - box[0], inner[1] - box[1]
+    extended.paste(part, (left, top))
+    replicate_edges(extended, (left, top, left + part.width, top + part.height))
+    return extended
+
+
+def replicate_edges(canvas: Image.Image, inner: Box) -> None:
+    """Repeat the outermost columns of `inner`, then the outermost rows including the new corners."""
+    left, top, right, bottom = inner
+    width, height = canvas.size
+    for source, target in (
+        ((left, top, left + 1, bottom), (0, top, left, bottom)),
+        ((right - 1, top, right, bottom), (right, top, width, bottom)),
+        ((0, top, width, top + 1), (0, 0, width, top)),
+        ((0, bottom - 1, width, bottom), (0, bottom, width, height)),
+    ):
+        size = (target[2] - target[0], target[3] - target[1])
+        if all(size):
+            canvas.paste(canvas.crop(source).resize(size), target)
