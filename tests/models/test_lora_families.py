@@ -11,11 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from canvas.engine.lora_adapters import applied_loras, pipeline_family
-from canvas.engine.lora_conversion import to_lora
+from canvas.engine.lora_adapters import applied_loras, pipeline_family, to_lora
 from canvas.errors import InvalidInput
-from canvas.models.lora_formats import LABELS, OTHER_KIND, kind_of, lora_family
-from canvas.models.loras import read_lora
+from canvas.models.loras import LABELS, OTHER_KIND, kind_of, lora_family, read_lora
 from tests.tiny_families import make_tiny
 
 RANK = 2

@@ -19,7 +19,7 @@ from canvas import Studio
 from canvas.backends import inference_providers, remote_backends
 from canvas.catalog import ASSETS, MODELS
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, error_classes, field_label
-from canvas.models import hub_client, lora_formats
+from canvas.models import hub_client, loras
 from canvas.models.families import FAMILIES
 from canvas.presets import PRESETS
 from canvas.request import BACKENDS, IMAGE_FORMATS, TASKS, GenerationRequest
@@ -108,9 +108,9 @@ def rendered() -> Iterator[tuple[str, str]]:
         *(message for _, message in hub_client.ERROR_MESSAGES.values()),
     )
     terms = (remote_backends.AUTO_PROVIDER_TERMS, remote_backends.PROVIDER_TERMS)
-    kinds = (*lora_formats.KINDS, lora_formats.OTHER_KIND)
+    kinds = (*loras.KINDS, loras.OTHER_KIND)
     for text in (*tables, *terms, *kinds, *BACKENDS.values()):
-        yield text, "inference_providers.py, hub_client.py, remote_backends.py, lora_formats.py, request.py"
+        yield text, "inference_providers.py, hub_client.py, remote_backends.py, loras.py, request.py"
     for kind in error_classes().values():
         yield kind.title, "errors.py"
     for field in fields(GenerationRequest):
