@@ -35,11 +35,10 @@ from canvas.engine.prompts import (
 )
 from canvas.engine.references import NO_REFERENCES, ReferenceInput, References
 from canvas.engine.step_callback import StepCallback, called_on_each_step
-from canvas.engine.textual_inversion import AppliedEmbeddings
+from canvas.engine.textual_inversion import AppliedEmbeddings, Embedding
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
 from canvas.engine.vae_decoding import FLOAT32_NOTE, check_latents, check_pixels, guarded_decoding, is_empty
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
-from canvas.models.embeddings import Embedding
 from canvas.models.loras import Lora
 from canvas.presets import PRESETS
 from canvas.prompt_syntax import LoraWeight, weights_note

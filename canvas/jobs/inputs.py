@@ -16,12 +16,12 @@ from canvas.engine.controlnet import ControlInput, check_control_task
 from canvas.engine.generate import GenerationInputs
 from canvas.engine.image_io import decode_image, flatten_alpha, resize_to_fit
 from canvas.engine.references import ReferenceInput
+from canvas.engine.textual_inversion import requested_embeddings
 from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.history.images import ImageRepository
 from canvas.history.uploads import Uploads, is_upload_of, referenced_uploads
 from canvas.models import addons, controlnets, ip_adapters, loras
 from canvas.models.capabilities import Capabilities
-from canvas.models.embeddings import requested_embeddings
 from canvas.models.hub_client import Hub
 from canvas.models.loras import Lora
 from canvas.prompt_syntax import LORA_TAG, LoraTags, LoraWeight, parse_lora_tags
