@@ -39,8 +39,8 @@ from canvas.jobs.temp_files import TempFiles
 from canvas.model_status import SUGGESTED, ModelLocation, ModelStatus, best_suggestion
 from canvas.models import addons, controlnets, download, ip_adapters, single_file
 from canvas.models.capabilities import Capabilities
+from canvas.models.download import AcceptedLicences
 from canvas.models.hub_client import Hub
-from canvas.models.licences import AcceptedLicences
 from canvas.models.own_models import OwnModels
 from canvas.presets import PRESETS
 from canvas.prompt_reading import Understanding, message_for_nothing

@@ -61,7 +61,7 @@ SOLE_IMPORTERS = {
     "gradio": ("ui", "api", "server", "backends.zerogpu"),  # ZeroGPU raises Gradio's errors
     "ray": ("backends.ray_cluster",),
     "spaces": ("backends.zerogpu",),
-    "tomlkit": ("models.models_file",),
+    "tomlkit": ("models.own_models",),
     "typer": ("cli", "benchmark.command"),
     "pydantic_settings": ("settings",),
 }

@@ -1,7 +1,8 @@
-"""Plans and downloads models, and finds the ones on disk."""
+"""Plans and downloads models, finds the ones on disk, and keeps the licences that people agreed to before."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import deque
@@ -11,13 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from canvas.catalog import ModelSpec, is_local_source, split_source
-from canvas.errors import CanvasError, DiskFull, HubOffline, LazyMessage, ModelCorrupted, ModelGated, ModelNotFound
+from canvas.errors import (
+    CanvasError,
+    ConsentRequired,
+    DiskFull,
+    HubOffline,
+    LazyMessage,
+    ModelCorrupted,
+    ModelGated,
+    ModelNotFound,
+)
+from canvas.files import atomic_write
 from canvas.models import hub_cache, pipeline_files, single_file
 from canvas.models.capabilities import adapt_spec, read_capabilities
 from canvas.models.hub_client import Hub, call
 
 RATE_SECONDS = 10.0
 COMPONENT_FILES = frozenset({"config.json", "diffusion_pytorch_model.safetensors"})
+LICENCES_FILE = "licences.json"  # in the data folder
 
 
 @dataclass(frozen=True)
@@ -416,3 +428,41 @@ def _combine_errors(errors: dict[str, CanvasError]) -> CanvasError:
     tried = f" Tried: {', '.join(errors)}." if len(errors) > 1 else ""
     reasons = " ".join(str(error) for error in errors.values())
     return type(first)(f"{reasons}{tried} Choose another model.")
+
+
+class AcceptedLicences:
+    """Addresses of licences that were agreed to before a download, in the data folder; thread-safe."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LICENCES_FILE
+        self._lock = threading.Lock()
+
+    def accepts(self, spec: ModelSpec) -> bool:
+        """Whether the model needs no agreement, or has it."""
+        return not spec.terms or spec.terms in self._read()
+
+    def accept(self, spec: ModelSpec) -> None:
+        """Record the agreement to the model's licence, if it needs one. Raises OSError."""
+        with self._lock:
+            if self.accepts(spec):
+                return
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self._path) as file:
+                file.write(json.dumps(sorted({*self._read(), spec.terms}), indent=1).encode())
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ConsentRequired if the model must not be downloaded yet."""
+        if not self.accepts(spec):
+            text = (
+                "The model {model} has a licence with conditions ({license}): read {terms}. To agree, use the Models "
+                'tab, --accept-terms on the command line, or "accept_terms": true in a request to '
+                "/v1/images/generations."
+            )
+            raise ConsentRequired(LazyMessage(text, model=spec.key, license=spec.license, terms=spec.terms))
+
+    def _read(self) -> set[str]:
+        try:
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return set()  # missing or damaged: people are asked again
+        return {item for item in stored if isinstance(item, str)} if isinstance(stored, list) else set()

@@ -14,7 +14,7 @@ from canvas.catalog import MODELS
 from canvas.errors import ContentBlocked, InvalidInput, LazyMessage, ModelGated, ModelUnsupported, StorageError
 from canvas.models.hub_client import Hub
 from canvas.models.hub_search import FoundModel
-from canvas.models.models_file import ModelsFile
+from canvas.models.own_models import ModelsFile
 from canvas.settings import Settings
 from tests.hub_server import Fault, LocalHub
 
