@@ -37,7 +37,6 @@ from canvas.engine.references import NO_REFERENCES, ReferenceInput, References
 from canvas.engine.step_callback import StepCallback, called_on_each_step
 from canvas.engine.textual_inversion import AppliedEmbeddings, Embedding
 from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
-from canvas.engine.vae_decoding import FLOAT32_NOTE, check_latents, check_pixels, guarded_decoding, is_empty
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
 from canvas.models.loras import Lora
 from canvas.presets import PRESETS
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PARALLEL = 0.9995  # cosine above which slerp is linear
+FLOAT32_NOTE = "decoded in float32, because half precision gave an empty image"
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,18 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         enhanced = _model_prompts(single, pipeline, spec, embeddings)
         with _translate_errors(area.size, spec, device):
             # 2. Denoise the latents
-            latents, note = _denoise(
+            output, note = _denoise(
                 pipeline, single, area.size, enhanced.prompts, edit, hooks, step_callback, references=references
             )
 
             # 3. Decode them
             if hooks.has_unet:
-                latents, note = _decode_image(latents, pipeline)
-            image = latents
-            image = edit.composite(image) if edit else area.paste(image)
+                output, note = _decode_image(output, pipeline)
+            image = edit.composite(output) if edit else area.paste(output)
         step_callback.finish_image()
 
         # 4. Yield the image with its metadata
+        notes = (*effects, note, area.note, engine_note(pipeline), plan_note(pipeline), unused_weights, enhanced.note)
         yield GeneratedImage(
             request=single,
             enhanced_prompt=enhanced.shown,
@@ -135,15 +135,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
             dtype=_pipeline_dtype(pipeline) or device.dtype,
             model_revision=model_revision,
             engine=engine_name(pipeline),
-            notes=tuple(
-                filter(
-                    None,
-                    [
-                        *(*effects, note, area.note),
-                        *(engine_note(pipeline), plan_note(pipeline), unused_weights, enhanced.note),
-                    ],
-                )
-            ),
+            notes=tuple(filter(None, notes)),
             image=image,
         )
 
@@ -287,17 +279,23 @@ def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
     """
     import torch
 
-    check_latents(latents)
+    _check_latents(latents)
     vae = pipeline.vae
-    dtype = vae.dtype
+    dtype, note = vae.dtype, ""
     # Every AutoencoderKL has force_upcast; only SDXL's pipelines need it, and have upcast_vae.
     upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
     if upcast and dtype == torch.float16:
-        return _to_pil(_decode_in_float32(latents, vae, dtype), pipeline), ""
-    pixels = _decode(latents, vae, dtype)
-    if dtype == torch.float32 or not is_empty(pixels):
-        return _to_pil(pixels, pipeline), ""
-    return _to_pil(_decode_in_float32(latents, vae, dtype), pipeline), FLOAT32_NOTE
+        with _in_float32(vae):
+            pixels = _decode(latents.float(), vae, torch.float32)
+    else:
+        pixels = _decode(latents, vae, dtype)
+        if dtype != torch.float32 and _is_empty(pixels):
+            with _in_float32(vae):
+                pixels = _decode(latents.float(), vae, torch.float32)
+            note = FLOAT32_NOTE
+    _check_pixels(pixels)
+    image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]
+    return image, note
 
 
 def _decode(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -312,20 +310,73 @@ def _decode(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor
     return pixels
 
 
-def _decode_in_float32(latents: torch.Tensor, vae: Any, dtype: torch.dtype) -> torch.Tensor:
+@contextmanager
+def guarded_decoding(vae: Any) -> Iterator[list[str]]:
+    """Check what `vae.decode` gets and returns inside the block; yields the list of notes.
+
+    Raises GenerationFailed inside the pipeline if latents or pixels are not finite.
+    """
     import torch
 
+    notes: list[str] = []
+    original = vae.decode
+
+    def decode(latents: torch.Tensor, *args: Any, **options: Any) -> Any:
+        _check_latents(latents)
+        decoded = original(latents, *args, **options)
+        if vae.dtype != torch.float32 and _is_empty(_pixels(decoded)):
+            with _in_float32(vae):
+                decoded = original(latents.float(), *args, **options)
+            notes.append(FLOAT32_NOTE)
+        _check_pixels(_pixels(decoded))
+        return decoded
+
+    vae.decode = decode
+    try:
+        yield notes
+    finally:
+        del vae.decode
+
+
+@contextmanager
+def _in_float32(vae: Any) -> Iterator[None]:
+    import torch
+
+    dtype = vae.dtype
     vae.to(dtype=torch.float32)
     try:
-        return _decode(latents.float(), vae, torch.float32)
+        yield
     finally:
         vae.to(dtype=dtype)
 
 
-def _to_pil(pixels: torch.Tensor, pipeline: Any) -> Image:
-    check_pixels(pixels)
-    image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]
-    return image
+def _check_latents(latents: torch.Tensor) -> None:
+    """Raise GenerationFailed if latents are not finite."""
+    if not latents.isfinite().all():
+        message = LazyMessage(
+            "The latents contain NaN or infinity. Try another scheduler or a lower guidance; if "
+            "every image fails, start with CANVAS_DTYPE=float32."
+        )
+        raise GenerationFailed(message)
+
+
+def _check_pixels(pixels: torch.Tensor) -> None:
+    """Raise GenerationFailed if decoded pixels are not finite."""
+    if not pixels.isfinite().all():
+        message = LazyMessage(
+            "The decoded pixels contain NaN or infinity, even in float32. Try another seed or scheduler."
+        )
+        raise GenerationFailed(message)
+
+
+def _is_empty(pixels: torch.Tensor) -> bool:
+    """Whether any pixel is not finite, or all are black."""
+    return not bool(pixels.isfinite().all()) or bool((pixels <= -254 / 255).all())
+
+
+def _pixels(decoded: Any) -> torch.Tensor:
+    pixels: torch.Tensor = decoded[0] if isinstance(decoded, tuple) else decoded.sample
+    return pixels
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, fraction: float) -> torch.Tensor:
