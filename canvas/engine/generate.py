@@ -18,13 +18,13 @@ from canvas.engine import encode_first, system_info
 from canvas.engine.controlnet import ControlInput, Controls
 from canvas.engine.device import Device
 from canvas.engine.img2img import InputImages, PreparedEdit, check_task_supported, prepare_inputs
+from canvas.engine.loader import plan_note
 from canvas.engine.masks import Size, whole_area
 from canvas.engine.model_effects import applied_request, capabilities_of
 from canvas.engine.multidiffusion import is_tiled
 from canvas.engine.openvino.engine import engine_name, engine_note, use_preset
 from canvas.engine.optimizations import deepcache, malloc
 from canvas.engine.pipeline_cache import check_memory, suggest_size
-from canvas.engine.placement import plan_note
 from canvas.engine.prompt_embeds import encode_prompt_cached, supports_weighting
 from canvas.engine.prompts import (
     enhance_negative_prompt,

@@ -1,4 +1,4 @@
-"""Loads model files as diffusers pipelines: folders, single files and add-ons."""
+"""Loads model files as diffusers pipelines: folders, single files and add-ons, placed as the memory plan says."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pickle
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ModelSpec
-from canvas.engine import placement, system_info
+from canvas.engine import encode_first, quantization, system_info
 from canvas.engine.bin_weights import replace_bin_weights
 from canvas.engine.device import Device, has_bfloat16
 from canvas.engine.lora_adapters import check_compatible
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+NOTE_ATTRIBUTE = "_memory_note"
+EMBEDDINGS_DIR = "prompt_embeds"
+DENOISER, ENCODER = "transformer", "text_encoder"
 
 
 def load_pipeline(
@@ -55,13 +59,13 @@ def load_pipeline(
     try:
         with FROM_PRETRAINED_LOCK:
             if plan is not None:
-                components = {**placement.planned_components(local, device, plan), **components}
+                components = {**planned_components(local, device, plan), **components}
             if local.path.is_file():
                 pipeline = _from_single_file(spec, local.path, device, components)
             else:
                 replace_bin_weights(local)
                 pipeline = _from_folder(spec, local.path, device, components)
-        pipeline = placement.place(pipeline, local, device, plan) if plan else pipeline.to(device.name)
+        pipeline = place(pipeline, local, device, plan) if plan else pipeline.to(device.name)
     except (
         *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
         *(ImportError, EOFError, MemoryError, pickle.UnpicklingError, SafetensorError),
@@ -295,3 +299,68 @@ def _require_addon(name: str, hub: Hub | None) -> Path:
         )
         raise ModelUnavailable(message)
     return folder
+
+
+def planned_components(local: LocalModel, device: Device, plan: MemoryPlan) -> dict[str, Any]:
+    """The components that `from_pretrained` does not load itself; None for those that come later."""
+    components: dict[str, Any] = {
+        name: quantization.load_component(local, name, device)
+        for name, _ in local.components
+        if plan.offload != "encode-first" or name != DENOISER
+    }
+    if plan.offload == "encode-first":
+        return components | {DENOISER: None, ENCODER: None}
+    for name in plan.quantized:
+        components[name] = quantization.load_quantized(local, name, plan.quantization, device)
+    return components
+
+
+def place(pipeline: Any, local: LocalModel, device: Device, plan: MemoryPlan) -> Any:
+    """Move a loaded pipeline to the device as planned."""
+    if plan.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device.name)
+    elif plan.offload == "group":
+        import torch
+
+        pipeline.enable_group_offload(
+            onload_device=torch.device(device.name),
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            use_stream=True,
+        )
+    else:
+        pipeline = pipeline.to(device.name)
+    if plan.offload == "encode-first":
+        encode_first.attach(pipeline, _encode_first(local, device, plan))
+    vae = getattr(pipeline, "vae", None)
+    # Not AutoencoderTiny, whose tiles fit only a scale of 8 and four latent channels.
+    if plan.tiling and vae is not None and type(vae).__name__ != "AutoencoderTiny" and hasattr(vae, "enable_tiling"):
+        vae.enable_tiling()
+    if vae is not None and plan.note:
+        vars(vae)[NOTE_ATTRIBUTE] = plan.note
+    return pipeline
+
+
+def plan_note(pipeline: Any) -> str:
+    """What the memory plan of the pipeline changes, for the record of an image."""
+    vae = getattr(pipeline, "vae", None)
+    return str(vars(vae).get(NOTE_ATTRIBUTE, "")) if vae is not None else ""
+
+
+def _encode_first(local: LocalModel, device: Device, plan: MemoryPlan) -> encode_first.EncodeFirst:
+    def load(component: str) -> Any:
+        with quantization.FROM_PRETRAINED_LOCK:
+            if component in plan.quantized:
+                module = quantization.load_quantized(local, component, plan.quantization, device)
+            elif local.component(component) is not None:
+                module = quantization.load_component(local, component, device)
+            else:
+                module = quantization.load_plain(local, component, device)
+        return module.to(device.name)
+
+    in_cache = local.path.parent.name == "snapshots"
+    scheme = plan.quantization if ENCODER in plan.quantized else "none"
+    folder = local.path.parent.parent / EMBEDDINGS_DIR / f"{local.path.name}-{scheme}-{device.dtype}"
+    return encode_first.EncodeFirst(
+        partial(load, ENCODER), partial(load, DENOISER), denoiser_name=DENOISER, cache=folder if in_cache else None
+    )

@@ -11,8 +11,8 @@ import torch
 
 from canvas.engine import encode_first, quantization
 from canvas.engine.device import Device
+from canvas.engine.loader import DENOISER, ENCODER, place, plan_note, planned_components
 from canvas.engine.memory_plan import MemoryPlan
-from canvas.engine.placement import DENOISER, ENCODER, place, plan_note, planned_components
 from canvas.models.download import LocalModel
 
 CPU = Device("cpu", "float32", "test")
