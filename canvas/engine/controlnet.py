@@ -114,9 +114,8 @@ def check_fits(net: Any, name: str, pipeline: Any) -> None:
         names = ("num_attention_heads", "attention_head_dim", "joint_attention_dim", "in_channels")
         fits = all(net.config[each] == transformer.config[each] for each in names)
     if not fits:
-        capabilities = capabilities_of(pipeline)
         text = "The ControlNet {name} does not fit this model. Choose one for {family}."
-        family = capabilities.family.label if capabilities else LazyMessage("this model")
+        family = capabilities_of(pipeline).family.label
         raise InvalidInput("control_images", name, message=LazyMessage(text, name=name, family=family))
 
 

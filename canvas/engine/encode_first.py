@@ -25,16 +25,10 @@ class EncodeFirst:
     """
 
     def __init__(
-        self,
-        load_encoder: Callable[[], Any],
-        load_denoiser: Callable[[], Any],
-        *,
-        denoiser_name: str = "transformer",
-        cache: Path | None = None,
+        self, load_encoder: Callable[[], Any], load_denoiser: Callable[[], Any], *, cache: Path | None = None
     ) -> None:
         self._load_encoder = load_encoder
         self._load_denoiser = load_denoiser
-        self._denoiser_name = denoiser_name
         self._cache = cache
         self._embeddings: OrderedDict[str, list[Any]] = OrderedDict()
         self._denoiser: Any = None
@@ -53,14 +47,14 @@ class EncodeFirst:
         """Give the pipeline its denoiser, loaded if needed."""
         if self._denoiser is None:
             self._denoiser = self._load_denoiser()
-        if getattr(pipeline, self._denoiser_name) is None:
-            setattr(pipeline, self._denoiser_name, self._denoiser)
+        if pipeline.transformer is None:
+            pipeline.transformer = self._denoiser
             self._pipelines.append(pipeline)
 
     def free_denoiser(self) -> None:
         """Free the denoiser of all pipelines that share it."""
         for pipeline in self._pipelines:
-            setattr(pipeline, self._denoiser_name, None)
+            pipeline.transformer = None
         self._pipelines.clear()
         self._denoiser = None
         system_info.release_memory()

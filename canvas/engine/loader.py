@@ -349,7 +349,7 @@ def plan_note(pipeline: Any) -> str:
 
 def _encode_first(local: LocalModel, device: Device, plan: MemoryPlan) -> encode_first.EncodeFirst:
     def load(component: str) -> Any:
-        with quantization.FROM_PRETRAINED_LOCK:
+        with FROM_PRETRAINED_LOCK:
             if component in plan.quantized:
                 module = quantization.load_quantized(local, component, plan.quantization, device)
             elif local.component(component) is not None:
@@ -361,6 +361,4 @@ def _encode_first(local: LocalModel, device: Device, plan: MemoryPlan) -> encode
     in_cache = local.path.parent.name == "snapshots"
     scheme = plan.quantization if ENCODER in plan.quantized else "none"
     folder = local.path.parent.parent / EMBEDDINGS_DIR / f"{local.path.name}-{scheme}-{device.dtype}"
-    return encode_first.EncodeFirst(
-        partial(load, ENCODER), partial(load, DENOISER), denoiser_name=DENOISER, cache=folder if in_cache else None
-    )
+    return encode_first.EncodeFirst(partial(load, ENCODER), partial(load, DENOISER), cache=folder if in_cache else None)

@@ -22,16 +22,14 @@ def capabilities_of(pipeline: Any, name: str = "") -> Capabilities:
     classes = [each.__name__ for each in type(pipeline).__mro__]
     class_name = next((each for each in classes if each in BY_CLASS), classes[0])
     components = {key: part for key, part in pipeline.components.items() if part is not None}
-    configs = {key: dict(getattr(part, "config", None) or {}) for key, part in components.items() if _has_config(part)}
+    configs = {
+        key: dict(part.config) for key, part in components.items() if isinstance(getattr(part, "config", None), dict)
+    }
     index = {**dict(pipeline.config), "_class_name": class_name}
     index |= {key: (type(part).__module__, type(part).__name__) for key, part in components.items()}
     read = read_capabilities(index, configs, name)
     vars(pipeline)[ATTRIBUTE] = read
     return read
-
-
-def _has_config(part: Any) -> bool:
-    return isinstance(getattr(part, "config", None), dict)
 
 
 def applied_request(

@@ -14,7 +14,7 @@ from canvas.catalog import ModelSpec
 from canvas.engine import loader, memory_plan, system_info
 from canvas.engine.controlnet import load_controlnet
 from canvas.engine.device import Device
-from canvas.engine.memory_plan import BYTES_PER_PIXEL, MemoryPlan
+from canvas.engine.memory_plan import BYTES_PER_PIXEL, MemoryPlan, memory_of
 from canvas.engine.model_effects import capabilities_of, check_task
 from canvas.engine.openvino.engine import OpenVinoEngine, add_note, engine_name
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
@@ -289,20 +289,13 @@ def _with_class(pipeline: Any, pipeline_class: Any) -> Any:
 
 def default_budget(device: Device) -> int:
     """The default memory budget in bytes: a fraction of the device's memory."""
-    if device.name == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[1] * GPU_MEMORY_FRACTION)
-    return int(system_info.total_memory() * CPU_MEMORY_FRACTION)
+    fraction = GPU_MEMORY_FRACTION if device.name == "cuda" else CPU_MEMORY_FRACTION
+    return int(memory_of(device)[1] * fraction)
 
 
 def free_device_memory(device: Device) -> int:
     """Free bytes on the device."""
-    if device.name == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info()[0])
-    return system_info.free_memory()
+    return memory_of(device)[0]
 
 
 def check_memory(size: tuple[int, int], spec: ModelSpec, device: Device) -> None:

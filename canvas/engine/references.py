@@ -73,9 +73,8 @@ def applied_references(
     if not inputs:
         yield NO_REFERENCES
         return
-    capabilities = capabilities_of(pipeline)
     images = tuple(flatten_alpha(each.image) for each in inputs)
-    if capabilities is not None and capabilities.family.key in ip_adapters.NATIVE:
+    if capabilities_of(pipeline).family.key in ip_adapters.NATIVE:
         if name := next((each.item.model for each in inputs if each.item.model), ""):
             text = "This model takes reference images itself, without the IP-Adapter {name}. Leave the name out."
             raise InvalidInput("reference_images", name, message=LazyMessage(text, name=name))

@@ -11,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 
 from canvas.engine.device import Device
-from canvas.engine.loader import FROM_PRETRAINED_LOCK
+from canvas.engine.quantization import FROM_PRETRAINED_LOCK
 from canvas.errors import ContentBlocked, LazyMessage, ModelCorrupted
 from canvas.models import download, hub_cache
 from canvas.models.download import DownloadProgress

@@ -12,6 +12,7 @@ from typing import Any
 from canvas.catalog import ModelSpec
 from canvas.errors import LazyMessage, ModelUnsupported
 from canvas.models.families import BY_CLASS, DISTILLED_NAMES, FAMILIES, UNSUPPORTED, Family
+from canvas.models.pipeline_files import component_names, read_index
 from canvas.schedulers import MODEL_DEFAULT, SCHEDULERS
 
 CONFIG_NAMES = ("config.json", "scheduler_config.json", "tokenizer_config.json")
@@ -110,8 +111,6 @@ def read_capabilities(index: Mapping[str, Any], configs: Configs, name: str = ""
 
 def read_folder(folder: Path, name: str = "") -> Capabilities:
     """`read_capabilities` of a diffusers folder; raises ModelCorrupted or ModelUnsupported."""
-    from canvas.models.pipeline_files import read_index  # which uses this module
-
     index = read_index(folder)
     configs = {name: read_config(folder / name) for name in component_names(index)}
     return read_capabilities(index, configs, name or folder.name)
@@ -127,17 +126,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         if isinstance(config, dict):
             return config
     return {}
-
-
-def component_names(index: Mapping[str, Any]) -> list[str]:
-    """The components that the pipeline has, other than the safety checker."""
-    return [
-        name
-        for name, origin in index.items()
-        if isinstance(origin, list | tuple) and len(origin) == 2 and origin[1]
-        # Names of components become folder names: no path separators.
-        if name.isidentifier() and name != "safety_checker"
-    ]
 
 
 def adapt_spec(spec: ModelSpec, capabilities: Capabilities) -> ModelSpec:

@@ -91,7 +91,11 @@ def find_encoder(hub: Hub | None = None) -> Path | None:
 def missing(request: GenerationRequest, folder: Path, *, hub: Hub | None = None) -> list[Addon]:
     """The files that a resolved request has to download."""
     names = dict.fromkeys(item.model for item in request.reference_images if item.model)
-    found = [Addon(*_split(name), 0) for name in names if find(name, folder, hub=hub) is None]
+    found = [
+        Addon(match["repo_id"], (match["file"],), 0)
+        for name in names
+        if find(name, folder, hub=hub) is None and (match := HUB_FILE.fullmatch(name))
+    ]
     return [*found, ENCODER] if names and find_encoder(hub) is None else found
 
 
@@ -100,9 +104,3 @@ def download_size(name: str, folder: Path, *, hub: Hub | None = None) -> int:
     sizes = {f"{REPO_ID}:{usual.file}": usual.size for kinds in USUAL.values() for usual in kinds.values()}
     size = sizes.get(name, 0) if find(name, folder, hub=hub) is None else 0
     return size + (0 if find_encoder(hub) else ENCODER.size)
-
-
-def _split(name: str) -> tuple[str, tuple[str, ...]]:
-    match = HUB_FILE.fullmatch(name)
-    assert match is not None  # noqa: S101 - others are found, or an error
-    return match["repo_id"], (match["file"],)

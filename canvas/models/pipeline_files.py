@@ -71,7 +71,7 @@ def select_files(
     safety checker is left out. Raises ModelCorrupted naming the incomplete components.
     """
     names = set(files)
-    components = {component: _files_of(component, names) for component in _components(index)}
+    components = {component: _files_of(component, names) for component in component_names(index)}
     configs = [
         f"{component}/{name}" for component, own in components.items() for name in own if not WEIGHTS.fullmatch(name)
     ]
@@ -223,11 +223,12 @@ def check_single_file(path: Path) -> None:
         raise ModelCorrupted(f"{path} is damaged: {size:,} bytes instead of {expected:,}. Download it again.")
 
 
-def _components(index: Mapping[str, Any]) -> list[str]:
+def component_names(index: Mapping[str, Any]) -> list[str]:
+    """The components that the pipeline has, other than the safety checker."""
     return [
         name
         for name, origin in index.items()
-        if isinstance(origin, list) and len(origin) == 2 and origin[1]
+        if isinstance(origin, list | tuple) and len(origin) == 2 and origin[1]
         # Names of components become folder names: no path separators.
         if name.isidentifier() and name != SAFETY_CHECKER
     ]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from canvas.errors import ModelUnsupported
-from canvas.models.capabilities import Capabilities, adapt_spec, component_names, read_capabilities, read_config
+from canvas.models.capabilities import Capabilities, adapt_spec, read_capabilities, read_config
 from canvas.models.families import BY_KEY
+from canvas.models.pipeline_files import component_names
 from canvas.schedulers import MODEL_DEFAULT, SCHEDULERS
 from tests.conftest import make_spec
 

@@ -6,8 +6,9 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,16 @@ def convert_unet(unet: Any, folder: Path) -> None:
     passes = UNetForward(unet, CACHE_BRANCH_DEPTH)
     with _in_float32(unet), _fused_attention(unet), new_folder(folder) as part:
         inputs = example_inputs(unet.config)
-        _save(_full_pass(passes), inputs, part / UNET)
+        _save(lambda *each: passes.full_forward(*each[:3], **added_options(each[3:])), inputs, part / UNET)
         import torch
 
         with torch.no_grad():
             features = passes.full_forward(*inputs[:3], **added_options(inputs[3:]))[1]
-        _save(_shallow_pass(passes), (*inputs[:3], features, *inputs[3:]), part / SHALLOW_UNET)
+        _save(
+            lambda *each: passes.shallow_forward(*each[:4], **added_options(each[4:])),
+            (*inputs[:3], features, *inputs[3:]),
+            part / SHALLOW_UNET,
+        )
         (part / UNET_CONFIG).write_text(json.dumps(dict(unet.config)), encoding="utf-8")
 
 
@@ -60,7 +65,8 @@ def convert_decoder(vae: Any, folder: Path) -> None:
 
     channels = vae.config.latent_channels
     with _in_float32(vae.decoder), new_folder(folder) as part:
-        _save(_decoder_pass(vae.decoder), (torch.randn(1, channels, 9, 13),), part / DECODER)
+        decode = partial(type(vae.decoder).forward, vae.decoder)
+        _save(lambda sample: (decode(sample),), (torch.randn(1, channels, 9, 13),), part / DECODER)
 
 
 def example_inputs(config: Any, size: tuple[int, int] | None = None, tokens: int = PROMPT_TOKENS) -> tuple[Any, ...]:
@@ -91,24 +97,6 @@ def conversion_bytes(module: torch.nn.Module) -> int:
     return sum(4 * parameter.numel() for parameter in module.parameters())
 
 
-def _full_pass(passes: UNetForward) -> Any:
-    return _as_module(
-        lambda sample, timestep, embeds, *added: passes.full_forward(sample, timestep, embeds, **added_options(added))
-    )
-
-
-def _shallow_pass(passes: UNetForward) -> Any:
-    return _as_module(
-        lambda sample, timestep, embeds, features, *added: passes.shallow_forward(
-            sample, timestep, embeds, features, **added_options(added)
-        )
-    )
-
-
-def _decoder_pass(decoder: Any) -> Any:
-    return _as_module(lambda sample: (type(decoder).forward(decoder, sample),))
-
-
 def added_options(added: tuple[Any, ...]) -> dict[str, Any]:
     """SDXL's inputs after the first three as keyword arguments of a UNet."""
     return {"added_cond_kwargs": dict(zip(("text_embeds", "time_ids"), added, strict=True))} if added else {}
@@ -129,14 +117,14 @@ def _as_module(function: Any) -> Any:
     return Pass().eval()
 
 
-def _save(traced: Any, inputs: tuple[Any, ...], path: Path) -> None:
+def _save(function: Callable[..., Any], inputs: tuple[Any, ...], path: Path) -> None:
     import torch
 
     openvino = import_openvino()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about Python values
         # Without a second trace, which takes as long as everything else.
-        script = torch.jit.trace(traced, inputs, check_trace=False, strict=False)
+        script = torch.jit.trace(_as_module(function), inputs, check_trace=False, strict=False)
         model = openvino.convert_model(script, example_input=inputs)
     for node, tensor in zip(model.inputs, inputs, strict=True):
         node.get_node().set_partial_shape(openvino.PartialShape(_dynamic_shape(tensor)))
