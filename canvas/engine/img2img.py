@@ -13,7 +13,6 @@ from PIL import Image
 from canvas.catalog import ModelSpec
 from canvas.engine import masks
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
-from canvas.engine.masks import WorkArea, mask_area, masked_area, whole_area
 from canvas.engine.model_effects import capabilities_of
 from canvas.errors import InvalidInput, LazyMessage
 from canvas.request import MAX_EDIT_SIDE, MIN_EDIT_SIDE, GenerationRequest
@@ -34,7 +33,7 @@ class PreparedEdit:
     """
 
     original: Image.Image
-    area: WorkArea
+    area: masks.WorkArea
     mask: Image.Image | None = None  # of the size of the original
     mask_blur: int = 0
 
@@ -169,13 +168,13 @@ def prepare_inputs(
     original = resize_to_fit(image, inner, request.resize_mode, request.fill_color)
     if request.task != "inpaint":
         limits = spec if request.task == "image_to_image" else None  # upscaling works in tiles
-        return PreparedEdit(original, whole_area(inner, step, limits))
+        return PreparedEdit(original, masks.whole_area(inner, step, limits))
     original, mask = masks.outpaint_canvas(original, (left, top, right, bottom))
     if "mask_image" in images:
         painted = masks.to_mask(images["mask_image"])
         masks.check_mask(painted, images["image"].size)
         mask.paste(resize_to_fit(painted, inner, request.resize_mode, "#000000"), (left, top))
-    choose_area = masked_area if request.only_masked else mask_area
+    choose_area = masks.masked_area if request.only_masked else masks.mask_area
     area = choose_area(original.size, masks.mask_bbox(mask), step, spec)
     return PreparedEdit(original, area, mask, request.mask_blur)
 
