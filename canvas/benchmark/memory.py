@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from canvas.benchmark.peak_memory import SAMPLE_SECONDS, process_memory
-from canvas.benchmark.synthetic_klein import write_klein
-from canvas.benchmark.synthetic_xl import write_xl
+from canvas.benchmark.synthetic_models import write_klein, write_xl
 from canvas.catalog import MODELS, ModelSpec
 from canvas.models.download import LocalModel
 

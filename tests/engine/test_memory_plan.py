@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from canvas.benchmark.synthetic_klein import TINY_TEXT_ENCODER, TINY_TRANSFORMER, TINY_VAE, write_klein
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.memory_plan import ModelWeights, local_weights, plan_memory
 from canvas.errors import InvalidInput
 from canvas.models.download import LocalModel
+from tests.tiny_klein import write_tiny_klein
 
 GB = 10**9
 KLEIN = ModelWeights(
@@ -96,7 +96,7 @@ def test_plan_is_described() -> None:
 
 
 def test_weights_are_read_from_the_files(tmp_path: Path, tiny_spec: ModelSpec) -> None:
-    folder = write_klein(tmp_path / "klein", TINY_TRANSFORMER, TINY_TEXT_ENCODER, TINY_VAE)
+    folder = write_tiny_klein(tmp_path / "klein")
     weights = local_weights(LocalModel(folder, "org/klein"), BF16)
     assert weights.pipeline_class == "Flux2KleinPipeline"
     assert weights.quantizable == {"transformer", "text_encoder"}

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from canvas.benchmark.synthetic_klein import TINY_TEXT_ENCODER, TINY_TRANSFORMER, TINY_VAE, write_klein
 from canvas.catalog import ModelSpec, parse_model
 from canvas.engine import encode_first, quantization
 from canvas.engine.device import Device
@@ -23,6 +22,7 @@ from canvas.errors import ModelUnavailable
 from canvas.models.download import LocalModel
 from canvas.models.loras import read_lora
 from canvas.request import GeneratedImage, GenerationRequest
+from tests.tiny_klein import write_tiny_klein
 
 BF16 = Device("cpu", "bfloat16", "for the test")
 REVISION = "a" * 40
@@ -42,7 +42,7 @@ SPEC = parse_model(
 @pytest.fixture(scope="module")
 def klein_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("klein") / "klein"
-    return write_klein(folder, TINY_TRANSFORMER, TINY_TEXT_ENCODER, TINY_VAE)
+    return write_tiny_klein(folder)
 
 
 @pytest.fixture
