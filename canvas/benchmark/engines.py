@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from canvas.benchmark import similarity
+from canvas.benchmark.memory import start_process, watch_process
 from canvas.benchmark.model_under_test import PROMPT, time_call
-from canvas.benchmark.peak_memory import watch_process
 from canvas.benchmark.report import GUIDED_PASS, SIMILARITY
 from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_vae, build_unet, synthetic_spec
 from canvas.engine import system_info
@@ -75,13 +74,9 @@ class Measurement:
 
 def measure_engines(parts: tuple[str, ...], cache_dir: Path, rounds: int) -> Iterator[Measurement]:
     """Measure the parts of PARTS, each in a new process; medians of alternating rounds."""
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
-            receiver, sender = context.Pipe(duplex=False)
-            child = context.Process(target=_send, args=(sender, part, Path(folder), cache_dir, rounds))
-            child.start()
-            sender.close()
+            child, receiver = start_process(_send, part, Path(folder), cache_dir, rounds)
             try:
                 while (measurement := receiver.recv()) is not None:
                     yield measurement
@@ -224,13 +219,9 @@ def _plain_image(spec: ModelSpec, request: GenerationRequest) -> Image:
 
 def measure_memory(folder: Path, device: Device, _: int) -> Iterator[Measurement]:
     """Peak memory of one step of Stable Diffusion 1.5 by plain diffusers and by OpenVINO."""
-    context = multiprocessing.get_context("spawn")
     peaks = []
     for variant in ("convert", "plain", "openvino"):
-        receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=_send_peak, args=(sender, folder, device, variant))
-        child.start()
-        sender.close()
+        child, receiver = start_process(_send_peak, folder, device, variant)
         peaks.append((watch_process(child, receiver) or 0) / 1e9)
     plain, openvino = peaks[1:]
     yield Measurement("peak memory: plain diffusers, float32", plain, "GB")

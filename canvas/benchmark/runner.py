@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from canvas.benchmark import model_under_test, similarity
+from canvas.benchmark.memory import peak_memory
 from canvas.benchmark.model_under_test import PROMPT, BenchmarkModel, StageTimings, load_benchmark_model, load_openvino
-from canvas.benchmark.peak_memory import peak_memory
 from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.optimizations.deepcache import CACHED, COND_ONLY, FULL, cache_schedule

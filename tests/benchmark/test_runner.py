@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from canvas.benchmark import runner
+from canvas.benchmark.memory import peak_memory
 from canvas.benchmark.model_under_test import load_benchmark_model
-from canvas.benchmark.peak_memory import peak_memory
 from canvas.benchmark.runner import BenchmarkReport, run_benchmark
 from canvas.benchmark.synthetic_models import UNET, synthetic_spec
 from canvas.catalog import MODELS
