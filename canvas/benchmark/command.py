@@ -57,8 +57,7 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
             validation.integer(field, value, low, high)
     if size is not None:
         validation.multiple_of_8("size", size)
-    from canvas.benchmark.report import format_markdown, format_table, replace_marked_section
-    from canvas.benchmark.runner import run_benchmark
+    from canvas.benchmark.runner import format_markdown, format_table, replace_marked_section, run_benchmark
     from canvas.engine.device import detect_device
     from canvas.engine.openvino.runtime import is_installed
 
@@ -113,8 +112,8 @@ def engines(
         validation.choice("part", name, ENGINE_PARTS)
     if write_readme and part and "passes" not in part:
         raise InvalidInput("part", ", ".join(part), "passes, if README.md is to be written")
-    from canvas.benchmark.engines import cpu_name, measure_engines
-    from canvas.benchmark.report import ENGINES_BEGIN, ENGINES_END, format_engines, replace_marked_section
+    from canvas.benchmark.engines import README_BEGIN, README_END, cpu_name, format_engines, measure_engines
+    from canvas.benchmark.runner import replace_marked_section
 
     measurements = []
     for each in measure_engines(tuple(part or ENGINE_PARTS), load_settings(None).cache_dir, rounds):
@@ -128,7 +127,7 @@ def engines(
     if json:
         print_json([each.to_dict() for each in measurements])
     if write_readme and (text := format_engines(measurements, cpu_name())):
-        replace_marked_section(README, text, ENGINES_BEGIN, ENGINES_END)
+        replace_marked_section(README, text, README_BEGIN, README_END)
 
 
 @app.command()

@@ -6,18 +6,19 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from canvas.benchmark import similarity
 from canvas.benchmark.memory import start_process, watch_process
 from canvas.benchmark.model_under_test import PROMPT, time_call
-from canvas.benchmark.report import GUIDED_PASS, SIMILARITY
 from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_vae, build_unet, synthetic_spec
 from canvas.engine import system_info
 from canvas.engine.device import Device, detect_device
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from canvas.catalog import ModelSpec
     from canvas.studio import Studio
 
+README_BEGIN, README_END = "<!-- `bench engines --write-readme` -->", "<!-- end -->"
+# The beginnings of the names of measurements.
+GUIDED_PASS, SIMILARITY = "guided pass: ", "similarity of the prediction: "
 SIDE = 512
 EARLIER_STEP = 40  # timesteps before the pass, for cached features
 # The channels of SDXS-512 and of other one-step students of Stable Diffusion
@@ -85,6 +89,27 @@ def measure_engines(parts: tuple[str, ...], cache_dir: Path, rounds: int) -> Ite
             child.join()
 
 
+def format_engines(measurements: Sequence[Measurement], machine: str) -> str:
+    """A sentence with the seconds of a guided pass by each engine, and its similarity; "" if not measured."""
+    similarities = {
+        each.name.removeprefix(SIMILARITY): f"{each.value:.0f} dB"
+        for each in measurements
+        if each.name.startswith(SIMILARITY)
+    }
+    passes = []
+    for each in measurements:
+        if each.name.startswith(GUIDED_PASS):
+            name = each.name.removeprefix(GUIDED_PASS)
+            similarity = f" ({similarities[name]})" if name in similarities else ""
+            passes.append(f"{name} {each.value:.2f} s{similarity}")
+    if not passes:
+        return ""
+    return (
+        "One step of Stable Diffusion 1.5's UNet with guidance at 512 × 512, random weights, on "
+        f"{machine}, and the similarity of the prediction to plain diffusers: {'; '.join(passes)}."
+    )
+
+
 def cpu_name() -> str:
     """The processor with its number of cores."""
     return f"{system_info.processor_name()} ({system_info.core_count()} cores)"
@@ -112,12 +137,12 @@ def measure_passes(folder: Path, device: Device, rounds: int) -> Iterator[Measur
     inputs = conversion.example_inputs(unet.config, (side, side))
     guided = torch.cat([inputs[0]] * 2), inputs[1], torch.cat([inputs[2], inputs[2] / 2])
     _quantize(folder / "unet", unet.config, side, device)
-    plain = _Copy(unet).module  # before the layout is changed
+    plain = deepcopy(unet).float()  # before the layout is changed
     modules = {"OpenVINO, float32": _converted(folder / "unet", replace(device, dtype="float32"))}
     quality = "float32"
     if device.dtype != "float32":
         quality = "16 bits"
-        optimize_for_device(_Holder(unet), device)
+        optimize_for_device(SimpleNamespace(unet=unet), device)
         modules |= {"PyTorch, 16 bits": unet, "OpenVINO, 16 bits": _converted(folder / "unet", device)}
     modules["OpenVINO, int8"] = _converted(folder / "unet", device)
     modules["OpenVINO, int8"].use_preset("turbo")
@@ -153,8 +178,10 @@ def measure_passes(folder: Path, device: Device, rounds: int) -> Iterator[Measur
 def measure_one_step(folder: Path, device: Device, rounds: int) -> Iterator[Measurement]:
     """From a request to the file: one unguided pass and a tiny decoder."""
     for name, bound_16, bound_8 in (("sd15", 1.6, 1.2), ("small", 0.8, None)):
-        model = _save_one_step_model(folder / name, device, small=name == "small")
-        with _studio(folder / f"{name}-data", device, model) as studio:
+        pipeline = build_synthetic(device.torch_dtype, device.name, SMALL_UNET if name == "small" else {})
+        pipeline.register_modules(vae=build_tiny_vae(device.torch_dtype, device.name))
+        pipeline.save_pretrained(folder / name)
+        with _studio(folder / f"{name}-data", device, folder / name) as studio:
             yield from _one_step_rows(studio, f"one step, {name}", "quality", bound_16, rounds)
             if bound_8:
                 [config_file] = (folder / f"{name}-data").glob(f"cache/openvino/*/{conversion.UNET_CONFIG}")
@@ -237,13 +264,6 @@ PARTS: dict[str, Callable[[Path, Device, int], Iterator[Measurement]]] = {
 }
 
 
-class _Holder:
-    """What `optimize_for_device` expects of a pipeline."""
-
-    def __init__(self, unet: Any) -> None:
-        self.unet = unet
-
-
 def _cached_pass(unet: Any, guided: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """The prediction from the features of an earlier step, as in Balanced."""
     dtype = next(unet.parameters(), guided[0]).dtype
@@ -252,15 +272,6 @@ def _cached_pass(unet: Any, guided: tuple[torch.Tensor, ...]) -> torch.Tensor:
     features = passes.full_forward(sample, timestep + EARLIER_STEP, embeds)[1]
     prediction: torch.Tensor = passes.shallow_forward(sample, timestep, embeds, features)[0]
     return prediction.float()
-
-
-class _Copy:
-    """A float32 copy of a module, in the default memory layout."""
-
-    def __init__(self, module: Any) -> None:
-        from copy import deepcopy
-
-        self.module = deepcopy(module).float()
 
 
 def _converted(folder: Path, device: Device) -> Any:
@@ -316,13 +327,6 @@ def _psnr(output: torch.Tensor, expected: torch.Tensor) -> float:
     error = float(((output - expected) ** 2).mean())
     spread = float(expected.max() - expected.min())
     return similarity.decibels(error / spread**2)
-
-
-def _save_one_step_model(folder: Path, device: Device, *, small: bool) -> Path:
-    pipeline = build_synthetic(device.torch_dtype, device.name, SMALL_UNET if small else {})
-    pipeline.register_modules(vae=build_tiny_vae(device.torch_dtype, device.name))
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Compares the presets with plain diffusers on this machine."""
+"""Compares the presets with plain diffusers on this machine, and formats the results."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from canvas.benchmark.model_under_test import PROMPT, BenchmarkModel, StageTimin
 from canvas.engine import system_info
 from canvas.engine.device import Device
 from canvas.engine.optimizations.deepcache import CACHED, COND_ONLY, FULL, cache_schedule
+from canvas.errors import CanvasError
+from canvas.files import atomic_write
 from canvas.presets import PRESETS, uses_distilled_lora
 from canvas.request import GenerationRequest
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from canvas.catalog import ModelSpec
 
+README_BEGIN, README_END = "<!-- figures of `bench --write-readme` -->", "<!-- end of the figures -->"
 BASELINE, SLICED = "plain diffusers", "attention slicing"
 BASELINE_STEPS, SLICED_STEPS = 25, 20
 # Images that take the baseline longer are extrapolated from their stages.
@@ -231,3 +234,62 @@ def _with_memory(rows: tuple[Result, ...], spec: ModelSpec | None, device: Devic
     variants = {BASELINE: "baseline", SLICED: "sliced"}
     peaks = {variant: peak_memory(spec, device, side, variant) for variant in (*variants.values(), "optimized")}
     return tuple(replace(row, peak_memory=peaks[variants.get(row.name, "optimized")]) for row in rows)
+
+
+def format_table(report: BenchmarkReport) -> list[str]:
+    """The lines for the terminal."""
+    head = f"{report.model}, {report.size} × {report.size}, {report.device} {report.dtype}"
+    lines = [
+        f"{head} on {_machine(report)}; {_method(report)}",
+        f"{'':22}{'steps':>6}{'seconds':>9}{'a step':>8}{'ratio':>7}{'memory':>9}{'SSIM':>7}{'PSNR':>7}",
+    ]
+    for row in report.rows:
+        memory = f"{row.peak_memory / 1e9:.2f} GB" if row.peak_memory else ""
+        ssim = "" if row.ssim is None else f"{row.ssim:.3f}"
+        psnr = "" if row.psnr is None else f"{row.psnr:.1f}"
+        lines.append(
+            f"{row.name:22}{row.steps:>6}{row.seconds:>9.2f}{row.seconds_per_step:>8.3f}"
+            f"{row.ratio:>7.2f}{memory:>9}{ssim:>7}{psnr:>7}"
+        )
+    at_most = "at most " if report.extrapolated else ""
+    return [
+        *lines,
+        f"Overhead of Quality outside text encoder, UNet and VAE: {at_most}{report.overhead_ratio:.1%}.",
+        f"UNet: {report.unet_tflops:.3g} of {report.peak_tflops:.3g} TFLOPS, "
+        f"{report.peak_ratio:.0%} of the speed of matrix products.",
+    ]
+
+
+def format_markdown(reports: Sequence[BenchmarkReport]) -> str:
+    """A Markdown table with a row per report and a column per preset: seconds and speed-up."""
+    names = list(dict.fromkeys(row.name for report in reports for row in report.rows))
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for report in reports:
+        cells = {row.name: f"{row.seconds:.2f} s ({row.ratio:.1f}×)" for row in report.rows}
+        lines.append(
+            f"| `{report.model}`, {report.size} × {report.size}, {report.dtype}, "
+            f"{_machine(report)}; {_method(report)} | "
+            f"{' | '.join(cells.get(name, '') for name in names)} |"
+        )
+    return "\n".join(lines)
+
+
+def replace_marked_section(path: Path, text: str, begin: str = README_BEGIN, end: str = README_END) -> None:
+    """Replace the text between two marks in a file; raises CanvasError without them."""
+    content = path.read_text(encoding="utf-8")
+    before, found_begin, rest = content.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise CanvasError(f"{path.name} must contain {begin} and {end}.")
+    with atomic_write(path) as file:
+        file.write(f"{before}{begin}{text}{end}{after}".encode())
+
+
+def _machine(report: BenchmarkReport) -> str:
+    cores = f" ({report.cores} cores)" if report.device == "cpu" else ""
+    return report.machine + cores
+
+
+def _method(report: BenchmarkReport) -> str:
+    method = "extrapolated from single UNet calls" if report.extrapolated else "whole images"
+    return f"{method}, medians of {report.rounds}"

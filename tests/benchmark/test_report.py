@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from canvas.benchmark import report
+from canvas.benchmark import engines, runner
 from canvas.benchmark.engines import Measurement
 from canvas.benchmark.runner import OLD_FIELD_NAMES, BenchmarkReport, Result
 from canvas.errors import CanvasError
@@ -30,7 +30,7 @@ REPORT = BenchmarkReport(
 
 
 def test_small_speeds_have_three_digits() -> None:
-    text = "\n".join(report.format_table(REPORT))
+    text = "\n".join(runner.format_table(REPORT))
     assert "0.00456 of 0.912 TFLOPS" in text
     assert "and VAE: 8.1%" in text
     assert "0.50 GB" in text
@@ -38,8 +38,8 @@ def test_small_speeds_have_three_digits() -> None:
 
 def test_cores_are_shown_for_a_cpu_only() -> None:
     on_gpu = replace(REPORT, device="cuda", machine="A GPU")
-    assert "on A GPU; whole images" in report.format_table(on_gpu)[0]
-    assert "(2 cores)" in report.format_table(REPORT)[0]
+    assert "on A GPU; whole images" in runner.format_table(on_gpu)[0]
+    assert "(2 cores)" in runner.format_table(REPORT)[0]
 
 
 def test_json_report_is_read_again() -> None:
@@ -54,7 +54,7 @@ def test_json_report_with_old_field_names_is_read() -> None:
 
 
 def test_table_shows_the_method() -> None:
-    head, _, plain, quality, overhead, unet = report.format_table(replace(REPORT, extrapolated=True))
+    head, _, plain, quality, overhead, unet = runner.format_table(replace(REPORT, extrapolated=True))
     assert "extrapolated" in head
     assert "3.00" in quality
     assert plain.split()[-1] == "1.00"
@@ -64,9 +64,9 @@ def test_table_shows_the_method() -> None:
 
 def test_only_the_marked_section_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"# A\n{report.BEGIN}\nold\n{report.END}\nend\n")
+    path.write_text(f"# A\n{runner.README_BEGIN}\nold\n{runner.README_END}\nend\n")
     for _ in range(2):
-        report.replace_marked_section(path, report.format_markdown([REPORT]))
+        runner.replace_marked_section(path, runner.format_markdown([REPORT]))
     text = path.read_text()
     assert text.startswith("# A\n")
     assert text.endswith("\nend\n")
@@ -82,19 +82,19 @@ def test_the_passes_of_the_engines_are_one_sentence(tmp_path: Path) -> None:
         Measurement("int8 / plain", 5.7, "×", at_least=5.0),
         Measurement("similarity of the prediction: OpenVINO, int8", 31.6, "dB"),
     ]
-    text = report.format_engines(rows, "A processor (2 cores)")
+    text = engines.format_engines(rows, "A processor (2 cores)")
     assert "on A processor (2 cores)" in text
     assert text.endswith(": plain diffusers, float32 8.10 s; OpenVINO, int8 1.41 s (32 dB).")
-    assert report.format_engines(rows[2:], "A processor") == ""
+    assert engines.format_engines(rows[2:], "A processor") == ""
     path = tmp_path / "README.md"
-    path.write_text(f"before {report.ENGINES_BEGIN}{report.ENGINES_END} after\n")
-    report.replace_marked_section(path, text, report.ENGINES_BEGIN, report.ENGINES_END)
-    assert path.read_text() == f"before {report.ENGINES_BEGIN}{text}{report.ENGINES_END} after\n"
+    path.write_text(f"before {engines.README_BEGIN}{engines.README_END} after\n")
+    runner.replace_marked_section(path, text, engines.README_BEGIN, engines.README_END)
+    assert path.read_text() == f"before {engines.README_BEGIN}{text}{engines.README_END} after\n"
 
 
 def test_missing_marks_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text("# A\n")
     with pytest.raises(CanvasError, match="must contain"):
-        report.replace_marked_section(path, "")
+        runner.replace_marked_section(path, "")
     assert path.read_text() == "# A\n"
