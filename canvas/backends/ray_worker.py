@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from canvas.backends.base import GenerationTask, ProgressCallback
 from canvas.backends.local import LocalBackend, RecordEvent, log_event
-from canvas.backends.worker import Worker
-from canvas.backends.worker_backend import Message
+from canvas.backends.worker_backend import Message, Worker
 from canvas.builtin_models import ASSETS
 from canvas.catalog import ModelSpec
 from canvas.engine import configure_process, safety, system_info

@@ -1,4 +1,4 @@
-"""A backend whose LocalBackend runs in a worker: another process, or an actor on another machine."""
+"""A backend whose LocalBackend runs in a worker: another process, or an actor on another machine; and the worker."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from typing import Any, Protocol
 
-from canvas.backends.base import GenerationTask, ProgressCallback, WorkerCrashed, WorkerRemoved, busy_error
-from canvas.backends.local import RecordEvent
+from canvas.backends.base import (
+    GenerationTask,
+    ProgressCallback,
+    WorkerCrashed,
+    WorkerRemoved,
+    busy_error,
+    run_in_fresh_thread,
+)
+from canvas.backends.local import LocalBackend, RecordEvent
 from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.pipeline_cache import cache_key
-from canvas.errors import CanvasError
+from canvas.errors import CanvasError, OutOfMemory, unexpected_error
 from canvas.models.download import LocalModel
 from canvas.request import GeneratedImage
 
 Message = tuple[str, Any]
+Send = Callable[[str, object], None]
 FINAL_MESSAGES = ("done", "error")
 RESTART_DELAY = 2.0  # seconds before a worker that did not start is started again
 
@@ -202,3 +211,57 @@ class WorkerBackend:
             self.error = self.error or error
             self.close()
             raise
+
+
+class Worker:
+    """Handles calls on a LocalBackend, one after the other; `send` gets each kind of message with its value."""
+
+    def __init__(self, backend: LocalBackend, send: Send) -> None:
+        self._backend = backend
+        self._send = send
+        self._calls: queue.Queue[tuple[Any, threading.Event]] = queue.Queue()
+        self._cancelled = threading.Event()
+
+    def put(self, message: Any) -> None:
+        """Queue a call with an event of its own, so that a late "cancel" cannot stop the next one."""
+        if message == "cancel":
+            self._cancelled.set()
+        else:
+            self._cancelled = threading.Event()
+            self._calls.put((message, self._cancelled))
+
+    def run(self) -> None:
+        handle = self._handle
+        while True:
+            call, cancelled = self._calls.get()
+            try:
+                handle(call, cancelled)
+            except OutOfMemory as error:
+                self._send("error", error)
+                handle = partial(run_in_fresh_thread, self._handle)
+            except CanvasError as error:
+                self._send("error", error)
+            except Exception as error:
+                log.exception("a call failed")
+                self._send("error", unexpected_error(error))
+
+    def _handle(self, call: Any, cancelled: threading.Event) -> None:
+        result: object = None
+        try:
+            match call:
+                case GenerationTask():
+                    with closing(self._backend.generate(call, self._on_progress, cancelled)) as images:
+                        for image in images:
+                            self._send("image", image)
+                case ("load", spec, local):
+                    self._backend.load(spec, local)
+                case ("unload", spec):
+                    result = self._backend.unload(spec)
+                case _:
+                    result = self._backend.device
+        finally:
+            self._send("loaded", self._backend.loaded_models())
+        self._send("done", result)
+
+    def _on_progress(self, **progress: Any) -> None:
+        self._send("progress", progress)

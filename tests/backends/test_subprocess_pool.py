@@ -52,7 +52,7 @@ def worker_pids() -> list[int]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-            if "canvas.backends.worker" in child.cmdline():
+            if "canvas.backends.subprocess_pool" in child.cmdline():
                 found.append(child.pid)
     return found
 

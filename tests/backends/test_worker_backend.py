@@ -14,8 +14,7 @@ import pytest
 from canvas import MODELS, GenerationRequest
 from canvas.backends import worker_backend
 from canvas.backends.base import GenerationTask, WorkerCrashed, WorkerRemoved
-from canvas.backends.worker import Worker
-from canvas.backends.worker_backend import WorkerBackend
+from canvas.backends.worker_backend import Worker, WorkerBackend
 from canvas.engine.device import Device
 from canvas.engine.pipeline_cache import cache_key
 from canvas.errors import CanvasError, GenerationCancelled, OutOfMemory
