@@ -13,12 +13,10 @@ from typing import Any
 
 from canvas.backends.base import GenerationTask, ProgressCallback
 from canvas.backends.local import LocalBackend, RecordEvent
-from canvas.catalog import ModelSpec
 from canvas.engine.device import Device
 from canvas.engine.estimate import estimate_seconds
 from canvas.errors import CanvasError, GenerationCancelled, GenerationFailed
 from canvas.history.database import ModelEvent
-from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
 from canvas.request import GeneratedImage
 from canvas.settings import Settings
@@ -39,7 +37,7 @@ def gpu_duration(task: GenerationTask, device: Device) -> float:
     return min(MAX_DURATION, STARTUP_SECONDS + seconds * task.request.num_images)
 
 
-class ZeroGpuBackend:
+class ZeroGpuBackend(LocalBackend):
     """A LocalBackend whose tasks run in processes that ZeroGPU forks.
 
     Models loaded before the page is served are inherited by every process, on an emulated "cuda"
@@ -49,42 +47,18 @@ class ZeroGpuBackend:
     """
 
     name = "ZeroGPU"
-    node = "local"
-    error: CanvasError | None = None
 
     def __init__(self, settings: Settings, record_event: RecordEvent, hub: Hub | None = None) -> None:
         import spaces
 
-        self._parent_pid = os.getpid()
-        self._record_event = record_event
-        self._local = LocalBackend(settings, self._record_in_parent, hub)
+        parent_pid = os.getpid()
+
+        def record_in_parent(event: ModelEvent) -> None:
+            if os.getpid() == parent_pid:  # a forked process must not use the inherited database connection
+                record_event(event)
+
+        super().__init__(settings, record_in_parent, hub)
         self._on_gpu = spaces.GPU(self._run_on_gpu, duration=lambda _, seconds: round(seconds))
-
-    @property
-    def device(self) -> Device:
-        """The GPU that tasks request, as `spaces` emulates it."""
-        return self._local.device
-
-    @property
-    def device_if_known(self) -> Device | None:
-        return self._local.device_if_known
-
-    def wait_until_ready(self) -> bool:
-        return True
-
-    def is_loaded(self, spec: ModelSpec, preset: str = "quality") -> bool:
-        """Whether new processes inherit the model."""
-        return self._local.is_loaded(spec, preset)
-
-    def load(self, spec: ModelSpec, local: LocalModel) -> None:
-        self._local.load(spec, local)
-
-    def unload(self, spec: ModelSpec) -> bool:
-        """Unload a model in this process; running tasks keep theirs."""
-        return self._local.unload(spec)
-
-    def close(self) -> None:
-        """Do nothing: ZeroGPU ends its processes."""
 
     def generate(
         self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
@@ -107,11 +81,6 @@ class ZeroGpuBackend:
         except GradioError as error:
             raise GenerationFailed(f"ZeroGPU: {error.message}") from error
 
-    def _record_in_parent(self, event: ModelEvent) -> None:
-        # A forked process must not use the inherited database connection.
-        if os.getpid() == self._parent_pid:
-            self._record_event(event)
-
     def _run_on_gpu(self, task: GenerationTask, _: float) -> Generator[Message]:
         """Run in the forked process: yield images, progress and errors as messages."""
         messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -122,7 +91,7 @@ class ZeroGpuBackend:
 
         def run() -> None:
             try:
-                for image in self._local.generate(task, on_progress, stop):
+                for image in LocalBackend.generate(self, task, on_progress, stop):
                     messages.put(("image", image))
             except CanvasError as error:
                 messages.put(("error", error))
