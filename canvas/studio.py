@@ -30,12 +30,10 @@ from canvas.history.image_files import ImageStorage
 from canvas.history.images import ImageRepository, UserGallery
 from canvas.history.pending_jobs import PendingJob, PendingJobStore
 from canvas.history.statistics import DiskUse, ModelTotals, disk_use, generation_totals
-from canvas.jobs import limits
-from canvas.jobs.inputs import InputResolver
+from canvas.jobs.inputs import InputResolver, TempFiles
 from canvas.jobs.job import ImageList, Job, wait_with_progress
-from canvas.jobs.queue import JobRegistry
+from canvas.jobs.queue import PRIVATE, PUBLIC, JobRegistry
 from canvas.jobs.scheduler import CHECKER, JobScheduler
-from canvas.jobs.temp_files import TempFiles
 from canvas.model_status import SUGGESTED, ModelLocation, ModelStatus, best_suggestion
 from canvas.models import addons, controlnets, download, ip_adapters, single_file
 from canvas.models.capabilities import Capabilities
@@ -100,7 +98,7 @@ class Studio:
         self.temp_files = TempFiles()
         self.licences = AcceptedLicences(self.settings.data_dir)
         self.remote_backends = RemoteBackends(self.settings, hub)
-        self._limits = limits.PUBLIC if self.settings.is_public else limits.PRIVATE
+        self._limits = PUBLIC if self.settings.is_public else PRIVATE
         self._jobs = JobRegistry()
         self._jobs_by_node: Counter[tuple[str, str]] = Counter()
         self._count_lock = threading.Lock()

@@ -7,7 +7,7 @@ import pytest
 from canvas import GenerationRequest, Studio
 from canvas.comparison import ComparisonService
 from canvas.errors import InvalidInput, NotFound, QueueFull
-from canvas.jobs.limits import Limits
+from canvas.jobs.queue import Limits
 from canvas.settings import Settings
 
 PAIR = ("quality", "turbo")

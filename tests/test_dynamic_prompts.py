@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from canvas import GenerationRequest, Studio, dynamic_prompts
 from canvas.dynamic_prompts import MAX_PROMPTS, escape, expand
 from canvas.errors import InvalidInput, QueueFull
-from canvas.jobs.limits import Limits
+from canvas.jobs.queue import Limits
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from canvas.errors import StorageError
-from canvas.jobs.limits import Visitor
+from canvas.jobs.queue import Visitor
 from canvas.request import LOCAL_OWNER
 from canvas.server.rate_limits import network_of
 

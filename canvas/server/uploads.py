@@ -10,7 +10,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from canvas.jobs.temp_files import TempFiles
+from canvas.jobs.inputs import TempFiles
 
 UPLOAD_PATH = "/gradio_api/upload"
 MAX_AGE = 7200.0  # seconds

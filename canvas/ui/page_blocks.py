@@ -21,7 +21,7 @@ from gradio.processing_utils import async_ssrf_protected_download
 
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, MissingApiKey, UnexpectedError
 from canvas.formatting import format_bytes, format_traceback
-from canvas.jobs.temp_files import NOT_UPLOADED, TempFiles
+from canvas.jobs.inputs import NOT_UPLOADED, TempFiles
 from canvas.request import LOCAL_OWNER
 from canvas.ui.events import error_toast
 

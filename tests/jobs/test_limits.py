@@ -7,7 +7,7 @@ import pytest
 
 from canvas import MODELS, GenerationRequest, Studio
 from canvas.errors import ContentBlocked, InvalidInput, QueueFull
-from canvas.jobs.limits import PRIVATE, PUBLIC, Limits, Visitor
+from canvas.jobs.queue import PRIVATE, PUBLIC, Limits, Visitor
 from canvas.settings import Settings
 
 FOX = GenerationRequest("a fox").with_defaults(MODELS["starter"])

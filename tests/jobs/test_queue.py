@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from canvas import GenerationRequest
 from canvas.errors import GenerationCancelled
 from canvas.jobs.job import Job
-from canvas.jobs.limits import Visitor
-from canvas.jobs.queue import LOOKAHEAD, JobQueue, JobRegistry
+from canvas.jobs.queue import LOOKAHEAD, JobQueue, JobRegistry, Visitor
 
 
 def make_job(owner: str) -> Job:

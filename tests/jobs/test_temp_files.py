@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import InvalidInput
-from canvas.jobs.temp_files import TempFiles
+from canvas.jobs.inputs import TempFiles
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from canvas import GenerationRequest, Studio
-from canvas.jobs.limits import PUBLIC, Visitor, account_of
+from canvas.jobs.queue import PUBLIC, Visitor, account_of
 from canvas.server.identity import COOKIE, visitor_owner_id
 from tests import visitors
 from tests.app_server import save_image, serving

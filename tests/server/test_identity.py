@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from canvas import GenerationRequest, Studio
 from canvas.errors import StorageError
-from canvas.jobs.limits import Visitor
+from canvas.jobs.queue import Visitor
 from canvas.server import identity
 from canvas.server.identity import COOKIE, IdentityMiddleware, VisitorTokens, load_secret, read_cookie, visitor_owner_id
 

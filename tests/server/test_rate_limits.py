@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from canvas import GenerationRequest, Studio
 from canvas.errors import InvalidInput
 from canvas.history.uploads import GRACE_SECONDS
-from canvas.jobs.temp_files import TempFiles
+from canvas.jobs.inputs import TempFiles
 from canvas.server.launch import MAX_UPLOAD
 from canvas.server.rate_limits import UploadLimitMiddleware
 from canvas.server.uploads import MAX_AGE, sweep

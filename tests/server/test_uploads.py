@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from canvas.errors import InvalidInput
-from canvas.jobs.temp_files import TempFiles
+from canvas.jobs.inputs import TempFiles
 from canvas.server import uploads
 from canvas.server.uploads import MAX_AGE, UploadOwnerMiddleware, start_sweeping, sweep
 from tests.server.asgi import call, http_scope, response_of

@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 from gradio.state_holder import SessionState
 
-from canvas.jobs.temp_files import TempFiles
+from canvas.jobs.inputs import TempFiles
 from canvas.ui import page_blocks
 from canvas.ui.page_blocks import IDLE_POLL_INTERVAL, POLL_INTERVAL, PageBlocks
 
