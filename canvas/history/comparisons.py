@@ -86,14 +86,11 @@ class Comparisons:
             requests, image_ids = _from_row(row).requests, json.loads(row["image_ids"])
             for position, request in enumerate(requests):
                 if request == image.request and image_ids[position] is None:
-                    self._set_image(row["id"], position, image.id)
-
-    def _set_image(self, comparison_id: str, position: int, image_id: int | None) -> None:
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE comparisons SET image_ids = json_set(image_ids, ?, ?) WHERE id = ?",
-                [f"$[{position}]", image_id, comparison_id],
-            )
+                    with self._database.transaction() as connection:
+                        connection.execute(
+                            "UPDATE comparisons SET image_ids = json_set(image_ids, ?, ?) WHERE id = ?",
+                            [f"$[{position}]", image.id, row["id"]],
+                        )
 
     def images(self, comparison: Comparison) -> list[GeneratedImage | None]:
         """The image of each request; None if there is none yet or it was deleted."""

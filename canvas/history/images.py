@@ -12,7 +12,7 @@ from canvas.history import queries
 from canvas.history.database import Database
 from canvas.history.export_zip import export_zip
 from canvas.history.image_files import FILENAME_PATTERN, ImageStorage
-from canvas.history.import_zip import ImportResult, image_from_file, import_files, import_zip
+from canvas.history.import_zip import ImportResult, image_from_file, import_files
 from canvas.history.metadata import read_settings
 from canvas.history.queries import Query
 from canvas.history.statistics import Statistics, compute_statistics
@@ -171,9 +171,6 @@ class UserGallery:
     def ids(self, query: Query) -> list[int]:
         """The ids of all matching images in their order."""
         return self._database.ids(self._visible(query))
-
-    def import_zip(self, path: Path) -> ImportResult:
-        return import_zip(self._database, self._repository.storage, path, self.owner)
 
     def import_files(self, paths: Iterable[Path]) -> ImportResult:
         """Import images and the images in ZIPs; a ZIP that cannot be read is an error of the result."""

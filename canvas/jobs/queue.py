@@ -207,7 +207,7 @@ class Limits:
     def check_queue(self, owner: str, owners: Iterable[str], num_new: int = 1) -> None:
         """Raise QueueFull if `num_new` more jobs exceed a limit; `owners` are those of all unfinished jobs."""
         owners = list(owners)
-        queued = sum(1 for other in owners if other == owner)
+        queued = owners.count(owner)
         if self.max_queued is not None and queued + num_new > self.max_queued:
             raise QueueFull(
                 LazyMessage(
@@ -219,7 +219,7 @@ class Limits:
             )
         if self.max_queued_per_network is None or not isinstance(owner, Visitor):
             return
-        if sum(1 for other in owners if account_of(other) == owner.network) + num_new > self.max_queued_per_network:
+        if list(map(account_of, owners)).count(owner.network) + num_new > self.max_queued_per_network:
             raise QueueFull(
                 LazyMessage(
                     "The visitors from your network have {allowed} jobs in the queue; this server allows no more. "

@@ -84,7 +84,10 @@ class JobScheduler:
         self._threads: list[threading.Thread] = []
         self._default_model: ModelSpec | None = None
         self._has_cluster = settings.cluster is not None
-        self._cluster = self._join_cluster(settings) if self._has_cluster else None
+        self._cluster: RayCluster | None = None
+        if self._has_cluster:
+            callbacks = (self._add_backend, self._remove_backend, self._count_jobs)
+            self._cluster = RayCluster(settings, hub, record_event, *callbacks)
 
     def put(self, job: Job, *, ready: bool) -> None:
         """Queue a job; one that is not `ready` starts with its downloads."""
@@ -136,11 +139,6 @@ class JobScheduler:
         for backend in self.backends:
             backend.close()
         self._join_threads(CLOSE_TIMEOUT)
-
-    def _join_cluster(self, settings: Settings) -> RayCluster:
-        return RayCluster(
-            settings, self._hub, self._record_event, self._add_backend, self._remove_backend, self._count_jobs
-        )
 
     def _add_backend(self, backend: Backend) -> None:
         self.backends = [*self.backends, backend]
