@@ -6,11 +6,10 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -40,14 +39,14 @@ class ImageStorage:
         filename = secrets.token_hex(16) + IMAGE_FORMATS[image.request.image_format].suffix
         saved = self.add(replace(image, filename=filename, image=None), embed(image))
         if image.image is not None:
-            self._write(self._thumbnail_path(self.path_of(saved)), _make_thumbnail(image.image))
+            write_file(self._thumbnail_path(self.path_of(saved)), _make_thumbnail(image.image), durable=True)
         return saved
 
     def add(self, image: GeneratedImage, content: bytes) -> GeneratedImage:
         """Write an encoded file under `image.filename` into the folder of its day (UTC)."""
         day = image.created_at.astimezone(UTC).date().isoformat()
         path = self.root / day / image.filename
-        self._write(path, content)
+        write_file(path, content, durable=True)
         return replace(image, filepath=f"{self.root.name}/{day}/{image.filename}", file=path, file_size=len(content))
 
     def path_of(self, image: GeneratedImage) -> Path:
@@ -81,13 +80,13 @@ class ImageStorage:
                 raise NotFound(f"The file of the image {image.filename} is missing.")
             with open_image(path) as pixels:
                 pixels.draft("RGB", (THUMBNAIL_SIDE * 2, THUMBNAIL_SIDE * 2))
-                self._write(thumbnail, _make_thumbnail(pixels))
+                write_file(thumbnail, _make_thumbnail(pixels), durable=True)
         return thumbnail
 
-    def path_for_row(self, row: Mapping[str, Any]) -> Path | None:
-        """The existing file of a row; None if it is missing."""
+    def find(self, filepath: str | None, filename: str) -> Path | None:
+        """The existing file for the columns of a row; None if it is missing."""
         try:
-            path = self.resolve(row["filepath"] or "", row["filename"])
+            path = self.resolve(filepath or "", filename)
         except NotFound:
             return None
         return path if path.is_file() else None
@@ -126,17 +125,19 @@ class ImageStorage:
         folder = path.parent.name if path.parent.parent == self.root.resolve() else ""
         return self.root / THUMBNAILS_FOLDER / folder / f"{path.name}.webp"
 
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path, durable=True) as file:
-                file.write(content)
-        except OSError as error:
-            raise StorageError(
-                f"The image cannot be written to {path.parent} ({error.strerror}). Free some "
-                "space, check the permissions of the folder, or choose another one with "
-                "--data-dir."
-            ) from error
+
+def write_file(path: Path, content: bytes, *, durable: bool) -> None:
+    """Write a file atomically, and its folder if there is none; raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, durable=durable) as file:
+            file.write(content)
+    except OSError as error:
+        raise StorageError(
+            f"The image cannot be written to {path.parent} ({error.strerror}). Free some "
+            "space, check the permissions of the folder, or choose another one with "
+            "--data-dir."
+        ) from error
 
 
 def _make_thumbnail(image: Image.Image) -> bytes:

@@ -88,8 +88,7 @@ class ImageRepository:
         lost: list[int] = []
         restored: list[int] = []
         for image_id, (filepath, filename, missing) in rows.items():
-            row = {"filepath": filepath, "filename": filename}
-            exists = filepath in on_disk or self.storage.path_for_row(row) is not None
+            exists = filepath in on_disk or self.storage.find(filepath, filename) is not None
             if exists == missing:
                 (restored if exists else lost).append(image_id)
         self.database.mark_missing(lost)

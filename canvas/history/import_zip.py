@@ -297,20 +297,21 @@ class _Import:
             # A copy in another format has the same name but for its suffix.
             for image_format in IMAGE_FORMATS.values():
                 image = self.database.image_by_filename(file.stem + image_format.suffix)
-                if image is not None and image.owner == self.owner and self._path_of(image):
+                if (
+                    image is not None
+                    and image.owner == self.owner
+                    and self.storage.find(image.filepath, image.filename)
+                ):
                     return image
         same_size = self.database.rows(
             "SELECT id FROM generated_images WHERE file_size = ? AND +owner = ?", [len(content), self.owner]
         )
         for row in same_size:
             image = self.database.image(row["id"])
-            path = self._path_of(image) if image else None
+            path = self.storage.find(image.filepath, image.filename) if image else None
             if path and path.read_bytes() == content:
                 return image
         return None
-
-    def _path_of(self, image: GeneratedImage) -> Path | None:
-        return self.storage.path_for_row({"filepath": image.filepath, "filename": image.filename})
 
     def _add(self, image: GeneratedImage, name: str, content: bytes, keep_id: bool) -> GeneratedImage:
         filename = PurePosixPath(name).name

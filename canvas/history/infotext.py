@@ -87,7 +87,7 @@ def read_infotext(text: str) -> ImportedSettings:
     warnings = [f'The text after the settings is not read: "{_shorten(rest)}".'] if rest else []
     prompt, negative_prompt = _split_prompts(head, pairs.get(PROMPT_LENGTH, ""))
     found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
-    found |= _size(pairs.get("Size", ""))
+    found |= read_size(pairs.get("Size", ""))
     version = pairs.get("Version", "")
     program = "Fooocus" if version.startswith("Fooocus") else "A1111"
     ignored = (*IGNORED_KEYS, *FOOOCUS_IGNORED_KEYS) if program == "Fooocus" else IGNORED_KEYS
@@ -219,15 +219,16 @@ def read_sampler(name: str, schedule: str = "") -> str | None:
     return SAMPLERS.get(full.lower())
 
 
-def read_number(value: str) -> int | float | str:
-    """The number, or the text itself if it is none."""
-    for number in (int, float):
+def read_number(value: Any) -> Any:
+    """The number of a text; another text or value itself."""
+    for number in (int, float) if isinstance(value, str) else ():
         with suppress(ValueError):
             return number(value)
     return value
 
 
-def _size(value: str) -> dict[str, int]:
+def read_size(value: str) -> dict[str, int]:
+    """Width and height from a text such as `512x768`; none from another one."""
     match = SIZE.fullmatch(value.strip())
     return {"width": int(match[1]), "height": int(match[2])} if match else {}
 

@@ -107,7 +107,7 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
     """
     values = rename_old_fields(values)
     request, problems = _request_or_defaults({name: value for name, value in values.items() if name in REQUEST_FIELDS})
-    notes = values.get("notes")
+    notes, client = values.get("notes"), _text(values.get("client", values.get("channel")))
     notes = [_text(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
     return GeneratedImage(
         request=request,
@@ -126,7 +126,7 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
         dtype=_text(values.get("dtype")),
         model_revision=_text(values.get("model_revision")),
         engine=_text(values.get("engine")),
-        client=_client(values.get("client", values.get("channel"))),
+        client=client if client in CLIENTS else "",
     )
 
 
@@ -201,10 +201,6 @@ def _clean(value: object) -> str:
 def _text(value: object) -> str:
     # JSON may contain lone surrogates, which cannot be encoded.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
-
-
-def _client(value: object) -> str:
-    return value if isinstance(value, str) and value in CLIENTS else ""
 
 
 def _number(value: object) -> float:

@@ -19,7 +19,14 @@ from sd_parsers.parsers import FooocusParser, InvokeAIParser, NovelAIParser
 
 from canvas.catalog import MODELS, ModelSpec
 from canvas.history.comfyui import read_comfyui, scheduler_of
-from canvas.history.infotext import SIZE, ImportedSettings, check_values, read_infotext, read_number, switch_on_weights
+from canvas.history.infotext import (
+    ImportedSettings,
+    check_values,
+    read_infotext,
+    read_number,
+    read_size,
+    switch_on_weights,
+)
 from canvas.history.metadata import read_settings, read_text
 from canvas.history.rows import parse_json_object
 from canvas.validation import MAX_TEXT
@@ -115,20 +122,18 @@ def _normalize_name(name: str) -> str:
 
 def _read_texts(texts: Mapping[str, str]) -> ImportedSettings:
     warnings: tuple[str, ...] = ()
-    for read in (_read_with_sd_parsers, _read_json, _read_a1111, _read_comfyui):
-        settings = read(texts)
+    readers: tuple[Callable[[], ImportedSettings], ...] = (
+        lambda: _read_with_sd_parsers(texts),
+        lambda: _read_json(texts),
+        lambda: read_infotext(texts.get("parameters", "")),
+        lambda: read_comfyui(*(parse_json_object(texts.get(name, "")) for name in ("prompt", "workflow"))),
+    )
+    for read in readers:
+        settings = read()
         if settings.values:
             return settings
         warnings = warnings or settings.warnings
     return ImportedSettings(warnings=warnings)
-
-
-def _read_a1111(texts: Mapping[str, str]) -> ImportedSettings:
-    return read_infotext(texts.get("parameters", ""))
-
-
-def _read_comfyui(texts: Mapping[str, str]) -> ImportedSettings:
-    return read_comfyui(parse_json_object(texts.get("prompt", "")), parse_json_object(texts.get("workflow", "")))
 
 
 def _read_json(texts: Mapping[str, str]) -> ImportedSettings:
@@ -141,15 +146,14 @@ def _read_json(texts: Mapping[str, str]) -> ImportedSettings:
         return _from_json("Draw Things", found)
     found = found or dict(texts)  # Easy Diffusion writes a PNG text for each value
     if any(_normalize_key(key) in ("usestablediffusionmodel", "stablediffusionmodel") for key in found):
-        return _from_json("Easy Diffusion", {key: _read_value(value) for key, value in found.items()})
+        return _from_json("Easy Diffusion", {key: read_number(value) for key, value in found.items()})
     return ImportedSettings()
 
 
 def _from_json(program: str, found: Mapping[str, Any]) -> ImportedSettings:
     by_key = {_normalize_key(key): value for key, value in found.items()}
     values = {name: next((by_key[key] for key in keys if key in by_key), None) for name, keys in JSON_KEYS.items()}
-    if size := SIZE.fullmatch(str(by_key.get("size", ""))):
-        values |= {"width": int(size[1]), "height": int(size[2])}
+    values |= read_size(str(by_key.get("size", "")))
     warnings = [
         f"{name} is not supported (got {json.dumps(by_key[name])[:60]})."
         for name in UNSUPPORTED_JSON_KEYS
@@ -163,10 +167,6 @@ def _from_json(program: str, found: Mapping[str, Any]) -> ImportedSettings:
 
 def _normalize_key(key: str) -> str:
     return re.sub(r"[\s_]", "", key).lower()
-
-
-def _read_value(value: Any) -> Any:
-    return read_number(value) if isinstance(value, str) else value
 
 
 def _read_with_sd_parsers(texts: Mapping[str, str]) -> ImportedSettings:
@@ -213,7 +213,7 @@ def _from_prompt_info(info: PromptInfo) -> ImportedSettings:
     if info.generator is Generators.FOOOCUS:  # "(896, 1152)"; its numbers are texts
         sides = re.findall(r"\d+", str(found.get("resolution")))
         found |= zip(("width", "height"), sides, strict=False)
-        found = {name: read_number(value) if isinstance(value, str) else value for name, value in found.items()}
+        found = {name: read_number(value) for name, value in found.items()}
     values = {
         "prompt": " ".join(str(prompt) for prompt in sampler.prompts if prompt.value),
         "negative_prompt": ", ".join(str(prompt) for prompt in sampler.negative_prompts if prompt.value),
@@ -245,7 +245,9 @@ def _weight_fields(
     converted = {name: convert(text) for name, text in prompts.items()}
     if converted == prompts:
         return {}
-    found = {name: _escape_brackets(text) for name, text in converted.items()}
+    # Brackets that are words are escaped; the converted ones become syntax.
+    escaped = {name: re.sub(r"([()\[\]])", r"\\\1", text) for name, text in converted.items()}
+    found = {name: text.replace(OPEN, "(").replace(CLOSE, ")") for name, text in escaped.items()}
     return found | switch_on_weights(found, warnings)
 
 
@@ -271,11 +273,6 @@ def _convert_novelai(prompt: str) -> str:
             if not count:
                 break
     return prompt
-
-
-def _escape_brackets(prompt: str) -> str:
-    """Escape the brackets that are words; the converted ones become syntax."""
-    return re.sub(r"([()\[\]])", r"\\\1", prompt).replace(OPEN, "(").replace(CLOSE, ")")
 
 
 # By program; the others use our syntax.

@@ -101,7 +101,7 @@ class Trash:
         with self._database.transaction():
             rows = self._database.delete_returning(ids, deletion.owner)
             for row in rows:
-                path = self._storage.path_for_row(row)
+                path = self._storage.find(row["filepath"], row["filename"])
                 if path is not None:
                     moves.append((path, deletion.folder / f"{row['id']}{path.suffix}"))
             deletion.folder.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
-from canvas.files import atomic_write
 from canvas.history.database import Database
+from canvas.history.image_files import write_file
 from canvas.history.rows import parse_json_object
 
 GRACE_SECONDS = 3600.0  # between an upload and the request that uses it
@@ -30,15 +30,16 @@ class Uploads:
         self.root = Path(root).absolute()
 
     def add(self, image: Image.Image) -> str:
-        """Store an image and return its name; equal pixels have the same name."""
-        name = upload_name(image)
+        """Store an image and return its name, the SHA-256 of its mode, size and pixels."""
+        layout = f"{image.mode} {image.width} {image.height} ".encode()
+        name = hashlib.sha256(layout + image.tobytes()).hexdigest() + ".png"
         path = self.root / name
         try:
             os.utime(path)  # so that `cleanup` keeps it
         except FileNotFoundError:
             content = io.BytesIO()
             image.save(content, "png", compress_level=1)
-            self._write(path, content.getvalue())
+            write_file(path, content.getvalue(), durable=False)
         return name
 
     def open(self, name: str) -> Image.Image:
@@ -68,17 +69,6 @@ class Uploads:
     def __contains__(self, name: str) -> bool:
         return FILENAME_PATTERN.fullmatch(name) is not None and (self.root / name).is_file()
 
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(content)
-        except OSError as error:
-            raise StorageError(
-                f"The image cannot be written to {path.parent} ({error.strerror}). Free some "
-                "space, or choose another folder with --data-dir."
-            ) from error
-
 
 def referenced_uploads(database: Database) -> set[str]:
     """The names of the images from which stored images and unfinished jobs were made."""
@@ -102,9 +92,3 @@ def is_upload_of(name: str, owner: str, database: Database) -> bool:
         return False
     query = "SELECT 1 FROM generated_images WHERE owner = ? AND options LIKE ? LIMIT 1"
     return bool(database.rows(query, (owner, f"%{name}%")))
-
-
-def upload_name(image: Image.Image) -> str:
-    """The SHA-256 of mode, size and pixels, as a file name."""
-    layout = f"{image.mode} {image.width} {image.height} ".encode()
-    return hashlib.sha256(layout + image.tobytes()).hexdigest() + ".png"

@@ -135,11 +135,10 @@ def test_image_files_and_partial_files_are_listed(storage: ImageStorage) -> None
 def test_the_path_of_a_missing_file_is_that_of_its_row(storage: ImageStorage) -> None:
     image = make_image(filename="gone.png", filepath="outputs/2026-01-01/gone.png")
     assert storage.path_of(image) == storage.root / "2026-01-01" / "gone.png"
-    row = {"filename": "gone.png", "filepath": None}
-    assert storage.path_for_row(row) is None
+    assert storage.find(None, "gone.png") is None
     (storage.root).mkdir()
     (storage.root / "gone.png").write_bytes(b"back")
-    assert storage.path_for_row(row) == storage.root / "gone.png"
+    assert storage.find(None, "gone.png") == storage.root / "gone.png"
 
 
 def test_thumbnails_of_jpegs_are_of_full_size(storage: ImageStorage) -> None:
