@@ -59,11 +59,8 @@ class InputResolver:
     """Stores uploads, and loads the inputs of requests if their owner may use them."""
 
     def __init__(self, settings: Settings, repository: ImageRepository, hub: Hub | None = None) -> None:
+        self._settings = settings
         self._uploads = Uploads(settings.uploads_dir)
-        self._loras_dir = settings.loras_dir
-        self._embeddings_dir = settings.embeddings_dir
-        self._controlnets_dir = settings.controlnets_dir
-        self._ip_adapters_dir = settings.ip_adapters_dir
         self._allow_downloads = not settings.is_public
         self._repository = repository
         self._last_cleanup = -math.inf
@@ -124,15 +121,15 @@ class InputResolver:
         return parent.id if parent else None
 
     def list_loras(self) -> dict[str, Lora]:
-        return loras.list_loras(self._loras_dir)
+        return loras.list_loras(self._settings.loras_dir)
 
     def get_lora(self, name: str) -> Lora | None:
         """A LoRA in the folder or the Hub cache; None if it can be downloaded.
 
         Raises NotFound, or InvalidInput for an invalid file.
         """
-        if not loras.is_hub_name(name, self._loras_dir):
-            return loras.get_lora(name, self._loras_dir)
+        if not loras.is_hub_name(name, self._settings.loras_dir):
+            return loras.get_lora(name, self._settings.loras_dir)
         path = loras.find(name, hub=self._hub)
         if path is None and not self._allow_downloads:
             message = LazyMessage(
@@ -157,7 +154,7 @@ class InputResolver:
         images = {field: self.open_image(name, owner) for field, name in names.items() if name}
         found = [(self.get_lora(name), weight) for name, weight in requested_loras(request)]
         texts = (request.prompt, request.negative_prompt)
-        embeddings = requested_embeddings(texts, self._embeddings_dir)
+        embeddings = requested_embeddings(texts, self._settings.embeddings_dir)
         present = tuple((lora, weight) for lora, weight in found if lora)
         controls, references = self._load_controls(request, owner), self._load_references(request, owner)
         return GenerationInputs(images, present, embeddings, controls, references)
@@ -179,14 +176,14 @@ class InputResolver:
         encoder = ip_adapters.find_encoder(self._hub) if request.reference_images else None
         found = []
         for item in request.reference_images:
-            file = ip_adapters.find(item.model, self._ip_adapters_dir, hub=self._hub) if item.model else None
+            file = ip_adapters.find(item.model, self._settings.ip_adapters_dir, hub=self._hub) if item.model else None
             if not item.model or (file and encoder):
                 found.append(ReferenceInput(item, self.open_image(item.image, owner), file, encoder))
         return tuple(found)
 
     def find_controlnet(self, name: str) -> Path | None:
         """The folder of a ControlNet, None if it can be downloaded; raises InvalidInput or NotFound."""
-        folder = controlnets.find(name, self._controlnets_dir, hub=self._hub)
+        folder = controlnets.find(name, self._settings.controlnets_dir, hub=self._hub)
         if folder is None and not self._allow_downloads:
             text = "The ControlNet {name} is not installed on this server, and visitors cannot download it."
             raise NotFound(LazyMessage(text, name=name))
@@ -219,7 +216,7 @@ class InputResolver:
         return replace(request, reference_images=tuple(items))
 
     def _lacks_adapter(self, name: str) -> bool:
-        found = ip_adapters.find(name, self._ip_adapters_dir, hub=self._hub)
+        found = ip_adapters.find(name, self._settings.ip_adapters_dir, hub=self._hub)
         return found is None or ip_adapters.find_encoder(self._hub) is None
 
     def _resolve_controls(
@@ -248,7 +245,7 @@ class InputResolver:
     def names_embedding(self, request: GenerationRequest) -> bool:
         """Whether the prompt has the name of a textual inversion in the folder."""
         try:
-            return bool(requested_embeddings((request.prompt,), self._embeddings_dir))
+            return bool(requested_embeddings((request.prompt,), self._settings.embeddings_dir))
         except NotFound:
             return False  # generating the image raises it
 

@@ -59,15 +59,12 @@ class JobScheduler:
         load_inputs: Callable[[GenerationRequest, str], GenerationInputs],
         hub: Hub | None = None,
     ) -> None:
+        self._settings = settings
         self._models = models
         self._save_image = save_image
         self._record_event = record_event
         self._load_inputs = load_inputs
         self._hub = hub
-        self._loras_dir = settings.loras_dir
-        self._controlnets_dir = settings.controlnets_dir
-        self._ip_adapters_dir = settings.ip_adapters_dir
-        self._checks_images = settings.safety_level == "full"
         self.backends: list[Backend] = [] if settings.cluster else create_backends(settings, record_event, hub)
         self._busy: set[Backend] = set()
         self._download_queue = JobQueue()
@@ -83,9 +80,8 @@ class JobScheduler:
         }
         self._threads: list[threading.Thread] = []
         self._default_model: ModelSpec | None = None
-        self._has_cluster = settings.cluster is not None
         self._cluster: RayCluster | None = None
-        if self._has_cluster:
+        if settings.cluster is not None:
             callbacks = (self._add_backend, self._remove_backend, self._count_jobs)
             self._cluster = RayCluster(settings, hub, record_event, *callbacks)
 
@@ -102,22 +98,26 @@ class JobScheduler:
         return self._missing_addons(spec, request) | ({"model"} if needs_model else set())
 
     def _missing_addons(self, spec: ModelSpec, request: GenerationRequest) -> set[str]:
-        missing = {*self._missing_loras(request), *controlnets.missing(request, self._controlnets_dir, hub=self._hub)}
-        missing |= {addon.files[0] for addon in ip_adapters.missing(request, self._ip_adapters_dir, hub=self._hub)}
+        adapters = ip_adapters.missing(request, self._settings.ip_adapters_dir, hub=self._hub)
+        missing = {*self._missing_loras(request), *(adapter.files[0] for adapter in adapters)}
+        missing.update(controlnets.missing(request, self._settings.controlnets_dir, hub=self._hub))
         if self._needs_depth_model(request):
             missing.add(addons.DEPTH)
         if request.needs_model:
             missing.update(addons.missing(request.preset, spec, hub=self._hub))
-        if self._checks_images and safety.find_checker(hub=self._hub) is None:
+        if self._needs_checker():
             missing.add(CHECKER)
         return missing
 
     def _missing_loras(self, request: GenerationRequest) -> list[str]:
-        names = (name for name, _ in requested_loras(request) if loras.is_hub_name(name, self._loras_dir))
+        names = (name for name, _ in requested_loras(request) if loras.is_hub_name(name, self._settings.loras_dir))
         return [name for name in names if loras.find(name, hub=self._hub) is None]
 
     def _needs_depth_model(self, request: GenerationRequest) -> bool:
         return any(map(needs_depth_model, request.control_images)) and addons.find(addons.DEPTH, hub=self._hub) is None
+
+    def _needs_checker(self) -> bool:
+        return self._settings.safety_level == "full" and safety.find_checker(hub=self._hub) is None
 
     def jobs_ahead_of(self, job: Job, jobs: list[Job]) -> list[Job]:
         """The jobs that run or will run before a waiting job; empty if it does not wait."""
@@ -218,7 +218,7 @@ class JobScheduler:
             spec, request = self._models.get(job.model_key), job.request
             return bool(spec and request and backend.is_loaded(spec, request.preset))
 
-        alone = len(self.backends) == 1 and not self._has_cluster
+        alone = len(self.backends) == 1 and self._settings.cluster is None
         run: Callable[[Job], None] = partial(self._generate, backend)
         while backend.wait_until_ready() and (job := self._generate_queue.take(None if alone else prefers)) is not None:
             self._busy.add(backend)
@@ -278,16 +278,16 @@ class JobScheduler:
         for name in {name for each in job.requests for name in self._missing_loras(each)}:
             loras.fetch(name, on_progress, job.cancelled, hub=self._hub)
         self._download_guidance(job, on_progress)
-        if self._checks_images and safety.find_checker(hub=self._hub) is None:
+        if self._needs_checker():
             safety.fetch_checker(on_progress, job.cancelled, hub=self._hub)
         job.update(status="queued", progress=None)
 
     def _download_guidance(self, job: Job, on_progress: DownloadReporter) -> None:
         """Download the ControlNets, detectors and IP-Adapters of a job's requests."""
         for request in job.requests:
-            for name in controlnets.missing(request, self._controlnets_dir, hub=self._hub):
+            for name in controlnets.missing(request, self._settings.controlnets_dir, hub=self._hub):
                 controlnets.fetch(name, on_progress, job.cancelled, hub=self._hub)
-            for addon in ip_adapters.missing(request, self._ip_adapters_dir, hub=self._hub):
+            for addon in ip_adapters.missing(request, self._settings.ip_adapters_dir, hub=self._hub):
                 addons.fetch_files(addon, on_progress, job.cancelled, hub=self._hub)
             if self._needs_depth_model(request):
                 addons.fetch_files(addons.ADDONS[addons.DEPTH], on_progress, job.cancelled, hub=self._hub)
