@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import binascii
 import json
-import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,31 +94,25 @@ def generate(task: GenerationTask, config: ProviderConfig, cancelled: threading.
 
 def _call_cancellable(call: Callable[[], Any], config: ProviderConfig, cancelled: threading.Event) -> Any:
     """Return what `call` returns, or stop waiting for it on cancellation."""
-    results: queue.Queue[tuple[Any, RemoteBackendError | None]] = queue.Queue()
-
-    def run() -> None:
-        message = LazyMessage(UNREADABLE, provider=config.provider)
-        result: tuple[Any, RemoteBackendError | None] = (None, RemoteBackendError(message))
-        try:
-            result = (call(), None)
-        except RemoteBackendError as error:
-            result = (None, error)
-        finally:  # the thread logs any other exception
-            results.put(result)
-
     if cancelled.is_set():
         raise GenerationCancelled("Cancelled before the request was sent.")
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except RemoteBackendError as error:
+            result.set_exception(error)
+        finally:  # the thread logs any other exception
+            if not result.done():
+                result.set_exception(RemoteBackendError(LazyMessage(UNREADABLE, provider=config.provider)))
+
     threading.Thread(target=run, daemon=True).start()
     while True:
         if cancelled.is_set():
             raise GenerationCancelled("Cancelled; the image already requested may be charged.")
-        try:
-            image, error = results.get(timeout=POLL_INTERVAL)
-        except queue.Empty:
-            continue
-        if error:
-            raise error
-        return image
+        if wait([result], POLL_INTERVAL).done:
+            return result.result()
 
 
 def _call(prompt: str, request: GenerationRequest, spec: ModelSpec, config: ProviderConfig) -> Any:
