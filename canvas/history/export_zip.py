@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from canvas import validation
@@ -155,15 +156,11 @@ class _Export:
 
     def _csv(self) -> Iterator[str]:
         yield "\ufeff"  # Excel needs a byte order mark to read UTF-8
-        target = io.StringIO()
-        writer = csv.writer(target)
+        writer = csv.writer(SimpleNamespace(write=str))  # `writerow` returns the line
         for number, record in enumerate(self._records()):
             if number == 0:
-                writer.writerow(record)
-            writer.writerow([_cell(value) for value in record.values()])
-            yield target.getvalue()
-            target.seek(0)
-            target.truncate()
+                yield writer.writerow(record)
+            yield writer.writerow([_cell(value) for value in record.values()])
 
     def _record(self, filename: str, size: int) -> None:
         kind = f"zip, {self.image_format or 'as they are'}"

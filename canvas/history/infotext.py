@@ -38,8 +38,6 @@ KEYS = {
     "quality": "Quality",
 }
 FIELDS = {key.lower(): name for name, key in KEYS.items()}
-# Keys that only this program writes; they follow A1111's.
-OWN_KEYS = ("Style", "Image format", "Quality")
 TEXTS = {"scheduler", "model_key", "style", "image_format"}
 SAMPLERS = {"plms": "PNDM", **{name.lower(): name for name in SCHEDULERS}}
 # Schedules of A1111, ComfyUI and NovelAI that stand for the sampler's own one.
@@ -154,12 +152,12 @@ def _compose(request: GenerationRequest, extra: Mapping[str, Any]) -> str:
     values = _non_default_fields(request)
     pairs: dict[str, Any] = {}
     for name, key in KEYS.items():
-        if name in values and key not in OWN_KEYS:
+        if key == "Style":  # and the following keys are written by this program only
+            pairs["Version"] = OWN_VERSION
+        if name in values:
             pairs[key] = values[name]
         if key == "Seed" and "width" in values and "height" in values:
             pairs["Size"] = f"{request.width}x{request.height}"
-    pairs["Version"] = OWN_VERSION
-    pairs |= {KEYS[name]: values[name] for name in KEYS if name in values and KEYS[name] in OWN_KEYS}
     written = {*KEYS, "prompt", "negative_prompt"} | ({"width", "height"} if "Size" in pairs else set())
     pairs |= {EXTENSION_PREFIX + name: json.dumps(value) for name, value in values.items() if name not in written}
     pairs |= extra

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from canvas.errors import StorageError
 from canvas.files import decode_text, decode_utf16
 from canvas.history.infotext import write_infotext
-from canvas.history.rows import image_from_dict
+from canvas.history.rows import image_from_dict, parse_json_object
 from canvas.request import GeneratedImage
 
 CHUNK = "magic_canvas"
@@ -73,13 +73,8 @@ def read_settings(source: Path | IO[bytes]) -> GeneratedImage | None:
     """
     with open_image(source) as image:
         text = _own_text(image)
-    if not text:
-        return None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return image_from_dict(values) if isinstance(values, dict) else None
+    values = parse_json_object(text)
+    return image_from_dict(values) if values else None
 
 
 def read_text(source: Path | IO[bytes]) -> dict[str, str]:

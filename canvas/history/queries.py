@@ -136,26 +136,23 @@ def page(query: Query, common: bool) -> Statement:
 
 def total(query: Query) -> Statement:
     """Select the number of images (`images`) and the bytes of their files (`bytes`)."""
-    source, where, parameters = _source(query)
-    sql = f"SELECT count(*) AS images, ifnull(sum(file_size), 0) AS bytes FROM {source} WHERE {where}"  # noqa: S608
-    return Statement(sql, parameters)
+    return _select("count(*) AS images, ifnull(sum(file_size), 0) AS bytes", query)
 
 
 def all_ids(query: Query) -> Statement:
     """Select the ids of all pages in the query's order."""
-    source, where, parameters = _source(query)
-    sql = f"SELECT id FROM {source} WHERE {where} ORDER BY {SORTS[query.sort]}"  # noqa: S608
-    return Statement(sql, parameters)
+    return _select("id", query, f"ORDER BY {SORTS[query.sort]}")
 
 
 def sizes(query: Query) -> Statement:
     """Select width and height of the images, most frequent first."""
+    clauses = "AND image_width > 0 GROUP BY 1, 2 ORDER BY count(*) DESC, 1, 2 LIMIT 50"
+    return _select("image_width AS width, image_height AS height", query, clauses)
+
+
+def _select(columns: str, query: Query, clauses: str = "") -> Statement:
     source, where, parameters = _source(query)
-    return Statement(
-        f"SELECT image_width AS width, image_height AS height FROM {source} WHERE {where} "  # noqa: S608
-        "AND image_width > 0 GROUP BY 1, 2 ORDER BY count(*) DESC, 1, 2 LIMIT 50",
-        parameters,
-    )
+    return Statement(f"SELECT {columns} FROM {source} WHERE {where} {clauses}", parameters)  # noqa: S608
 
 
 def matches(query: Query, limit: int) -> Statement:

@@ -49,7 +49,11 @@ def rebuild(path: Path, outputs: Path) -> RepairResult:
     with closing(Database(path)) as database:
         # If this is interrupted here, the next start reconciles again.
         images = ImageRepository(database, ImageStorage(outputs)).reconcile().added
-        owners = _restore_owners(database, salvaged)
+        with database.transaction() as connection:
+            owners = connection.executemany(
+                "UPDATE generated_images SET owner = ?, favourite = ? WHERE filename = ?",
+                [(owner, favourite, filename) for filename, (owner, favourite) in salvaged.items()],
+            ).rowcount
     return RepairResult(aside, images, owners)
 
 
@@ -63,14 +67,6 @@ def _salvage_owners(path: Path) -> dict[str, tuple[str, int]]:
                 if isinstance(filename, str) and isinstance(owner, str):
                     salvaged[filename] = (owner, int(favourite == 1))
     return salvaged
-
-
-def _restore_owners(database: Database, salvaged: dict[str, tuple[str, int]]) -> int:
-    with database.transaction() as connection:
-        return connection.executemany(
-            "UPDATE generated_images SET owner = ?, favourite = ? WHERE filename = ?",
-            [(owner, favourite, filename) for filename, (owner, favourite) in salvaged.items()],
-        ).rowcount
 
 
 def _move_aside(path: Path) -> Path:

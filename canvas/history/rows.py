@@ -32,19 +32,9 @@ REQUEST_COLUMNS = {
 
 # Columns with the name of the image's field.
 IMAGE_COLUMNS = (
-    "id",
-    "filename",
-    "filepath",
-    "enhanced_prompt",
-    "generation_time",
-    "file_size",
-    "device",
-    "dtype",
-    "model_revision",
-    "owner",
-    "favourite",
-    "parent_id",
-)
+    "id", "filename", "filepath", "enhanced_prompt", "generation_time", "file_size", "device", "dtype",
+    "model_revision", "owner", "favourite", "parent_id",
+)  # fmt: skip
 
 REQUEST_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
 LEGACY_VALUES = {"jpg": "jpeg"}

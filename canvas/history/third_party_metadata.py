@@ -58,15 +58,8 @@ JSON_KEYS = {
     "model_key": ("model", "usestablediffusionmodel", "stablediffusionmodel", "basemodelname"),
 }
 UNSUPPORTED_JSON_KEYS = (
-    "loras",
-    "lora",
-    "uselora",
-    "useloramodel",
-    "loramodel",
-    "controlnets",
-    "controls",
-    "refinermodel",
-)
+    "loras", "lora", "uselora", "useloramodel", "loramodel", "controlnets", "controls", "refinermodel"
+)  # fmt: skip
 
 # Weights of other programs
 OPEN, CLOSE = "\x01", "\x02"  # for brackets of ours during the conversion
