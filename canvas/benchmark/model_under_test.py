@@ -232,12 +232,10 @@ class StageTimings:
                 optimized.vae = vae
             seconds |= self._unet(optimized, (FULL, COND_ONLY, CACHED))
             if self._model.openvino is not None:
-                seconds |= self._measure_openvino(self._model.openvino)
+                calls = self._unet(self._model.openvino, (FULL, COND_ONLY, CACHED))
+                seconds |= {f"openvino {kind}": value for kind, value in calls.items()}
+                seconds["openvino decode"] = self._decode(self._model.openvino)
         return seconds
-
-    def _measure_openvino(self, pipeline: Any) -> dict[str, float]:
-        seconds = {f"openvino {kind}": value for kind, value in self._unet(pipeline, (FULL, COND_ONLY, CACHED)).items()}
-        return seconds | {"openvino decode": self._decode(pipeline)}
 
     def _encode(self, pipeline: Any) -> float:
         return time_call(lambda: pipeline.encode_prompt(PROMPT, pipeline.device, 1, False))

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,19 +156,14 @@ def _requests(model: BenchmarkModel, side: int) -> dict[str, GenerationRequest]:
 
 def _end_to_end(model: BenchmarkModel, side: int, rounds: int) -> list[Result]:
     variants: dict[str, tuple[int, Callable[[], Image]]] = {
-        BASELINE: (BASELINE_STEPS, lambda: model.generate_baseline(side, BASELINE_STEPS)),
-        SLICED: (SLICED_STEPS, lambda: model.generate_baseline(side, SLICED_STEPS, slicing=True)),
+        BASELINE: (BASELINE_STEPS, partial(model.generate_baseline, side, BASELINE_STEPS)),
+        SLICED: (SLICED_STEPS, partial(model.generate_baseline, side, SLICED_STEPS, slicing=True)),
     }
-    for preset, preset_request in _requests(model, side).items():
-        variants[preset] = (
-            preset_request.num_inference_steps or 1,
-            lambda request=preset_request: model.generate_optimized(request),  # type: ignore[misc]
-        )
+    for preset, request in _requests(model, side).items():
+        steps = request.num_inference_steps or 1
+        variants[preset] = (steps, partial(model.generate_optimized, request))
         if model.openvino is not None:
-            variants[f"{preset}, OpenVINO"] = (
-                preset_request.num_inference_steps or 1,
-                lambda request=preset_request: model.generate_optimized(request, openvino=True),  # type: ignore[misc]
-            )
+            variants[f"{preset}, OpenVINO"] = (steps, partial(model.generate_optimized, request, openvino=True))
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     images: dict[str, Image] = {}
     for number in range(rounds + 1):
@@ -181,16 +177,11 @@ def _end_to_end(model: BenchmarkModel, side: int, rounds: int) -> list[Result]:
                 seconds[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows = _results({name: (steps, medians[name]) for name, (steps, _) in variants.items()})
-    return [
-        replace(
-            row,
-            ssim=similarity.ssim(images["quality"], images[row.name]),
-            psnr=similarity.psnr(images["quality"], images[row.name]),
-        )
-        if row.name.split(", ")[0] in PRESETS
-        else row
-        for row in rows
-    ]
+    for number, row in enumerate(rows):
+        if row.name.split(", ")[0] in PRESETS:
+            pair = images["quality"], images[row.name]
+            rows[number] = replace(row, ssim=similarity.ssim(*pair), psnr=similarity.psnr(*pair))
+    return rows
 
 
 def _extrapolate(model: BenchmarkModel, side: int, seconds: dict[str, float]) -> list[Result]:
