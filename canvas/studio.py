@@ -399,7 +399,7 @@ class Studio:
         elif self._scheduler.find_local(spec) is not None:
             location = "disk"
         elif ask_hub:
-            missing_bytes = self._scheduler.plan_download(spec).missing_bytes
+            missing_bytes = download.plan_download(spec, hub=self._hub).missing_bytes
         seconds = self.estimate(GenerationRequest("…", model_key=model_key))
         free_bytes = shutil.disk_usage(self.settings.data_dir).free
         memory = self._memory_text(spec)

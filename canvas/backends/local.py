@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -20,13 +21,17 @@ from canvas.engine.safety import ImageSafetyChecker, find_checker
 from canvas.engine.tasks import postprocess, run_task
 from canvas.engine.upscale import LoadedPipeline
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled
+from canvas.formatting import format_bytes, format_duration
 from canvas.history.database import ModelEvent
-from canvas.models.download import LocalModel
+from canvas.models import download
+from canvas.models.download import DownloadProgress, LocalModel
 from canvas.models.hub_client import Hub
 from canvas.request import GeneratedImage, GenerationRequest
 from canvas.settings import Settings
 
 RecordEvent = Callable[[ModelEvent], Any]
+
+log = logging.getLogger(__name__)
 
 
 class LocalBackend:
@@ -182,3 +187,21 @@ def log_event(record_event: RecordEvent, event: ModelEvent) -> Iterator[dict[str
     finally:
         fields["download_time"] = time.monotonic() - started
         record_event(replace(event, **fields))
+
+
+def download_model(
+    spec: ModelSpec,
+    record_event: RecordEvent,
+    on_progress: Callable[[DownloadProgress], None],
+    cancelled: threading.Event,
+    hub: Hub | None,
+) -> LocalModel:
+    """Download a model and record that."""
+    with log_event(record_event, ModelEvent(spec.key, "download", spec.name)) as event:
+        plan = download.plan_download(spec, hub=hub, cancelled=cancelled)
+        event.update(repo_id=plan.repo_id, revision=plan.revision)
+        log.info("%s: downloading %s of %s", spec.key, format_bytes(plan.missing_bytes), plan.repo_id)
+        result = download.download(spec, plan, on_progress, cancelled, hub=hub)
+        event.update(bytes=result.bytes, file_count=result.file_count)
+        log.info("%s: downloaded in %s", spec.key, format_duration(result.seconds))
+    return result.local

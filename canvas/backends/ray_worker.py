@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from canvas.backends.base import GenerationTask, ProgressCallback
-from canvas.backends.local import LocalBackend, RecordEvent, log_event
+from canvas.backends.local import LocalBackend, RecordEvent, download_model
 from canvas.backends.worker_backend import Message, Worker
 from canvas.builtin_models import ASSETS
 from canvas.catalog import ModelSpec
@@ -22,7 +22,6 @@ from canvas.engine import configure_process, safety, system_info
 from canvas.engine.generate import GenerationInputs
 from canvas.errors import DownloadCancelled, LazyMessage, ModelNotFound
 from canvas.files import atomic_write
-from canvas.history.rows import ModelEvent
 from canvas.models import addons, download
 from canvas.models.download import DownloadProgress, LocalModel
 from canvas.models.hub_client import Hub
@@ -183,15 +182,7 @@ class NodeBackend(LocalBackend):
             raise ModelNotFound(LazyMessage(text, model=spec.key, path=spec.name))
         with self._downloading(on_progress, cancelled) as report:
             local = download.find_local(spec, hub=self._hub)  # another actor was first
-            return local or self._download(spec, report, cancelled)
-
-    def _download(self, spec: ModelSpec, report: Report, cancelled: threading.Event) -> LocalModel:
-        with log_event(self._record_event, ModelEvent(spec.key, "download", spec.name)) as event:
-            plan = download.plan_download(spec, hub=self._hub, cancelled=cancelled)
-            event.update(repo_id=plan.repo_id, revision=plan.revision)
-            result = download.download(spec, plan, report, cancelled, hub=self._hub)
-            event.update(bytes=result.bytes, file_count=result.file_count)
-        return result.local
+            return local or download_model(spec, self._record_event, report, cancelled, self._hub)
 
     @contextmanager
     def _downloading(self, on_progress: ProgressCallback, cancelled: threading.Event) -> Iterator[Report]:

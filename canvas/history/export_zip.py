@@ -55,18 +55,6 @@ def export_zip(
     return _Export(database, storage, query, image_format, quality).run(filename)
 
 
-def export_record(image: GeneratedImage) -> dict[str, Any]:
-    """A line of `metadata.jsonl`, without the owner."""
-    return {
-        "id": image.id,
-        "filename": image.filename,
-        "file_size": image.file_size,
-        **image.settings(),
-        "favourite": image.favourite,
-        "parent_id": image.parent_id,
-    }
-
-
 class _StreamBuffer:
     """A file for `zipfile` that cannot seek; `take` removes what was written."""
 
@@ -147,8 +135,16 @@ class _Export:
         self.sizes[image.id or 0] = size
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        for image in self._images(list(self.sizes)):
-            yield export_record(replace(self._as_exported(image), file_size=self.sizes[image.id or 0]))
+        """The lines of `metadata.jsonl`, without the owners."""
+        for image in map(self._as_exported, self._images(list(self.sizes))):
+            yield {
+                "id": image.id,
+                "filename": image.filename,
+                "file_size": self.sizes[image.id or 0],
+                **image.settings(),
+                "favourite": image.favourite,
+                "parent_id": image.parent_id,
+            }
 
     def _jsonl(self) -> Iterator[str]:
         for record in self._records():

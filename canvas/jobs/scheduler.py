@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from canvas.backends.base import Backend, GenerationTask, WorkerCrashed, WorkerRemoved, run_in_fresh_thread
-from canvas.backends.local import log_event
+from canvas.backends.local import download_model
 from canvas.backends.ray_cluster import RayCluster
 from canvas.backends.remote_backends import RemoteBackends
 from canvas.backends.subprocess_pool import create_backends
@@ -21,7 +21,7 @@ from canvas.engine.control_detectors import needs_depth_model
 from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
 from canvas.errors import CanvasError, DownloadCancelled, GenerationCancelled, OutOfMemory, unexpected_error
-from canvas.formatting import format_bytes, format_duration, format_progress
+from canvas.formatting import format_progress
 from canvas.history.rows import ModelEvent
 from canvas.jobs.inputs import requested_loras
 from canvas.jobs.job import Job
@@ -175,10 +175,6 @@ class JobScheduler:
     def find_local(self, spec: ModelSpec) -> download.LocalModel | None:
         return download.find_local(spec, hub=self._hub)
 
-    def plan_download(self, spec: ModelSpec, cancelled: threading.Event | None = None) -> download.DownloadPlan:
-        """The files to download; asks the Hub."""
-        return download.plan_download(spec, hub=self._hub, cancelled=cancelled)
-
     def warm_up(self, spec: ModelSpec, *, wait: bool = False) -> None:
         """Detect the device of every backend and load a model that is on disk."""
         self._default_model = spec
@@ -269,7 +265,7 @@ class JobScheduler:
         if request is None or missing_model or any(self._missing_addons(spec, each) for each in job.requests):
             job.update(status="downloading")
         if missing_model:
-            self._download_model(job, spec, on_progress)
+            download_model(spec, self._record_event, on_progress, job.cancelled, self._hub)
         if request is None:
             job.update(status="done")
             return
@@ -291,16 +287,6 @@ class JobScheduler:
                 addons.fetch_files(addon, on_progress, job.cancelled, hub=self._hub)
             if self._needs_depth_model(request):
                 addons.fetch_files(addons.ADDONS[addons.DEPTH], on_progress, job.cancelled, hub=self._hub)
-
-    def _download_model(self, job: Job, spec: ModelSpec, on_progress: DownloadReporter) -> None:
-        with log_event(self._record_event, ModelEvent(spec.key, "download", spec.name)) as event:
-            plan = self.plan_download(spec, cancelled=job.cancelled)
-            event.update(repo_id=plan.repo_id, revision=plan.revision)
-            size = format_bytes(plan.missing_bytes)
-            log.info("%s: downloading %s of %s", spec.key, size, plan.repo_id)
-            result = download.download(spec, plan, on_progress=on_progress, cancelled=job.cancelled, hub=self._hub)
-            event.update(bytes=result.bytes, file_count=result.file_count)
-            log.info("%s: downloaded in %s", spec.key, format_duration(result.seconds))
 
     def _generate(self, backend: Backend, job: Job) -> None:
         assert job.request is not None  # noqa: S101 - downloads are in another queue
