@@ -36,7 +36,7 @@ ALWAYS = {
 }
 STAGES = ("not slow and not long", "slow and not long and not browser", "slow and browser and not long")
 LAST_STAGE_FILES = 1  # the slow tests of a browser take minutes
-LONG_ONLY = {"ray_cluster.py", "ray_worker.py"}  # all their tests are of `pytest -m long`
+LONG_ONLY = {"ray_cluster.py"}  # all their tests are of `pytest -m long`
 MAX_TEST_FILES = 4
 TIME_LIMIT = 900  # seconds for the test files of a mutation; pytest ends single tests before
 COMPARISONS = {

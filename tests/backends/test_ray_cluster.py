@@ -17,7 +17,7 @@ from canvas import GenerationRequest, Studio
 from canvas.api.rest import StudioCollector
 from canvas.backends import ray_cluster
 from canvas.backends.base import GenerationTask, WorkerCrashed
-from canvas.backends.ray_worker import NodeBackend
+from canvas.backends.ray_cluster import NodeBackend
 from canvas.catalog import ASSETS, MODELS
 from canvas.errors import CanvasError, GenerationCancelled, InvalidInput
 from canvas.history.rows import ModelEvent
