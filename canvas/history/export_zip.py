@@ -152,7 +152,8 @@ class _Export:
 
     def _csv(self) -> Iterator[str]:
         yield "\ufeff"  # Excel needs a byte order mark to read UTF-8
-        writer = csv.writer(SimpleNamespace(write=str))  # `writerow` returns the line
+        target: Any = SimpleNamespace(write=str)  # so that `writerow` returns the line
+        writer = csv.writer(target)
         for number, record in enumerate(self._records()):
             if number == 0:
                 yield writer.writerow(record)

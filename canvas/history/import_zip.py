@@ -297,11 +297,7 @@ class _Import:
             # A copy in another format has the same name but for its suffix.
             for image_format in IMAGE_FORMATS.values():
                 image = self.database.image_by_filename(file.stem + image_format.suffix)
-                if (
-                    image is not None
-                    and image.owner == self.owner
-                    and self.storage.find(image.filepath, image.filename)
-                ):
+                if image and image.owner == self.owner and self.storage.find(image.filepath, image.filename):
                     return image
         same_size = self.database.rows(
             "SELECT id FROM generated_images WHERE file_size = ? AND +owner = ?", [len(content), self.owner]
