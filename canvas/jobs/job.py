@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 from canvas.dynamic_prompts import escape
@@ -140,11 +141,14 @@ class Job:
         version = -1
         while True:
             with self._changed:
-                self._changed.wait_for(lambda seen=version: self.version != seen, timeout)
+                self._changed.wait_for(partial(self._is_newer, version), timeout)
                 version, finished = self.version, self.finished
             yield self
             if finished:
                 return
+
+    def _is_newer(self, version: int) -> bool:
+        return self.version != version
 
     def wait(self, timeout: float | None = None) -> list[GeneratedImage]:
         """Block until the job is finished; returns its images or raises its error."""
