@@ -123,16 +123,13 @@ class RemoteBackends:
         """Yield the finished images of a task that has passed `check`."""
         on_progress(status="running")
         checker = self._safety_checker(cancelled)  # before anything is charged
-        with closing(self._run(task, on_progress, cancelled)) as images:
+        if task.request.backend == HF_INFERENCE:
+            images = inference_providers.generate(task, self._provider, cancelled)
+        else:
+            images = remote_canvas.generate(task, self._server, on_progress, cancelled)
+        with closing(images):
             for image in images:
                 yield postprocess(image, checker)
-
-    def _run(
-        self, task: GenerationTask, on_progress: ProgressCallback, cancelled: threading.Event
-    ) -> Generator[GeneratedImage]:
-        if task.request.backend == HF_INFERENCE:
-            return inference_providers.generate(task, self._provider, cancelled)
-        return remote_canvas.generate(task, self._server, on_progress, cancelled)
 
     def _safety_checker(self, cancelled: threading.Event) -> ImageSafetyChecker | None:
         if self._settings.safety_level == "full" and self._checker is None:

@@ -183,7 +183,8 @@ class WorkerBackend:
             except queue.Empty:
                 continue
             if message is None:
-                return "error", self._crash_error()
+                error = self._connection.crash_error()
+                return "error", WorkerCrashed(f"{self.name} was closed.") if self._closed.is_set() else error
             kind, value = message
             if kind == "record":
                 self._record_event(value)
@@ -191,10 +192,6 @@ class WorkerBackend:
                 self._loaded = value
             else:
                 return kind, value
-
-    def _crash_error(self) -> WorkerCrashed:
-        error = self._connection.crash_error()
-        return WorkerCrashed(f"{self.name} was closed.") if self._closed.is_set() else error
 
     def _ensure_started(self) -> None:
         """Replace a worker that has crashed, and wait for the start; raises WorkerCrashed or WorkerRemoved."""

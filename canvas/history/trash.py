@@ -97,13 +97,10 @@ class Trash:
         shutil.rmtree(deletion.folder, ignore_errors=True)
 
     def _delete_batch(self, ids: list[int], deletion: _Deletion) -> None:
-        moves: list[tuple[Path, Path]] = []
         with self._database.transaction():
             rows = self._database.delete_returning(ids, deletion.owner)
-            for row in rows:
-                path = self._storage.find(row["filepath"], row["filename"])
-                if path is not None:
-                    moves.append((path, deletion.folder / f"{row['id']}{path.suffix}"))
+            paths = [(row["id"], self._storage.find(row["filepath"], row["filename"])) for row in rows]
+            moves = [(path, deletion.folder / f"{image_id}{path.suffix}") for image_id, path in paths if path]
             deletion.folder.mkdir(parents=True, exist_ok=True)
             # Before the commit: another process would record files without rows again.
             _move_all(moves)
