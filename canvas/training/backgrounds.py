@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from random import Random
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
@@ -396,6 +397,11 @@ PLACES: dict[str, Callable[[Drawing], None]] = {
 }
 # Backgrounds without a ground: objects cast no shadow.
 FLOATING = frozenset({"space", "sea", "sky", *COLOURS})
+# The factors of red, green and blue at dawn, in the morning, at noon, in the evening and at dusk.
+DAYLIGHT = np.array([(0.8, 0.76, 0.88), (1.0, 0.95, 0.88), (1.06, 1.06, 1.06), (1.02, 0.87, 0.66), (0.58, 0.58, 0.8)])
+# Backgrounds whose light is a part of them change less.
+LIT = frozenset({"night", "sunset", "space", "stage", "street", "cave", *COLOURS})
+LIT_STRENGTH = 0.3
 # Class index of every background.
 BACKGROUNDS = (*PLACES, *COLOURS)
 
@@ -408,3 +414,13 @@ def render_background(name: str, size: int, rng: Random) -> Image.Image:
     else:
         PLACES[name](drawing)
     return drawing.image.reduce(2)
+
+
+def relight(image: np.ndarray, name: str, hour: float) -> np.ndarray:
+    """A background [h, w, 3], uint8, in the daylight of an hour from 0, dawn, to 1, dusk."""
+    position = hour * (len(DAYLIGHT) - 1)
+    start = min(int(position), len(DAYLIGHT) - 2)
+    factors = DAYLIGHT[start] + (position - start) * (DAYLIGHT[start + 1] - DAYLIGHT[start])
+    if name in LIT:
+        factors = 1 + LIT_STRENGTH * (factors - 1)
+    return (image * factors).clip(0, 255).astype(np.uint8)

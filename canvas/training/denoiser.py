@@ -10,7 +10,7 @@ from torch import nn
 
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS
-from canvas.training.config import LATENT_SIZE, TrainingConfig
+from canvas.training.config import LATENT_SIZE, NUM_INFERENCE_STEPS, TrainingConfig
 from canvas.training.latents import SCALING_FACTOR, LatentBasis
 from canvas.training.scenes import BOXES, LAYOUTS, Scene, SceneSampler, box_targets, render_backgrounds
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
@@ -92,6 +92,7 @@ class SceneCache:
         self._words = torch.zeros(size, WORD_TOKENS, dtype=torch.long)
         self._drawings = torch.zeros(size, len(BOXES), dtype=torch.long)
         self._layouts = torch.zeros(size, dtype=torch.long)
+        self._lights = torch.zeros(size)
         self._next = self._filled = 0
 
     def add(self, count: int) -> None:
@@ -104,13 +105,15 @@ class SceneCache:
             self._words[row] = torch.tensor(scene_words(scene))
             self._drawings[row] = torch.tensor(scene_drawings(scene, self._sampler.sprites))
             self._layouts[row] = tuple(LAYOUTS).index(scene.layout)
+            self._lights[row] = scene.light
             self._next = (row + 1) % len(self._latents)
             self._filled = max(self._filled, row + 1)
 
-    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, words, drawings and layouts of random scenes."""
+    def sample(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Latents, words, drawings, layouts and lights of random scenes."""
         rows = torch.randint(0, self._filled, (count,))
-        return self._latents[rows].float(), self._words[rows], self._drawings[rows], self._layouts[rows]
+        others = (self._words, self._drawings, self._layouts, self._lights)
+        return self._latents[rows].float(), *(each[rows] for each in others)
 
 
 class AttentionSupervision:
@@ -158,9 +161,10 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
     scheduler, weights = build_scheduler(), basis.loss_weights[None, :, None, None].to(device)
     for step in loop.steps():
         cache.add(config.new_scenes_per_step)
-        latents, words, drawings, layouts = cache.sample(config.unet_batch_size)
+        latents, words, drawings, layouts, lights = cache.sample(config.unet_batch_size)
         latents, context = latents.to(device), embeddings(words, drawings).to(device)
-        noise, timesteps = torch.randn_like(latents), stratified_timesteps(len(latents), scheduler).to(device)
+        noise = noise_of(lights, latents.shape[1]).to(device)
+        timesteps = sample_timesteps(len(latents), scheduler).to(device)
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         output = unet(noisy, timesteps, context).sample
         error = ((output - scheduler.get_velocity(latents, noise, timesteps)).square() * weights).mean()
@@ -173,10 +177,24 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
     average.save_pretrained(work / "unet")
 
 
-def stratified_timesteps(count: int, scheduler: DDIMScheduler) -> torch.Tensor:
-    """One random timestep in each of `count` equal ranges."""
+def noise_of(lights: torch.Tensor, channels: int) -> torch.Tensor:
+    """Normal noise [n, channels, 16, 16] whose first channel, the brightness, has a mean that tells the light.
+
+    Few steps from independent noise give all images the mean light; so the seed decides it at the first step.
+    """
+    noise = torch.randn(len(lights), channels, LATENT_SIZE, LATENT_SIZE)
+    noise[:, 0] += (lights / LATENT_SIZE - noise[:, 0].mean((1, 2)))[:, None, None]
+    return noise
+
+
+def sample_timesteps(count: int, scheduler: DDIMScheduler) -> torch.Tensor:
+    """A random timestep in each of `count` equal ranges, but every other one is one that the pipeline uses."""
     total = scheduler.config.num_train_timesteps
-    return ((torch.arange(count) + torch.rand(count)) / count * total).long().clamp(max=total - 1)
+    timesteps = ((torch.arange(count) + torch.rand(count)) / count * total).long().clamp(max=total - 1)
+    scheduler.set_timesteps(NUM_INFERENCE_STEPS)
+    used = scheduler.timesteps.repeat(count)[: len(timesteps[::2])]
+    timesteps[::2] = used[torch.randperm(len(used))]
+    return timesteps
 
 
 def learning_rate_schedule(step: int, progress: float) -> float:

@@ -15,8 +15,8 @@ from canvas.training.art_packages import ART_PACKAGES, NAMES_PACKAGE, STYLES
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import COLOURS, PLACES
 from canvas.training.captions import PLACE_PHRASES
+from canvas.training.config import NUM_INFERENCE_STEPS
 from canvas.training.denoiser import build_scheduler
-from canvas.training.evaluate import NUM_INFERENCE_STEPS
 from canvas.training.text_encoder import WORD_TOKENS, compress_weights
 
 logger = logging.getLogger(__name__)

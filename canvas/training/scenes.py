@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
-from canvas.training.backgrounds import BACKGROUNDS, FLOATING, render_background
+from canvas.training.backgrounds import BACKGROUNDS, FLOATING, relight, render_background
 from canvas.training.captions import COLOUR_PHRASES, PLACE_PHRASES, article, in_style
 from canvas.training.config import IMAGE_SIZE, LATENT_SIZE, PATCH_SIZE, TrainingConfig
 
@@ -60,6 +61,7 @@ class Scene:
     concepts: tuple[int, ...]
     style: int
     place: int
+    light: float = 0.0  # the hour of the day as a standard normal variable
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -135,13 +137,14 @@ def render_shadow(sprite: Image.Image, left: int, top: int) -> tuple[Image.Image
 
 def compose(background: np.ndarray, scene: Scene, sprites: SpriteSet) -> tuple[np.ndarray, np.ndarray]:
     """The image [256, 256, 3] and where drawings cover it [256, 256], uint8."""
-    image = Image.fromarray(np.array(background))
+    name = BACKGROUNDS[scene.place]
+    image = Image.fromarray(relight(background, name, NormalDist().cdf(scene.light)))
     covered = Image.new("L", image.size)
     for box, concept in zip(LAYOUTS[scene.layout], scene.drawn, strict=True):
         sprite = sprites.images[sprites.index[concept, scene.style]]
         resized, left, top = resize_to_box(sprite, BOXES[box].cells)
         left, top = left + BOXES[box].left * PATCH_SIZE, top + BOXES[box].top * PATCH_SIZE
-        if BACKGROUNDS[scene.place] not in FLOATING:
+        if name not in FLOATING:
             shadow, x, y = render_shadow(resized, left, top)
             image.paste(Image.new("RGB", shadow.size), (x, y), shadow)
         image.paste(resized, (left, top), resized)
@@ -177,7 +180,8 @@ class SceneSampler:
         count = {"pair": 2, "trio": 3, "place": 0, "empty": 0}.get(name, 1)
         while True:
             style, place = rng.choice(self.sprites.styles), rng.randrange(len(BACKGROUNDS))
-            scene = Scene(name, tuple(rng.sample(self._by_style[style], count)), style, place)
+            concepts = tuple(rng.sample(self._by_style[style], count))
+            scene = Scene(name, concepts, style, place, light=rng.gauss(0, 1))
             if not count or is_held_out(scene, self.sprites) == self.held_out:
                 return scene
 
