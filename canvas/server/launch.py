@@ -20,7 +20,7 @@ from canvas.server.api_keys import ApiKeyMiddleware
 from canvas.server.auth import LOGIN_HINT, Login, LoginAttemptMiddleware, current_user, use_sessions
 from canvas.server.discovery import write_server_file
 from canvas.server.identity import IdentityMiddleware, VisitorTokens, hugging_face_account, load_secret
-from canvas.server.rate_limits import MAX_UPLOAD, BodyLimitMiddleware, UploadLimitMiddleware
+from canvas.server.rate_limits import UploadLimitMiddleware
 from canvas.server.routes import (
     ErrorMiddleware,
     RestoreRootPathMiddleware,
@@ -31,7 +31,7 @@ from canvas.server.routes import (
 from canvas.server.security import ImageLoginMiddleware, SignedLinks, named_origins_only, security_middleware
 from canvas.server.share_link import ShareLink, open_share_link
 from canvas.server.shutdown import block_until_stopped, exit_on_signals
-from canvas.server.uploads import UploadOwnerMiddleware, start_sweeping
+from canvas.server.uploads import MAX_UPLOAD, BodyLimitMiddleware, UploadOwnerMiddleware, start_sweeping
 from canvas.settings import Settings
 from canvas.studio import Studio
 

@@ -6,7 +6,7 @@ import pytest
 from starlette.formparsers import MultiPartException
 from starlette.types import Receive, Scope, Send
 
-from canvas.server.rate_limits import MAX_UPLOAD, BodyLimitMiddleware
+from canvas.server.uploads import MAX_UPLOAD, BodyLimitMiddleware
 from tests.server.asgi import body_of, call, http_scope, read_body, response_of, status_of
 
 MIB = 2**20

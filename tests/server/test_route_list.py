@@ -16,8 +16,9 @@ from gradio.routes import App
 from gradio.utils import get_upload_folder
 
 from canvas import Studio
-from canvas.server.rate_limits import DEFAULT_LIMIT, LIMITS, FormCounter, limit_of
+from canvas.server.rate_limits import FormCounter
 from canvas.server.routes import GRADIO_ROUTES, only_final_app
+from canvas.server.uploads import DEFAULT_LIMIT, LIMITS, limit_of
 from tests.app_server import save_image, serving
 from tests.visitors import Visitor, routes_of
 
