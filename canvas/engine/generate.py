@@ -281,18 +281,16 @@ def decode_latents(latents: torch.Tensor, pipeline: Any) -> tuple[Image, str]:
 
     _check_latents(latents)
     vae = pipeline.vae
-    dtype, note = vae.dtype, ""
     # Every AutoencoderKL has force_upcast; only SDXL's pipelines need it, and have upcast_vae.
-    upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
-    if upcast and dtype == torch.float16:
+    force_upcast = hasattr(pipeline, "upcast_vae") and getattr(vae.config, "force_upcast", False)
+    upcast, note = force_upcast and vae.dtype == torch.float16, ""
+    if not upcast:
+        pixels = _decode(latents, vae, vae.dtype)
+        if vae.dtype != torch.float32 and _is_empty(pixels):
+            upcast, note = True, FLOAT32_NOTE
+    if upcast:
         with _in_float32(vae):
             pixels = _decode(latents.float(), vae, torch.float32)
-    else:
-        pixels = _decode(latents, vae, dtype)
-        if dtype != torch.float32 and _is_empty(pixels):
-            with _in_float32(vae):
-                pixels = _decode(latents.float(), vae, torch.float32)
-            note = FLOAT32_NOTE
     _check_pixels(pixels)
     image: Image = pipeline.image_processor.postprocess(pixels.float(), output_type="pil")[0]
     return image, note
