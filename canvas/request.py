@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from canvas import presets, validation
 from canvas.catalog import MODELS, ModelSpec
 from canvas.errors import InvalidInput, LazyMessage
-from canvas.guidance import ControlImage, ReferenceImage, as_json, check_control_images, check_reference_images
+from canvas.guidance import (
+    GUIDANCE_FIELDS,
+    ControlImage,
+    ReferenceImage,
+    as_json,
+    check_control_images,
+    check_reference_images,
+)
 from canvas.image_formats import IMAGE_FORMATS, data_url
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
@@ -291,7 +298,7 @@ class GenerationRequest:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, with values that JSON can represent."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return values | {name: as_json(values[name]) for name in ("control_images", "reference_images")}
+        return values | {name: as_json(values[name]) for name in GUIDANCE_FIELDS}
 
     def with_defaults(self, spec: ModelSpec) -> GenerationRequest:
         """The request with the defaults of model and preset and a chosen seed.

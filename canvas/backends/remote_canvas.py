@@ -19,12 +19,12 @@ from PIL import Image
 from canvas.backends.base import GenerationTask, ProgressCallback
 from canvas.dynamic_prompts import escape
 from canvas.errors import GenerationCancelled, InvalidInput, LazyMessage, RemoteBackendError
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.image_formats import decode_base64
 from canvas.request import LOCAL, GeneratedImage, GenerationRequest, ProgressUpdate
 
 STOPPED = "Server stopped."  # gradio_client's message for a server that shut down
 POLL_INTERVAL = 0.1  # seconds
-GUIDANCE_FIELDS = ("control_images", "reference_images")
 # In the server's error for a missing API key; version 0.1 had "keys make".
 MISSING_KEY_HINTS = ("keys create", "keys make")
 CONNECTION_LOST = "The connection to {host} was lost before the image was complete. Check that it still runs."

@@ -14,12 +14,12 @@ from pathlib import Path
 from PIL import Image
 
 from canvas.errors import NotFound, StorageError
+from canvas.guidance import GUIDANCE_FIELDS
 from canvas.history.database import Database
 from canvas.history.image_files import write_file
 from canvas.history.rows import parse_json_object
 
 GRACE_SECONDS = 3600.0  # between an upload and the request that uses it
-LISTS = ("control_images", "reference_images")  # fields of requests that hold images
 FILENAME_PATTERN = re.compile(r"[0-9a-f]{64}\.png")
 
 
@@ -80,7 +80,7 @@ def referenced_uploads(database: Database) -> set[str]:
     names: set[str] = set()
     for row in rows:
         fields = parse_json_object(str(row["fields"]))
-        items = [item for name in LISTS for item in fields.get(name) or () if isinstance(item, dict)]
+        items = [item for name in GUIDANCE_FIELDS for item in fields.get(name) or () if isinstance(item, dict)]
         found = [fields.get("image"), fields.get("mask_image"), *(item.get("image") for item in items)]
         names |= {name for name in found if isinstance(name, str)}
     return names
