@@ -23,8 +23,8 @@ COLOURS: dict[str, Colour] = {
 }
 
 
-class Drawing:
-    """A square image that is drawn on in coordinates from 0 to 1, with random numbers."""
+class ScaledDraw:
+    """`ImageDraw` for a square image in coordinates from 0 to 1, with random numbers."""
 
     def __init__(self, size: int, rng: Random) -> None:
         self.size, self.rng = size, rng
@@ -42,10 +42,6 @@ class Drawing:
         change = self.rng.randint(-spread, spread)
         red, green, blue = (min(255, max(0, part + change)) for part in colour)
         return red, green, blue
-
-    def one_of(self, *colours: Colour) -> Colour:
-        """One of the colours."""
-        return self.rng.choice(colours)
 
     def fill(self, colour: Colour) -> None:
         """Cover all of the image."""
@@ -104,291 +100,294 @@ class Drawing:
             left += width
 
 
-def snow(d: Drawing) -> None:
+def snow(draw: ScaledDraw) -> None:
     """White ground, pale blue sky, snowflakes."""
-    d.gradient((150, 190, 226), (205, 226, 242))
-    d.ground(d.shade((244, 248, 252), 4), 0.34)
-    d.dots(d.rng.randint(10, 18), WHITE, (0.9, 1.8))
+    draw.gradient((150, 190, 226), (205, 226, 242))
+    draw.ground(draw.shade((244, 248, 252), 4), 0.34)
+    draw.dots(draw.rng.randint(10, 18), WHITE, (0.9, 1.8))
 
 
-def beach(d: Drawing) -> None:
+def beach(draw: ScaledDraw) -> None:
     """Sand and a turquoise sea."""
-    d.gradient((120, 196, 244), (190, 230, 250))
-    d.rectangle(0, d.rng.uniform(0.44, 0.5), 1, 1, d.shade((46, 160, 196)))
-    if d.rng.random() < 0.5:
-        d.ellipse(d.rng.choice((0.15, 0.85)), 0.15, 0.08, 0.08, (255, 226, 110))
-    d.ground(d.shade((242, 214, 150)), 0.34)
+    draw.gradient((120, 196, 244), (190, 230, 250))
+    draw.rectangle(0, draw.rng.uniform(0.44, 0.5), 1, 1, draw.shade((46, 160, 196)))
+    if draw.rng.random() < 0.5:
+        draw.ellipse(draw.rng.choice((0.15, 0.85)), 0.15, 0.08, 0.08, (255, 226, 110))
+    draw.ground(draw.shade((242, 214, 150)), 0.34)
 
 
-def meadow(d: Drawing) -> None:
+def meadow(draw: ScaledDraw) -> None:
     """Grass and flowers under a blue sky."""
-    d.gradient((110, 186, 246), (196, 230, 252))
-    d.clouds(d.rng.randint(0, 2))
-    d.ground(d.shade((112, 190, 84)), 0.4)
-    flower = d.one_of((255, 240, 120), (250, 150, 190), WHITE)
-    d.dots(d.rng.randint(8, 14), flower, (1.2, 1.8), (0.7, 0.98))
+    draw.gradient((110, 186, 246), (196, 230, 252))
+    draw.clouds(draw.rng.randint(0, 2))
+    draw.ground(draw.shade((112, 190, 84)), 0.4)
+    flower = draw.rng.choice(((255, 240, 120), (250, 150, 190), WHITE))
+    draw.dots(draw.rng.randint(8, 14), flower, (1.2, 1.8), (0.7, 0.98))
 
 
-def desert(d: Drawing) -> None:
+def desert(draw: ScaledDraw) -> None:
     """Orange dunes under a hot sky."""
-    d.gradient((250, 190, 110), (253, 226, 170))
-    d.ground(d.shade((222, 160, 84)), 0.46)
-    d.ground(d.shade((236, 180, 100)), 0.32)
+    draw.gradient((250, 190, 110), (253, 226, 170))
+    draw.ground(draw.shade((222, 160, 84)), 0.46)
+    draw.ground(draw.shade((236, 180, 100)), 0.32)
 
 
-def night(d: Drawing) -> None:
+def night(draw: ScaledDraw) -> None:
     """Dark blue sky, stars, often a moon, dark hills."""
-    d.gradient((16, 20, 58), (48, 54, 112))
-    d.dots(d.rng.randint(12, 20), (255, 250, 210), (0.7, 1.3), (0.0, 0.6))
-    if d.rng.random() < 0.6:
-        d.ellipse(d.rng.choice((0.14, 0.86)), 0.15, 0.08, 0.08, (250, 240, 190))
-    d.ground(d.shade((30, 44, 62), 5), 0.28)
+    draw.gradient((16, 20, 58), (48, 54, 112))
+    draw.dots(draw.rng.randint(12, 20), (255, 250, 210), (0.7, 1.3), (0.0, 0.6))
+    if draw.rng.random() < 0.6:
+        draw.ellipse(draw.rng.choice((0.14, 0.86)), 0.15, 0.08, 0.08, (250, 240, 190))
+    draw.ground(draw.shade((30, 44, 62), 5), 0.28)
 
 
-def sunset(d: Drawing) -> None:
+def sunset(draw: ScaledDraw) -> None:
     """A red and yellow sky with a low sun."""
-    d.gradient((196, 76, 120), (255, 190, 90))
-    d.ellipse(d.rng.uniform(0.2, 0.8), 0.6, 0.17, 0.17, (255, 232, 130))
-    d.ground(d.shade((96, 50, 84), 5), 0.3)
+    draw.gradient((196, 76, 120), (255, 190, 90))
+    draw.ellipse(draw.rng.uniform(0.2, 0.8), 0.6, 0.17, 0.17, (255, 232, 130))
+    draw.ground(draw.shade((96, 50, 84), 5), 0.3)
 
 
-def space(d: Drawing) -> None:
+def space(draw: ScaledDraw) -> None:
     """Black sky, stars, often a planet."""
-    d.gradient((8, 8, 24), (26, 14, 46))
-    d.dots(d.rng.randint(16, 26), WHITE, (0.6, 1.2))
-    if d.rng.random() < 0.6:
-        colour = d.one_of((200, 110, 80), (110, 150, 210), (190, 160, 110))
-        d.ellipse(d.rng.choice((0.1, 0.9)), d.rng.choice((0.12, 0.88)), 0.11, 0.11, colour)
+    draw.gradient((8, 8, 24), (26, 14, 46))
+    draw.dots(draw.rng.randint(16, 26), WHITE, (0.6, 1.2))
+    if draw.rng.random() < 0.6:
+        colour = draw.rng.choice(((200, 110, 80), (110, 150, 210), (190, 160, 110)))
+        draw.ellipse(draw.rng.choice((0.1, 0.9)), draw.rng.choice((0.12, 0.88)), 0.11, 0.11, colour)
 
 
-def sea(d: Drawing) -> None:
+def sea(draw: ScaledDraw) -> None:
     """Underwater: blue gradient, bubbles, sand."""
-    d.gradient((60, 170, 214), (14, 74, 140))
-    d.ground(d.shade((190, 178, 128)), 0.14)
-    d.dots(d.rng.randint(7, 12), (170, 222, 244), (1.2, 2.4), (0.05, 0.85))
+    draw.gradient((60, 170, 214), (14, 74, 140))
+    draw.ground(draw.shade((190, 178, 128)), 0.14)
+    draw.dots(draw.rng.randint(7, 12), (170, 222, 244), (1.2, 2.4), (0.05, 0.85))
 
 
-def city(d: Drawing) -> None:
+def city(draw: ScaledDraw) -> None:
     """A row of houses with windows, a street."""
-    d.gradient((150, 200, 236), (214, 232, 242))
-    for x, width, top in d.row((0.16, 0.24), (0.22, 0.5)):
-        d.rectangle(x, top, x + width, 1, d.one_of((150, 120, 120), (120, 134, 160), (176, 150, 120), (130, 140, 140)))
+    draw.gradient((150, 200, 236), (214, 232, 242))
+    for x, width, top in draw.row((0.16, 0.24), (0.22, 0.5)):
+        wall = draw.rng.choice(((150, 120, 120), (120, 134, 160), (176, 150, 120), (130, 140, 140)))
+        draw.rectangle(x, top, x + width, 1, wall)
         for row in range(3):
             for column in range(2):
                 left, upper = x + width * (0.2 + 0.4 * column), top + 0.05 + 0.1 * row
-                d.rectangle(left, upper, left + 0.04, upper + 0.04, (250, 232, 160))
-    d.rectangle(0, 0.78, 1, 1, d.shade((96, 98, 104)))
+                draw.rectangle(left, upper, left + 0.04, upper + 0.04, (250, 232, 160))
+    draw.rectangle(0, 0.78, 1, 1, draw.shade((96, 98, 104)))
 
 
-def forest(d: Drawing) -> None:
+def forest(draw: ScaledDraw) -> None:
     """Dark trees behind a green ground."""
-    d.gradient((150, 200, 170), (96, 150, 110))
-    x = d.rng.uniform(-0.05, 0.05)
+    draw.gradient((150, 200, 170), (96, 150, 110))
+    x = draw.rng.uniform(-0.05, 0.05)
     while x < 1.05:
-        top, half = d.rng.uniform(0.05, 0.25), d.rng.uniform(0.09, 0.13)
-        d.rectangle(x - half * 0.2, 0.5, x + half * 0.2, 0.75, (96, 66, 44))
-        d.polygon(d.shade((36, 96, 60), 14), (x, top), (x - half, 0.64), (x + half, 0.64))
-        x += d.rng.uniform(0.14, 0.2)
-    d.ground(d.shade((74, 128, 62)), 0.34)
+        top, half = draw.rng.uniform(0.05, 0.25), draw.rng.uniform(0.09, 0.13)
+        draw.rectangle(x - half * 0.2, 0.5, x + half * 0.2, 0.75, (96, 66, 44))
+        draw.polygon(draw.shade((36, 96, 60), 14), (x, top), (x - half, 0.64), (x + half, 0.64))
+        x += draw.rng.uniform(0.14, 0.2)
+    draw.ground(draw.shade((74, 128, 62)), 0.34)
 
 
-def rain(d: Drawing) -> None:
+def rain(draw: ScaledDraw) -> None:
     """Grey with slanted drops and a wet ground."""
-    d.gradient((96, 108, 124), (150, 162, 174))
-    d.clouds(3, (78, 86, 100))
-    d.ground(d.shade((88, 100, 108)), 0.26)
-    for _ in range(d.rng.randint(20, 28)):
-        x, y = d.rng.uniform(0, 1), d.rng.uniform(0, 1)
-        d.line(x, y, x - 0.025, y + 0.08, (206, 226, 244), 1 / 90)
+    draw.gradient((96, 108, 124), (150, 162, 174))
+    draw.clouds(3, (78, 86, 100))
+    draw.ground(draw.shade((88, 100, 108)), 0.26)
+    for _ in range(draw.rng.randint(20, 28)):
+        x, y = draw.rng.uniform(0, 1), draw.rng.uniform(0, 1)
+        draw.line(x, y, x - 0.025, y + 0.08, (206, 226, 244), 1 / 90)
 
 
-def mountains(d: Drawing) -> None:
+def mountains(draw: ScaledDraw) -> None:
     """Grey peaks with white tops behind green hills."""
-    d.gradient((130, 190, 240), (214, 234, 248))
+    draw.gradient((130, 190, 240), (214, 234, 248))
     for start in (0.0, 0.42, 0.78):
-        x, top = start + d.rng.uniform(0, 0.2), d.rng.uniform(0.1, 0.28)
+        x, top = start + draw.rng.uniform(0, 0.2), draw.rng.uniform(0.1, 0.28)
         half, foot, cap = 0.42, 0.75, 0.24
-        d.polygon(d.shade((122, 130, 148)), (x, top), (x - half, foot), (x + half, foot))
+        draw.polygon(draw.shade((122, 130, 148)), (x, top), (x - half, foot), (x + half, foot))
         edge = top + (foot - top) * cap
-        d.polygon((248, 250, 252), (x, top), (x - half * cap, edge), (x + half * cap, edge))
-    d.ground(d.shade((104, 160, 88)), 0.32)
+        draw.polygon((248, 250, 252), (x, top), (x - half * cap, edge), (x + half * cap, edge))
+    draw.ground(draw.shade((104, 160, 88)), 0.32)
 
 
-def room(d: Drawing) -> None:
+def room(draw: ScaledDraw) -> None:
     """A wall with a window, a wooden floor."""
-    d.fill(d.shade(d.one_of((238, 214, 186), (206, 222, 214), (226, 208, 226)), 5))
-    d.rectangle(0, 0.72, 1, 1, d.shade((170, 118, 74)))
-    d.rectangle(0, 0.70, 1, 0.73, (248, 244, 238))
-    left = d.rng.choice((0.06, 0.68))
-    d.rectangle(left, 0.08, left + 0.26, 0.38, (250, 248, 244))
+    draw.fill(draw.shade(draw.rng.choice(((238, 214, 186), (206, 222, 214), (226, 208, 226))), 5))
+    draw.rectangle(0, 0.72, 1, 1, draw.shade((170, 118, 74)))
+    draw.rectangle(0, 0.70, 1, 0.73, (248, 244, 238))
+    left = draw.rng.choice((0.06, 0.68))
+    draw.rectangle(left, 0.08, left + 0.26, 0.38, (250, 248, 244))
     for x in (left + 0.03, left + 0.14):
-        d.rectangle(x, 0.11, x + 0.09, 0.35, (150, 206, 244))
+        draw.rectangle(x, 0.11, x + 0.09, 0.35, (150, 206, 244))
 
 
-def sky(d: Drawing) -> None:
+def sky(draw: ScaledDraw) -> None:
     """Blue with white clouds above and below."""
-    d.gradient((84, 160, 236), (176, 220, 250))
-    d.clouds(2)
+    draw.gradient((84, 160, 236), (176, 220, 250))
+    draw.clouds(2)
     for _ in range(3):
-        d.ellipse(d.rng.uniform(0.0, 1.0), d.rng.uniform(0.84, 0.98), 0.17, 0.07, WHITE)
+        draw.ellipse(draw.rng.uniform(0.0, 1.0), draw.rng.uniform(0.84, 0.98), 0.17, 0.07, WHITE)
 
 
-def kitchen(d: Drawing) -> None:
+def kitchen(draw: ScaledDraw) -> None:
     """Tiled wall, cupboards, a worktop."""
-    d.fill(d.shade((236, 240, 236), 5))
-    tile, joint = 1 / d.rng.choice((9, 10, 11)), d.shade((206, 216, 214), 6)
+    draw.fill(draw.shade((236, 240, 236), 5))
+    tile, joint = 1 / draw.rng.choice((9, 10, 11)), draw.shade((206, 216, 214), 6)
     for index in range(12):
-        d.line(index * tile, 0, index * tile, 0.7, joint)
-        d.line(0, index * tile, 1, index * tile, joint)
-    cupboard = d.shade(d.one_of((92, 150, 158), (206, 140, 100), (120, 160, 116)))
-    dark = d.shade((70, 80, 90), 4)
+        draw.line(index * tile, 0, index * tile, 0.7, joint)
+        draw.line(0, index * tile, 1, index * tile, joint)
+    cupboard = draw.shade(draw.rng.choice(((92, 150, 158), (206, 140, 100), (120, 160, 116))))
+    dark = draw.shade((70, 80, 90), 4)
     for left in (0.02, 0.35, 0.68):
-        d.rectangle(left, 0, left + 0.3, 0.17, cupboard)
-        d.rectangle(left + 0.13, 0.13, left + 0.17, 0.145, dark)
-    d.rectangle(0, 0.7, 1, 0.76, d.shade((198, 158, 112)))
-    d.rectangle(0, 0.76, 1, 1, cupboard)
+        draw.rectangle(left, 0, left + 0.3, 0.17, cupboard)
+        draw.rectangle(left + 0.13, 0.13, left + 0.17, 0.145, dark)
+    draw.rectangle(0, 0.7, 1, 0.76, draw.shade((198, 158, 112)))
+    draw.rectangle(0, 0.76, 1, 1, cupboard)
     for left in (0.33, 0.66):
-        d.line(left, 0.76, left, 1, dark, 1 / 100)
+        draw.line(left, 0.76, left, 1, dark, 1 / 100)
 
 
-def bedroom(d: Drawing) -> None:
+def bedroom(draw: ScaledDraw) -> None:
     """A pastel wall with a picture, a bed with a blanket."""
-    d.fill(d.shade(d.one_of((214, 206, 234), (204, 222, 238), (240, 216, 218)), 5))
-    left = d.rng.choice((0.1, 0.66))
-    d.rectangle(left, 0.08, left + 0.24, 0.26, (250, 248, 240))
-    d.rectangle(left + 0.02, 0.1, left + 0.22, 0.24, d.shade((150, 190, 170), 20))
-    d.rectangle(0.02, 0.46, 0.98, 0.8, (150, 104, 74), radius=0.05)
+    draw.fill(draw.shade(draw.rng.choice(((214, 206, 234), (204, 222, 238), (240, 216, 218))), 5))
+    left = draw.rng.choice((0.1, 0.66))
+    draw.rectangle(left, 0.08, left + 0.24, 0.26, (250, 248, 240))
+    draw.rectangle(left + 0.02, 0.1, left + 0.22, 0.24, draw.shade((150, 190, 170), 20))
+    draw.rectangle(0.02, 0.46, 0.98, 0.8, (150, 104, 74), radius=0.05)
     for left in (0.12, 0.56):
-        d.rectangle(left, 0.52, left + 0.32, 0.72, (250, 248, 246), radius=0.05)
-    blanket = d.shade(d.one_of((110, 140, 200), (200, 120, 140), (120, 170, 140)))
-    d.rectangle(0, 0.68, 1, 1.1, blanket, radius=0.06)
+        draw.rectangle(left, 0.52, left + 0.32, 0.72, (250, 248, 246), radius=0.05)
+    blanket = draw.shade(draw.rng.choice(((110, 140, 200), (200, 120, 140), (120, 170, 140))))
+    draw.rectangle(0, 0.68, 1, 1.1, blanket, radius=0.06)
 
 
-def library(d: Drawing) -> None:
+def library(draw: ScaledDraw) -> None:
     """Shelves full of books above a wooden floor."""
-    d.fill(d.shade((116, 76, 50), 6))
+    draw.fill(draw.shade((116, 76, 50), 6))
     books = ((170, 60, 56), (60, 100, 150), (80, 130, 84), (214, 170, 84), (120, 80, 140), (226, 214, 190))
     for row in range(4):
         x, bottom = 0.02, 0.19 + 0.19 * row
         while x < 0.97:
-            width, height = d.rng.uniform(0.03, 0.06), d.rng.uniform(0.1, 0.145)
-            d.rectangle(x, bottom - height, x + width * 0.9, bottom, d.shade(d.one_of(*books), 8))
+            width, height = draw.rng.uniform(0.03, 0.06), draw.rng.uniform(0.1, 0.145)
+            draw.rectangle(x, bottom - height, x + width * 0.9, bottom, draw.shade(draw.rng.choice(books), 8))
             x += width
-        d.rectangle(0, bottom, 1, bottom + 0.02, d.shade((150, 104, 68), 4))
-    d.rectangle(0, 0.8, 1, 1, d.shade((176, 126, 82)))
+        draw.rectangle(0, bottom, 1, bottom + 0.02, draw.shade((150, 104, 68), 4))
+    draw.rectangle(0, 0.8, 1, 1, draw.shade((176, 126, 82)))
 
 
-def stage(d: Drawing) -> None:
+def stage(draw: ScaledDraw) -> None:
     """Red curtains, a spotlight, a wooden floor."""
-    d.gradient((54, 22, 40), (96, 40, 56))
-    d.polygon(d.shade((150, 96, 96), 6), (0.46, 0), (0.54, 0), (0.86, 0.8), (0.14, 0.8))
-    d.rectangle(0, 0.76, 1, 1, d.shade((168, 116, 74)))
-    d.ellipse(0.5, 0.86, 0.38, 0.09, (226, 186, 132))
+    draw.gradient((54, 22, 40), (96, 40, 56))
+    draw.polygon(draw.shade((150, 96, 96), 6), (0.46, 0), (0.54, 0), (0.86, 0.8), (0.14, 0.8))
+    draw.rectangle(0, 0.76, 1, 1, draw.shade((168, 116, 74)))
+    draw.ellipse(0.5, 0.86, 0.38, 0.09, (226, 186, 132))
     for x in (0.03, 0.09, 0.15, 0.97, 0.91, 0.85):
-        d.ellipse(x, 0.36, 0.05, 0.5, d.shade((178, 34, 44), 14))
-    d.rectangle(0, 0, 1, 0.07, d.shade((150, 26, 38), 6))
+        draw.ellipse(x, 0.36, 0.05, 0.5, draw.shade((178, 34, 44), 14))
+    draw.rectangle(0, 0, 1, 0.07, draw.shade((150, 26, 38), 6))
 
 
-def street(d: Drawing) -> None:
+def street(draw: ScaledDraw) -> None:
     """A street at night: dark houses with lit windows, a lamp."""
-    d.gradient((22, 26, 62), (58, 54, 100))
-    for x, width, top in d.row((0.18, 0.26), (0.16, 0.4)):
-        d.rectangle(x, top, x + width, 1, d.shade((42, 44, 72), 8))
+    draw.gradient((22, 26, 62), (58, 54, 100))
+    for x, width, top in draw.row((0.18, 0.26), (0.16, 0.4)):
+        draw.rectangle(x, top, x + width, 1, draw.shade((42, 44, 72), 8))
         for row in range(4):
             for column in range(2):
                 left, upper = x + width * (0.2 + 0.4 * column), top + 0.05 + 0.11 * row
-                light = (252, 214, 120) if d.rng.random() < 0.6 else (64, 66, 96)
-                d.rectangle(left, upper, left + 0.045, upper + 0.055, light)
-    d.rectangle(0, 0.78, 1, 1, d.shade((58, 58, 74), 5))
-    post = d.rng.choice((0.1, 0.9))
-    d.line(post, 0.3, post, 0.82, (24, 24, 34), 1 / 50)
-    d.ellipse(post, 0.28, 0.05, 0.05, (255, 236, 170))
+                light = (252, 214, 120) if draw.rng.random() < 0.6 else (64, 66, 96)
+                draw.rectangle(left, upper, left + 0.045, upper + 0.055, light)
+    draw.rectangle(0, 0.78, 1, 1, draw.shade((58, 58, 74), 5))
+    post = draw.rng.choice((0.1, 0.9))
+    draw.line(post, 0.3, post, 0.82, (24, 24, 34), 1 / 50)
+    draw.ellipse(post, 0.28, 0.05, 0.05, (255, 236, 170))
 
 
-def farm(d: Drawing) -> None:
+def farm(draw: ScaledDraw) -> None:
     """A red barn, a fence, fields."""
-    d.gradient((126, 196, 244), (208, 236, 250))
-    d.clouds(d.rng.randint(0, 2))
-    d.ground(d.shade((196, 190, 92)), 0.46)
-    x, white = d.rng.choice((0.02, 0.66)), (244, 240, 232)
-    barn = d.shade((188, 62, 52))
-    d.rectangle(x, 0.32, x + 0.32, 0.62, barn)
-    d.polygon(d.shade((110, 70, 62), 6), (x - 0.03, 0.32), (x + 0.16, 0.16), (x + 0.35, 0.32))
-    d.rectangle(x + 0.1, 0.42, x + 0.22, 0.62, (246, 240, 230))
-    d.rectangle(x + 0.115, 0.435, x + 0.205, 0.62, barn)
-    d.ground(d.shade((124, 184, 84)), 0.36)
+    draw.gradient((126, 196, 244), (208, 236, 250))
+    draw.clouds(draw.rng.randint(0, 2))
+    draw.ground(draw.shade((196, 190, 92)), 0.46)
+    x, white = draw.rng.choice((0.02, 0.66)), (244, 240, 232)
+    barn = draw.shade((188, 62, 52))
+    draw.rectangle(x, 0.32, x + 0.32, 0.62, barn)
+    draw.polygon(draw.shade((110, 70, 62), 6), (x - 0.03, 0.32), (x + 0.16, 0.16), (x + 0.35, 0.32))
+    draw.rectangle(x + 0.1, 0.42, x + 0.22, 0.62, (246, 240, 230))
+    draw.rectangle(x + 0.115, 0.435, x + 0.205, 0.62, barn)
+    draw.ground(draw.shade((124, 184, 84)), 0.36)
     for top in (0.66, 0.71):
-        d.rectangle(0, top, 1, top + 0.018, white)
+        draw.rectangle(0, top, 1, top + 0.018, white)
     for post in range(7):
         left = 0.03 + 0.155 * post
-        d.rectangle(left, 0.62, left + 0.025, 0.77, white)
+        draw.rectangle(left, 0.62, left + 0.025, 0.77, white)
 
 
-def lake(d: Drawing) -> None:
+def lake(draw: ScaledDraw) -> None:
     """Hills behind calm water, reeds at the shore."""
-    d.gradient((150, 206, 246), (222, 240, 250))
-    d.clouds(d.rng.randint(0, 2))
+    draw.gradient((150, 206, 246), (222, 240, 250))
+    draw.clouds(draw.rng.randint(0, 2))
     for x in (0.1, 0.5, 0.9):
-        d.ellipse(x + d.rng.uniform(-0.1, 0.1), 0.5, 0.36, d.rng.uniform(0.12, 0.2), d.shade((92, 150, 104)))
-    d.rectangle(0, 0.48, 1, 1, d.shade((74, 146, 196)))
-    for _ in range(d.rng.randint(6, 10)):
-        d.ellipse(d.rng.uniform(0, 1), d.rng.uniform(0.52, 0.74), d.rng.uniform(0.05, 0.12), 0.008, (150, 204, 232))
-    d.ground(d.shade((126, 176, 92)), 0.24)
-    edge = d.rng.choice((0.02, 0.8))
+        centre, height = x + draw.rng.uniform(-0.1, 0.1), draw.rng.uniform(0.12, 0.2)
+        draw.ellipse(centre, 0.5, 0.36, height, draw.shade((92, 150, 104)))
+    draw.rectangle(0, 0.48, 1, 1, draw.shade((74, 146, 196)))
+    for _ in range(draw.rng.randint(6, 10)):
+        x, y, width = draw.rng.uniform(0, 1), draw.rng.uniform(0.52, 0.74), draw.rng.uniform(0.05, 0.12)
+        draw.ellipse(x, y, width, 0.008, (150, 204, 232))
+    draw.ground(draw.shade((126, 176, 92)), 0.24)
+    edge = draw.rng.choice((0.02, 0.8))
     for reed in range(6):
         x = edge + 0.03 * reed
-        d.line(x, 0.82, x, 0.6 + 0.04 * (reed % 3), (70, 120, 60), 1 / 80)
+        draw.line(x, 0.82, x, 0.6 + 0.04 * (reed % 3), (70, 120, 60), 1 / 80)
 
 
-def cave(d: Drawing) -> None:
+def cave(draw: ScaledDraw) -> None:
     """Dark rock with a bright opening and stalactites."""
-    d.gradient((58, 50, 62), (92, 80, 84))
-    x = d.rng.uniform(0.3, 0.7)
+    draw.gradient((58, 50, 62), (92, 80, 84))
+    x = draw.rng.uniform(0.3, 0.7)
     for radius, colour in ((0.34, (120, 110, 120)), (0.27, (170, 190, 206)), (0.2, (214, 234, 244))):
-        d.ellipse(x, 0.4, radius, radius * 1.05, colour)
+        draw.ellipse(x, 0.4, radius, radius * 1.05, colour)
     left = -0.02
     while left < 1:
-        width, length = d.rng.uniform(0.06, 0.12), d.rng.uniform(0.08, 0.26)
-        d.polygon(d.shade((48, 42, 54), 6), (left, 0), (left + width, 0), (left + width / 2, length))
+        width, length = draw.rng.uniform(0.06, 0.12), draw.rng.uniform(0.08, 0.26)
+        draw.polygon(draw.shade((48, 42, 54), 6), (left, 0), (left + width, 0), (left + width / 2, length))
         left += width
-    d.ground(d.shade((84, 74, 80), 6), 0.34)
+    draw.ground(draw.shade((84, 74, 80), 6), 0.34)
 
 
-def hall(d: Drawing) -> None:
+def hall(draw: ScaledDraw) -> None:
     """A castle hall: stone walls, arched windows, banners, a carpet."""
-    d.fill(d.shade((168, 162, 156), 6))
+    draw.fill(draw.shade((168, 162, 156), 6))
     joint = (146, 140, 136)
     for row in range(9):
         y = row * 0.085
-        d.line(0, y, 1, y, joint)
+        draw.line(0, y, 1, y, joint)
         for column in range(6):
             x = (column + 0.5 * (row % 2)) * 0.2
-            d.line(x, y, x, y + 0.085, joint)
-    light = d.shade((196, 226, 244), 6)
+            draw.line(x, y, x, y + 0.085, joint)
+    light = draw.shade((196, 226, 244), 6)
     for x in (0.16, 0.5, 0.84):
-        d.rectangle(x - 0.07, 0.18, x + 0.07, 0.42, light)
-        d.ellipse(x, 0.18, 0.07, 0.08, light)
-    banner = d.shade(d.one_of((178, 40, 50), (60, 80, 160), (70, 120, 80)), 8)
+        draw.rectangle(x - 0.07, 0.18, x + 0.07, 0.42, light)
+        draw.ellipse(x, 0.18, 0.07, 0.08, light)
+    banner = draw.shade(draw.rng.choice(((178, 40, 50), (60, 80, 160), (70, 120, 80))), 8)
     for x in (0.33, 0.67):
-        d.polygon(banner, (x - 0.05, 0.08), (x + 0.05, 0.08), (x + 0.05, 0.44), (x, 0.5), (x - 0.05, 0.44))
-    d.rectangle(0, 0.72, 1, 1, d.shade((132, 116, 108), 6))
-    d.polygon(d.shade((170, 44, 50), 8), (0.36, 0.72), (0.64, 0.72), (0.86, 1), (0.14, 1))
+        draw.polygon(banner, (x - 0.05, 0.08), (x + 0.05, 0.08), (x + 0.05, 0.44), (x, 0.5), (x - 0.05, 0.44))
+    draw.rectangle(0, 0.72, 1, 1, draw.shade((132, 116, 108), 6))
+    draw.polygon(draw.shade((170, 44, 50), 8), (0.36, 0.72), (0.64, 0.72), (0.86, 1), (0.14, 1))
 
 
-def rooftop(d: Drawing) -> None:
+def rooftop(draw: ScaledDraw) -> None:
     """A flat roof with a railing above a skyline in the evening."""
-    d.gradient(*d.rng.choice((((250, 176, 130), (255, 226, 180)), ((130, 190, 240), (220, 236, 246)))))
-    for x, width, top in d.row((0.07, 0.14), (0.26, 0.56), start=0.05):
-        d.rectangle(x, top, x + width, 1, d.shade((132, 136, 166), 14))
+    draw.gradient(*draw.rng.choice((((250, 176, 130), (255, 226, 180)), ((130, 190, 240), (220, 236, 246)))))
+    for x, width, top in draw.row((0.07, 0.14), (0.26, 0.56), start=0.05):
+        draw.rectangle(x, top, x + width, 1, draw.shade((132, 136, 166), 14))
     railing = (84, 84, 96)
-    d.rectangle(0, 0.74, 1, 1, d.shade((186, 160, 146)))
-    d.rectangle(0, 0.58, 1, 0.6, railing)
+    draw.rectangle(0, 0.74, 1, 1, draw.shade((186, 160, 146)))
+    draw.rectangle(0, 0.58, 1, 0.6, railing)
     for post in range(11):
         left = 0.01 + 0.1 * post
-        d.line(left, 0.58, left, 0.76, railing, 1 / 90)
+        draw.line(left, 0.58, left, 0.76, railing, 1 / 90)
 
 
-PLACES: dict[str, Callable[[Drawing], None]] = {
+PLACES: dict[str, Callable[[ScaledDraw], None]] = {
     place.__name__: place
     for place in (
         *(snow, beach, meadow, desert, night, sunset, space, sea, city, forest, rain, mountains, room, sky),
@@ -408,12 +407,12 @@ BACKGROUNDS = (*PLACES, *COLOURS)
 
 def render_background(name: str, size: int, rng: Random) -> Image.Image:
     """An RGB image of the place or plain colour; antialiased by 2x supersampling."""
-    drawing = Drawing(2 * size, rng)
+    draw = ScaledDraw(2 * size, rng)
     if name in COLOURS:
-        drawing.fill(drawing.shade(COLOURS[name], 8))
+        draw.fill(draw.shade(COLOURS[name], 8))
     else:
-        PLACES[name](drawing)
-    return drawing.image.reduce(2)
+        PLACES[name](draw)
+    return draw.image.reduce(2)
 
 
 def relight(image: np.ndarray, name: str, hour: float) -> np.ndarray:

@@ -163,7 +163,7 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
         cache.add(config.new_scenes_per_step)
         latents, words, drawings, layouts, lights = cache.sample(config.unet_batch_size)
         latents, context = latents.to(device), embeddings(words, drawings).to(device)
-        noise = noise_of(lights, latents.shape[1]).to(device)
+        noise = sample_noise(lights, latents.shape[1]).to(device)
         timesteps = sample_timesteps(len(latents), scheduler).to(device)
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         output = unet(noisy, timesteps, context).sample
@@ -177,7 +177,7 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
     average.save_pretrained(work / "unet")
 
 
-def noise_of(lights: torch.Tensor, channels: int) -> torch.Tensor:
+def sample_noise(lights: torch.Tensor, channels: int) -> torch.Tensor:
     """Normal noise [n, channels, 16, 16] whose first channel, the brightness, has a mean that tells the light.
 
     Few steps from independent noise give all images the mean light; so the seed decides it at the first step.
