@@ -10,7 +10,7 @@ from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS
 from canvas.training.config import TrainingConfig
 from canvas.training.scenes import LAYOUTS, Scene, SceneSampler, render_backgrounds
-from canvas.training.time_budget import TimeBudget, TrainingLoop
+from canvas.training.time_budget import TimeBudget, TrainingLoop, save_atomically
 
 NUM_BLOCKS = 3
 LEARNING_RATE = 2e-3
@@ -109,7 +109,7 @@ def train_classifier(sprites: SpriteSet, config: TrainingConfig, work: Path, bud
         loss = classifier_loss(model(augment(pixels, generator)), scenes)
         loop.update(loss, min(1.0, (step + 1) / 50) * max(0.002, 1 - loop.progress), max_norm=None)
     weights = {name: weight.half() for name, weight in model.state_dict().items()}
-    torch.save({"model": weights, **size}, work / "classifier.pt")
+    save_atomically({"model": weights, **size}, work / "classifier.pt")
 
 
 def load_classifier(work: Path, num_concepts: int) -> SceneClassifier:

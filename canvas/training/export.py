@@ -21,6 +21,7 @@ from canvas.training.text_encoder import WORD_TOKENS, compress_weights
 
 logger = logging.getLogger(__name__)
 CARD_TEMPLATE = Path(__file__).with_name("card.md")
+COUNTS = ("num_one", "num_pair", "num_trio", "num_fidelity", "num_synonyms")  # of prompts, in the metrics
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
@@ -115,10 +116,10 @@ def write_card(work: Path, target: Path, sprites: SpriteSet) -> None:
         "metrics": metrics_table(metrics),
         "diversity": f"{metrics.get('diversity_percent', 0):.1f}",
         "num_inference_steps": str(NUM_INFERENCE_STEPS),
-        **{name: str(value) for name, value in metrics.items() if name.startswith("num_")},
+        **{name: str(metrics.get(name, 0)) for name in COUNTS},
         "load_seconds": f"{metrics.get('load_seconds', 0):.1f}",
         "seconds_per_image": f"{metrics.get('seconds_per_image', 0):.2f}",
         "training": training.read_text().strip() if training.exists() else "Not recorded.",
     }
-    card = re.sub(r"\{\{(\w+)\}\}", lambda match: values.get(match[1], "0"), CARD_TEMPLATE.read_text())
+    card = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], CARD_TEMPLATE.read_text())
     (target / "README.md").write_text(card)

@@ -47,6 +47,12 @@ class TimeBudget:
         return self.progress >= 1 or (self.stop_after is not None and run > 60 * self.stop_after)
 
 
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """`torch.save`, of which an interruption leaves no half file."""
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
 class TrainingLoop:
     """The frame of a training: its steps, learning rate, reports and the checkpoint from which it resumes."""
 
@@ -57,7 +63,8 @@ class TrainingLoop:
         self._parts = {"model": model, "optimizer": optimizer, **parts}
         self._parameters, self._optimizer = list(model.parameters()), optimizer
         self._learning_rate = optimizer.param_groups[0]["lr"]
-        self._losses: dict[str, torch.Tensor] = {}  # moving averages
+        self._losses: dict[str, torch.Tensor] = {}  # moving averages; the first values count equally
+        self._num_updates = 0
         self.step, self._elapsed = 0, 0.0
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -82,13 +89,9 @@ class TrainingLoop:
             if done or time.monotonic() - reported >= REPORT_INTERVAL:
                 losses = ", ".join(f"{name} {float(mean):.4f}" for name, mean in self._losses.items())
                 logger.info("%s %.0f%% step %d: %s", self._checkpoint.stem, 100 * self.progress, self.step, losses)
-                self._save()
+                state = {name: part.state_dict() for name, part in self._parts.items()}
+                save_atomically({**state, "step": self.step, "elapsed": self._budget.elapsed}, self._checkpoint)
                 reported = time.monotonic()
-
-    def _save(self) -> None:
-        state = {name: part.state_dict() for name, part in self._parts.items()}
-        with atomic_write(self._checkpoint) as file:
-            torch.save({**state, "step": self.step, "elapsed": self._budget.elapsed}, file)
 
     def update(
         self, total_loss: torch.Tensor, lr_factor: float, max_norm: float | None = 1.0, **losses: torch.Tensor
@@ -104,6 +107,7 @@ class TrainingLoop:
         if max_norm:
             nn.utils.clip_grad_norm_(self._parameters, max_norm)
         self._optimizer.step()
+        self._num_updates += 1
         for name, value in (losses or {"loss": total_loss}).items():
             mean = self._losses.get(name, value).detach()
-            self._losses[name] = mean.lerp(value.detach(), 0.01)
+            self._losses[name] = mean.lerp(value.detach(), max(0.01, 1 / self._num_updates))

@@ -355,8 +355,7 @@ class TableBuilder:
     def plurals(self, words: Iterable[str]) -> dict[str, str]:
         """Irregular plurals of known words, from words.toml."""
         known = {*words, *self._own}
-        pairs = (pair.split(" ") for pair in self.source["plurals"][ENGLISH].split(", "))
-        return {many: one for many, one in pairs if one in known}
+        return {many: one for one, many in captions.IRREGULAR_PLURALS.items() if one in known}
 
     # Other languages
 
