@@ -24,7 +24,7 @@ from canvas.training.decoder import train_decoder
 from canvas.training.denoiser import scene_drawings, scene_words, train_denoiser
 from canvas.training.evaluate import EvalCounts, Sampler, covered_psnr, covered_ssim, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
-from canvas.training.latents import LatentBasis
+from canvas.training.latents import LatentBasis, to_patches
 from canvas.training.scenes import BOXES, LAYOUTS, SceneSampler, render_backgrounds
 from canvas.training.stages import Options, stage_latents, stage_text
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
@@ -144,6 +144,14 @@ def test_encoder_computes_the_principal_components(trained: Path, scenes: SceneS
         latents = vae.encode(pixels).latents
     expected = LatentBasis.load(trained).encode(pixels)
     assert (latents - expected).square().sum() < 1e-3 * expected.square().sum()
+
+
+def test_all_components_hold_the_image(scenes: SceneSampler) -> None:
+    pixels = scenes.images([scenes.sample() for _ in range(8)])
+    patches = to_patches(pixels)
+    basis = LatentBasis.fit(patches, channels=768)
+    values = basis.encode(pixels).permute(0, 2, 3, 1).reshape(-1, 768) / basis.gain
+    assert (values @ basis.components.T + basis.mean - patches).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
