@@ -29,7 +29,7 @@ from canvas.engine.optimizations import malloc
 from canvas.engine.optimizations.deepcache import CACHE_BRANCH_DEPTH, UNetForward
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.engine.prompts import enhance_negative_prompt, enhance_prompt
-from canvas.engine.unet_hooks import build_scheduler
+from canvas.engine.step_callback import build_scheduler
 from canvas.models.download import LocalModel
 from canvas.request import GenerationRequest
 

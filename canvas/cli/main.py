@@ -149,8 +149,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option, as typer requir
     data_dir: DataDir = None,
 ) -> None:
     """Start the web app and its APIs; stop with Ctrl+C."""
-    from canvas.server.launch import launch
-    from canvas.server.shutdown import block_until_stopped, exit_on_signals
+    from canvas.server.launch import block_until_stopped, exit_on_signals, launch
     from canvas.studio import Studio
 
     flags = {"share": share or None, "public": public or None, "insecure": insecure or None}

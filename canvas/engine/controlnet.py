@@ -20,12 +20,12 @@ from canvas.engine.control_detectors import as_control_image
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.img2img import PreparedEdit
 from canvas.engine.masks import WorkArea
-from canvas.engine.model_effects import capabilities_of
 from canvas.engine.optimizations.deepcache import CONTROLLED
 from canvas.engine.quantization import FROM_PRETRAINED_LOCK
 from canvas.errors import InvalidInput, LazyMessage, ModelCorrupted
 from canvas.guidance import ControlImage
 from canvas.models import controlnets
+from canvas.models.capabilities import capabilities_of
 from canvas.request import GenerationRequest
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from canvas.engine.device import Device
 from canvas.engine.img2img import InputImages, PreparedEdit, check_task_supported, prepare_inputs
 from canvas.engine.loader import plan_note
 from canvas.engine.masks import Size, whole_area
-from canvas.engine.model_effects import applied_request, capabilities_of
 from canvas.engine.multidiffusion import is_tiled
 from canvas.engine.openvino.engine import engine_name, engine_note, use_preset
 from canvas.engine.optimizations import deepcache, malloc
@@ -34,10 +33,10 @@ from canvas.engine.prompts import (
     without_weights,
 )
 from canvas.engine.references import NO_REFERENCES, ReferenceInput, References
-from canvas.engine.step_callback import StepCallback, called_on_each_step
+from canvas.engine.step_callback import StepCallback, UNetHooks, called_on_each_step, temporary_scheduler
 from canvas.engine.textual_inversion import AppliedEmbeddings, Embedding
-from canvas.engine.unet_hooks import UNetHooks, temporary_scheduler
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
+from canvas.models.capabilities import applied_request, capabilities_of
 from canvas.models.loras import Lora
 from canvas.presets import PRESETS
 from canvas.prompt_syntax import LoraWeight, weights_note

@@ -13,8 +13,8 @@ from PIL import Image
 from canvas.catalog import ModelSpec
 from canvas.engine import masks
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
-from canvas.engine.model_effects import capabilities_of
 from canvas.errors import InvalidInput, LazyMessage
+from canvas.models.capabilities import capabilities_of
 from canvas.request import MAX_EDIT_SIDE, MIN_EDIT_SIDE, GenerationRequest
 
 if TYPE_CHECKING:

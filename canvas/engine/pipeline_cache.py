@@ -15,10 +15,10 @@ from canvas.engine import loader, memory_plan, system_info
 from canvas.engine.controlnet import load_controlnet
 from canvas.engine.device import Device
 from canvas.engine.memory_plan import BYTES_PER_PIXEL, MemoryPlan, memory_of
-from canvas.engine.model_effects import capabilities_of, check_task
 from canvas.engine.openvino.engine import OpenVinoEngine, add_note, engine_name
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, OutOfMemory
 from canvas.models import addons, controlnets
+from canvas.models.capabilities import capabilities_of, check_task
 from canvas.models.download import LocalModel
 from canvas.models.hub_client import Hub
 from canvas.presets import distilled_lora, tiny_decoder, uses_distilled_lora

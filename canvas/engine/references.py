@@ -13,11 +13,11 @@ from PIL import Image
 
 from canvas.engine import loader, system_info
 from canvas.engine.image_io import flatten_alpha
-from canvas.engine.model_effects import capabilities_of
 from canvas.engine.quantization import FROM_PRETRAINED_LOCK
 from canvas.errors import InvalidInput, LazyMessage, ModelCorrupted
 from canvas.guidance import ReferenceImage
 from canvas.models import ip_adapters
+from canvas.models.capabilities import capabilities_of
 
 log = logging.getLogger(__name__)
 XL_CHANNELS = (320, 640, 1280)

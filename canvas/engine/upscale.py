@@ -21,13 +21,13 @@ from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.masks import whole_area
-from canvas.engine.model_effects import capabilities_of
 from canvas.engine.multidiffusion import tile_count, tiled_pipeline
 from canvas.engine.openvino.engine import engine_name
 from canvas.engine.optimizations import deepcache
 from canvas.engine.references import NO_REFERENCES, References
 from canvas.engine.step_callback import raise_if_cancelled
 from canvas.errors import InvalidInput, LazyMessage, ModelUnavailable
+from canvas.models.capabilities import capabilities_of
 from canvas.presets import PRESETS
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate
 

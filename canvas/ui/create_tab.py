@@ -16,12 +16,18 @@ from canvas.request import LOCAL, RANDOM_SEED
 from canvas.studio import Studio
 from canvas.ui import result_panel
 from canvas.ui.events import bind, bind_select_model, current_owner, toast_html
-from canvas.ui.generation_form import GenerationForm, model_title, require_prompt
+from canvas.ui.generation_form import (
+    BackendPicker,
+    GenerationForm,
+    LoraPicker,
+    model_choices,
+    model_title,
+    require_prompt,
+)
 from canvas.ui.guidance_panel import GuidancePanel
 from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import error_text, gettext, translate_message
-from canvas.ui.image_actions import CHANGING_ACTIONS, OPENING_ACTIONS, ImageActions
-from canvas.ui.pickers import BackendPicker, LoraPicker, model_choices
+from canvas.ui.result_panel import CHANGING_ACTIONS, OPENING_ACTIONS, ImageActions
 
 if TYPE_CHECKING:
     from canvas.ui.edit_tab import EditTab

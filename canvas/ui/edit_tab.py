@@ -22,6 +22,8 @@ from canvas.ui.events import bind, bind_next, current_owner, show_errors
 from canvas.ui.generation_form import (
     ASPECT_RATIOS,
     Form,
+    LoraPicker,
+    model_choices,
     model_title,
     preset_options,
     require_prompt,
@@ -30,10 +32,17 @@ from canvas.ui.generation_form import (
 from canvas.ui.guidance_panel import GuidancePanel
 from canvas.ui.html_panel import error_line, image_url, panel, render, text_line
 from canvas.ui.i18n import gettext
-from canvas.ui.image_actions import EDIT_OPERATIONS, OPENING_ACTIONS, ImageActions, stored_images
 from canvas.ui.page_blocks import COPY_DRAWING, drawing_of
-from canvas.ui.pickers import LoraPicker, model_choices
-from canvas.ui.result_panel import preview_url, render_images, render_progress, render_recent
+from canvas.ui.result_panel import (
+    EDIT_OPERATIONS,
+    OPENING_ACTIONS,
+    ImageActions,
+    preview_url,
+    render_images,
+    render_progress,
+    render_recent,
+    stored_images,
+)
 
 if TYPE_CHECKING:
     from canvas.ui.create_tab import CreateTab

@@ -21,7 +21,7 @@ from canvas.ui.edit_tab import EditTab
 from canvas.ui.events import bind, current_owner, run_while_selected, toast_html
 from canvas.ui.html_panel import panel, render
 from canvas.ui.i18n import format_bytes, format_duration, gettext, ngettext
-from canvas.ui.image_actions import OPENING_ACTIONS, ImageActions
+from canvas.ui.result_panel import OPENING_ACTIONS, ImageActions
 
 PAGE_SIZE = 48  # images
 POLL_INTERVAL = 4.0  # seconds between checks for images that other programs made

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from mcp import types
 
-from canvas.api.mcp_tools import (
+from canvas.api.mcp import (
     image_reference,
     input_property,
     output_schema,

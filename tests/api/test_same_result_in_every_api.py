@@ -21,7 +21,7 @@ from canvas.api.a1111_bodies import ImageToImage
 from canvas.api.gradio_api import GenerateApi
 from canvas.api.openai_images import PARAM_NAMES, EditRequest
 from canvas.cli import main as cli
-from canvas.cli.options import OPTIONS
+from canvas.cli.generate import OPTIONS
 from canvas.guidance import ControlImage, ReferenceImage
 from canvas.image_formats import data_url
 from tests.api.test_notation import make_lora

@@ -561,7 +561,7 @@ def test_serve_prints_its_address_as_json(
         return SimpleNamespace(local_url="http://127.0.0.1:1/")
 
     monkeypatch.setattr("canvas.server.launch.launch", launch)
-    monkeypatch.setattr("canvas.server.shutdown.block_until_stopped", lambda page, studio: None)
+    monkeypatch.setattr("canvas.server.launch.block_until_stopped", lambda page, studio: None)
     assert run("serve", *flags) == 0
     assert options == [{"block": False, "quiet": is_json}]
     output = capfd.readouterr()

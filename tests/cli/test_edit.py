@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 
 from canvas import GenerationRequest, Studio
 from canvas.cli import main as cli
-from canvas.cli.options import OPTIONS
+from canvas.cli.generate import OPTIONS
 from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 from tests.app_server import serving

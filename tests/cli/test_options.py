@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from canvas.cli.generate import edit, generate, upscale
-from canvas.cli.options import request_fields
+from canvas.cli.generate import edit, generate, request_fields, upscale
 from canvas.errors import InvalidInput
 from canvas.request import GenerationRequest
 

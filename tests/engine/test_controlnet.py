@@ -20,8 +20,8 @@ from canvas.engine.device import Device
 from canvas.engine.generate import GenerationInputs
 from canvas.engine.img2img import pipeline_task
 from canvas.engine.pipeline_cache import PipelineCache
+from canvas.engine.step_callback import build_scheduler
 from canvas.engine.tasks import run_task
-from canvas.engine.unet_hooks import build_scheduler
 from canvas.engine.upscale import LoadedPipeline
 from canvas.errors import GenerationCancelled, InvalidInput, OutOfMemory
 from canvas.guidance import ControlImage

@@ -19,11 +19,10 @@ from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.img2img import pipeline_task
 from canvas.engine.lora_adapters import applied_loras
-from canvas.engine.model_effects import capabilities_of
 from canvas.engine.pipeline_cache import PipelineCache
 from canvas.errors import GenerationCancelled, GenerationFailed, InvalidInput
 from canvas.models import download
-from canvas.models.capabilities import adapt_spec, read_folder
+from canvas.models.capabilities import adapt_spec, capabilities_of, read_folder
 from canvas.models.hub_client import Hub
 from canvas.models.loras import read_lora
 from canvas.request import GeneratedImage, GenerationRequest, ProgressUpdate

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from canvas.catalog import MODELS
-from canvas.engine.model_effects import applied_request, check_task
 from canvas.errors import InvalidInput
+from canvas.models.capabilities import applied_request, check_task
 from canvas.request import GenerationRequest
 
 SPEC = replace(MODELS["starter"], guidance_scale=7.5, scheduler="Model default")

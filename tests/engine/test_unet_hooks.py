@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, UniPCMultistepScheduler
 
-from canvas.engine import unet_hooks
-from canvas.engine.unet_hooks import UNetHooks, build_scheduler, temporary_scheduler
+from canvas.engine import step_callback
+from canvas.engine.step_callback import UNetHooks, build_scheduler, temporary_scheduler
 from canvas.schedulers import MODEL_DEFAULT
 
 
@@ -51,7 +51,7 @@ def test_a_unet_of_16_bits_gets_and_gives_float32_outside(pipeline: Any) -> None
 def test_the_predicted_image_includes_the_guidance(
     pipeline: Any, monkeypatch: pytest.MonkeyPatch, guided: bool
 ) -> None:
-    monkeypatch.setattr(unet_hooks, "predict_original_sample", lambda *values: values)
+    monkeypatch.setattr(step_callback, "predict_original_sample", lambda *values: values)
     sample = torch.stack([torch.full((9, 2, 2), 1.0), torch.full((9, 2, 2), 5.0)][: 1 + guided])
     hooks = UNetHooks(pipeline)
     with hooks.attached():

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from canvas.errors import NotFound, StorageError
-from canvas.history.images import ImageRepository, ReconcileResult
+from canvas.history.images import TRASH_FOLDER, UNDO_SECONDS, ImageRepository, ReconcileResult, Trash
 from canvas.history.queries import Query
-from canvas.history.trash import TRASH_FOLDER, UNDO_SECONDS, Trash
 from canvas.request import GeneratedImage
 
 from .conftest import make_image

@@ -17,7 +17,7 @@ from mcp import ClientSession, McpError
 from canvas import GenerationRequest, Studio
 from canvas.history.api_keys import ApiKeyStore
 from canvas.jobs.job import Job
-from canvas.server.api_keys import ApiKeyMiddleware, key_from_headers
+from canvas.server.auth import ApiKeyMiddleware, key_from_headers
 from canvas.settings import Settings
 from tests.app_server import run_in_mcp_session, serving
 from tests.server.asgi import call, http_scope

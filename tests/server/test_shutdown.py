@@ -23,9 +23,8 @@ import pytest
 
 from canvas import GenerationRequest, Studio
 from canvas.errors import ServerStopping
-from canvas.server import shutdown
-from canvas.server.launch import listening_port
-from canvas.server.shutdown import close_page, exit_on_signals
+from canvas.server import launch
+from canvas.server.launch import close_page, exit_on_signals, listening_port
 from canvas.settings import Settings
 from tests.hub_server import Fault, LocalHub
 
@@ -159,7 +158,7 @@ def test_work_that_cannot_be_interrupted_is_ended(tmp_path: Path) -> None:
     """As loading a large model, or a database that another program locks."""
     program = (
         "import threading, time\n"
-        "from canvas.server.shutdown import exit_on_signals\n"
+        "from canvas.server.launch import exit_on_signals\n"
         "with exit_on_signals():\n"
         "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
         "    print('ready', flush=True)\n"
@@ -256,12 +255,12 @@ def test_a_page_closes_when_all_clients_have_their_answers(monkeypatch: pytest.M
         assert server.force_exit
         steps.append("closed")
 
-    monkeypatch.setattr(shutdown, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.seconds))
-    started = shutdown.ANSWER_SECONDS
+    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.seconds))
+    started = launch.ANSWER_SECONDS
     server = SimpleNamespace(should_exit=False, force_exit=False, thread=SimpleNamespace(is_alive=is_alive))
     app = SimpleNamespace(stop_event=SimpleNamespace(set=end_heartbeats))
     page: Any = SimpleNamespace(server=server, app=app, close=close)
     close_page(page)
     assert steps == ["heartbeats", "closed"]
     waited = clock.seconds - started
-    assert waited == pytest.approx(min(ends_after, shutdown.DRAIN_SECONDS), abs=0.1)
+    assert waited == pytest.approx(min(ends_after, launch.DRAIN_SECONDS), abs=0.1)

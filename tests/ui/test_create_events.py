@@ -16,7 +16,7 @@ from canvas.model_status import ModelStatus
 from canvas.request import LOCAL_OWNER
 from canvas.ui.create_tab import POLL_BUSY, POLL_IDLE, CreateTab
 from canvas.ui.edit_tab import EditTab
-from canvas.ui.image_actions import ImageActions
+from canvas.ui.result_panel import ImageActions
 from tests.app_server import save_image
 
 REQUEST = gr.Request()

@@ -14,7 +14,7 @@ from canvas.errors import NotFound
 from canvas.request import LOCAL_OWNER, MAX_SEED, GeneratedImage
 from canvas.ui.create_tab import CreateTab
 from canvas.ui.edit_tab import EditTab
-from canvas.ui.image_actions import NUM_VARIATIONS, ImageActions, stored_images, variations_of
+from canvas.ui.result_panel import NUM_VARIATIONS, ImageActions, stored_images, variations_of
 from tests.app_server import save_image
 
 LAST_START = MAX_SEED - NUM_VARIATIONS + 1  # the seeds from here on are just enough

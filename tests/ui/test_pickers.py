@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 
 from canvas import Studio
-from canvas.ui.pickers import LoraPicker, model_choices
+from canvas.ui.generation_form import LoraPicker, model_choices
 
 
 @pytest.fixture
