@@ -52,6 +52,31 @@ FILE: dict[str, Any] = {"type": "string"}
 FRACTION: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": 1}
 WEIGHT: dict[str, Any] = {"type": "number", "minimum": 0, "maximum": MAX_WEIGHT}
 GUIDING_FILE: dict[str, Any] = {**FILE, "description": "A URL, a data URL, or the address or id of one of your images."}
+IMAGE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer", "description": "The image_id of later calls."},
+        "url": {"type": "string", "description": "The file; also accepted as image."},
+        "prompt": {"type": "string"},
+        "seed": {"type": "integer"},
+        "width": {"type": "integer"},
+        "height": {"type": "integer"},
+        "notes": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["id", "url"],
+}
+OBJECTS: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
+# The key under which each tool's result is; structured content is always an object.
+RESULT_KEYS = {
+    **dict.fromkeys(("generate", "edit", "upscale", "image", "history"), "images"),
+    "models": "models",
+    "status": "jobs",
+    "cancel": "job",
+    "download_model": "job",
+}
+ImageUrl = Callable[[str], str]  # of the image with that file name
+MAX_MESSAGE = 300  # characters
+CREDENTIAL_HEADERS = ("authorization", "cookie")
 
 
 def _list_of(number: int, **properties: dict[str, Any]) -> dict[str, Any]:
@@ -78,29 +103,6 @@ KNOWN_SCHEMAS: dict[str, dict[str, Any]] = {
         MAX_REFERENCE_IMAGES, weight=WEIGHT, kind={"enum": list(REFERENCE_KINDS)}, model={"type": "string"}
     ),
 }
-IMAGE_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "integer", "description": "The image_id of later calls."},
-        "url": {"type": "string", "description": "The file; also accepted as image."},
-        "prompt": {"type": "string"},
-        "seed": {"type": "integer"},
-        "width": {"type": "integer"},
-        "height": {"type": "integer"},
-        "notes": {"type": "array", "items": {"type": "string"}},
-    },
-    "required": ["id", "url"],
-}
-OBJECTS: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
-# The key under which each tool's result is; structured content is always an object.
-RESULT_KEYS = {
-    **dict.fromkeys(("generate", "edit", "upscale", "image", "history"), "images"),
-    "models": "models",
-    "status": "jobs",
-    "cancel": "job",
-    "download_model": "job",
-}
-ImageUrl = Callable[[str], str]  # of the image with that file name
 
 
 @cache
@@ -189,10 +191,6 @@ def resource_of(image: GeneratedImage, types: Any) -> Any:
         mimeType=IMAGE_FORMATS[image.request.image_format].mime_type,
         size=image.file_size,
     )
-
-
-MAX_MESSAGE = 300  # characters
-CREDENTIAL_HEADERS = ("authorization", "cookie")
 
 
 def patch_mcp_server(page: Blocks, internal_token: str, studio: Studio) -> None:

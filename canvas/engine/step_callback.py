@@ -19,6 +19,13 @@ from canvas.schedulers import MODEL_DEFAULT, SCHEDULERS
 if TYPE_CHECKING:
     import torch
 
+PREVIEW_INTERVAL = 0.5  # seconds
+# No preview of an image that is finished sooner: it would slow down small models noticeably.
+PREVIEW_DELAY = 0.25  # seconds
+PREVIEW_SHARE = 0.02  # of the time at most
+# Until the first image is decoded, decoding is assumed to take as long as this many steps.
+DECODE_COST_IN_STEPS = 1.5
+
 
 class UNetHooks:
     """Keeps the latents in float32 outside a 16-bit UNet, and remembers its last prediction.
@@ -138,14 +145,6 @@ def build_scheduler(config: Any, name: str, num_inference_steps: int) -> Any:
     if name in ("LCM", "TCD"):  # they require at least as many original steps
         options["original_inference_steps"] = max(50, num_inference_steps)
     return getattr(diffusers, class_name).from_config(config, **options)
-
-
-PREVIEW_INTERVAL = 0.5  # seconds
-# No preview of an image that is finished sooner: it would slow down small models noticeably.
-PREVIEW_DELAY = 0.25  # seconds
-PREVIEW_SHARE = 0.02  # of the time at most
-# Until the first image is decoded, decoding is assumed to take as long as this many steps.
-DECODE_COST_IN_STEPS = 1.5
 
 
 def raise_if_cancelled(cancelled: threading.Event) -> None:

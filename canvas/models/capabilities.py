@@ -20,6 +20,7 @@ CONFIG_NAMES = ("config.json", "scheduler_config.json", "tokenizer_config.json")
 # Classes whose size in latents is a multiple of two, for packing or patches without a `patch_size`.
 PACKED_FAMILIES = {"flux", "flux2_klein", "qwen_image", "chroma", "z_image", "ovis_image", "krea2", "ernie_image"}
 Configs = Mapping[str, Mapping[str, Any]]  # by component
+ATTRIBUTE = "_capabilities"
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,6 @@ def _is_standard(family: Family, denoiser: Mapping[str, Any]) -> bool:
 def _vae_class(index: Mapping[str, Any]) -> str:
     origin = index.get("vae")
     return str(origin[1]) if isinstance(origin, list | tuple) and len(origin) == 2 else ""
-
-
-ATTRIBUTE = "_capabilities"
 
 
 def capabilities_of(pipeline: Any, name: str = "") -> Capabilities:

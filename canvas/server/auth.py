@@ -36,8 +36,13 @@ YEAR = 365 * 24 * 3600  # seconds
 MAX_FAILURES = 10_000  # accounts and addresses
 DEVICE_COOKIE = "magic_canvas_device"
 LOGIN_HINT = "After three failed attempts there is a delay, which doubles each time."
-
 Clock = Callable[[], float]  # seconds, monotonic
+_attempt: ContextVar[LoginAttempt] = ContextVar("_attempt")
+AttemptKey = tuple[bytes, str]  # digest of the user, client
+# Routes for programs only. Gradio's functions share their routes with the page, so they check
+# `api_allowed` themselves.
+OPENAI_PREFIX, A1111_PREFIXES = "/v1/", ("/sdapi/", "/controlnet/")
+API_PREFIXES = (OPENAI_PREFIX, *A1111_PREFIXES, "/metrics", "/gradio_api/mcp")
 
 
 class LoginAttempt(NamedTuple):
@@ -48,7 +53,6 @@ class LoginAttempt(NamedTuple):
 
 
 UNKNOWN_CLIENT = LoginAttempt("", from_page=False)
-_attempt: ContextVar[LoginAttempt] = ContextVar("_attempt")
 
 
 class Login:
@@ -71,9 +75,6 @@ class Login:
         if same_user & same_password:
             self.throttle.reset(key)
         return same_user & same_password
-
-
-AttemptKey = tuple[bytes, str]  # digest of the user, client
 
 
 class LoginThrottle:
@@ -235,12 +236,6 @@ def temporary_session(scope: Scope, user: str) -> Iterator[None]:
         yield
     finally:
         app.tokens.pop(token, None)
-
-
-# Routes for programs only. Gradio's functions share their routes with the page, so they check
-# `api_allowed` themselves.
-OPENAI_PREFIX, A1111_PREFIXES = "/v1/", ("/sdapi/", "/controlnet/")
-API_PREFIXES = (OPENAI_PREFIX, *A1111_PREFIXES, "/metrics", "/gradio_api/mcp")
 
 
 class ApiKeyMiddleware:

@@ -32,6 +32,26 @@ NUM_VARIATIONS = 4
 EDIT_OPERATIONS = MappingProxyType({"edit": "inpaint", "upscale": "upscale"})  # of the Edit tab, by action
 OPENING_ACTIONS = (*EDIT_OPERATIONS, "use_settings", "reuse_seed", "variations")
 CHANGING_ACTIONS = ("favourite", "delete", "undo")
+MAX_RECENT = 24  # images below the result
+MIN_SHOWN_SECONDS = 0.1
+PREVIEW_SIZE = 256  # pixels; previews are embedded in the HTML as data URLs
+MAX_PREVIEW_BLUR = 8  # CSS pixels, before the first step
+EXAMPLES = (  # of the built-in model, each good with eight seeds
+    "a fox in the snow",
+    "a rocket in space, flat",
+    "a wizard in a library",
+    "a sailboat at sunset, flat",
+    "a lion in the desert, sticker",
+    "an astronaut in space",
+)
+GENERAL_EXAMPLES = (  # of all other models
+    "a red fox in autumn leaves, wildlife photograph",
+    "a lighthouse on a cliff at sunset, oil painting",
+    "portrait of an old fisherman, soft window light",
+    "a cosy cabin in a snowy forest at night",
+    "a bowl of ramen on a wooden table, food photograph",
+    "an astronaut riding a horse, watercolour",
+)
 
 
 def variations_of(image: GeneratedImage) -> GenerationRequest:
@@ -98,28 +118,6 @@ class ImageActions:
             token, number = gallery.delete([int(event.image)])
             return render("undo.html", token=token, number=number)
         return ""
-
-
-MAX_RECENT = 24  # images below the result
-MIN_SHOWN_SECONDS = 0.1
-PREVIEW_SIZE = 256  # pixels; previews are embedded in the HTML as data URLs
-MAX_PREVIEW_BLUR = 8  # CSS pixels, before the first step
-EXAMPLES = (  # of the built-in model, each good with eight seeds
-    "a fox in the snow",
-    "a rocket in space, flat",
-    "a wizard in a library",
-    "a sailboat at sunset, flat",
-    "a lion in the desert, sticker",
-    "an astronaut in space",
-)
-GENERAL_EXAMPLES = (  # of all other models
-    "a red fox in autumn leaves, wildlife photograph",
-    "a lighthouse on a cliff at sunset, oil painting",
-    "portrait of an old fisherman, soft window light",
-    "a cosy cabin in a snowy forest at night",
-    "a bowl of ramen on a wooden table, food photograph",
-    "an astronaut riding a horse, watercolour",
-)
 
 
 def render_current(studio: Studio, owner: str, selected: int | None, model_key: str) -> str:
