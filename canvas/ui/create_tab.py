@@ -84,11 +84,14 @@ class CreateTab:
         self._enhanced_prompt = panel("enhanced-prompt")  # below the button, so that typing does not move it
 
     def _render_settings(self) -> None:
+        self._load_settings = gr.UploadButton(
+            "Load settings from an image", file_types=["image"], size="sm", elem_id="load-settings"
+        )
         self._backend_picker = BackendPicker(self._studio, self.form)
         self.form.render("style", "negative_prompt")
         with gr.Row(elem_classes="seed-row"):
             self.form.render("seed")
-            self._random_seed = gr.Button("🎲 Random", size="sm", scale=0, elem_id="random-seed")
+            self._random_seed = gr.Button("Random", size="sm", scale=0, elem_id="random-seed")
         self.form.render("num_inference_steps", "guidance_scale", "scheduler")
         with gr.Row():
             self.form.render("width", "height")
@@ -96,9 +99,6 @@ class CreateTab:
         self.form.render("image_format", "quality", "prompt_weighting", "watermark")
         self._lora_picker = LoraPicker(self._studio, "create")
         self.guidance = GuidancePanel(self._studio, "create")
-        self._load_settings = gr.UploadButton(
-            "Load settings from an image", file_types=["image"], size="sm", elem_id="load-settings"
-        )
         self._close_settings = gr.Button("Close", size="sm", elem_id="close-settings")
 
     def bind_events(self, page: gr.Blocks, tab: gr.Tab, edit: EditTab, tabs: gr.Tabs) -> None:

@@ -53,6 +53,8 @@ class GalleryFilters:
             self._text = gr.Textbox(
                 label="Search", placeholder='fox "in the snow" -night', min_width=220, scale=3, elem_id="search"
             )
+            self._sort = self._choice("Sort", list(SORTS))
+            self._favourites = gr.Checkbox(label="Favourites only", min_width=150, scale=1)
             self._model = self._choice("Model", [("all", ""), *studio.models])
             self._style = self._choice("Style", [("all", ""), *STYLES])
             tasks = [(task.replace("_", " "), task) for task in TASKS]
@@ -60,9 +62,7 @@ class GalleryFilters:
             self._size = self._choice("Size", [("all", "")])
             self._created = self._choice("Created", [*DAYS, CUSTOM_RANGE])
             self._since, self._until = self._day("From"), self._day("Until")
-            self._sort = self._choice("Sort", list(SORTS))
             self._owner = self._choice("Owner", list(OWNER_CHOICES), visible=False)
-            self._favourites = gr.Checkbox(label="Favourites only", min_width=150, scale=1)
 
     def _choice(self, label: str, choices: list[Any], *, visible: bool = True) -> gr.Dropdown:
         first = choices[0]
