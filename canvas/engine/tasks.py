@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from canvas.engine.controlnet import Controls
 from canvas.engine.generate import GenerationInputs, generate
 from canvas.engine.image_io import add_watermark
 from canvas.engine.lora_adapters import applied_loras
-from canvas.engine.references import NO_REFERENCES, applied_references
+from canvas.engine.references import applied_references
 from canvas.engine.safety import ImageSafetyChecker
 from canvas.engine.textual_inversion import applied_embeddings
 from canvas.engine.upscale import LoadedPipeline, run_upscale
@@ -27,21 +28,21 @@ def run_task(
 ) -> Generator[GeneratedImage]:
     """Yield the images of a resolved request; `model` is None if it needs no model."""
     with ExitStack() as stack:
-        controls, references = None, NO_REFERENCES
+        guidance: dict[str, Any] = {}
         if model is not None:
             stack.enter_context(applied_loras(model.pipeline, inputs.loras))
-            embeddings = stack.enter_context(applied_embeddings(model.pipeline, inputs.embeddings))
+            guidance["embeddings"] = stack.enter_context(applied_embeddings(model.pipeline, inputs.embeddings))
             if inputs.controls:
-                controls = Controls(model.pipeline, inputs.controls, model.controlnets)
+                guidance["controls"] = controls = Controls(model.pipeline, inputs.controls, model.controlnets)
                 stack.enter_context(controls.attached())
             guided = (request.guidance_scale or 0) > 1
             has_mask = request.task == "inpaint"
-            references = stack.enter_context(
+            guidance["references"] = stack.enter_context(
                 applied_references(model.pipeline, inputs.references, guided=guided, has_mask=has_mask)
             )
         if model is None or request.task == "upscale":
             image = inputs.images["image"]
-            yield run_upscale(request, image, on_step=on_step, cancelled=cancelled, model=model, controls=controls)
+            yield run_upscale(request, image, on_step=on_step, cancelled=cancelled, model=model, **guidance)
             return
         yield from generate(
             model.pipeline,
@@ -52,9 +53,7 @@ def run_task(
             cancelled=cancelled,
             model_revision=model.model_revision,
             images=inputs.images,
-            embeddings=embeddings,
-            controls=controls,
-            references=references,
+            **guidance,
         )
 
 

@@ -16,15 +16,12 @@ from PIL import Image
 
 from canvas.catalog import ModelSpec
 from canvas.engine import system_info
-from canvas.engine.controlnet import Controls
 from canvas.engine.device import Device
 from canvas.engine.generate import generate
 from canvas.engine.image_io import flatten_alpha, resize_to_fit
 from canvas.engine.masks import whole_area
 from canvas.engine.multidiffusion import tile_count, tiled_pipeline
-from canvas.engine.openvino.engine import engine_name
 from canvas.engine.optimizations import deepcache
-from canvas.engine.references import NO_REFERENCES, References
 from canvas.engine.step_callback import raise_if_cancelled
 from canvas.errors import InvalidInput, LazyMessage, ModelUnavailable
 from canvas.models.capabilities import capabilities_of
@@ -57,38 +54,29 @@ def run_upscale(
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
     model: LoadedPipeline | None = None,
-    controls: Controls | None = None,
-    references: References = NO_REFERENCES,
+    **guidance: Any,
 ) -> GeneratedImage:
     """Upscale the image of a resolved request; `model` is for the upscaler `detail`.
 
-    Raises GenerationCancelled within one tile.
+    `guidance` is what `generate` takes: `embeddings`, `controls` and `references`. Raises
+    GenerationCancelled within one tile.
     """
     started = time.perf_counter()
     width, height = (side // request.scale for side in request.size)
     image = flatten_alpha(image, request.fill_color)
     image = resize_to_fit(image, (width, height), request.resize_mode, request.fill_color)
     raise_if_cancelled(cancelled)
-    if model is None:
-        progress = EtaEstimator()
-        upscaled = upscale_image(
-            *(image, request.scale, request.upscaler),
-            on_tile=lambda done, total: on_step(progress.update(done, total)),
-            cancelled=cancelled,
-        )
-    else:
-        upscaled = _upscale_diffusion(request, image, model, on_step, cancelled, controls, references)
-    device = model.device if model else Device("cpu", "float32", "")
-    return GeneratedImage(
-        request=request,
-        enhanced_prompt=request.prompt,
-        generation_time=time.perf_counter() - started,
-        device=device.name,
-        dtype=device.dtype,
-        model_revision=model.model_revision if model else "",
-        engine=engine_name(model.pipeline) if model else "",
-        image=upscaled,
+    if model is not None:
+        result = _upscale_diffusion(request, image, model, on_step, cancelled, guidance)
+        recorded = replace(result.request, preset=request.preset)
+        return replace(result, request=recorded, generation_time=time.perf_counter() - started)
+    progress = EtaEstimator()
+    upscaled = upscale_image(
+        *(image, request.scale, request.upscaler),
+        on_tile=lambda done, total: on_step(progress.update(done, total)),
+        cancelled=cancelled,
     )
+    return GeneratedImage(request, request.prompt, time.perf_counter() - started, "cpu", "float32", image=upscaled)
 
 
 def _upscale_diffusion(
@@ -97,9 +85,8 @@ def _upscale_diffusion(
     model: LoadedPipeline,
     on_step: Callable[[ProgressUpdate], None],
     cancelled: threading.Event,
-    controls: Controls | None,
-    references: References,
-) -> Image.Image:
+    guidance: Mapping[str, Any],
+) -> GeneratedImage:
     """Upscale with Lanczos, then redraw the image in tiles of the model's resolution."""
     pipeline, spec = model.pipeline, model.spec
     if getattr(pipeline, "unet", None) is None:
@@ -119,12 +106,11 @@ def _upscale_diffusion(
             device=model.device,
             on_step=progress.on_step,
             cancelled=cancelled,
+            model_revision=model.model_revision,
             images={"image": upscaled},
-            controls=controls,
-            references=references,
+            **guidance,
         )
-    assert result.image is not None  # noqa: S101 - it has just been generated
-    return result.image
+    return result
 
 
 class EtaEstimator:

@@ -61,9 +61,11 @@ class Model:
             task=task,
             preset=preset,
             image="i.png" if given else None,
+            upscaler="detail",
             **{"width": 64, "height": 64, "seed": 3, "num_inference_steps": 4, "model_key": self.spec.key},
         ).with_defaults(self.spec)
-        loaded = LoadedPipeline(self.pipeline(task), self.spec, CPU)
+        pipeline = self.pipeline("text_to_image" if task == "text_to_image" else "image_to_image")
+        loaded = LoadedPipeline(pipeline, self.spec, CPU)
         inputs = GenerationInputs(given, references=self.inputs(*images, **fields))
         [image] = run_task(request, inputs, loaded, lambda step: None, threading.Event())
         return image
@@ -88,6 +90,14 @@ def test_references_act_and_leave_nothing_behind(model: Model, task: str) -> Non
     assert difference(first, model.generate(DRAWING, task=task)) > 0.005
     assert difference(first, model.generate(PHOTO, DRAWING, task=task)) > 0.005, "several"
     assert difference(without, model.generate(task=task)) == 0
+
+
+def test_references_act_on_the_upscaler_detail(model: Model) -> None:
+    if model.file is None:
+        pytest.skip("the upscaler is for UNets")
+    without = model.generate(task="upscale")
+    assert difference(model.generate(PHOTO, task="upscale"), without) > 0.005
+    assert difference(model.generate(task="upscale"), without) == 0
 
 
 def test_weight_of_an_adapter(model: Model) -> None:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from canvas.engine.device import Device
+from canvas.engine.generate import GenerationInputs
+from canvas.engine.pipeline_cache import PipelineCache
 from canvas.engine.prompt_embeds import encode_prompt_cached
+from canvas.engine.tasks import run_task
 from canvas.engine.textual_inversion import (
     Embedding,
     applied_embeddings,
@@ -17,9 +23,14 @@ from canvas.engine.textual_inversion import (
     replace_names,
     requested_embeddings,
 )
+from canvas.engine.upscale import LoadedPipeline
 from canvas.errors import InvalidInput, NotFound
+from canvas.models.download import LocalModel
+from canvas.request import GenerationRequest
+from tests.conftest import make_spec
 from tests.tiny_families import make_tiny
 
+CPU = Device("cpu", "float32", "test")
 TEXT = "a fox in the {}"
 
 
@@ -72,6 +83,24 @@ def test_an_embedding_acts_as_the_word_whose_vector_it_has(
         assert applied.notes == ()
     assert torch.equal(encode(tiny, TEXT.format("winter"), weighting=weighting), before)
     assert len(tiny.tokenizer) == tiny.text_encoder.get_input_embeddings().num_embeddings
+
+
+def test_an_embedding_acts_on_the_upscaler_detail(tiny_folder: Path, tiny: Any, tmp_path: Path) -> None:
+    spec = make_spec(str(tiny_folder))
+    pipeline = PipelineCache(CPU).get(spec, LocalModel(tiny_folder, ""), "image_to_image")
+    embedding = Embedding("winter", save(tmp_path / "winter", "emb_params", word_vector(tiny, "snow")))
+
+    def upscale(word: str, embeddings: tuple[Embedding, ...]) -> bytes:
+        fields = {"width": 64, "height": 64, "seed": 3, "num_inference_steps": 2, "model_key": spec.key}
+        request = GenerationRequest(TEXT.format(word), task="upscale", upscaler="detail", image="i.png", **fields)
+        request = request.with_defaults(spec)
+        inputs = GenerationInputs({"image": Image.new("RGB", (32, 32), "red")}, embeddings=embeddings)
+        loaded = LoadedPipeline(pipeline, spec, CPU)
+        [result] = run_task(request, inputs, loaded, lambda step: None, threading.Event())
+        assert result.request == request
+        return result.image.tobytes()
+
+    assert upscale("winter", (embedding,)) == upscale("snow", ()) != upscale("winter", ())
 
 
 def test_several_vectors_are_several_tokens(tiny: Any, tmp_path: Path) -> None:
