@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
+from canvas.models.capabilities import vae_scale
+
 if TYPE_CHECKING:
     import torch
 
@@ -207,8 +209,7 @@ def _fit_colors(vae: Any) -> torch.Tensor:
     parameter = next(vae.parameters())
     levels = torch.linspace(-1, 1, 4)
     chart = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 8, 8)
-    scale = _pixels_per_latent(vae)
-    pixels = torch.nn.functional.interpolate(chart, scale_factor=CHART_CELL * scale, mode="nearest")
+    pixels = torch.nn.functional.interpolate(chart, scale_factor=CHART_CELL * vae_scale(vae.config), mode="nearest")
     is_video = any(weights.ndim == 5 for weights in vae.parameters())
     pixels = pixels.to(parameter)
     with torch.inference_mode():
@@ -224,10 +225,3 @@ def _fit_colors(vae: Any) -> torch.Tensor:
     gram = samples.T @ samples / len(samples)
     gram += CHART_RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
     return torch.linalg.solve(gram, samples.T @ colors / len(samples))
-
-
-def _pixels_per_latent(vae: Any) -> int:
-    if ratio := getattr(vae, "spatial_compression_ratio", None):
-        return int(ratio)
-    channels = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
-    return int(2 ** (len(channels) - 1))

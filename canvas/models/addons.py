@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -80,9 +80,5 @@ def fetch_files(
 ) -> None:
     """Download the files of one add-on; raises ModelUnavailable."""
     hub = hub or Hub()
-
-    def select(_: Iterable[str]) -> tuple[str, ...]:
-        return addon.files
-
-    plan = download.plan_files(hub, addon.repo_id, select, cancelled)
+    plan = download.plan_files(hub, addon.repo_id, lambda _: addon.files, cancelled)
     download.download_files(hub, plan, on_progress, cancelled)

@@ -91,7 +91,8 @@ def read_capabilities(index: Mapping[str, Any], configs: Configs, name: str = ""
     return Capabilities(
         family=family,
         pipelines={"inpaint": family.inpaint} if inpaint_only else family.tasks,
-        dtypes=_dtypes(family, name),
+        # The tiny decoder of SDXS loses quality in float16, as its authors write.
+        dtypes=("bfloat16", "float32") if "sdxs" in name.lower() else family.dtypes,
         resolution=_resolution(family, denoiser, configs),
         size_step=_size_step(family, denoiser, configs),
         prompt_tokens=family.tokens,
@@ -163,16 +164,11 @@ def _is_distilled(family: Family, index: Mapping[str, Any], denoiser: Mapping[st
     return any(word in name.lower() for word in DISTILLED_NAMES.get(family.key, ()))
 
 
-def _dtypes(family: Family, name: str) -> tuple[str, ...]:
-    # Its tiny decoder loses quality in float16, as its authors write.
-    return ("bfloat16", "float32") if "sdxs" in name.lower() else family.dtypes
-
-
 def _resolution(family: Family, denoiser: Mapping[str, Any], configs: Configs) -> int:
     sample = denoiser.get("sample_size")
     if not isinstance(sample, int):
         return family.resolution
-    return sample * _vae_scale(configs.get("vae", {}))
+    return sample * vae_scale(configs.get("vae", {}))
 
 
 def _size_step(family: Family, denoiser: Mapping[str, Any], configs: Configs) -> int:
@@ -183,11 +179,11 @@ def _size_step(family: Family, denoiser: Mapping[str, Any], configs: Configs) ->
     patch = max(patch) if isinstance(patch, Iterable) else patch
     if family.key in PACKED_FAMILIES:
         patch = 2
-    return math.lcm(8, _vae_scale(vae) * int(patch))
+    return math.lcm(8, vae_scale(vae) * int(patch))
 
 
-def _vae_scale(vae: Mapping[str, Any]) -> int:
-    """Pixels of a side per latent."""
+def vae_scale(vae: Mapping[str, Any]) -> int:
+    """Pixels of a side per latent, from the configuration of a VAE."""
     if "temperal_downsample" in vae:  # Qwen-Image's, spelled so
         return int(2 ** len(vae["temperal_downsample"]))
     channels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
@@ -274,9 +270,7 @@ def check_task(task: str, capabilities: Capabilities, spec: ModelSpec) -> None:
     """Raise InvalidInput if the model has no pipeline for the task."""
     if task in capabilities.pipelines:
         return
-    names = [LazyMessage(name.replace("_", " ")) for name in capabilities.pipelines]
-    message = LazyMessage("The model {model} supports text to image only.", model=spec.key)
-    if len(names) > 1:
+    text = "The model {model} supports text to image only."
+    if len(capabilities.pipelines) > 1:
         text = "The model {model} does not support inpainting, only text to image and image to image."
-        message = LazyMessage(text, model=spec.key)
-    raise InvalidInput("task", task, message=message)
+    raise InvalidInput("task", task, message=LazyMessage(text, model=spec.key))

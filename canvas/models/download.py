@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ class LocalModel:
     revision: str = ""
     components: tuple[tuple[str, Path], ...] = ()
 
+    @property
+    def cache_folder(self) -> Path | None:
+        """The folder of the repository in the Hub cache; None for a model outside of it."""
+        return self.path.parent.parent if self.path.parent.name == "snapshots" else None
+
     def component(self, name: str) -> Path | None:
         """Where a component comes from if that is not the model's own folder."""
         return dict(self.components).get(name)
@@ -53,8 +58,7 @@ class LocalModel:
         """The `variant` for `from_pretrained`: "fp16" if there are no other weights."""
         if self.path.is_file():
             return None
-        without = {name for name, _ in self.components}
-        return pipeline_files.select_local_files(self.path, without=without).weights.variant
+        return pipeline_files.select_local_files(self.path, without=dict(self.components)).weights.variant
 
 
 @dataclass(frozen=True)
@@ -106,21 +110,21 @@ class DownloadResult:
 def find_local(spec: ModelSpec, *, hub: Hub | None = None) -> LocalModel | None:
     """The model if it is complete on disk, from any of its repositories; makes no request."""
     hub = hub or Hub()
+    components = _find_components(hub, spec)
+    if components is None:
+        return None
     if spec.is_local:
         path = Path(spec.name)
         try:
             _check_local(path, spec)
         except (ModelCorrupted, ModelNotFound):
             return None
-        found = _find_components(hub, spec)
-        return None if found is None else LocalModel(path, spec.name, components=found)
-    replaced = {name for name, _ in spec.components}
+        return LocalModel(path, spec.name, components=components)
     for repo_id in spec.sources:
         for folder in hub_cache.snapshots(hub, repo_id):
             tree = hub_cache.cached_tree(hub, repo_id, folder.name)
-            if pipeline_files.is_complete(folder, tree, without=replaced):
-                found = _find_components(hub, spec)
-                return None if found is None else LocalModel(folder, repo_id, folder.name, found)
+            if pipeline_files.is_complete(folder, tree, without=dict(spec.components)):
+                return LocalModel(folder, repo_id, folder.name, components)
     return None
 
 
@@ -141,10 +145,7 @@ def plan_download(spec: ModelSpec, *, hub: Hub | None = None, cancelled: threadi
             index = pipeline_files.parse_index(listing["index"], repo_id)
             read_capabilities(index, {}, repo_id)  # refuses what does not run before a byte is fetched
             selection = pipeline_files.select_files(
-                listing["files"],
-                index,
-                half_precision=spec.half_precision,
-                without={name for name, _ in spec.components},
+                listing["files"], index, half_precision=spec.half_precision, without=dict(spec.components)
             )
             return _with_components(hub, spec, _plan(hub, repo_id, listing, selection.files), cancelled)
         except (ModelNotFound, ModelGated, ModelCorrupted) as error:
@@ -206,8 +207,8 @@ def download(
     folder = Path(spec.name)
     if plan.files:
         folder = download_files(hub, plan, _part_of(plan, done, on_progress), cancelled, model_key=spec.key)
-        replaced = {name for name, _ in spec.components}
-        if not pipeline_files.is_complete(folder, {file.path: file.size for file in plan.files}, without=replaced):
+        tree = {file.path: file.size for file in plan.files}
+        if not pipeline_files.is_complete(folder, tree, without=dict(spec.components)):
             raise ModelCorrupted(f"{plan.repo_id} was downloaded but is not a complete pipeline.")
     components = _find_components(hub, spec)
     if components is None:
@@ -290,11 +291,6 @@ def component_repositories(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(split_source(source)[0] for _, source in spec.components if not is_local_source(source))
 
 
-def component_path(folder: Path, source: str) -> Path:
-    """The folder or file of a component in the snapshot of its repository."""
-    return folder / split_source(source)[1]
-
-
 def _find_components(hub: Hub, spec: ModelSpec) -> tuple[tuple[str, Path], ...] | None:
     """The components from other sources on disk; None if one is missing."""
     found = []
@@ -314,7 +310,7 @@ def _find_component(hub: Hub, source: str) -> Path | None:
         if names and all(
             (folder / name).is_file() and (folder / name).stat().st_size == tree.get(name) for name in names
         ):
-            return component_path(folder, source)
+            return folder / path
     return None
 
 
@@ -322,26 +318,22 @@ def _with_components(
     hub: Hub, spec: ModelSpec, plan: DownloadPlan, cancelled: threading.Event | None = None
 ) -> DownloadPlan:
     """The plan with those of the components that come from other repositories."""
-    parts = []
-    for name, source in spec.components:
-        if is_local_source(source):
-            continue
-        repo_id, path = split_source(source)
-        wanted = {path} if path else COMPONENT_FILES
-
-        def select(files: Iterable[str], wanted: Collection[str] = wanted, one: str = path) -> list[str]:
-            return [one] if one else [file for file in files if file in wanted]
-
-        part = plan_files(hub, repo_id, select, cancelled)
-        if len(part.files) < len(wanted):
-            raise ModelCorrupted(f"{repo_id} no longer contains {', '.join(sorted(wanted))}.")
-        parts.append((name, part))
+    parts = [
+        (name, _plan_component(hub, source, cancelled))
+        for name, source in spec.components
+        if not is_local_source(source)
+    ]
     return replace(
         plan,
         components=tuple(parts),
         total_bytes=plan.total_bytes + sum(part.total_bytes for _, part in parts),
         missing_bytes=plan.missing_bytes + sum(part.missing_bytes for _, part in parts),
     )
+
+
+def _plan_component(hub: Hub, source: str, cancelled: threading.Event | None) -> DownloadPlan:
+    repo_id, path = split_source(source)
+    return plan_files(hub, repo_id, lambda _: [path] if path else sorted(COMPONENT_FILES), cancelled)
 
 
 class ProgressMeter:
@@ -367,7 +359,7 @@ class ProgressMeter:
 
 def _check_local(path: Path, spec: ModelSpec) -> None:
     if path.is_dir():
-        pipeline_files.select_local_files(path, without={name for name, _ in spec.components})
+        pipeline_files.select_local_files(path, without=dict(spec.components))
     elif path.is_file():
         pipeline_files.check_single_file(path)
     else:

@@ -234,7 +234,7 @@ FAMILIES = (
         "auraflow",
         "AuraFlow",
         "AuraFlowPipeline",
-        dtypes=("float16", "bfloat16", "float32"),
+        dtypes=UNET_DTYPES,
         tokens=255,
         lora=False,
         tiny_decoder="madebyollin/taesdxl",

@@ -103,7 +103,9 @@ def call(
             if on_bytes and event.get("bytes", last_bytes) != last_bytes:
                 last_bytes = event["bytes"]
                 on_bytes(last_bytes)
-        raise DownloadFailed(_crash_message(stderr))
+        stderr.seek(0)
+        reasons = stderr.read().decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise DownloadFailed(f"The download process ended unexpectedly: {reasons[-1]}")
 
 
 def to_error(repo_id: str, event: HubEvent) -> CanvasError:
@@ -173,12 +175,6 @@ def _read_lines(pipe: IO[str], lines: queue.Queue[str | None]) -> None:
     for line in pipe:
         lines.put(line)
     lines.put(None)
-
-
-def _crash_message(stderr: IO[bytes]) -> str:
-    stderr.seek(0)
-    lines = stderr.read().decode("utf-8", "replace").strip().splitlines()
-    return f"The download process ended unexpectedly: {lines[-1] if lines else 'no reason given'}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,5 @@ def unique_key(title: str, taken: Iterable[str]) -> str:
     stem = re.sub(r"\.(safetensors|gguf)$", "", title)
     base = re.sub(r"[^\w.-]+", "-", stem.lower()).strip("-.")[:56] or "model"
     taken = set(taken)
-    return next(
-        key for number in range(1, len(taken) + 2) if (key := base if number == 1 else f"{base}-{number}") not in taken
-    )
+    numbered = (f"{base}-{number}" for number in count(2))
+    return next(key for key in chain([base], numbered) if key not in taken)

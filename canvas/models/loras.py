@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,17 +89,16 @@ def find_local(name: str, folder: Path) -> Path | None:
     Case and the composition of accents are ignored, but an exact match is preferred.
     """
     wanted = _normalize(name)
-    found: dict[str, Path] = {}
-    for path in sorted(folder.glob("**/*")):
+    matches = []  # the best one is the least
+    for path in folder.glob("**/*"):
         if path.suffix.lower() not in (".safetensors", *PICKLE_SUFFIXES) or not path.is_file():
             continue
         relative = path.relative_to(folder)
         names = [relative.as_posix(), relative.with_suffix("").as_posix(), path.name, path.stem]
-        for rank, known in enumerate(names):
-            found.setdefault(known, path)
-            if wanted == _normalize(known):
-                found.setdefault(f"{rank} {wanted}", path)
-    return found.get(name) or next((found[key] for rank in range(4) if (key := f"{rank} {wanted}") in found), None)
+        if name in names:
+            matches.append((-1, path))
+        matches += [(rank, path) for rank, known in enumerate(names) if _normalize(known) == wanted]
+    return min(matches)[1] if matches else None
 
 
 def _normalize(name: str) -> str:
@@ -145,9 +145,8 @@ def is_hub_name(name: str, folder: Path) -> bool:
 
 def find(name: str, *, hub: Hub | None = None) -> Path | None:
     """The cached file of a LoRA on the Hub; makes no request."""
-    hub = hub or Hub()
     repo_id, file = _parse_hub_name(name)
-    for folder in hub_cache.snapshots(hub, repo_id):
+    for folder in hub_cache.snapshots(hub or Hub(), repo_id):
         present = [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")]
         if file in present:
             return folder / file
@@ -179,12 +178,11 @@ def _trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The author's trigger phrase, or else the most frequent training tags."""
     if phrase := metadata.get("modelspec.trigger_phrase", "").strip():
         return tuple(word.strip() for word in phrase.split(",") if word.strip())[:MAX_TRIGGER_WORDS]
+    counts: Counter[str] = Counter()
     try:
-        folders = json.loads(metadata.get("ss_tag_frequency", "{}"))
-        counts: dict[str, int] = {}
-        for tags in folders.values():
+        for tags in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
             for tag, count in tags.items():
-                counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
+                counts[tag.strip()] += int(count)
     except (ValueError, AttributeError, TypeError):
         return ()
     frequent = [tag for tag, count in counts.items() if tag and count >= max(counts.values()) / 2]

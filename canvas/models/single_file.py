@@ -63,9 +63,9 @@ def read_configs(path: Path) -> dict[str, dict[str, Any]]:
 
 def detect_family(shapes: Shapes, name: str) -> str:
     """The key in `configs.json`; raises ModelUnsupported for other checkpoints."""
-    has_all_parts = UNET + "input_blocks.0.0.weight" in shapes and "first_stage_model.decoder.conv_in.weight" in shapes
-    if has_all_parts:
-        channels = shapes[UNET + "input_blocks.0.0.weight"][1]
+    first_layer = UNET + "input_blocks.0.0.weight"
+    if first_layer in shapes and "first_stage_model.decoder.conv_in.weight" in shapes:
+        channels = shapes[first_layer][1]
         if XL_ENCODER + "token_embedding.weight" in shapes and channels == 4:
             return "sdxl"
         if SD2_ENCODER + "token_embedding.weight" in shapes and channels == 4:
@@ -144,15 +144,9 @@ def _fit_unet(config: dict[str, Any], shapes: Shapes) -> None:
         total = shapes[UNET + "label_emb.0.0.weight"][1]
         config["projection_class_embeddings_input_dim"] = total
         config["addition_time_embed_dim"] = (total - shapes[XL_ENCODER + "text_projection"][1]) // 6
-        config["transformer_layers_per_block"] = [
-            max(
-                1,
-                _count(
-                    rf"{re.escape(UNET)}input_blocks\.{1 + level * per_level}\.1\.transformer_blocks\.(\d+)\.", shapes
-                ),
-            )
-            for level in levels
-        ]
+        blocks = [rf"{re.escape(UNET)}input_blocks\.{1 + level * per_level}\.1\." for level in levels]
+        depths = [_count(rf"{block}transformer_blocks\.(\d+)\.", shapes) for block in blocks]
+        config["transformer_layers_per_block"] = [max(1, depth) for depth in depths]
 
 
 def _fit_vae(config: dict[str, Any], shapes: Shapes) -> None:
