@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from canvas.engine.image_io import center_crop
 from canvas.errors import InvalidInput, LazyMessage, ModelUnavailable
 from canvas.guidance import AUTO, ControlImage
 from canvas.models import addons
@@ -44,18 +45,19 @@ def resolve_control(item: ControlImage, image: Image.Image) -> ControlImage:
         return item._replace(kind=kind, detect=False)
     finished = looks == kind or (looks in LINE_KINDS and kind in LINE_KINDS)
     detect = not finished if item.detect is None else item.detect
-    if kind == "pose" and detect:
-        if item.detect is None:  # a pose of another style than OpenPose's
-            detect = False
-        else:
-            message = "Poses cannot be detected here. Choose an image of a pose, with coloured limbs on black."
-            raise InvalidInput("control_images", kind, message=message)
+    if kind == "pose" and item.detect:
+        message = "Poses cannot be detected here. Choose an image of a pose, with coloured limbs on black."
+        raise InvalidInput("control_images", kind, message=message)
+    if kind == "pose":  # perhaps in another style than OpenPose's
+        detect = False
     return item._replace(kind=kind, detect=detect)
 
 
 def recognize(image: Image.Image) -> str:
     """The kind of a control image that the image is already; "" for photos and other images."""
-    pixels = np.asarray(_middle(image.convert("RGB")), dtype=np.int16)
+    # At most LOOKS_SIDE pixels around the centre: reducing the image would blur its lines.
+    middle = center_crop(image, (min(image.width, LOOKS_SIDE), min(image.height, LOOKS_SIDE)))
+    pixels = np.asarray(middle.convert("RGB"), dtype=np.int16)
     saturation = pixels.max(axis=2) - pixels.min(axis=2)
     grey = pixels.mean(axis=2)
     black = (pixels.max(axis=2) < 24).mean()
@@ -70,13 +72,6 @@ def recognize(image: Image.Image) -> str:
             return _kind_of_lines(lines, grey)
     gradient = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
     return "depth" if 0 < gradient < SMOOTH_GRADIENT and np.ptp(grey) > 60 else ""
-
-
-def _middle(image: Image.Image) -> Image.Image:
-    """At most LOOKS_SIDE pixels around the centre: reducing the image would blur its lines."""
-    width, height = (min(side, LOOKS_SIDE) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def _kind_of_lines(lines: Array, grey: Array) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
 
 from canvas.catalog import ModelSpec
 from canvas.errors import InvalidInput, LazyMessage
@@ -90,14 +91,9 @@ def outpaint_canvas(image: Image.Image, margins: Margins) -> tuple[Image.Image, 
     The margins start as the replicated and blurred edges, so that a model without inpainting
     training has colours to start from.
     """
-    left, top, right, bottom = margins
-    size = (left + image.width + right, top + image.height + bottom)
-    inner = (left, top, left + image.width, top + image.height)
-    mask = Image.new("L", size, 255)
-    ImageDraw.Draw(mask).rectangle((inner[0], inner[1], inner[2] - 1, inner[3] - 1), fill=0)
-    canvas = Image.new("RGB", size)
-    canvas.paste(image, inner)
-    replicate_edges(canvas, inner)
+    canvas = repeat_edges(image, margins)
+    mask = Image.new("L", canvas.size, 255)
+    mask.paste(Image.new("L", image.size), margins[:2])
     canvas.paste(canvas.filter(ImageFilter.GaussianBlur(max(1, max(margins) / 8))), mask=mask)
     return canvas, mask
 
@@ -216,26 +212,11 @@ def _resize(image: Image.Image, size: Size) -> Image.Image:
 def _crop_with_edges(image: Image.Image, box: Box) -> Image.Image:
     """The part of an image; beyond its edges their pixels are repeated."""
     inner = (max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height))
-    part = image.crop(inner)
-    if inner == box:
-        return part
-    extended = Image.new(image.mode, (box[2] - box[0], box[3] - box[1]))
-    left, top = inner[0] - box[0], inner[1] - box[1]
-    extended.paste(part, (left, top))
-    replicate_edges(extended, (left, top, left + part.width, top + part.height))
-    return extended
+    left, top, right, bottom = (abs(outer - edge) for outer, edge in zip(box, inner, strict=True))
+    return repeat_edges(image.crop(inner), (left, top, right, bottom))
 
 
-def replicate_edges(canvas: Image.Image, inner: Box) -> None:
-    """Repeat the outermost columns of `inner`, then the outermost rows including the new corners."""
-    left, top, right, bottom = inner
-    width, height = canvas.size
-    for source, target in (
-        ((left, top, left + 1, bottom), (0, top, left, bottom)),
-        ((right - 1, top, right, bottom), (right, top, width, bottom)),
-        ((0, top, width, top + 1), (0, 0, width, top)),
-        ((0, bottom - 1, width, bottom), (0, bottom, width, height)),
-    ):
-        size = (target[2] - target[0], target[3] - target[1])
-        if all(size):
-            canvas.paste(canvas.crop(source).resize(size), target)
+def repeat_edges(image: Image.Image, margins: Margins) -> Image.Image:
+    """The RGB image on a larger canvas, on which its outermost pixels are repeated."""
+    left, top, right, bottom = margins
+    return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
