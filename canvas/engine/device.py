@@ -188,15 +188,13 @@ def _cached_speeds(cache_dir: Path) -> dict[str, float]:
 
     path = cache_dir / "speeds.json"
     key = f"{system_info.processor_name()} | {torch.get_num_threads()} cores | torch {torch.__version__}"
-    cached = _read_cache(path)
+    cached = read_measurements(path)
     speeds = cached.get(key)
     if isinstance(speeds, dict) and all(_is_duration(speeds.get(name)) for name in MEASUREMENTS):
         return speeds
     cached[key] = measure_speeds()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps(cached, indent=1).encode())
+        save_measurements(path, cached)
     except OSError as error:
         logger.warning("Could not save the measured speed to %s: %s", path, error)
     return cached[key]
@@ -206,12 +204,20 @@ def _is_duration(value: object) -> bool:
     return isinstance(value, float) and 0 < value < 1e6
 
 
-def _read_cache(path: Path) -> dict[str, Any]:
+def read_measurements(path: Path) -> dict[str, Any]:
+    """The measurements in a file by key; empty if it is missing or damaged."""
     try:
         cached = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # missing or damaged
+        return {}
     return cached if isinstance(cached, dict) else {}
+
+
+def save_measurements(path: Path, measurements: dict[str, Any]) -> None:
+    """Write the file that `read_measurements` reads; raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(json.dumps(measurements, indent=1).encode())
 
 
 def _best_device() -> str:
@@ -271,11 +277,9 @@ def _device_label(name: str) -> str:
         return "Apple GPU"
     cores = torch.get_num_threads()
     values = {"name": system_info.processor_name(), "number": cores}
-    return (
-        LazyMessage("{name}, {number} core", **values)
-        if cores == 1
-        else LazyMessage("{name}, {number} cores", **values)
-    )
+    if cores == 1:
+        return LazyMessage("{name}, {number} core", **values)
+    return LazyMessage("{name}, {number} cores", **values)
 
 
 def _check_choice(field: str, value: str | None, choices: tuple[str, ...]) -> None:

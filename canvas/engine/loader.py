@@ -219,8 +219,7 @@ def weight_files(local: LocalModel, device: Device) -> list[Path]:
     """The files that loading the model on the device will read; raises ModelCorrupted."""
     if local.path.is_file():
         return [local.path]
-    without = {name for name, _ in local.components}
-    return [local.path / name for name in _selection(local.path, device, without).files]
+    return [local.path / name for name in _selection(local.path, device, dict(local.components)).files]
 
 
 def estimate_bytes(files: list[Path], itemsize: int) -> int:
@@ -248,20 +247,15 @@ def bytes_in_memory(pipeline: Any) -> int:
     """Bytes of all parameters, buffers and OpenVINO graphs of a pipeline; shared ones count once."""
     import torch
 
+    parts = (getattr(pipeline, "unet", None), getattr(getattr(pipeline, "vae", None), "decoder", None))
+    graphs = sum(int(vars(part).get("num_bytes", 0)) for part in parts if part is not None)
     tensors = {
         tensor.data_ptr(): tensor.nbytes
         for module in pipeline.components.values()
         if isinstance(module, torch.nn.Module)
         for tensor in (*module.parameters(), *module.buffers())
     }
-    return sum(tensors.values()) + graph_bytes(pipeline)
-
-
-def graph_bytes(pipeline: Any) -> int:
-    """Bytes of the weights of OpenVINO graphs in a pipeline."""
-    vae = getattr(pipeline, "vae", None)
-    modules = (getattr(pipeline, "unet", None), getattr(vae, "decoder", None))
-    return sum(int(vars(module).get("num_bytes", 0)) for module in modules if module is not None)
+    return sum(tensors.values()) + graphs
 
 
 def fuse_distilled_lora(pipeline: Any, name: str = DISTILLED_LORA, *, hub: Hub | None = None) -> None:
@@ -286,10 +280,17 @@ def with_tiny_decoder(pipeline: Any, name: str = addons.TAESD, *, hub: Hub | Non
     folder = _require_addon(name, hub)
     with FROM_PRETRAINED_LOCK:
         vae = AutoencoderTiny.from_pretrained(str(folder), dtype=pipeline.vae.dtype, local_files_only=True)
-    components = {**pipeline.components, "vae": vae.to(pipeline.device)}
-    known = inspect.signature(type(pipeline)).parameters
-    options = {"requires_safety_checker": False} if "requires_safety_checker" in known else {}
-    variant = type(pipeline)(**components, **options)
+    return with_class(pipeline, type(pipeline), vae=vae.to(pipeline.device))
+
+
+def with_class(pipeline: Any, pipeline_class: Any, **components: Any) -> Any:
+    """A pipeline of that class with the same components, except for those that are given.
+
+    diffusers' own `from_pipe` rejects components of other classes than usual, such as AutoencoderTiny.
+    """
+    known = inspect.signature(pipeline_class).parameters
+    values = {**pipeline.config, **pipeline.components, **components}
+    variant = pipeline_class(**{name: value for name, value in values.items() if name in known})
     variant.set_progress_bar_config(disable=True)
     return variant
 
@@ -365,10 +366,10 @@ def _encode_first(local: LocalModel, device: Device, plan: MemoryPlan) -> encode
                 module = quantization.load_plain(local, component, device)
         return module.to(device.name)
 
-    in_cache = local.path.parent.name == "snapshots"
     scheme = plan.quantization if ENCODER in plan.quantized else "none"
-    folder = local.path.parent.parent / EMBEDDINGS_DIR / f"{local.path.name}-{scheme}-{device.dtype}"
-    return encode_first.EncodeFirst(partial(load, ENCODER), partial(load, DENOISER), cache=folder if in_cache else None)
+    name = f"{local.path.name}-{scheme}-{device.dtype}"
+    cache = local.cache_folder and local.cache_folder / EMBEDDINGS_DIR / name
+    return encode_first.EncodeFirst(partial(load, ENCODER), partial(load, DENOISER), cache=cache)
 
 
 def replace_bin_weights(local: LocalModel) -> None:
@@ -380,11 +381,14 @@ def replace_bin_weights(local: LocalModel) -> None:
     from filelock import FileLock
     from safetensors import SafetensorError
 
-    if local.path.parent.name != "snapshots" or not pipeline_files.bin_weights(local.path):
+    if local.cache_folder is None or not pipeline_files.bin_weights(local.path):
         return
     try:
-        with FileLock(local.path.parent.parent / LOCK_FILE):
-            _delete_old_copies(local)
+        with FileLock(local.cache_folder / LOCK_FILE):
+            # The copies that version 0.2 made beside the `.bin` files, one for each dtype
+            for copy in local.cache_folder.glob(f"converted/{local.path.name}-*"):
+                if "openvino" not in copy.name:
+                    shutil.rmtree(copy)
             for _, names in groupby(pipeline_files.bin_weights(local.path), lambda name: name.partition("/")[0]):
                 _replace(local.path, list(names))
     # A read-only cache or full disk; for a damaged file, loading the model raises the error.
@@ -442,10 +446,3 @@ def _load(path: Path) -> dict[str, Any]:
             found[name] = tensor.clone() if address in addresses else tensor.contiguous()
             addresses.add(address)
     return found
-
-
-def _delete_old_copies(local: LocalModel) -> None:
-    """Delete the copies that version 0.2 made beside the `.bin` files, one for each dtype."""
-    for copy in local.path.parent.parent.glob(f"converted/{local.path.name}-*"):
-        if "openvino" not in copy.name:
-            shutil.rmtree(copy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections import OrderedDict
@@ -272,19 +271,7 @@ def _for_task(pipeline: Any, task: str, spec: ModelSpec) -> Any:
 
     capabilities = capabilities_of(pipeline, spec.name)
     check_task(task, capabilities, spec)
-    variant = _with_class(pipeline, getattr(diffusers, capabilities.pipelines[task]))
-    variant.set_progress_bar_config(disable=True)
-    return variant
-
-
-def _with_class(pipeline: Any, pipeline_class: Any) -> Any:
-    """A pipeline of another class with the same components.
-
-    diffusers' own `from_pipe` rejects components of other classes than usual, such as AutoencoderTiny.
-    """
-    known = inspect.signature(pipeline_class.__init__).parameters
-    values = {**dict(pipeline.config), **pipeline.components}
-    return pipeline_class(**{name: value for name, value in values.items() if name in known})
+    return loader.with_class(pipeline, getattr(diffusers, capabilities.pipelines[task]))
 
 
 def default_budget(device: Device) -> int:

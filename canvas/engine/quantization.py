@@ -38,11 +38,11 @@ def copy_folder(local: LocalModel, component: str, scheme: str, device: Device) 
 
     So it is counted and deleted with the model. None for a model outside of the cache.
     """
-    if local.path.parent.name != "snapshots" or not local.path.is_dir():
+    if local.cache_folder is None or not local.path.is_dir():
         return None
     versions = f"torchao-{version('torchao')}-torch-{version('torch').partition('+')[0]}"
     name = f"{local.path.name}-{scheme}-{device.dtype}-{versions}"
-    return local.path.parent.parent / QUANTIZED_DIR / name / component
+    return local.cache_folder / QUANTIZED_DIR / name / component
 
 
 def load_quantized(local: LocalModel, component: str, scheme: str, device: Device) -> Any:
@@ -65,12 +65,6 @@ def load_plain(local: LocalModel, component: str, device: Device) -> Any:
 def _load(
     local: LocalModel, component: str, source: Path, device: Device, scheme: str | None, *, variant: str | None = None
 ) -> Any:
-    return _read(local, component, source, device, scheme, variant).eval().requires_grad_(False)
-
-
-def _read(
-    local: LocalModel, component: str, source: Path, device: Device, scheme: str | None, variant: str | None
-) -> Any:
     library, class_name = pipeline_files.read_index(local.path)[component]
     options: dict[str, Any] = {"dtype": device.torch_dtype, "local_files_only": True}
     if variant:
@@ -86,17 +80,19 @@ def _read(
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:layers]
             options["config"] = config
-        return getattr(transformers, class_name).from_pretrained(str(source), **options)
-    import diffusers
+        module = getattr(transformers, class_name).from_pretrained(str(source), **options)
+    else:
+        import diffusers
 
-    model_class = getattr(diffusers, class_name)
-    if scheme:
-        options["quantization_config"] = diffusers.TorchAoConfig(_torchao_config(scheme))
-    if source.is_file():
-        return model_class.from_single_file(str(source), config=str(local.path / component), **options)
-    if scheme is None:
-        options["use_safetensors"] = True
-    return model_class.from_pretrained(str(source), **options)
+        model_class = getattr(diffusers, class_name)
+        if scheme:
+            options["quantization_config"] = diffusers.TorchAoConfig(_torchao_config(scheme))
+        if source.is_file():
+            module = model_class.from_single_file(str(source), config=str(local.path / component), **options)
+        else:
+            use_safetensors = None if scheme else True
+            module = model_class.from_pretrained(str(source), use_safetensors=use_safetensors, **options)
+    return module.eval().requires_grad_(False)
 
 
 def _torchao_config(scheme: str) -> Any:

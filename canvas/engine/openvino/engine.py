@@ -15,11 +15,10 @@ from typing import Any
 
 from canvas.catalog import ModelSpec
 from canvas.engine import system_info
-from canvas.engine.device import Device
+from canvas.engine.device import Device, read_measurements, save_measurements
 from canvas.engine.openvino import conversion, int8, runtime
 from canvas.engine.optimizations import malloc
 from canvas.errors import InvalidInput
-from canvas.files import atomic_write
 from canvas.models.download import LocalModel
 
 logger = logging.getLogger(__name__)
@@ -204,13 +203,14 @@ class OpenVinoEngine:
             "int8": source.can_use_int8(),
         }
         logger.info("%s of %s: %s (seconds)", source.part, source.name, measured)
-        self._save_choice(source, measured)
+        path = self._cache_dir / CHOICES_FILE
+        save_measurements(path, {**read_measurements(path), self._choice_key(source): measured})
 
     def _is_chosen(self, source: ConvertedSource) -> bool | None:
         """Whether OpenVINO was fast enough; None if it was not measured yet."""
         if self._forced:
             return True
-        measured = self._choices().get(self._choice_key(source))
+        measured = read_measurements(self._cache_dir / CHOICES_FILE).get(self._choice_key(source))
         if not isinstance(measured, dict) or not all(
             isinstance(measured.get(name), float) for name in ("torch", "openvino")
         ):
@@ -224,19 +224,6 @@ class OpenVinoEngine:
 
         machine = f"{system_info.processor_name()} | {torch.get_num_threads()} cores | {self._device.dtype}"
         return f"{machine} | torch {torch.__version__} | {source.key}"
-
-    def _choices(self) -> dict[str, Any]:
-        try:
-            choices = json.loads((self._cache_dir / CHOICES_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}  # missing or damaged
-        return choices if isinstance(choices, dict) else {}
-
-    def _save_choice(self, source: ConvertedSource, measured: dict[str, float | bool]) -> None:
-        path = self._cache_dir / CHOICES_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps({**self._choices(), self._choice_key(source): measured}, indent=1).encode())
 
     def _explain(self, pipeline: Any, reason: str) -> None:
         if self._forced:
@@ -254,8 +241,8 @@ class ConvertedSource:
         self.name = local.repo_id
         self.part = part
         suffix = f"{part}-openvino-"
-        if local.path.parent.name == "snapshots":
-            parent, prefix = local.path.parent.parent / CONVERTED_DIR, f"{local.path.name}-"
+        if local.cache_folder is not None:
+            parent, prefix = local.cache_folder / CONVERTED_DIR, f"{local.path.name}-"
             self._all_versions = f"{prefix}{suffix}*"
         else:
             path_hash, files_hash = _fingerprints(local.path)
