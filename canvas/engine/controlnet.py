@@ -22,6 +22,7 @@ from canvas.engine.img2img import PreparedEdit
 from canvas.engine.masks import WorkArea
 from canvas.engine.optimizations.deepcache import CONTROLLED
 from canvas.engine.quantization import FROM_PRETRAINED_LOCK
+from canvas.engine.step_callback import replaced_method
 from canvas.errors import InvalidInput, LazyMessage, ModelCorrupted
 from canvas.guidance import ControlImage
 from canvas.models import controlnets
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 # Modes of the union ControlNets of InstantX for FLUX.1, which choose one of their conditions
 FLUX_MODES = {"canny": 0, "lineart": 0, "scribble": 0, "soft_edge": 0, "tile": 1, "depth": 2, "pose": 4}
+# The arguments of FLUX.1's transformer that its ControlNets take, too
+CONTROL_ARGUMENTS = (
+    *("hidden_states", "timestep", "guidance", "pooled_projections", "encoder_hidden_states", "txt_ids", "img_ids"),
+    "joint_attention_kwargs",
+)
 
 
 @dataclass(frozen=True)
@@ -165,9 +171,10 @@ class Controls:
             handle = denoiser.register_forward_pre_hook(self._count_step)
             stack.callback(handle.remove)
             if unet is None:
-                stack.enter_context(_replaced_forward(denoiser, ControlledTransformer(self, denoiser.forward)))
+                forward = ControlledTransformer(self, denoiser.forward)
+                stack.enter_context(replaced_method(denoiser, "forward", forward))
             elif "forward" in vars(denoiser):  # a hook that moves the weights to the GPU
-                stack.enter_context(_replaced_forward(denoiser, ControlledUNet(self, denoiser.forward)))
+                stack.enter_context(replaced_method(denoiser, "forward", ControlledUNet(self, denoiser.forward)))
             else:  # under the forward methods of DeepCache and of tiles
                 vars(denoiser)[CONTROLLED] = ControlledUNet(self, denoiser.forward)
                 stack.callback(vars(denoiser).pop, CONTROLLED)
@@ -238,8 +245,7 @@ class ControlledUNet:
                 added_cond_kwargs=options.get("added_cond_kwargs"),
                 return_dict=False,
             )
-            found = [*down, middle]
-            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+            total = _added(total, [*down, middle])
         self.residuals = total[:-1] if total else None
         if total:
             options |= {"down_block_additional_residuals": total[:-1], "mid_block_additional_residual": total[-1]}
@@ -292,26 +298,7 @@ class ControlledTransformer:
         return self._forward(*args, **options)
 
 
-CONTROL_ARGUMENTS = (
-    *("hidden_states", "timestep", "guidance", "pooled_projections", "encoder_hidden_states", "txt_ids", "img_ids"),
-    "joint_attention_kwargs",
-)
-
-
 def _added(total: list[Any] | None, found: Sequence[Any] | None) -> list[Any] | None:
     if not found:
         return total
     return list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
-
-
-@contextmanager
-def _replaced_forward(module: Any, forward: Any) -> Iterator[None]:
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

@@ -33,7 +33,13 @@ from canvas.engine.prompts import (
     without_weights,
 )
 from canvas.engine.references import NO_REFERENCES, ReferenceInput, References
-from canvas.engine.step_callback import StepCallback, UNetHooks, called_on_each_step, temporary_scheduler
+from canvas.engine.step_callback import (
+    StepCallback,
+    UNetHooks,
+    called_on_each_step,
+    replaced_method,
+    temporary_scheduler,
+)
 from canvas.engine.textual_inversion import AppliedEmbeddings, Embedding
 from canvas.errors import GenerationFailed, LazyMessage, OutOfMemory
 from canvas.models.capabilities import applied_request, capabilities_of
@@ -328,11 +334,8 @@ def guarded_decoding(vae: Any) -> Iterator[list[str]]:
         _check_pixels(_pixels(decoded))
         return decoded
 
-    vae.decode = decode
-    try:
+    with replaced_method(vae, "decode", decode):
         yield notes
-    finally:
-        del vae.decode
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine.optimizations.deepcache import CONTROLLED
+from canvas.engine.step_callback import replaced_method
 
 if TYPE_CHECKING:
     import torch
@@ -119,15 +120,16 @@ def tiled_pipeline(pipeline: Any, side: int, forwards: Sequence[Any], on_tile: C
     `forwards` holds the UNet's forward method for each tile.
     """
     unet, vae, scale = pipeline.unet, pipeline.vae, pipeline.vae_scale_factor
-    unet.forward = TiledUNetForward(forwards, side, scale, on_tile, vars(unet).get(CONTROLLED))
+    tiled_unet = TiledUNetForward(forwards, side, scale, on_tile, vars(unet).get(CONTROLLED))
     # Not vae.enable_tiling(): AutoencoderTiny's supports four latent channels only.
-    vae.encoder.forward = partial(_tiled_vae, vae.encoder.forward, side // scale, (scale, 1))
-    vae.decoder.forward = partial(_tiled_vae, vae.decoder.forward, side // scale, (1, scale))
-    try:
+    encode = partial(_tiled_vae, vae.encoder.forward, side // scale, (scale, 1))
+    decode = partial(_tiled_vae, vae.decoder.forward, side // scale, (1, scale))
+    with (
+        replaced_method(unet, "forward", tiled_unet),
+        replaced_method(vae.encoder, "forward", encode),
+        replaced_method(vae.decoder, "forward", decode),
+    ):
         yield
-    finally:
-        for module in (unet, vae.encoder, vae.decoder):
-            del module.forward
 
 
 def _tiled_vae(forward: Any, side: int, scales: tuple[int, int], sample: torch.Tensor, *args: Any) -> torch.Tensor:

@@ -147,6 +147,20 @@ def build_scheduler(config: Any, name: str, num_inference_steps: int) -> Any:
     return getattr(diffusers, class_name).from_config(config, **options)
 
 
+@contextmanager
+def replaced_method(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Replace a method of one object, such as the `forward` of a module, inside the block."""
+    own = vars(owner).get(name)
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
 def raise_if_cancelled(cancelled: threading.Event) -> None:
     """Raise GenerationCancelled if the event is set."""
     if cancelled.is_set():
@@ -166,11 +180,8 @@ def called_on_each_step(pipeline: Any, callback: StepCallback) -> Iterator[None]
         callback(pipeline, next(steps), timestep, {"latents": latents})
         return result
 
-    scheduler.step = step
-    try:
+    with replaced_method(scheduler, "step", step):
         yield
-    finally:
-        scheduler.step = original
 
 
 class StepCallback:

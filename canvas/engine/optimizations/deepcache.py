@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from canvas.engine.optimizations.cuda_graphs import CudaGraphCallable
+from canvas.engine.step_callback import replaced_method
 from canvas.presets import SpeedPreset
 
 if TYPE_CHECKING:
@@ -185,8 +185,9 @@ def unet_calls_per_step(preset: SpeedPreset, num_inference_steps: int, *, guided
     return sum(cost[kind] for kind in kinds) / len(kinds)
 
 
-@contextmanager
-def apply_deepcache(pipeline: Any, schedule: list[str], branch_depth: int = CACHE_BRANCH_DEPTH) -> Iterator[None]:
+def apply_deepcache(
+    pipeline: Any, schedule: list[str], branch_depth: int = CACHE_BRANCH_DEPTH
+) -> AbstractContextManager[None]:
     """Let the pipeline's UNet follow the schedule for one image, inside the block.
 
     Other denoisers, and a UNet whose forward method is already replaced, are not changed.
@@ -194,13 +195,8 @@ def apply_deepcache(pipeline: Any, schedule: list[str], branch_depth: int = CACH
     unet: Any = getattr(pipeline, "unet", None)
     forward = _make_forward(unet, schedule, branch_depth)
     if forward is None or "forward" in vars(unet):
-        yield
-        return
-    unet.forward = forward
-    try:
-        yield
-    finally:
-        del unet.forward
+        return nullcontext()
+    return replaced_method(unet, "forward", forward)
 
 
 def make_forwards(unet: Any, schedule: list[str], count: int) -> list[Any]:
