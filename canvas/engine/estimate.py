@@ -47,11 +47,9 @@ def estimate_duration(
     """
     request = request.with_defaults(spec)
     times = recent_times(request, device.name, device.dtype)
-    same_size = [time for time in times if time[0].size == request.size]
+    times = [time for time in times if time[0].size == request.size] or times
     if times:
-        scale = median(
-            seconds / _relative_cost(past, spec, device) for past, seconds in (same_size or times)[:MAX_TIMES]
-        )
+        scale = median(seconds / _relative_cost(past, spec, device) for past, seconds in times[:MAX_TIMES])
         return scale * _relative_cost(request, spec, device) * request.num_images
     predicted = estimate_seconds(request, spec, device)
     return None if predicted is None else predicted * request.num_images
@@ -86,15 +84,12 @@ def _relative_cost(request: GenerationRequest, spec: ModelSpec, device: Device) 
     unet_calls = steps * unet_calls_per_step(preset, steps, guided=guided) * tiles
     cost = XL_CONTROLNET_COST if spec.type == "stable_diffusion_xl" else CONTROLNET_COST
     net_calls = sum(item.end - item.start for item in request.control_images) * cost
-    pixels = width * height + _reference_pixels(request, spec)
+    num_references = len(request.reference_images) if "klein" in spec.name.lower() else 0
+    pixels = width * height + num_references * REFERENCE_PIXELS
     gflop += gflops_per_call * unet_calls * (1 + net_calls) * pixels / side**2
     cached = cache_schedule(preset, steps).count(CACHED)
     kernels = KERNELS_PER_STEP * (steps - cached + cached * CACHED_STEP_COST) * tiles + KERNELS_PER_IMAGE
     return gflop / ((device.gflops or NOMINAL_GFLOPS) * EFFICIENCY) + kernels * device.kernel_launch_seconds
-
-
-def _reference_pixels(request: GenerationRequest, spec: ModelSpec) -> int:
-    return len(request.reference_images) * REFERENCE_PIXELS if "klein" in spec.name.lower() else 0
 
 
 def _decoding_gflop_per_pixel(request: GenerationRequest, spec: ModelSpec) -> float:

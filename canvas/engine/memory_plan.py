@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,8 +135,8 @@ def plan_memory(  # noqa: PLR0913 - keyword only, but for the facts
         scheme = "none" if quantization == "auto" else quantization
         place = "none" if offload == "auto" else offload
         plans = [_make_plan(weights, scheme, place, total)]
-    fitting = [plan for plan in plans if plan.peak_bytes <= free]
-    chosen = fitting[0] if fitting else min(plans, key=lambda plan: plan.peak_bytes)
+    smallest = min(plans, key=lambda plan: plan.peak_bytes)
+    chosen = next((plan for plan in plans if plan.peak_bytes <= free), smallest)
     return replace(chosen, tiling=chosen.weight_bytes + decoding_bytes > free)
 
 
@@ -197,11 +198,10 @@ def local_weights(local: LocalModel, device: Device) -> ModelWeights:
     if local.path.is_file():
         size = loader.estimate_bytes([local.path], device.torch_dtype.itemsize)
         return ModelWeights({local.path.name: size})
-    files = [path for path in loader.weight_files(local, device) if path.suffix in (".safetensors", ".bin")]
-    sizes: dict[str, int] = {}
-    for path in files:
-        size = loader.estimate_bytes([path], device.torch_dtype.itemsize)
-        sizes[path.parent.name] = sizes.get(path.parent.name, 0) + size
+    sizes: Counter[str] = Counter()
+    for path in loader.weight_files(local, device):
+        if path.suffix in (".safetensors", ".bin"):
+            sizes[path.parent.name] += loader.estimate_bytes([path], device.torch_dtype.itemsize)
     for name, source in local.components:
         sizes[name] = component_bytes(source, device.torch_dtype.itemsize)
     index = pipeline_files.read_index(local.path)
@@ -219,13 +219,12 @@ def component_bytes(source: Path, itemsize: int) -> int:
 
 def _quantizable(index: Mapping[str, Any]) -> frozenset[str]:
     """The diffusion transformer, and text encoders that are language models (not CLIP's)."""
-    found = set()
-    for name, origin in index.items():
-        if not isinstance(origin, list) or len(origin) != 2:
-            continue
-        if name == "transformer" or (name in ENCODERS and not str(origin[1]).startswith("CLIP")):
-            found.add(name)
-    return frozenset(found)
+    return frozenset(
+        name
+        for name, origin in index.items()
+        if isinstance(origin, list) and len(origin) == 2
+        if name == "transformer" or (name in ENCODERS and not str(origin[1]).startswith("CLIP"))
+    )
 
 
 def plan_local(
@@ -247,6 +246,7 @@ def plan_local(
     except ModelCorrupted:
         return MemoryPlan()  # loading it raises the error
     free, total = memory_of(device)
+    decoding_bytes = spec.resolution**2 * BYTES_PER_PIXEL * device.torch_dtype.itemsize
     return plan_memory(
         weights,
         device,
@@ -255,10 +255,7 @@ def plan_local(
         quantization=spec.quantization if spec.quantization != "auto" else quantization or "auto",
         offload=spec.offload if spec.offload != "auto" else offload or "auto",
         torchao=is_available(),
-        # Smaller images are one tile.
-        decoding_bytes=0
-        if spec.resolution <= 512
-        else spec.resolution**2 * BYTES_PER_PIXEL * device.torch_dtype.itemsize,
+        decoding_bytes=decoding_bytes if spec.resolution > 512 else 0,  # smaller images are one tile
     )
 
 

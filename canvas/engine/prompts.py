@@ -135,14 +135,12 @@ def _load_tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
         return _shipped_tokenizer() if not folder.parent.is_dir() else None
     try:
+        import transformers
+
         name = read_config(folder).get("tokenizer_class", "CLIPTokenizer")
-        if name == "CLIPTokenizer":
-            from transformers import CLIPTokenizer as Tokenizer
-        elif name == "PreTrainedTokenizerFast":
-            from transformers import PreTrainedTokenizerFast as Tokenizer  # type: ignore[assignment]
-        else:  # its import takes a second more
-            from transformers import AutoTokenizer as Tokenizer  # type: ignore[assignment]
-        tokenizer = Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        if name not in ("CLIPTokenizer", "PreTrainedTokenizerFast"):
+            name = "AutoTokenizer"  # whose import takes a second more
+        tokenizer = getattr(transformers, name).from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
         logger.warning("The tokenizer %s cannot be read: %s", folder, error)
         return None

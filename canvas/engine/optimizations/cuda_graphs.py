@@ -39,6 +39,7 @@ class CudaGraphCallable:
 
     def __call__(self, *args: Any, **options: Any) -> tuple[torch.Tensor, ...]:
         """The function's result; the arguments may be nested in tuples and dicts."""
+        import torch
         from torch.utils._pytree import tree_flatten
 
         if not self._capturable:
@@ -51,7 +52,9 @@ class CudaGraphCallable:
         capture = self._captures[key]
         if capture is None:
             try:
-                capture = self._capture(args, options)
+                # Graphs share the memory of intermediate tensors, because they never run concurrently.
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                capture = _Capture(self._function, args, options, self._pool)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -65,13 +68,6 @@ class CudaGraphCallable:
         self._captures[key] = capture
         while len(self._captures) > MAX_GRAPHS:
             self._captures.popitem(last=False)
-
-    def _capture(self, args: tuple[Any, ...], options: dict[str, Any]) -> _Capture:
-        import torch
-
-        # Graphs share the memory of intermediate tensors, because they never run concurrently.
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        return _Capture(self._function, args, options, self._pool)
 
 
 class _Capture:
