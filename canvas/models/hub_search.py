@@ -161,18 +161,15 @@ def _download_size(files: Mapping[str, int] | None) -> int | None:
 def _inspect_local(text: str) -> FoundModel:
     spec = parse_model("model", {"name": str(Path(text).expanduser().absolute())})
     if spec.components:  # a GGUF file, whose other parts are on the Hub
-        _, file = spec.components[0]
-        return FoundModel(file, family=spec.base, size=_file_size(Path(file)))
+        _, source = spec.components[0]
+        file = Path(source)
+        if not file.is_file():
+            raise InvalidInput("file", file.name, message=LazyMessage("There is no file {name}.", name=file.name))
+        return FoundModel(source, family=spec.base, size=file.stat().st_size)
     download.plan_download(spec)  # raises what is wrong with it
     path = Path(spec.name)
     family = single_file.read_local(path, spec.name).family.label
     return FoundModel(spec.name, family=family, size=download.model_bytes_on_disk(spec))
-
-
-def _file_size(path: Path) -> int:
-    if not path.is_file():
-        raise InvalidInput("file", path.name, message=LazyMessage("There is no file {name}.", name=path.name))
-    return path.stat().st_size
 
 
 def _inspect_gguf(source: str, hub: Hub) -> FoundModel:
