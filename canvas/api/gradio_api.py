@@ -40,74 +40,47 @@ def register_api(studio: Studio) -> None:
     """Add the API's functions to the Blocks whose context is open."""
     # Gradio serves static files in place; it would copy any other file for each answer.
     gr.set_static_paths([studio.settings.outputs_dir])
-    generate, models, history = GenerateApi(studio), ModelsApi(studio), HistoryApi(studio)
+    api = GradioApi(studio)
     functions = (
-        generate.generate,
-        generate.edit,
-        generate.upscale,
-        models.models,
-        models.download_model,
-        history.history,
-        history.image,
-        history.status,
-        history.cancel,
-        history.recent_pictures,
-        history.picture,
+        *(api.generate, api.edit, api.upscale, api.models, api.download_model),
+        *(api.history, api.image, api.status, api.cancel, api.recent_pictures, api.picture),
     )
-    names = {function.__name__ for function in functions}
-    _avoid_name_clashes(names)
-    _accept_missing_parameters(names)
+    _adapt_page({function.__name__ for function in functions})
     for function in functions:
         # The studio has its own queue; a limit of Gradio's would hide jobs from it.
         gr.api(function, api_name=function.__name__, concurrency_limit=None)
-    gr.api(generate.draw, api_name="draw", concurrency_limit=None, api_visibility="undocumented")
+    gr.api(api.draw, api_name="draw", concurrency_limit=None, api_visibility="undocumented")
 
 
-def _avoid_name_clashes(names: set[str]) -> None:
-    # Gradio names the page's private events after their handlers, and adds _1 to later ones.
+def _adapt_page(names: set[str]) -> None:
+    """Keep these names free for the API, and let its callers omit parameters."""
     blocks = get_blocks_context()
-    for event in blocks.fns.values() if blocks else ():
+    if blocks is None:
+        return
+    # Gradio names the page's private events after their handlers, and adds _1 to later ones.
+    for event in blocks.fns.values():
         if event.api_visibility == "private" and event.api_name in names:
             event.api_name = f"page_{event.api_name}"
-
-
-def _accept_missing_parameters(names: set[str]) -> None:
     # HTTP clients send all parameters in a list, those of earlier versions a shorter one.
-    config = get_blocks_context()
-    if config is None:
-        return
-    validate_inputs = config.root_block.validate_inputs
+    validate_inputs = blocks.root_block.validate_inputs
 
     def pad_and_validate(block_fn: Any, inputs: list[Any]) -> None:
         if block_fn.api_name in names:
             inputs += [None] * (len(block_fn.inputs) - len(inputs))
         validate_inputs(block_fn, inputs)
 
-    config.root_block.validate_inputs = pad_and_validate  # type: ignore[method-assign]
+    blocks.root_block.validate_inputs = pad_and_validate  # type: ignore[method-assign]
 
 
-class GenerateApi:
-    """The functions that make images."""
+class GradioApi:
+    """The functions: those that make images, those about models, and those about the caller's images and jobs."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
     @job_function(
-        "prompt",
-        "negative_prompt",
-        "model_key",
-        "width",
-        "height",
-        "num_inference_steps",
-        "guidance_scale",
-        "seed",
-        "style",
-        "num_images",
-        "backend",
-        "where",
-        *OUTPUT_FIELDS,
-        *VARIATION_FIELDS,
-        "scale_to_size",
+        *("prompt", "negative_prompt", "model_key", "width", "height", "num_inference_steps", "guidance_scale", "seed"),
+        *("style", "num_images", "backend", "where", *OUTPUT_FIELDS, *VARIATION_FIELDS, "scale_to_size"),
         *GUIDANCE_FIELDS,
     )
     async def generate(self, params: dict[str, Any], caller: Caller) -> Job:
@@ -125,22 +98,10 @@ class GenerateApi:
         return await self._submit(params, caller)
 
     @job_function(
-        "prompt",
-        "image",
-        "image_id",
-        "mask_image",
-        "strength",
-        "negative_prompt",
-        "model_key",
-        "num_inference_steps",
-        "guidance_scale",
-        "seed",
-        "style",
-        "num_images",
+        *("prompt", "image", "image_id", "mask_image", "strength", "negative_prompt", "model_key"),
+        *("num_inference_steps", "guidance_scale", "seed", "style", "num_images"),
         *("width", "height", "resize_mode", "fill_color", "mask_blur", "only_masked", "outpaint", "backend"),
-        *OUTPUT_FIELDS,
-        *VARIATION_FIELDS,
-        *GUIDANCE_FIELDS,
+        *(*OUTPUT_FIELDS, *VARIATION_FIELDS, *GUIDANCE_FIELDS),
         prompt="What the new image shows: all of it, not only what is to change.",
     )
     async def edit(self, params: dict[str, Any], caller: Caller) -> Job:
@@ -199,15 +160,11 @@ class GenerateApi:
         image_id = params.pop("image_id")
         if image_id is None:
             return await upload_file(self.studio, params["image"], "image", caller.owner)
-        image = await run_sync(_find_image, self.studio, image_id, caller.owner)
+        image = await run_sync(self._find_image, image_id, caller.owner)
         return image.filename
 
-
-class ModelsApi:
-    """The functions about models."""
-
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+    def _find_image(self, image_id: object, owner: str) -> GeneratedImage:
+        return self.studio.image(validation.integer("image_id", image_id, 1, MAX_ID), owner)
 
     @api_signature(list[dict])
     def models(self) -> list[dict]:
@@ -232,9 +189,9 @@ class ModelsApi:
                 "num_inference_steps": spec.num_inference_steps,
                 "guidance_scale": spec.guidance_scale,
                 "scheduler": spec.scheduler,
-                "state": self._studio.model_status(spec.key).text,
+                "state": self.studio.model_status(spec.key).text,
             }
-            for spec in self._studio.models.values()
+            for spec in self.studio.models.values()
         ]
 
     @api_signature(dict)
@@ -249,25 +206,18 @@ class ModelsApi:
         """
         with gradio_errors():
             owner = current_owner(http_request)
-            job = await run_sync(self._studio.download_model, model_key, owner)
+            job = await run_sync(self.studio.download_model, model_key, owner)
             async with aclosing(stream_job(job)) as updates:
                 async for _ in updates:
                     if not job.finished:
-                        yield await run_sync(job_progress, self._studio, job)
+                        yield await run_sync(job_progress, self.studio, job)
             if job.error:
                 raise job.error
             yield await run_sync(self._downloaded, job)
 
     def _downloaded(self, job: Job) -> dict[str, Any]:
-        state = self._studio.model_status(job.model_key).text
-        return {**job_progress(self._studio, job), "state": state}
-
-
-class HistoryApi:
-    """The functions about the caller's images and jobs."""
-
-    def __init__(self, studio: Studio) -> None:
-        self._studio = studio
+        state = self.studio.model_status(job.model_key).text
+        return {**job_progress(self.studio, job), "state": state}
 
     @api_signature(list[dict])
     def history(
@@ -280,7 +230,7 @@ class HistoryApi:
             offset: How many of the newest to skip.
         """
         with gradio_errors():
-            images = self._studio.recent(
+            images = self.studio.recent(
                 current_owner(http_request),
                 validation.integer("limit", 20 if limit is None else limit, 1, 200),
                 validation.integer("offset", offset or 0, 0, MAX_ID),
@@ -297,15 +247,15 @@ class HistoryApi:
             image_id: An id that history lists.
         """
         with gradio_errors():
-            image = _find_image(self._studio, image_id, current_owner(http_request))
-            return image_result(self._studio, [image])
+            image = self._find_image(image_id, current_owner(http_request))
+            return image_result(self.studio, [image])
 
     @api_signature(list[dict])
     def status(self, http_request: gr.Request | None = None) -> list[dict]:
         """List your jobs of the last hour: queued, running with progress, and finished."""
         with gradio_errors():
-            jobs = self._studio.jobs(current_owner(http_request))
-            return [job_progress(self._studio, job) for job in jobs]
+            jobs = self.studio.jobs(current_owner(http_request))
+            return [job_progress(self.studio, job) for job in jobs]
 
     @api_signature(dict)
     def cancel(self, job_id: str, http_request: gr.Request | None = None) -> dict[str, Any]:
@@ -315,9 +265,9 @@ class HistoryApi:
             job_id: An id that status lists.
         """
         with gradio_errors():
-            job = self._studio.job(str(job_id), current_owner(http_request))
+            job = self.studio.job(str(job_id), current_owner(http_request))
             job.cancel()
-            return job_progress(self._studio, job)
+            return job_progress(self.studio, job)
 
     @api_signature(str)
     @gr.mcp.resource("canvas://pictures", mime_type="text/plain")
@@ -335,9 +285,5 @@ class HistoryApi:
         """
         with gradio_errors():
             number = validation.integer_from_text("image_id", str(image_id), 1, MAX_ID)
-            image = _find_image(self._studio, number, current_owner(http_request))
-            return read_as_base64(self._studio, image)
-
-
-def _find_image(studio: Studio, image_id: object, owner: str) -> GeneratedImage:
-    return studio.image(validation.integer("image_id", image_id, 1, MAX_ID), owner)
+            image = self._find_image(number, current_owner(http_request))
+            return read_as_base64(self.studio, image)

@@ -18,7 +18,7 @@ from PIL import Image, ImageChops
 
 from canvas import GenerationRequest, Studio
 from canvas.api.a1111_bodies import ImageToImage
-from canvas.api.gradio_api import GenerateApi
+from canvas.api.gradio_api import GradioApi
 from canvas.api.openai_images import PARAM_NAMES, EditRequest
 from canvas.cli import main as cli
 from canvas.cli.generate import OPTIONS
@@ -243,4 +243,4 @@ CLI_ARGUMENTS = ("prompt", "image", "mask_image", "task")
 
 
 def signature_of(name: str) -> list[str]:
-    return list(inspect.signature(getattr(GenerateApi, name)).parameters)
+    return list(inspect.signature(getattr(GradioApi, name)).parameters)
