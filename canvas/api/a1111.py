@@ -30,12 +30,11 @@ from canvas.api.base import (
     read_as_base64,
     require_owner,
     run_database,
+    upload_base64,
     upload_guidance,
-    upload_image,
     upload_mask,
     wait_for_job,
 )
-from canvas.api.replies import A1111Error
 from canvas.catalog import get_model
 from canvas.dynamic_prompts import escape
 from canvas.engine import system_info, upscale
@@ -50,24 +49,6 @@ from canvas.schedulers import SCHEDULERS
 from canvas.studio import Studio
 from canvas.styles import STYLES
 
-# The answers of the routes, for /docs; of `options` that of GET.
-REPLIES: dict[str, Any] = {
-    "/txt2img": replies.A1111Images,
-    "/img2img": replies.A1111Images,
-    "/extra-single-image": replies.A1111Extra,
-    "/extra-batch-images": replies.A1111ExtraBatch,
-    "/png-info": replies.A1111PngInfo,
-    "/progress": replies.A1111Progress,
-    "/options": replies.A1111Options,
-    "/sd-models": list[replies.A1111Model],
-    "/samplers": list[replies.A1111Sampler],
-    "/schedulers": list[replies.A1111Schedule],
-    "/upscalers": list[replies.A1111Upscaler],
-    "/prompt-styles": list[replies.A1111Style],
-    "/loras": list[replies.A1111Lora],
-    "/memory": replies.A1111Memory,
-    "/realesrgan-models": list[dict[str, Any]],
-}
 SCHEDULES = {"automatic": "Automatic", "karras": "Karras"}
 # What clients request when they connect, and what they get.
 FIXED_RESPONSES: dict[str, Any] = {
@@ -95,42 +76,34 @@ class A1111Api:
         self._studio = studio
         self._selected_models: dict[str, str] = {}
         self.router = APIRouter(prefix="/sdapi/v1", route_class=A1111Route, tags=["sdapi"])
-        routes: dict[str, dict[str, Callable[..., Any]]] = {
-            "POST": {
-                **{path: _fixed_response(path, {}) for path in WITHOUT_WORK},
-                **{path: _not_implemented(path, message) for path, message in NOT_IMPLEMENTED.items()},
-                "/txt2img": self.txt2img,
-                "/img2img": self.img2img,
-                "/extra-single-image": self.extra_single_image,
-                "/extra-batch-images": self.extra_batch_images,
-                "/unload-checkpoint": self.unload_checkpoint,
-                "/png-info": self.png_info,
-                "/interrupt": self.interrupt,
-                "/options": self.set_options,
-            },
-            "GET": {
-                "/progress": self.progress,
-                "/options": self.options,
-                "/sd-models": self.sd_models,
-                "/samplers": self.samplers,
-                "/schedulers": self.schedulers,
-                "/upscalers": self.upscalers,
-                "/realesrgan-models": self.realesrgan_models,
-                "/prompt-styles": self.prompt_styles,
-                "/loras": self.loras,
-                "/memory": self.memory,
-                **{path: _fixed_response(path, body) for path, body in FIXED_RESPONSES.items()},
-            },
-        }
-        for method, endpoints in routes.items():
-            for path, endpoint in endpoints.items():
-                reply = REPLIES.get(path, type(FIXED_RESPONSES.get(path, {})))
-                if path == "/options" and method == "POST":
-                    reply = None
-                schema = {"model": reply} if reply else {"content": {"application/json": {"schema": {"type": "null"}}}}
-                responses: dict[int | str, dict[str, Any]] = {200: schema, 400: {"model": A1111Error}}
-                add = self.router.api_route(path, methods=[method], response_model=None, responses=responses)
-                add(endpoint)
+        # Method, path, endpoint, and for /docs the answer
+        routes: list[tuple[str, str, Callable[..., Any], Any]] = [
+            *(("POST", path, _fixed_response(path, {}), dict) for path in WITHOUT_WORK),
+            *(("POST", path, _not_implemented(path, message), dict) for path, message in NOT_IMPLEMENTED.items()),
+            ("POST", "/txt2img", self.txt2img, replies.A1111Images),
+            ("POST", "/img2img", self.img2img, replies.A1111Images),
+            ("POST", "/extra-single-image", self.extra_single_image, replies.A1111Extra),
+            ("POST", "/extra-batch-images", self.extra_batch_images, replies.A1111ExtraBatch),
+            ("POST", "/unload-checkpoint", self.unload_checkpoint, dict),
+            ("POST", "/png-info", self.png_info, replies.A1111PngInfo),
+            ("POST", "/interrupt", self.interrupt, dict),
+            ("POST", "/options", self.set_options, None),
+            ("GET", "/progress", self.progress, replies.A1111Progress),
+            ("GET", "/options", self.options, replies.A1111Options),
+            ("GET", "/sd-models", self.sd_models, list[replies.A1111Model]),
+            ("GET", "/samplers", self.samplers, list[replies.A1111Sampler]),
+            ("GET", "/schedulers", self.schedulers, list[replies.A1111Schedule]),
+            ("GET", "/upscalers", self.upscalers, list[replies.A1111Upscaler]),
+            ("GET", "/realesrgan-models", self.realesrgan_models, list[dict[str, Any]]),
+            ("GET", "/prompt-styles", self.prompt_styles, list[replies.A1111Style]),
+            ("GET", "/loras", self.loras, list[replies.A1111Lora]),
+            ("GET", "/memory", self.memory, replies.A1111Memory),
+            *(("GET", path, _fixed_response(path, body), type(body)) for path, body in FIXED_RESPONSES.items()),
+        ]
+        for method, path, endpoint, reply in routes:
+            schema = {"model": reply} if reply else {"content": {"application/json": {"schema": {"type": "null"}}}}
+            responses: dict[int | str, dict[str, Any]] = {200: schema, 400: {"model": replies.A1111Error}}
+            self.router.api_route(path, methods=[method], response_model=None, responses=responses)(endpoint)
 
     async def txt2img(self, params: TextToImage, http_request: Request) -> Response:
         """Generate images from a prompt; `info` is a JSON string."""
@@ -153,7 +126,7 @@ class A1111Api:
             fields["mask_image"] = await upload_mask(self._studio, mask, "mask", invert=invert)
         elif any((params.model_extra or {}).get("outpaint") or ()):
             fields["task"] = "inpaint"
-        image = await self._upload(params.init_images[0], "init_images")
+        image = await upload_base64(self._studio, params.init_images[0], "init_images")
         await self._store_guidance(params, image)
         request = params.to_request(self._model_key(params, http_request), **fields, image=image)
         return await self._submit(request, params, http_request)
@@ -169,7 +142,7 @@ class A1111Api:
         return JSONResponse({"html_info": params.notes(), "images": contents})
 
     async def _upscale(self, params: Upscale, images: list[str], http_request: Request) -> list[str]:
-        names = [await self._upload(image, "image") for image in images]
+        names = [await upload_base64(self._studio, image, "image") for image in images]
         requests = [params.to_request(self._studio.settings.model, name) for name in names]
         owner = require_owner(http_request)
         contents = []
@@ -315,11 +288,6 @@ class A1111Api:
         if title:
             return get_model(str(title), self._studio.models).key
         return self._selected_model(require_owner(http_request))
-
-    async def _upload(self, encoded: str, field: str) -> str:
-        """Store a base64 image; returns its name."""
-        content = await run_sync(decode_base64, encoded, field)
-        return await upload_image(self._studio, content, field)
 
     async def _store_guidance(self, params: TextToImage, image: str | None = None) -> None:
         """Put the units of ControlNet, with their images stored, into the fields of ours.

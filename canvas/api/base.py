@@ -145,6 +145,11 @@ async def upload_image(studio: Studio, source: bytes | Path, field: str) -> str:
     return upload.name
 
 
+async def upload_base64(studio: Studio, encoded: str, field: str) -> str:
+    """The same for an image in base64."""
+    return await upload_image(studio, await run_sync(decode_base64, encoded, field), field)
+
+
 async def upload_mask(studio: Studio, source: bytes | Path, field: str, **options: bool) -> str:
     """Store a mask with the options of `InputResolver.upload_mask`; returns its name."""
     upload = await run_sync(partial(studio.inputs.upload_mask, source, field, **options))
@@ -159,8 +164,7 @@ async def upload_guidance(studio: Studio, items: Any, field: str) -> Any:
     for item in items:
         source = item.get("image") if isinstance(item, dict) else None
         if isinstance(source, str) and (len(source) > MAX_NAME or source.startswith("data:")):
-            content = await run_sync(decode_base64, source, field)
-            item = {**item, "image": await upload_image(studio, content, field)}  # noqa: PLW2901
+            item = {**item, "image": await upload_base64(studio, source, field)}  # noqa: PLW2901
         stored.append(item)
     return stored
 
