@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from canvas.api.a1111_controlnet import other_scripts
+from canvas.api.a1111_controlnet import RESIZE_MODES, other_scripts
 from canvas.errors import CanvasError, InvalidInput
 from canvas.history.infotext import DEFAULT_SCHEDULES, read_sampler
 from canvas.image_formats import IMAGE_FORMATS
@@ -18,7 +18,6 @@ from canvas.schedulers import SCHEDULERS
 from canvas.styles import STYLES
 
 CHECKPOINT = "sd_model_checkpoint"
-RESIZE_MODES: dict[object, str] = {0: "stretch", 1: "crop", 2: "pad"}
 # Names of samplers beside those of schedulers: A1111's aliases and those of its clients.
 SAMPLER_ALIASES = {
     "k_euler": "Euler",

@@ -115,15 +115,12 @@ class Unit:
     def _kind_and_model(self) -> tuple[str, str]:
         """The kind, and the ControlNet by its full name; "" for the usual one of the kind."""
         name, known = self._model, model_names(self._settings)
-        full = known.get(name)
-        kind = kind_of(self._module) or kind_of(name)
-        if full is not None or controlnets.HUB_ID.fullmatch(name):
-            return kind or "auto", full or name
-        if name.lower() in ("none", ""):
-            return kind or "auto", ""
-        if kind_of(name) is None:
+        kind = kind_of(self._module) or kind_of(name) or "auto"
+        if name in known or controlnets.HUB_ID.fullmatch(name):
+            return kind, known.get(name, name)
+        if name.lower() not in ("none", "") and kind_of(name) is None:
             raise InvalidInput("control_images", name, LazyMessage("one of {names}", names=", ".join(known)))
-        return kind or "auto", ""
+        return kind, ""
 
     def _adapter(self) -> str:
         """The file of an own IP-Adapter; "" for the usual one, which any other name of an adapter stands for."""
