@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 from urllib.parse import unquote, urlsplit
@@ -203,10 +203,9 @@ def patch_mcp_server(page: Blocks, internal_token: str, studio: Studio) -> None:
     server: Any = page.mcp_server_obj
     if server is None:
         return
-    runner = McpToolRunner(server)
     server.convert_strings_to_filedata = McpFiles(server, studio).convert
-    server._execute_tool_without_progress = runner.run
-    server._execute_tool_with_progress = runner.run_with_progress
+    server._execute_tool_without_progress = run_tool
+    server._execute_tool_with_progress = partial(run_tool_with_progress, server)
     # With a login, the token only lets the client read the app's configuration. Each call is
     # authenticated by the temporary session that its API key was given (server/auth.py).
     headers = {CLIENT_HEADER: MCP_CLIENT}
@@ -417,35 +416,31 @@ def _has_file(value: Any) -> bool:
     return isinstance(value, dict) and ("path" in value or any(map(_has_file, value.values())))
 
 
-class McpToolRunner:
-    """Waits for tool calls; an agent that disconnects cancels its call."""
+async def run_tool(call: Any) -> list[Any]:
+    """Wait for a tool call; an agent that disconnects cancels it."""
+    async with _cancel_on_exit(call):
+        return await _outputs(call)
 
-    def __init__(self, server: Any) -> None:
-        self._server = server
 
-    async def run(self, call: Any) -> list[Any]:
-        async with _cancel_on_exit(call):
-            return await _outputs(call)
-
-    async def run_with_progress(self, call: Any, token: str | int) -> list[Any]:
-        """The same, with progress notifications to the agent."""
-        context = self._server.mcp_server.request_context
-        async with _cancel_on_exit(call):
-            async for update in call:
-                if update.type != "output":
-                    continue
-                if update.final:
-                    break
-                if progress := parse_progress(update.outputs):
-                    fraction, message = progress
-                    await context.session.send_progress_notification(
-                        progress_token=token,
-                        progress=fraction,
-                        total=1.0,
-                        message=message,
-                        related_request_id=str(context.request_id),
-                    )
-            return await _outputs(call)
+async def run_tool_with_progress(server: Any, call: Any, token: str | int) -> list[Any]:
+    """The same, with progress notifications to the agent."""
+    context = server.mcp_server.request_context
+    async with _cancel_on_exit(call):
+        async for update in call:
+            if update.type != "output":
+                continue
+            if update.final:
+                break
+            if progress := parse_progress(update.outputs):
+                fraction, message = progress
+                await context.session.send_progress_notification(
+                    progress_token=token,
+                    progress=fraction,
+                    total=1.0,
+                    message=message,
+                    related_request_id=str(context.request_id),
+                )
+        return await _outputs(call)
 
 
 def parse_progress(outputs: Any) -> tuple[float, str] | None:
