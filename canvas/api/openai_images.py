@@ -64,7 +64,7 @@ OWN_FIELDS = (
     *("num_inference_steps", "guidance_scale", "scheduler", "preset", "loras", "prompt_weighting", "watermark"),
     *("variation_seed", "variation_strength", "scale_to_size"),
 )
-EDIT_FIELDS = (*("strength", "resize_mode", "fill_color", "mask_blur", "only_masked", "outpaint", "scale", "upscaler"),)
+EDIT_FIELDS = ("strength", "resize_mode", "fill_color", "mask_blur", "only_masked", "outpaint", "scale", "upscaler")
 IMAGE_FILE = "an image file (PNG, JPEG or WebP)"
 DEFAULT_VARIATION_PROMPT = "the same scene"  # for files without embedded settings
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -251,7 +251,9 @@ class OpenAIImagesApi:
             image, *references = await _read_files(form, "image")
             mask = await _read_file(form, "mask") if "mask" in form else None
         if mask is not None:
-            await run_sync(_check_transparency, mask)
+            if not await run_sync(_has_transparency, mask, "mask"):
+                message = LazyMessage("The mask has no transparent pixels. Make the area to change transparent.")
+                raise InvalidInput("mask", None, message=message)
         elif params.task is None and await run_sync(_has_transparency, image, "image"):
             mask = image
         return await self._submit_edit(params, image, mask, http_request, references)
@@ -450,12 +452,6 @@ def _has_transparency(content: bytes, field: str) -> bool:
     """Whether an image marks an area to change by OpenAI's rule; raises InvalidInput."""
     mask = masks.transparency_mask(decode_image(content, field).image)
     return masks.binarize(mask).getbbox() is not None
-
-
-def _check_transparency(mask: bytes) -> None:
-    if not _has_transparency(mask, "mask"):
-        message = LazyMessage("The mask has no transparent pixels. Make the area to change transparent.")
-        raise InvalidInput("mask", None, message=message)
 
 
 def _embedded_prompt(content: bytes) -> str:

@@ -49,14 +49,15 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
     )
     images, server = ImageRoutes(studio), ServerRoutes(studio)
     router = APIRouter()
-    for path, endpoint, tag in (
-        ("/healthz", server.health, "Server"),
-        ("/pictures/{filename}", images.picture, "Images"),
-        ("/thumbnails/{filename}", images.thumbnail, "Images"),
-        ("/downloads/{filename}", images.download, "Images"),
-        ("/export.zip", images.export, "Images"),
+    health: dict[int | str, dict[str, Any]] = {200: {"model": HealthReply}, 503: {"model": HealthReply}}
+    for path, endpoint, tag, responses in (
+        ("/healthz", server.health, "Server", health),
+        ("/pictures/{filename}", images.picture, "Images", _file_responses("image/*")),
+        ("/thumbnails/{filename}", images.thumbnail, "Images", _file_responses("image/*")),
+        ("/downloads/{filename}", images.download, "Images", _file_responses("image/*")),
+        ("/export.zip", images.export, "Images", _file_responses("application/zip")),
     ):
-        router.get(path, response_model=None, tags=[tag], responses=_responses(path))(endpoint)
+        router.get(path, response_model=None, tags=[tag], responses=responses)(endpoint)
         router.head(path, response_model=None, include_in_schema=False)(endpoint)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
     router.get("/metrics", response_model=None, response_class=Response, tags=["Server"], responses=text)(
@@ -69,13 +70,10 @@ def build_routes(studio: Studio) -> list[BaseRoute]:
     return list(api_app.routes)
 
 
-def _responses(path: str) -> dict[int | str, dict[str, Any]]:
-    """The answers of a route of this module, for /docs."""
-    if path == "/healthz":
-        return {200: {"model": HealthReply}, 503: {"model": HealthReply}}
-    kind = "application/zip" if path == "/export.zip" else "image/*"
-    file = {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}
-    return {200: {"description": "The file.", **file}, 404: {"model": OwnErrorReply}}
+def _file_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route for files, for /docs."""
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {200: {"description": "The file.", "content": content}, 404: {"model": OwnErrorReply}}
 
 
 def _describe_access(api_app: FastAPI) -> None:
