@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import httpx
 import typer
 
+from canvas.catalog import MODELS, get_model
 from canvas.cli.console import (
     AsJson,
     DataDir,
@@ -55,18 +56,16 @@ if TYPE_CHECKING:
 
     SavedImage = tuple[GeneratedImage, Path]
 
+TIMEOUT = 60.0  # seconds without an event; the server sends one every second
+KEY_HINT = "pass it with --key KEY or set CANVAS_API_KEY"
+STDIN = STDOUT = "-"
+FORMATS = {suffix: name for name, known in IMAGE_FORMATS.items() for suffix in known.suffixes}
+Files = dict[str, tuple[str, bytes]]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _complete_model() -> list[str]:
-    from canvas.catalog import MODELS
-
-    return list(MODELS)
-
-
-@dataclass(frozen=True)
-class RequestOption:
-    """The name of an option, its type with its help, and its default; None is that of the request."""
+class RequestOption(NamedTuple):
+    """The name of an option, its type with its help, and its default; None is that of the request, if it has one."""
 
     name: str
     annotation: Any
@@ -136,7 +135,7 @@ REFERENCE = typer.Option(
 )
 LORA = typer.Option("--lora", metavar="NAME[:WEIGHT]", help="A LoRA; may be repeated.")
 OUTPAINT = typer.Option(metavar="L,T,R,B", help="Pixels to add on the left, top, right and bottom.")
-MODEL = typer.Option(metavar="KEY", help="A key that `models` lists.", autocompletion=_complete_model)
+MODEL = typer.Option(metavar="KEY", help="A key that `models` lists.", autocompletion=lambda: list(MODELS))
 OPTIONS: Mapping[str, RequestOption] = MappingProxyType(
     {
         "model_key": RequestOption("model", Annotated[str | None, MODEL]),
@@ -181,22 +180,15 @@ UPSCALE = tuple(
     for name in (*TEXT_TO_IMAGE, *IMAGE_FIELDS, "scale", "upscaler")
     if name not in ("width", "height", "scale_to_size", "num_images", "variation_seed", "variation_strength")
 )
-OTHERS = {
-    "accept_terms": (
-        Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of a remote backend or a model.")],
-        False,
-    ),
-    "output": (
-        Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout.")],
-        None,
-    ),
-    "key": (
-        Annotated[str | None, typer.Option(metavar="KEY", help="API key for a server that requires one.")],
-        None,
-    ),
-    "json": (AsJson, False),
-    "data_dir": (DataDir, None),
-}  # fmt: skip
+OUTPUT = typer.Option("--output", "-o", metavar="PATH", help="Also write here; - is stdout.")
+KEY = typer.Option(metavar="KEY", help="API key for a server that requires one.")
+OTHERS = (
+    _flag("accept_terms", "Accept the terms of a remote backend or a model."),
+    RequestOption("output", Annotated[str | None, OUTPUT]),
+    RequestOption("key", Annotated[str | None, KEY]),
+    RequestOption("json", AsJson, False),
+    RequestOption("data_dir", DataDir),
+)
 
 
 def with_options(*names: str) -> Callable[[Command], Command]:
@@ -204,10 +196,9 @@ def with_options(*names: str) -> Callable[[Command], Command]:
 
     def add(command: Command) -> Command:
         own = [item for item in inspect.signature(command, eval_str=True).parameters.values() if item.name != "options"]
-        options = {OPTIONS[name].name: (OPTIONS[name].annotation, OPTIONS[name].default) for name in names} | OTHERS
         added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in options.items()
+            for name, annotation, default in (*(OPTIONS[field] for field in names), *OTHERS)
         ]
         signature = inspect.Signature([*own, *added])
         command.__signature__ = signature  # type: ignore[attr-defined]
@@ -229,13 +220,6 @@ def request_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         if field in fields:
             fields[field] = [_parse_item(value, field, kind._fields) for value in fields[field]]
     return fields
-
-
-TIMEOUT = 60.0  # seconds without an event; the server sends one every second
-KEY_HINT = "pass it with --key KEY or set CANVAS_API_KEY"
-STDIN = STDOUT = "-"
-Files = dict[str, tuple[str, bytes]]
-FORMATS = {suffix: name for name, known in IMAGE_FORMATS.items() for suffix in known.suffixes}
 
 
 @with_examples(
@@ -347,7 +331,6 @@ def _run(texts: list[str], options: dict[str, Any], files: InputFiles) -> None:
 def _generate_local(
     settings: Settings, requests: list[GenerationRequest], files: InputFiles, *, accept_terms: bool
 ) -> Iterator[SavedImage]:
-    from canvas.catalog import get_model
     from canvas.studio import Studio
 
     with Studio(settings) as studio:
