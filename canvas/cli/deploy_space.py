@@ -19,18 +19,7 @@ TOP_LEVEL_FILES = ("README.md", "LICENSE", "app.py", "requirements.txt")
 FOLDERS = {
     "canvas": {".py"},
     "assets": {
-        ".css",
-        ".gz",
-        ".html",
-        ".js",
-        ".json",
-        ".md",
-        ".png",
-        ".safetensors",
-        ".txt",
-        ".webp",
-        ".woff2",
-        ".yaml",
+        *(".css", ".gz", ".html", ".js", ".json", ".md", ".png", ".safetensors", ".txt", ".webp", ".woff2", ".yaml")
     },
 }
 EXCLUDE = ("canvas/training/", "assets/screenshots/")
