@@ -20,6 +20,10 @@ from canvas.server.uploads import MIB, Check, call_checked
 
 RATE_LIMITED = "Too many uploads from this address. Try again in an hour.\n"
 FIELD_TOO_LARGE = "The fields of a form must be at most 1 MiB.\n"
+CALLBACKS = (  # of the parser: the methods of FormCounter
+    *("on_part_begin", "on_header_field", "on_header_value", "on_header_end", "on_headers_finished"),
+    *("on_part_data", "on_part_end"),
+)
 
 
 class UploadLimitMiddleware:
@@ -118,7 +122,8 @@ class FormCounter:
         self._name, self._value = b"", b""
         self._in_file = False
         boundary = options.get(b"boundary") if self.is_multipart else None
-        self._parser = MultipartParser(boundary, self._callbacks()) if boundary else None
+        callbacks: Any = {name: getattr(self, name) for name in CALLBACKS}
+        self._parser = MultipartParser(boundary, callbacks) if boundary else None
 
     def feed(self, body: bytes) -> int:
         """The number of files that begin in the next part of the body."""
@@ -130,45 +135,34 @@ class FormCounter:
                 self._parser = None
         return self._files - before
 
-    def _callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._on_part_begin,
-            "on_header_field": self._on_header_field,
-            "on_header_value": self._on_header_value,
-            "on_header_end": self._on_header_end,
-            "on_headers_finished": self._on_headers_finished,
-            "on_part_data": self._on_part_data,
-            "on_part_end": self._on_part_end,
-        }
-
-    def _on_part_begin(self) -> None:
+    def on_part_begin(self) -> None:
         self._disposition = self._name = self._value = b""
 
-    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
 
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
 
-    def _on_header_end(self) -> None:
+    def on_header_end(self) -> None:
         if self._name.lower() == b"content-disposition":
             self._disposition = self._value
         self._name = self._value = b""
 
-    def _on_headers_finished(self) -> None:
+    def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._in_file = b"filename" in options
         self._files += self._in_file
         self._size, self._digest = 0, hashlib.sha256(options.get(b"filename", b"") + b"\n")
 
-    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
             self._size += end - start
             self._digest.update(data[start:end])
         else:
             self.field_bytes += end - start
 
-    def _on_part_end(self) -> None:
+    def on_part_end(self) -> None:
         if self._in_file:
             self.finished.append((self._size, self._digest.digest()))
 
