@@ -210,8 +210,10 @@ class CreateTab:
         if imported.warnings:
             title = gettext("Settings from {program}", program=imported.program)
             gr.Info(toast_html(title, " ".join(imported.warnings)))
-        updates = self.form.update_partial(imported.values)
-        request = self.form.request_from({**imported.values, "model_key": self.form.model_of(updates)})
+        request = self.form.request_from(imported.values)
+        updates = self.form.update_from_request(request)
+        if "prompt" not in imported.values:
+            updates.pop(self.form["prompt"])
         return updates | self.guidance.restore(request, owner)
 
     # Jobs and images

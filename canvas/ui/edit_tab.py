@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
-from PIL import Image
+from PIL import Image, ImageChops
 
 from canvas.catalog import get_model
 from canvas.errors import CanvasError, InvalidInput, LazyMessage, NotFound
@@ -226,14 +226,10 @@ class EditForm(Form):
         return {self["model_key"]: self._model_update(operation, value=self._studio.instruction_models[0])}
 
     def toggle_groups(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
-        operation = self.group_of({name: values[self[name]] for name in ("operation", "upscaler")})
+        operation = values[self["operation"]]
+        if operation == "upscale" and values[self["upscaler"]] == "detail":
+            operation = DETAIL
         return {group: gr.Column(visible=operation in FIELD_GROUPS[name]) for name, group in self._groups.items()}
-
-    @staticmethod
-    def group_of(fields: Mapping[str, Any]) -> str:
-        """The operation of these values as in FIELD_GROUPS."""
-        detail = fields["operation"] == "upscale" and fields["upscaler"] == "detail"
-        return DETAIL if detail else str(fields["operation"])
 
     def save(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
         return {self._saved: self.read(values)}
@@ -539,8 +535,6 @@ class EditTab:
         return image, "", layers
 
     def _upload_mask(self, layers: list[Image.Image], image: Image.Image) -> str:
-        from PIL import Image, ImageChops
-
         mask = Image.new("L", image.size)
         for layer in layers:
             if layer.size == mask.size:

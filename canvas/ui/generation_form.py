@@ -257,13 +257,6 @@ class GenerationForm(Form):
             updates[self["aspect_ratio"]] = found[1]
         return updates
 
-    def update_partial(self, values: Mapping[str, Any]) -> dict[Any, Any]:
-        """`update_from_request` with some fields; the others get the defaults of the model."""
-        updates = self.update_from_request(self.request_from(values))
-        if "prompt" not in values:
-            updates.pop(self["prompt"])
-        return updates
-
     def request_from(self, values: Mapping[str, Any]) -> GenerationRequest:
         """A request with some fields, and a placeholder for a missing prompt."""
         return GenerationRequest.from_dict({"prompt": "…", "model_key": self._default_model.key, **values})

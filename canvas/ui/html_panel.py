@@ -49,12 +49,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"_": gettext, "ngettext": ngettext}
-    environment.filters["bytes"] = format_bytes
-    environment.filters["duration"] = format_duration
-    environment.filters["localize"] = localize
-    environment.filters["message"] = translate_message
-    environment.filters["image_url"] = image_url
-    environment.filters["thumbnail_url"] = thumbnail_url
+    environment.filters |= {"bytes": format_bytes, "duration": format_duration, "localize": localize}
+    environment.filters |= {"message": translate_message, "image_url": image_url, "thumbnail_url": thumbnail_url}
     return environment
 
 
