@@ -6,6 +6,7 @@ import tomllib
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ ASSETS = builtin_models.ASSETS
 MODEL_TYPES = ("stable_diffusion", "stable_diffusion_xl", "auto")
 # Fields of `models.toml` in version 0.1, still read.
 OLD_FIELD_NAMES: Mapping[str, str] = {"gigaflops": "gflops_per_step"}
-REQUIRED_FIELDS = ("name",)
 # Fields whose defaults are read from the model's own files where an entry lacks them.
 READ_FROM_MODEL = ("resolution", "num_inference_steps", "guidance_scale", "scheduler")
 QUANTIZATIONS = ("auto", "none", "int8", "int8-dynamic")
@@ -96,7 +96,7 @@ class ModelSpec:
     @property
     def is_local(self) -> bool:
         """Whether `name` is a folder or file on this computer."""
-        return Path(self.name).is_absolute() or Path(self.name).exists()
+        return is_local_source(self.name)
 
     @property
     def public_name(self) -> str:
@@ -132,16 +132,15 @@ def parse_model(key: str, entry: object) -> ModelSpec:
         raise InvalidInput("model key", key, "a name of at most 64 characters, such as my-model")
     path = f"models.{key}"
     if not isinstance(entry, Mapping):
-        raise InvalidInput(path, entry, f"a table with the fields {', '.join(REQUIRED_FIELDS)}")
+        raise InvalidInput(path, entry, "a table with the fields name")
     entry = {OLD_FIELD_NAMES.get(name, name): value for name, value in entry.items()}
     known = {field.name for field in fields(ModelSpec)} - {"key", "unset"}
     for name in entry:
         if name not in known:
             message = f"{path}.{name} is unknown; the fields are {', '.join(sorted(known))}."
             raise InvalidInput(f"{path}.{name}", entry[name], message=message)
-    for name in REQUIRED_FIELDS:
-        if name not in entry:
-            raise InvalidInput(f"{path}.{name}", None, message=f"{path}.{name} is required.")
+    if "name" not in entry:
+        raise InvalidInput(f"{path}.name", None, message=f"{path}.name is required.")
     return ModelSpec(key=key, **_checked_fields(path, entry))
 
 
@@ -200,12 +199,6 @@ def _components(field: str, value: object) -> tuple[tuple[str, str], ...]:
     return tuple((name, _source(field, source)) for name, source in value.items())
 
 
-def _flag(field: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidInput(field, value, "true or false")
-    return value
-
-
 def _resolution(field: str, value: object) -> int:
     return validation.multiple_of_8(field, validation.integer(field, value, 64, 2048))
 
@@ -222,16 +215,16 @@ FIELD_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = {
     "mirrors": _texts,
     "accelerations": _texts,
     "resolution": _resolution,
-    "num_inference_steps": lambda field, value: validation.integer(field, value, 1, 150),
-    "guidance_scale": lambda field, value: validation.number(field, value, 0, 30),
-    "gflops_per_step": lambda field, value: validation.number(field, value, 0, 1e6),
-    "prompt_tokens": lambda field, value: validation.integer(field, value, 0, 1000),
+    "num_inference_steps": partial(validation.integer, low=1, high=150),
+    "guidance_scale": partial(validation.number, low=0, high=30),
+    "gflops_per_step": partial(validation.number, low=0, high=1e6),
+    "prompt_tokens": partial(validation.integer, low=0, high=1000),
     "components": _components,
-    "half_precision": _flag,
-    "quantization": lambda field, value: validation.choice(field, value, QUANTIZATIONS),
-    "offload": lambda field, value: validation.choice(field, value, OFFLOADS),
-    "type": lambda field, value: validation.choice(field, value, MODEL_TYPES),
-    "scheduler": lambda field, value: validation.choice(field, value, SCHEDULERS),
+    "half_precision": validation.boolean,
+    "quantization": partial(validation.choice, choices=QUANTIZATIONS),
+    "offload": partial(validation.choice, choices=OFFLOADS),
+    "type": partial(validation.choice, choices=MODEL_TYPES),
+    "scheduler": partial(validation.choice, choices=SCHEDULERS),
 }
 
 
@@ -243,9 +236,7 @@ class Catalog(MutableMapping[str, ModelSpec]):
         self._own: dict[str, ModelSpec] = {}
 
     def __getitem__(self, key: str) -> ModelSpec:
-        if key in self._own or self._base is None:
-            return self._own[key]
-        return self._base[key]
+        return self._own[key] if key in self._own or self._base is None else self._base[key]
 
     def __setitem__(self, key: str, entry: ModelSpec | Mapping[str, Any]) -> None:
         self._own[key] = parse_model(key, entry)

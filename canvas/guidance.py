@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from canvas import validation
@@ -17,6 +18,7 @@ MAX_CONTROL_IMAGES = 4
 MAX_REFERENCE_IMAGES = 3
 MAX_WEIGHT = 2.0
 MAX_MODEL_NAME = 200  # characters
+Validator = Callable[[str, Any], Any]
 CheckName = Callable[[str, object], str]  # of a gallery image or an upload
 Item = TypeVar("Item", bound="ControlImage | ReferenceImage")
 
@@ -67,12 +69,6 @@ def check_reference_images(field: str, value: object, check_name: CheckName) -> 
     return tuple(_items(field, value, REFERENCE_VALIDATORS, ReferenceImage, check_name))
 
 
-def _check_detect(field: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidInput(field, value, LazyMessage("true or false"))
-    return value
-
-
 def _check_model(field: str, value: object) -> str:
     name = validation.text(field, value)
     if len(name) > MAX_MODEL_NAME:
@@ -80,36 +76,24 @@ def _check_model(field: str, value: object) -> str:
     return name
 
 
-def _number(low: float, high: float) -> Callable[[str, Any], Any]:
-    return lambda field, value: validation.number(field, value, low, high)
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[str, Any], Any]:
-    return lambda field, value: validation.choice(field, value, choices)
-
-
-CONTROL_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = {
-    "kind": _one_of(CONTROL_KINDS),
-    "weight": _number(0, MAX_WEIGHT),
-    "start": _number(0, 1),
-    "end": _number(0, 1),
-    "detect": _check_detect,
-    "resize_mode": _one_of(CONTROL_RESIZE_MODES),
+CONTROL_VALIDATORS: Mapping[str, Validator] = {
+    "kind": partial(validation.choice, choices=CONTROL_KINDS),
+    "weight": partial(validation.number, low=0, high=MAX_WEIGHT),
+    "start": partial(validation.number, low=0, high=1),
+    "end": partial(validation.number, low=0, high=1),
+    "detect": validation.boolean,
+    "resize_mode": partial(validation.choice, choices=CONTROL_RESIZE_MODES),
     "model": _check_model,
 }
-REFERENCE_VALIDATORS: Mapping[str, Callable[[str, Any], Any]] = {
-    "weight": _number(0, MAX_WEIGHT),
-    "kind": _one_of(REFERENCE_KINDS),
+REFERENCE_VALIDATORS: Mapping[str, Validator] = {
+    "weight": partial(validation.number, low=0, high=MAX_WEIGHT),
+    "kind": partial(validation.choice, choices=REFERENCE_KINDS),
     "model": _check_model,
 }
 
 
 def _items(
-    field: str,
-    value: object,
-    validators: Mapping[str, Callable[[str, Any], Any]],
-    kind: type[Item],
-    check_name: CheckName,
+    field: str, value: object, validators: Mapping[str, Validator], kind: type[Item], check_name: CheckName
 ) -> list[Item]:
     limit = MAX_CONTROL_IMAGES if kind is ControlImage else MAX_REFERENCE_IMAGES
     names = ", ".join(kind._fields)
@@ -118,27 +102,20 @@ def _items(
         raise InvalidInput(field, value, allowed)
     items = []
     for item in value:
-        given: Mapping[str, Any] = {}
-        if isinstance(item, Mapping):
-            given = item
-        elif isinstance(item, list | tuple) and len(item) <= len(kind._fields):
+        given: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
+        if isinstance(item, list | tuple) and len(item) <= len(kind._fields):
             given = dict(zip(kind._fields, item, strict=False))
         if "image" not in given or not set(given) <= set(kind._fields):
             raise InvalidInput(field, item, allowed)
         checked: dict[str, Any] = {"image": check_name(field, given["image"])}
         for name, validator in validators.items():
             if given.get(name) is not None:
-                checked[name] = _check(field, name, given[name], validator)
+                try:
+                    checked[name] = validator(name, given[name])
+                except InvalidInput as error:
+                    raise InvalidInput(field, given[name], f"a list in which {name} is {error.allowed}") from error
         items.append(kind(**checked))
     return items
-
-
-def _check(field: str, name: str, value: object, validator: Callable[[str, Any], Any]) -> Any:
-    """The valid value of one field of an item; the error names the list."""
-    try:
-        return validator(name, value)
-    except InvalidInput as error:
-        raise InvalidInput(field, value, f"a list in which {name} is {error.allowed}") from error
 
 
 def as_json(items: tuple[ControlImage, ...] | tuple[ReferenceImage, ...]) -> tuple[dict[str, Any], ...]:

@@ -6,10 +6,10 @@ import html
 import math
 import random
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,18 +106,6 @@ def img2img_steps(num_inference_steps: int, strength: float) -> tuple[int, int]:
     return max(computed, round(computed / strength)), computed
 
 
-def _one_of(choices: Collection[str]) -> Validator:
-    return lambda field, value: validation.choice(field, value, choices)
-
-
-def _integer(low: int, high: int) -> Validator:
-    return lambda field, value: validation.integer(field, value, low, high)
-
-
-def _number(low: float, high: float) -> Validator:
-    return lambda field, value: validation.number(field, value, low, high)
-
-
 def _optional(validator: Validator) -> Validator:
     return lambda field, value: None if value is None else validator(field, value)
 
@@ -125,12 +113,6 @@ def _optional(validator: Validator) -> Validator:
 def _check_model_key(field: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidInput(field, value, LazyMessage("the key of a model"))
-    return value
-
-
-def _check_bool(field: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidInput(field, value, LazyMessage("true or false"))
     return value
 
 
@@ -187,33 +169,33 @@ FIELD_VALIDATORS: Mapping[str, Validator] = MappingProxyType(
     {
         "prompt": validation.text,
         "negative_prompt": validation.text,
-        "style": _one_of(STYLES),
-        "image_format": _one_of(IMAGE_FORMATS),
-        "preset": _one_of(presets.PRESETS),
-        "backend": _one_of(BACKENDS),
+        "style": partial(validation.choice, choices=STYLES),
+        "image_format": partial(validation.choice, choices=IMAGE_FORMATS),
+        "preset": partial(validation.choice, choices=presets.PRESETS),
+        "backend": partial(validation.choice, choices=BACKENDS),
         "model_key": _check_model_key,
-        "scale_to_size": _check_bool,
-        "seed": _integer(RANDOM_SEED, MAX_SEED),
-        "num_images": _integer(1, MAX_IMAGES),
-        "quality": _integer(1, 100),
-        "num_inference_steps": _optional(_integer(1, 150)),
-        "guidance_scale": _optional(_number(0, 30)),
-        "scheduler": _optional(_one_of(SCHEDULERS)),
-        "task": _one_of(TASKS),
+        "scale_to_size": validation.boolean,
+        "seed": partial(validation.integer, low=RANDOM_SEED, high=MAX_SEED),
+        "num_images": partial(validation.integer, low=1, high=MAX_IMAGES),
+        "quality": partial(validation.integer, low=1, high=100),
+        "num_inference_steps": _optional(partial(validation.integer, low=1, high=150)),
+        "guidance_scale": _optional(partial(validation.number, low=0, high=30)),
+        "scheduler": _optional(partial(validation.choice, choices=SCHEDULERS)),
+        "task": partial(validation.choice, choices=TASKS),
         "image": _optional(_check_file_name),
         "mask_image": _optional(_check_file_name),
-        "strength": _optional(_number(0.01, 1)),
-        "resize_mode": _one_of(RESIZE_MODES),
+        "strength": _optional(partial(validation.number, low=0.01, high=1)),
+        "resize_mode": partial(validation.choice, choices=RESIZE_MODES),
         "fill_color": _check_color,
-        "mask_blur": _integer(0, 256),
-        "only_masked": _check_bool,
+        "mask_blur": partial(validation.integer, low=0, high=256),
+        "only_masked": validation.boolean,
         "outpaint": _check_outpaint,
-        "variation_seed": _optional(_integer(0, MAX_SEED - MAX_IMAGES)),
-        "variation_strength": _number(0, 1),
+        "variation_seed": _optional(partial(validation.integer, low=0, high=MAX_SEED - MAX_IMAGES)),
+        "variation_strength": partial(validation.number, low=0, high=1),
         "scale": _check_scale,
-        "upscaler": _one_of(UPSCALERS),
+        "upscaler": partial(validation.choice, choices=UPSCALERS),
         "loras": _check_loras,
-        "prompt_weighting": _check_bool,
+        "prompt_weighting": validation.boolean,
         "watermark": _check_watermark,
         "control_images": lambda field, value: check_control_images(field, value, _check_file_name),
         "reference_images": lambda field, value: check_reference_images(field, value, _check_file_name),
@@ -278,8 +260,7 @@ class GenerationRequest:
             if value is not None:
                 object.__setattr__(self, name, self._check_side(name, value))
         if not self.prompt and self.task != "upscale":
-            message = LazyMessage("Prompt must not be empty.")
-            raise InvalidInput("prompt", self.prompt, message=message)
+            raise InvalidInput("prompt", self.prompt, message=LazyMessage("Prompt must not be empty."))
         if self.seed + self.num_images - 1 > MAX_SEED:
             allowed = LazyMessage("at most {number}", number=MAX_SEED - self.num_images + 1)
             raise InvalidInput("seed", self.seed, allowed)
@@ -306,9 +287,7 @@ class GenerationRequest:
         Raises InvalidInput if the task lacks an image or the model does not support the size.
         """
         self._check_required_inputs()
-        seed = self.seed
-        if seed == RANDOM_SEED:
-            seed = random.randrange(2**32 - self.num_images)
+        seed = random.randrange(2**32 - self.num_images) if self.seed == RANDOM_SEED else self.seed
         steps, guidance_scale, scheduler = presets.preset_defaults(self.preset, spec)
         resolved = replace(
             self,
@@ -478,16 +457,11 @@ class GeneratedImage:
 
     def settings(self) -> dict[str, Any]:
         """All metadata except database id, owner and file, as JSON values."""
+        names = ("enhanced_prompt", "generation_time", "device", "dtype", "model_revision", "engine")
         return {
             **self.request.to_dict(),
-            "enhanced_prompt": self.enhanced_prompt,
-            "generation_time": self.generation_time,
-            "device": self.device,
-            "dtype": self.dtype,
-            "model_revision": self.model_revision,
-            "engine": self.engine,
+            **{name: getattr(self, name) for name in names},
             "notes": list(self.notes),
-            "task": self.task,
             "client": self.client,
             "created_at": self.created_at.isoformat(),
         }

@@ -60,6 +60,13 @@ def multiple_of_8(field: str, value: int) -> int:
     return value
 
 
+def boolean(field: str, value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise InvalidInput(field, value, LazyMessage("true or false"))
+    return value
+
+
 def choice(field: str, value: object, choices: Collection[str]) -> str:
     """One of the names in `choices`."""
     if not isinstance(value, str) or value not in choices:
