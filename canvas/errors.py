@@ -32,13 +32,9 @@ class LazyMessage(str):
         message.template, message.values = template, values
         return message
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getnewargs_ex__(self) -> tuple[tuple[str], Mapping[str, object]]:
         """Pickle the parts, for another process."""
-        return _lazy_message, (self.template, self.values)
-
-
-def _lazy_message(template: str, values: Mapping[str, object]) -> LazyMessage:
-    return LazyMessage(template, **values)
+        return (self.template,), self.values
 
 
 class CanvasError(Exception):
@@ -112,18 +108,11 @@ class InvalidInput(CanvasError):
         shown = value if isinstance(value, int | float) else repr(value)
         if len(str(shown)) > 80:
             shown = f"{str(shown)[:60]}… ({len(str(shown))} characters)"
-        super().__init__(
-            message
-            or LazyMessage(
-                "{field} must be {allowed} (got {value}).",
-                field=LazyMessage(field_label(field)),
-                allowed=allowed,
-                value=shown,
-            )
-        )
-        self.field = field
-        self.value = value
-        self.allowed = allowed
+        if not message:
+            label = LazyMessage(field_label(field))
+            message = LazyMessage("{field} must be {allowed} (got {value}).", field=label, allowed=allowed, value=shown)
+        super().__init__(message)
+        self.field, self.value, self.allowed = field, value, allowed
 
 
 class UnknownModel(InvalidInput):

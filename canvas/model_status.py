@@ -20,11 +20,6 @@ SPARE_BYTES = 2_000_000_000  # that stay free on the disk
 UNITS = {"GB": 10**9, "MB": 10**6}
 
 
-def format_text(text: str, **values: object) -> str:
-    """Fill in the `{names}` of a text; the page passes its own `gettext` instead."""
-    return text.format(**values)
-
-
 @dataclass(frozen=True)
 class ModelStatus:
     """Where a model is.
@@ -41,7 +36,7 @@ class ModelStatus:
     seconds: float | None
     memory: LazyMessage | None = None
 
-    def download_text(self, gettext: Callable[..., str] = format_text) -> str:
+    def download_text(self, gettext: Callable[..., str] = str.format) -> str:
         """What there is to download: "2.1 GB download"; without `missing_bytes` the size of the catalog."""
         size = self.spec.size if self.missing_bytes is None else format_bytes(self.missing_bytes)
         return gettext("{size} download", size=size) if size else gettext("Download")
@@ -59,7 +54,7 @@ class ModelStatus:
 
     def parts(
         self,
-        gettext: Callable[..., str] = format_text,
+        gettext: Callable[..., str] = str.format,
         translate: Callable[[LazyMessage], str] = str,
         *,
         brief: bool = False,

@@ -89,7 +89,7 @@ def uses_distilled_lora(preset: str, spec: ModelSpec) -> bool:
 def distilled_lora_missing(preset: str, spec: ModelSpec) -> bool:
     """Whether the preset would apply such a LoRA, but there is none for the model."""
     wanted = PRESETS[preset].distilled_lora and spec.num_inference_steps > DISTILLED_MAX_STEPS
-    return wanted and not uses_distilled_lora(preset, spec)
+    return wanted and not distilled_lora(preset, spec)
 
 
 def preset_defaults(preset: str, spec: ModelSpec) -> tuple[int, float, str]:
