@@ -9,6 +9,7 @@ from canvas.errors import LazyMessage
 from canvas.vocabulary import Meaning, Part, Vocabulary, joined, key_of
 
 MAX_SHOWN = 8  # words of a note
+ON = ("on", "on a", "auf", "sobre", "sur", "en")  # in front of a background
 
 
 def understand(vocabulary: Vocabulary, prompt: str, *, seed: int | None = None) -> Understanding:
@@ -174,13 +175,11 @@ class _Reading:
         beside = any(meaning and meaning.kind == "background" for meaning in neighbours)
         following = next((each.meaning for each in self._parts[index + 1 :]), None)
         ends = following is None or following.kind == "break"
-        if beside or (ends and self._things and self._follows_on(index)):
+        preceding = key_of(self._parts[index - 1].text) if index else ""
+        if beside or (ends and self._things and preceding in ON):
             self._add_place(name, part)
         else:
             self._left_out.append(part.text)  # things are drawn in the colours that they have
-
-    def _follows_on(self, index: int) -> bool:
-        return index > 0 and key_of(self._parts[index - 1].text) in ("on", "on a", "auf", "sobre", "sur", "en")
 
     def _add_unknown(self, word: str, *, adjacent: bool) -> None:
         if not any(character.isalpha() for character in word):
@@ -201,7 +200,9 @@ class _Reading:
             added = vocabulary.background_for(next(iter(self._things)), seed)
         understood = [*subjects]
         if self._place:
-            understood.append(Item(vocabulary.place_phrase(self._place[0]), self._written_place()))
+            name, written = self._place
+            phrase = vocabulary.place_phrase(name)
+            understood.append(Item(phrase, "" if key_of(written) in key_of(phrase) else written))
         if self._style and has_style:
             understood.append(Item(self._style[0], self._style[1]))
         unknown = tuple(dict.fromkeys(joined(words) for words in self._unknown))
@@ -242,12 +243,6 @@ class _Reading:
             if thing.style != style and self._style:
                 self._leave_out(f"{self._style_text} ({thing.name})")
         return not self._things or any(thing.style == style for thing in self._things.values())
-
-    def _written_place(self) -> str:
-        assert self._place is not None  # noqa: S101 - the caller has checked
-        name, written = self._place
-        phrase = self._vocabulary.place_phrase(name)
-        return "" if key_of(written) in key_of(phrase) else written
 
     def _caption(self, added: str) -> str:
         """The prompt in the words of captions: things, their side, the place."""

@@ -23,20 +23,9 @@ from canvas.catalog import ModelSpec
 VOCABULARY, SYNONYMS = "vocabulary.json", "synonyms.json"
 ENGLISH = "en"
 Kind = Literal[
-    "thing",
-    "place",
-    "style",
-    "colour",
-    "count",
-    "size",
-    "position",
-    "background",
-    "stop",
-    "decor",
-    "negation",
-    "unknown",
-    "break",
-]
+    "thing", "place", "style", "colour", "count", "size", "position",
+    "background", "stop", "decor", "negation", "unknown", "break",
+]  # fmt: skip
 # Sections of synonyms.json with a table of words by meaning, and those with a plain list of words.
 MEANINGS: Mapping[str, Kind] = {
     "things": "thing",
@@ -100,18 +89,16 @@ class Vocabulary:
         self.colours: Sequence[str] = words["colours"]
         self._colour_phrase: str = words["colour_phrase"]
         self._counts: Sequence[str] = words["counts"]
-        self._max_things: int = words["max_things"]
+        self.max_things: int = words["max_things"]
         self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
         self._near: Mapping[str, str] = synonyms.get("near", {})
         self._typo_exceptions = frozenset(synonyms.get("typo_exceptions", "").split("|"))
         self._vague = frozenset(synonyms.get("vague", "").split("|"))
         self._plurals: dict[str, str] = dict(synonyms.get("plurals", {}))
-        english = _language_table(synonyms.get("languages", {}).get(ENGLISH, {}))
+        tables = {name: _language_table(sections) for name, sections in synonyms.get("languages", {}).items()}
+        english = tables.pop(ENGLISH, {})
         self._add_own_words(english, words)
-        self._languages = {ENGLISH: english}
-        for language, sections in synonyms.get("languages", {}).items():
-            if language != ENGLISH:
-                self._languages[language] = _with_plain_letters(_language_table(sections))
+        self._languages = {ENGLISH: english} | {name: _with_plain_letters(table) for name, table in tables.items()}
 
     def _add_own_words(self, table: dict[str, list[Meaning]], words: Mapping[str, Any]) -> None:
         """The words of captions, which precede synonyms."""
@@ -138,12 +125,10 @@ class Vocabulary:
         text = unicodedata.normalize("NFKC", prompt)
         tokens = [match.group() for match in TOKEN.finditer(text)]
         parts, language = self._in_likeliest_language(tokens, [key_of(token) or token for token in tokens])
-        return [self._corrected(part) for part in parts] if language == ENGLISH else parts
-
-    def _corrected(self, part: Part) -> Part:
-        """A part with a typo as the thing that is meant."""
-        name = "" if part.meaning else self.correction(part.text)
-        return Part(part.text, Meaning("thing", name)) if name else part
+        for index, part in enumerate(parts if language == ENGLISH else ()):
+            if part.meaning is None and (name := self.correction(part.text)):
+                parts[index] = Part(part.text, Meaning("thing", name))
+        return parts
 
     def _in_likeliest_language(self, tokens: Sequence[str], keys: Sequence[str]) -> tuple[list[Part], str]:
         """English, unless another language explains at least two more words, or any of an unknown prompt.
@@ -294,10 +279,6 @@ class Vocabulary:
         return key_of(place) in self._vague
 
     @property
-    def max_things(self) -> int:
-        return self._max_things
-
-    @property
     def max_count(self) -> int:
         return len(self._counts) + 1
 
@@ -383,7 +364,7 @@ def _language_table(sections: Mapping[str, Any]) -> dict[str, list[Meaning]]:
 
 def _with_plain_letters(table: dict[str, list[Meaning]]) -> dict[str, list[Meaning]]:
     """Also the words without their accents, as many people write them."""
-    plain = {without_accents(word): meanings for word, meanings in table.items() if word.isascii() is False}
+    plain = {without_accents(word): meanings for word, meanings in table.items() if not word.isascii()}
     return {**plain, **table}
 
 
