@@ -9,9 +9,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
+    BeforeValidator,
     Field,
     ValidationError,
     ValidationInfo,
@@ -38,6 +40,26 @@ ALLOWED: Mapping[str, str] = {
     "int_parsing": "a whole number",
     "bool_parsing": "one of 1, true, yes, on, 0, false, no, off",
 }
+
+
+def _matching(pattern: str, allowed: str) -> AfterValidator:
+    """A validator of texts that have a pattern; `allowed` is what its error says."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(allowed)
+        return value
+
+    return AfterValidator(check)
+
+
+Folder = Annotated[Path, BeforeValidator(lambda path: Path(path).expanduser() if isinstance(path, str) else path)]
+HostName = Annotated[str, AfterValidator(lambda host: host.removeprefix("[").removesuffix("]"))]  # IPv6 as in URLs
+UrlPath = Annotated[
+    str, _matching(r"(/[A-Za-z0-9._~-]+)*/?", "a path such as /canvas"), AfterValidator(lambda path: path.rstrip("/"))
+]
+HttpUrl = Annotated[str, _matching(r"(?s)https?://.*", "a URL such as http://192.168.1.20:7860")]
+ClusterAddress = Annotated[str, _matching(r"auto|(ray://)?[^/\s]+:\d+", "auto, HOST:PORT or ray://HOST:PORT")]
 
 
 class Settings(BaseSettings):
@@ -69,9 +91,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, enable_decoding=False, extra="forbid", frozen=True)
 
-    data_dir: Path = Path()
-    cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "magic-canvas")
-    host: str = "127.0.0.1"
+    data_dir: Folder = Path()
+    cache_dir: Folder = Field(default_factory=lambda: Path.home() / ".cache" / "magic-canvas")
+    host: HostName = "127.0.0.1"
     port: int = Field(7860, ge=0, le=65535)
     share: bool = False
     auth: tuple[str, str] | None = Field(None, repr=False)
@@ -87,9 +109,9 @@ class Settings(BaseSettings):
     safety: Literal["off", "prompt", "full"] | None = None
     trusted_hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
-    root_path: str = ""
+    root_path: UrlPath = ""
     workers: int | None = Field(None, ge=1, le=MAX_WORKERS)
-    cluster: str | None = None
+    cluster: ClusterAddress | None = None
     cores_per_worker: int | None = Field(None, ge=1)
     scale_down_after: int | None = Field(None, ge=1)
     space: str = ""
@@ -100,7 +122,7 @@ class Settings(BaseSettings):
     api_key: str | None = Field(None, repr=False)
     provider: str = "auto"
     provider_token: str | None = Field(None, repr=False)
-    remote: str | None = None
+    remote: HttpUrl | None = None
     remote_key: str | None = Field(None, repr=False)
     remote_for_visitors: bool = False
 
@@ -161,11 +183,6 @@ class Settings(BaseSettings):
         parser.add_argument("--model", metavar="KEY", help="default model")
         return cls.from_environment(**vars(parser.parse_args(arguments)))
 
-    @field_validator("data_dir", "cache_dir", mode="before")
-    @classmethod
-    def _expand_path(cls, value: object) -> object:
-        return Path(value).expanduser() if isinstance(value, str) else value
-
     @field_validator("auth", mode="before")
     @classmethod
     def _split_auth(cls, value: object) -> object:
@@ -175,11 +192,6 @@ class Settings(BaseSettings):
         if not (user and colon and password):
             raise ValueError("USER:PASSWORD")
         return user, password
-
-    @field_validator("host")
-    @classmethod
-    def _remove_brackets(cls, value: str) -> str:
-        return value.removeprefix("[").removesuffix("]")  # IPv6 as in URLs
 
     @field_validator("trusted_hosts", "trusted_proxies", mode="before")
     @classmethod
@@ -196,27 +208,6 @@ class Settings(BaseSettings):
                 ipaddress.ip_network(network)
             except ValueError:
                 raise ValueError("addresses or networks, such as 127.0.0.1,10.0.0.0/8") from None
-        return value
-
-    @field_validator("root_path")
-    @classmethod
-    def _check_root_path(cls, value: str) -> str:
-        if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*/?", value):
-            raise ValueError("a path such as /canvas")
-        return value.rstrip("/")
-
-    @field_validator("remote")
-    @classmethod
-    def _check_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("a URL such as http://192.168.1.20:7860")
-        return value
-
-    @field_validator("cluster")
-    @classmethod
-    def _check_cluster_address(cls, value: str | None) -> str | None:
-        if value not in (None, "auto") and not re.fullmatch(r"(ray://)?[^/\s]+:\d+", value):
-            raise ValueError("auto, HOST:PORT or ray://HOST:PORT")
         return value
 
     @field_validator("*", mode="wrap")  # the last one: it wraps the others
