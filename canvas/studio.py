@@ -185,9 +185,8 @@ class Studio:
         for dynamic, requests in groups:
             spec = self._complete_spec(requests[0])
             resolved = [self._resolve(request, spec, owner) for request in requests]
-            missing: set[str] = set()
-            for request in resolved:
-                missing |= self._scheduler.missing(spec, request) if request.backend == LOCAL else set()
+            local = [request for request in resolved if request.backend == LOCAL]
+            missing = {name for request in local for name in self._scheduler.missing(spec, request)}
             if missing - {CHECKER}:  # the checker is the server's own requirement
                 self._limits.check_download(spec.key)
             if "model" in missing:
@@ -564,10 +563,7 @@ class Studio:
 
     def image_by_filename(self, filename: str) -> GeneratedImage:
         """The image with that file name, of any owner; raises NotFound."""
-        image = self.database.image_by_filename(filename)
-        if image is None:
-            raise NotFound("There is no such image.")
-        return image
+        return self.image_repository.image_by_filename(filename)
 
     def is_stored_image(self, path: Path) -> bool:
         return self.image_repository.is_stored(path)

@@ -50,11 +50,16 @@ class ImageRepository:
         self.trash.purge(UNDO_SECONDS)
         return self.database.save_image(self.storage.save(image))
 
-    def path_of(self, filename: str, thumbnail: bool = False) -> Path:
-        """The path of an image or its thumbnail; raises NotFound."""
+    def image_by_filename(self, filename: str) -> GeneratedImage:
+        """The image with that file name, of any owner; raises NotFound."""
         image = self.database.image_by_filename(filename)
         if image is None:
             raise NotFound("There is no such image.")
+        return image
+
+    def path_of(self, filename: str, thumbnail: bool = False) -> Path:
+        """The path of an image or its thumbnail; raises NotFound."""
+        image = self.image_by_filename(filename)
         path = self.storage.thumbnail(image) if thumbnail else self.storage.path_of(image)
         if not path.is_file():
             raise NotFound("The file of this image is missing.")
