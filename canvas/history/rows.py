@@ -36,6 +36,7 @@ IMAGE_COLUMNS = (
     "model_revision", "owner", "favourite", "parent_id",
 )  # fmt: skip
 
+TEXT_FIELDS = ("filename", "filepath", "enhanced_prompt", "device", "dtype", "model_revision", "engine")
 REQUEST_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
 LEGACY_VALUES = {"jpg": "jpeg"}
 
@@ -99,6 +100,7 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
     request, problems = _request_or_defaults({name: value for name, value in values.items() if name in REQUEST_FIELDS})
     notes, client = values.get("notes"), _text(values.get("client", values.get("channel")))
     notes = [_text(str(note)) for note in notes] if isinstance(notes, list | tuple) else []
+    texts: dict[str, Any] = {name: _text(values.get(name)) for name in TEXT_FIELDS}
     return GeneratedImage(
         request=request,
         notes=(*notes, *problems),
@@ -109,14 +111,8 @@ def image_from_dict(values: Mapping[str, Any]) -> GeneratedImage:
         favourite=values.get("favourite") == 1,
         parent_id=_row_id(values.get("parent_id")),
         owner=_text(values.get("owner")) or "local",
-        filename=_text(values.get("filename")),
-        filepath=_text(values.get("filepath")),
-        enhanced_prompt=_text(values.get("enhanced_prompt")),
-        device=_text(values.get("device")),
-        dtype=_text(values.get("dtype")),
-        model_revision=_text(values.get("model_revision")),
-        engine=_text(values.get("engine")),
         client=client if client in CLIENTS else "",
+        **texts,
     )
 
 
@@ -128,8 +124,7 @@ def event_to_row(event: ModelEvent) -> dict[str, Any]:
 def event_from_row(row: Mapping[str, Any]) -> ModelEvent:
     """The inverse of `event_to_row`."""
     values = {field.name: row[field.name] for field in fields(ModelEvent)}
-    values["downloaded_at"] = parse_time(row["downloaded_at"])
-    values["model_size"] = row["model_size"] or ""
+    values |= {"downloaded_at": parse_time(row["downloaded_at"]), "model_size": row["model_size"] or ""}
     return ModelEvent(**values)
 
 
