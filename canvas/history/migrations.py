@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 
 from canvas.errors import StorageError
@@ -262,11 +263,15 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
+def unused_path(path: Path, kind: str) -> Path:
+    """The first of `NAME.KIND-1.db`, `NAME.KIND-2.db` … in the folder of a database that does not exist."""
+    candidates = (path.with_name(f"{path.stem}.{kind}-{number}.db") for number in count(1))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
 def _back_up(connection: sqlite3.Connection, path: Path) -> None:
     """Copy the database to `NAME.backup-N.db` in its folder, never over an existing file."""
-    number = 1
-    while (backup := path.with_name(f"{path.stem}.backup-{number}.db")).exists():
-        number += 1
+    backup = unused_path(path, "backup")
     partial = backup.with_suffix(PART_SUFFIX)
     target = sqlite3.connect(partial)
     try:

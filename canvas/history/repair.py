@@ -11,6 +11,7 @@ from canvas.errors import StorageError
 from canvas.history.database import Database
 from canvas.history.image_files import ImageStorage
 from canvas.history.images import ImageRepository
+from canvas.history.migrations import unused_path
 
 SQLITE_SUFFIXES = ("", "-wal", "-shm")
 
@@ -70,9 +71,7 @@ def _salvage_owners(path: Path) -> dict[str, tuple[str, int]]:
 
 
 def _move_aside(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.stem}.damaged-{number}.db")).exists():
-        number += 1
+    aside = unused_path(path, "damaged")
     try:
         # The write-ahead log first: beside a new database it would do harm.
         for suffix in reversed(SQLITE_SUFFIXES):
