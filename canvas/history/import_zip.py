@@ -36,16 +36,9 @@ UTF8_NAME = 0x800  # the flag of an entry whose name is in UTF-8
 
 # What zipfile raises for damaged, encrypted and unsupported entries.
 ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    KeyError,
-    OSError,
-)
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    NotImplementedError, RuntimeError, ValueError, EOFError, KeyError, OSError,
+)  # fmt: skip
 
 
 class FolderSource:
@@ -63,12 +56,9 @@ class FolderSource:
             raise StorageError(f"There is no folder {root}. Check the path.")
 
     def names(self) -> list[str]:
-        return sorted(
-            path.relative_to(self._root).as_posix()
-            for folder, _, files in os.walk(self._root)
-            for path in (Path(folder, name) for name in files)
-            if _is_image(PurePosixPath(path.relative_to(self._root).as_posix())) and not path.is_symlink()
-        )
+        paths = (Path(folder, file) for folder, _, files in os.walk(self._root) for file in files)
+        names = filter(_is_image, (path.relative_to(self._root).as_posix() for path in paths))
+        return sorted(name for name in names if not (self._root / name).is_symlink())
 
     def read(self, name: str) -> bytes:
         path = self._root / name
@@ -94,7 +84,7 @@ class FileSource(FolderSource):
         self._name = path.name
 
     def names(self) -> list[str]:
-        if _is_image(PurePosixPath(self._name)):
+        if _is_image(self._name):
             return [self._name]
         self.errors.append(f"{self._name}: is neither an image nor a ZIP.")
         return []
@@ -132,12 +122,11 @@ class ZipSource:
 
     def names(self) -> list[str]:
         names = []
-        for name, entry in self._entries.items():
-            if _is_image(PurePosixPath(name)):
-                if _is_safe(name, entry):
-                    names.append(name)
-                else:
-                    self.errors.append(f"{name[:100]!r}: the name is not allowed.")
+        for name in filter(_is_image, self._entries):
+            if _is_safe(name, self._entries[name]):
+                names.append(name)
+            else:
+                self.errors.append(f"{name[:100]!r}: the name is not allowed.")
         return sorted(names)
 
     def read(self, name: str) -> bytes:
@@ -184,8 +173,9 @@ def _portable_name(entry: zipfile.ZipInfo) -> str:
     return name.replace("\\", "/")
 
 
-def _is_image(path: PurePosixPath) -> bool:
+def _is_image(name: str) -> bool:
     """Whether the name is that of an image; macOS adds `._` files with the attributes of each."""
+    path = PurePosixPath(name)
     hidden = path.name.startswith("._") or "__MACOSX" in path.parts
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
