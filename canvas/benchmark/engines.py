@@ -18,8 +18,9 @@ from unittest.mock import patch
 
 from canvas.benchmark import similarity
 from canvas.benchmark.memory import start_process, watch_process
-from canvas.benchmark.model_under_test import PROMPT, time_call
+from canvas.benchmark.model_under_test import PROMPT, BenchmarkModel, median_seconds
 from canvas.benchmark.synthetic_models import build_synthetic, build_tiny_vae, build_unet, synthetic_spec
+from canvas.catalog import MODELS
 from canvas.engine import system_info
 from canvas.engine.device import Device, detect_device
 from canvas.engine.loader import optimize_for_device, silence_libraries
@@ -193,9 +194,6 @@ def measure_one_step(folder: Path, device: Device, rounds: int) -> Iterator[Meas
 
 def measure_starter(_: Path, device: Device, rounds: int) -> Iterator[Measurement]:
     """Seconds an image of the built-in model by PyTorch and by OpenVINO, and their similarity."""
-    from canvas.benchmark.model_under_test import BenchmarkModel
-    from canvas.catalog import MODELS
-
     spec = MODELS["starter"]
     local = LocalModel(Path(spec.name), spec.name)
     with tempfile.TemporaryDirectory() as cache:
@@ -209,18 +207,17 @@ def measure_starter(_: Path, device: Device, rounds: int) -> Iterator[Measuremen
             request = GenerationRequest(PROMPT, seed=1, preset=preset).with_defaults(spec)
             on_torch, on_openvino = (partial(each.generate_optimized, request) for each in models)
             seconds = _in_turns({"PyTorch": on_torch, "OpenVINO": on_openvino}, max(rounds, 5))
-            quality = preset == "quality"
+            label, is_quality = f"starter, {preset}", preset == "quality"
+            for name, value in seconds.items():
+                yield Measurement(f"{label}: {name}", value, "s")
             ratio = seconds["OpenVINO"] / seconds["PyTorch"]
-            yield Measurement(f"starter, {preset}: PyTorch", seconds["PyTorch"], "s")
-            yield Measurement(f"starter, {preset}: OpenVINO", seconds["OpenVINO"], "s")
-            yield Measurement(f"starter, {preset}: OpenVINO / PyTorch", ratio, "×", at_most=0.6 if quality else None)
+            yield Measurement(f"{label}: OpenVINO / PyTorch", ratio, "×", at_most=0.6 if is_quality else None)
             images = {"PyTorch": on_torch(), "OpenVINO": on_openvino()}
-            for engine_label, image in images.items():
-                label = f"starter, {preset}: similarity of {engine_label} to plain diffusers"
-                yield Measurement(label, similarity.psnr(plain, image), "dB")
+            label = f"{label}: similarity of"
+            for name, image in images.items():
+                yield Measurement(f"{label} {name} to plain diffusers", similarity.psnr(plain, image), "dB")
             value = similarity.psnr(*images.values())
-            label = f"starter, {preset}: similarity of OpenVINO to PyTorch"
-            yield Measurement(label, value, "dB", at_least=40.0 if quality else None)
+            yield Measurement(f"{label} OpenVINO to PyTorch", value, "dB", at_least=40.0 if is_quality else None)
 
 
 def _plain_image(spec: ModelSpec, request: GenerationRequest) -> Image:
@@ -311,15 +308,8 @@ def _direct(folder: Path, guided: tuple[torch.Tensor, ...], device: Device) -> C
 
 
 def _in_turns(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function, after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
     with malloc.retain_freed_memory():  # as in generate()
-        for number in range(rounds + 1):
-            for name, function in ways.items():
-                duration = time_call(function)
-                if number:
-                    seconds[name].append(duration)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+        return median_seconds(ways, rounds)
 
 
 def _psnr(output: torch.Tensor, expected: torch.Tensor) -> float:
@@ -363,8 +353,6 @@ def _seconds_in_models() -> Iterator[list[float]]:
     """The seconds of each call of OpenVINO's UNet and decoder, and of torch's text encoder."""
     from transformers import CLIPTextModel
 
-    from canvas.engine.openvino.runtime import Graph
-
     seconds: list[float] = []
 
     def timed(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -378,7 +366,7 @@ def _seconds_in_models() -> Iterator[list[float]]:
         return call
 
     with (
-        patch.object(Graph, "__call__", timed(Graph.__call__)),
+        patch.object(runtime.Graph, "__call__", timed(runtime.Graph.__call__)),
         patch.object(CLIPTextModel, "forward", timed(CLIPTextModel.forward)),
     ):
         yield seconds
@@ -403,20 +391,17 @@ def _send_peak(sender: Any, folder: Path, device: Device, variant: str) -> None:
     silence_libraries()
     engine = OpenVinoEngine(device, folder / "memory", forced=True)
     spec = replace(synthetic_spec(), name=str(folder / "memory-model"), accelerations=())
+    local = LocalModel(Path(spec.name), spec.name)
     if variant == "convert":
         build_synthetic(device.torch_dtype, device.name).save_pretrained(spec.name)
-        PipelineCache(device, openvino=engine).get(spec, LocalModel(Path(spec.name), spec.name))
-        sender.send(1)
-        return
-    if variant == "plain":
+        PipelineCache(device, openvino=engine).get(spec, local)
+    elif variant == "plain":
         from diffusers import DiffusionPipeline
 
         pipeline = DiffusionPipeline.from_pretrained(spec.name, dtype=torch.float32)
         pipeline(PROMPT, num_inference_steps=1, width=SIDE, height=SIDE)
     else:
-        from canvas.benchmark.model_under_test import BenchmarkModel
-
-        pipeline = PipelineCache(device, openvino=engine).get(spec, LocalModel(Path(spec.name), spec.name))
+        pipeline = PipelineCache(device, openvino=engine).get(spec, local)
         request = GenerationRequest(PROMPT, seed=1, width=SIDE, height=SIDE, num_inference_steps=1)
         BenchmarkModel(spec, device, optimized=pipeline).generate_optimized(request.with_defaults(spec))
     sender.send(1)

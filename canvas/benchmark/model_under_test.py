@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +138,7 @@ def machine_name(device: Device) -> str:
     """The name of the GPU, or of the processor."""
     import torch
 
-    on_gpu = device.name == "cuda"
-    return torch.cuda.get_device_name() if on_gpu else system_info.processor_name()
+    return torch.cuda.get_device_name() if device.name == "cuda" else system_info.processor_name()
 
 
 def overhead_ratio(model: BenchmarkModel, side: int, steps: int | None, rounds: int) -> float:
@@ -277,6 +276,17 @@ def time_call(function: Callable[[], Any]) -> float:
         function()
     _synchronize()
     return time.perf_counter() - started
+
+
+def median_seconds(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each function in alternating rounds, after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            duration = time_call(function)
+            if number:
+                seconds[name].append(duration)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _synchronize() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -164,18 +162,15 @@ def _end_to_end(model: BenchmarkModel, side: int, rounds: int) -> list[Result]:
         variants[preset] = (steps, partial(model.generate_optimized, request))
         if model.openvino is not None:
             variants[f"{preset}, OpenVINO"] = (steps, partial(model.generate_optimized, request, openvino=True))
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
     images: dict[str, Image] = {}
-    for number in range(rounds + 1):
-        for name, (_, generate) in variants.items():
-            for pipeline in (model.optimized, model.openvino):
-                if pipeline is not None:
-                    model_under_test.clear_cache(pipeline)
-            started = time.perf_counter()
-            images[name] = generate()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+
+    def run(name: str, generate: Callable[[], Image]) -> None:
+        for pipeline in filter(None, (model.optimized, model.openvino)):
+            model_under_test.clear_cache(pipeline)
+        images[name] = generate()
+
+    runs = {name: partial(run, name, generate) for name, (_, generate) in variants.items()}
+    medians = model_under_test.median_seconds(runs, rounds)
     rows = _results({name: (steps, medians[name]) for name, (steps, _) in variants.items()})
     for number, row in enumerate(rows):
         if row.name.split(", ")[0] in PRESETS:

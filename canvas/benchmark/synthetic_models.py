@@ -160,11 +160,7 @@ def _random(make: Any, dtype: torch.dtype, device: str) -> Any:
     module = module.to_empty(device=device).eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.ndim > 1:
-                bound = parameter[0].numel() ** -0.5
-                parameter.uniform_(-bound, bound)
-            else:
-                parameter.fill_(float(name.endswith("weight")))
+            _fill(name, parameter)
         for name, buffer in module.named_buffers():
             if name.endswith("position_ids"):
                 buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
@@ -266,18 +262,16 @@ def _write_random_weights(module: Any, folder: Path, stem: str) -> None:
         (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
     torch.manual_seed(0)
     for file, names in zip(files, shards, strict=True):
-        save_file({name: _random_tensor(name, tensors[name]) for name in names}, folder / file, {"format": "pt"})
+        filled = {name: _fill(name, torch.empty(tensors[name].shape, dtype=tensors[name].dtype)) for name in names}
+        save_file(filled, folder / file, {"format": "pt"})
 
 
-def _random_tensor(name: str, empty: torch.Tensor) -> torch.Tensor:
-    """A tensor of that shape and dtype; norms are 1 and biases 0."""
-    import torch
-
-    tensor = torch.empty(empty.shape, dtype=empty.dtype)
-    if not empty.is_floating_point():
+def _fill(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Random weights in place; norms are 1 and biases 0."""
+    if not tensor.is_floating_point():
         return tensor.zero_()
-    if empty.ndim > 1:
-        bound = empty[0].numel() ** -0.5
+    if tensor.ndim > 1:
+        bound = tensor[0].numel() ** -0.5
         return tensor.uniform_(-bound, bound)
     return tensor.fill_(0.0 if name.endswith(("bias", "running_mean")) else 1.0)
 
