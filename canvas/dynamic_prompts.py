@@ -150,12 +150,10 @@ class _PromptReader:
             return [self.prompt[self.position - 1]]
         if token[1]:
             return [token[1]]
-        if self._in_tag(token.start()) and not self.wildcards.find(token[2]):
+        in_tag = self.prompt.rfind("<", 0, token.start()) > self.prompt.rfind(">", 0, token.start())
+        if in_tag and not self.wildcards.find(token[2]):
             return [token[0]]  # part of the name of a LoRA
         return _expand_list(token[2], self.wildcards, depth)
-
-    def _in_tag(self, position: int) -> bool:
-        return self.prompt.rfind("<", 0, position) > self.prompt.rfind(">", 0, position)
 
 
 def _expand_list(name: str, wildcards: Wildcards, depth: int) -> list[str]:

@@ -126,12 +126,12 @@ class _WeightParser:
 
     def close(self, bracket: str, factor: float, text: str) -> None:
         """Weight the fragments since the bracket; `text` is a word if none is open."""
-        if not any(kind == bracket for kind, _ in self._opened):
+        matching = [index for index, (kind, _) in enumerate(self._opened) if kind == bracket]
+        if matching:
+            _, start = self._opened.pop(matching[-1])
+            self._multiply(start, factor)
+        else:
             self.fragments.append([text, 1.0])
-            return
-        last = max(index for index, (kind, _) in enumerate(self._opened) if kind == bracket)
-        _, start = self._opened.pop(last)
-        self._multiply(start, factor)
 
     def finish(self) -> list[list[Any]]:
         """Close the open brackets."""

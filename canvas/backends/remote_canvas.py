@@ -170,8 +170,7 @@ def _translate_errors(server: RemoteServer) -> Iterator[None]:
             message = LazyMessage(INVALID_KEY, host=host)
         raise RemoteBackendError(message) from error
     except (QueueError, TooManyRequestsError) as error:
-        message = LazyMessage("{host} is busy. Try again in a minute.", host=host)
-        raise RemoteBackendError(message) from error
+        raise RemoteBackendError(LazyMessage("{host} is busy. Try again in a minute.", host=host)) from error
     except (httpx.HTTPError, OSError) as error:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         message = LazyMessage(INVALID_KEY, host=host) if status in (401, 403) else LazyMessage(UNREACHABLE, host=host)

@@ -233,11 +233,10 @@ class Worker:
             call, cancelled = self._calls.get()
             try:
                 handle(call, cancelled)
-            except OutOfMemory as error:
-                self._send("error", error)
-                handle = partial(run_in_fresh_thread, self._handle)
             except CanvasError as error:
                 self._send("error", error)
+                if isinstance(error, OutOfMemory):
+                    handle = partial(run_in_fresh_thread, self._handle)
             except Exception as error:
                 log.exception("a call failed")
                 self._send("error", unexpected_error(error))

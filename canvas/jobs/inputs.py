@@ -319,22 +319,19 @@ class TempFiles:
         try:
             yield found
         finally:
-            self._release(found, owner)
+            with self._lock:
+                owners = self._owners.get(found, set())
+                owners.discard(owner)
+                if not owners:
+                    self._owners.pop(found, None)
+                    with suppress(OSError):
+                        found.unlink()
 
     def forget_deleted(self) -> None:
         """Drop the entries of files that no longer exist."""
         with self._lock:
             for path in [path for path in self._owners if not path.exists()]:
                 del self._owners[path]
-
-    def _release(self, path: Path, owner: str) -> None:
-        with self._lock:
-            owners = self._owners.get(path, set())
-            owners.discard(owner)
-            if not owners:
-                self._owners.pop(path, None)
-                with suppress(OSError):
-                    path.unlink()
 
 
 def _absolute(path: Path) -> Path:
