@@ -132,7 +132,7 @@ def parse_model(key: str, entry: object) -> ModelSpec:
         raise InvalidInput("model key", key, "a name of at most 64 characters, such as my-model")
     path = f"models.{key}"
     if not isinstance(entry, Mapping):
-        raise InvalidInput(path, entry, "a table with the fields name")
+        raise InvalidInput(path, entry, "a table with the field name")
     entry = {OLD_FIELD_NAMES.get(name, name): value for name, value in entry.items()}
     known = {field.name for field in fields(ModelSpec)} - {"key", "unset"}
     for name in entry:
