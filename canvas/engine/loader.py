@@ -1,29 +1,23 @@
-"""Loads model files as diffusers pipelines: folders, single files and add-ons, placed as the memory plan says.
-
-`.bin` weights are replaced by safetensors files with the same tensors first.
-"""
+"""Loads model files as diffusers pipelines: folders, single files and add-ons, placed as the memory plan says."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import logging
 import math
-import os
 import pickle
-import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from canvas.catalog import ModelSpec
 from canvas.engine import encode_first, quantization, system_info
+from canvas.engine.bin_weights import replace_bin_weights
 from canvas.engine.device import Device, has_bfloat16
 from canvas.engine.lora_adapters import check_compatible
 from canvas.engine.optimizations.cpu_attention import enable_chunked_attention
@@ -40,8 +34,6 @@ if TYPE_CHECKING:
     from canvas.engine.memory_plan import MemoryPlan
 
 logger = logging.getLogger(__name__)
-MIN_FREE_BYTES = 2_000_000_000  # that a new file must leave on the disk
-LOCK_FILE = "bin_weights.lock"
 NO_SAFETY_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 NOTE_ATTRIBUTE = "_memory_note"
 EMBEDDINGS_DIR = "prompt_embeds"
@@ -370,79 +362,3 @@ def _encode_first(local: LocalModel, device: Device, plan: MemoryPlan) -> encode
     name = f"{local.path.name}-{scheme}-{device.dtype}"
     cache = local.cache_folder and local.cache_folder / EMBEDDINGS_DIR / name
     return encode_first.EncodeFirst(partial(load, ENCODER), partial(load, DENOISER), cache=cache)
-
-
-def replace_bin_weights(local: LocalModel) -> None:
-    """Replace the weights in the Hub cache; nothing changes if that fails.
-
-    The model then loads faster, from mapped files, and takes the disk space of its download. The
-    user's own folders are not touched. Workers that load the same model wait here.
-    """
-    from filelock import FileLock
-    from safetensors import SafetensorError
-
-    if local.cache_folder is None or not pipeline_files.bin_weights(local.path):
-        return
-    try:
-        with FileLock(local.cache_folder / LOCK_FILE):
-            # The copies that version 0.2 made beside the `.bin` files, one for each dtype
-            for copy in local.cache_folder.glob(f"converted/{local.path.name}-*"):
-                if "openvino" not in copy.name:
-                    shutil.rmtree(copy)
-            for _, names in groupby(pipeline_files.bin_weights(local.path), lambda name: name.partition("/")[0]):
-                _replace(local.path, list(names))
-    # A read-only cache or full disk; for a damaged file, loading the model raises the error.
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        logger.warning("Cannot convert %s to safetensors: %s", local.repo_id, error)
-    except ModelCorrupted as error:
-        logger.warning("%s", error)
-
-
-def _replace(folder: Path, names: list[str]) -> None:
-    """Write the safetensors files of a component, the index of its shards last, then delete the others."""
-    for name in sorted(names, key=lambda each: each.endswith(".json")):
-        source, target = folder / name, folder / pipeline_files.safetensors_name(name)
-        if name.endswith(".json"):
-            index = json.loads(source.read_text(encoding="utf-8"))
-            weight_map = {key: pipeline_files.safetensors_name(file) for key, file in index["weight_map"].items()}
-            target.write_text(json.dumps({**index, "weight_map": weight_map}), encoding="utf-8")
-        else:
-            _convert(source, target)
-    for name in names:
-        blob = (folder / name).resolve()
-        (folder / name).unlink()
-        if not any(path.resolve() == blob for path in folder.parent.glob(f"*/{name}")):  # in other commits
-            blob.unlink(missing_ok=True)
-
-
-def _convert(source: Path, target: Path) -> None:
-    from safetensors.torch import save_file
-
-    if shutil.disk_usage(source.parent).free < source.stat().st_size + MIN_FREE_BYTES:
-        raise OSError("the disk is nearly full")
-    part = target.with_name(f"{target.name}.part")
-    try:
-        save_file(_load(source), part, {"format": "pt"})
-        os.replace(part, target)
-        pipeline_files.check_single_file(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The tensors, each with a memory of its own, as safetensors requires."""
-    import torch
-
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
-    try:
-        loaded = torch.load(path, mmap=True, **options)
-    except RuntimeError:  # a file of torch before 1.6 cannot be mapped
-        loaded = torch.load(path, **options)
-    found: dict[str, Any] = {}
-    addresses: set[int] = set()
-    for name, tensor in loaded.items():
-        if isinstance(tensor, torch.Tensor):
-            address = tensor.untyped_storage().data_ptr()
-            found[name] = tensor.clone() if address in addresses else tensor.contiguous()
-            addresses.add(address)
-    return found

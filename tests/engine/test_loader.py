@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from canvas.engine import loader
+from canvas.engine import bin_weights
 from canvas.engine.device import Device
 from canvas.engine.loader import load_pipeline, weight_files
 from canvas.errors import ModelCorrupted
@@ -136,6 +136,6 @@ def test_folder_of_the_user_is_not_changed(tiny_bin_folder: Path, tmp_path: Path
 
 
 def test_nothing_is_replaced_on_a_full_disk(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "MIN_FREE_BYTES", 2**60)
+    monkeypatch.setattr(bin_weights, "MIN_FREE_BYTES", 2**60)
     load_pipeline(SPEC, local, CPU)
     assert len(list(local.path.glob("*/*.bin"))) == 3
