@@ -18,7 +18,8 @@ class TrainingConfig:
     latent_channels: int = 48  # principal components of a patch that are kept
     code_size: int = 1024  # numbers that describe a drawing at all sizes
     vae_channels: int = 48
-    decoder_blocks: tuple[int, ...] = (4, 2, 2, 1, 0)  # from latents to pixels
+    decoder_blocks: tuple[int, ...] = (10, 8, 3, 1, 0)  # from latents to pixels
+    generated_scenes: int = 6000  # for the decoder
     decoder_batch_size: int = 16  # crops
     decoder_learning_rate: float = 1.5e-3
     unet_channels: tuple[int, ...] = (128, 160, 192)

@@ -1,64 +1,135 @@
-"""Trains the decoder that turns latents into pixels."""
+"""Trains the decoder that turns latents into pixels, those of the denoiser as well as those of the encoder."""
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 
+from canvas.benchmark.similarity import ssim_map
 from canvas.training.assets import SpriteSet
-from canvas.training.config import IMAGE_SIZE, PATCH_SIZE, TrainingConfig
-from canvas.training.latents import LatentBasis, build_autoencoder, to_patches
-from canvas.training.scenes import BOXES, LAYOUTS, SceneSampler, render_backgrounds, to_pixels
-from canvas.training.time_budget import TimeBudget, TrainingLoop
+from canvas.training.config import IMAGE_SIZE, NUM_INFERENCE_STEPS, PATCH_SIZE, TrainingConfig
+from canvas.training.denoiser import build_scheduler, sample_noise, scene_drawings, scene_words
+from canvas.training.latents import SCALING_FACTOR, LatentBasis, build_autoencoder, to_patches
+from canvas.training.scenes import BOXES, LAYOUTS, OPAQUE, SceneSampler, render_backgrounds, to_pixels
+from canvas.training.text_encoder import DrawingCodes, PromptEmbeddings
+from canvas.training.time_budget import TimeBudget, TrainingLoop, save_atomically
 
+logger = logging.getLogger(__name__)
 CROP = 128  # pixels
-NOISE = 0.02  # of the latents, so that the decoder tolerates what the denoiser leaves
+NOISE = 0.02  # of the encoder's latents, so that the decoder tolerates small errors
 WARMUP_STEPS = 50
+GENERATION_BATCH_SIZE = 24
+SSIM_WEIGHT = 0.15
 
 
-def sample_crops(sampler: SceneSampler, count: int) -> torch.Tensor:
-    """Crops [n, 3, 128, 128] around a drawing, aligned to the cells."""
-    rng: Random = sampler.rng
-    crops = []
-    for _ in range(count):
-        scene = sampler.sample(rng.choice(("one", "one", "pair", "two", "tiny")))
-        image, _ = sampler.compose(scene)
-        box = BOXES[rng.choice(LAYOUTS[scene.layout])]
-        left, top = (_crop_start(start, box.cells, rng) for start in (box.left, box.top))
-        crops.append(image[top : top + CROP, left : left + CROP])
-    return to_pixels(np.stack(crops))
+@dataclass(frozen=True)
+class GeneratedScenes:
+    """Composed scenes with a drawing each, and what the denoiser generates from their prompts and light."""
+
+    images: torch.Tensor  # [n, 256, 256, 3], uint8
+    covered: torch.Tensor  # [n, 256, 256], bool: where a drawing hides the background
+    latents: torch.Tensor  # [n, channels, 16, 16], raw, half precision
+    boxes: torch.Tensor  # [n], an index of BOXES with a drawing
+
+    @classmethod
+    def load(cls, sampler: SceneSampler, config: TrainingConfig, work: Path, device: torch.device) -> "GeneratedScenes":
+        """Those of a work folder; generated there once, with its `unet/`."""
+        path = work / "generated.pt"
+        if not path.exists():
+            save_atomically(_generate(sampler, config, work, device), path)
+        return cls(**torch.load(path, weights_only=True, mmap=True))
+
+    def sample(self, basis: LatentBasis, count: int, rng: Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, pixels [n, 3, 128, 128] and what of them counts, for crops around drawings.
+
+        A third has the latents of the encoder. In the others only the drawing counts: the prompt does not
+        tell more than the kind of the background.
+        """
+        latents, pixels, counts = [], [], []
+        for index in range(count):
+            row = rng.randrange(len(self.images))
+            box = BOXES[int(self.boxes[row])]
+            is_encoded = index % 3 == 0
+            left, top = (_crop_start(start, box.cells, rng, aligned=not is_encoded) for start in (box.left, box.top))
+            rows, columns = slice(top, top + CROP), slice(left, left + CROP)
+            pixels.append(to_pixels(self.images[row, rows, columns][None].numpy()))
+            if is_encoded:
+                encoded = basis.encode(pixels[-1])
+                latents.append(encoded + NOISE * torch.randn_like(encoded))
+                counts.append(torch.ones(1, 1, CROP, CROP, dtype=torch.bool))
+            else:
+                cells = (slice(part.start // PATCH_SIZE, part.stop // PATCH_SIZE) for part in (rows, columns))
+                latents.append(self.latents[row, :, *cells][None].float())
+                counts.append(self.covered[row, rows, columns][None, None])
+        return torch.cat(latents), torch.cat(pixels), torch.cat(counts)
 
 
-def _crop_start(start: int, cells: int, rng: Random) -> int:
-    """The first pixel of a crop whose centre lies in the box."""
+@torch.no_grad()
+def _generate(
+    sampler: SceneSampler, config: TrainingConfig, work: Path, device: torch.device
+) -> dict[str, torch.Tensor]:
+    unet = UNet2DConditionModel.from_pretrained(work / "unet").to(device, memory_format=torch.channels_last)
+    codes, scheduler = DrawingCodes.load(work), build_scheduler()
+    embeddings = PromptEmbeddings(codes, codes.cells())
+    scheduler.set_timesteps(NUM_INFERENCE_STEPS)
+    parts: dict[str, list[torch.Tensor]] = {"images": [], "covered": [], "latents": [], "boxes": []}
+    for start in range(0, config.generated_scenes, GENERATION_BATCH_SIZE):
+        count = min(GENERATION_BATCH_SIZE, config.generated_scenes - start)
+        layouts = sampler.rng.choices(("one", "pair", "two", "tiny", "trio"), (6, 2, 1, 1, 1), k=count)
+        scenes = [sampler.sample(layout) for layout in layouts]
+        images, masks = (np.stack(each) for each in zip(*map(sampler.compose, scenes), strict=True))
+        words = torch.tensor([scene_words(scene) for scene in scenes])
+        drawings = torch.tensor([scene_drawings(scene, sampler.sprites) for scene in scenes])
+        context = embeddings(words, drawings).to(device)
+        lights = torch.tensor([scene.light for scene in scenes])
+        latents = sample_noise(lights, config.latent_channels).to(device)
+        for timestep in scheduler.timesteps:
+            output = unet(latents.contiguous(memory_format=torch.channels_last), timestep, context).sample
+            latents = scheduler.step(output, timestep, latents).prev_sample
+        parts["images"].append(torch.from_numpy(images))
+        parts["covered"].append(torch.from_numpy(masks) >= OPAQUE)
+        parts["latents"].append((latents / SCALING_FACTOR).half().cpu())
+        parts["boxes"].append(torch.tensor([sampler.rng.choice(LAYOUTS[layout]) for layout in layouts]))
+        if start % (20 * GENERATION_BATCH_SIZE) == 0:
+            logger.info("generated %d of %d scenes", start + count, config.generated_scenes)
+    return {name: torch.cat(part) for name, part in parts.items()}
+
+
+def _crop_start(start: int, cells: int, rng: Random, *, aligned: bool) -> int:
+    """The first pixel of a crop whose centre lies in the box; `aligned` to the cells."""
     centre = rng.uniform(start, start + cells) * PATCH_SIZE
-    return round(min(max(centre - CROP / 2, 0), IMAGE_SIZE - CROP))
+    first = round(min(max(centre - CROP / 2, 0), IMAGE_SIZE - CROP))
+    return round(first / PATCH_SIZE) * PATCH_SIZE if aligned else first
 
 
 def reconstruction_loss(output: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-    """L1, L2 and the difference of gradients, for edges."""
+    """L1, L2, the difference of gradients, for edges, and SSIM."""
     error = output - pixels
     horizontal, vertical = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     edges = horizontal.abs().mean() + vertical.abs().mean()
-    return error.abs().mean() + 3 * error.square().mean() + 0.4 * edges
+    similarity = ssim_map(*(each.add(1).div(2).flatten(0, 1)[:, None] for each in (output, pixels))).mean()
+    return error.abs().mean() + 3 * error.square().mean() + 0.4 * edges + SSIM_WEIGHT * (1 - similarity)
 
 
 def train_decoder(sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget) -> None:
-    """Train the decoder of `vae/`; resumes from `decoder.pt`."""
+    """Train the decoder of `vae/` with the `unet/` of the work folder; resumes from `decoder.pt`."""
     device, basis = budget.device, LatentBasis.load(work)
-    backgrounds = render_backgrounds(config, work)
-    sampler = SceneSampler(sprites, backgrounds, seed=2)
+    sampler = SceneSampler(sprites, render_backgrounds(config, work), seed=2)
     patches = to_patches(sampler.images([sampler.sample() for _ in range(400)]))
     vae = build_autoencoder(basis, patches, config)
     decoder = vae.decoder.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.decoder_learning_rate, betas=(0.9, 0.98))
+    generated = GeneratedScenes.load(sampler, config, work, device)
     loop = TrainingLoop(work / "decoder.pt", budget, decoder, optimizer)
-    sampler = SceneSampler(sprites, backgrounds, seed=2000 + loop.step)
+    rng = Random(2000 + loop.step)
     for step in loop.steps():
-        pixels = sample_crops(sampler, config.decoder_batch_size)
-        latents = basis.encode(pixels)
-        latents = (latents + NOISE * torch.randn_like(latents)).contiguous(memory_format=torch.channels_last)
-        loss = reconstruction_loss(decoder(latents.to(device)), pixels.to(device))
+        latents, pixels, counts = generated.sample(basis, config.decoder_batch_size, rng)
+        output = decoder(latents.to(device, memory_format=torch.channels_last))
+        pixels = pixels.to(device)
+        loss = reconstruction_loss(torch.where(counts.to(device), output, pixels), pixels)
         loop.update(loss, min(1.0, (step + 1) / WARMUP_STEPS) * max(0.005, 1 - loop.progress))
     vae.cpu().save_pretrained(work / "vae")

@@ -19,11 +19,10 @@ from canvas.training.art_packages import STYLES
 from canvas.training.captions import DEFAULT_STYLE, WORD_LISTS, article
 from canvas.training.classifier import SceneClassifier
 from canvas.training.config import NUM_INFERENCE_STEPS
-from canvas.training.scenes import Scene, SceneSampler, place_phrase, to_pixels
+from canvas.training.scenes import OPAQUE, Scene, SceneSampler, place_phrase, to_pixels
 from canvas.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-OPAQUE = 250  # alpha from which a pixel counts as covered
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from canvas.training.captions import COLOUR_PHRASES, PLACE_PHRASES, article, in_
 from canvas.training.config import IMAGE_SIZE, LATENT_SIZE, PATCH_SIZE, TrainingConfig
 
 HELD_OUT_PER_THOUSAND = 30
+OPAQUE = 250  # alpha from which a pixel counts as covered
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from canvas.vocabulary import load_vocabulary
 logger = logging.getLogger(__name__)
 # Minutes of each training stage, by preset.
 MINUTES = {
-    "cpu": {"decoder": 45, "denoiser": 120, "classifier": 30},
-    "gpu": {"decoder": 2, "denoiser": 6, "classifier": 1},
+    "cpu": {"denoiser": 120, "decoder": 90, "classifier": 30},
+    "gpu": {"denoiser": 6, "decoder": 3, "classifier": 1},
 }
 NUM_SCENES_OF_BASIS = 4000
 
@@ -127,8 +127,8 @@ STAGES: dict[str, Callable[[Options], None]] = {
     "sprites": stage_sprites,
     "latents": stage_latents,
     "text": stage_text,
-    "decoder": lambda options: _train(train_decoder, "decoder", options),
     "denoiser": lambda options: _train(train_denoiser, "denoiser", options),
+    "decoder": lambda options: _train(train_decoder, "decoder", options),
     "classifier": lambda options: _train(train_classifier, "classifier", options),
     "export": stage_export,
     "words": stage_words,

@@ -40,7 +40,8 @@ MINI = replace(
     code_size=64,
     vae_channels=48,
     decoder_blocks=(1, 0, 0, 0, 0),
-    decoder_batch_size=2,
+    generated_scenes=8,
+    decoder_batch_size=3,
     unet_channels=(32, 32, 32),
     unet_batch_size=2,
     cache_size=64,
@@ -107,7 +108,7 @@ def trained(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stage_latents(options)
     stage_text(options)
     sprites = SpriteSet.load(work / "sprites")
-    for train in (train_decoder, train_denoiser, train_classifier):
+    for train in (train_denoiser, train_decoder, train_classifier):
         train(sprites, MINI, work, short_budget())
     return work
 
