@@ -16,7 +16,7 @@ from canvas.presets import PRESETS
 from canvas.request import RANDOM_SEED, GenerationRequest, ProgressUpdate
 from canvas.studio import Studio
 from canvas.ui.create_tab import CreateTab
-from canvas.ui.events import bind, current_owner, run_while_selected
+from canvas.ui.events import EVERY_CLICK, bind, current_owner, run_while_selected
 from canvas.ui.generation_form import preset_options
 from canvas.ui.html_panel import error_line, panel, render, text_line
 from canvas.ui.i18n import error_text, format_duration, gettext, ngettext
@@ -62,7 +62,7 @@ class CompareTab:
         bind(tab.select, self.open, {self._prompt, prompt}, {self._prompt, self._models})
         changed = {self._selected, self._refresh}
         bind([self._start.click, self._prompt.submit], self.start, form, changed)
-        bind(self._panel.click, self.on_click, None, changed)
+        bind(self._panel.click, self.on_click, None, changed, **EVERY_CLICK)
         # Only this event writes the panel: the answers of several could arrive in the wrong order
         bind(
             [tab.select, self._timer.tick, self._refresh.change],

@@ -15,7 +15,7 @@ from canvas.model_status import SUGGESTED, ModelStatus
 from canvas.request import LOCAL, RANDOM_SEED
 from canvas.studio import Studio
 from canvas.ui import result_panel
-from canvas.ui.events import bind, bind_select_model, current_owner, toast_html
+from canvas.ui.events import EVERY_CLICK, bind, bind_select_model, current_owner, toast_html
 from canvas.ui.generation_form import (
     BackendPicker,
     GenerationForm,
@@ -119,7 +119,7 @@ class CreateTab:
             self.generate,
             form.widgets | self.guidance.widgets,
             {self._refresh, self.selected, self._undo},
-            trigger_mode="multiple",  # every click counts, also while one is being sent
+            **EVERY_CLICK,
         )
         bind(self._stop.click, self.stop, None, self._refresh)
         clicked = [self._current.click, self._queue.click, self._recent.click, self._undo.click]

@@ -15,6 +15,7 @@ from canvas.errors import CanvasError, LazyMessage, NotFound
 from canvas.request import LOCAL_OWNER
 from canvas.ui.i18n import error_text, gettext
 
+EVERY_CLICK: Mapping[str, str] = MappingProxyType({"trigger_mode": "multiple"})  # also while one is being answered
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 )

@@ -18,7 +18,7 @@ from canvas.models.families import FAMILIES
 from canvas.models.hub_search import SORTS, FoundModel
 from canvas.models.own_models import EDITABLE
 from canvas.studio import Studio
-from canvas.ui.events import bind, bind_select_model, current_owner, run_while_selected
+from canvas.ui.events import EVERY_CLICK, bind, bind_select_model, current_owner, run_while_selected
 from canvas.ui.generation_form import model_title
 from canvas.ui.html_panel import error_line, panel, render
 from canvas.ui.i18n import error_text, gettext, translate_message
@@ -55,7 +55,8 @@ class ModelsTab:
             trigger_mode="always_last",
             queue=False,
         )
-        bind([self._table.click, self._dialog.click], self.on_click, None, [self._refresh, self._dialog])
+        clicks = [self._table.click, self._dialog.click]
+        bind(clicks, self.on_click, None, [self._refresh, self._dialog], **EVERY_CLICK)
 
         def select_model(model_key: str) -> dict[Any, Any]:
             return {**create.select_model(model_key), tabs: gr.Tabs(selected="create")}

@@ -20,6 +20,7 @@ from canvas.presets import PRESETS, distilled_lora_missing
 from canvas.prompt_reading import message_for_nothing
 from canvas.request import BACKENDS, LOCAL, MAX_SEED, RANDOM_SEED, GeneratedImage, GenerationRequest, ProgressUpdate
 from canvas.studio import Studio
+from canvas.ui.events import EVERY_CLICK
 from canvas.ui.html_panel import render
 from canvas.ui.i18n import error_text, format_bytes, format_duration, gettext, ngettext, translate_message
 from canvas.vocabulary import vocabulary_of
@@ -91,7 +92,7 @@ class ImageActions:
 
         Every click counts: Gradio would drop one on another button while the first is being answered.
         """
-        return {**self._edit.load_image_options, "trigger_mode": "multiple"}
+        return {**self._edit.load_image_options, **EVERY_CLICK}
 
     def open(self, event: gr.EventData, owner: str) -> dict[Any, Any]:
         """Run one of OPENING_ACTIONS and select the tab that shows its effect."""
