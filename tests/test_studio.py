@@ -207,6 +207,30 @@ def test_jobs_of_a_killed_process_can_be_resumed(settings: Settings) -> None:
         job.cancel()
 
 
+def test_a_studio_can_be_closed_while_a_thread_starts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio, errors, start = Studio(settings), list[Exception](), threading.Thread.start
+
+    def close() -> None:
+        try:
+            studio.close()
+        except RuntimeError as error:
+            errors.append(error)
+
+    closing = threading.Thread(target=close)
+
+    def start_slowly(thread: threading.Thread) -> None:
+        if thread.name == "canvas-warm-up":
+            closing.start()
+            closing.join(0.5)  # until it has closed, or waits for this thread
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
+    studio.warm_up()
+    closing.join()
+    assert errors == []
+    assert "canvas-warm-up" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_warm_up_threads_end_with_the_studio(settings: Settings) -> None:
     before = set(threading.enumerate())
     with Studio(settings) as studio:

@@ -79,6 +79,8 @@ class JobScheduler:
             self._remote_queue: [("canvas-remote", remote_loop)] * REMOTE_CONCURRENCY,
         }
         self._threads: list[threading.Thread] = []
+        self._threads_lock = threading.Lock()  # a thread that was not started yet cannot be joined
+        self._closed = False
         self._default_model: ModelSpec | None = None
         self._cluster: RayCluster | None = None
         if settings.cluster is not None:
@@ -131,6 +133,8 @@ class JobScheduler:
 
     def close(self) -> None:
         """Stop the threads, whose jobs are cancelled, and the backends."""
+        with self._threads_lock:
+            self._closed = True
         for queue in (self._download_queue, self._generate_queue, self._remote_queue):
             queue.close()
         self._join_threads(STOP_TIMEOUT)  # most end within a step
@@ -190,9 +194,11 @@ class JobScheduler:
             self._start_thread(name, loop)
 
     def _start_thread(self, name: str, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)
-        self._threads.append(thread)  # `close` waits for it
-        thread.start()
+        with self._threads_lock:
+            if not self._closed:
+                thread = threading.Thread(target=target, name=name, daemon=True)
+                self._threads.append(thread)  # `close` waits for it
+                thread.start()
 
     def _warm_up(self, backend: Backend, spec: ModelSpec) -> None:
         local = self.find_local(spec)
