@@ -8,8 +8,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from canvas import Studio
 from canvas.errors import InvalidInput, LazyMessage, NotFound
 from canvas.request import LOCAL_OWNER
+from canvas.settings import Settings
+from canvas.ui.app import build_page
 from canvas.ui.events import bind, bind_next, bind_select_model, current_owner, run_while_selected, show_errors
 
 
@@ -82,3 +85,14 @@ def test_a_timer_runs_while_its_tab_is_selected() -> None:
         run_while_selected(timer, tabs[1], tabs)
     active = {target: event.fn().active for event in page.fns.values() for target, _ in event.targets}
     assert active == {tabs[0]._id: False, tabs[1]._id: True, tabs[2]._id: False}
+
+
+def test_clicks_count_while_another_is_answered(settings: Settings) -> None:
+    with Studio(settings) as studio:
+        page = build_page(studio)
+    names = {number: getattr(block, "elem_id", "") for number, block in page.blocks.items()}
+    clicks = [(event.trigger_mode, event.targets) for event in page.fns.values()]
+    counted = {
+        names[number] for mode, targets in clicks if mode == "multiple" for number, name in targets if name == "click"
+    }
+    assert {"generate", "current-result", "models", "model-dialog", "comparison"} <= counted

@@ -222,18 +222,6 @@ def test_the_starter_card_goes_once_a_model_was_downloaded_elsewhere(
     expect(card).to_have_count(0)
 
 
-@pytest.mark.parametrize("elem_id", ["generate", "current-result", "models", "model-dialog", "comparison"])
-def test_clicks_count_while_another_is_answered(tmp_path: Path, elem_id: str) -> None:
-    from canvas.settings import Settings
-    from canvas.ui.app import build_page
-
-    with Studio(Settings(data_dir=tmp_path, cache_dir=tmp_path)) as studio:
-        page = build_page(studio)
-    [panel] = [number for number, block in page.blocks.items() if getattr(block, "elem_id", "") == elem_id]
-    events = [event for event in page.fns.values() if (panel, "click") in event.targets]
-    assert "multiple" in {event.trigger_mode for event in events}
-
-
 def test_a_public_server_offers_neither_search_nor_changes(tmp_path: Path) -> None:
     from canvas.settings import Settings
     from canvas.ui.app import build_page
