@@ -1,121 +1,100 @@
-"""The classifier of the evaluation, trained on composited scenes, never on generated images."""
+"""The classifier of the evaluation: which drawings and which background come nearest to an image.
 
-from pathlib import Path
+It knows the drawings and backgrounds themselves and is not trained.
+"""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
-from torch import nn
+from PIL import Image
+from torch.nn.functional import avg_pool2d
 
-from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
-from canvas.training.backgrounds import BACKGROUNDS
-from canvas.training.config import TrainingConfig
-from canvas.training.scenes import LAYOUTS, Scene, SceneSampler, render_backgrounds
-from canvas.training.time_budget import TimeBudget, TrainingLoop, save_atomically
+from canvas.training.backgrounds import BACKGROUNDS, relight
+from canvas.training.config import LATENT_SIZE, PATCH_SIZE
+from canvas.training.scenes import BOX_CELLS, BOXES, LAYOUTS, resize_to_box, to_pixels
 
-NUM_BLOCKS = 3
-LEARNING_RATE = 2e-3
+PIXELS_PER_CELL = {"large": 4, "medium": 8, "small": 8}  # at which drawings are compared
+HOURS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the light, at which backgrounds are compared
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions with a shortcut; halves the resolution."""
+class SceneClassifier:
+    """Names the drawing in a box, and the place, by the smallest squared error."""
 
-    def __init__(self, inner: int, outer: int) -> None:
-        super().__init__()
-        self.path = nn.Sequential(
-            nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(outer),
-            nn.ReLU(),
-            nn.Conv2d(outer, outer, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outer),
+    def __init__(self, sprites: SpriteSet, backgrounds: np.ndarray) -> None:
+        self._concepts = torch.tensor([concept for concept, _ in sprites.pairs])
+        self._styles = torch.tensor([style for _, style in sprites.pairs])
+        self._num_concepts = len(sprites.concepts)
+        self._drawings = {size: _drawings_at(sprites.images, size) for size in BOX_CELLS}
+        per_place = len(backgrounds) // len(BACKGROUNDS)
+        lit = [
+            relight(image, BACKGROUNDS[row // per_place], hour)
+            for row, image in enumerate(backgrounds)
+            for hour in HOURS
+        ]
+        parts = [_reduced(to_pixels(np.stack(lit[start : start + 500])), 1) for start in range(0, len(lit), 500)]
+        self._backgrounds = torch.cat(parts)  # [n, 3, 16, 16]
+        self._places = torch.arange(len(lit)) // (per_place * len(HOURS))
+
+    def things(self, pixels: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Errors of each concept in each box of a layout [n, boxes, concepts], and the style that comes nearest [n]."""
+        errors = torch.stack([self._errors(pixels, layout, index) for index in LAYOUTS[layout]], 1)
+        by_concept = torch.full((*errors.shape[:2], self._num_concepts), torch.inf)
+        by_concept.scatter_reduce_(2, self._concepts.expand_as(errors), errors, "amin")
+        return by_concept, self._styles[errors[:, 0].argmin(1)]
+
+    def _errors(self, pixels: torch.Tensor, layout: str, index: int) -> torch.Tensor:
+        """Squared errors [n, drawings] in a box of each drawing on the mean colour of each row beside the boxes."""
+        box = BOXES[index]
+        scale = PIXELS_PER_CELL[box.size]
+        image = _reduced(pixels, scale)
+        beside = _beside(layout)[box.top : box.top + box.cells].repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        rows, columns = (slice(start * scale, (start + box.cells) * scale) for start in (box.top, box.left))
+        ground = (image[:, :, rows] * beside).sum(3, keepdim=True) / beside.sum(1)[:, None]
+        ground = ground.expand(-1, -1, -1, box.cells * scale).flatten(2)
+        shown = image[:, :, rows, columns].flatten(2)
+        colours, clear = self._drawings[box.size]
+        # The square of `shown - colours - clear * ground`, multiplied out
+        return (
+            shown.square().sum((1, 2))[:, None]
+            + colours.square().sum((1, 2))
+            - 2 * shown.flatten(1) @ colours.flatten(1).T
+            - 2 * (shown * ground).sum(1) @ clear.T
+            + 2 * ground.flatten(1) @ (colours * clear[:, None]).flatten(1).T
+            + ground.square().sum(1) @ clear.square().T
         )
-        self.short = nn.Conv2d(inner, outer, 1, stride=2, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, inner, h, w] to [n, outer, h/2, w/2]."""
-        return torch.relu(self.path(x) + self.short(x))
-
-
-class SceneClassifier(nn.Module):
-    """Predicts the concepts (several at once), the style and the background of an image.
-
-    Images are resized to `input_size` pixels.
-    """
-
-    def __init__(self, num_concepts: int, input_size: int = 64, width: int = 24) -> None:
-        super().__init__()
-        self.input_size = input_size
-        wide = width * 2**NUM_BLOCKS
-        self.body = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1),
-            nn.ReLU(),
-            *(ResidualBlock(width * 2**level, width * 2 ** (level + 1)) for level in range(NUM_BLOCKS)),
-        )
-        self.wide = nn.Sequential(
-            nn.Conv2d(wide, wide * 4 // 3, 3, padding=1, bias=False), nn.BatchNorm2d(wide * 4 // 3), nn.ReLU()
-        )
-        self.concepts = nn.Conv2d(wide * 4 // 3, num_concepts, 1)
-        self.style = nn.Linear(wide * 2, len(STYLES))
-        self.place = nn.Linear(wide * 4 * 4, len(BACKGROUNDS))
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of concepts, styles and backgrounds for images in [-1, 1].
-
-        Concept logits are the logsumexp over the last map, so they do not depend on the position.
-        """
-        size = (self.input_size, self.input_size)
-        features = self.body(nn.functional.interpolate(pixels, size, mode="area"))
-        concepts = self.concepts(self.wide(features)).flatten(2).float().logsumexp(2)
-        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
-        grid = nn.functional.adaptive_max_pool2d(features, 4).flatten(1)
-        return concepts, self.style(pooled), self.place(grid)
+    def places(self, pixels: torch.Tensor, layout: str) -> torch.Tensor:
+        """The place [n] whose background comes nearest beside the boxes of a layout."""
+        beside = _beside(layout).bool()
+        image, known = (each[:, :, beside].flatten(1) for each in (_reduced(pixels, 1), self._backgrounds))
+        return self._places[torch.cdist(image, known).argmin(1)]
 
 
-def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random blur and noise, so that the classifier relies on shapes rather than sharpness."""
-    blurred = nn.functional.avg_pool2d(pixels, 3, stride=1, padding=1)
-    amount = torch.rand(len(pixels), 1, 1, 1, generator=generator, device=pixels.device)
-    noise = torch.randn(pixels.shape, generator=generator, device=pixels.device) * 0.04
-    return pixels + amount * (blurred - pixels) + noise
+def _reduced(pixels: torch.Tensor, pixels_per_cell: int) -> torch.Tensor:
+    return avg_pool2d(pixels, PATCH_SIZE // pixels_per_cell)
 
 
-def classifier_loss(logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor], scenes: list[Scene]) -> torch.Tensor:
-    """Soft cross-entropy of the concepts, cross-entropy of style and background."""
-    concepts, style, place = (each.float() for each in logits)
-    target = torch.zeros_like(concepts)
-    for row, scene in enumerate(scenes):
-        target[row, list(scene.concepts)] = 1 / len(scene.concepts)
-    styles = torch.tensor([scene.style for scene in scenes], device=style.device)
-    places = torch.tensor([scene.place for scene in scenes], device=style.device)
-    return (
-        nn.functional.cross_entropy(concepts, target)
-        + 0.5 * nn.functional.cross_entropy(style, styles)
-        + 0.5 * nn.functional.cross_entropy(place, places)
-    )
+def _drawings_at(images: Sequence[Image.Image], size: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Colours times opacity [drawings, 3, pixels] and transparency [drawings, pixels] in a box."""
+    side = BOX_CELLS[size] * PATCH_SIZE
+    factor = PATCH_SIZE // PIXELS_PER_CELL[size]
+    colours, clear = [], []
+    for sprite in images:
+        resized, left, top = resize_to_box(sprite, BOX_CELLS[size])
+        image = Image.new("RGBA", (side, side))
+        image.paste(resized, (left, top))
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+        opacity = values[3:] / 255
+        colours.append(avg_pool2d((values[:3] / 127.5 - 1) * opacity, factor).flatten(1))
+        clear.append(1 - avg_pool2d(opacity, factor).flatten())
+    return torch.stack(colours), torch.stack(clear)
 
 
-def train_classifier(sprites: SpriteSet, config: TrainingConfig, work: Path, budget: TimeBudget) -> None:
-    """Train `classifier.pt`; resumes from a checkpoint."""
-    device = budget.device
-    size = {"input_size": config.classifier_size, "width": config.classifier_width}
-    model = SceneClassifier(len(sprites.concepts), **size).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    loop = TrainingLoop(work / "classifier-training.pt", budget, model, optimizer)
-    sampler = SceneSampler(sprites, render_backgrounds(config, work), seed=3000 + loop.step)
-    generator = torch.Generator(device).manual_seed(loop.step)
-    layouts = [name for name in LAYOUTS if name not in ("place", "empty")]
-    for step in loop.steps():
-        scenes = [sampler.sample(sampler.rng.choice(layouts)) for _ in range(config.classifier_batch_size)]
-        pixels = sampler.images(scenes).to(device)
-        loss = classifier_loss(model(augment(pixels, generator)), scenes)
-        loop.update(loss, min(1.0, (step + 1) / 50) * max(0.002, 1 - loop.progress), max_norm=None)
-    weights = {name: weight.half() for name, weight in model.state_dict().items()}
-    save_atomically({"model": weights, **size}, work / "classifier.pt")
-
-
-def load_classifier(work: Path, num_concepts: int) -> SceneClassifier:
-    """The trained classifier."""
-    state = torch.load(work / "classifier.pt", weights_only=True)
-    weights = state.pop("model")
-    model = SceneClassifier(num_concepts, **state)
-    model.load_state_dict(weights)
-    return model.eval()
+def _beside(layout: str) -> torch.Tensor:
+    """1 for the cells [16, 16] beside the boxes of a layout and the shadows below them."""
+    cells = torch.ones(LATENT_SIZE, LATENT_SIZE)
+    for box in (BOXES[index] for index in LAYOUTS[layout]):
+        cells[box.top : box.top + box.cells + 1, box.left : box.left + box.cells] = 0
+    return cells

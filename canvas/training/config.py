@@ -6,6 +6,7 @@ IMAGE_SIZE = 256  # pixels
 PATCH_SIZE = 16  # pixels of an image for one cell of the latents
 LATENT_SIZE = IMAGE_SIZE // PATCH_SIZE
 NUM_INFERENCE_STEPS = 4
+GRAY = 128  # on which the cells of drawings are computed
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class TrainingConfig:
     styles: tuple[str, ...] = ("cartoon", "glossy", "flat", "sticker", "3d")
     backgrounds_per_place: int = 100  # rendered once
     latent_channels: int = 48  # principal components of a patch that are kept
-    code_size: int = 1024  # numbers that describe a drawing at all sizes
+    code_size: int = 568  # numbers that describe a quadrant of a drawing at all sizes
     vae_channels: int = 48
     decoder_blocks: tuple[int, ...] = (10, 8, 3, 1, 0)  # from latents to pixels
     generated_scenes: int = 6000  # for the decoder
@@ -27,11 +28,8 @@ class TrainingConfig:
     unet_learning_rate: float = 1e-3
     cache_size: int = 24_000  # scenes
     new_scenes_per_step: int = 5
-    classifier_size: int = 96  # input pixels
-    classifier_width: int = 24
-    classifier_batch_size: int = 48
 
 
 CPU = TrainingConfig()
-GPU = replace(CPU, decoder_batch_size=128, unet_batch_size=192, new_scenes_per_step=40, classifier_batch_size=256)
+GPU = replace(CPU, decoder_batch_size=128, unet_batch_size=192, new_scenes_per_step=40)
 PRESETS = {"cpu": CPU, "gpu": GPU}

@@ -15,7 +15,7 @@ from canvas.training.latents import SCALING_FACTOR, LatentBasis
 from canvas.training.scenes import BOXES, LAYOUTS, Scene, SceneSampler, box_targets, render_backgrounds
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import TimeBudget, TrainingLoop
-from canvas.training.tokenizer import WORDS
+from canvas.training.tokenizer import NUM_QUADRANTS, WORDS
 
 EMA_DECAY = 0.998
 ATTENTION_WEIGHT = 0.2  # of the supervision in the loss
@@ -54,23 +54,23 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def scene_words(scene: Scene) -> list[int]:
-    """The words of a scene's prompt as indices of WORDS, 2 for each thing."""
-    place, thing = WORDS.index(BACKGROUNDS[scene.place]), 2
+    """The words of a scene's prompt as indices of WORDS, 2 for each token of a thing."""
+    place, thing = WORDS.index(BACKGROUNDS[scene.place]), [2] * NUM_QUADRANTS
     match scene.layout:
         case "empty":
             words = []
         case "place":
             words = [place]
         case "pair":
-            words = [thing, WORDS.index("and"), thing, place]
+            words = [*thing, WORDS.index("and"), *thing, place]
         case "trio":
-            words = [thing, WORDS.index(","), thing, WORDS.index("and"), thing, place]
+            words = [*thing, WORDS.index(","), *thing, WORDS.index("and"), *thing, place]
         case "left" | "right":
-            words = [thing, WORDS.index(scene.layout), place]
+            words = [*thing, WORDS.index(scene.layout), place]
         case "one":
-            words = [thing, place]
+            words = [*thing, place]
         case _:
-            words = [WORDS.index(scene.layout), thing, place]
+            words = [WORDS.index(scene.layout), *thing, place]
     padding = [1] * (WORD_TOKENS - 1 - len(words))
     return [0, *words, *padding]
 

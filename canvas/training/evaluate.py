@@ -80,23 +80,22 @@ def covered_ssim(images: torch.Tensor, references: torch.Tensor, covered: torch.
     return result
 
 
-@torch.no_grad()
 def classify(classifier: SceneClassifier, pixels: torch.Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Accuracies, 0 to 1: `top1`, `top5`, `all` concepts of a scene, `style`, `place`."""
-    parts = [classifier(part) for part in pixels.split(64)]
-    concepts, style, place = (torch.cat(each) for each in zip(*parts, strict=True))
-    ranking = concepts.argsort(dim=1, descending=True).tolist()
-    styles, places = style.argmax(1).tolist(), place.argmax(1).tolist()
-    results = [
-        {
-            "top1": ranked[0] in scene.concepts,
-            "top5": bool({*ranked[:5]} & {*scene.concepts}),
-            "all": {*scene.concepts} <= {*ranked[: len(scene.concepts)]},
-            "style": predicted_style == scene.style,
-            "place": predicted_place == scene.place,
-        }
-        for scene, ranked, predicted_style, predicted_place in zip(scenes, ranking, styles, places, strict=True)
-    ]
+    """Accuracies, 0 to 1, for scenes of one layout: `top1`, `top5`, `all` concepts, `style`, `place`.
+
+    A scene with one box may have several concepts, each of which is right.
+    """
+    layout = scenes[0].layout
+    errors, styles = classifier.things(pixels, layout)
+    places = classifier.places(pixels, layout)
+    nearest = errors.argsort(2)[:, :, :5].tolist()
+    results = []
+    for scene, boxes, style, place in zip(scenes, nearest, styles.tolist(), places.tolist(), strict=True):
+        right = [scene.concepts] if len(boxes) == 1 else [(concept,) for concept in scene.drawn]
+        first = [box[0] in each for box, each in zip(boxes, right, strict=True)]
+        top5 = bool({*boxes[0]} & {*right[0]})
+        is_style, is_place = style == scene.style, place == scene.place
+        results.append({"top1": first[0], "top5": top5, "all": all(first), "style": is_style, "place": is_place})
     return {name: float(np.mean([each[name] for each in results])) for name in results[0]}
 
 
@@ -123,21 +122,17 @@ def diversity(sampler: Sampler, prompts: Sequence[str], num_seeds: int = 4) -> f
 
 def evaluate(
     sampler: Sampler,
-    classifier: SceneClassifier | None,
+    classifier: SceneClassifier,
     scenes: SceneSampler,
     vocabulary: Vocabulary,
     counts: EvalCounts | None = None,
 ) -> dict[str, float]:
-    """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`.
-
-    Without a classifier there are no accuracies.
-    """
+    """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`."""
     counts = counts or EvalCounts()
     metrics = _fidelity(sampler, scenes, counts)
     prompts = [scenes.sample("one").prompt(scenes.sprites) for _ in range(counts.batch_size)]
     metrics["diversity_percent"] = diversity(sampler, prompts)
-    if classifier:
-        metrics |= _accuracies(sampler, classifier, scenes, vocabulary, counts)
+    metrics |= _accuracies(sampler, classifier, scenes, vocabulary, counts)
     logger.info("%s", json.dumps(metrics))
     return metrics
 

@@ -43,7 +43,7 @@ BOXES = (
     Box("medium", 1, 8, "first"),
     Box("medium", 9, 8, "last"),
     Box("small", 1, 10, "first"),
-    Box("small", 6, 10, "third word"),  # as in "fox , owl and cat"
+    Box("small", 6, 10, "second"),  # as in "fox, owl and cat"
     Box("small", 11, 10, "last"),
 )
 # The boxes of each layout, and its share of the scenes in percent.
@@ -74,8 +74,8 @@ class Scene:
         """The concept whose cells the text encoder gives for a box, also one that the layout leaves empty."""
         if not self.concepts:
             return None
-        third = {"pair": 1, "trio": 1}.get(self.layout, 0)
-        return self.concepts[{"first": 0, "last": -1, "third word": third}[box.thing]]
+        second = {"pair": 1, "trio": 1}.get(self.layout, 0)
+        return self.concepts[{"first": 0, "last": -1, "second": second}[box.thing]]
 
     def prompt(self, sprites: SpriteSet) -> str:
         """As the app writes it: `a flat fox and a flat owl in the snow`."""

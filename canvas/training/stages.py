@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from canvas.training.assets import SpriteSet, build_sprites
-from canvas.training.classifier import load_classifier, train_classifier
+from canvas.training.classifier import SceneClassifier
 from canvas.training.config import TrainingConfig
 from canvas.training.contact_sheet import write_newcomers_sheet
 from canvas.training.decoder import train_decoder
@@ -27,10 +27,7 @@ from canvas.vocabulary import load_vocabulary
 
 logger = logging.getLogger(__name__)
 # Minutes of each training stage, by preset.
-MINUTES = {
-    "cpu": {"denoiser": 120, "decoder": 90, "classifier": 30},
-    "gpu": {"denoiser": 6, "decoder": 3, "classifier": 1},
-}
+MINUTES = {"cpu": {"denoiser": 120, "decoder": 90}, "gpu": {"denoiser": 6, "decoder": 3}}
 NUM_SCENES_OF_BASIS = 4000
 
 
@@ -93,9 +90,9 @@ def stage_text(options: Options) -> None:
 def stage_evaluate(options: Options) -> None:
     """Measure the exported model and write its card."""
     work, sprites = options.work, load_sprites(options.work)
-    is_trained = (work / "classifier.pt").exists()
-    classifier = load_classifier(work, len(sprites.concepts)) if is_trained else None
-    scenes = SceneSampler(sprites, render_backgrounds(options.config, work), seed=4242, held_out=True)
+    backgrounds = render_backgrounds(options.config, work)
+    classifier = SceneClassifier(sprites, backgrounds)
+    scenes = SceneSampler(sprites, backgrounds, seed=4242, held_out=True)
     vocabulary = load_vocabulary(options.target)
     metrics = evaluate(Sampler(options.target, pick_device()), classifier, scenes, vocabulary)
     metrics |= time_pipeline(options.target, scenes.sample("one").prompt(sprites))
@@ -129,7 +126,6 @@ STAGES: dict[str, Callable[[Options], None]] = {
     "text": stage_text,
     "denoiser": lambda options: _train(train_denoiser, "denoiser", options),
     "decoder": lambda options: _train(train_decoder, "decoder", options),
-    "classifier": lambda options: _train(train_classifier, "classifier", options),
     "export": stage_export,
     "words": stage_words,
     "evaluate": stage_evaluate,

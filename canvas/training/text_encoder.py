@@ -1,10 +1,10 @@
 """Constructs the text encoder: a CLIPTextModel of one layer whose last tokens hold the cells of the drawings.
 
-Nothing of it is trained. The embedding of a thing in a style is the code of its drawing: its coordinates
-in the principal components of all drawings. A prompt is padded to LENGTH tokens, and each of the last ones
-stands for one cell of one box (`scenes.BOXES`):
+Nothing of it is trained. A thing in a style has a token for each quadrant of its drawing, whose embedding is
+the quadrant's code: its coordinates in the principal components of that quadrant of all drawings. A prompt is
+padded to LENGTH tokens, and each of the last ones stands for one cell of one box (`scenes.BOXES`):
 
-- Self-attention copies the code of the first, last or third thing to it (`_set_attention`).
+- Self-attention copies the code of its quadrant of the first, last or second thing to it (`_set_attention`).
 - The neurons of the MLP that belong to its cell decode the code to the cell's latents and coverage. All
   others are switched off by a large negative input (`_set_mlp`).
 
@@ -23,13 +23,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from canvas.training.assets import SpriteSet
-from canvas.training.config import PATCH_SIZE
+from canvas.training.config import GRAY, PATCH_SIZE
 from canvas.training.latents import SCALING_FACTOR, LatentBasis
 from canvas.training.scenes import BOX_CELLS, BOXES, resize_to_box, to_pixels
-from canvas.training.tokenizer import NUM_SPECIAL_TOKENS, NUM_WORDS, TokenTable
+from canvas.training.tokenizer import NUM_QUADRANTS, NUM_SPECIAL_TOKENS, NUM_WORDS, TokenTable
 
-WORD_TOKENS = 16  # positions of a prompt for words, begin and end tokens included
-GRAY = 128  # on which the cells of drawings are computed
+WORD_TOKENS = 20  # positions of a prompt for words, begin and end tokens included
 HEAD_SIZE = 64
 SLOT_CODE_SIZE = 24
 BALANCE_SIZE = 7  # numbers that fix mean and norm, of a code and of an embedding
@@ -38,7 +37,10 @@ GRID = 16  # cells per side of an image
 MAX_OVERLAP = 10  # of two slot codes
 FIRST_NORM, LAYER_NORM_SCALE = 7.5, 8.0  # what the two layer norms divide by, both exact in 8 bits
 SWITCH = 32.0  # added to the outputs of the MLP's active neurons, more than they differ from 0
-THINGS = ("first", "last", "third word")  # of a prompt, that a box can show
+THINGS = ("first", "last", "second")  # of a prompt, that a box can show
+# Positions of the words that tell layouts apart: the first, that behind one thing and that behind it
+LAYOUT_POSITIONS = (1, 1 + NUM_QUADRANTS, 2 + NUM_QUADRANTS)
+SECOND_THING = slice(2 + NUM_QUADRANTS, 2 + 2 * NUM_QUADRANTS)  # its positions after "fox ," and "fox and"
 
 # First decoder row of each size, and the rows of all sizes.
 FIRST_ROW: dict[str, int] = {}
@@ -46,6 +48,15 @@ NUM_ROWS = 0
 for _size, _cells in BOX_CELLS.items():
     FIRST_ROW[_size] = NUM_ROWS
     NUM_ROWS += _cells**2
+# The quadrant of a drawing that each decoder row shows.
+QUADRANTS = torch.tensor(
+    [
+        2 * (2 * row // cells) + 2 * column // cells
+        for cells in BOX_CELLS.values()
+        for row in range(cells)
+        for column in range(cells)
+    ]
+)
 PLACE_SIZE = 2 * GRID + len(BOXES)
 LENGTH = WORD_TOKENS + sum(box.cells**2 for box in BOXES)
 
@@ -59,8 +70,11 @@ class Dimensions:
         self.balance = code + output
         # 1 for tokens of things; the next is 1 for the first token, which empty prompts attend to
         self.is_thing = self.balance + BALANCE_SIZE
-        self.third_word = self.is_thing + 2  # 1 at the third position of a word
-        self.order = self.third_word + 3  # the position of a word, 0 to 1
+        self.is_second = self.is_thing + 2  # 1 at the positions of the second thing
+        self.quadrant = self.is_second + 1  # 1 for the quadrant of a thing's token
+        self.shown_quadrant = self.quadrant + NUM_QUADRANTS  # 1 for the quadrant that a cell is in
+        self.layout_position = self.shown_quadrant + NUM_QUADRANTS  # 1 at each of LAYOUT_POSITIONS
+        self.order = self.layout_position + len(LAYOUT_POSITIONS)  # the position of a word, 0 to 1
         self.query = self.order + 1  # which thing a cell shows, one of THINGS
         self.slot = self.query + len(THINGS)  # the code of the cell's decoder rows
         # Column, row and box of the cell, one number each that is 1; the denoiser finds cells by them
@@ -73,7 +87,7 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class DrawingCodes:
-    """`codes` [drawings, code] and `decoder` [NUM_ROWS, output, code]."""
+    """`codes` [drawings, NUM_QUADRANTS, code] and `decoder` [NUM_ROWS, output, code], each row for its quadrant."""
 
     codes: torch.Tensor
     decoder: torch.Tensor
@@ -91,11 +105,15 @@ class DrawingCodes:
     @property
     def dimensions(self) -> Dimensions:
         """The layout of the hidden state."""
-        return Dimensions(self.codes.shape[1], self.decoder.shape[1])
+        return Dimensions(self.codes.shape[2], self.decoder.shape[1])
 
     def cells(self) -> torch.Tensor:
         """What the decoder gives for all drawings: [drawings, NUM_ROWS, output], half precision."""
-        return torch.einsum("nk,rok->nro", self.codes, self.decoder).half()
+        cells = torch.zeros(len(self.codes), *self.decoder.shape[:2], dtype=torch.half)
+        for quadrant in range(NUM_QUADRANTS):
+            rows = torch.eq(QUADRANTS, quadrant)
+            cells[:, rows] = torch.einsum("nk,rok->nro", self.codes[:, quadrant], self.decoder[rows]).half()
+        return cells
 
 
 def to_8_bits(values: torch.Tensor) -> torch.Tensor:
@@ -148,27 +166,29 @@ def _cells_at_size(images: list[Image.Image], basis: LatentBasis, cells: int, ba
 
 
 def encode_drawings(cells: torch.Tensor, basis: LatentBasis, code_size: int) -> DrawingCodes:
-    """The codes of drawings by the principal components of their cells.
+    """The codes of drawings by the principal components of the cells of each quadrant.
 
     The last dimensions of a code are there for its mean 0 and the norm that all codes have.
     """
-    flat = cells.flatten(1).float()
-    weighted = flat * cells[..., -1].float().mean(1).clamp(min=0.01).pow(-SMALL_WEIGHT)[:, None]
-    gram = (weighted @ weighted.T).double()
-    kept = min(code_size - BALANCE_SIZE, len(flat))
-    eigenvalues, vectors = torch.linalg.eigh(gram)
-    eigenvalues, vectors = eigenvalues[-kept:].flip(0).clamp(min=1e-9), vectors[:, -kept:].flip(1)
-    components = weighted.T @ vectors.float() / eigenvalues.sqrt().float()
-    codes = flat @ components
-    explained = float(codes.square().sum() / flat.square().sum())
+    weights = cells[..., -1].float().mean(1).clamp(min=0.01).pow(-SMALL_WEIGHT)[:, None]
     squared_norm = Dimensions(code_size, cells.shape[2]).squared_norm
-    scale = math.sqrt(float((codes.square().sum(1) + codes.sum(1).square()).max()) / (0.9 * squared_norm))
-    codes = torch.nn.functional.pad(codes / scale, (0, code_size - BALANCE_SIZE - kept))
-    codes = _with_norm(to_8_bits(codes), squared_norm)
-    decoder = (components * scale).T.reshape(kept, *cells.shape[1:]).permute(1, 2, 0)
-    decoder = torch.nn.functional.pad(decoder, (0, code_size - kept))
+    codes, decoder = [], torch.zeros(NUM_ROWS, cells.shape[2], code_size)
+    explained = total = 0.0
+    for quadrant in range(NUM_QUADRANTS):
+        rows = torch.eq(QUADRANTS, quadrant)
+        flat = cells[:, rows].flatten(1).float()
+        covariance = ((flat * weights).T @ (flat * weights)).double()
+        components = torch.linalg.eigh(covariance)[1].flip(1)[:, : code_size - BALANCE_SIZE].float()
+        part = flat @ components
+        explained += float(part.square().sum())
+        total += float(flat.square().sum())
+        scale = math.sqrt(float((part.square().sum(1) + part.sum(1).square()).max()) / (0.9 * squared_norm))
+        padding = code_size - components.shape[1]
+        decoder[rows] = torch.nn.functional.pad(components * scale, (0, padding)).reshape(-1, *decoder.shape[1:])
+        part = torch.nn.functional.pad(part / scale, (0, padding - BALANCE_SIZE))
+        codes.append(_with_norm(to_8_bits(part), squared_norm))
     to_latents = torch.cat([basis.gain * SCALING_FACTOR, torch.ones(1)])
-    return DrawingCodes(codes, decoder * to_latents[None, :, None], explained)
+    return DrawingCodes(torch.stack(codes, 1), decoder * to_latents[None, :, None], explained / total)
 
 
 def _slot_codes() -> torch.Tensor:
@@ -197,8 +217,8 @@ def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
     words = word_vectors(at.output)
     for row, source in enumerate(table.sources):
         if source.drawing is not None:
-            embeddings[row, : at.code] = codes.codes[source.drawing]
-            embeddings[row, at.is_thing] = 1
+            embeddings[row, : at.code] = codes.codes[source.drawing, source.quadrant]
+            embeddings[row, at.is_thing] = embeddings[row, at.quadrant + source.quadrant] = 1
         elif source.word >= NUM_SPECIAL_TOKENS:
             embeddings[row, at.code : at.code + at.output] = words[source.word - NUM_SPECIAL_TOKENS]
     return embeddings
@@ -208,18 +228,19 @@ def position_embeddings(at: Dimensions) -> torch.Tensor:
     """One row per position, without the balance."""
     embeddings = torch.zeros(LENGTH, at.total)
     embeddings[:WORD_TOKENS, at.order] = torch.arange(WORD_TOKENS) / WORD_TOKENS
-    for word in (1, 2, 3):
-        embeddings[word, at.third_word + word - 1] = 1
+    embeddings[SECOND_THING, at.is_second] = 1
+    for index, word in enumerate(LAYOUT_POSITIONS):
+        embeddings[word, at.layout_position + index] = 1
     slot_codes = _slot_codes()
     position = WORD_TOKENS
     for index, box in enumerate(BOXES):
         for row in range(box.cells):
             for column in range(box.cells):
                 embedding = embeddings[position]
+                decoder_row = FIRST_ROW[box.size] + row * box.cells + column
                 embedding[at.query + THINGS.index(box.thing)] = 1
-                embedding[at.slot : at.slot + SLOT_CODE_SIZE] = slot_codes[
-                    FIRST_ROW[box.size] + row * box.cells + column
-                ]
+                embedding[at.shown_quadrant + QUADRANTS[decoder_row]] = 1
+                embedding[at.slot : at.slot + SLOT_CODE_SIZE] = slot_codes[decoder_row]
                 embedding[at.place + box.left + column] = 1
                 embedding[at.place + GRID + box.top + row] = 1
                 embedding[at.place + 2 * GRID + index] = 1
@@ -276,13 +297,13 @@ def build_text_encoder(codes: DrawingCodes, table: TokenTable) -> CLIPTextModel:
     _set_mlp(layer, at, codes.decoder)
     final = layer["final_layer_norm.weight"]
     final[at.code : at.code + at.output] = LAYER_NORM_SCALE
-    final[at.third_word :] = LAYER_NORM_SCALE
+    final[at.layout_position :] = LAYER_NORM_SCALE
     final[at.order] = 0
     return model
 
 
 def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions) -> None:
-    """Every token attends to the thing that it asks for; to the first token if the prompt has none."""
+    """Every token attends to the thing and quadrant that it asks for; to the first token if the prompt has none."""
     query, key, value, out = (layer[f"self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "out"))
     bias = layer["self_attn.q_proj.bias"]
     strength, scale = math.sqrt(HEAD_SIZE), FIRST_NORM  # attention divides by the first
@@ -293,12 +314,14 @@ def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions) -> None:
         bias[base], bias[base + 1] = 600 * strength, 300 * strength
         key[base + 2, at.order] = 32 * scale
         query[base + 2, at.query], query[base + 2, at.query + 1] = -large, large
-        key[base + 3, at.third_word + 2] = 16 * scale
+        key[base + 3, at.is_second] = 16 * scale
         query[base + 3, at.query + 2] = large
-        if base < at.code:
-            for row in range(HEAD_SIZE):
-                value[base + row, base + row] = scale
-                out[base + row, base + row] = 1
+        for quadrant in range(NUM_QUADRANTS):
+            key[base + 4 + quadrant, at.quadrant + quadrant] = 48 * scale
+            query[base + 4 + quadrant, at.shown_quadrant + quadrant] = large
+    for row in range(at.code):
+        value[row, row] = scale
+        out[row, row] = 1
 
 
 def _set_mlp(layer: dict[str, torch.Tensor], at: Dimensions, decoder: torch.Tensor) -> None:
@@ -352,7 +375,7 @@ class PromptEmbeddings:
         mean = values.sum(-1, keepdim=True) / at.total
         variance = LAYER_NORM_SCALE**2 + values.square().sum(-1, keepdim=True) / at.total - mean.square()
         weight = torch.zeros(at.total)
-        weight[output] = weight[at.third_word :] = LAYER_NORM_SCALE
+        weight[output] = weight[at.layout_position :] = LAYER_NORM_SCALE
         weight[at.order] = 0
         hidden[:, WORD_TOKENS:] = (hidden[:, WORD_TOKENS:] - mean) * LAYER_NORM_SCALE / variance.sqrt()
         return hidden * (weight / LAYER_NORM_SCALE)

@@ -1,6 +1,9 @@
-"""The tokenizer: a token for each word of layouts and places, and for each thing in each style."""
+"""The tokenizer: a token for each word of layouts and places, and four for each thing in each style.
 
-import re
+The normalizer replaces names and phrases by their tokens, `a fox in the snow` by `fox·1 fox·2 fox·3 fox·4 in_snow`.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +13,15 @@ from transformers import PreTrainedTokenizerFast
 from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS, COLOURS
-from canvas.training.captions import COLOUR_PHRASES, DEFAULT_STYLE, PLACE_PHRASES, POSITIONS, in_style
+from canvas.training.captions import COLOUR_PHRASES, DEFAULT_STYLE, PLACE_PHRASES, POSITIONS
 
 SPECIAL_TOKENS = ("<bos>", "<pad>", "<unk>")
 LAYOUT_WORDS = ("and", ",", "left", "right", "tiny", "two", "three")
 WORDS = (*SPECIAL_TOKENS, *LAYOUT_WORDS, *BACKGROUNDS)
 NUM_SPECIAL_TOKENS, NUM_WORDS = len(SPECIAL_TOKENS), len(WORDS)
+
+NUM_QUADRANTS = 4  # of a drawing, each of which has a token
+UNSTYLED = "~"  # before the tokens of a thing but the first, until they have its style
 
 NORMALIZER = normalizers.Sequence(  # articles are dropped
     [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\b(an?|the)\s+"), "")]
@@ -24,18 +30,20 @@ NORMALIZER = normalizers.Sequence(  # articles are dropped
 
 @dataclass(frozen=True)
 class Source:
-    """What a token stands for: a word (an index of WORDS) or a drawing of the sprites."""
+    """What a token stands for: a word (an index of WORDS) or a quadrant of a drawing of the sprites."""
 
     word: int = 2
     drawing: int | None = None
+    quadrant: int = 0
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The tokens by id, and what they stand for; several tokens may stand for the same."""
+    """The tokens by id, what they stand for, and the text of prompts that is replaced by tokens."""
 
     tokens: tuple[str, ...]
     sources: tuple[Source, ...]
+    phrases: Mapping[str, str]  # things without a style have NUM_QUADRANTS tokens, all else has one
 
     @classmethod
     def build(cls, sprites: SpriteSet) -> "TokenTable":
@@ -43,34 +51,65 @@ class TokenTable:
         # Positions and places are named by phrases: "orange" is a thing, "on an orange background" a place
         named = (*POSITIONS, *BACKGROUNDS)
         found = {f"<{word}>" if word in named else word: Source(index) for index, word in enumerate(WORDS)}
-        for (concept, style), drawing in sprites.index.items():
-            name = in_style(sprites.concepts[concept].name, STYLES[style])
-            if name in found:
-                raise ValueError(f"{name!r} is the name of two things, or a word of a layout or place.")
-            found[name] = Source(drawing=drawing)
-        for row, concept in enumerate(sprites.concepts):  # those without a drawing in the default style
-            styles = [style for style in (DEFAULT_STYLE, *STYLES) if (row, STYLES.index(style)) in sprites.index]
-            found.setdefault(concept.name, Source(drawing=sprites.index[row, STYLES.index(styles[0])]))
-        for place, phrases in PLACE_PHRASES.items():
-            for phrase in phrases:
-                found.setdefault(NORMALIZER.normalize_str(phrase), Source(WORDS.index(place)))
-        for colour in COLOURS:
-            for phrase in COLOUR_PHRASES:
-                found.setdefault(NORMALIZER.normalize_str(phrase.format(colour)), Source(WORDS.index(colour)))
-        for position, phrase in POSITIONS.items():
-            found.setdefault(phrase, Source(WORDS.index(position)))
-        return cls(tuple(found), tuple(found.values()))
+        phrases = {word: word for word in LAYOUT_WORDS if word not in named}
+        for row, concept in enumerate(sprites.concepts):
+            if concept.name in phrases:
+                raise ValueError(f"{concept.name!r} is the name of two things, or a word of a layout or place.")
+            drawings = {style: sprites.index.get((row, STYLES.index(style))) for style in (DEFAULT_STYLE, *STYLES)}
+            any_style = next(drawing for drawing in drawings.values() if drawing is not None)
+            for style, drawing in drawings.items():
+                for quadrant, token in enumerate(_thing_tokens(concept.name, style)):
+                    found[token] = Source(drawing=any_style if drawing is None else drawing, quadrant=quadrant)
+            first, *others = _thing_tokens(concept.name, DEFAULT_STYLE)
+            phrases[concept.name] = f" {UNSTYLED}".join([first, *others])
+        for phrase, word in _word_phrases():
+            if phrase not in phrases:
+                phrases[phrase] = _join(phrase)
+                found.setdefault(_join(phrase), Source(WORDS.index(word)))
+        return cls(tuple(found), tuple(found.values()), phrases)
+
+
+def _word_phrases() -> Iterator[tuple[str, str]]:
+    """The phrases of places, colours and positions, and their words."""
+    for place, phrases in PLACE_PHRASES.items():
+        yield from ((NORMALIZER.normalize_str(phrase), place) for phrase in phrases)
+    for colour in COLOURS:
+        yield from ((NORMALIZER.normalize_str(phrase.format(colour)), colour) for phrase in COLOUR_PHRASES)
+    yield from ((phrase, position) for position, phrase in POSITIONS.items())
+
+
+def _join(words: str) -> str:
+    return words.replace(" ", "_")
+
+
+def _thing_tokens(name: str, style: str) -> list[str]:
+    prefix = "" if style == DEFAULT_STYLE else f"{style}:"
+    return [f"{prefix}{_join(name)}·{number + 1}" for number in range(NUM_QUADRANTS)]
+
+
+def build_normalizer(table: TokenTable) -> normalizers.Sequence:
+    """Replaces phrases by their tokens, long ones first, and gives the tokens of a thing its style."""
+    space = normalizers.Replace(Regex(r"\s+|(?<=\w)(?=[^\w\s])|(?<=[^\w\s])(?=\w)|^|$"), "  ")
+    separate = normalizers.Sequence([NORMALIZER, space])
+    steps: list[normalizers.Normalizer] = [separate]
+    for phrase in sorted(table.phrases, key=len, reverse=True):
+        words = separate.normalize_str(phrase).strip()
+        steps.append(normalizers.Replace(f" {words} ", f" {table.phrases[phrase]} "))
+    for style in STYLES:
+        prefix = "" if style == DEFAULT_STYLE else f"{style}:"
+        steps.append(normalizers.Replace(Regex(rf" {style}  (?=[^\s:]+·1 )"), f" {prefix}"))
+        for number in range(1, NUM_QUADRANTS) if prefix else ():
+            steps.append(normalizers.Replace(Regex(rf" {prefix}\S+·{number} \K{UNSTYLED}"), prefix))
+    return normalizers.Sequence([*steps, normalizers.Replace(UNSTYLED, "")])
 
 
 def build_tokenizer(table: TokenTable, length: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose phrases are read before single words; articles are dropped."""
-    ids = {NORMALIZER.normalize_str(token): index for index, token in enumerate(table.tokens)}
+    ids = {token: index for index, token in enumerate(table.tokens)}
     backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))  # noqa: S106 - not a password
-    backend.normalizer = NORMALIZER
+    backend.normalizer = build_normalizer(table)
     # Not added tokens: for each token of a prompt, diffusers makes a dictionary of them all.
-    phrases = sorted((token for token in ids if not token.isalpha()), key=len, reverse=True)
-    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, phrases))})(?!\w)|\w+|[^\w\s]+"
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     begin_and_end = [("<bos>", 0), ("<pad>", 1)]
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A <pad>", special_tokens=begin_and_end)
     return PreTrainedTokenizerFast(

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from canvas.training.art_packages import ART_PACKAGES, NAMES_PACKAGE, ArtPackage, fetch
-from canvas.training.assets import SpriteSet, build_sprites
-from canvas.training.classifier import load_classifier, train_classifier
+from canvas.training.art_packages import ART_PACKAGES, NAMES_PACKAGE, STYLES, ArtPackage, fetch
+from canvas.training.assets import SpriteSet, build_sprites, darken_if_invisible
+from canvas.training.captions import in_style
+from canvas.training.classifier import SceneClassifier
 from canvas.training.config import CPU
 from canvas.training.contact_sheet import write_contact_sheet
 from canvas.training.decoder import train_decoder
@@ -46,8 +48,6 @@ MINI = replace(
     unet_batch_size=2,
     cache_size=64,
     new_scenes_per_step=1,
-    classifier_width=6,
-    classifier_batch_size=4,
 )
 COLOURS = ("red", "green", "blue", "orange", "purple")
 SHAPES = {
@@ -108,7 +108,7 @@ def trained(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stage_latents(options)
     stage_text(options)
     sprites = SpriteSet.load(work / "sprites")
-    for train in (train_denoiser, train_decoder, train_classifier):
+    for train in (train_denoiser, train_decoder):
         train(sprites, MINI, work, short_budget())
     return work
 
@@ -191,13 +191,35 @@ def test_boxes_lie_in_the_image_and_do_not_overlap_in_a_layout() -> None:
 def test_tokenizer_reads_phrases_before_words(trained: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained / "tokenizer")
     tokens = tokenizer.tokenize("A flat red disc, a blue bar and an elephant on a red background")
-    assert tokens == ["flat red disc", ",", "blue bar", "and", "<unk>", "on red background"]
+    flat, blue = ([f"{name}·{number}" for number in range(1, 5)] for name in ("flat:red_disc", "blue_bar"))
+    assert tokens == [*flat, ",", *blue, "and", "<unk>", "on_red_background"]
+
+
+def test_every_drawing_has_its_tokens(trained: Path) -> None:
+    sprites = SpriteSet.load(trained / "sprites")
+    table = TokenTable.build(sprites)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(trained / "tokenizer")
+    for (concept, style), drawing in sprites.index.items():
+        prompt = f"two {in_style(sprites.concepts[concept].name, STYLES[style])}, {'flat ' * 2}in the snow"
+        sources = [table.sources[index] for index in tokenizer(prompt).input_ids]
+        quadrants = [source.quadrant for source in sources if source.drawing == drawing]
+        assert quadrants == [0, 1, 2, 3], prompt
+
+
+def test_thin_gray_sprites_are_darkened() -> None:
+    thin, thick = Image.new("RGBA", (64, 64)), Image.new("RGBA", (64, 64), (110, 120, 130, 255))
+    draw = ImageDraw.Draw(thin)
+    draw.line((0, 0, 63, 63), fill=(110, 120, 130, 255), width=3)
+    assert darken_if_invisible(thin)[32, 32].tolist() == [55, 60, 65, 255]
+    assert np.array_equal(darken_if_invisible(thick), np.asarray(thick))
+    draw.line((0, 0, 63, 63), fill=(250, 120, 30, 255), width=3)
+    assert np.array_equal(darken_if_invisible(thin), np.asarray(thin))
 
 
 def test_two_things_of_one_name_are_refused(trained: Path) -> None:
     sprites = SpriteSet.load(trained / "sprites")
     sprites.concepts[1] = replace(sprites.concepts[1], name=sprites.concepts[0].name)
-    with pytest.raises(ValueError, match="'cartoon red disc' is the name of two things"):
+    with pytest.raises(ValueError, match="'red disc' is the name of two things"):
         TokenTable.build(sprites)
 
 
@@ -235,8 +257,9 @@ def test_exported_text_encoder_loses_little_in_8_bits(trained: Path, exported: P
 
 def test_card_contains_the_metrics(trained: Path, exported: Path) -> None:
     sprites = SpriteSet.load(trained / "sprites")
-    classifier = load_classifier(trained, len(sprites.concepts))
-    held_out = SceneSampler(sprites, render_backgrounds(MINI, trained), seed=3, held_out=True)
+    backgrounds = render_backgrounds(MINI, trained)
+    classifier = SceneClassifier(sprites, backgrounds)
+    held_out = SceneSampler(sprites, backgrounds, seed=3, held_out=True)
     counts = EvalCounts(singles=8, fidelity=4, pairs=4, trios=4)
     metrics = evaluate(Sampler(exported, torch.device("cpu")), classifier, held_out, small_vocabulary(), counts)
     metrics |= time_pipeline(exported, "a red disc", runs=1)
@@ -280,11 +303,11 @@ def test_contact_sheet_shows_every_prompt(exported: Path, tmp_path: Path) -> Non
 def test_interrupted_training_resumes_at_its_step(trained: Path, train: Callable[..., None], name: str) -> None:
     (trained / name).unlink()
     sprites = SpriteSet.load(trained / "sprites")
-    budget = short_budget(8.0, stop_after=1.5 / 60)
+    budget = short_budget(3600.0, stop_after=1.5 / 60)
     train(sprites, MINI, trained, budget)
     first = torch.load(trained / name, weights_only=True)
     assert 0 < budget.progress < 1
-    train(sprites, MINI, trained, short_budget(8.0, stop_after=1.0 / 60))
+    train(sprites, MINI, trained, short_budget(3600.0, stop_after=1.0 / 60))
     second = torch.load(trained / name, weights_only=True)
     assert second["step"] > first["step"]
     assert second["elapsed"] > first["elapsed"]
