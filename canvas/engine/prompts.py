@@ -122,10 +122,11 @@ def estimate_tokens(text: str, limit: int = 0) -> TokenBudget:
 
 
 def _split(text: str, spans: list[tuple[int, int]], limit: int) -> TokenBudget:
-    """Cut after the last token that fits, and before a character whose tokens do not all fit."""
+    """Cut after the last token that fits, and before a character or word whose tokens do not all fit."""
     if len(spans) <= limit:
         return TokenBudget(len(spans), limit, text, "")
-    end = min(spans[limit - 1][1], spans[limit][0])
+    first_truncated = spans[limit][0]
+    end = min(first_truncated, max((end for start, end in spans[:limit] if start < first_truncated), default=0))
     return TokenBudget(len(spans), limit, text[:end], text[end:])
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 IMAGE_SIZE = 256  # pixels
 PATCH_SIZE = 16  # pixels of an image for one cell of the latents
 LATENT_SIZE = IMAGE_SIZE // PATCH_SIZE
-NUM_INFERENCE_STEPS = 4
+NUM_INFERENCE_STEPS = 2
 GRAY = 128  # on which the cells of drawings are computed
 
 

@@ -23,7 +23,7 @@ CROP = 128  # pixels
 NOISE = 0.02  # of the encoder's latents, so that the decoder tolerates small errors
 WARMUP_STEPS = 50
 GENERATION_BATCH_SIZE = 24
-SSIM_WEIGHT = 0.15
+SSIM_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Sampler:
     """Generates images for batches of prompts."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self.pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+        self.pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.device = device
 
@@ -180,7 +180,7 @@ def _fidelity(sampler: Sampler, scenes: SceneSampler, counts: EvalCounts) -> dic
 def time_pipeline(folder: Path, prompt: str, runs: int = 5) -> dict[str, float]:
     """Seconds to load the pipeline and to generate one image with it."""
     started = time.monotonic()
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     loaded = time.monotonic()
     seconds = []

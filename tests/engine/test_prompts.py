@@ -59,12 +59,19 @@ def test_a_short_prompt_fits() -> None:
 
 
 def test_prompt_is_truncated_at_the_limit() -> None:
-    assert truncate_to_limit("fox " * LIMIT, LOCAL, STARTER).tokens == LIMIT
-    assert truncate_to_limit("fox " * LIMIT, LOCAL, STARTER).truncated.strip() == ""
-    budget = truncate_to_limit("fox " * LIMIT + "owl", LOCAL, STARTER)
+    assert truncate_to_limit("and " * LIMIT, LOCAL, STARTER).tokens == LIMIT
+    assert truncate_to_limit("and " * LIMIT, LOCAL, STARTER).truncated.strip() == ""
+    budget = truncate_to_limit("and " * LIMIT + "two", LOCAL, STARTER)
     assert budget.tokens == LIMIT + 1
-    assert budget.kept.split() == ["fox"] * LIMIT
-    assert budget.truncated.strip() == "owl"
+    assert budget.kept.split() == ["and"] * LIMIT
+    assert budget.truncated.strip() == "two"
+
+
+def test_word_of_several_tokens_is_not_split() -> None:
+    """A thing has four tokens, and the limit falls between those of the last."""
+    budget = truncate_to_limit("fox owl fox owl fox", LOCAL, STARTER)
+    assert (budget.tokens, budget.limit) == (20, 18)
+    assert (budget.kept.split(), budget.truncated.split()) == (["fox", "owl", "fox", "owl"], ["fox"])
 
 
 @pytest.mark.slow
