@@ -43,8 +43,11 @@ def test_one_step_weights_precede_those_of_four() -> None:
 
 def test_a_model_for_few_steps_keeps_its_scheduler() -> None:
     unchanged = (STARTER.guidance_scale, STARTER.scheduler)
-    assert preset_defaults("balanced", STARTER) == (2, *unchanged)
-    assert preset_defaults("turbo", STARTER) == (1, *unchanged)
+    four = replace(STARTER, num_inference_steps=4)
+    assert preset_defaults("balanced", four) == (2, *unchanged)
+    assert preset_defaults("balanced", STARTER) == (1, *unchanged)
+    for spec in (STARTER, four):
+        assert preset_defaults("turbo", spec) == (1, *unchanged)
 
 
 def test_a_model_for_few_steps_has_at_most_eight() -> None:
