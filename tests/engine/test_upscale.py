@@ -115,8 +115,8 @@ def test_detail_redraws_the_image_without_seams(model: LoadedPipeline) -> None:
     excess, noise = seam_excess(result.image, side)
     assert excess <= max(3 * noise, 0.5), "half a grey level is invisible"
 
-    if model.spec is STARTER:  # a half with another seed has a seam
-        other = upscale(make_spots(side), model, upscaler="detail", strength=0.4, seed=8)
+    if model.spec is STARTER:  # a half with another seed and strength has a seam
+        other = upscale(make_spots(side), model, upscaler="detail", strength=0.6, seed=8)
         assert other.image is not None
         result.image.paste(other.image.crop((side, 0, side * 2, side * 2)), (side, 0))
         excess, noise = seam_excess(result.image, side)
