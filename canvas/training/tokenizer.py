@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS, COLOURS
-from canvas.training.captions import COLOUR_PHRASES, DEFAULT_STYLE, PLACE_PHRASES, POSITIONS
+from canvas.training.captions import COLOUR_PHRASES, DEFAULT_STYLE, PLACE_PHRASES, POSITIONS, in_style
 
 SPECIAL_TOKENS = ("<bos>", "<pad>", "<unk>")
 LAYOUT_WORDS = ("and", ",", "left", "right", "tiny", "two", "three")
@@ -51,10 +51,14 @@ class TokenTable:
         # Positions and places are named by phrases: "orange" is a thing, "on an orange background" a place
         named = (*POSITIONS, *BACKGROUNDS)
         found = {f"<{word}>" if word in named else word: Source(index) for index, word in enumerate(WORDS)}
+        names = {*found}
+        for row, style in sprites.index:
+            name = in_style(sprites.concepts[row].name, STYLES[style])
+            if name in names:
+                raise ValueError(f"{name!r} is the name of two things, or a word of a layout or place.")
+            names.add(name)
         phrases = {word: word for word in LAYOUT_WORDS if word not in named}
         for row, concept in enumerate(sprites.concepts):
-            if concept.name in phrases:
-                raise ValueError(f"{concept.name!r} is the name of two things, or a word of a layout or place.")
             drawings = {style: sprites.index.get((row, STYLES.index(style))) for style in (DEFAULT_STYLE, *STYLES)}
             any_style = next(drawing for drawing in drawings.values() if drawing is not None)
             for style, drawing in drawings.items():
@@ -82,9 +86,12 @@ def _join(words: str) -> str:
     return words.replace(" ", "_")
 
 
+def _prefix(style: str) -> str:
+    return "" if style == DEFAULT_STYLE else f"{style}:"
+
+
 def _thing_tokens(name: str, style: str) -> list[str]:
-    prefix = "" if style == DEFAULT_STYLE else f"{style}:"
-    return [f"{prefix}{_join(name)}·{number + 1}" for number in range(NUM_QUADRANTS)]
+    return [f"{_prefix(style)}{_join(name)}·{number + 1}" for number in range(NUM_QUADRANTS)]
 
 
 def build_normalizer(table: TokenTable) -> normalizers.Sequence:
@@ -96,7 +103,7 @@ def build_normalizer(table: TokenTable) -> normalizers.Sequence:
         words = separate.normalize_str(phrase).strip()
         steps.append(normalizers.Replace(f" {words} ", f" {table.phrases[phrase]} "))
     for style in STYLES:
-        prefix = "" if style == DEFAULT_STYLE else f"{style}:"
+        prefix = _prefix(style)
         steps.append(normalizers.Replace(Regex(rf" {style}  (?=[^\s:]+·1 )"), f" {prefix}"))
         for number in range(1, NUM_QUADRANTS) if prefix else ():
             steps.append(normalizers.Replace(Regex(rf" {prefix}\S+·{number} \K{UNSTYLED}"), prefix))

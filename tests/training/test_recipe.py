@@ -219,7 +219,7 @@ def test_thin_gray_sprites_are_darkened() -> None:
 def test_two_things_of_one_name_are_refused(trained: Path) -> None:
     sprites = SpriteSet.load(trained / "sprites")
     sprites.concepts[1] = replace(sprites.concepts[1], name=sprites.concepts[0].name)
-    with pytest.raises(ValueError, match="'red disc' is the name of two things"):
+    with pytest.raises(ValueError, match="'cartoon red disc' is the name of two things"):
         TokenTable.build(sprites)
 
 
