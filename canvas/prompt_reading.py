@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from canvas.errors import LazyMessage
 from canvas.vocabulary import Meaning, Part, Vocabulary, joined, key_of
 
 MAX_SHOWN = 8  # words of a note
+PARTICLES = ("的", "の")  # between a colour and its thing
 ON = ("on", "on a", "auf", "sobre", "sur", "en")  # in front of a background
 
 
-def understand(vocabulary: Vocabulary, prompt: str, *, seed: int | None = None) -> Understanding:
-    """How the model reads a prompt; with a seed, a place is added where none is named."""
-    return _Reading(vocabulary, vocabulary.parts(prompt)).result(prompt.strip(), seed)
+def understand(vocabulary: Vocabulary, prompt: str, *, seed: int | None = None, like: str = "") -> Understanding:
+    """How the model reads a prompt; the seed decides what is left open: a place, and where in it things are.
+
+    With `like`, a prompt of the model, as many things of the same size are where they are in that.
+    """
+    other = _Reading(vocabulary, vocabulary.parts(like)) if like else None
+    return _Reading(vocabulary, vocabulary.parts(prompt)).result(prompt.strip(), seed, other)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class _Thing:
     count_text: str = ""
     size: str = ""
     size_text: str = ""
+    colour: str = ""
+    colour_text: str = ""
     written: str = ""  # the user's words if the model has others
     style: str = ""
 
@@ -99,6 +106,7 @@ class _Reading:
         self._place_is_vague = False
         self._style: tuple[str, str] | None = None
         self._style_text = self._position = self._position_text = ""
+        self._changes: list[str] = []  # as the model writes them: "hue 90", "2 left"
         self._unknown: list[list[str]] = []  # of adjacent words
         self._left_out: list[str] = []
         self._next = _Thing("")  # with the adjectives of the thing that follows
@@ -109,6 +117,9 @@ class _Reading:
         for index, part in enumerate(self._parts):
             meaning = part.meaning
             kind = meaning.kind if meaning else None
+            if kind in (None, "break", "stop", "negation", "place") and part.text not in PARTICLES:
+                self._leave_out(self._next.colour_text)  # it is not the colour of the next thing
+                self._next.colour = self._next.colour_text = ""
             if kind in ("break", "negation"):
                 negated = kind == "negation"
                 if negated:
@@ -122,6 +133,7 @@ class _Reading:
             else:
                 self._add(part, meaning)
             adjacent = meaning is None and not negated
+        self._leave_out(self._next.colour_text)
 
     def _leave_out(self, text: str) -> None:
         if text:
@@ -144,6 +156,8 @@ class _Reading:
             self._next.written = written and f"{part.text} "
         elif meaning.kind == "size":
             self._next.size, self._next.size_text = meaning.name, part.text
+        elif meaning.kind == "change":
+            self._changes.append(meaning.name)
         elif meaning.kind == "position":
             self._position, self._position_text = meaning.name, part.text
 
@@ -151,12 +165,15 @@ class _Reading:
         thing, self._next = self._next, _Thing("")
         thing.name = meaning.name
         if thing.name in self._things:
+            self._leave_out(thing.colour_text)
             return
         if len(self._things) >= self._vocabulary.max_things:
-            self._left_out.append(part.text)
+            self._left_out.append(" ".join(filter(None, (thing.colour_text, part.text))))
             return
-        is_own = meaning.own and not thing.written and not (part.plural and not thing.count)
-        thing.written = "" if is_own else f"{thing.written}{part.text}"
+        is_own_colour = key_of(thing.colour_text) == thing.colour
+        is_own = meaning.own and is_own_colour and not thing.written and not (part.plural and not thing.count)
+        colour = f"{thing.colour_text} " if thing.colour else ""
+        thing.written = "" if is_own else f"{thing.written}{colour}{part.text}"
         thing.count = min(thing.count or (2 if part.plural else 1), self._vocabulary.max_count)
         self._things[thing.name] = thing
 
@@ -170,16 +187,35 @@ class _Reading:
             self._left_out.append(part.text)
 
     def _add_colour(self, index: int, part: Part, name: str) -> None:
-        """A colour beside the word "background" is that of the background, as is the last word."""
+        """A colour beside the word "background" is that of the background, as is the last word after "on".
+
+        Any other is that of the thing that follows or, as in French, that precedes it.
+        """
         neighbours = [each.meaning for each in (*self._parts[max(0, index - 1) : index], *self._parts[index + 1 :][:1])]
         beside = any(meaning and meaning.kind == "background" for meaning in neighbours)
-        following = next((each.meaning for each in self._parts[index + 1 :]), None)
-        ends = following is None or following.kind == "break"
+        following = next(iter(self._parts[index + 1 :]), None)
+        following_kind = following.meaning.kind if following and following.meaning else ""
+        ends = following is None or following_kind == "break"
         preceding = key_of(self._parts[index - 1].text) if index else ""
         if beside or (ends and self._things and preceding in ON):
             self._add_place(name, part)
         else:
-            self._left_out.append(part.text)  # things are drawn in the colours that they have
+            previous = self._parts[index - 1] if index else None
+            thing: _Thing | None = self._next
+            if (
+                previous
+                and previous.meaning
+                and previous.meaning.kind == "thing"
+                and following_kind not in ("thing", "place")
+            ):
+                thing = self._things.get(previous.meaning.name)
+                if thing is not None and (thing.written or key_of(part.text) != name):
+                    thing.written = f"{thing.written or previous.text} {part.text}"
+            if thing is None:
+                self._left_out.append(part.text)
+            else:
+                self._leave_out(thing.colour_text)
+                thing.colour, thing.colour_text = name, part.text
 
     def _add_unknown(self, word: str, *, adjacent: bool) -> None:
         if not any(character.isalpha() for character in word):
@@ -191,14 +227,21 @@ class _Reading:
 
     # The result
 
-    def result(self, prompt: str, seed: int | None) -> Understanding:
+    def result(self, prompt: str, seed: int | None, other: _Reading | None) -> Understanding:
         vocabulary = self._vocabulary
-        subjects = self._subjects()
+        self._leave_out_combinations()
+        if other and self._things and other._things:
+            self._arrange_like(other)
+        self._check_changes()
         has_style = self._choose_styles(self._style[0] if self._style else vocabulary.styles[0])
+        self._choose_colour()
+        understood = [
+            Item(vocabulary.subject(thing.name, thing.count, thing.size, thing.colour), thing.written)
+            for thing in self._things.values()
+        ]
         added = ""
-        if self._things and self._place is None and seed is not None:
-            added = vocabulary.background_for(next(iter(self._things)), seed)
-        understood = [*subjects]
+        if self._things and seed is not None:
+            added = self._choose_by_seed(next(iter(self._things)), seed)
         if self._place:
             name, written = self._place
             phrase = vocabulary.place_phrase(name)
@@ -215,8 +258,8 @@ class _Reading:
             vocabulary.place_phrase(added) if added else "",
         )
 
-    def _subjects(self) -> list[Item]:
-        items = []
+    def _leave_out_combinations(self) -> None:
+        """Several things have no numbers, sizes, side and colours, and two of one thing no size and side."""
         several = len(self._things) > 1
         if several or any(thing.count > 1 or thing.size for thing in self._things.values()):
             self._leave_out(self._position_text)
@@ -228,9 +271,65 @@ class _Reading:
             if several or thing.count > 1:
                 self._leave_out(thing.size_text)
                 thing.size = ""
-            words = self._vocabulary.subject(thing.name, thing.count, thing.size)
-            items.append(Item(words, thing.written))
-        return items
+            if several:
+                self._leave_out(thing.colour_text)
+                thing.colour = ""
+
+    def _arrange_like(self, other: _Reading) -> None:
+        """Take the side and the shift of another prompt with as many things of the same size."""
+        if self._layout() == "one" and other._layout() in ("left", "right"):
+            self._position = other._position
+        if self._layout() == other._layout() and not self._shifts:
+            self._changes += other._shifts
+
+    @property
+    def _shifts(self) -> list[str]:
+        return [change for change in self._changes if change not in self._vocabulary.recolours]
+
+    def _check_changes(self) -> None:
+        """Keep one recolouring of one thing, and one shift in each direction that the arrangement allows."""
+        layout = self._layout() if self._things else ""
+        choices: list[Collection[str]] = [*self._vocabulary.shifts.get(layout, ())]
+        if len(self._things) == 1:
+            choices.append(self._vocabulary.recolours)
+        kept: list[str] = []
+        for change in self._changes:
+            choice = next((words for words in choices if change in words), ())
+            if choice and not {*choice} & {*kept}:
+                kept.append(change)
+            else:
+                self._left_out.append(change)
+        self._changes = kept
+
+    def _choose_colour(self) -> None:
+        """The words that recolour a thing; none for people, drawings in shades of gray, and black, gray and white."""
+        for thing in self._things.values():
+            change: str | None = ""
+            if thing.colour:
+                has_other = bool(self._vocabulary.recolours.intersection(self._changes))
+                change = None if has_other else self._vocabulary.words_for_colour(thing.name, thing.style, thing.colour)
+            if change is None:
+                self._leave_out(thing.colour_text)
+                thing.colour = ""
+            elif change:
+                self._changes.append(change)
+
+    def _choose_by_seed(self, first: str, seed: int) -> str:
+        """Where in the image things are, unless the prompt says so; the place that is added, "" for none."""
+        vocabulary = self._vocabulary
+        if vocabulary.shifts and not self._shifts:
+            if self._layout() == "one":
+                self._position = vocabulary.position_for(first, seed)
+            self._changes += vocabulary.shift_for(self._layout(), first, seed)
+        return vocabulary.background_for(first, seed) if self._place is None else ""
+
+    def _layout(self) -> str:
+        """The name that the recipe of the built-in model has for an arrangement."""
+        things = list(self._things.values())
+        if len(things) > 1:
+            return "pair" if len(things) == 2 else "trio"
+        count = things[0].count
+        return {2: "two", 3: "three"}.get(count, "tiny" if things[0].size else self._position or "one")
 
     def _choose_styles(self, style: str) -> bool:
         """Choose the style of each thing; whether one of them, or a prompt without things and places, has it."""
@@ -253,6 +352,7 @@ class _Reading:
             words.append(f"on the {self._position}")
         if place := self._place[0] if self._place else added:
             words.append(vocabulary.place_phrase(place))
+        words += self._changes if things else []
         return " ".join(filter(None, words))
 
     def _nearest(self, words: str) -> str:

@@ -504,7 +504,10 @@ class Studio:
         return prompts.enhance_prompt(request, get_model(request.model_key, self.models))
 
     def understanding(self, request: GenerationRequest) -> Understanding | None:
-        """What a model with a vocabulary, as the built-in one, understands of a request; None for other models."""
+        """What a model with a vocabulary, as the built-in one, understands of a request; None for other models.
+
+        Without the arrangement of the image that it edits, see `GenerationInputs.source_prompt`.
+        """
         if request.backend != LOCAL or request.task == "upscale" or self.inputs.names_embedding(request):
             return None
         return prompts.understand(request, get_model(request.model_key, self.models))

@@ -24,7 +24,7 @@ VOCABULARY, SYNONYMS = "vocabulary.json", "synonyms.json"
 ENGLISH = "en"
 Kind = Literal[
     "thing", "place", "style", "colour", "count", "size", "position",
-    "background", "stop", "decor", "negation", "unknown", "break",
+    "change", "background", "stop", "decor", "negation", "unknown", "break",
 ]  # fmt: skip
 # Sections of synonyms.json with a table of words by meaning, and those with a plain list of words.
 MEANINGS: Mapping[str, Kind] = {
@@ -90,6 +90,10 @@ class Vocabulary:
         self._colour_phrase: str = words["colour_phrase"]
         self._counts: Sequence[str] = words["counts"]
         self.max_things: int = words["max_things"]
+        self._hue_step: int = words.get("hue_step", 15)
+        self._hues: Mapping[str, int | None] = words.get("hues", {})  # of colours, in degrees
+        # By layout the words that shift all things, sideways and up or down
+        self.shifts: Mapping[str, Sequence[Sequence[str]]] = words.get("shifts", {})
         self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
         self._near: Mapping[str, str] = synonyms.get("near", {})
         self._typo_exceptions = frozenset(synonyms.get("typo_exceptions", "").split("|"))
@@ -113,10 +117,22 @@ class Vocabulary:
         own += [(word, Meaning("count", str(number), own=True)) for number, word in enumerate(self._counts, 2)]
         own += [(word, Meaning("size", word, own=True)) for word in words["sizes"]]
         own += [(phrase, Meaning("position", phrase.rsplit(" ", 1)[-1], own=True)) for phrase in words["positions"]]
+        own += [(phrase, Meaning("change", phrase, own=True)) for phrase in self._changes()]
         # Captions come first, but not names of things such as "orange" before the same colour
         for word, meaning in reversed(own):
             meanings = table.setdefault(key_of(word), [])
             meanings[:] = [meaning, *(other for other in meanings if other.kind != meaning.kind)]
+
+    @cached_property
+    def recolours(self) -> frozenset[str]:
+        """The words that recolour a thing."""
+        degrees = range(self._hue_step, 360, self._hue_step) if self._hues else ()
+        return frozenset(f"hue {number}" for number in degrees)
+
+    def _changes(self) -> Iterator[str]:
+        """The words that recolour and shift things."""
+        yield from self.recolours
+        yield from filter(None, {word for words in self.shifts.values() for each in words for word in each})
 
     # Reading
 
@@ -155,12 +171,13 @@ class Vocabulary:
                 start += 1
                 continue
             length, meanings, plural = self._longest(keys, start, language)
-            if length > 1 and self._is_before_thing(meanings[0], keys, start, length, language):
+            if length > 1 and (
+                self._is_before_thing(meanings[0], keys, start, length, language)
+                or self._is_coloured(meanings[0], keys, start, length, language)
+            ):
                 length, (meanings, plural) = 1, self._find(keys[start], language)
             if meanings:
-                following = keys[start + length] if start + length < len(keys) else ""
-                preceding = keys[start - 1] if start else ""
-                meaning = self._in_context(meanings, preceding, following, language)
+                meaning = self._in_context(meanings, keys, start, length, language)
                 known = None if meaning.kind == "unknown" else meaning
                 yield Part(joined(tokens[start : start + length]), known, plural)
             else:
@@ -182,15 +199,35 @@ class Vocabulary:
         inner, meanings, _ = self._longest(keys, start + 1, language)
         return inner >= length and meanings[0].kind == "thing"
 
-    def _in_context(self, meanings: Sequence[Meaning], preceding: str, following: str, language: str) -> Meaning:
-        """The sense of "orange" in "an orange", "an orange cat" and "on an orange background"."""
+    def _is_coloured(self, meaning: Meaning, keys: Sequence[str], start: int, length: int, language: str) -> bool:
+        """Whether a phrase such as "blue fox" is only a thing with its colour."""
+        if meaning.kind != "thing" or meaning.own:
+            return False
+        first, _ = self._find(keys[start], language)
+        others, _ = self._find(" ".join(keys[start + 1 : start + length]), language)
+        is_colour = any(each.kind == "colour" and each.own for each in first)
+        return is_colour and meaning.name in [each.name for each in others]
+
+    def _in_context(
+        self, meanings: Sequence[Meaning], keys: Sequence[str], start: int, length: int, language: str
+    ) -> Meaning:
+        """The sense of "orange" in "an orange", "an orange hot dog" and "on an orange background"."""
         colour = next((meaning for meaning in meanings if meaning.kind == "colour"), None)
         if colour is None or meanings[0] is colour:
             return meanings[0]
-        neighbours = [*self._find(preceding, language)[0][:1], *self._find(following, language)[0][:1]]
-        is_background = any(meaning.kind == "background" for meaning in neighbours)
-        is_adjective = any(meaning.kind == "thing" for meaning in self._find(following, language)[0][:1])
+        after = start + length
+        neighbours = [*keys[max(0, start - 1) : start], *keys[after : after + 1]]
+        is_background = any(self._kind(key, language) == "background" for key in neighbours)
+        while after < len(keys) and self._kind(keys[after], language) in ("size", "style", "decor"):
+            after += 1
+        following = self._longest(keys, after, language)[1] if after < len(keys) else ()
+        is_adjective = any(meaning.kind == "thing" for meaning in following[:1])
         return colour if is_background or is_adjective else meanings[0]
+
+    def _kind(self, key: str, language: str) -> Kind | None:
+        """The kind of a word's first meaning."""
+        meanings, _ = self._find(key, language)
+        return meanings[0].kind if meanings else None
 
     def _find(self, key: str, language: str) -> tuple[Sequence[Meaning], bool]:
         """The meanings of a word or phrase and whether it is a plural."""
@@ -303,23 +340,47 @@ class Vocabulary:
             return str(self.things[name]["one"])
         return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
-    def subject(self, name: str, count: int, size: str) -> str:
-        """A thing in English: `two foxes`, `a tiny fox`, `grapes`."""
+    def words_for_colour(self, name: str, style: str, colour: str) -> str | None:
+        """The words that give the drawing of a thing a colour; "" if it has it, None if it cannot have it."""
         thing = self.things[name]
+        hue = thing["hues"][thing.get("styles", self.styles).index(style)] if "hues" in thing else None
+        target = self._hues.get(colour)
+        if hue is None or target is None:
+            return None
+        turn = round((target - hue) / self._hue_step) * self._hue_step % 360
+        return f"hue {turn}" if turn else ""
+
+    def subject(self, name: str, count: int, size: str, colour: str = "") -> str:
+        """A thing in English: `two foxes`, `a tiny blue fox`, `grapes`."""
+        thing = self.things[name]
+        adjectives = list(filter(None, (size, colour)))
         if count > 1:
-            return " ".join(filter(None, [self._counts[count - 2], size, thing["many"]]))
-        if not size:
+            return " ".join([self._counts[count - 2], *adjectives, thing["many"]])
+        if not adjectives:
             return str(thing["one"])
-        has_article = thing["one"].startswith(("a ", "an "))
-        return f"a {size} {thing['one'].partition(' ')[2]}" if has_article else f"{size} {thing['one']}"
+        if not thing["one"].startswith(("a ", "an ")):
+            return " ".join([*adjectives, thing["one"]])
+        words = " ".join([*adjectives, thing["one"].partition(" ")[2]])
+        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
     def background_for(self, thing: str, seed: int) -> str:
         """A place that suits a thing, by the seed; "" if the model needs none."""
         choices = self._backgrounds.get(thing) or self._backgrounds.get("", ())
-        if not choices:
-            return ""
-        digest = hashlib.sha256(f"{thing} {seed}".encode()).digest()
-        return choices[digest[0] % len(choices)]
+        return choices[_digest(thing, seed)[0] % len(choices)] if choices else ""
+
+    def position_for(self, thing: str, seed: int) -> str:
+        """The side on which a thing is drawn smaller, by the seed; "" in most images."""
+        return ("left", "right", *[""] * 6)[_digest(thing, seed)[1] % 8]
+
+    def shift_for(self, layout: str, thing: str, seed: int) -> list[str]:
+        """The words that shift all things of a layout, by the seed."""
+        digest = _digest(thing, seed)[2:]
+        choices = self.shifts.get(layout, ())
+        return [word for each, byte in zip(choices, digest, strict=False) if (word := each[byte % len(each)])]
+
+
+def _digest(thing: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{thing} {seed}".encode()).digest()
 
 
 def key_of(text: str) -> str:

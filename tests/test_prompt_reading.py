@@ -180,8 +180,114 @@ def test_a_place_is_added_by_the_seed_only_where_none_is_named() -> None:
     assert len({reading.prompt for reading in prompts_by_seed}) > 1
     assert prompts_by_seed == [read("a cat", seed=seed) for seed in range(20)]
     assert all(reading.added in reading.prompt and reading.added in reading.note for reading in prompts_by_seed)
-    assert read("a cat at night", seed=1).prompt == "a cat at night"
+    assert not read("a cat at night", seed=1).added
+    assert read("a cat at night", seed=1).prompt.count("at night") == 1
     assert not read("zxcv", seed=1).added
+
+
+@pytest.mark.parametrize(
+    ("prompt", "layout"),
+    [
+        ("two foxes in the snow", "two"),
+        ("a tiny fox in the snow", "tiny"),
+        ("a fox on the left in the snow", "left"),
+        ("a fox and an owl in the snow", "pair"),
+        ("a fox, an owl and a cat in the snow", "trio"),
+    ],
+)
+def test_the_seed_moves_things_within_their_layout(prompt: str, layout: str) -> None:
+    unmoved = read(prompt).prompt
+    moves = {read(prompt, seed=seed).prompt.removeprefix(unmoved).strip() for seed in range(400)}
+    sideways, vertical = VOCABULARY_OF_STARTER.shifts[layout]
+    assert moves == {f"{right} {down}".strip() for right in sideways for down in vertical}
+
+
+def test_the_seed_moves_one_thing_and_draws_it_smaller_at_times() -> None:
+    readings = [read("a fox in the snow", seed=seed) for seed in range(100)]
+    assert len({reading.prompt for reading in readings}) > 30
+    assert all(reading.prompt.startswith("a fox ") and not reading.note for reading in readings)
+    smaller = sum("on the left" in reading.prompt or "on the right" in reading.prompt for reading in readings)
+    assert 10 < smaller < 40
+
+
+def test_a_prompt_that_says_where_things_are_is_not_changed() -> None:
+    assert read("a fox in the snow 2 left", seed=1).prompt == "a fox in the snow 2 left"
+
+
+def test_things_of_an_edited_image_stay_where_they_are() -> None:
+    made = "a fox on the left in the forest hue 90 1 right 2 up"
+    assert read("an owl", like=made).prompt == "an owl on the left 1 right 2 up"
+    assert read("an owl on the right", like=made).prompt == "an owl on the right"
+    assert read("an owl and a fox", like=made).prompt == "an owl and a fox"
+    assert read("a tiny owl", like=made).prompt == "a tiny owl"
+
+
+@pytest.mark.parametrize("prompt", ["a fox", "a tiny fox", "two foxes and an owl", "a fox and an owl on the left"])
+def test_an_image_edited_with_its_own_prompt_stays_as_it_is(prompt: str) -> None:
+    for seed in range(20):
+        made = read(f"{prompt} in the snow", seed=seed).prompt
+        assert read(f"{prompt} in the snow", like=made).prompt == made
+
+
+@pytest.mark.parametrize(
+    ("prompt", "resolved", "left_out"),
+    [
+        ("two foxes 3 left", "two fox", ("3 left",)),  # outside the image
+        ("a fox 2 left 1 right 1 up", "a fox 2 left 1 up", ("1 right",)),
+        ("a fox and an owl hue 90", "a fox and an owl", ("hue 90",)),
+        ("a blue fox hue 90", "a fox hue 90", ("blue",)),
+        ("in the snow 2 left", "in the snow", ("2 left",)),
+    ],
+)
+def test_changes_that_cannot_be_combined_are_left_out(prompt: str, resolved: str, left_out: tuple[str, ...]) -> None:
+    assert (read(prompt).prompt, read(prompt).left_out) == (resolved, left_out)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "resolved"),
+    [
+        ("a blue bird in the snow", "a bird in the snow hue 240"),
+        ("un oiseau bleu", "a bird hue 240"),
+        ("ein blauer Vogel", "a bird hue 240"),
+        ("two green foxes", "two fox hue 90"),
+        ("a tiny green fox", "a tiny fox hue 90"),
+        ("an orange fox", "a fox"),  # as it is
+        ("a blue fox", "a fox hue 195"),  # a synonym of fox, too
+        ("a blue cat", "a cat hue 195"),
+        ("an orange flat hot dog", "a flat hot dog"),
+        ("一只蓝色的狐狸", "a fox hue 195"),
+        ("ピンクの狐", "a fox hue 315"),
+        ("a fox on blue", "a fox on a blue background"),
+    ],
+)
+def test_a_colour_changes_the_hue_of_a_drawing(prompt: str, resolved: str) -> None:
+    reading = read(prompt)
+    assert reading.prompt == resolved
+    assert reading.left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "resolved", "left_out"),
+    [
+        ("a black man", "a man", "black"),  # people keep the colours of their drawings
+        ("a pink elephant", "an elephant", "pink"),  # in shades of gray
+        ("a white cat", "a cat", "white"),
+        ("a green fox and an owl", "a fox and an owl", "green"),
+        ("a blue grumblefish and a fox", "a fox", "blue"),
+        ("a blue-eyed fox", "a fox", "blue"),
+        ("a fox green forest", "a fox in the forest", "green"),
+        ("a red bird and a blue bird", "a bird hue 15", "blue"),
+    ],
+)
+def test_a_colour_that_a_thing_cannot_have_is_left_out(prompt: str, resolved: str, left_out: str) -> None:
+    assert (read(prompt).prompt, read(prompt).left_out) == (resolved, (left_out,))
+
+
+def test_what_was_understood_has_its_colour() -> None:
+    assert [item.words for item in read("two blue birds at night").understood] == ["two blue birds", "at night"]
+    assert read("a crimson fox").note == "Understood: a red fox (from crimson fox)."
+    assert read("un oiseau bleu").note == "Understood: a blue bird (from oiseau bleu)."
+    assert read("a fox in blue without a hat").left_out == ("blue", "without a hat")
 
 
 # Things in all styles: of others, one prompt may have drawings in several styles

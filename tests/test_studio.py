@@ -56,13 +56,29 @@ def test_a_generation_is_stored_and_logged(studio: Studio, settings: Settings) -
 @pytest.mark.slow
 def test_the_record_says_what_the_built_in_model_understood(studio: Studio) -> None:
     [image] = studio.generate(replace(FOX, prompt="a bearded puppy in the snow"))
-    assert (image.request.prompt, image.enhanced_prompt) == ("a bearded puppy in the snow", "a dog in the snow")
+    assert (image.request.prompt, image.enhanced_prompt) == ("a bearded puppy in the snow", "a dog in the snow 2 right")
     assert image.notes == ("Understood: a dog (from puppy), in the snow. Not known: bearded.",)
     assert studio.recent()[0].notes == image.notes
     [plain] = studio.generate(replace(FOX, prompt="a dog in the snow"))
     assert plain.notes == ()
     difference = ImageChops.difference(pixels(studio, image.filename), pixels(studio, plain.filename))
     assert difference.getbbox() is None
+
+
+@pytest.mark.slow
+def test_an_edited_image_of_the_built_in_model_keeps_its_arrangement(studio: Studio) -> None:
+    [image] = studio.generate(FOX)
+    *_, arrangement = image.enhanced_prompt.partition("in the snow")
+    assert arrangement
+    for task in ({"task": "image_to_image", "strength": 0.6}, {"task": "inpaint", "outpaint": (0, 32, 0, 0)}):
+        request = replace(FOX, prompt="an owl in the forest", seed=1, image=image.filename, **task)
+        [edited] = studio.generate(request)
+        assert edited.enhanced_prompt == f"an owl in the forest{arrangement}"
+        [again] = studio.generate(replace(request, image=edited.filename))
+        assert again.enhanced_prompt == edited.enhanced_prompt
+    upload = studio.inputs.upload(Image.new("RGB", (256, 256), "green"))
+    [unrelated] = studio.generate(replace(FOX, task="image_to_image", strength=0.6, image=upload.name))
+    assert unrelated.enhanced_prompt == "a fox in the snow"
 
 
 def test_a_prompt_of_unknown_words_is_answered_with_a_model_that_fits(studio: Studio) -> None:

@@ -58,13 +58,17 @@ FLOAT32_NOTE = "decoded in float32, because half precision gave an empty image"
 
 @dataclass(frozen=True)
 class GenerationInputs:
-    """The input images of a request by field name, and its LoRAs with their weights."""
+    """The input images of a request by field name, and its LoRAs with their weights.
+
+    `source_prompt`: what the same model got for the image that is edited, if it made that.
+    """
 
     images: Mapping[str, Image] = field(default_factory=dict)
     loras: tuple[tuple[Lora, LoraWeight], ...] = ()
     embeddings: tuple[Embedding, ...] = ()
     controls: tuple[ControlInput, ...] = ()
     references: tuple[ReferenceInput, ...] = ()
+    source_prompt: str = ""
 
 
 def generate(  # noqa: PLR0913 - keyword only, one a line
@@ -80,6 +84,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
     embeddings: AppliedEmbeddings | None = None,
     controls: Controls | None = None,
     references: References = NO_REFERENCES,
+    source_prompt: str = "",
 ) -> Iterator[GeneratedImage]:
     """Yield the images of a resolved request, each as soon as it is done.
 
@@ -101,7 +106,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         check_memory(area.size, spec, device)
 
     if deferred := encode_first.attached(pipeline):
-        prompts = _model_prompts(request, pipeline, spec, embeddings).prompts
+        prompts = _model_prompts(request, pipeline, spec, embeddings, source_prompt).prompts
         deferred.prepare(pipeline, prompts, guided=(request.guidance_scale or 0) > 1)
     effects = (*effects, *references.notes)
     unused_weights = weights_note(request.prompt, weighting=request.prompt_weighting)
@@ -117,7 +122,7 @@ def generate(  # noqa: PLR0913 - keyword only, one a line
         step_callback.start_image(index, area.size)
         controls.start_image()
         # 1. Enhance the prompts
-        enhanced = _model_prompts(single, pipeline, spec, embeddings)
+        enhanced = _model_prompts(single, pipeline, spec, embeddings, source_prompt)
         with _translate_errors(area.size, spec, device):
             # 2. Denoise the latents
             output, note = _denoise(
@@ -154,14 +159,14 @@ class _ModelPrompts(NamedTuple):
 
 
 def _model_prompts(
-    request: GenerationRequest, pipeline: Any, spec: ModelSpec, embeddings: AppliedEmbeddings | None
+    request: GenerationRequest, pipeline: Any, spec: ModelSpec, embeddings: AppliedEmbeddings | None, source_prompt: str
 ) -> _ModelPrompts:
-    """The prompts of one image; a place that is added to them depends on the seed."""
+    """The prompts of one image; what a model with a vocabulary adds to them depends on the seed."""
     shown, note = enhance_prompt(request, spec), ""
     prompts = (shown, enhance_negative_prompt(request))
     if embeddings is not None and embeddings.tokens:
         prompts = (embeddings.rewrite(prompts[0]), embeddings.rewrite(prompts[1]))
-    elif reading := understand(request, spec):
+    elif reading := understand(request, spec, source_prompt):
         shown, note = reading.prompt, reading.note
         prompts = (shown, prompts[1])
     if spec.prompt_tokens and not request.prompt_weighting:

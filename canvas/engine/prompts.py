@@ -54,10 +54,13 @@ def enhance_prompt(request: GenerationRequest, spec: ModelSpec) -> str:
     return f"{spec.trigger_words}, {prompt}"
 
 
-def understand(request: GenerationRequest, spec: ModelSpec) -> prompt_reading.Understanding | None:
+def understand(
+    request: GenerationRequest, spec: ModelSpec, source_prompt: str = ""
+) -> prompt_reading.Understanding | None:
     """How a model with a vocabulary reads the prompt and the words of the style; None for any other model.
 
     Also None with invalid prompt weights. Such a model has no weights of words: they are left out.
+    Things stay where `source_prompt`, that of an image that is edited, had them.
     """
     vocabulary = vocabulary_of(spec)
     if vocabulary is None:
@@ -71,9 +74,10 @@ def understand(request: GenerationRequest, spec: ModelSpec) -> prompt_reading.Un
             return None
         prompt = strip_weights(prompt)
     # An image that is edited has a background already
-    adds_place = request.task == "text_to_image" and request.seed != RANDOM_SEED
+    chooses = request.task == "text_to_image" and request.seed != RANDOM_SEED
     text = _append_missing(prompt, STYLES[request.style].words)
-    reading = prompt_reading.understand(vocabulary, text, seed=request.seed if adds_place else None)
+    seed = request.seed if chooses else None
+    reading = prompt_reading.understand(vocabulary, text, seed=seed, like=source_prompt)
     return replace(reading, left_out=(*reading.left_out, "weights")) if weighted else reading
 
 

@@ -53,6 +53,7 @@ def run_task(
             cancelled=cancelled,
             model_revision=model.model_revision,
             images=inputs.images,
+            source_prompt=inputs.source_prompt,
             **guidance,
         )
 

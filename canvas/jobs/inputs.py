@@ -157,7 +157,10 @@ class InputResolver:
         embeddings = requested_embeddings(texts, self._settings.embeddings_dir)
         present = tuple((lora, weight) for lora, weight in found if lora)
         controls, references = self._load_controls(request, owner), self._load_references(request, owner)
-        return GenerationInputs(images, present, embeddings, controls, references)
+        source = self.find_image(request.image, owner) if request.image and "image" in images else None
+        same_model = source is not None and source.request.model_key == request.model_key
+        source_prompt = source.enhanced_prompt if source is not None and same_model else ""
+        return GenerationInputs(images, present, embeddings, controls, references, source_prompt)
 
     def _load_controls(self, request: GenerationRequest, owner: str) -> tuple[ControlInput, ...]:
         """The control images whose ControlNets are on disk."""

@@ -19,6 +19,10 @@ PIXELS_PER_CELL = {"large": 4, "medium": 8, "small": 8}  # at which drawings are
 HOURS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the light, at which backgrounds are compared
 
 
+# How many cells each image's boxes are shifted to the right and down
+Shifts = Sequence[tuple[int, int]]
+
+
 class SceneClassifier:
     """Names the drawing in a box, and the place, by the smallest squared error."""
 
@@ -37,8 +41,10 @@ class SceneClassifier:
         self._backgrounds = torch.cat(parts)  # [n, 3, 16, 16]
         self._places = torch.arange(len(lit)) // (per_place * len(HOURS))
 
-    def things(self, pixels: torch.Tensor, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def things(self, pixels: torch.Tensor, layout: str, shifts: Shifts) -> tuple[torch.Tensor, torch.Tensor]:
         """Errors of each concept in each box of a layout [n, boxes, concepts], and the style that comes nearest [n]."""
+        back = [(-PATCH_SIZE * down, -PATCH_SIZE * right) for right, down in shifts]
+        pixels = torch.stack([image.roll(shift, (1, 2)) for image, shift in zip(pixels, back, strict=True)])
         errors = torch.stack([self._errors(pixels, layout, index) for index in LAYOUTS[layout]], 1)
         by_concept = torch.full((*errors.shape[:2], self._num_concepts), torch.inf)
         by_concept.scatter_reduce_(2, self._concepts.expand_as(errors), errors, "amin")
@@ -65,11 +71,14 @@ class SceneClassifier:
             + ground.square().sum(1) @ clear.square().T
         )
 
-    def places(self, pixels: torch.Tensor, layout: str) -> torch.Tensor:
+    def places(self, pixels: torch.Tensor, layout: str, shifts: Shifts) -> torch.Tensor:
         """The place [n] whose background comes nearest beside the boxes of a layout."""
-        beside = _beside(layout).bool()
-        image, known = (each[:, :, beside].flatten(1) for each in (_reduced(pixels, 1), self._backgrounds))
-        return self._places[torch.cdist(image, known).argmin(1)]
+        places = []
+        for image, (right, down) in zip(_reduced(pixels, 1), shifts, strict=True):
+            beside = _beside(layout).roll((down, right), (0, 1)).bool()
+            shown, known = image[:, beside].flatten(), self._backgrounds[:, :, beside].flatten(1)
+            places.append(self._places[(known - shown).square().sum(1).argmin()])
+        return torch.stack(places)
 
 
 def _reduced(pixels: torch.Tensor, pixels_per_cell: int) -> torch.Tensor:

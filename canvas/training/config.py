@@ -17,7 +17,7 @@ class TrainingConfig:
     styles: tuple[str, ...] = ("cartoon", "glossy", "flat", "sticker", "3d")
     backgrounds_per_place: int = 100  # rendered once
     latent_channels: int = 48  # principal components of a patch that are kept
-    code_size: int = 568  # numbers that describe a quadrant of a drawing at all sizes
+    code_size: int = 558  # numbers that describe a quadrant of a drawing at all sizes
     vae_channels: int = 48
     decoder_blocks: tuple[int, ...] = (10, 8, 3, 1, 0)  # from latents to pixels
     generated_scenes: int = 6000  # for the decoder

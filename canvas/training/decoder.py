@@ -12,9 +12,9 @@ from diffusers import UNet2DConditionModel
 from canvas.benchmark.similarity import ssim_map
 from canvas.training.assets import SpriteSet
 from canvas.training.config import IMAGE_SIZE, NUM_INFERENCE_STEPS, PATCH_SIZE, TrainingConfig
-from canvas.training.denoiser import build_scheduler, sample_noise, scene_drawings, scene_words
+from canvas.training.denoiser import build_scheduler, prompt_tensors, sample_noise
 from canvas.training.latents import SCALING_FACTOR, LatentBasis, build_autoencoder, to_patches
-from canvas.training.scenes import BOXES, LAYOUTS, OPAQUE, SceneSampler, render_backgrounds, to_pixels
+from canvas.training.scenes import BOXES, LAYOUTS, OPAQUE, RECOLOURED_SHARE, SceneSampler, render_backgrounds, to_pixels
 from canvas.training.text_encoder import DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import TimeBudget, TrainingLoop, save_atomically
 
@@ -33,7 +33,7 @@ class GeneratedScenes:
     images: torch.Tensor  # [n, 256, 256, 3], uint8
     covered: torch.Tensor  # [n, 256, 256], bool: where a drawing hides the background
     latents: torch.Tensor  # [n, channels, 16, 16], raw, half precision
-    boxes: torch.Tensor  # [n], an index of BOXES with a drawing
+    boxes: torch.Tensor  # [n, 3]: left, top and cells per side of a drawing
 
     @classmethod
     def load(cls, sampler: SceneSampler, config: TrainingConfig, work: Path, device: torch.device) -> "GeneratedScenes":
@@ -52,9 +52,9 @@ class GeneratedScenes:
         latents, pixels, counts = [], [], []
         for index in range(count):
             row = rng.randrange(len(self.images))
-            box = BOXES[int(self.boxes[row])]
+            *corner, cells = self.boxes[row].tolist()
             is_encoded = index % 3 == 0
-            left, top = (_crop_start(start, box.cells, rng, aligned=not is_encoded) for start in (box.left, box.top))
+            left, top = (_crop_start(start, cells, rng, aligned=not is_encoded) for start in corner)
             rows, columns = slice(top, top + CROP), slice(left, left + CROP)
             pixels.append(to_pixels(self.images[row, rows, columns][None].numpy()))
             if is_encoded:
@@ -62,8 +62,8 @@ class GeneratedScenes:
                 latents.append(encoded + NOISE * torch.randn_like(encoded))
                 counts.append(torch.ones(1, 1, CROP, CROP, dtype=torch.bool))
             else:
-                cells = (slice(part.start // PATCH_SIZE, part.stop // PATCH_SIZE) for part in (rows, columns))
-                latents.append(self.latents[row, :, *cells][None].float())
+                parts = (slice(part.start // PATCH_SIZE, part.stop // PATCH_SIZE) for part in (rows, columns))
+                latents.append(self.latents[row, :, *parts][None].float())
                 counts.append(self.covered[row, rows, columns][None, None])
         return torch.cat(latents), torch.cat(pixels), torch.cat(counts)
 
@@ -80,11 +80,9 @@ def _generate(
     for start in range(0, config.generated_scenes, GENERATION_BATCH_SIZE):
         count = min(GENERATION_BATCH_SIZE, config.generated_scenes - start)
         layouts = sampler.rng.choices(("one", "pair", "two", "tiny", "trio"), (6, 2, 1, 1, 1), k=count)
-        scenes = [sampler.sample(layout) for layout in layouts]
+        scenes = [sampler.sample(layout, recoloured=RECOLOURED_SHARE) for layout in layouts]
         images, masks = (np.stack(each) for each in zip(*map(sampler.compose, scenes), strict=True))
-        words = torch.tensor([scene_words(scene) for scene in scenes])
-        drawings = torch.tensor([scene_drawings(scene, sampler.sprites) for scene in scenes])
-        context = embeddings(words, drawings).to(device)
+        context = embeddings(*prompt_tensors(scenes, sampler.sprites)).to(device)
         lights = torch.tensor([scene.light for scene in scenes])
         latents = sample_noise(lights, config.latent_channels).to(device)
         for timestep in scheduler.timesteps:
@@ -93,7 +91,12 @@ def _generate(
         parts["images"].append(torch.from_numpy(images))
         parts["covered"].append(torch.from_numpy(masks) >= OPAQUE)
         parts["latents"].append((latents / SCALING_FACTOR).half().cpu())
-        parts["boxes"].append(torch.tensor([sampler.rng.choice(LAYOUTS[layout]) for layout in layouts]))
+        boxes = [BOXES[sampler.rng.choice(LAYOUTS[layout])] for layout in layouts]
+        corners = [
+            (box.left + scene.shift[0], box.top + scene.shift[1], box.cells)
+            for box, scene in zip(boxes, scenes, strict=True)
+        ]
+        parts["boxes"].append(torch.tensor(corners))
         if start % (20 * GENERATION_BATCH_SIZE) == 0:
             logger.info("generated %d of %d scenes", start + count, config.generated_scenes)
     return {name: torch.cat(part) for name, part in parts.items()}

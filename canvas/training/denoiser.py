@@ -1,5 +1,6 @@
 """Trains the UNet: it copies the cells that the prompt holds into a place, with light and shadow."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS
 from canvas.training.config import LATENT_SIZE, NUM_INFERENCE_STEPS, TrainingConfig
 from canvas.training.latents import SCALING_FACTOR, LatentBasis
-from canvas.training.scenes import BOXES, LAYOUTS, Scene, SceneSampler, box_targets, render_backgrounds
+from canvas.training.scenes import (
+    BOXES,
+    LAYOUTS,
+    RECOLOURED_SHARE,
+    Scene,
+    SceneSampler,
+    box_targets,
+    render_backgrounds,
+)
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import TimeBudget, TrainingLoop
 from canvas.training.tokenizer import NUM_QUADRANTS, WORDS
@@ -53,7 +62,14 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def scene_words(scene: Scene) -> list[int]:
+def prompt_tensors(scenes: Sequence[Scene], sprites: SpriteSet) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `PromptEmbeddings` gets for scenes: words [n, WORD_TOKENS], drawings [n, boxes] and shifts [n, 2]."""
+    words = [_words(scene) for scene in scenes]
+    drawings = [_drawings(scene, sprites) for scene in scenes]
+    return torch.tensor(words), torch.tensor(drawings), torch.tensor([scene.shift for scene in scenes])
+
+
+def _words(scene: Scene) -> list[int]:
     """The words of a scene's prompt as indices of WORDS, 2 for each token of a thing."""
     place, thing = WORDS.index(BACKGROUNDS[scene.place]), [2] * NUM_QUADRANTS
     match scene.layout:
@@ -71,11 +87,12 @@ def scene_words(scene: Scene) -> list[int]:
             words = [*thing, place]
         case _:
             words = [WORDS.index(scene.layout), *thing, place]
+    words += map(WORDS.index, scene.changes)
     padding = [1] * (WORD_TOKENS - 1 - len(words))
     return [0, *words, *padding]
 
 
-def scene_drawings(scene: Scene, sprites: SpriteSet) -> list[int]:
+def _drawings(scene: Scene, sprites: SpriteSet) -> list[int]:
     """The drawing of each box as the prompt gives it, -1 for none."""
     concepts = [scene.concept_of(box) for box in BOXES]
     return [-1 if concept is None else sprites.index[concept, scene.style] for concept in concepts]
@@ -91,28 +108,29 @@ class SceneCache:
         self._latents = torch.zeros(shape, dtype=torch.half)
         self._words = torch.zeros(size, WORD_TOKENS, dtype=torch.long)
         self._drawings = torch.zeros(size, len(BOXES), dtype=torch.long)
+        self._shifts = torch.zeros(size, 2, dtype=torch.long)
         self._layouts = torch.zeros(size, dtype=torch.long)
         self._lights = torch.zeros(size)
         self._next = self._filled = 0
 
     def add(self, count: int) -> None:
         """Compose and encode new scenes; the oldest make room."""
-        scenes = [self._sampler.sample() for _ in range(count)]
+        scenes = [self._sampler.sample(recoloured=RECOLOURED_SHARE) for _ in range(count)]
         latents = self._basis.encode(self._sampler.images(scenes)) * SCALING_FACTOR
-        for scene, encoded in zip(scenes, latents, strict=True):
+        prompts = zip(*prompt_tensors(scenes, self._sampler.sprites), strict=True)
+        for scene, encoded, prompt in zip(scenes, latents, prompts, strict=True):
             row = self._next
             self._latents[row] = encoded.half()
-            self._words[row] = torch.tensor(scene_words(scene))
-            self._drawings[row] = torch.tensor(scene_drawings(scene, self._sampler.sprites))
+            self._words[row], self._drawings[row], self._shifts[row] = prompt
             self._layouts[row] = tuple(LAYOUTS).index(scene.layout)
             self._lights[row] = scene.light
             self._next = (row + 1) % len(self._latents)
             self._filled = max(self._filled, row + 1)
 
     def sample(self, count: int) -> tuple[torch.Tensor, ...]:
-        """Latents, words, drawings, layouts and lights of random scenes."""
+        """Latents, words, drawings, shifts, layouts and lights of random scenes."""
         rows = torch.randint(0, self._filled, (count,))
-        others = (self._words, self._drawings, self._layouts, self._lights)
+        others = (self._words, self._drawings, self._shifts, self._layouts, self._lights)
         return self._latents[rows].float(), *(each[rows] for each in others)
 
 
@@ -124,24 +142,26 @@ class AttentionSupervision:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._calls: list[tuple[Attention, torch.Tensor, torch.Tensor]] = []
-        self._targets = torch.stack([box_targets(layout, WORD_TOKENS) for layout in LAYOUTS])
+        self._layouts = tuple(LAYOUTS)
         for block in unet.up_blocks[-1].attentions:
             block.transformer_blocks[0].attn2.register_forward_pre_hook(self._record, with_kwargs=True)
 
     def _record(self, module: Attention, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         self._calls.append((module, args[0], kwargs["encoder_hidden_states"]))
 
-    def loss(self, layouts: torch.Tensor) -> torch.Tensor:
+    def loss(self, layouts: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
         """The mean over the calls since the last one."""
-        targets = self._targets[layouts].flatten(1).to(self._calls[0][1].device)
+        rows = zip(layouts.tolist(), shifts.tolist(), strict=True)
+        targets = [box_targets(self._layouts[layout], WORD_TOKENS, shift) for layout, shift in rows]
+        expected = torch.stack(targets).flatten(1).to(self._calls[0][1].device)
         losses = []
         for module, hidden, context in self._calls:
             query, key = (
                 part.unflatten(-1, (module.heads, -1))[:, :, 1:] for part in (module.to_q(hidden), module.to_k(context))
             )
             logits = torch.einsum("nchd,nthd->ncht", query, key) * module.scale
-            expected = targets[:, :, None].expand(-1, -1, logits.shape[2])
-            losses.append(nn.functional.cross_entropy(logits.flatten(0, 2), expected.flatten(), ignore_index=-1))
+            tokens = expected[:, :, None].expand(-1, -1, logits.shape[2])
+            losses.append(nn.functional.cross_entropy(logits.flatten(0, 2), tokens.flatten(), ignore_index=-1))
         self._calls.clear()
         return torch.stack(losses).mean()
 
@@ -161,14 +181,14 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
     scheduler, weights = build_scheduler(), basis.loss_weights[None, :, None, None].to(device)
     for step in loop.steps():
         cache.add(config.new_scenes_per_step)
-        latents, words, drawings, layouts, lights = cache.sample(config.unet_batch_size)
-        latents, context = latents.to(device), embeddings(words, drawings).to(device)
+        latents, words, drawings, shifts, layouts, lights = cache.sample(config.unet_batch_size)
+        latents, context = latents.to(device), embeddings(words, drawings, shifts).to(device)
         noise = sample_noise(lights, latents.shape[1]).to(device)
         timesteps = sample_timesteps(len(latents), scheduler).to(device)
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         output = unet(noisy, timesteps, context).sample
         error = ((output - scheduler.get_velocity(latents, noise, timesteps)).square() * weights).mean()
-        misplaced = supervision.loss(layouts)
+        misplaced = supervision.loss(layouts, shifts)
         schedule = learning_rate_schedule(step, loop.progress)
         loop.update(error + ATTENTION_WEIGHT * misplaced, schedule, loss=error, attention=misplaced)
         decay = min(EMA_DECAY, (1 + step) / (10 + step))

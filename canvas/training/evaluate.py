@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import median
@@ -16,9 +16,11 @@ from diffusers import StableDiffusionPipeline
 from canvas.benchmark.similarity import decibels, ssim_map
 from canvas.prompt_reading import understand
 from canvas.training.art_packages import STYLES
+from canvas.training.backgrounds import COLOURS
 from canvas.training.captions import DEFAULT_STYLE, WORD_LISTS, article
 from canvas.training.classifier import SceneClassifier
 from canvas.training.config import NUM_INFERENCE_STEPS
+from canvas.training.recolour import name_colour
 from canvas.training.scenes import OPAQUE, Scene, SceneSampler, place_phrase, to_pixels
 from canvas.vocabulary import Vocabulary
 
@@ -33,6 +35,7 @@ class EvalCounts:
     fidelity: int = 120  # of which PSNR and SSIM are measured
     pairs: int = 150
     trios: int = 100
+    colours: int = 240  # some drawings have no hue, or the colour already
     batch_size: int = 16
 
 
@@ -86,8 +89,9 @@ def classify(classifier: SceneClassifier, pixels: torch.Tensor, scenes: Sequence
     A scene with one box may have several concepts, each of which is right.
     """
     layout = scenes[0].layout
-    errors, styles = classifier.things(pixels, layout)
-    places = classifier.places(pixels, layout)
+    shifts = [scene.shift for scene in scenes]
+    errors, styles = classifier.things(pixels, layout, shifts)
+    places = classifier.places(pixels, layout, shifts)
     nearest = errors.argsort(2)[:, :, :5].tolist()
     results = []
     for scene, boxes, style, place in zip(scenes, nearest, styles.tolist(), places.tolist(), strict=True):
@@ -113,9 +117,12 @@ def synonym_scenes(sampler: SceneSampler, vocabulary: Vocabulary) -> tuple[list[
     return scenes, prompts
 
 
-def diversity(sampler: Sampler, prompts: Sequence[str], num_seeds: int = 4) -> float:
-    """Mean absolute difference of images of one prompt and different seeds, in percent of the range."""
-    images = [sampler.sample(prompts, 9_000 + 1_000 * seed) for seed in range(num_seeds)]
+def diversity(sampler: Sampler, vocabulary: Vocabulary, prompts: Sequence[str], num_seeds: int = 4) -> float:
+    """Mean absolute difference of the app's images of one prompt and different seeds, in percent of the range."""
+    images = []
+    for seed in range(9_000, 9_000 + num_seeds):
+        read = [understand(vocabulary, prompt, seed=seed).prompt for prompt in prompts]
+        images.append(sampler.sample(read, seed))
     differences = [(a - b).abs().mean() / 2 for a, b in combinations(images, 2)]
     return 100 * float(torch.stack(differences).mean())
 
@@ -130,8 +137,9 @@ def evaluate(
     """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`."""
     counts = counts or EvalCounts()
     metrics = _fidelity(sampler, scenes, counts)
-    prompts = [scenes.sample("one").prompt(scenes.sprites) for _ in range(counts.batch_size)]
-    metrics["diversity_percent"] = diversity(sampler, prompts)
+    unshifted = [replace(scenes.sample("one"), shift=(0, 0)) for _ in range(counts.batch_size)]
+    prompts = [scene.prompt(scenes.sprites) for scene in unshifted]
+    metrics["diversity_percent"] = diversity(sampler, vocabulary, prompts)
     metrics |= _accuracies(sampler, classifier, scenes, vocabulary, counts)
     logger.info("%s", json.dumps(metrics))
     return metrics
@@ -150,12 +158,33 @@ def _accuracies(
         metrics |= {f"{layout}_{name}": value for name, value in generated.items()}
         metrics |= {f"reference_{layout}_{name}": value for name, value in reference.items()}
         metrics[f"num_{layout}"] = count
+    metrics |= _colours(sampler, scenes, vocabulary, counts)
     chosen, prompts = synonym_scenes(scenes, vocabulary)
     if chosen:
         images = sampler.sample_all(prompts, 3, counts.batch_size)
         metrics["synonyms_top1"] = classify(classifier, images, chosen)["top1"]
     metrics["num_synonyms"] = len(chosen)
     return metrics
+
+
+def _colours(sampler: Sampler, scenes: SceneSampler, vocabulary: Vocabulary, counts: EvalCounts) -> dict[str, float]:
+    """How often a thing has the colour that a prompt asks for, in generated images and in composed scenes."""
+    chosen, prompts = [], []
+    for _ in range(counts.colours):
+        scene, colour = replace(scenes.sample("one"), shift=(0, 0)), scenes.rng.choice(list(COLOURS))
+        name, style = scenes.sprites.concepts[scene.concepts[0]].name, STYLES[scene.style]
+        if name in vocabulary.things and (word := vocabulary.words_for_colour(name, style, colour)):
+            chosen.append((colour, replace(scene, recolour=word)))
+            prompts.append(chosen[-1][1].prompt(scenes.sprites))
+    images = sampler.sample_all(prompts, 4, counts.batch_size) if prompts else []
+    found, references = [], []
+    for (colour, scene), image in zip(chosen, images, strict=True):
+        reference, covered = scenes.compose(scene)
+        generated = image.add(1).mul(127.5).permute(1, 2, 0).numpy()
+        found.append(name_colour(generated[covered >= OPAQUE]) == colour)
+        references.append(name_colour(reference[covered >= OPAQUE]) == colour)
+    accuracies = {"colour": found, "reference_colour": references} if found else {}
+    return {name: float(np.mean(each)) for name, each in accuracies.items()} | {"num_colours": len(found)}
 
 
 def _fidelity(sampler: Sampler, scenes: SceneSampler, counts: EvalCounts) -> dict[str, float]:

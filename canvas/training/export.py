@@ -21,7 +21,14 @@ from canvas.training.text_encoder import WORD_TOKENS, compress_weights
 
 logger = logging.getLogger(__name__)
 CARD_TEMPLATE = Path(__file__).with_name("card.md")
-COUNTS = ("num_one", "num_pair", "num_trio", "num_fidelity", "num_synonyms")  # of prompts, in the metrics
+COUNTS = (
+    "num_one",
+    "num_pair",
+    "num_trio",
+    "num_colours",
+    "num_fidelity",
+    "num_synonyms",
+)  # of prompts, in the metrics
 COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 
@@ -70,6 +77,7 @@ def metrics_table(metrics: dict[str, float]) -> str:
         ("place", "one_place"),
         ("both things of a held-out pair", "pair_all"),
         ("all of three things", "trio_all"),
+        ("colour of the thing", "colour"),
         ("synonyms, top 1", "synonyms_top1"),
     )
     lines = ["| accuracy | generated images | composed scenes |", "|---|---|---|"]

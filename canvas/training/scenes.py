@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import NormalDist
@@ -16,6 +16,7 @@ from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS, FLOATING, relight, render_background
 from canvas.training.captions import COLOUR_PHRASES, PLACE_PHRASES, article, in_style
 from canvas.training.config import IMAGE_SIZE, LATENT_SIZE, PATCH_SIZE, TrainingConfig
+from canvas.training.recolour import RECOLOURS, recolour
 
 HELD_OUT_PER_THOUSAND = 30
 OPAQUE = 250  # alpha from which a pixel counts as covered
@@ -52,6 +53,15 @@ LAYOUTS: dict[str, tuple[int, ...]] = {
     **{"two": (1, 2), "three": (3, 4, 5), "trio": (3, 4, 5), "place": (), "empty": ()},
 }
 SHARES = (44, 22, 4, 4, 5, 6, 5, 7, 2, 1)
+# By how many cells all boxes of a layout can be shifted to the right, and down, and no box touches the border.
+SHIFTS_RIGHT: dict[str, range] = {
+    **{"one": range(-2, 3), "pair": range(1), "left": range(3), "right": range(-2, 1), "tiny": range(-3, 4)},
+    **{"two": range(1), "three": range(1), "trio": range(1)},
+}
+SHIFTS_DOWN = range(-2, 2)
+RIGHT, DOWN = ("left", "right"), ("up", "down")  # the words for negative and positive shifts
+SHIFTED_SHARE = 0.65  # of the scenes with drawings
+RECOLOURED_SHARE = 0.3  # of the scenes with drawings of one thing
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,8 @@ class Scene:
     style: int
     place: int
     light: float = 0.0  # the hour of the day as a standard normal variable
+    shift: tuple[int, int] = (0, 0)  # of the boxes, in cells to the right and down
+    recolour: str = ""  # one of RECOLOURS
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -94,7 +106,17 @@ class Scene:
                 subject = f"{with_article[0]}, {with_article[1]} and {with_article[2]}"
             case _:
                 subject = " and ".join(with_article)
-        return f"{subject} {place_phrase(self.place)}".strip()
+        return " ".join(filter(None, (subject, place_phrase(self.place), *self.changes)))
+
+    @property
+    def changes(self) -> list[str]:
+        """The words of prompts for other colours and a shift."""
+        return [word for word in (self.recolour, *map(shift_word, self.shift, (RIGHT, DOWN))) if word]
+
+
+def shift_word(cells: int, directions: tuple[str, str]) -> str:
+    """`2 left` for -2 and RIGHT; "" for 0."""
+    return f"{abs(cells)} {directions[cells > 0]}" if cells else ""
 
 
 def place_phrase(place: int) -> str:
@@ -142,9 +164,10 @@ def compose(background: np.ndarray, scene: Scene, sprites: SpriteSet) -> tuple[n
     image = Image.fromarray(relight(background, name, NormalDist().cdf(scene.light)))
     covered = Image.new("L", image.size)
     for box, concept in zip(LAYOUTS[scene.layout], scene.drawn, strict=True):
-        sprite = sprites.images[sprites.index[concept, scene.style]]
+        sprite = recolour(sprites.images[sprites.index[concept, scene.style]], scene.recolour)
         resized, left, top = resize_to_box(sprite, BOXES[box].cells)
-        left, top = left + BOXES[box].left * PATCH_SIZE, top + BOXES[box].top * PATCH_SIZE
+        column, row = BOXES[box].left + scene.shift[0], BOXES[box].top + scene.shift[1]
+        left, top = left + column * PATCH_SIZE, top + row * PATCH_SIZE
         if name not in FLOATING:
             shadow, x, y = render_shadow(resized, left, top)
             image.paste(Image.new("RGB", shadow.size), (x, y), shadow)
@@ -174,8 +197,8 @@ class SceneSampler:
             style: [concept for concept, other in sprites.index if other == style] for style in sprites.styles
         }
 
-    def sample(self, layout: str = "") -> Scene:
-        """A random scene, of a random layout without one."""
+    def sample(self, layout: str = "", *, recoloured: float = 0.0) -> Scene:
+        """A random scene, of a random layout without one; `recoloured` is the share in other colours."""
         rng = self.rng
         name = layout or rng.choices(tuple(LAYOUTS), SHARES)[0]
         count = {"pair": 2, "trio": 3, "place": 0, "empty": 0}.get(name, 1)
@@ -183,6 +206,10 @@ class SceneSampler:
             style, place = rng.choice(self.sprites.styles), rng.randrange(len(BACKGROUNDS))
             concepts = tuple(rng.sample(self._by_style[style], count))
             scene = Scene(name, concepts, style, place, light=rng.gauss(0, 1))
+            if name in SHIFTS_RIGHT and rng.random() < SHIFTED_SHARE:
+                scene = replace(scene, shift=(rng.choice(SHIFTS_RIGHT[name]), rng.choice(SHIFTS_DOWN)))
+            if count == 1 and rng.random() < recoloured:
+                scene = replace(scene, recolour=rng.choice(tuple(RECOLOURS)))
             if not count or is_held_out(scene, self.sprites) == self.held_out:
                 return scene
 
@@ -202,7 +229,7 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
-def box_targets(layout: str, first_token: int) -> torch.Tensor:
+def box_targets(layout: str, first_token: int, shift: Sequence[int] = (0, 0)) -> torch.Tensor:
     """The token of each cell of the latents [16, 16]; -1 where no drawing is."""
     targets = torch.full((LATENT_SIZE, LATENT_SIZE), -1)
     token = first_token
@@ -212,4 +239,4 @@ def box_targets(layout: str, first_token: int) -> torch.Tensor:
             tokens = torch.arange(token, token + count).reshape(box.cells, box.cells)
             targets[box.top : box.top + box.cells, box.left : box.left + box.cells] = tokens
         token += count
-    return targets
+    return targets.roll((shift[1], shift[0]), (0, 1))

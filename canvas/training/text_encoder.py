@@ -7,6 +7,7 @@ padded to LENGTH tokens, and each of the last ones stands for one cell of one bo
 - Self-attention copies the code of its quadrant of the first, last or second thing to it (`_set_attention`).
 - The neurons of the MLP that belong to its cell decode the code to the cell's latents and coverage. All
   others are switched off by a large negative input (`_set_mlp`).
+- A word such as `2 left`, which all cells attend to as well, changes their columns or rows (`_set_shifts`).
 
 Some dimensions give all inputs of a layer norm the mean 0 and the same norm, so that it only scales.
 All numbers of the embeddings and matrices are stored in 8 bits, so these dimensions also take what rounding leaves.
@@ -25,8 +26,17 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from canvas.training.assets import SpriteSet
 from canvas.training.config import GRAY, PATCH_SIZE
 from canvas.training.latents import SCALING_FACTOR, LatentBasis
+from canvas.training.recolour import RECOLOURS
 from canvas.training.scenes import BOX_CELLS, BOXES, resize_to_box, to_pixels
-from canvas.training.tokenizer import NUM_QUADRANTS, NUM_SPECIAL_TOKENS, NUM_WORDS, TokenTable
+from canvas.training.tokenizer import (
+    DOWN_SHIFTS,
+    NUM_QUADRANTS,
+    NUM_SPECIAL_TOKENS,
+    RIGHT_SHIFTS,
+    SHIFTS,
+    WORDS,
+    TokenTable,
+)
 
 WORD_TOKENS = 20  # positions of a prompt for words, begin and end tokens included
 HEAD_SIZE = 64
@@ -73,7 +83,9 @@ class Dimensions:
         self.is_second = self.is_thing + 2  # 1 at the positions of the second thing
         self.quadrant = self.is_second + 1  # 1 for the quadrant of a thing's token
         self.shown_quadrant = self.quadrant + NUM_QUADRANTS  # 1 for the quadrant that a cell is in
-        self.layout_position = self.shown_quadrant + NUM_QUADRANTS  # 1 at each of LAYOUT_POSITIONS
+        # Which shift a token is, one number that is 1, and a copied one; the last takes away the mean
+        self.shift = self.shown_quadrant + NUM_QUADRANTS
+        self.layout_position = self.shift + len(SHIFTS) + 1  # 1 at each of LAYOUT_POSITIONS
         self.order = self.layout_position + len(LAYOUT_POSITIONS)  # the position of a word, 0 to 1
         self.query = self.order + 1  # which thing a cell shows, one of THINGS
         self.slot = self.query + len(THINGS)  # the code of the cell's decoder rows
@@ -203,9 +215,19 @@ def _slot_codes() -> torch.Tensor:
 
 
 def word_vectors(size: int) -> torch.Tensor:
-    """What the denoiser sees of each word but the special tokens, [words, size]."""
+    """What the denoiser sees of each word but the special tokens, [words, size]; nothing of shifts.
+
+    Turns of the hue lie on a circle, so that it can learn all of them at once.
+    """
     generator = torch.Generator().manual_seed(3)
-    return to_8_bits(torch.randn(NUM_WORDS - NUM_SPECIAL_TOKENS, size, generator=generator))
+    own = len(WORDS) - NUM_SPECIAL_TOKENS - len(RECOLOURS) - len(SHIFTS)
+    vectors = torch.randn(own, size, generator=generator)
+    circle = torch.randn(3, size, generator=generator)
+    others = []
+    for word in RECOLOURS:
+        angle = math.radians(int(word.removeprefix("hue ")))
+        others.append(circle[0] + 1.5 * (math.cos(angle) * circle[1] + math.sin(angle) * circle[2]))
+    return to_8_bits(torch.cat([vectors, torch.stack(others), torch.zeros(len(SHIFTS), size)]))
 
 
 def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
@@ -219,6 +241,8 @@ def token_embeddings(codes: DrawingCodes, table: TokenTable) -> torch.Tensor:
         if source.drawing is not None:
             embeddings[row, : at.code] = codes.codes[source.drawing, source.quadrant]
             embeddings[row, at.is_thing] = embeddings[row, at.quadrant + source.quadrant] = 1
+        elif WORDS[source.word] in SHIFTS:
+            embeddings[row, at.shift + SHIFTS.index(WORDS[source.word])] = 1
         elif source.word >= NUM_SPECIAL_TOKENS:
             embeddings[row, at.code : at.code + at.output] = words[source.word - NUM_SPECIAL_TOKENS]
     return embeddings
@@ -273,7 +297,7 @@ def build_text_encoder(codes: DrawingCodes, table: TokenTable) -> CLIPTextModel:
         CLIPTextConfig(
             vocab_size=len(table.tokens),
             hidden_size=at.total,
-            intermediate_size=NUM_ROWS * at.output + 1,
+            intermediate_size=NUM_ROWS * at.output + 1 + len(_moves()),
             num_hidden_layers=1,
             num_attention_heads=at.total // HEAD_SIZE,
             max_position_embeddings=LENGTH,
@@ -295,6 +319,7 @@ def build_text_encoder(codes: DrawingCodes, table: TokenTable) -> CLIPTextModel:
     layer["layer_norm2.weight"].fill_(1)
     _set_attention(layer, at)
     _set_mlp(layer, at, codes.decoder)
+    _set_shifts(layer, at)
     final = layer["final_layer_norm.weight"]
     final[at.code : at.code + at.output] = LAYER_NORM_SCALE
     final[at.layout_position :] = LAYER_NORM_SCALE
@@ -326,16 +351,50 @@ def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions) -> None:
 
 def _set_mlp(layer: dict[str, torch.Tensor], at: Dimensions, decoder: torch.Tensor) -> None:
     """Decode the code at the cells; the last neuron takes away again what switches the active ones on."""
+    last = NUM_ROWS * at.output
     inner, bias, outer = layer["mlp.fc1.weight"], layer["mlp.fc1.bias"], layer["mlp.fc2.weight"]
-    inner[:-1, : at.code] = decoder.reshape(-1, at.code) * LAYER_NORM_SCALE
+    inner[:last, : at.code] = decoder.reshape(-1, at.code) * LAYER_NORM_SCALE
     select = _slot_codes() * (SWITCH * 6 / SLOT_CODE_SIZE) * LAYER_NORM_SCALE
-    inner[:-1, at.slot : at.slot + SLOT_CODE_SIZE] = select.repeat_interleave(at.output, 0)
-    bias[:] = -5 * SWITCH
+    inner[:last, at.slot : at.slot + SLOT_CODE_SIZE] = select.repeat_interleave(at.output, 0)
+    bias[: last + 1] = -5 * SWITCH
     for row in range(at.output):
-        outer[at.code + row, row : NUM_ROWS * at.output : at.output] = 1
+        outer[at.code + row, row : last : at.output] = 1
     # Four of these are 1 at each cell
-    inner[-1, at.query : at.slot] = inner[-1, at.place : at.place + PLACE_SIZE] = 6 * SWITCH * LAYER_NORM_SCALE / 4
-    outer[at.code : at.code + at.output, -1] = -1
+    inner[last, at.query : at.slot] = inner[last, at.place : at.place + PLACE_SIZE] = 6 * SWITCH * LAYER_NORM_SCALE / 4
+    outer[at.code : at.code + at.output, last] = -1
+
+
+def _moves() -> list[tuple[int, int, int]]:
+    """A shift and, of the place, the column or row that it starts and ends at; for all that stay in the image."""
+    sides = ((0, RIGHT_SHIFTS), (GRID, DOWN_SHIFTS))
+    return [
+        (SHIFTS.index(word), start + cell, start + cell + cells)
+        for start, shifts in sides
+        for word, cells in shifts.items()
+        for cell in range(GRID)
+        if 0 <= cell + cells < GRID
+    ]
+
+
+def _set_shifts(layer: dict[str, torch.Tensor], at: Dimensions) -> None:
+    """Heads without a code copy the shifts of the prompt to all cells; a neuron for each of `_moves` obeys them."""
+    query, key, value, out = (layer[f"self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "out"))
+    for number, shifts in enumerate((RIGHT_SHIFTS, DOWN_SHIFTS), at.total // HEAD_SIZE - 2):
+        base = number * HEAD_SIZE
+        key[base : base + HEAD_SIZE], query[base : base + HEAD_SIZE] = 0, 0
+        key[base + 1, at.is_thing + 1] = FIRST_NORM  # the first token, if the prompt has no shift
+        for index, word in enumerate(shifts):
+            column = at.shift + SHIFTS.index(word)
+            key[base, column] = FIRST_NORM
+            value[base + index, column], out[column, base + index] = FIRST_NORM, 1
+            value[base + len(shifts), column] = -FIRST_NORM
+        out[at.shift + len(SHIFTS), base + len(shifts)] = 1
+    inner, bias, outer = layer["mlp.fc1.weight"], layer["mlp.fc1.bias"], layer["mlp.fc2.weight"]
+    for neuron, (shift, start, end) in enumerate(_moves(), len(bias) - len(_moves())):
+        inner[neuron, at.shift + shift] = inner[neuron, at.place + start] = SWITCH * LAYER_NORM_SCALE
+        inner[neuron, at.place + 2 * GRID : at.place + PLACE_SIZE] = SWITCH * LAYER_NORM_SCALE  # only cells have a box
+        bias[neuron] = -2.5 * SWITCH
+        outer[at.place + start, neuron], outer[at.place + end, neuron] = -2 / SWITCH, 2 / SWITCH
 
 
 def compress_weights(folder: Path) -> None:
@@ -360,16 +419,22 @@ class PromptEmbeddings:
         self._boxes = torch.tensor([index for index, _ in boxes])
         self._rows = torch.tensor([FIRST_ROW[BOXES[index].size] + row for index, row in boxes])
 
-    def __call__(self, words: torch.Tensor, drawings: torch.Tensor) -> torch.Tensor:
+    def __call__(self, words: torch.Tensor, drawings: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
         """Embeddings [n, LENGTH, total] of words [n, WORD_TOKENS], 2 (unknown) for things, and drawings [n, boxes].
 
-        A drawing of -1 is none.
+        A drawing of -1 is none. The cells are shifted to the right and down by `shifts` [n, 2].
         """
         at = self._at
         hidden = self._positions[None].repeat(len(words), 1, 1)
         output = slice(at.code, at.code + at.output)
         hidden[:, :WORD_TOKENS, output] += self._words[words]
         hidden[:, WORD_TOKENS:, output] += self._cells[drawings[:, self._boxes], self._rows].float()
+        for axis in range(2):
+            place = slice(at.place + axis * GRID, at.place + (axis + 1) * GRID)
+            start = self._positions[WORD_TOKENS:, place].argmax(1)
+            end = start + shifts[:, axis, None]
+            end = torch.where((end >= 0) & (end < GRID), end, start)
+            hidden[:, WORD_TOKENS:, place] = torch.nn.functional.one_hot(end, GRID).float()
         # What the final layer norm does: before the MLP added the output, all tokens have one norm and mean 0
         values = hidden[:, WORD_TOKENS:, output]
         mean = values.sum(-1, keepdim=True) / at.total

@@ -14,11 +14,17 @@ from canvas.training.art_packages import STYLES
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS, COLOURS
 from canvas.training.captions import COLOUR_PHRASES, DEFAULT_STYLE, PLACE_PHRASES, POSITIONS, in_style
+from canvas.training.recolour import RECOLOURS
+from canvas.training.scenes import DOWN, RIGHT, SHIFTS_DOWN, SHIFTS_RIGHT, shift_word
 
 SPECIAL_TOKENS = ("<bos>", "<pad>", "<unk>")
 LAYOUT_WORDS = ("and", ",", "left", "right", "tiny", "two", "three")
-WORDS = (*SPECIAL_TOKENS, *LAYOUT_WORDS, *BACKGROUNDS)
-NUM_SPECIAL_TOKENS, NUM_WORDS = len(SPECIAL_TOKENS), len(WORDS)
+# Of all boxes; no layout shifts them further than "tiny"
+RIGHT_SHIFTS = {shift_word(cells, RIGHT): cells for cells in SHIFTS_RIGHT["tiny"] if cells}
+DOWN_SHIFTS = {shift_word(cells, DOWN): cells for cells in SHIFTS_DOWN if cells}
+SHIFTS = (*RIGHT_SHIFTS, *DOWN_SHIFTS)
+WORDS = (*SPECIAL_TOKENS, *LAYOUT_WORDS, *BACKGROUNDS, *RECOLOURS, *SHIFTS)
+NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
 
 NUM_QUADRANTS = 4  # of a drawing, each of which has a token
 UNSTYLED = "~"  # before the tokens of a thing but the first, until they have its style
@@ -49,7 +55,7 @@ class TokenTable:
     def build(cls, sprites: SpriteSet) -> "TokenTable":
         """The tokens of all drawings. Raises ValueError if two things share a name."""
         # Positions and places are named by phrases: "orange" is a thing, "on an orange background" a place
-        named = (*POSITIONS, *BACKGROUNDS)
+        named = (*POSITIONS, *BACKGROUNDS, *RECOLOURS, *SHIFTS)
         found = {f"<{word}>" if word in named else word: Source(index) for index, word in enumerate(WORDS)}
         names = {*found}
         for row, style in sprites.index:
@@ -74,12 +80,13 @@ class TokenTable:
 
 
 def _word_phrases() -> Iterator[tuple[str, str]]:
-    """The phrases of places, colours and positions, and their words."""
+    """The phrases of places, colours, positions and changes, and their words."""
     for place, phrases in PLACE_PHRASES.items():
         yield from ((NORMALIZER.normalize_str(phrase), place) for phrase in phrases)
     for colour in COLOURS:
         yield from ((NORMALIZER.normalize_str(phrase.format(colour)), colour) for phrase in COLOUR_PHRASES)
     yield from ((phrase, position) for position, phrase in POSITIONS.items())
+    yield from ((word, word) for word in (*RECOLOURS, *SHIFTS))
 
 
 def _join(words: str) -> str:

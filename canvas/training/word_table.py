@@ -20,6 +20,8 @@ from canvas.training import captions
 from canvas.training.art_packages import NAMES_PACKAGE, STYLES, ArtPackage, fetch, read_json, read_member
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import COLOURS
+from canvas.training.recolour import HUE_STEP, dominant_hue
+from canvas.training.scenes import DOWN, OPAQUE, RIGHT, SHIFTS_DOWN, SHIFTS_RIGHT, shift_word
 from canvas.vocabulary import ENGLISH, MEANINGS, PLAIN, SYNONYMS, VOCABULARY, Vocabulary, key_of
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ FILES_OF_KEYWORDS = {
 FILE_WEIGHT = 0.5
 # Groups of emoji whose keywords are feelings and gestures, not other names of what is drawn: faces and people.
 SMILEY_AND_PEOPLE_GROUPS = (0, 1)
+PEOPLE_GROUP = 1
 
 # Encodes texts as vectors of unit length, [n, width].
 Encoder = Callable[[list[str]], np.ndarray]
@@ -153,14 +156,21 @@ def write_vocabulary(sprites: SpriteSet, packages: Path, model: Path) -> dict[st
     trained = {STYLES[style] for style in sprites.styles}
     styles = [captions.DEFAULT_STYLE, *sorted(trained - {captions.DEFAULT_STYLE})]
     things: dict[str, dict[str, Any]] = {}
+    names = fetch(NAMES_PACKAGE, packages)
+    entries: Any = read_json(names, "en/data.json")
+    people = {entry["hexcode"] for entry in entries if entry.get("group") == PEOPLE_GROUP}
+    hues = drawing_hues(sprites)
     for row, concept in enumerate(sprites.concepts):
         known = [style for style in styles if (row, STYLES.index(style)) in sprites.index]
+        indices = [sprites.index[row, STYLES.index(style)] for style in known]
         things[concept.name] = {
             "one": captions.article(concept.name),
             "many": captions.plural(concept.name),
             "words": list(concept.words),
             "label": concept.label,
             "hexcode": concept.hexcode,
+            # People keep their colours: "a black man" is no man in shades of gray
+            **({} if concept.hexcode in people else {"hues": [hues[index] for index in indices]}),
             **({"styles": known} if len(known) < len(styles) else {}),
         }
     vocabulary = {
@@ -169,22 +179,35 @@ def write_vocabulary(sprites: SpriteSet, packages: Path, model: Path) -> dict[st
         "places": captions.PLACE_PHRASES,
         "colours": list(COLOURS),
         "colour_phrase": captions.COLOUR_PHRASES[0],
+        "hue_step": HUE_STEP,
+        "hues": {name: _rounded(dominant_hue(np.array([rgb]))) for name, rgb in COLOURS.items()},
+        "shifts": {
+            layout: [[shift_word(cells, RIGHT) for cells in right], [shift_word(cells, DOWN) for cells in SHIFTS_DOWN]]
+            for layout, right in SHIFTS_RIGHT.items()
+        },
         "counts": ["two", "three"],
         "sizes": ["tiny"],
         "positions": list(captions.POSITIONS.values()),
         "max_things": 3,
-        "backgrounds": _backgrounds(things, fetch(NAMES_PACKAGE, packages)),
+        "backgrounds": _backgrounds(things, entries, read_json(names, "meta/groups.json")),
     }
     text = json.dumps(vocabulary, ensure_ascii=False, indent=1) + "\n"
     (model / VOCABULARY).write_text(text, encoding="utf-8")
     return vocabulary
 
 
-def _backgrounds(things: Mapping[str, Mapping[str, Any]], names: Path) -> dict[str, list[str]]:
+def drawing_hues(sprites: SpriteSet) -> list[int | None]:
+    """The hue of each drawing in degrees; None for those without one."""
+    return [_rounded(dominant_hue(pixels[pixels[..., 3] >= OPAQUE, :3])) for pixels in sprites.pixels]
+
+
+def _rounded(hue: float | None) -> int | None:
+    return None if hue is None else round(hue) % 360
+
+
+def _backgrounds(things: Mapping[str, Mapping[str, Any]], entries: Any, groups: Any) -> dict[str, list[str]]:
     """The places of words.toml for each thing; "" are those of all others."""
     table: dict[str, str] = captions.WORD_LISTS["backgrounds"]
-    groups: Any = read_json(names, "meta/groups.json")
-    entries: Any = read_json(names, "en/data.json")
     subgroups = {entry["hexcode"]: groups["subgroups"].get(str(entry.get("subgroup")), "") for entry in entries}
     found = {"": table["default"].split(", ")}
     for name, thing in things.items():

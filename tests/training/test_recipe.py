@@ -7,6 +7,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,18 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from canvas.training.art_packages import ART_PACKAGES, NAMES_PACKAGE, STYLES, ArtPackage, fetch
 from canvas.training.assets import SpriteSet, build_sprites, darken_if_invisible
+from canvas.training.backgrounds import COLOURS as COLOURS_OF_BACKGROUNDS
 from canvas.training.captions import in_style
 from canvas.training.classifier import SceneClassifier
 from canvas.training.config import CPU
 from canvas.training.contact_sheet import write_contact_sheet
 from canvas.training.decoder import train_decoder
-from canvas.training.denoiser import scene_drawings, scene_words, train_denoiser
-from canvas.training.evaluate import EvalCounts, Sampler, covered_psnr, covered_ssim, evaluate, time_pipeline
+from canvas.training.denoiser import prompt_tensors, train_denoiser
+from canvas.training.evaluate import EvalCounts, Sampler, classify, covered_psnr, covered_ssim, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
 from canvas.training.latents import LatentBasis, to_patches
-from canvas.training.scenes import BOXES, LAYOUTS, SceneSampler, render_backgrounds
+from canvas.training.recolour import dominant_hue, name_colour, recolour
+from canvas.training.scenes import BOXES, LAYOUTS, SHIFTS_DOWN, SHIFTS_RIGHT, SceneSampler, render_backgrounds
 from canvas.training.stages import Options, stage_latents, stage_text
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import TimeBudget
@@ -158,16 +161,14 @@ def test_all_components_hold_the_image(scenes: SceneSampler) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_text_encoder_gives_the_embeddings_of_the_training(trained: Path, scenes: SceneSampler, layout: str) -> None:
     """The denoiser is trained on embeddings that are computed without the encoder."""
-    chosen = [scenes.sample(layout) for _ in range(3)]
+    chosen = [scenes.sample(layout, recoloured=0.5) for _ in range(8)]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(trained / "tokenizer")
     prompts = [scene.prompt(scenes.sprites) for scene in chosen]
     ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         encoded = CLIPTextModel.from_pretrained(trained / "text_encoder")(ids).last_hidden_state
     codes = DrawingCodes.load(trained)
-    words = torch.tensor([scene_words(scene) for scene in chosen])
-    drawings = torch.tensor([scene_drawings(scene, scenes.sprites) for scene in chosen])
-    expected = PromptEmbeddings(codes, codes.cells())(words, drawings)
+    expected = PromptEmbeddings(codes, codes.cells())(*prompt_tensors(chosen, scenes.sprites))
     assert (encoded[:, WORD_TOKENS:] - expected[:, WORD_TOKENS:]).abs().max() < 0.05
     assert (encoded[:, :WORD_TOKENS] - expected[:, :WORD_TOKENS]).abs().max() < 0.3  # several things change the norm
 
@@ -177,7 +178,7 @@ def test_codes_of_few_drawings_hold_them_exactly(trained: Path) -> None:
 
 
 def test_boxes_lie_in_the_image_and_do_not_overlap_in_a_layout() -> None:
-    for boxes in LAYOUTS.values():
+    for layout, boxes in LAYOUTS.items():
         cells = [
             (row, column)
             for box in (BOXES[index] for index in boxes)
@@ -185,7 +186,8 @@ def test_boxes_lie_in_the_image_and_do_not_overlap_in_a_layout() -> None:
             for column in range(box.left, box.left + box.cells)
         ]
         assert len(set(cells)) == len(cells)
-        assert all(0 <= row < 16 and 0 <= column < 16 for row, column in cells)
+        for right, down in product(SHIFTS_RIGHT.get(layout, (0,)), SHIFTS_DOWN):
+            assert all(0 < row + down < 15 and 0 < column + right < 15 for row, column in cells)
 
 
 def test_tokenizer_reads_phrases_before_words(trained: Path) -> None:
@@ -260,7 +262,7 @@ def test_card_contains_the_metrics(trained: Path, exported: Path) -> None:
     backgrounds = render_backgrounds(MINI, trained)
     classifier = SceneClassifier(sprites, backgrounds)
     held_out = SceneSampler(sprites, backgrounds, seed=3, held_out=True)
-    counts = EvalCounts(singles=8, fidelity=4, pairs=4, trios=4)
+    counts = EvalCounts(singles=8, fidelity=4, pairs=4, trios=4, colours=4)
     metrics = evaluate(Sampler(exported, torch.device("cpu")), classifier, held_out, small_vocabulary(), counts)
     metrics |= time_pipeline(exported, "a red disc", runs=1)
     assert 0 <= metrics["one_top1"] <= metrics["one_top5"] <= 1
@@ -326,3 +328,38 @@ def test_command_line_renders_the_sprites_of_its_packages(packages: Path, tmp_pa
     done = subprocess.run([sys.executable, "-m", "canvas.training", *line], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "not in emojibase" in done.stderr
+
+
+def test_a_hue_is_turned_and_gray_stays_gray() -> None:
+    image = Image.new("RGBA", (2, 1), (200, 40, 40, 255))
+    image.putpixel((1, 0), (90, 90, 90, 128))
+    turned = recolour(image, "hue 120")
+    assert turned.getpixel((0, 0)) == (40, 200, 40, 255)
+    assert turned.getpixel((1, 0)) == (90, 90, 90, 128)
+    assert recolour(image, "") is image
+
+
+@pytest.mark.parametrize(("name", "rgb"), COLOURS_OF_BACKGROUNDS.items())
+def test_colours_have_their_names(name: str, rgb: tuple[int, int, int]) -> None:
+    assert name_colour(np.array([rgb] * 4)) == ("" if name in ("white", "gray", "black") else name)
+
+
+def test_the_hue_of_a_drawing_is_that_of_most_of_it() -> None:
+    pixels = np.array([(0, 0, 220)] * 60 + [(250, 200, 40)] * 20 + [(128, 128, 128)] * 20)
+    assert dominant_hue(pixels) == pytest.approx(240, abs=0.1)
+    assert dominant_hue(np.array([(120, 124, 128)])) is None
+
+
+@pytest.mark.parametrize("layout", ["one", "pair", "trio"])
+def test_classifier_names_shifted_scenes(scenes: SceneSampler, layout: str) -> None:
+    classifier = SceneClassifier(scenes.sprites, render_backgrounds_of(scenes))
+    chosen = [replace(scenes.sample(layout), shift=shift) for shift in ((0, 0), (-1, -2), (1, 1))]
+    accuracies = classify(classifier, scenes.images(chosen), chosen)
+    assert accuracies == {"top1": 1, "top5": 1, "all": 1, "style": accuracies["style"], "place": 1}
+
+
+def test_a_shift_moves_the_drawing_by_cells(scenes: SceneSampler) -> None:
+    scene = replace(scenes.sample("one"), shift=(0, 0), recolour="")
+    _, covered = scenes.compose(scene)
+    _, shifted = scenes.compose(replace(scene, shift=(-2, 1)))
+    assert (shifted == np.roll(covered, (16, -32), (0, 1))).all()
