@@ -56,7 +56,7 @@ def test_a_generation_is_stored_and_logged(studio: Studio, settings: Settings) -
 @pytest.mark.slow
 def test_the_record_says_what_the_built_in_model_understood(studio: Studio) -> None:
     [image] = studio.generate(replace(FOX, prompt="a bearded puppy in the snow"))
-    assert (image.request.prompt, image.enhanced_prompt) == ("a bearded puppy in the snow", "a dog in the snow 2 right")
+    assert (image.request.prompt, image.enhanced_prompt) == ("a bearded puppy in the snow", "a dog in the snow 1 left")
     assert image.notes == ("Understood: a dog (from puppy), in the snow. Not known: bearded.",)
     assert studio.recent()[0].notes == image.notes
     [plain] = studio.generate(replace(FOX, prompt="a dog in the snow"))

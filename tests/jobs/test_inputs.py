@@ -407,7 +407,7 @@ def test_weights_are_plain_text_without_prompt_weighting(studio: Studio, tiny_sp
 @pytest.mark.slow
 def test_the_built_in_model_says_that_it_leaves_out_weights(studio: Studio) -> None:
     [weighted] = studio.generate(make_request(prompt="a (fox:1.7) in the snow", prompt_weighting=True))
-    assert weighted.enhanced_prompt == "a fox in the snow 3 right 1 down"
+    assert weighted.enhanced_prompt == "a fox in the snow 1 left 1 down"
     assert weighted.notes == ("Understood: a fox, in the snow. Left out: weights.",)
 
 
