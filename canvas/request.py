@@ -103,7 +103,9 @@ def img2img_steps(num_inference_steps: int, strength: float) -> tuple[int, int]:
     if computed and strength - computed / num_inference_steps <= STRENGTH_TOLERANCE:
         return num_inference_steps, computed
     computed = math.ceil(num_inference_steps * strength - 1e-9)
-    return max(computed, round(computed / strength)), computed
+    shorter = max(computed, math.floor(computed / strength))
+    schedule = min(shorter, shorter + 1, key=lambda length: abs(computed / length - strength))
+    return schedule, computed
 
 
 def _optional(validator: Validator) -> Validator:

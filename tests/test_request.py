@@ -289,6 +289,7 @@ def test_for_image_counts_the_variation_seed() -> None:
         (4, 0.5, (4, 2)),
         (4, 0.6, (5, 3)),  # two of four would be a strength of 0.5
         (4, 0.88, (5, 4)),  # three of four would be a strength of 0.75
+        (4, 0.89, (5, 4)),  # four of four would be a strength of 1
         (4, 0.95, (4, 4)),
         (4, 0.1, (10, 1)),
         (1, 0.6, (2, 1)),
