@@ -87,8 +87,8 @@ class CreateTab:
         self._load_settings = gr.UploadButton(
             "Load settings from an image", file_types=["image"], size="sm", elem_id="load-settings"
         )
-        self._backend_picker = BackendPicker(self._studio, self.form)
         self.form.render("style", "negative_prompt")
+        self._backend_picker = BackendPicker(self._studio, self.form)
         with gr.Row(elem_classes="seed-row"):
             self.form.render("seed")
             self._random_seed = gr.Button("Random", size="sm", scale=0, elem_id="random-seed")
