@@ -106,7 +106,7 @@ class _Reading:
         self._place_is_vague = False
         self._style: tuple[str, str] | None = None
         self._style_text = self._position = self._position_text = ""
-        self._changes: list[str] = []  # as the model writes them: "hue 90", "2 left"
+        self._modifiers: list[str] = []  # as the model writes them: "hue 90", "2 left"
         self._unknown: list[list[str]] = []  # of adjacent words
         self._left_out: list[str] = []
         self._next = _Thing("")  # with the adjectives of the thing that follows
@@ -156,8 +156,8 @@ class _Reading:
             self._next.written = written and f"{part.text} "
         elif meaning.kind == "size":
             self._next.size, self._next.size_text = meaning.name, part.text
-        elif meaning.kind == "change":
-            self._changes.append(meaning.name)
+        elif meaning.kind == "modifier":
+            self._modifiers.append(meaning.name)
         elif meaning.kind == "position":
             self._position, self._position_text = meaning.name, part.text
 
@@ -232,7 +232,7 @@ class _Reading:
         self._leave_out_combinations()
         if other and self._things and other._things:
             self._arrange_like(other)
-        self._check_changes()
+        self._check_modifiers()
         has_style = self._choose_styles(self._style[0] if self._style else vocabulary.styles[0])
         self._choose_colour()
         understood = [
@@ -280,39 +280,39 @@ class _Reading:
         if self._layout() == "one" and other._layout() in ("left", "right"):
             self._position = other._position
         if self._layout() == other._layout() and not self._shifts:
-            self._changes += other._shifts
+            self._modifiers += other._shifts
 
     @property
     def _shifts(self) -> list[str]:
-        return [change for change in self._changes if change not in self._vocabulary.recolours]
+        return [modifier for modifier in self._modifiers if modifier not in self._vocabulary.hue_modifiers]
 
-    def _check_changes(self) -> None:
+    def _check_modifiers(self) -> None:
         """Keep one recolouring of one thing, and one shift in each direction that the arrangement allows."""
         layout = self._layout() if self._things else ""
-        choices: list[Collection[str]] = [*self._vocabulary.shifts.get(layout, ())]
+        groups: list[Collection[str]] = [*self._vocabulary.shifts.get(layout, ())]
         if len(self._things) == 1:
-            choices.append(self._vocabulary.recolours)
+            groups.append(self._vocabulary.hue_modifiers)
         kept: list[str] = []
-        for change in self._changes:
-            choice = next((words for words in choices if change in words), ())
-            if choice and not {*choice} & {*kept}:
-                kept.append(change)
+        for modifier in self._modifiers:
+            group = next((group for group in groups if modifier in group), ())
+            if group and not {*group} & {*kept}:
+                kept.append(modifier)
             else:
-                self._left_out.append(change)
-        self._changes = kept
+                self._left_out.append(modifier)
+        self._modifiers = kept
 
     def _choose_colour(self) -> None:
-        """The words that recolour a thing; none for people, drawings in shades of gray, and black, gray and white."""
+        """Add the modifier that recolours a thing; none for people, gray drawings, and black, gray and white."""
         for thing in self._things.values():
-            change: str | None = ""
+            modifier: str | None = ""
             if thing.colour:
-                has_other = bool(self._vocabulary.recolours.intersection(self._changes))
-                change = None if has_other else self._vocabulary.words_for_colour(thing.name, thing.style, thing.colour)
-            if change is None:
+                has_other = bool(self._vocabulary.hue_modifiers.intersection(self._modifiers))
+                modifier = None if has_other else self._vocabulary.hue_modifier(thing.name, thing.style, thing.colour)
+            if modifier is None:
                 self._leave_out(thing.colour_text)
                 thing.colour = ""
-            elif change:
-                self._changes.append(change)
+            elif modifier:
+                self._modifiers.append(modifier)
 
     def _choose_by_seed(self, first: str, seed: int) -> str:
         """Where in the image things are, unless the prompt says so; the place that is added, "" for none."""
@@ -320,7 +320,7 @@ class _Reading:
         if vocabulary.shifts and not self._shifts:
             if self._layout() == "one":
                 self._position = vocabulary.position_for(first, seed)
-            self._changes += vocabulary.shift_for(self._layout(), first, seed)
+            self._modifiers += vocabulary.shift_for(self._layout(), first, seed)
         return vocabulary.background_for(first, seed) if self._place is None else ""
 
     def _layout(self) -> str:
@@ -352,7 +352,7 @@ class _Reading:
             words.append(f"on the {self._position}")
         if place := self._place[0] if self._place else added:
             words.append(vocabulary.place_phrase(place))
-        words += self._changes if things else []
+        words += self._modifiers if things else []
         return " ".join(filter(None, words))
 
     def _nearest(self, words: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ VOCABULARY, SYNONYMS = "vocabulary.json", "synonyms.json"
 ENGLISH = "en"
 Kind = Literal[
     "thing", "place", "style", "colour", "count", "size", "position",
-    "change", "background", "stop", "decor", "negation", "unknown", "break",
+    "modifier", "background", "stop", "decor", "negation", "unknown", "break",
 ]  # fmt: skip
 # Sections of synonyms.json with a table of words by meaning, and those with a plain list of words.
 MEANINGS: Mapping[str, Kind] = {
@@ -92,7 +93,7 @@ class Vocabulary:
         self.max_things: int = words["max_things"]
         self._hue_step: int = words.get("hue_step", 15)
         self._hues: Mapping[str, int | None] = words.get("hues", {})  # of colours, in degrees
-        # By layout the words that shift all things, sideways and up or down
+        # By layout the modifiers that shift all things, horizontal and vertical; "" for none
         self.shifts: Mapping[str, Sequence[Sequence[str]]] = words.get("shifts", {})
         self._backgrounds: Mapping[str, Sequence[str]] = words.get("backgrounds", {})
         self._near: Mapping[str, str] = synonyms.get("near", {})
@@ -117,22 +118,22 @@ class Vocabulary:
         own += [(word, Meaning("count", str(number), own=True)) for number, word in enumerate(self._counts, 2)]
         own += [(word, Meaning("size", word, own=True)) for word in words["sizes"]]
         own += [(phrase, Meaning("position", phrase.rsplit(" ", 1)[-1], own=True)) for phrase in words["positions"]]
-        own += [(phrase, Meaning("change", phrase, own=True)) for phrase in self._changes()]
+        own += [(phrase, Meaning("modifier", phrase, own=True)) for phrase in self._modifiers()]
         # Captions come first, but not names of things such as "orange" before the same colour
         for word, meaning in reversed(own):
             meanings = table.setdefault(key_of(word), [])
             meanings[:] = [meaning, *(other for other in meanings if other.kind != meaning.kind)]
 
     @cached_property
-    def recolours(self) -> frozenset[str]:
-        """The words that recolour a thing."""
+    def hue_modifiers(self) -> frozenset[str]:
+        """The modifiers that recolour a thing: `hue 90`."""
         degrees = range(self._hue_step, 360, self._hue_step) if self._hues else ()
         return frozenset(f"hue {number}" for number in degrees)
 
-    def _changes(self) -> Iterator[str]:
-        """The words that recolour and shift things."""
-        yield from self.recolours
-        yield from filter(None, {word for words in self.shifts.values() for each in words for word in each})
+    def _modifiers(self) -> Iterator[str]:
+        """The modifiers that recolour and shift things."""
+        yield from self.hue_modifiers
+        yield from filter(None, chain.from_iterable(chain.from_iterable(self.shifts.values())))
 
     # Reading
 
@@ -338,10 +339,10 @@ class Vocabulary:
             return " ".join(words)
         if len(words) == 1:
             return str(self.things[name]["one"])
-        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+        return _with_article(words)
 
-    def words_for_colour(self, name: str, style: str, colour: str) -> str | None:
-        """The words that give the drawing of a thing a colour; "" if it has it, None if it cannot have it."""
+    def hue_modifier(self, name: str, style: str, colour: str) -> str | None:
+        """What gives the drawing of a thing a colour; "" if it has it, None if it cannot have it."""
         thing = self.things[name]
         hue = thing["hues"][thing.get("styles", self.styles).index(style)] if "hues" in thing else None
         target = self._hues.get(colour)
@@ -360,8 +361,7 @@ class Vocabulary:
             return str(thing["one"])
         if not thing["one"].startswith(("a ", "an ")):
             return " ".join([*adjectives, thing["one"]])
-        words = " ".join([*adjectives, thing["one"].partition(" ")[2]])
-        return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+        return _with_article([*adjectives, thing["one"].partition(" ")[2]])
 
     def background_for(self, thing: str, seed: int) -> str:
         """A place that suits a thing, by the seed; "" if the model needs none."""
@@ -373,10 +373,14 @@ class Vocabulary:
         return ("left", "right", *[""] * 6)[_digest(thing, seed)[1] % 8]
 
     def shift_for(self, layout: str, thing: str, seed: int) -> list[str]:
-        """The words that shift all things of a layout, by the seed."""
+        """The modifiers that shift all things of a layout, by the seed."""
         digest = _digest(thing, seed)[2:]
-        choices = self.shifts.get(layout, ())
-        return [word for each, byte in zip(choices, digest, strict=False) if (word := each[byte % len(each)])]
+        axes = self.shifts.get(layout, ())
+        return list(filter(None, (axis[byte % len(axis)] for axis, byte in zip(axes, digest, strict=False))))
+
+
+def _with_article(words: Sequence[str]) -> str:
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
 
 def _digest(thing: str, seed: int) -> bytes:

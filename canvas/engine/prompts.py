@@ -74,9 +74,9 @@ def understand(
             return None
         prompt = strip_weights(prompt)
     # An image that is edited has a background already
-    chooses = request.task == "text_to_image" and request.seed != RANDOM_SEED
+    varies = request.task == "text_to_image" and request.seed != RANDOM_SEED
     text = _append_missing(prompt, STYLES[request.style].words)
-    seed = request.seed if chooses else None
+    seed = request.seed if varies else None
     reading = prompt_reading.understand(vocabulary, text, seed=seed, like=source_prompt)
     return replace(reading, left_out=(*reading.left_out, "weights")) if weighted else reading
 

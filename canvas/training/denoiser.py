@@ -87,7 +87,7 @@ def _words(scene: Scene) -> list[int]:
             words = [*thing, place]
         case _:
             words = [WORDS.index(scene.layout), *thing, place]
-    words += map(WORDS.index, scene.changes)
+    words += map(WORDS.index, scene.modifiers)
     padding = [1] * (WORD_TOKENS - 1 - len(words))
     return [0, *words, *padding]
 

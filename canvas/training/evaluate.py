@@ -173,7 +173,7 @@ def _colours(sampler: Sampler, scenes: SceneSampler, vocabulary: Vocabulary, cou
     for _ in range(counts.colours):
         scene, colour = replace(scenes.sample("one"), shift=(0, 0)), scenes.rng.choice(list(COLOURS))
         name, style = scenes.sprites.concepts[scene.concepts[0]].name, STYLES[scene.style]
-        if name in vocabulary.things and (word := vocabulary.words_for_colour(name, style, colour)):
+        if name in vocabulary.things and (word := vocabulary.hue_modifier(name, style, colour)):
             chosen.append((colour, replace(scene, recolour=word)))
             prompts.append(chosen[-1][1].prompt(scenes.sprites))
     images = sampler.sample_all(prompts, 4, counts.batch_size) if prompts else []

@@ -106,15 +106,15 @@ class Scene:
                 subject = f"{with_article[0]}, {with_article[1]} and {with_article[2]}"
             case _:
                 subject = " and ".join(with_article)
-        return " ".join(filter(None, (subject, place_phrase(self.place), *self.changes)))
+        return " ".join(filter(None, (subject, place_phrase(self.place), *self.modifiers)))
 
     @property
-    def changes(self) -> list[str]:
-        """The words of prompts for other colours and a shift."""
-        return [word for word in (self.recolour, *map(shift_word, self.shift, (RIGHT, DOWN))) if word]
+    def modifiers(self) -> list[str]:
+        """What follows the place in prompts: another hue and a shift."""
+        return [word for word in (self.recolour, *map(shift_modifier, self.shift, (RIGHT, DOWN))) if word]
 
 
-def shift_word(cells: int, directions: tuple[str, str]) -> str:
+def shift_modifier(cells: int, directions: tuple[str, str]) -> str:
     """`2 left` for -2 and RIGHT; "" for 0."""
     return f"{abs(cells)} {directions[cells > 0]}" if cells else ""
 

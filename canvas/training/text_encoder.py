@@ -40,6 +40,9 @@ from canvas.training.tokenizer import (
 
 WORD_TOKENS = 20  # positions of a prompt for words, begin and end tokens included
 HEAD_SIZE = 64
+SHIFT_HEADS = 2  # the last ones, which no code reaches
+# For the tokens that a head is for, and less for the first, which it attends to if there are none
+QUERY_BIAS = (600 * math.sqrt(HEAD_SIZE), 300 * math.sqrt(HEAD_SIZE))  # attention divides by the root
 SLOT_CODE_SIZE = 24
 BALANCE_SIZE = 7  # numbers that fix mean and norm, of a code and of an embedding
 SMALL_WEIGHT = 0.25  # exponent of the area by which drawings that cover little count more
@@ -331,12 +334,12 @@ def _set_attention(layer: dict[str, torch.Tensor], at: Dimensions) -> None:
     """Every token attends to the thing and quadrant that it asks for; to the first token if the prompt has none."""
     query, key, value, out = (layer[f"self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "out"))
     bias = layer["self_attn.q_proj.bias"]
-    strength, scale = math.sqrt(HEAD_SIZE), FIRST_NORM  # attention divides by the first
+    scale = FIRST_NORM
     large = 384.0  # the largest numbers of 8 bits end at 448
-    for head in range(at.total // HEAD_SIZE):
+    for head in range(at.total // HEAD_SIZE - SHIFT_HEADS):
         base = head * HEAD_SIZE
         key[base, at.is_thing] = key[base + 1, at.is_thing + 1] = scale
-        bias[base], bias[base + 1] = 600 * strength, 300 * strength
+        bias[base], bias[base + 1] = QUERY_BIAS
         key[base + 2, at.order] = 32 * scale
         query[base + 2, at.query], query[base + 2, at.query + 1] = -large, large
         key[base + 3, at.is_second] = 16 * scale
@@ -377,11 +380,12 @@ def _moves() -> list[tuple[int, int, int]]:
 
 
 def _set_shifts(layer: dict[str, torch.Tensor], at: Dimensions) -> None:
-    """Heads without a code copy the shifts of the prompt to all cells; a neuron for each of `_moves` obeys them."""
-    query, key, value, out = (layer[f"self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "out"))
-    for number, shifts in enumerate((RIGHT_SHIFTS, DOWN_SHIFTS), at.total // HEAD_SIZE - 2):
+    """The last heads copy the shifts of the prompt to all cells; a neuron for each of `_moves` obeys them."""
+    key, value, out = (layer[f"self_attn.{name}_proj.weight"] for name in ("k", "v", "out"))
+    bias = layer["self_attn.q_proj.bias"]
+    for number, shifts in enumerate((RIGHT_SHIFTS, DOWN_SHIFTS), at.total // HEAD_SIZE - SHIFT_HEADS):
         base = number * HEAD_SIZE
-        key[base : base + HEAD_SIZE], query[base : base + HEAD_SIZE] = 0, 0
+        bias[base], bias[base + 1] = QUERY_BIAS
         key[base + 1, at.is_thing + 1] = FIRST_NORM  # the first token, if the prompt has no shift
         for index, word in enumerate(shifts):
             column = at.shift + SHIFTS.index(word)

@@ -15,13 +15,13 @@ from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import BACKGROUNDS, COLOURS
 from canvas.training.captions import COLOUR_PHRASES, DEFAULT_STYLE, PLACE_PHRASES, POSITIONS, in_style
 from canvas.training.recolour import RECOLOURS
-from canvas.training.scenes import DOWN, RIGHT, SHIFTS_DOWN, SHIFTS_RIGHT, shift_word
+from canvas.training.scenes import DOWN, RIGHT, SHIFTS_DOWN, SHIFTS_RIGHT, shift_modifier
 
 SPECIAL_TOKENS = ("<bos>", "<pad>", "<unk>")
 LAYOUT_WORDS = ("and", ",", "left", "right", "tiny", "two", "three")
 # Of all boxes; no layout shifts them further than "tiny"
-RIGHT_SHIFTS = {shift_word(cells, RIGHT): cells for cells in SHIFTS_RIGHT["tiny"] if cells}
-DOWN_SHIFTS = {shift_word(cells, DOWN): cells for cells in SHIFTS_DOWN if cells}
+RIGHT_SHIFTS = {shift_modifier(cells, RIGHT): cells for cells in SHIFTS_RIGHT["tiny"] if cells}
+DOWN_SHIFTS = {shift_modifier(cells, DOWN): cells for cells in SHIFTS_DOWN if cells}
 SHIFTS = (*RIGHT_SHIFTS, *DOWN_SHIFTS)
 WORDS = (*SPECIAL_TOKENS, *LAYOUT_WORDS, *BACKGROUNDS, *RECOLOURS, *SHIFTS)
 NUM_SPECIAL_TOKENS = len(SPECIAL_TOKENS)
@@ -80,7 +80,7 @@ class TokenTable:
 
 
 def _word_phrases() -> Iterator[tuple[str, str]]:
-    """The phrases of places, colours, positions and changes, and their words."""
+    """The phrases of places, colours, positions and modifiers, and their words."""
     for place, phrases in PLACE_PHRASES.items():
         yield from ((NORMALIZER.normalize_str(phrase), place) for phrase in phrases)
     for colour in COLOURS:

@@ -21,7 +21,7 @@ from canvas.training.art_packages import NAMES_PACKAGE, STYLES, ArtPackage, fetc
 from canvas.training.assets import SpriteSet
 from canvas.training.backgrounds import COLOURS
 from canvas.training.recolour import HUE_STEP, dominant_hue
-from canvas.training.scenes import DOWN, OPAQUE, RIGHT, SHIFTS_DOWN, SHIFTS_RIGHT, shift_word
+from canvas.training.scenes import DOWN, OPAQUE, RIGHT, SHIFTS_DOWN, SHIFTS_RIGHT, shift_modifier
 from canvas.vocabulary import ENGLISH, MEANINGS, PLAIN, SYNONYMS, VOCABULARY, Vocabulary, key_of
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,10 @@ def write_vocabulary(sprites: SpriteSet, packages: Path, model: Path) -> dict[st
         "hue_step": HUE_STEP,
         "hues": {name: _rounded(dominant_hue(np.array([rgb]))) for name, rgb in COLOURS.items()},
         "shifts": {
-            layout: [[shift_word(cells, RIGHT) for cells in right], [shift_word(cells, DOWN) for cells in SHIFTS_DOWN]]
+            layout: [
+                [shift_modifier(cells, RIGHT) for cells in right],
+                [shift_modifier(cells, DOWN) for cells in SHIFTS_DOWN],
+            ]
             for layout, right in SHIFTS_RIGHT.items()
         },
         "counts": ["two", "three"],
