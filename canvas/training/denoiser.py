@@ -142,7 +142,7 @@ class AttentionSupervision:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self._calls: list[tuple[Attention, torch.Tensor, torch.Tensor]] = []
-        self._layouts = tuple(LAYOUTS)
+        self._targets = torch.stack([box_targets(layout, WORD_TOKENS) for layout in LAYOUTS])
         for block in unet.up_blocks[-1].attentions:
             block.transformer_blocks[0].attn2.register_forward_pre_hook(self._record, with_kwargs=True)
 
@@ -151,8 +151,8 @@ class AttentionSupervision:
 
     def loss(self, layouts: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
         """The mean over the calls since the last one."""
-        rows = zip(layouts.tolist(), shifts.tolist(), strict=True)
-        targets = [box_targets(self._layouts[layout], WORD_TOKENS, shift) for layout, shift in rows]
+        scenes = zip(self._targets[layouts], shifts.tolist(), strict=True)
+        targets = [cells.roll((down, right), (0, 1)) for cells, (right, down) in scenes]
         expected = torch.stack(targets).flatten(1).to(self._calls[0][1].device)
         losses = []
         for module, hidden, context in self._calls:

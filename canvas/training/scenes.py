@@ -229,7 +229,7 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
-def box_targets(layout: str, first_token: int, shift: Sequence[int] = (0, 0)) -> torch.Tensor:
+def box_targets(layout: str, first_token: int) -> torch.Tensor:
     """The token of each cell of the latents [16, 16]; -1 where no drawing is."""
     targets = torch.full((LATENT_SIZE, LATENT_SIZE), -1)
     token = first_token
@@ -239,4 +239,4 @@ def box_targets(layout: str, first_token: int, shift: Sequence[int] = (0, 0)) ->
             tokens = torch.arange(token, token + count).reshape(box.cells, box.cells)
             targets[box.top : box.top + box.cells, box.left : box.left + box.cells] = tokens
         token += count
-    return targets.roll((shift[1], shift[0]), (0, 1))
+    return targets
