@@ -76,6 +76,10 @@ def test_an_edited_image_of_the_built_in_model_keeps_its_arrangement(studio: Stu
         assert edited.enhanced_prompt == f"an owl in the forest{arrangement}"
         [again] = studio.generate(replace(request, image=edited.filename))
         assert again.enhanced_prompt == edited.enhanced_prompt
+    [upscaled] = studio.generate(replace(FOX, task="upscale", scale=2, upscaler="lanczos", image=image.filename))
+    request = replace(FOX, prompt="an owl in the forest", task="image_to_image", strength=0.6, image=upscaled.filename)
+    [edited] = studio.generate(request)
+    assert edited.enhanced_prompt == f"an owl in the forest{arrangement}"
     upload = studio.inputs.upload(Image.new("RGB", (256, 256), "green"))
     [unrelated] = studio.generate(replace(FOX, task="image_to_image", strength=0.6, image=upload.name))
     assert unrelated.enhanced_prompt == "a fox in the snow"

@@ -157,10 +157,18 @@ class InputResolver:
         embeddings = requested_embeddings(texts, self._settings.embeddings_dir)
         present = tuple((lora, weight) for lora, weight in found if lora)
         controls, references = self._load_controls(request, owner), self._load_references(request, owner)
-        source = self.find_image(request.image, owner) if request.image and "image" in images else None
-        same_model = source is not None and source.request.model_key == request.model_key
-        source_prompt = source.enhanced_prompt if source is not None and same_model else ""
+        source_prompt = ""
+        if request.image and "image" in images:
+            source_prompt = self._source_prompt(request.image, request.model_key, owner)
         return GenerationInputs(images, present, embeddings, controls, references, source_prompt)
+
+    def _source_prompt(self, name: str, model_key: str, owner: str) -> str:
+        """What a model got for an image of the owner, or for the one that was upscaled to it; "" if it made neither."""
+        source = self.find_image(name, owner)
+        if source is not None and source.request.task == "upscale" and source.parent_id is not None:
+            parent = self._repository.database.image(source.parent_id)
+            source = parent if parent is not None and parent.owner == source.owner else None
+        return source.enhanced_prompt if source is not None and source.request.model_key == model_key else ""
 
     def _load_controls(self, request: GenerationRequest, owner: str) -> tuple[ControlInput, ...]:
         """The control images whose ControlNets are on disk."""
