@@ -71,6 +71,12 @@ class LatentBasis:
         latents = ((to_patches(pixels) - self.mean) @ self.components) * self.gain
         return latents.reshape(-1, rows, columns, latents.shape[-1]).permute(0, 3, 1, 2)
 
+    def residuals(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The squared error [n, h/16, w/16] of each patch of images that the components leave."""
+        patches = to_patches(pixels) - self.mean
+        errors = patches.square().sum(1) - (patches @ self.components).square().sum(1)
+        return errors.reshape(len(pixels), pixels.shape[2] // PATCH_SIZE, -1)
+
 
 def build_autoencoder(basis: LatentBasis, patches: torch.Tensor, config: TrainingConfig) -> AutoencoderTiny:
     """An autoencoder whose encoder computes the basis' latents; the decoder is untrained.

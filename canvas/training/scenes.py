@@ -61,7 +61,7 @@ SHIFTS_RIGHT: dict[str, range] = {
 SHIFTS_DOWN = range(-2, 2)
 RIGHT, DOWN = ("left", "right"), ("up", "down")  # the words for negative and positive shifts
 SHIFTED_SHARE = 0.65  # of the scenes with drawings
-RECOLOURED_SHARE = 0.3  # of the scenes with drawings of one thing
+RECOLOURED_SHARE = 0.4  # of the scenes with drawings of one thing
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from canvas.training.captions import in_style
 from canvas.training.classifier import SceneClassifier
 from canvas.training.config import CPU
 from canvas.training.contact_sheet import write_contact_sheet
-from canvas.training.decoder import train_decoder
+from canvas.training.decoder import GeneratedScenes, train_decoder
 from canvas.training.denoiser import prompt_tensors, train_denoiser
 from canvas.training.evaluate import EvalCounts, Sampler, classify, covered_psnr, covered_ssim, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
@@ -156,6 +157,28 @@ def test_all_components_hold_the_image(scenes: SceneSampler) -> None:
     basis = LatentBasis.fit(patches, channels=768)
     values = basis.encode(pixels).permute(0, 2, 3, 1).reshape(-1, 768) / basis.gain
     assert (values @ basis.components.T + basis.mean - patches).abs().max() < 0.02
+
+
+def test_residuals_are_what_linear_decoding_loses(trained: Path, scenes: SceneSampler) -> None:
+    pixels = scenes.images([scenes.sample() for _ in range(3)])
+    basis = LatentBasis.load(trained)
+    values = basis.encode(pixels).permute(0, 2, 3, 1).flatten(0, 2) / basis.gain
+    lost = (values @ basis.components.T + basis.mean - to_patches(pixels)).square().sum(1)
+    torch.testing.assert_close(basis.residuals(pixels), lost.reshape(3, 16, 16), rtol=1e-3, atol=1e-3)
+
+
+def test_decoder_is_trained_on_difficult_scenes_most(trained: Path) -> None:
+    generated = GeneratedScenes(
+        images=torch.tensor([0, 100, 200], dtype=torch.uint8)[:, None, None, None].expand(3, 256, 256, 3),
+        covered=torch.ones(3, 256, 256, dtype=torch.bool),
+        latents=torch.zeros(3, MINI.latent_channels, 16, 16, dtype=torch.half),
+        boxes=torch.tensor([[3, 4, 10]] * 3),
+        difficulties=torch.tensor([1.0, 0.0, 9.0]),
+    )
+    pixels = generated.sample(LatentBasis.load(trained), 100, Random(1))[1]
+    brightness = (pixels.mean((1, 2, 3)) * 127.5 + 127.5).round().int().tolist()
+    assert 80 <= brightness.count(200) < 100
+    assert brightness.count(200) + brightness.count(0) == 100
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
