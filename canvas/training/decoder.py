@@ -3,12 +3,14 @@
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from canvas.benchmark.similarity import ssim_map
@@ -25,6 +27,7 @@ CROP = 128  # pixels
 NOISE = 0.02  # of the encoder's latents, so that the decoder tolerates small errors
 WARMUP_STEPS = 50
 GENERATION_BATCH_SIZE = 24
+NUM_ADDED_DRAWINGS = 4
 SSIM_WEIGHT = 0.6  # flat areas keep few decibels, but look spotted
 
 
@@ -48,12 +51,14 @@ class GeneratedScenes:
             save_atomically(_generate(sampler, basis, config, work, device), path)
         return cls(**torch.load(path, weights_only=True, mmap=True))
 
-    def sample(self, basis: LatentBasis, count: int, rng: Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def sample(
+        self, basis: LatentBasis, sprites: SpriteSet, count: int, rng: Random
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents, pixels [n, 3, 128, 128] and what of them counts, for crops around drawings.
 
         Every other crop has the latents of the encoder. In the others only the drawing counts: the prompt does
-        not tell more than the kind of the background. Difficult drawings are sampled more often: those with
-        much fine detail are few, and the decoder would blur them more than the components do.
+        not tell more than the kind of the background. Difficult drawings are sampled more often, and one crop
+        of four has others on top: fine detail is rare, and the decoder would blur it more than the components do.
         """
         latents, pixels, counts = [], [], []
         for index, row in enumerate(rng.choices(range(len(self.images)), self.difficulties.tolist(), k=count)):
@@ -61,7 +66,8 @@ class GeneratedScenes:
             is_encoded = index % 2 == 0
             left, top = (_crop_start(start, cells, rng, aligned=not is_encoded) for start in corner)
             rows, columns = slice(top, top + CROP), slice(left, left + CROP)
-            pixels.append(to_pixels(self.images[row, rows, columns][None].numpy()))
+            crop = self.images[row, rows, columns].numpy()
+            pixels.append(to_pixels((_with_drawings(crop, sprites, rng) if index % 4 == 0 else crop)[None]))
             if is_encoded:
                 encoded = basis.encode(pixels[-1])
                 latents.append(encoded + NOISE * torch.randn_like(encoded))
@@ -110,6 +116,18 @@ def _generate(
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
+def _with_drawings(pixels: np.ndarray, sprites: SpriteSet, rng: Random) -> np.ndarray:
+    """A crop with more drawings on top, at random places, sizes and angles."""
+    image = Image.fromarray(pixels)
+    for _ in range(NUM_ADDED_DRAWINGS):
+        sprite = rng.choice(sprites.images)
+        factor = rng.uniform(32, 112) / max(sprite.size)
+        drawing = sprite.resize((ceil(sprite.width * factor), ceil(sprite.height * factor)), Image.Resampling.LANCZOS)
+        drawing = drawing.rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC, expand=True)
+        image.paste(drawing, (rng.randrange(-32, CROP - 16), rng.randrange(-32, CROP - 16)), drawing)
+    return np.asarray(image)
+
+
 def _crop_start(start: int, cells: int, rng: Random, *, aligned: bool) -> int:
     """The first pixel of a crop whose centre lies in the box; `aligned` to the cells."""
     centre = rng.uniform(start, start + cells) * PATCH_SIZE
@@ -138,7 +156,7 @@ def train_decoder(sprites: SpriteSet, config: TrainingConfig, work: Path, budget
     loop = TrainingLoop(work / "decoder.pt", budget, decoder, optimizer)
     rng = Random(2000 + loop.step)
     for step in loop.steps():
-        latents, pixels, counts = generated.sample(basis, config.decoder_batch_size, rng)
+        latents, pixels, counts = generated.sample(basis, sprites, config.decoder_batch_size, rng)
         output = decoder(latents.to(device, memory_format=torch.channels_last))
         pixels = pixels.to(device)
         loss = reconstruction_loss(torch.where(counts.to(device), output, pixels), pixels)
