@@ -15,10 +15,20 @@ from torch.nn.functional import avg_pool2d
 
 from canvas.benchmark.similarity import ssim_map
 from canvas.training.assets import SpriteSet
-from canvas.training.config import IMAGE_SIZE, NUM_INFERENCE_STEPS, PATCH_SIZE, TrainingConfig
+from canvas.training.config import GRAY, IMAGE_SIZE, NUM_INFERENCE_STEPS, PATCH_SIZE, TrainingConfig
 from canvas.training.denoiser import build_scheduler, prompt_tensors, sample_noise
 from canvas.training.latents import SCALING_FACTOR, LatentBasis, build_autoencoder, to_patches
-from canvas.training.scenes import BOXES, LAYOUTS, OPAQUE, RECOLOURED_SHARE, SceneSampler, render_backgrounds, to_pixels
+from canvas.training.scenes import (
+    BOX_CELLS,
+    BOXES,
+    LAYOUTS,
+    OPAQUE,
+    RECOLOURED_SHARE,
+    SceneSampler,
+    render_backgrounds,
+    resize_to_box,
+    to_pixels,
+)
 from canvas.training.text_encoder import DrawingCodes, PromptEmbeddings
 from canvas.training.time_budget import TimeBudget, TrainingLoop, save_atomically
 
@@ -52,13 +62,14 @@ class GeneratedScenes:
         return cls(**torch.load(path, weights_only=True, mmap=True))
 
     def sample(
-        self, basis: LatentBasis, sprites: SpriteSet, count: int, rng: Random
+        self, basis: LatentBasis, drawings: "DifficultDrawings", count: int, rng: Random
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents, pixels [n, 3, 128, 128] and what of them counts, for crops around drawings.
 
         Every other crop has the latents of the encoder. In the others only the drawing counts: the prompt does
-        not tell more than the kind of the background. Difficult drawings are sampled more often, and one crop
-        of four has others on top: fine detail is rare, and the decoder would blur it more than the components do.
+        not tell more than the kind of the background. Difficult drawings are sampled more often, and three of
+        four of the encoder's crops have others on top: fine detail is rare, and the decoder would blur it more
+        than the components do.
         """
         latents, pixels, counts = [], [], []
         for index, row in enumerate(rng.choices(range(len(self.images)), self.difficulties.tolist(), k=count)):
@@ -67,7 +78,8 @@ class GeneratedScenes:
             left, top = (_crop_start(start, cells, rng, aligned=not is_encoded) for start in corner)
             rows, columns = slice(top, top + CROP), slice(left, left + CROP)
             crop = self.images[row, rows, columns].numpy()
-            pixels.append(to_pixels((_with_drawings(crop, sprites, rng) if index % 4 == 0 else crop)[None]))
+            has_more = is_encoded and index % 8 != 0
+            pixels.append(to_pixels((drawings.paste(crop, rng) if has_more else crop)[None]))
             if is_encoded:
                 encoded = basis.encode(pixels[-1])
                 latents.append(encoded + NOISE * torch.randn_like(encoded))
@@ -116,16 +128,28 @@ def _generate(
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
-def _with_drawings(pixels: np.ndarray, sprites: SpriteSet, rng: Random) -> np.ndarray:
-    """A crop with more drawings on top, at random places, sizes and angles."""
-    image = Image.fromarray(pixels)
-    for _ in range(NUM_ADDED_DRAWINGS):
-        sprite = rng.choice(sprites.images)
-        factor = rng.uniform(32, 112) / max(sprite.size)
-        drawing = sprite.resize((ceil(sprite.width * factor), ceil(sprite.height * factor)), Image.Resampling.LANCZOS)
-        drawing = drawing.rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC, expand=True)
-        image.paste(drawing, (rng.randrange(-32, CROP - 16), rng.randrange(-32, CROP - 16)), drawing)
-    return np.asarray(image)
+class DifficultDrawings:
+    """All drawings, each chosen in proportion to the squared error that the components leave of it."""
+
+    def __init__(self, sprites: SpriteSet, basis: LatentBasis) -> None:
+        self._images, self._weights = sprites.images, []
+        side = BOX_CELLS["large"] * PATCH_SIZE
+        for image in self._images:
+            canvas = Image.new("RGB", (side, side), (GRAY,) * 3)
+            resized, left, top = resize_to_box(image, BOX_CELLS["large"])
+            canvas.paste(resized, (left, top), resized)
+            self._weights.append(float(basis.residuals(to_pixels(np.asarray(canvas)[None])).sum()))
+
+    def paste(self, pixels: np.ndarray, rng: Random) -> np.ndarray:
+        """A crop with drawings on top, at random places, sizes and angles."""
+        image = Image.fromarray(pixels)
+        for sprite in rng.choices(self._images, self._weights, k=NUM_ADDED_DRAWINGS):
+            factor = rng.uniform(32, 160) / max(sprite.size)
+            size = (ceil(sprite.width * factor), ceil(sprite.height * factor))
+            drawing = sprite.resize(size, Image.Resampling.LANCZOS)
+            drawing = drawing.rotate(rng.uniform(0, 360), Image.Resampling.BICUBIC, expand=True)
+            image.paste(drawing, (rng.randrange(-48, CROP - 16), rng.randrange(-48, CROP - 16)), drawing)
+        return np.asarray(image)
 
 
 def _crop_start(start: int, cells: int, rng: Random, *, aligned: bool) -> int:
@@ -154,9 +178,9 @@ def train_decoder(sprites: SpriteSet, config: TrainingConfig, work: Path, budget
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.decoder_learning_rate, betas=(0.9, 0.98))
     generated = GeneratedScenes.load(sampler, basis, config, work, device)
     loop = TrainingLoop(work / "decoder.pt", budget, decoder, optimizer)
-    rng = Random(2000 + loop.step)
+    drawings, rng = DifficultDrawings(sprites, basis), Random(2000 + loop.step)
     for step in loop.steps():
-        latents, pixels, counts = generated.sample(basis, sprites, config.decoder_batch_size, rng)
+        latents, pixels, counts = generated.sample(basis, drawings, config.decoder_batch_size, rng)
         output = decoder(latents.to(device, memory_format=torch.channels_last))
         pixels = pixels.to(device)
         loss = reconstruction_loss(torch.where(counts.to(device), output, pixels), pixels)

@@ -25,7 +25,7 @@ from canvas.training.captions import in_style
 from canvas.training.classifier import SceneClassifier
 from canvas.training.config import CPU
 from canvas.training.contact_sheet import write_contact_sheet
-from canvas.training.decoder import GeneratedScenes, train_decoder
+from canvas.training.decoder import DifficultDrawings, GeneratedScenes, train_decoder
 from canvas.training.denoiser import prompt_tensors, train_denoiser
 from canvas.training.evaluate import EvalCounts, Sampler, classify, covered_psnr, covered_ssim, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
@@ -175,9 +175,10 @@ def test_decoder_is_trained_on_difficult_scenes_most(trained: Path, scenes: Scen
         boxes=torch.tensor([[3, 4, 10]] * 3),
         difficulties=torch.tensor([1.0, 0.0, 9.0]),
     )
-    pixels = generated.sample(LatentBasis.load(trained), scenes.sprites, 100, Random(1))[1]
+    basis = LatentBasis.load(trained)
+    pixels = generated.sample(basis, DifficultDrawings(scenes.sprites, basis), 100, Random(1))[1]
     has_drawings = pixels.flatten(1).std(1) > 0
-    assert has_drawings.tolist() == [index % 4 == 0 for index in range(100)]
+    assert has_drawings.tolist() == [index % 8 in {2, 4, 6} for index in range(100)]
     brightness = (pixels[~has_drawings].mean((1, 2, 3)) * 127.5 + 127.5).round().int().tolist()
     assert set(brightness) == {0, 200}
     assert brightness.count(200) > 60
