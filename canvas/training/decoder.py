@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d
 from canvas.benchmark.similarity import ssim_map
 from canvas.training.assets import SpriteSet
 from canvas.training.config import GRAY, IMAGE_SIZE, NUM_INFERENCE_STEPS, PATCH_SIZE, TrainingConfig
-from canvas.training.denoiser import build_scheduler, prompt_tensors, sample_noise
+from canvas.training.denoiser import background_codes, build_scheduler, prompt_tensors, sample_noise
 from canvas.training.latents import SCALING_FACTOR, LatentBasis, build_autoencoder, to_patches
 from canvas.training.scenes import (
     BOX_CELLS,
@@ -98,6 +98,7 @@ def _generate(
     unet = UNet2DConditionModel.from_pretrained(work / "unet").to(device, memory_format=torch.channels_last)
     codes, scheduler = DrawingCodes.load(work), build_scheduler()
     embeddings = PromptEmbeddings(codes, codes.cells())
+    backgrounds = background_codes(render_backgrounds(config, work), basis, work)
     scheduler.set_timesteps(NUM_INFERENCE_STEPS)
     parts: dict[str, list[torch.Tensor]] = defaultdict(list)
     for start in range(0, config.generated_scenes, GENERATION_BATCH_SIZE):
@@ -107,7 +108,8 @@ def _generate(
         images, masks = (np.stack(each) for each in zip(*map(sampler.compose, scenes), strict=True))
         context = embeddings(*prompt_tensors(scenes, sampler.sprites)).to(device)
         lights = torch.tensor([scene.light for scene in scenes])
-        latents = sample_noise(lights, config.latent_channels).to(device)
+        codes_of_scenes = backgrounds[[scene.background for scene in scenes]]
+        latents = sample_noise(lights, codes_of_scenes, config.latent_channels).to(device)
         for timestep in scheduler.timesteps:
             output = unet(latents.contiguous(memory_format=torch.channels_last), timestep, context).sample
             latents = scheduler.step(output, timestep, latents).prev_sample

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -21,14 +22,16 @@ from canvas.training.scenes import (
     SceneSampler,
     box_targets,
     render_backgrounds,
+    to_pixels,
 )
 from canvas.training.text_encoder import WORD_TOKENS, DrawingCodes, PromptEmbeddings
-from canvas.training.time_budget import TimeBudget, TrainingLoop
+from canvas.training.time_budget import TimeBudget, TrainingLoop, save_atomically
 from canvas.training.tokenizer import NUM_QUADRANTS, WORDS
 
 EMA_DECAY = 0.998
 ATTENTION_WEIGHT = 0.2  # of the supervision in the loss
 WARMUP_STEPS = 100
+NUM_BACKGROUND_CODES = 16
 DECAY_FROM = 0.4  # of the training; the learning rate falls linearly from there
 
 
@@ -101,8 +104,8 @@ def _drawings(scene: Scene, sprites: SpriteSet) -> list[int]:
 class SceneCache:
     """Encoded scenes in a ring buffer: composing one costs as much as a third of a training step."""
 
-    def __init__(self, sampler: SceneSampler, basis: LatentBasis, config: TrainingConfig) -> None:
-        self._sampler, self._basis = sampler, basis
+    def __init__(self, sampler: SceneSampler, codes: torch.Tensor, basis: LatentBasis, config: TrainingConfig) -> None:
+        self._sampler, self._background_codes, self._basis = sampler, codes, basis
         size = config.cache_size
         shape = (size, config.latent_channels, LATENT_SIZE, LATENT_SIZE)
         self._latents = torch.zeros(shape, dtype=torch.half)
@@ -110,7 +113,7 @@ class SceneCache:
         self._drawings = torch.zeros(size, len(BOXES), dtype=torch.long)
         self._shifts = torch.zeros(size, 2, dtype=torch.long)
         self._layouts = torch.zeros(size, dtype=torch.long)
-        self._lights = torch.zeros(size)
+        self._lights, self._codes = torch.zeros(size), torch.zeros(size, NUM_BACKGROUND_CODES)
         self._next = self._filled = 0
 
     def add(self, count: int) -> None:
@@ -123,14 +126,14 @@ class SceneCache:
             self._latents[row] = encoded.half()
             self._words[row], self._drawings[row], self._shifts[row] = prompt
             self._layouts[row] = tuple(LAYOUTS).index(scene.layout)
-            self._lights[row] = scene.light
+            self._lights[row], self._codes[row] = scene.light, self._background_codes[scene.background]
             self._next = (row + 1) % len(self._latents)
             self._filled = max(self._filled, row + 1)
 
     def sample(self, count: int) -> tuple[torch.Tensor, ...]:
-        """Latents, words, drawings, shifts, layouts and lights of random scenes."""
+        """Latents, words, drawings, shifts, layouts, lights and background codes of random scenes."""
         rows = torch.randint(0, self._filled, (count,))
-        others = (self._words, self._drawings, self._shifts, self._layouts, self._lights)
+        others = (self._words, self._drawings, self._shifts, self._layouts, self._lights, self._codes)
         return self._latents[rows].float(), *(each[rows] for each in others)
 
 
@@ -176,14 +179,16 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
     supervision = AttentionSupervision(unet)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.unet_learning_rate, betas=(0.9, 0.99))
     loop = TrainingLoop(work / "denoiser.pt", budget, unet, optimizer, average=average)
-    cache = SceneCache(SceneSampler(sprites, render_backgrounds(config, work), seed=1000 + loop.step), basis, config)
+    backgrounds = render_backgrounds(config, work)
+    sampler = SceneSampler(sprites, backgrounds, seed=1000 + loop.step)
+    cache = SceneCache(sampler, background_codes(backgrounds, basis, work), basis, config)
     cache.add(32 * config.unet_batch_size)
     scheduler, weights = build_scheduler(), basis.loss_weights[None, :, None, None].to(device)
     for step in loop.steps():
         cache.add(config.new_scenes_per_step)
-        latents, words, drawings, shifts, layouts, lights = cache.sample(config.unet_batch_size)
+        latents, words, drawings, shifts, layouts, lights, background = cache.sample(config.unet_batch_size)
         latents, context = latents.to(device), embeddings(words, drawings, shifts).to(device)
-        noise = sample_noise(lights, latents.shape[1]).to(device)
+        noise = sample_noise(lights, background, latents.shape[1]).to(device)
         timesteps = sample_timesteps(len(latents), scheduler).to(device)
         noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         output = unet(noisy, timesteps, context).sample
@@ -197,13 +202,35 @@ def train_denoiser(sprites: SpriteSet, config: TrainingConfig, work: Path, budge
     average.save_pretrained(work / "unet")
 
 
-def sample_noise(lights: torch.Tensor, channels: int) -> torch.Tensor:
-    """Normal noise [n, channels, 16, 16] whose first channel, the brightness, has a mean that tells the light.
+def background_codes(backgrounds: np.ndarray, basis: LatentBasis, work: Path) -> torch.Tensor:
+    """What tells a background from others of its place, as standard normal variables [backgrounds, n].
 
-    Few steps from independent noise give all images the mean light; so the seed decides it at the first step.
+    They are the ranks by the first principal components of the place's; written once, as a model is trained on them.
+    """
+    path = work / "background_codes.pt"
+    if not path.exists():
+        codes = []
+        for images in np.split(backgrounds, len(BACKGROUNDS)):
+            latents = (basis.encode(to_pixels(images)) / basis.gain[:, None, None]).flatten(1)
+            left, values, _ = torch.linalg.svd(latents - latents.mean(0), full_matrices=False)
+            scores = (left * values * left[0].sign())[:, :NUM_BACKGROUND_CODES]  # the first background's are positive
+            ranks = scores.argsort(0).argsort(0)
+            missing = NUM_BACKGROUND_CODES - ranks.shape[1]
+            codes.append(nn.functional.pad(torch.special.ndtri((ranks + 0.5) / len(ranks)), (0, missing)))
+        save_atomically({"codes": torch.cat(codes)}, path)
+    return torch.load(path, weights_only=True)["codes"]
+
+
+def sample_noise(lights: torch.Tensor, codes: torch.Tensor, channels: int) -> torch.Tensor:
+    """Normal noise [n, channels, 16, 16] whose channels have means that tell the light and the background's code.
+
+    Few steps from independent noise give all images the mean of what their prompts leave open; so the seed decides
+    it at the first step.
     """
     noise = torch.randn(len(lights), channels, LATENT_SIZE, LATENT_SIZE)
-    noise[:, 0] += (lights / LATENT_SIZE - noise[:, 0].mean((1, 2)))[:, None, None]
+    means = torch.cat([lights[:, None], codes], 1)[:, :channels] / LATENT_SIZE
+    told = noise[:, : means.shape[1]]
+    told += (means - told.mean((2, 3)))[:, :, None, None]
     return noise
 
 

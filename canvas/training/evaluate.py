@@ -20,6 +20,7 @@ from canvas.training.backgrounds import COLOURS
 from canvas.training.captions import DEFAULT_STYLE, WORD_LISTS, article
 from canvas.training.classifier import SceneClassifier
 from canvas.training.config import NUM_INFERENCE_STEPS
+from canvas.training.denoiser import sample_noise
 from canvas.training.recolour import name_colour
 from canvas.training.scenes import OPAQUE, Scene, SceneSampler, place_phrase, to_pixels
 from canvas.vocabulary import Vocabulary
@@ -47,16 +48,21 @@ class Sampler:
         self.pipeline.set_progress_bar_config(disable=True)
         self.device = device
 
-    def sample(self, prompts: Sequence[str], seed: int) -> torch.Tensor:
-        """Images [n, 3, h, w] in [-1, 1], without guidance."""
+    def sample(self, prompts: Sequence[str], seed: int, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Images [n, 3, h, w] in [-1, 1], without guidance; from given noise or that of the seed."""
         options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": 1.0, "output_type": "pt"}
         generator = torch.Generator().manual_seed(seed)
-        return self.pipeline(list(prompts), generator=generator, **options).images.cpu() * 2 - 1
+        return self.pipeline(list(prompts), generator=generator, latents=noise, **options).images.cpu() * 2 - 1
 
-    def sample_all(self, prompts: Sequence[str], seed: int, batch_size: int) -> torch.Tensor:
+    def sample_all(
+        self, prompts: Sequence[str], seed: int, batch_size: int, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The same for many prompts."""
-        starts = range(0, len(prompts), batch_size)
-        return torch.cat([self.sample(prompts[start : start + batch_size], seed + start) for start in starts])
+        batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+        noises = [None if noise is None else noise[batch] for batch in batches]
+        return torch.cat(
+            [self.sample(prompts[batch], seed + batch.start, part) for batch, part in zip(batches, noises, strict=True)]
+        )
 
     @torch.no_grad()
     def reconstruct(self, pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -111,7 +117,7 @@ def synonym_scenes(sampler: SceneSampler, vocabulary: Vocabulary) -> tuple[list[
     for word, names in WORD_LISTS["near_synonyms"].items():
         correct = tuple(rows[name] for name in names.split(", ") if name in rows)
         if correct:
-            scene = Scene("one", correct, style, sampler.sample("place").place)
+            scene = replace(sampler.sample("place"), layout="one", concepts=correct, style=style)
             scenes.append(scene)
             prompts.append(understand(vocabulary, f"{article(word)} {place_phrase(scene.place)}").prompt)
     return scenes, prompts
@@ -131,12 +137,16 @@ def evaluate(
     sampler: Sampler,
     classifier: SceneClassifier,
     scenes: SceneSampler,
+    codes: torch.Tensor,
     vocabulary: Vocabulary,
     counts: EvalCounts | None = None,
 ) -> dict[str, float]:
-    """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`."""
+    """All metrics; accuracies are 0 to 1, those of composed scenes start with `reference_`.
+
+    `codes` are the `background_codes` of the scenes' backgrounds.
+    """
     counts = counts or EvalCounts()
-    metrics = _fidelity(sampler, scenes, counts)
+    metrics = _fidelity(sampler, scenes, codes, counts)
     unshifted = [replace(scenes.sample("one"), shift=(0, 0)) for _ in range(counts.batch_size)]
     prompts = [scene.prompt(scenes.sprites) for scene in unshifted]
     metrics["diversity_percent"] = diversity(sampler, vocabulary, prompts)
@@ -187,16 +197,24 @@ def _colours(sampler: Sampler, scenes: SceneSampler, vocabulary: Vocabulary, cou
     return {name: float(np.mean(each)) for name, each in accuracies.items()} | {"num_colours": len(found)}
 
 
-def _fidelity(sampler: Sampler, scenes: SceneSampler, counts: EvalCounts) -> dict[str, float]:
-    """PSNR and SSIM on the covered pixels against the composed scenes."""
+def _fidelity(sampler: Sampler, scenes: SceneSampler, codes: torch.Tensor, counts: EvalCounts) -> dict[str, float]:
+    """PSNR and SSIM on the covered pixels against the composed scenes.
+
+    The windows of SSIM at the edge of a drawing contain its background, which is another one unless the noise
+    tells that of the scene.
+    """
     chosen = [scenes.sample("one") for _ in range(counts.fidelity)]
     composed = [scenes.compose(scene) for scene in chosen]
     references = to_pixels(np.stack([image for image, _ in composed]))
     covered = torch.from_numpy(np.stack([mask for _, mask in composed])) >= OPAQUE
     prompts = [scene.prompt(scenes.sprites) for scene in chosen]
+    lights = torch.tensor([scene.light for scene in chosen])
+    channels = sampler.pipeline.unet.config.in_channels
+    noise = sample_noise(lights, codes[[scene.background for scene in chosen]], channels)
     images = {
         "autoencoder": sampler.reconstruct(references, counts.batch_size),
         "generated": sampler.sample_all(prompts, 5, counts.batch_size),
+        "told": sampler.sample_all(prompts, 5, counts.batch_size, noise),
     }
     metrics: dict[str, float] = {"num_fidelity": len(chosen)}
     for name, pixels in images.items():

@@ -75,6 +75,7 @@ class Scene:
     light: float = 0.0  # the hour of the day as a standard normal variable
     shift: tuple[int, int] = (0, 0)  # of the boxes, in cells to the right and down
     recolour: str = ""  # one of RECOLOURS
+    background: int = 0  # the row of `render_backgrounds`
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -193,6 +194,7 @@ class SceneSampler:
         self.sprites, self.held_out = sprites, held_out
         self.rng = Random(seed)
         self._backgrounds = backgrounds
+        self._per_place = len(backgrounds) // len(BACKGROUNDS)
         self._by_style = {
             style: [concept for concept, other in sprites.index if other == style] for style in sprites.styles
         }
@@ -205,7 +207,8 @@ class SceneSampler:
         while True:
             style, place = rng.choice(self.sprites.styles), rng.randrange(len(BACKGROUNDS))
             concepts = tuple(rng.sample(self._by_style[style], count))
-            scene = Scene(name, concepts, style, place, light=rng.gauss(0, 1))
+            row = place * self._per_place + rng.randrange(self._per_place)
+            scene = Scene(name, concepts, style, place, light=rng.gauss(0, 1), background=row)
             if name in SHIFTS_RIGHT and rng.random() < SHIFTED_SHARE:
                 scene = replace(scene, shift=(rng.choice(SHIFTS_RIGHT[name]), rng.choice(SHIFTS_DOWN)))
             if count == 1 and rng.random() < recoloured:
@@ -214,10 +217,8 @@ class SceneSampler:
                 return scene
 
     def compose(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-        """The scene on a random background of its place."""
-        per_place = len(self._backgrounds) // len(BACKGROUNDS)
-        row = scene.place * per_place + self.rng.randrange(per_place)
-        return compose(self._backgrounds[row], scene, self.sprites)
+        """The image of the scene [256, 256, 3] and where drawings cover it [256, 256], uint8."""
+        return compose(self._backgrounds[scene.background], scene, self.sprites)
 
     def images(self, scenes: Sequence[Scene]) -> torch.Tensor:
         """Composed images [n, 3, 256, 256] in [-1, 1]."""

@@ -14,7 +14,7 @@ from canvas.training.classifier import SceneClassifier
 from canvas.training.config import TrainingConfig
 from canvas.training.contact_sheet import write_newcomers_sheet
 from canvas.training.decoder import train_decoder
-from canvas.training.denoiser import train_denoiser
+from canvas.training.denoiser import background_codes, train_denoiser
 from canvas.training.evaluate import Sampler, evaluate, time_pipeline
 from canvas.training.export import export_model, write_card
 from canvas.training.latents import LatentBasis, to_patches
@@ -69,6 +69,7 @@ def stage_sprites(options: Options) -> None:
 def stage_latents(options: Options) -> None:
     """Compute the principal components of patches."""
     sampler = SceneSampler(load_sprites(options.work), render_backgrounds(options.config, options.work), seed=1)
+    torch.manual_seed(1)
     parts = []
     for _ in range(0, NUM_SCENES_OF_BASIS, 200):
         patches = to_patches(sampler.images([sampler.sample() for _ in range(200)]))
@@ -93,8 +94,9 @@ def stage_evaluate(options: Options) -> None:
     backgrounds = render_backgrounds(options.config, work)
     classifier = SceneClassifier(sprites, backgrounds)
     scenes = SceneSampler(sprites, backgrounds, seed=4242, held_out=True)
+    codes = background_codes(backgrounds, LatentBasis.load(work), work)
     vocabulary = load_vocabulary(options.target)
-    metrics = evaluate(Sampler(options.target, pick_device()), classifier, scenes, vocabulary)
+    metrics = evaluate(Sampler(options.target, pick_device()), classifier, scenes, codes, vocabulary)
     metrics |= time_pipeline(options.target, scenes.sample("one").prompt(sprites))
     (work / "metrics.json").write_text(json.dumps(metrics, indent=1))
     write_card(work, options.target, sprites)
